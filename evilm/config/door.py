@@ -1,0 +1,107 @@
+"""The command line of every door: preset, then flags over it; one clear line and exit code 2 for a bad one."""
+
+import contextlib
+import importlib
+import io
+import json
+import logging
+import re
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import tyro
+import yaml
+from pydantic import ValidationError
+
+from evilm.config.base import describe
+from evilm.config.presets import defaults
+from evilm.config.runs import DOORS, Door
+from evilm.errors import ConfigError, EvilmError
+
+_EXIT_USAGE, _EXIT_FAILED = 2, 1
+
+
+def parse(door: str, argv: Sequence[str] | None = None) -> Any:
+    """The settings of `door` from a command line; ends the process on --help, --dry-run or a bad flag.
+
+    Returns:
+        An instance of the door's class in `evilm.config.runs`.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    report = io.StringIO()
+    try:
+        start = defaults(door, _preset_of(arguments))
+        with contextlib.redirect_stderr(report):
+            config = tyro.cli(
+                DOORS[door],
+                args=arguments,
+                default=start,
+                prog=f"pipelines/{door}.py",
+                description=DOORS[door].__doc__,
+            )
+    except ValidationError as error:
+        fail(describe(error))
+    except ConfigError as error:
+        fail(str(error))
+    except SystemExit as stop:
+        if stop.code:
+            fail(_one_line(report.getvalue()))
+        raise
+    if config.dry_run:
+        print(dump(config), end="")
+        raise SystemExit(0)
+    return config
+
+
+def run(door: str, target: str) -> None:
+    """The whole of a door: parse, call one function, end with its summary as one JSON line.
+
+    Args:
+        door: name of the door, its section in presets.
+        target: `module:function`, imported only after the command line was understood, so that --help and a wrong
+            flag answer at once. The function takes the door's settings and returns the summary.
+    """
+    config = parse(door)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s", datefmt="%H:%M:%S")
+    module, function = target.split(":")
+    try:
+        summary = getattr(importlib.import_module(module), function)(config)
+    except EvilmError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(_EXIT_FAILED) from None
+    print(json.dumps(summary, sort_keys=True, ensure_ascii=False), flush=True)
+
+
+def fail(message: str) -> Any:
+    """One line on stderr and exit code 2: the command line can't be obeyed."""
+    print(f"error: {message}", file=sys.stderr)
+    raise SystemExit(_EXIT_USAGE)
+
+
+def dump(config: Door) -> str:
+    """The resolved settings as YAML."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+
+
+def _one_line(report: str) -> str:
+    """The text of tyro's boxed report in one line, without frames, rules and links."""
+    lines = [line.strip("╭╮╰╯│─ ") for line in report.splitlines()]
+    text = " ".join(line for line in lines if line)
+    text = re.sub(r"\[type=\w+, input_value=([^\]{,40}), input_type=\w+\]", r"(got \1)", text)
+    text = re.sub(r"For further information visit \S+|\[type=[^\]]*\]|^Unrecognized options |^Value error ", "", text)
+    text = re.sub(r"Argument helptext:", "Accepted:", text)
+    text = re.sub(r"For full helptext, (?:run|see) (\S+) --help", r"(all flags: \1 --help)", text)
+    return re.sub(r"\s+", " ", text).strip()
+
+
+def _preset_of(arguments: Sequence[str]) -> str:
+    """The value of --preset, wherever it stands: its values are the defaults of all other flags."""
+    for index, argument in enumerate(arguments):
+        if argument == "--preset":
+            if index + 1 == len(arguments):
+                raise ConfigError("--preset needs a value: tiny, paper, or the path of a YAML file")
+            return arguments[index + 1]
+        if argument.startswith("--preset="):
+            return argument.removeprefix("--preset=")
+    return ""

@@ -1,0 +1,71 @@
+"""One way to reach Ray: the job's cluster, the one of RAY_ADDRESS, or a private local one."""
+
+import logging
+import os
+
+from evilm.errors import ClusterError
+
+logger = logging.getLogger(__name__)
+
+# Before Ray is imported. Quiet single-machine defaults; whatever the user has set stays.
+for _name, _value in {
+    "RAY_AUTH_MODE": "disabled",  # a private cluster on loopback; set `token` to talk to a protected one
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths mean the same in the driver and in training workers
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+}.items():
+    os.environ.setdefault(_name, _value)
+
+_OBJECT_STORE_BYTES = 512 * 2**20
+
+
+def connect(min_cpus: float = 1) -> None:
+    """Join the cluster of the job or of RAY_ADDRESS; without one, start a private cluster on this machine.
+
+    Args:
+        min_cpus: logical CPUs that the work needs at once; a private cluster has at least these. They are a
+            bookkeeping unit, so a small machine can run more workers than it has cores.
+
+    Raises:
+        ClusterError: the cluster can't be reached or is too small.
+    """
+    import ray
+
+    if not ray.is_initialized():
+        address = os.environ.get("RAY_ADDRESS")
+        try:
+            if address:
+                ray.init(log_to_driver=True, configure_logging=False)
+            else:
+                ray.init(
+                    address="local",
+                    num_cpus=max(os.cpu_count() or 1, int(-(-min_cpus // 1))),
+                    include_dashboard=False,
+                    object_store_memory=_OBJECT_STORE_BYTES,
+                    configure_logging=False,
+                )
+        except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise ClusterError(
+                f"cannot reach Ray at {address or 'this machine'}: {reason}; check RAY_ADDRESS and RAY_AUTH_MODE"
+            ) from error
+    _quiet()
+
+
+def num_cpus() -> int:
+    """Logical CPUs of the connected cluster as it stands."""
+    import ray
+
+    return int(ray.cluster_resources().get("CPU", 0))
+
+
+def _quiet() -> None:
+    """Ray Data's own progress and warnings go to its log file; ours tell the progress."""
+    from ray.data import DataContext
+
+    context = DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    logging.getLogger("ray.data").setLevel(logging.WARNING)

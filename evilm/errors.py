@@ -1,0 +1,43 @@
+"""The errors a user can meet. Each says what was given, what is accepted and what to do.
+
+Every class is also the standard error it refines, and is picklable, so it crosses Ray's processes whole.
+"""
+
+
+class EvilmError(Exception):
+    """Base of all errors that are about the user's input or surroundings, not about our code."""
+
+
+class ConfigError(EvilmError, ValueError):
+    """A flag, preset or combination of settings that can't work."""
+
+
+class ManifestError(EvilmError, ValueError):
+    """A video manifest (CSV) that can't be read: no such file, no such column."""
+
+
+class VocabError(EvilmError, ValueError):
+    """A vocabulary that can't be built or read."""
+
+
+class DecodeError(EvilmError, RuntimeError):
+    """A video that can't be turned into frames; `reason` is a value of `evilm.video.reasons.Reason`."""
+
+    def __init__(self, reason: str, detail: str = "") -> None:
+        super().__init__(reason, detail)
+        self.reason, self.detail = str(reason), detail
+
+    def __str__(self) -> str:
+        return f"{self.reason}: {self.detail}" if self.detail else self.reason
+
+
+class ShardError(EvilmError, RuntimeError):
+    """Frame or code shards that are missing, damaged, or do not belong together."""
+
+
+class CheckpointError(EvilmError, RuntimeError):
+    """A model, tokenizer or training checkpoint that can't be read or does not fit."""
+
+
+class ClusterError(EvilmError, RuntimeError):
+    """A Ray cluster that can't be reached or can't give what is asked of it."""
