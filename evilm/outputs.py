@@ -1,6 +1,6 @@
 """The folder a door writes: which settings made it, whether it can be continued, and its summary.
 
-`config.json` is written first and `summary.json` last, so: no config, nothing there; config without summary, an
+`run.json` is written first and `summary.json` last, so: no run.json, nothing there; run.json without summary, an
 unfinished run that the same command continues; summary, finished and reused.
 """
 
@@ -14,7 +14,7 @@ from evilm.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 
-CONFIG, SUMMARY = "config.json", "summary.json"
+CONFIG, SUMMARY = "run.json", "summary.json"
 
 
 def open_output(config: Door, out: str, inputs: dict[str, str]) -> dict[str, Any] | None:

@@ -1,10 +1,7 @@
 """The command line of every door: preset, then flags over it; one clear line and exit code 2 for a bad one."""
 
 import contextlib
-import importlib
 import io
-import json
-import logging
 import re
 import sys
 from collections.abc import Sequence
@@ -17,9 +14,9 @@ from pydantic import ValidationError
 from evilm.config.base import describe
 from evilm.config.presets import defaults
 from evilm.config.runs import DOORS, Door
-from evilm.errors import ConfigError, EvilmError
+from evilm.errors import ConfigError
 
-_EXIT_USAGE, _EXIT_FAILED = 2, 1
+_EXIT_USAGE = 2
 
 
 def parse(door: str, argv: Sequence[str] | None = None) -> Any:
@@ -52,25 +49,6 @@ def parse(door: str, argv: Sequence[str] | None = None) -> Any:
         print(dump(config), end="")
         raise SystemExit(0)
     return config
-
-
-def run(door: str, target: str) -> None:
-    """The whole of a door: parse, call one function, end with its summary as one JSON line.
-
-    Args:
-        door: name of the door, its section in presets.
-        target: `module:function`, imported only after the command line was understood, so that --help and a wrong
-            flag answer at once. The function takes the door's settings and returns the summary.
-    """
-    config = parse(door)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s", datefmt="%H:%M:%S")
-    module, function = target.split(":")
-    try:
-        summary = getattr(importlib.import_module(module), function)(config)
-    except EvilmError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(_EXIT_FAILED) from None
-    print(json.dumps(summary, sort_keys=True, ensure_ascii=False), flush=True)
 
 
 def fail(message: str) -> Any:

@@ -19,6 +19,7 @@ class Door(Config):
     """Delete what an earlier run with other settings left at --out."""
     out: str = ""
     """Where the result goes, a local path or s3://bucket/key."""
+    tracking: TrackingConfig = TrackingConfig()
 
     @property
     def identity(self) -> dict[str, object]:
@@ -161,7 +162,6 @@ class Benchmark(Door):
     seed: int = 0
     """Seed of the wrong captions and of the masks."""
     cluster: ClusterConfig = ClusterConfig()
-    tracking: TrackingConfig = TrackingConfig()
 
 
 class Report(Door):

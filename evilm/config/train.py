@@ -102,7 +102,6 @@ class TrainConfig(Config):
     optim: OptimConfig = OptimConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     cluster: ClusterConfig = ClusterConfig()
-    tracking: TrackingConfig = TrackingConfig()
 
     @model_validator(mode="after")
     def _workers_divide(self) -> "TrainConfig":

@@ -1,0 +1,133 @@
+"""The order of clips in training: a pure function of (row groups, seed, epoch), never of workers or restarts.
+
+Row groups are permuted, and rows are mixed within a window of several groups, so that reading stays sequential in
+pieces of a few megabytes. A global step is the next `batch_clips` rows of that order; each worker takes its slice.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from threading import Lock
+from typing import Literal
+
+import numpy as np
+
+from evilm.errors import ConfigError
+
+
+def epoch_order(groups: Sequence[Sequence[int]], seed: int, epoch: int, window: int) -> np.ndarray:
+    """All rows of an epoch in training order.
+
+    Args:
+        groups: rows of each row group of each shard, `groups[shard][group]`.
+        seed: seed of the run.
+        epoch: number of the pass; every epoch has another order.
+        window: row groups mixed with each other.
+
+    Returns:
+        int64 (row, 3): shard, group and row within the group. Each row of the data set stands in it exactly once.
+    """
+    rng = np.random.default_rng([seed, epoch])
+    units = np.array([(s, g, rows) for s, sizes in enumerate(groups) for g, rows in enumerate(sizes)], dtype=np.int64)
+    if len(units) == 0:
+        return np.zeros((0, 3), dtype=np.int64)
+    units = units[rng.permutation(len(units))]
+    mixed = []
+    for start in range(0, len(units), window):
+        rows = [
+            np.stack([np.full(n, s), np.full(n, g), np.arange(n)], axis=1) for s, g, n in units[start : start + window]
+        ]
+        block = np.concatenate(rows)
+        mixed.append(block[rng.permutation(len(block))])
+    return np.concatenate(mixed)
+
+
+@dataclass(frozen=True)
+class Step:
+    """The rows of one global step, int64 (row, 3), and the slice of them that is this worker's."""
+
+    epoch: int
+    rows: np.ndarray
+    mine: slice
+
+
+class TrainOrder:
+    """How the rows of the epochs are dealt to global steps, and each step to workers."""
+
+    def __init__(
+        self,
+        groups: Sequence[Sequence[int]],
+        batch_clips: int,
+        seed: int,
+        window: int,
+        tail: Literal["drop", "pad"] = "pad",
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        """An order over row groups.
+
+        Args:
+            groups: rows of each row group of each shard.
+            batch_clips: clips per global step, a multiple of `world`.
+            seed: seed of the run.
+            window: row groups mixed with each other.
+            tail: whether an epoch's last step, where clips are too few, repeats its first clips or is left out.
+            rank: this worker, which takes the rank-th slice of every step.
+            world: number of workers.
+
+        Raises:
+            ConfigError: there is not a single step.
+        """
+        assert batch_clips % world == 0
+        self.groups, self.batch_clips, self.seed, self.window = groups, batch_clips, seed, window
+        self.num_clips = sum(sum(sizes) for sizes in groups)
+        full, rest = divmod(self.num_clips, batch_clips)
+        self.num_steps = full + (1 if rest and tail == "pad" else 0)
+        """Steps per epoch."""
+        self.num_padded = self.num_steps * batch_clips - self.num_clips
+        """Clips seen twice in an epoch; negative: clips left out."""
+        if self.num_steps == 0:
+            raise ConfigError(
+                f"schedule.batch_clips = {batch_clips} is more than the {self.num_clips} clips of the split and "
+                "schedule.tail = drop leaves no step; lower batch_clips or use tail = pad"
+            )
+        share = batch_clips // world
+        self._mine = slice(rank * share, (rank + 1) * share)
+        self._cached: tuple[int, np.ndarray] | None = None
+        self._lock = Lock()
+
+    def step(self, step: int) -> Step:
+        """Global step number `step`, counted over all epochs from 0."""
+        epoch, within = divmod(step, self.num_steps)
+        with self._lock:
+            if self._cached is None or self._cached[0] != epoch:
+                order = epoch_order(self.groups, self.seed, epoch, self.window)
+                wanted = self.num_steps * self.batch_clips
+                self._cached = (epoch, np.concatenate([order] * -(-wanted // len(order)))[:wanted])
+            rows = self._cached[1][within * self.batch_clips : (within + 1) * self.batch_clips]
+        return Step(epoch, rows, self._mine)
+
+
+class EvalOrder:
+    """Rows as they are stored, each once; whole batches are dealt to workers in turn. The same in every evaluation."""
+
+    def __init__(
+        self, groups: Sequence[Sequence[int]], batch_clips: int, max_clips: int, rank: int = 0, world: int = 1
+    ) -> None:
+        """The first `max_clips` rows in batches of `batch_clips`; clips lie in shards in a seeded random order."""
+        rows = [(s, g, r) for s, sizes in enumerate(groups) for g, n in enumerate(sizes) for r in range(n)]
+        self._rows = np.array(rows[:max_clips], dtype=np.int64).reshape(-1, 3)
+        self._batch, self._rank, self._world = batch_clips, rank, world
+        self.window = 1
+        batches = -(-len(self._rows) // batch_clips)
+        self.num_steps = len(range(rank, batches, world))
+        """Batches of this worker."""
+
+    def step(self, step: int) -> Step:
+        """This worker's batch number `step`."""
+        start = (step * self._world + self._rank) * self._batch
+        rows = self._rows[start : start + self._batch]
+        return Step(EVAL_EPOCH, rows, slice(0, len(rows)))
+
+
+EVAL_EPOCH = -1
+"""Stands for the epoch where masks and negatives of an evaluation are drawn, so that each evaluation has the same."""

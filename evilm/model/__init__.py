@@ -1,0 +1,1 @@
+"""The student (E-ViLM), the semantic video tokenizer, their losses and their cost. Torch only, no Ray."""

@@ -1,0 +1,105 @@
+"""Losses of both trainings. Those of pre-training come as sum and count, so that workers can share one mean."""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor
+
+from evilm.config.model import FocalConfig
+
+IGNORE = -1
+"""Target of a word that is not asked for."""
+
+
+class LossSum(NamedTuple):
+    """A loss added over `count` items, of which `correct` were guessed right.
+
+    The mean over all workers is sum of totals / sum of counts; a mean of the workers' means would weigh items
+    differently by where they are.
+    """
+
+    total: Float[Tensor, ""]
+    count: int
+    correct: Int64[Tensor, ""]
+
+    @property
+    def mean(self) -> Float[Tensor, ""]:
+        """Total over count; 0 with a gradient of 0 where nothing was asked."""
+        return self.total / max(self.count, 1)
+
+
+def classification(logits: Float[Tensor, "item classes"], targets: Int64[Tensor, "item"]) -> LossSum:
+    """Cross-entropy added over items, with the number of right guesses.
+
+    No item gives a total of 0 that still hangs on the graph, so that every worker's backward pass is the same.
+    """
+    logits = logits.float()
+    if targets.shape[0] == 0:
+        return LossSum(logits.sum(), 0, torch.zeros((), dtype=torch.int64, device=logits.device))
+    total = F.cross_entropy(logits, targets, reduction="sum")
+    return LossSum(total, targets.shape[0], (logits.detach().argmax(-1) == targets).sum())
+
+
+def mvm_loss(logits: Float[Tensor, "region num_codes"], code_ids: Int64[Tensor, "region"]) -> LossSum:
+    """Masked video modelling: -log p(code) over the masked regions, which alone are passed in. Paper: Eq. 3."""
+    return classification(logits, code_ids)
+
+
+def mlm_loss(logits: Float[Tensor, "word vocab"], targets: Int64[Tensor, "word"]) -> LossSum:
+    """Masked language modelling: -log p(word) where the target is a word; IGNORE marks the others. Paper: Sec. 3.2."""
+    asked = targets != IGNORE
+    return classification(logits[asked], targets[asked])
+
+
+def vtm_loss(logits: Float[Tensor, "pair 2"], matched: Bool[Tensor, "pair"]) -> LossSum:
+    """Video-text matching: two-way cross-entropy, class 1 = matched. Paper: Sec. 3.2."""
+    return classification(logits, matched.long())
+
+
+def focal_word_loss(
+    logits: Float[Tensor, "clip vocab"], caption_words: Bool[Tensor, "clip vocab"], config: FocalConfig
+) -> Float[Tensor, ""]:
+    """Multi-label loss of the words of a caption, mean over clips, times `config.weight`.
+
+    A word in the caption costs -(1-p)^gamma_positive log p, another one -p^gamma_negative log(1-p).
+    Paper: Eq. 6. Differs: the printed equation lacks the minus sign, and minimising it would unlearn the words.
+    """
+    logits = logits.float()
+    p = logits.sigmoid()
+    if config.stop_weight_gradient:
+        p = p.detach()
+    # log p = logsigmoid(x) and log(1-p) = logsigmoid(-x) stay finite where p rounds to 0 or 1
+    positive = -_power(1 - p, config.gamma_positive) * F.logsigmoid(logits)
+    negative = -_power(p, config.gamma_negative) * F.logsigmoid(-logits)
+    per_word = torch.where(caption_words, positive, negative)
+    per_clip = per_word.mean(-1) if config.reduction == "mean" else per_word.sum(-1)
+    return config.weight * per_clip.mean()
+
+
+def _power(base: Tensor, exponent: float) -> Tensor | float:
+    """base ** exponent with usable gradients: 0 ** 0.5 has an infinite one, and exponents 0 and 1 need no power."""
+    if exponent == 0:
+        return 1.0
+    return base if exponent == 1 else base.clamp_min(1e-6) ** exponent
+
+
+class QuantizerLosses(NamedTuple):
+    """The two squared terms of Eq. 7, unweighted."""
+
+    codebook: Float[Tensor, ""]
+    commitment: Float[Tensor, ""]
+
+
+def quantizer_losses(
+    vectors: Float[Tensor, "region code_dim"], codes: Float[Tensor, "region code_dim"]
+) -> QuantizerLosses:
+    """||sg[E(X)] - C_q||^2, which moves the codes, and ||E(X) - sg[C_q]||^2, which moves the encoder.
+
+    The squared norm is summed over code_dim and averaged over regions. Both sides are l2-normalised here, so each
+    term is 2 - 2 cos, between 0 and 4. Paper: Eq. 7. Differs: Eq. 7 does not say how regions are reduced; mean.
+    """
+    codebook = (vectors.detach() - codes).square().sum(-1).mean()
+    commitment = (vectors - codes.detach()).square().sum(-1).mean()
+    return QuantizerLosses(codebook, commitment)

@@ -1,0 +1,41 @@
+"""The small BERT that encodes captions, Sec. 3.1."""
+
+import torch
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor, nn
+from transformers.models.bert import BertConfig, BertModel
+
+from evilm.config.model import StudentConfig
+
+
+class TextEncoder(nn.Module):
+    """BERT of 12 layers x 128 by default, without pooler, always from scratch. Paper: Sec. 4.1, Table 8."""
+
+    def __init__(self, config: StudentConfig) -> None:
+        super().__init__()
+        bert = BertConfig(
+            vocab_size=config.vocab_size,
+            hidden_size=config.text_dim,
+            num_hidden_layers=config.text_layers,
+            num_attention_heads=config.text_heads,
+            intermediate_size=4 * config.text_dim,
+            max_position_embeddings=config.text_positions,
+            hidden_dropout_prob=config.dropout,
+            attention_probs_dropout_prob=config.dropout,
+            # BERT's 0.02 belongs to width 768; this keeps the gain of a layer the same at ours
+            initializer_range=0.02 * (768 / config.text_dim) ** 0.5,
+            pad_token_id=None,  # no row of the word table is special: padding is masked out
+        )
+        bert._attn_implementation = "sdpa"
+        self.bert = BertModel(bert, add_pooling_layer=False)
+
+    @property
+    def word_table(self) -> Tensor:
+        """Word embeddings (vocab, text_dim); the MLM head shares them."""
+        return self.bert.embeddings.word_embeddings.weight
+
+    def forward(
+        self, word_ids: Int64[Tensor, "clip word"], padding: Bool[Tensor, "clip word"]
+    ) -> Float[Tensor, "clip word text_dim"]:
+        """One vector per word; `padding` True marks the fill behind a caption."""
+        return self.bert(input_ids=word_ids, attention_mask=(~padding).to(torch.int64)).last_hidden_state

@@ -1,0 +1,53 @@
+"""What an objective is to the training loop: a module from a batch to named sums of losses."""
+
+from collections.abc import Callable, Iterable
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from evilm.model.losses import LossSum
+
+
+class Scores(Protocol):
+    """Collects what an evaluation measures, batch by batch, worker by worker."""
+
+    def add(self, batch: Any, device: torch.device) -> None:
+        """Score one batch."""
+        ...
+
+    def state(self) -> dict[str, Any]:
+        """What this worker has collected; it travels to the others."""
+        ...
+
+    def result(self, states: list[dict[str, Any]]) -> dict[str, float]:
+        """The metrics of all workers' states together."""
+        ...
+
+
+class Objective(nn.Module):
+    """A model joined with its losses. Losses come as sums and counts, so that several workers can be averaged right."""
+
+    weights: dict[str, float]
+    """Weight of each loss that `forward` returns."""
+    sparse: bool = False
+    """Whether some parameters get no gradient, which DDP has to know."""
+
+    def forward(self, batch: Any) -> dict[str, LossSum]:
+        """Losses of a batch by name."""
+        raise NotImplementedError
+
+    def prepare(self, batches: Callable[[int], Iterable[Any]], seed: int) -> None:
+        """Start values that depend on data; called once, before the first step of a fresh run.
+
+        Args:
+            batches: gives the first n training batches.
+            seed: seed of the run.
+        """
+
+    def after_step(self, step: int, seed: int) -> None:
+        """Upkeep after update number `step`, the same on every worker."""
+
+    def scores(self) -> Scores:
+        """A fresh collection of this objective's scores."""
+        raise NotImplementedError

@@ -1,0 +1,203 @@
+"""The word-piece vocabulary of the text encoder: captions to ids and back.
+
+A vocabulary is a folder with `vocab.txt`, one piece per line in the order of ids, and `vocab.json`, its settings. A
+BERT folder with only a `vocab.txt` loads too.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Bool, Int64
+from tokenizers import Encoding, Tokenizer
+from tokenizers.models import WordPiece
+from tokenizers.normalizers import BertNormalizer
+from tokenizers.pre_tokenizers import BertPreTokenizer
+
+from evilm import storage
+from evilm.errors import ShardError, VocabError
+
+PAD, UNK, CLS, SEP, MASK = SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+SETTINGS = {"schema": 1, "normalizer": "bert", "lowercase": True, "max_chars_per_word": 100}
+"""How text is normalised before it is cut: BERT's uncased rules, accents stripped, punctuation apart."""
+_TEXT, _JSON = "vocab.txt", "vocab.json"
+
+
+class Vocab:
+    """Word pieces of captions; immutable, picklable, no special token can be written in a caption."""
+
+    def __init__(self, pieces: Sequence[str]) -> None:
+        """Take the pieces in the order of their ids.
+
+        Raises:
+            VocabError: a special token is missing, or a piece is there twice.
+        """
+        self.pieces = tuple(pieces)
+        self._ids = {piece: index for index, piece in enumerate(self.pieces)}
+        missing = [name for name in SPECIALS if name not in self._ids]
+        if missing:
+            raise VocabError(
+                f"the vocabulary of {len(pieces)} entries lacks {', '.join(missing)}; it must hold {', '.join(SPECIALS)}"
+            )
+        if len(self._ids) != len(self.pieces):
+            twice = next(piece for index, piece in enumerate(self.pieces) if self._ids[piece] != index)
+            raise VocabError(f"the vocabulary holds {twice!r} more than once; keep one line per piece")
+        self.pad_id, self.unk_id, self.cls_id, self.sep_id, self.mask_id = (self._ids[name] for name in SPECIALS)
+        self.special_ids = frozenset(self._ids[name] for name in SPECIALS)
+        self._tokenizer = piece_tokenizer(self.pieces)
+
+    def __reduce__(self) -> tuple[type["Vocab"], tuple[tuple[str, ...]]]:
+        return Vocab, (self.pieces,)
+
+    @property
+    def size(self) -> int:
+        """Number of entries, special tokens included."""
+        return len(self.pieces)
+
+    @property
+    def fingerprint(self) -> str:
+        """Digest of the pieces, their order, and the normalisation."""
+        text = "\n".join(self.pieces) + "\n" + json.dumps(SETTINGS, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    @classmethod
+    def load(cls, uri: str | Path) -> "Vocab":
+        """A vocabulary from its folder.
+
+        Raises:
+            VocabError: no vocabulary there, or one of another kind.
+        """
+        settings_uri = storage.join(str(uri), _JSON)
+        if storage.exists(settings_uri):
+            try:
+                found = storage.read_json(settings_uri)
+            except ShardError as error:
+                raise VocabError(str(error)) from None
+            different = [name for name, value in SETTINGS.items() if not isinstance(found, dict) or found.get(name) != value]
+            if different:
+                raise VocabError(f"{settings_uri} has another {different[0]} than {SETTINGS[different[0]]!r}; rebuild it")
+        return cls(read_pieces(storage.join(str(uri), _TEXT)))
+
+    def save(self, uri: str | Path) -> None:
+        """Write the folder; `load` gives back an equal vocabulary."""
+        storage.write_bytes(storage.join(str(uri), _TEXT), ("\n".join(self.pieces) + "\n").encode())
+        settings = SETTINGS | {"num_words": self.size, "fingerprint": self.fingerprint}
+        storage.write_json(storage.join(str(uri), _JSON), settings)
+
+    def encode(self, caption: str, max_words: int = 40) -> list[int]:
+        """[CLS] pieces [SEP], at most `max_words` ids in all; a caption that is too long loses its end, never [SEP]."""
+        return self._framed(self.cut([caption])[0], max_words)
+
+    def encode_batch(
+        self, captions: Sequence[str], max_words: int = 40
+    ) -> tuple[Int64[np.ndarray, "caption word"], Int64[np.ndarray, "caption"]]:
+        """Ids of many captions, padded with [PAD] to the longest, and the length of each ([CLS] and [SEP] counted)."""
+        rows = [self._framed(ids, max_words) for ids in self.cut(captions)]
+        lengths = np.array([len(row) for row in rows], dtype=np.int64)
+        word_ids = np.full((len(rows), int(lengths.max(initial=0))), self.pad_id, dtype=np.int64)
+        for row, ids in zip(word_ids, rows, strict=True):
+            row[: len(ids)] = ids
+        return word_ids, lengths
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of ids: pieces joined to words; [PAD], [CLS] and [SEP] left out, [UNK] and [MASK] shown."""
+        hidden = {self.pad_id, self.cls_id, self.sep_id}
+        words: list[str] = []
+        for index in ids:
+            if index in hidden:
+                continue
+            piece = self.pieces[index]
+            if piece.startswith("##") and len(piece) > 2 and words:
+                words[-1] += piece[2:]
+            else:
+                words.append(piece)
+        return " ".join(words)
+
+    def normalise(self, caption: str) -> str:
+        """What decoding gives back of a caption without unknown words: lower case, no accents, punctuation apart."""
+        return " ".join(split_words(caption))
+
+    def words_of(self, caption: str) -> set[int]:
+        """The distinct ids of the whole caption, special tokens left out: the target of Eq. 5-6."""
+        return set(self.cut([caption])[0]) - self.special_ids
+
+    def caption_words(self, captions: Sequence[str]) -> Bool[np.ndarray, "caption vocab"]:
+        """`words_of` for many captions, multi-hot. Paper: Eq. 6, Sec. 3.3."""
+        target = np.zeros((len(captions), self.size), dtype=bool)
+        for row, ids in zip(target, self.cut(captions), strict=True):
+            row[ids] = True
+        target[:, sorted(self.special_ids)] = False
+        return target
+
+    def num_words(self, captions: Sequence[str]) -> Int64[np.ndarray, "caption"]:
+        """Length of each caption uncut, [CLS] and [SEP] counted."""
+        return np.array([len(ids) + 2 for ids in self.cut(captions)], dtype=np.int64)
+
+    def is_truncated(self, caption: str, max_words: int = 40) -> bool:
+        """Whether `encode` cuts this caption."""
+        return int(self.num_words([caption])[0]) > max_words
+
+    def count_pieces(self, captions: Sequence[str]) -> Int64[np.ndarray, "vocab"]:
+        """How often each entry is used by the captions, uncut, [CLS] and [SEP] not counted."""
+        counts = np.zeros(self.size, dtype=np.int64)
+        for ids in self.cut(captions):
+            np.add.at(counts, ids, 1)
+        return counts
+
+    def cut(self, captions: Sequence[str]) -> list[list[int]]:
+        """Ids of each caption, uncut, without [CLS] and [SEP]."""
+        return [encoding.ids for encoding in self._encode(captions)]
+
+    def _framed(self, ids: list[int], max_words: int) -> list[int]:
+        if max_words < 2:
+            raise VocabError(f"max_words = {max_words} leaves no room for [CLS] and [SEP]; use at least 3")
+        return [self.cls_id, *ids[: max_words - 2], self.sep_id]
+
+    def _encode(self, captions: Sequence[str]) -> list[Encoding]:
+        return self._tokenizer.encode_batch_fast(clean(captions), add_special_tokens=False)
+
+
+def read_pieces(uri: str) -> list[str]:
+    """The lines of a vocab.txt (or of the one in a folder).
+
+    Raises:
+        VocabError: there is none, or it is not UTF-8 text.
+    """
+    place = uri if uri.endswith(".txt") else storage.join(uri, _TEXT)
+    try:
+        text = storage.read_bytes(place).decode("utf-8-sig")
+    except (FileNotFoundError, IsADirectoryError):
+        raise VocabError(f"no vocabulary at {place}; give a folder made by build_vocab, or a BERT vocab.txt") from None
+    except UnicodeDecodeError as error:
+        raise VocabError(f"{place} is not UTF-8 text ({error.reason} at byte {error.start})") from None
+    # Not splitlines(): pieces may be line separators of other kinds, such as U+2028.
+    return [line.rstrip("\r") for line in text.removesuffix("\n").split("\n")]
+
+
+def piece_tokenizer(pieces: Sequence[str]) -> Tokenizer:
+    """BERT's uncased normalisation and greedy longest match over `pieces`.
+
+    The special tokens are plain entries: '[SEP]' typed in a caption is cut into '[', 'sep', ']'.
+    """
+    ids = {piece: index for index, piece in enumerate(pieces)}
+    limit = int(SETTINGS["max_chars_per_word"])
+    tokenizer = Tokenizer(WordPiece(ids, unk_token=UNK, max_input_chars_per_word=limit))
+    tokenizer.normalizer = BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = BertPreTokenizer()
+    return tokenizer
+
+
+def split_words(text: str) -> list[str]:
+    """The whole words of a text after normalisation, before they are cut into pieces."""
+    normalised = _NORMALIZER.normalize_str(clean([text])[0])
+    return [word for word, _ in _SPLITTER.pre_tokenize_str(normalised)]
+
+
+def clean(captions: Sequence[str]) -> list[str]:
+    """Captions that are valid Unicode: a lone surrogate, which JSON can carry, becomes '?'."""
+    return [c if c.isascii() else c.encode("utf-8", "replace").decode() for c in captions]
+
+
+_NORMALIZER, _SPLITTER = BertNormalizer(lowercase=True), BertPreTokenizer()

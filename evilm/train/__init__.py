@@ -1,0 +1,1 @@
+"""Ray Train: the loop, checkpoints, tracking, and the doors that train."""

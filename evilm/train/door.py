@@ -1,0 +1,37 @@
+"""The whole of a door: parse the command line, call one function, end with its summary as one JSON line."""
+
+import importlib
+import json
+import logging
+import sys
+
+from evilm.config.door import parse
+from evilm.errors import EvilmError
+
+_EXIT_FAILED = 1
+
+
+def run(door: str, target: str, tracked: bool = True) -> None:
+    """Run a door.
+
+    Args:
+        door: name of the door, its section in presets.
+        target: `module:function`, imported only after the command line was understood, so that --help and a wrong
+            flag answer at once. The function takes the door's settings and returns the summary.
+        tracked: record settings and summary as an MLflow run; a training door does it itself, point by point.
+    """
+    config = parse(door)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
+    module, function = target.split(":")
+    try:
+        work = getattr(importlib.import_module(module), function)
+        if tracked:
+            from evilm.train.tracking import track
+
+            summary = track(door, work, config)
+        else:
+            summary = work(config)
+    except EvilmError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(_EXIT_FAILED) from None
+    print(json.dumps(summary, sort_keys=True, ensure_ascii=False), flush=True)

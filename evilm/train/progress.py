@@ -1,0 +1,51 @@
+"""What a person watches while it trains: means since the last line, clips per second, waiting, time left."""
+
+import time
+from collections import defaultdict
+
+import psutil
+
+from evilm.data.feed import Feed
+
+
+class Progress:
+    """Collects the metrics of steps between two log lines."""
+
+    def __init__(self, num_steps: int, batch_clips: int, start_step: int) -> None:
+        self._num_steps, self._batch, self._step = num_steps, batch_clips, start_step
+        self._sums: dict[str, float] = defaultdict(float)
+        self._count = 0
+        self._began, self._waited = time.perf_counter(), 0.0
+
+    def add(self, metrics: dict[str, float]) -> None:
+        """Note the metrics of one step."""
+        self._count += 1
+        for name, value in metrics.items():
+            self._sums[name] += value
+
+    def flush(self, step: int, feed: Feed) -> dict[str, float]:
+        """Means since the last call, with speed; `lr` too is a mean, over a stretch where it hardly moves."""
+        now = time.perf_counter()
+        elapsed = max(1e-9, now - self._began)
+        steps = step - self._step
+        means = {name: value / max(1, self._count) for name, value in self._sums.items()}
+        means["time/clips_per_s"] = steps * self._batch / elapsed
+        means["time/data_wait_ratio"] = (feed.wait_s - self._waited) / elapsed
+        means["time/eta_s"] = (self._num_steps - step) * elapsed / max(1, steps)
+        means["time/memory_gib"] = psutil.Process().memory_info().rss / 2**30
+        self._sums.clear()
+        self._count, self._step, self._began, self._waited = 0, step, now, feed.wait_s
+        return means
+
+
+def metrics_line(metrics: dict[str, float], step: int, num_steps: int, steps_per_epoch: int) -> str:
+    """One line for a job log."""
+    losses = "  ".join(f"{n.removesuffix('_loss')} {v:.4g}" for n, v in metrics.items() if n.endswith("loss"))
+    accuracies = "  ".join(f"{n.removesuffix('_accuracy')} {v:.1%}" for n, v in metrics.items() if n.endswith("_accuracy"))
+    minutes, seconds = divmod(round(metrics["time/eta_s"]), 60)
+    return (
+        f"step {step}/{num_steps} (epoch {1 + (step - 1) // steps_per_epoch}) | loss: {losses}"
+        + (f" | accuracy: {accuracies}" if accuracies else "")
+        + f" | {metrics['time/clips_per_s']:.0f} clips/s, waiting {metrics['time/data_wait_ratio']:.0%}"
+        + f" | {minutes}:{seconds:02d} left"
+    )

@@ -1,0 +1,113 @@
+"""Training of the video tokenizer under Ray Train."""
+
+import logging
+from typing import Any
+
+import torch
+
+from evilm import storage
+from evilm.config.model import VideoTokenizerConfig
+from evilm.config.runs import TrainTokenizer
+from evilm.data.feed import Feed
+from evilm.data.order import EvalOrder, TrainOrder
+from evilm.errors import ConfigError
+from evilm.outputs import close_output, open_output
+from evilm.shards import FrameManifest, ShardPair
+from evilm.steps.batch import TokenizerCollate
+from evilm.text.vocab import Vocab
+
+logger = logging.getLogger(__name__)
+
+
+def train_tokenizer(config: TrainTokenizer) -> dict[str, Any]:
+    """Train a tokenizer on the train split of frame shards, or reuse the one that stands at `out`.
+
+    Returns:
+        The summary: fingerprint, steps, held-out code usage and word mAP, seconds.
+    """
+    for name in ("frames", "vocab", "out"):
+        if not getattr(config, name):
+            raise ConfigError(f"--{name} is missing; name the {name} place")
+    config = config.model_copy(update={n: storage.absolute(getattr(config, n)) for n in ("frames", "vocab", "out")})
+    frames, vocab = FrameManifest.load(config.frames), Vocab.load(config.vocab)
+    if config.arch.num_frames != frames.num_frames:
+        raise ConfigError(
+            f"arch.num_frames = {config.arch.num_frames}, but the shards at {config.frames} hold {frames.num_frames} "
+            f"frames per clip; use --arch.num-frames {frames.num_frames}, or make other shards"
+        )
+    inputs = {"frames": frames.fingerprint, "vocab": vocab.fingerprint}
+    if done := open_output(config, config.out, inputs):
+        return done | {"reused": True}
+    from evilm.model.tokenizer import VideoTokenizer
+    from evilm.train.fit import fit
+
+    result = fit(config, "train_tokenizer", "evilm.train.tokenizer:build_task", config.out, inputs)
+    summary = {
+        "out": config.out,
+        "inputs": inputs,
+        "fingerprint": VideoTokenizer.from_pretrained(config.out).fingerprint(),
+        "num_codes": config.arch.codebook.num_codes,
+        **result,
+    }
+    return close_output(config.out, summary)
+
+
+def build_task(settings: dict[str, Any]) -> "TokenizerTask":
+    """The task from what `fit` sent."""
+    return TokenizerTask(TrainTokenizer.model_validate(settings))
+
+
+class TokenizerTask:
+    """The tokenizer's objective and feeds."""
+
+    def __init__(self, settings: TrainTokenizer) -> None:
+        self.settings = settings
+        self._vocab = Vocab.load(settings.vocab)
+        self._frames = FrameManifest.load(settings.frames)
+        self.arch: VideoTokenizerConfig = settings.arch.model_copy(update={"vocab_size": self._vocab.size})
+
+    def objective(self) -> Any:
+        """A fresh tokenizer with its losses."""
+        from evilm.model.tokenizer import VideoTokenizer
+        from evilm.steps.tokenizer import TokenizerObjective
+
+        return TokenizerObjective(VideoTokenizer(self.arch), self.arch)
+
+    def train_feed(self, rank: int, world: int) -> Feed:
+        """Frames and caption words of the train split."""
+        pairs = self._pairs("train")
+        schedule = self.settings.schedule
+        order = TrainOrder(
+            [pair.row_groups for pair in pairs],
+            schedule.batch_clips,
+            schedule.seed,
+            schedule.shuffle_groups,
+            schedule.tail,
+            rank,
+            world,
+        )
+        return Feed(pairs, order, TokenizerCollate(self._vocab))
+
+    def eval_feed(self, rank: int, world: int) -> Feed | None:
+        """The same of the val split, each clip once."""
+        pairs, schedule = self._pairs("val"), self.settings.schedule
+        if not pairs or not schedule.eval_clips:
+            return None
+        groups = [pair.row_groups for pair in pairs]
+        return Feed(
+            pairs, EvalOrder(groups, schedule.batch_clips, schedule.eval_clips, rank, world), TokenizerCollate(self._vocab)
+        )
+
+    def export(self, objective: Any) -> None:
+        """The tokenizer, its settings and the vocabulary of its words."""
+        with torch.no_grad():
+            objective.tokenizer.save_pretrained(self.settings.out)
+        self._vocab.save(storage.join(self.settings.out, "vocab"))
+
+    def _pairs(self, split: str) -> list[ShardPair]:
+        """The shards of a split, without codes."""
+        folder = self._frames.uri
+        return [
+            ShardPair(storage.join(folder, shard.file), "", shard.num_clips, shard.row_groups)
+            for shard in self._frames.of_split(split)
+        ]
