@@ -148,7 +148,9 @@ class ShardInfo:
             raise ShardError(f"{uri} is listed in {MANIFEST} but missing; make the shards again") from None
         found = hashlib.sha256(data).hexdigest()
         if found != self.sha256:
-            raise ShardError(f"{uri} was changed after it was written (its SHA-256 is {found[:12]}); make the shards again")
+            raise ShardError(
+                f"{uri} was changed after it was written (its SHA-256 is {found[:12]}); make the shards again"
+            )
         return data
 
 
@@ -308,12 +310,14 @@ def pair(
         raise ShardError(f"{codes.uri} holds codes of tokenizer {codes.tokenizer}, not of {expect_tokenizer}; {again}")
     if expect_grid and codes.grid != expect_grid:
         raise ShardError(
-            f"{codes.uri} holds {codes.grid} x {codes.grid} codes per frame, the model has {expect_grid} x {expect_grid}"
-            " regions; use a tokenizer of that grid, or another input size"
+            f"{codes.uri} holds {codes.grid} x {codes.grid} codes per frame, "
+            f"the model has {expect_grid} x {expect_grid} regions; use a tokenizer of that grid, or another input size"
         )
     for wanted, whose in ((expect_num_frames, "the model"), (frames.num_frames, str(frames.uri))):
         if wanted and codes.num_frames != wanted:
-            raise ShardError(f"{codes.uri} holds {codes.num_frames} coded frames per clip, {whose} has {wanted}; {again}")
+            raise ShardError(
+                f"{codes.uri} holds {codes.num_frames} coded frames per clip, {whose} has {wanted}; {again}"
+            )
     if codes.frames != frames.fingerprint:
         raise ShardError(f"{codes.uri} was made from frames {codes.frames}, not {frames.fingerprint}; {again}")
     coded = {shard.frames_file: shard for shard in codes.shards}

@@ -61,7 +61,7 @@ class FramesConfig(Config):
     sampling: Literal["centre", "random"] = "centre"
     """Where in its span a frame is taken: the middle, or a seeded random time."""
     decoder: Literal["auto", "pyav", "decord"] = "auto"
-    """auto: decord where the file is provably plain, else PyAV with a seek plan."""
+    """auto: PyAV, then decord where PyAV got stuck on a plain file; decord: only on plain files, PyAV on others."""
     decode_timeout_s: float = Field(60.0, gt=0)
     """A decode that takes longer is killed, retried once with the other decoder, then quarantined."""
     min_side_px: int = Field(32, ge=1)

@@ -14,7 +14,7 @@ IGNORE = -1
 
 
 class LossSum(NamedTuple):
-    """A loss added over `count` items, of which `correct` were guessed right.
+    """A loss added over `count` items, of which `correct` were guessed right (-1 where that means nothing).
 
     The mean over all workers is sum of totals / sum of counts; a mean of the workers' means would weigh items
     differently by where they are.
@@ -22,7 +22,7 @@ class LossSum(NamedTuple):
 
     total: Float[Tensor, ""]
     count: int
-    correct: Int64[Tensor, ""]
+    correct: Tensor
 
     @property
     def mean(self) -> Float[Tensor, ""]:

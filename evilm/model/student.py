@@ -140,7 +140,9 @@ class Student(nn.Module):
             CheckpointError: nothing is there, or it does not fit.
         """
         content = pretrained.read_config(uri, KIND)
-        student = cls(validate(StudentConfig, content["config"], where=uri), pretrained_video=False)
+        config = validate(StudentConfig, content["config"], where=uri)
+        with torch.random.fork_rng(devices=[]):  # the weights drawn here are overwritten; leave the caller's seed alone
+            student = cls(config, pretrained_video=False)
         pretrained.load_into(student, pretrained.read_weights(uri, WEIGHTS), uri)
         return student.eval()
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from evilm.config.train import ObjectivesConfig
-from evilm.model.losses import LossSum, mlm_loss, mvm_loss, vtm_loss
+from evilm.model.losses import IGNORE, LossSum, mlm_loss, mvm_loss, vtm_loss
 from evilm.model.student import Student
 from evilm.steps.base import Objective
 from evilm.steps.batch import PretrainBatch
@@ -34,7 +34,8 @@ class PretrainObjective(Objective):
         matched = student.decode(video, text, batch.word_padding)
         losses: dict[str, LossSum] = {}
         if "mlm" in self.weights:
-            losses["mlm"] = mlm_loss(student.mlm_logits(matched.words), batch.word_targets)
+            asked = batch.word_targets != IGNORE
+            losses["mlm"] = mlm_loss(student.mlm_logits(matched.words[asked]), batch.word_targets[asked])
         if "vtm" in self.weights:
             losses["vtm"] = self._matching(batch, video, matched.cls)
         if "mvm" in self.weights:
@@ -49,9 +50,8 @@ class PretrainObjective(Objective):
             text = student.encode_text(batch.negative_ids, batch.negative_padding)
             mismatched = student.decode(video[batch.negative_of], text, batch.negative_padding)
             cls = torch.cat([matched_cls, mismatched.cls])
-        matches = torch.zeros(len(cls), dtype=torch.int64, device=cls.device)
-        matches[: len(matched_cls)] = 1
-        return vtm_loss(student.match_logits(cls), matches)
+        matched = torch.arange(len(cls), device=cls.device) < len(matched_cls)
+        return vtm_loss(student.match_logits(cls), matched)
 
     def scores(self) -> "PretrainScores":
         """Losses and accuracies of the three objectives on a split."""

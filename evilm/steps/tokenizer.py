@@ -14,11 +14,23 @@ import torch.distributed as dist
 from evilm.config.model import VideoTokenizerConfig
 from evilm.model.losses import LossSum, focal_word_loss
 from evilm.model.metrics import mean_average_precision
-from evilm.model.tokenizer import VideoTokenizer
+from evilm.model.tokenizer import TokenizerOutput, VideoTokenizer
 from evilm.steps.base import Objective
 from evilm.steps.batch import TokenizerBatch
 
 _POOL = 4096  # regions of the newest batch that dead codes may be moved onto
+
+
+def tokenizer_losses(out: TokenizerOutput, batch: TokenizerBatch, settings: VideoTokenizerConfig) -> dict[str, LossSum]:
+    """Eq. 6 over clips, and the two terms of Eq. 7 over regions."""
+    no_accuracy = out.commitment_loss.new_full((), -1.0)
+    clips, regions = len(batch.clip_ids), out.code_ids.numel()
+    word = focal_word_loss(out.word_logits, batch.caption_words, settings.focal)
+    return {
+        "word": LossSum(word * clips, clips, no_accuracy),
+        "commitment": LossSum(out.commitment_loss * regions, regions, no_accuracy),
+        "codebook": LossSum(out.codebook_loss * regions, regions, no_accuracy),
+    }
 
 
 class TokenizerObjective(Objective):
@@ -28,7 +40,7 @@ class TokenizerObjective(Objective):
         super().__init__()
         self.tokenizer, self.settings = tokenizer, settings
         codebook = settings.codebook
-        self.weights = {"word": settings.focal.weight, "commitment": codebook.commitment_weight}
+        self.weights = {"word": 1.0, "commitment": codebook.commitment_weight}
         if codebook.update == "gradient":
             self.weights["codebook"] = codebook.codebook_weight
         self.sparse = codebook.update == "ema"
@@ -39,13 +51,8 @@ class TokenizerObjective(Objective):
         out = self.tokenizer(batch.frames)
         if self.training:
             self._newest = out.vectors.detach().flatten(0, -2)
-        losses = {
-            "word": focal_word_loss(out.word_logits, batch.caption_words, self.settings.focal),
-            "commitment": out.commitment_loss,
-        }
-        if "codebook" in self.weights:
-            losses["codebook"] = out.codebook_loss
-        return losses
+        losses = tokenizer_losses(out, batch, self.settings)
+        return {name: losses[name] for name in self.weights}
 
     def prepare(self, batches: Callable[[int], Iterable[Any]], seed: int) -> None:
         """Start the codebook with k-means over the regions of the first batches."""
@@ -90,8 +97,7 @@ class TokenizerScores:
         batch = batch.to(device)
         objective = self._objective
         out = objective.tokenizer(batch.frames)
-        loss = focal_word_loss(out.word_logits, batch.caption_words, objective.settings.focal)
-        for name, (total, count, _) in {"word": loss, "commitment": out.commitment_loss}.items():
+        for name, (total, count, _) in tokenizer_losses(out, batch, objective.settings).items():
             sums = self._sums.setdefault(name, [0.0, 0.0])
             sums[0], sums[1] = sums[0] + float(total), sums[1] + float(count)
         self._counts += np.bincount(out.code_ids.flatten().cpu().numpy(), minlength=len(self._counts))

@@ -40,21 +40,23 @@ def build_vocab(config: BuildVocab) -> dict[str, Any]:
         raise ConfigError("--manifest is missing; give a CSV with captions, a COCO captions JSON, or a .txt")
     if not config.out:
         raise ConfigError("--out is missing; give the folder of the vocabulary")
+    out = storage.absolute(config.out)
     captions = read_captions(config.manifest, config.columns, config.split)
     base = read_pieces(config.base_vocab) if config.base_vocab else []
     inputs = {"captions": fingerprint(sorted(captions)), "base_vocab": fingerprint(base) if base else ""}
-    done = open_output(config, config.out, inputs)
+    done = open_output(config, out, inputs)
     if done is not None:
-        logger.info("%s is finished, reused: %s words", config.out, done["num_words"])
+        logger.info("%s is finished, reused: %s words", out, done["num_words"])
         return done | {"reused": True}
     if base:
         pieces = keep_frequent(base, captions, config.words.keep_ratio)
     else:
         pieces = train_wordpiece(captions, config.words.train_size, config.words.min_frequency)
     vocab = Vocab(pieces)
-    vocab.save(config.out)
+    vocab.save(out)
     summary = describe(vocab, captions) | {
-        "out": storage.absolute(config.out),
+        "out": out,
+        "inputs": inputs,
         "method": "keep_frequent" if base else "train_wordpiece",
         "base_words": len(base),
         "reused": False,
@@ -64,7 +66,7 @@ def build_vocab(config: BuildVocab) -> dict[str, Any]:
         "%d words from %d captions, %.3f %% of the words are [UNK], %d entries never used",
         vocab.size, len(captions), 100 * summary["unk_ratio"], summary["unseen"],
     )  # fmt: skip
-    return close_output(config.out, summary)
+    return close_output(out, summary)
 
 
 def describe(vocab: Vocab, captions: Sequence[str]) -> dict[str, Any]:
@@ -103,7 +105,9 @@ def keep_frequent(base: Sequence[str], captions: Sequence[str], ratio: float) ->
     characters = {c for chunk in _chunks(captions) for word in split_words(chunk) for c in word}
     size = round(ratio * len(base))
     if size < len(SPECIALS) + 1:
-        raise VocabError(f"keep_ratio = {ratio} of {len(base)} entries leaves {size}; keep at least {len(SPECIALS) + 1}")
+        raise VocabError(
+            f"keep_ratio = {ratio} of {len(base)} entries leaves {size}; keep at least {len(SPECIALS) + 1}"
+        )
 
     def rank(index: int) -> tuple[int, int, int]:
         piece, count = base[index], int(counts[index])
@@ -135,7 +139,7 @@ def train_wordpiece(captions: Sequence[str], size: int, min_frequency: int = 1) 
     known = set(characters)
     # The trainer numbers inner characters (##x) in the order of a randomly seeded hash table and breaks ties by those
     # numbers; listed up front like special tokens, they get fixed numbers, and the result no longer varies.
-    inner = sorted(f"##{c}" for c in characters if c.isalnum() or any(c in w[1:] for w in words))
+    inner = sorted(f"##{c}" for c in characters if len(split_words("a" + c)) == 1)
     trainer = WordPieceTrainer(
         vocab_size=size,
         min_frequency=min_frequency,

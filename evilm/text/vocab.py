@@ -1,6 +1,6 @@
 """The word-piece vocabulary of the text encoder: captions to ids and back.
 
-A vocabulary is a folder with `vocab.txt`, one piece per line in the order of ids, and `vocab.json`, its settings. A
+A vocabulary is a folder with `vocab.txt`, one piece per line in the order of ids, and `config.json`, its settings. A
 BERT folder with only a `vocab.txt` loads too.
 """
 
@@ -20,9 +20,15 @@ from evilm import storage
 from evilm.errors import ShardError, VocabError
 
 PAD, UNK, CLS, SEP, MASK = SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
-SETTINGS = {"schema": 1, "normalizer": "bert", "lowercase": True, "max_chars_per_word": 100}
+SETTINGS: dict[str, int | str] = {
+    "kind": "vocab",
+    "schema": 1,
+    "normalizer": "bert",
+    "lowercase": True,
+    "max_chars_per_word": 100,
+}
 """How text is normalised before it is cut: BERT's uncased rules, accents stripped, punctuation apart."""
-_TEXT, _JSON = "vocab.txt", "vocab.json"
+_TEXT, _JSON = "vocab.txt", "config.json"
 
 
 class Vocab:
@@ -38,9 +44,7 @@ class Vocab:
         self._ids = {piece: index for index, piece in enumerate(self.pieces)}
         missing = [name for name in SPECIALS if name not in self._ids]
         if missing:
-            raise VocabError(
-                f"the vocabulary of {len(pieces)} entries lacks {', '.join(missing)}; it must hold {', '.join(SPECIALS)}"
-            )
+            raise VocabError(f"{len(pieces)} entries without {', '.join(missing)}; needed: {', '.join(SPECIALS)}")
         if len(self._ids) != len(self.pieces):
             twice = next(piece for index, piece in enumerate(self.pieces) if self._ids[piece] != index)
             raise VocabError(f"the vocabulary holds {twice!r} more than once; keep one line per piece")
@@ -75,9 +79,11 @@ class Vocab:
                 found = storage.read_json(settings_uri)
             except ShardError as error:
                 raise VocabError(str(error)) from None
-            different = [name for name, value in SETTINGS.items() if not isinstance(found, dict) or found.get(name) != value]
-            if different:
-                raise VocabError(f"{settings_uri} has another {different[0]} than {SETTINGS[different[0]]!r}; rebuild it")
+            ours = isinstance(found, dict) and found.get("kind") == SETTINGS["kind"]  # a BERT folder's is not
+            if ours and found != found | SETTINGS:
+                raise VocabError(
+                    f"{settings_uri} was made for other text rules than {SETTINGS}; rebuild the vocabulary"
+                )
         return cls(read_pieces(storage.join(str(uri), _TEXT)))
 
     def save(self, uri: str | Path) -> None:

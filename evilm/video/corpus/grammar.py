@@ -14,8 +14,8 @@ from evilm.video.corpus.world import ObjectSpec, Scene, choose, choose_weighted
 T = TypeVar("T")
 
 MIN_WORDS, MAX_WORDS = 6, 22
-_DOUBLED = {"spin", "drop", "hop", "get", "sit"}
-_LEADS = ("there {be}", "we see", "a video of", "the clip shows", "a view of", "this is")
+_DOUBLED = {"spin", "drop", "get"}
+_LEADS = ("there {be}", "we see", "a video of")
 
 
 @dataclass(frozen=True)
@@ -53,8 +53,6 @@ def _sentence(scene: Scene, rng: np.random.Generator) -> str:
         parts = [clause.subject, clause.finite, clause.rest, place, event]
     else:
         lead = choose(rng, _LEADS).format(be="are" if clause.plural else "is") if form == "lead" else ""
-        if clause.plural and lead == "this is":
-            lead = "these are"
         parts = [lead, clause.subject, clause.participle, clause.rest, place, event]
     text = " ".join(" ".join(part for part in parts if part).split())
     return text[0].upper() + text[1:] + "."
@@ -134,7 +132,7 @@ def _noun(item: ObjectSpec, rng: np.random.Generator, plural: bool = False) -> s
 
 def _usual(names: tuple[T, ...], rng: np.random.Generator) -> T:
     """The usual name, or now and then a synonym."""
-    return names[0] if len(names) == 1 or rng.random() < 0.75 else choose(rng, names[1:])
+    return names[0] if len(names) == 1 or rng.random() < 0.8 else choose(rng, names[1:])
 
 
 def third_person(verb: str) -> str:

@@ -30,6 +30,7 @@ _LAYOUT_WEIGHTS = {
     "axis": {"solo": 0.38, "group": 0.08, "beside": 0.14, "pass": 0.14, "toward": 0.08, "away": 0.07, "follow": 0.11},
     "diagonal": {"solo": 1.0},
     "in_place": {"solo": 0.42, "group": 0.08, "beside": 0.38, "overlap": 0.12},
+    "sizing": {"solo": 0.5, "group": 0.1, "beside": 0.4},
     "bounce": {"solo": 0.55, "group": 0.1, "beside": 0.35},
     "orbit": {"solo": 0.45, "around": 0.55},
 }
@@ -68,6 +69,8 @@ def _motion_kind(motion: str) -> str:
         return "axis"
     if motion in DIAGONAL_STEPS:
         return "diagonal"
+    if motion in ("grow", "shrink"):
+        return "sizing"
     return motion if motion in ("bounce", "orbit") else "in_place"
 
 

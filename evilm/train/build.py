@@ -1,0 +1,65 @@
+"""What pre-training needs and nobody named: looked for under the root, built by the other doors' own functions."""
+
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+from evilm import storage
+from evilm.config.runs import Pretrain
+from evilm.data.codes import precompute_codes
+from evilm.data.corpus import render_corpus
+from evilm.data.shard import shard_videos
+from evilm.errors import ConfigError
+from evilm.text.build import build_vocab
+from evilm.train.tokenizer import train_tokenizer
+from evilm.train.tracking import track
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Places of everything that pre-training reads."""
+
+    frames: str
+    codes: str
+    vocab: str
+    tokenizer: str
+
+
+def build_missing(config: Pretrain) -> Inputs:
+    """The inputs of pre-training, each named by the user or built under `config.root`; what stands is reused.
+
+    Raises:
+        ConfigError: videos and manifest were not named together, or codes were named without their frames.
+    """
+    if bool(config.manifest) != bool(config.videos):
+        raise ConfigError("--manifest and --videos go together; name both, or neither for the embedded corpus")
+    if config.codes and not (config.frames and config.tokenizer):
+        raise ConfigError("--codes belong to frames and a tokenizer; name --frames and --tokenizer with them")
+    build, root = config.build, storage.absolute(config.root)
+    manifest, videos = config.manifest, config.videos
+    if not manifest and not (config.frames and config.vocab):
+        corpus = _run("render_corpus", render_corpus, build.render_corpus, out=storage.join(root, "corpus"))
+        manifest, videos = corpus["manifest"], corpus["videos"]
+    frames = config.frames or storage.join(root, "frames")
+    if not config.frames:
+        _run("shard_videos", shard_videos, build.shard_videos, manifest=manifest, videos=videos, out=frames)
+    vocab = config.vocab or storage.join(root, "vocab")
+    if not config.vocab:
+        _run("build_vocab", build_vocab, build.build_vocab, manifest=manifest, out=vocab)
+    tokenizer = config.tokenizer or storage.join(root, "tokenizer")
+    if not config.tokenizer:
+        _run("train_tokenizer", train_tokenizer, build.train_tokenizer, frames=frames, vocab=vocab, out=tokenizer)
+    codes = config.codes or storage.join(root, "codes")
+    if not config.codes:
+        _run("precompute_codes", precompute_codes, build.precompute_codes, frames=frames, tokenizer=tokenizer, out=codes)
+    return Inputs(*(storage.absolute(place) for place in (frames, codes, vocab, tokenizer)))
+
+
+def _run(door: str, function: Any, settings: Any, **places: str) -> dict[str, Any]:
+    """One upstream door with its places filled in; tracked as if it had been called by itself."""
+    config = settings.model_copy(update=places)
+    summary = function(config) if door == "train_tokenizer" else track(door, function, config)
+    logger.info("%s: %s in %s", door, "reused" if summary.get("reused") else "made", summary.get("out", places["out"]))
+    return summary

@@ -1,0 +1,74 @@
+"""Why a row of a manifest is put aside, and what is remarkable about a clip that is kept."""
+
+from enum import IntFlag, StrEnum
+
+
+class Reason(StrEnum):
+    """Why a row became no clip. The value is what quarantine tables and summaries hold."""
+
+    BAD_ROW = "bad_row"
+    """The CSV record can't be read: wrong number of columns, or not UTF-8."""
+    MISSING_ID = "missing_id"
+    """The row has no id."""
+    DUPLICATE_ID = "duplicate_id"
+    """An earlier row has the same id."""
+    EMPTY_CAPTION = "empty_caption"
+    """The caption holds nothing visible."""
+    BAD_CAPTION = "bad_caption"
+    """The caption holds a NUL character."""
+    PATH_UNSAFE = "path_unsafe"
+    """The path leaves the video root."""
+    MISSING_FILE = "missing_file"
+    """No video of that name below the video root."""
+    NOT_A_FILE = "not_a_file"
+    """The name belongs to a folder or a device."""
+    FETCH_ERROR = "fetch_error"
+    """The file is there but can't be read."""
+    EMPTY_FILE = "empty_file"
+    """The file has no bytes."""
+    NOT_A_VIDEO = "not_a_video"
+    """The content is of another kind than video."""
+    UNREADABLE_CONTAINER = "unreadable_container"
+    """A video container that can't be opened."""
+    NO_VIDEO_STREAM = "no_video_stream"
+    """A container without a picture track."""
+    TRUNCATED = "truncated"
+    """The container promises more bytes than the file has."""
+    TOO_SHORT = "too_short"
+    """Fewer than two frames."""
+    TOO_SMALL = "too_small"
+    """A side is shorter than sampling.min_side_px."""
+    RESOLUTION_CHANGE = "resolution_change"
+    """The picture changes its size within the clip."""
+    DECODE_ERROR = "decode_error"
+    """The decoder gave up."""
+    DECODE_CORRUPT = "decode_corrupt"
+    """A sampled frame, or one it depends on, is damaged."""
+    DECODE_TIMEOUT = "decode_timeout"
+    """Decoding took longer than sampling.decode_timeout_s, twice."""
+    DECODER_CRASH = "decoder_crash"
+    """The decoding process died on this clip, twice."""
+
+
+class Flag(IntFlag):
+    """What is remarkable about a kept clip; stored as bits in the `flags` column."""
+
+    REPEATED = 1
+    """The clip has fewer frames than wanted, so some are stored twice."""
+    ROTATED = 2
+    """Frames were turned or mirrored as the container says."""
+    VFR = 4
+    """Gaps between frames differ by more than a quarter."""
+    MEASURED = 8
+    """The container's times were not trusted; the whole clip was decoded to know when each frame is shown."""
+    EDIT_LIST = 16
+    """The container hides a part of the clip, which was left out."""
+    OPEN_GOP = 32
+    """Frames shown before a key frame depend on it."""
+    ANAMORPHIC = 64
+    """Pixels are not square; the crop makes up for it."""
+
+    @classmethod
+    def names(cls, bits: int) -> list[str]:
+        """Names of the set bits, for reports."""
+        return [str(flag.name).lower() for flag in cls if flag & bits]
