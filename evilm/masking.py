@@ -22,9 +22,7 @@ _MIN_ASPECT = 0.3
 _TRIES = 10
 
 
-def region_mask(
-    shape: Shape, grid: int, num_frames: int, ratio: float, rng: np.random.Generator
-) -> NDArray[np.bool_]:
+def region_mask(shape: Shape, grid: int, num_frames: int, ratio: float, rng: np.random.Generator) -> NDArray[np.bool_]:
     """A bool mask (frame, row, col) with the same number of hidden regions in every frame.
 
     That number is round(ratio x grid^2), at least 1 and never all. `block` draws rectangles per frame, `tube` one

@@ -21,7 +21,8 @@ SHAPES = ["block", "tube", "random"]
 )
 def test_every_frame_hides_the_exact_count(shape, grid, frames, ratio, seed):
     mask = region_mask(shape, grid, frames, ratio, np.random.default_rng(seed))
-    assert mask.shape == (frames, grid, grid) and mask.dtype == bool
+    assert mask.shape == (frames, grid, grid)
+    assert mask.dtype == bool
     assert set(mask.sum((1, 2)).tolist()) == {num_masked(grid * grid, ratio)}
     assert 0 < mask[0].sum() < grid * grid
 
@@ -70,14 +71,16 @@ def test_blocks_are_blocky(grid):
 def test_blocks_reach_every_place():
     # rectangles inside the frame cover its corners less often than its middle, as BEiT's do
     where = region_mask("block", 8, 4000, 0.4, np.random.default_rng(0)).mean(0)
-    assert where.min() > 0.1 and where.max() < 0.75
+    assert where.min() > 0.1
+    assert where.max() < 0.75
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize(("frames", "ratio", "hidden"), [(4, 0.4, 2), (4, 0.01, 1), (4, 0.99, 3), (2, 0.5, 1)])
 def test_one_region_per_frame_hides_whole_frames(shape, frames, ratio, hidden):
     mask = region_mask(shape, 1, frames, ratio, np.random.default_rng(0))
-    assert mask.shape == (frames, 1, 1) and mask.sum() == hidden
+    assert mask.shape == (frames, 1, 1)
+    assert mask.sum() == hidden
 
 
 def test_a_single_region_cannot_be_masked():
@@ -98,7 +101,8 @@ def test_words_are_hidden_as_in_bert():
     words[::10] = 2
     inputs, targets = mask_words(words, special, mask_id, 1000, 0.15, rng)
     asked = targets != IGNORE
-    assert not asked[::10].any() and np.array_equal(inputs[~asked], words[~asked])
+    assert not asked[::10].any()
+    assert np.array_equal(inputs[~asked], words[~asked])
     assert asked.sum() / 180_000 == pytest.approx(0.15, abs=0.005)
     assert np.array_equal(targets[asked], words[asked])
     masked, kept = inputs[asked] == mask_id, inputs[asked] == words[asked]
@@ -109,4 +113,5 @@ def test_words_are_hidden_as_in_bert():
 
 def test_a_caption_of_special_words_only_stays_as_it_is():
     inputs, targets = mask_words(np.array([2, 3, 0]), {0, 2, 3}, 4, 10, 0.15, np.random.default_rng(0))
-    assert inputs.tolist() == [2, 3, 0] and (targets == IGNORE).all()
+    assert inputs.tolist() == [2, 3, 0]
+    assert (targets == IGNORE).all()

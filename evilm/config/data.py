@@ -14,9 +14,9 @@ class CorpusConfig(Config):
     """Seed of the whole world; the same seed gives the same captions and the same pixels."""
     train_clips: int = Field(2000, gt=0)
     """Clips of the train split."""
-    val_clips: int = Field(160, ge=0)
+    val_clips: int = Field(160, ge=0, le=100_000)
     """Clips of the val split, drawn like train."""
-    test_clips: int = Field(240, ge=0)
+    test_clips: int = Field(240, ge=0, le=100_000)
     """Clips of the test split; a share of them holds combinations never seen in training."""
     heldout_ratio: float = Field(0.5, ge=0, le=1)
     """Share of the test clips that hold a colour-shape-motion combination absent from train and val."""

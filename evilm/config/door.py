@@ -66,7 +66,7 @@ def _one_line(report: str) -> str:
     """The text of tyro's boxed report in one line, without frames, rules and links."""
     lines = [line.strip("╭╮╰╯│─ ") for line in report.splitlines()]
     text = " ".join(line for line in lines if line)
-    text = re.sub(r"\[type=\w+, input_value=([^\]{,40}), input_type=\w+\]", r"(got \1)", text)
+    text = re.sub(r"\[type=\w+, input_value=([^\]]{,40}), input_type=\w+\]", r"(got \1)", text)
     text = re.sub(r"For further information visit \S+|\[type=[^\]]*\]|^Unrecognized options |^Value error ", "", text)
     text = re.sub(r"Argument helptext:", "Accepted:", text)
     text = re.sub(r"For full helptext, (?:run|see) (\S+) --help", r"(all flags: \1 --help)", text)

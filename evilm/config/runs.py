@@ -70,6 +70,12 @@ class ShardVideos(Door):
     sampling: FramesConfig = FramesConfig()
     cluster: ClusterConfig = ClusterConfig()
 
+    @property
+    def identity(self) -> dict[str, object]:
+        data = super().identity
+        data.pop("max_failed_ratio", None)  # decides whether the result is good enough, not what it is
+        return data
+
 
 class TrainTokenizer(Door, TrainConfig):
     """Train the semantic video tokenizer (Sec. 3.3) on frame shards."""

@@ -82,7 +82,7 @@ class ClusterConfig(Config):
     max_failures: int = Field(3, ge=-1)
     """Worker failures (a lost spot node) survived per run; -1 without end."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """auto: bf16 autocast on GPUs that have it, fp32 elsewhere (bf16 on plain CPUs is 10 times slower)."""
+    """auto: bf16 autocast on GPUs and CPUs with units for it, fp32 elsewhere (there bf16 is 10 times slower)."""
 
 
 class TrackingConfig(Config):

@@ -1,4 +1,4 @@
-"""Manifests: a CSV of clips, checked row by row. What can't become a clip is put aside with its reason, never dropped."""
+"""Manifests: a CSV of clips, checked row by row. What can't become a clip is put aside with its reason, not dropped."""
 
 import csv
 import io

@@ -1,7 +1,7 @@
 """The plan of a sharding run: which clip goes into which shard, at which place.
 
-A pure function of the manifest's rows and the seed: within each split, clips are sorted by a hash of (seed, clip_id) and
-cut into shards. Written before the first shard and read again by every restart.
+A pure function of the manifest's rows and the seed: within each split, clips are sorted by a hash of (seed, clip_id)
+and cut into shards. Written before the first shard and read again by every restart.
 """
 
 import hashlib
@@ -9,6 +9,7 @@ import io
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -113,6 +114,11 @@ def read_plan(out: str) -> Plan | None:
     return Plan(data["plan_id"], data["num_rows"], shards, bad)
 
 
+def forget_plan(out: str) -> None:
+    """Make the next run plan anew."""
+    storage.delete(storage.join(out, FOLDER, _PLAN))
+
+
 def read_rows(out: str, shard: str) -> list[ClipRow]:
     """The rows planned for a shard, in order."""
     data = storage.read_bytes(storage.join(out, FOLDER, f"{shard}.parquet"))
@@ -127,7 +133,7 @@ def write_quarantine(out: str, name: str, rows: Sequence[BadRow]) -> None:
         _write_table(storage.join(out, "quarantine", f"{name}.parquet"), table)
 
 
-def _as_dict(row: ClipRow) -> dict[str, object]:
+def _as_dict(row: ClipRow) -> dict[str, Any]:
     return asdict(row) | {"extra": list(row.extra.items())}
 
 

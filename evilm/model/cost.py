@@ -1,6 +1,6 @@
 """What the student costs: Table 8 row by row, and multiply-accumulates (MACs) per component.
 
-    python -m evilm.model.cost [--config paper] [--words 30] [--json]
+python -m evilm.model.cost [--config paper] [--words 30] [--json]
 """
 
 import argparse
@@ -16,6 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from evilm.config import presets
 from evilm.config.base import validate
 from evilm.config.model import StudentConfig
+from evilm.errors import ConfigError
 from evilm.model.student import Student
 
 TABLE_8 = {
@@ -38,7 +39,7 @@ NOTES = (
     "token type embedding: three rows of 384, the [CLS] vector, t_L and t_V of Eq. 2.",
     "visual encoder: 608 of it are the LayerNorm of EdgeNeXt's head, applied per region.",
     "MACs: torch's counter (FLOPs / 2), matrix products and convolutions only, attention spelled out.",
-    f"The paper claims {PAPER_GFLOPS} GFLOPs for 4 x 256 x 256 and a caption; no convention we tried gives that figure.",
+    f"The paper claims {PAPER_GFLOPS} GFLOPs for 4 x 256 x 256 and a caption. That is its figure, not a count of ours.",
 )
 _UNITS = {"M": 10**6, "K": 10**3}
 
@@ -161,13 +162,19 @@ def as_text(figures: dict[str, Any]) -> str:
 
 def main(arguments: list[str] | None = None) -> None:
     """Print the report."""
-    parser = argparse.ArgumentParser(prog="python -m evilm.model.cost", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m evilm.model.cost", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--config", default="paper", help="preset or YAML file whose student is counted")
     parser.add_argument("--words", type=int, default=30, help="word pieces of the caption")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args(arguments)
-    section = presets.load(options.config).get("pretrain", {}).get("arch", {})
-    figures = report(validate(StudentConfig, section, where=options.config), options.words)
+    try:
+        section = presets.load(options.config).get("pretrain", {}).get("arch", {})
+        config = validate(StudentConfig, section, where=options.config)
+    except ConfigError as error:
+        parser.error(str(error))
+    if not 1 <= options.words <= config.text_positions:
+        parser.error(f"--words {options.words}: use 1 to {config.text_positions}, the text encoder's positions")
+    figures = report(config, options.words)
     print(json.dumps(figures) if options.json else as_text(figures))
 
 

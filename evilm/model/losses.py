@@ -1,4 +1,4 @@
-"""Losses of both trainings. Those of pre-training come as sum and count, so that workers can share one mean."""
+"""Losses of both trainings. Those of pre-training come as sums, so that workers can share one mean."""
 
 from typing import NamedTuple
 
@@ -8,26 +8,24 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from evilm.config.model import FocalConfig
-
-IGNORE = -1
-"""Target of a word that is not asked for."""
+from evilm.masking import IGNORE
 
 
 class LossSum(NamedTuple):
-    """A loss added over `count` items, of which `correct` were guessed right (-1 where that means nothing).
+    """A loss added over `num_items` items, of which `correct` were guessed right (-1 where that means nothing).
 
-    The mean over all workers is sum of totals / sum of counts; a mean of the workers' means would weigh items
+    The mean over all workers is sum of totals / sum of items; a mean of the workers' means would weigh items
     differently by where they are.
     """
 
     total: Float[Tensor, ""]
-    count: int
+    num_items: int
     correct: Tensor
 
     @property
     def mean(self) -> Float[Tensor, ""]:
-        """Total over count; 0 with a gradient of 0 where nothing was asked."""
-        return self.total / max(self.count, 1)
+        """Total over items; 0 with a gradient of 0 where nothing was asked."""
+        return self.total / max(self.num_items, 1)
 
 
 def classification(logits: Float[Tensor, "item classes"], targets: Int64[Tensor, "item"]) -> LossSum:

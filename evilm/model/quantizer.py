@@ -81,7 +81,9 @@ class Quantizer(nn.Module):
         dead = (usage < self.config.revive_below * usage.mean()).nonzero().flatten()
         dead = dead[usage[dead].argsort(stable=True)][: len(pool)]
         if len(dead):
-            self._move(dead, F.normalize(pool[_pick(len(pool), len(dead), seed, pool.device)].to(self.codebook), dim=-1))
+            self._move(
+                dead, F.normalize(pool[_pick(len(pool), len(dead), seed, pool.device)].to(self.codebook), dim=-1)
+            )
         self.usage.zero_()
         return len(dead)
 

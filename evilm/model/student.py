@@ -1,6 +1,6 @@
 """E-ViLM: a video and a text encoder, a multi-modal decoder over both, and the heads of pre-training. Eq. 1-2."""
 
-from typing import NamedTuple, Self
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int64, UInt8
@@ -45,9 +45,7 @@ class Student(nn.Module):
         self.text_encoder = TextEncoder(config)
         self.text_projection = nn.Linear(config.text_dim, config.dim)
         self.tokens = nn.Embedding(3, config.dim)
-        self.decoder = Blocks(
-            config.decoder_layers, config.dim, config.decoder_heads, config.mlp_ratio, config.dropout
-        )
+        self.decoder = Blocks(config.decoder_layers, config.dim, config.decoder_heads, config.mlp_ratio, config.dropout)
         self.match_head = MatchHead(config.dim)
         self.mlm_head = MlmHead(config.dim, config.text_dim, config.vocab_size)
         self.mvm_head = MvmHead(config.dim, config.num_codes)
@@ -133,7 +131,7 @@ class Student(nn.Module):
         pretrained.save(uri, KIND, self.config, {WEIGHTS: self.state_dict()})
 
     @classmethod
-    def from_pretrained(cls, uri: str) -> Self:
+    def from_pretrained(cls, uri: str) -> "Student":
         """The model saved at `uri`, on CPU and in eval mode.
 
         Raises:

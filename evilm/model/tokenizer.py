@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -81,9 +81,7 @@ class VideoTokenizer(nn.Module):
         """Where the weights are."""
         return self.projection.weight.device
 
-    def vectors(
-        self, frames: UInt8[Tensor, "clip frame height width 3"]
-    ) -> Float[Tensor, "clip region code_dim"]:
+    def vectors(self, frames: UInt8[Tensor, "clip frame height width 3"]) -> Float[Tensor, "clip region code_dim"]:
         """One unit vector per region of raw frames (0-255). Paper: E(X) of Sec. 3.3."""
         regions = self.projection(self.encoder(self.pixels(frames)))
         vectors = F.normalize(regions.float(), dim=-1)
@@ -153,7 +151,7 @@ class VideoTokenizer(nn.Module):
         pretrained.save(uri, KIND, self.config, files, clip=clip, fingerprint=self.fingerprint())
 
     @classmethod
-    def from_pretrained(cls, uri: str) -> Self:
+    def from_pretrained(cls, uri: str) -> "VideoTokenizer":
         """The tokenizer saved at `uri`, on CPU and in eval mode; without decoder where that file was taken away.
 
         Raises:
@@ -174,12 +172,16 @@ class VideoTokenizer(nn.Module):
             tokenizer.decoder = None
         found, saved = tokenizer.fingerprint(), content.get("fingerprint")
         if found != saved:
-            raise CheckpointError(f"{uri} has fingerprint {found}, its config says {saved}; the files are mixed up, save again")
+            raise CheckpointError(
+                f"{uri} has fingerprint {found}, its config says {saved}; the files are mixed up, save again"
+            )
         return tokenizer.eval()
 
     def _decoder(self) -> WordDecoder:
         if self.decoder is None:
-            raise CheckpointError(f"this tokenizer was loaded without {DECODER_WEIGHTS}; put the file back for word scores")
+            raise CheckpointError(
+                f"this tokenizer was loaded without {DECODER_WEIGHTS}; put the file back for word scores"
+            )
         return self.decoder
 
     def _label_state(self) -> dict[str, Tensor]:

@@ -1,6 +1,7 @@
 """EdgeNeXt as an encoder of regions, Eq. 1."""
 
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
@@ -28,11 +29,12 @@ class VideoEncoder(nn.Module):
         super().__init__()
         if not name.startswith("edgenext"):
             raise ConfigError(f"video_encoder = {name!r} is no EdgeNeXt of timm; the paper uses edgenext_small")
+        self.backbone: Any  # timm's classes are not typed
         try:
             self.backbone = timm.create_model(name, pretrained=weights == "timm", num_classes=0)
         except RuntimeError as error:  # timm's answer to an unknown name, or to weights it does not have
             raise ConfigError(f"video_encoder = {name!r}: {error}; see timm.list_models('edgenext*')") from None
-        self.channels: int = self.backbone.num_features
+        self.channels = int(self.backbone.num_features)
         if weights not in ("", "timm"):
             _load(self.backbone, weights)
 

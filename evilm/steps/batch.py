@@ -62,10 +62,7 @@ class TokenizerCollate:
 
     def __call__(self, rows: Any) -> TokenizerBatch:
         """Collate the rows of one step (`evilm.data.feed.Rows`)."""
-        captions = rows.captions[rows.mine]
-        words = torch.zeros(len(captions), self._vocab.size, dtype=torch.bool)
-        for clip, caption in enumerate(captions):
-            words[clip, sorted(self._vocab.words_of(caption))] = True
+        words = torch.from_numpy(self._vocab.caption_words(rows.captions[rows.mine]))
         return TokenizerBatch(torch.from_numpy(rows.frames), words, rows.clip_ids[rows.mine])
 
 

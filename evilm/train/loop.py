@@ -21,6 +21,7 @@ from evilm.data.feed import Feed
 from evilm.errors import EvilmError
 from evilm.steps.base import Objective
 from evilm.train.checkpoint import load_checkpoint, save_checkpoint
+from evilm.train.precision import autocast
 from evilm.train.progress import Progress, metrics_line
 from evilm.train.reduce import gather, reduce_losses
 from evilm.train.tracking import METRICS_FILE, Shipper, Spool
@@ -103,7 +104,7 @@ class Run:
         self.device = ray.train.torch.get_device()
         if self.device.type == "cpu":
             torch.set_num_threads(max(1, round(cluster.cpus_per_worker)))
-        self.autocast = _autocast(cluster.precision, self.device)
+        self.autocast = autocast(cluster.precision, self.device)
         torch.manual_seed(schedule.seed)
         self.objective = task.objective().to(self.device)
         self.optimizer = make_optimizer(self.objective, self.settings.optim)
@@ -123,7 +124,9 @@ class Run:
         start = self._restore()
         if start == 0:
             self.objective.prepare(self._some_batches, self.settings.schedule.seed)
-        model = prepare_model(self.objective, parallel_strategy_kwargs={"find_unused_parameters": self.objective.sparse})
+        # Buffers count what this worker saw (code usage); broadcasting rank 0's before each step would lose that.
+        parallel = {"find_unused_parameters": self.objective.sparse, "broadcast_buffers": False}
+        model = prepare_model(self.objective, parallel_strategy_kwargs=parallel)
         progress = Progress(self.num_steps, self.settings.schedule.batch_clips, start)
         for step, batch in enumerate(self.feed.batches(start, self.num_steps), start=start):
             metrics = self._step(model, step, batch.to(self.device))
@@ -243,12 +246,6 @@ def learning_rate(settings: OptimConfig, step: int, num_steps: int) -> float:
     share = (step - warmup) / max(1, num_steps - warmup)
     low = settings.final_lr_ratio
     return settings.lr * (low + (1 - low) * 0.5 * (1 + math.cos(math.pi * min(1.0, share))))
-
-
-def _autocast(precision: str, device: torch.device) -> Any:
-    """bf16 where the hardware has units for it, or where it is asked for; fp32 elsewhere."""
-    on = precision == "bf16" or (precision == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported())
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=on)
 
 
 def _log_to_console() -> None:

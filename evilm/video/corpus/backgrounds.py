@@ -11,6 +11,8 @@ from jaxtyping import Float
 
 Grey = Float[np.ndarray, "row col"]
 Image = Float[np.ndarray, "row col rgb"]
+Number = int | float
+Colour = tuple[Number, Number, Number]
 
 FLOW_RATIOS: dict[str, tuple[float, float]] = {  # what moves by itself: share of the short side per second, (x, y)
     "water": (0.1, 0.04),
@@ -23,20 +25,22 @@ FLOW_RATIOS: dict[str, tuple[float, float]] = {  # what moves by itself: share o
 class Canvas:
     """Coordinates, noise and phases from which a background is painted."""
 
-    def __init__(self, rng: np.random.Generator, rows: int, cols: int, side_px: int, phases: tuple[float, float]) -> None:
+    def __init__(
+        self, rng: np.random.Generator, rows: int, cols: int, side_px: int, phases: tuple[float, float]
+    ) -> None:
         self.rng, self.rows, self.cols = rng, rows, cols
         self.x = (np.arange(cols, dtype=np.float32) / side_px)[None, :]
         self.y = (np.arange(rows, dtype=np.float32) / side_px)[:, None]
         self.phase_x, self.phase_y = phases
 
-    def noise(self, cells_y: float, cells_x: float) -> Grey:
+    def noise(self, cells_y: Number, cells_x: Number) -> Grey:
         """Smooth value noise in -1..1 with so many cells per short side."""
         grid_y, grid_x = self.y[:, 0] * cells_y, self.x[0] * cells_x
         values = self.rng.random((int(grid_y[-1]) + 2, int(grid_x[-1]) + 2), dtype=np.float32) * 2 - 1
         along_y = _lerp(values, grid_y)
         return _lerp(along_y.T, grid_x).T
 
-    def clouds(self, cells: float) -> Grey:
+    def clouds(self, cells: Number) -> Grey:
         """Four octaves of noise, about -1..1."""
         parts = [self.noise(cells * 2**k, cells * 2**k) * np.float32(0.5**k) for k in range(4)]
         return (parts[0] + parts[1] + parts[2] + parts[3]) * np.float32(0.75)
@@ -51,19 +55,20 @@ def paint_background(name: str, canvas: Canvas) -> Image:
     return np.clip(_PAINTERS[name](canvas), 0, 255).astype(np.float32, copy=False)
 
 
-def _lerp(values: Grey, at: Float[np.ndarray, " row"]) -> Grey:
+def _lerp(values: Float[np.ndarray, "cell col"], at: Float[np.ndarray, " row"]) -> Float[np.ndarray, "row col"]:
+    """Rows of `values` at fractional row numbers."""
     low = at.astype(np.int64)
     share = (at - low)[:, None]
     share = share * share * (3 - 2 * share)  # no creases at the cell borders
     return values[low] * (1 - share) + values[low + 1] * share
 
 
-def _tint(shade: Grey, colour: tuple[float, float, float]) -> Image:
+def _tint(shade: Grey, colour: Colour) -> Image:
     """A colour times a grey texture around 1."""
     return shade[..., None] * np.asarray(colour, np.float32)
 
 
-def _mix(share: Grey, low: tuple[float, float, float], high: tuple[float, float, float]) -> Image:
+def _mix(share: Grey, low: Colour, high: Colour) -> Image:
     """From `low` where `share` is 0 to `high` where it is 1."""
     return np.asarray(low, np.float32) + np.clip(share, 0, 1)[..., None] * (
         np.asarray(high, np.float32) - np.asarray(low, np.float32)
@@ -165,7 +170,9 @@ def _stone(c: Canvas) -> Image:
     for dy in (-1, 0, 1):
         for dx in (-1, 0, 1):
             seed = (cell_x + dx) * np.float32(12.7) + (cell_y + dy) * np.float32(31.1)
-            far = (cell_x + dx + 0.5 + 0.38 * np.sin(seed) - x) ** 2 + (cell_y + dy + 0.5 + 0.38 * np.cos(seed) - y) ** 2
+            off_x = cell_x + dx + 0.5 + 0.38 * np.sin(seed) - x
+            off_y = cell_y + dy + 0.5 + 0.38 * np.cos(seed) - y
+            far = off_x**2 + off_y**2
             second = np.minimum(second, np.maximum(best, far))
             tone = np.where(far < best, np.sin(3 * seed), tone)
             best = np.minimum(best, far)

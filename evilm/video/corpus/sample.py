@@ -93,7 +93,9 @@ def _second(draft: _Draft, motion: str) -> Triple:
             return triple
 
 
-def _object(draft: _Draft, triple: Triple, size: tuple[str, float], start: Point, end: Point | None = None) -> ObjectSpec:
+def _object(
+    draft: _Draft, triple: Triple, size: tuple[str, float], start: Point, end: Point | None = None
+) -> ObjectSpec:
     rng = draft.rng
     texture = choose_weighted(rng, {"plain": 0.64, "striped": 0.18, "dotted": 0.18})
     if triple[2] == "spin" and triple[1] in ("circle", "ring"):
@@ -148,7 +150,8 @@ def _beside(draft: _Draft) -> Scene:
     """Two objects whose order along an axis never changes."""
     rng, step = draft.rng, STEPS.get(draft.motion, (0, 0))
     across_x = step[1] != 0 or draft.motion == "bounce"
-    relation = choose(rng, ["left_of", "right_of"] if across_x else ["above", "below"] if step[0] else list(PLACE_SIGNS))
+    places = ["left_of", "right_of"] if across_x else ["above", "below"] if step[0] else list(PLACE_SIGNS)
+    relation = choose(rng, places)
     motion = "still" if rng.random() < 0.5 else choose(rng, IN_PLACE)
     size, other_size, speed = _size(rng, _PAIR_RADII, draft.motion), _size(rng, _PAIR_RADII, motion), _speed(draft)
     start, end = _path(draft, size[1], speed, spread=0.35)

@@ -98,7 +98,11 @@ PLACES: dict[str, tuple[str, ...]] = {  # where the first object is, seen from t
     "behind": ("behind", "partly hidden by"),
 }
 INVERSE_PLACES = {
-    "left_of": "right_of", "right_of": "left_of", "above": "below", "below": "above", "front": "behind",
+    "left_of": "right_of",
+    "right_of": "left_of",
+    "above": "below",
+    "below": "above",
+    "front": "behind",
     "behind": "front",
 }
 SIDES: dict[str, tuple[str, ...]] = {  # where the second object is, seen from the first

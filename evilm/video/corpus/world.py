@@ -83,13 +83,9 @@ def choose(rng: np.random.Generator, options: Sequence[T]) -> T:
 
 def choose_weighted(rng: np.random.Generator, weights: Mapping[str, float]) -> str:
     """A key, with probability proportional to its weight."""
-    mark = rng.random() * sum(weights.values())
-    chosen = ""
-    for chosen, weight in weights.items():
-        mark -= weight
-        if mark < 0:
-            break
-    return chosen
+    marks = np.cumsum(list(weights.values()))
+    index = int(np.searchsorted(marks, rng.random() * marks[-1], side="right"))
+    return list(weights)[min(index, len(weights) - 1)]
 
 
 def heldout_triples(seed: int) -> tuple[Triple, ...]:

@@ -1,0 +1,51 @@
+# The project's commands. Everything is installed into .venv; a second call reuses what stands.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := .venv/bin
+ROOT ?= runs/demo
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
+
+.PHONY: setup demo test test-fast checks style bench clean
+
+setup: .venv/.core
+
+.venv/.core: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: Python 3.11 or newer is needed, found " + sys.version.split()[0] + "; set PYTHON=")'
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(INSTALL) '.'
+	touch $@
+
+.venv/.test: .venv/.core
+	$(INSTALL) '.[test]'
+	touch $@
+
+.venv/.dev: .venv/.core
+	$(INSTALL) '.[dev]'
+	touch $@ .venv/.test
+
+# From nothing to a pre-trained, evaluated model on the embedded corpus, ending in a table.
+demo: .venv/.core
+	$(BIN)/python pipelines/pretrain.py --preset tiny --root $(ROOT)
+	$(BIN)/python pipelines/benchmark.py --preset tiny --root $(ROOT)
+	$(BIN)/python pipelines/report.py --root $(ROOT)
+
+test: .venv/.test
+	$(BIN)/python -m pytest
+
+test-fast: .venv/.test
+	$(BIN)/python -m pytest -m 'not slow'
+
+checks: .venv/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+	$(BIN)/pyright
+
+style: .venv/.dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: .venv/.core
+	$(BIN)/python -m evilm.model.cost
+
+clean:
+	rm -rf runs .pytest_cache .ruff_cache

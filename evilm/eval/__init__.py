@@ -1,0 +1,1 @@
+"""Evaluation of a pre-trained model, and the report of a whole workflow."""

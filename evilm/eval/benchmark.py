@@ -1,0 +1,179 @@
+"""Zero-shot scores of a pre-trained model on a split of frame shards. Paper: Sec. 4.4, Table 4."""
+
+import hashlib
+import io
+import logging
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from evilm import storage
+from evilm.config.base import fingerprint
+from evilm.config.model import StudentConfig
+from evilm.config.runs import Benchmark
+from evilm.config.train import ObjectivesConfig
+from evilm.errors import CheckpointError, ConfigError, ShardError
+from evilm.eval.clips import EvalClip, choose_clips, make_blocks, open_shards
+from evilm.eval.figure import draw_ranks
+from evilm.eval.table import figures_table
+from evilm.eval.zero_shot import (
+    choice_figures,
+    distinct_captions,
+    draw_choices,
+    group_recalls,
+    masked_code_figures,
+    retrieval_figures,
+)
+from evilm.outputs import close_output, open_output
+from evilm.shards import CodesManifest, FrameManifest, find_codes
+
+logger = logging.getLogger(__name__)
+
+_BLOCK_CLIPS = 8
+_OBJECTIVES_FILE = "pretrain.json"
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is scored, on what."""
+
+    model: str
+    model_fingerprint: str
+    arch: StudentConfig
+    objectives: ObjectivesConfig
+    frames: FrameManifest
+    codes: CodesManifest | None
+
+
+def benchmark(config: Benchmark) -> dict[str, Any]:
+    """Score a model: retrieval both ways, multiple choice, masked codes; or give back the scores that stand at `out`.
+
+    Returns:
+        The summary: `metrics` by name, each with value, chance, standard error and sigmas above chance.
+
+    Raises:
+        CheckpointError: no model, or one whose scores tell nothing apart.
+        ShardError: no frames of the split, or codes that belong to other frames.
+    """
+    began = time.monotonic()
+    out = storage.absolute(config.out or storage.join(config.root, "benchmark"))
+    subject = open_subject(config)
+    inputs = {"model": subject.model_fingerprint, "frames": subject.frames.fingerprint}
+    inputs["codes"] = subject.codes.fingerprint if subject.codes else ""
+    if done := open_output(config, out, inputs):
+        logger.info("%s is finished, reused\n%s", out, figures_table(done["metrics"]))
+        return done | {"reused": True}
+    pairs = open_shards(subject.frames, config.split, subject.codes)
+    clips = choose_clips(pairs, config.max_clips, config.seed)
+    captions, caption_of = distinct_captions(clips)
+    choices = draw_choices(clips, caption_of, config.num_choices, config.seed)
+
+    from evilm.eval.score import ScoreJob, score_clips
+
+    blocks = make_blocks(pairs, clips, _BLOCK_CLIPS)
+    threads = max(1, int(config.cluster.cpus_per_worker))
+    job = ScoreJob(subject.model, blocks, captions, caption_of, subject.objectives, config.seed, threads)
+    logger.info("scoring %d clips against %d captions", len(clips), len(captions))
+    scores = score_clips(job, config.cluster)
+
+    figures, ranks = retrieval_figures(scores.match, caption_of)
+    figures |= group_recalls(ranks["t2v"], clips) | choice_figures(scores.match, choices, clips)
+    if scores.code_ids is not None and scores.predicted is not None and subject.codes is not None:
+        histogram = subject.codes.histograms.get("train") or subject.codes.histograms[config.split]
+        figures |= masked_code_figures(scores.code_ids, scores.predicted, histogram)
+    storage.write_bytes(storage.join(out, "ranks.png"), draw_ranks(ranks, len(clips)))
+    storage.write_bytes(storage.join(out, "scores.parquet"), _scores_file(scores.match, clips, caption_of))
+    table = figures_table(figures)
+    logger.info("%s split, %d clips:\n%s", config.split, len(clips), table)
+    summary = {
+        "out": out,
+        "inputs": inputs,
+        "split": config.split,
+        "num_clips": len(clips),
+        "num_captions": len(captions),
+        "num_choices": config.num_choices,
+        "num_hidden_regions": 0 if scores.code_ids is None else int(scores.code_ids.size),
+        "metrics": {name: figure.as_dict() for name, figure in figures.items()},
+        "reused": False,
+        "seconds": round(time.monotonic() - began, 1),
+    }
+    return close_output(out, summary)
+
+
+def open_subject(config: Benchmark) -> Subject:
+    """Model, frames and codes, each named by the user or found under `config.root`, checked to fit."""
+    from evilm.model import pretrained
+    from evilm.model.student import KIND, WEIGHTS
+
+    model = storage.absolute(config.model or storage.join(config.root, "model"))
+    content = pretrained.read_config(model, KIND)
+    arch = StudentConfig.model_validate(content["config"])
+    frames = FrameManifest.load(config.frames or storage.join(config.root, "frames"))
+    if frames.num_frames != arch.num_frames:
+        raise ShardError(
+            f"{frames.uri} holds {frames.num_frames} frames per clip, the model takes {arch.num_frames}; "
+            f"shard the videos again with --sampling.num-frames {arch.num_frames}"
+        )
+    try:
+        weights = hashlib.sha256(storage.read_bytes(storage.join(model, WEIGHTS))).hexdigest()
+    except FileNotFoundError:
+        raise CheckpointError(f"{model} has no {WEIGHTS}; the training that writes it has not ended") from None
+    objectives, tokenizer = _objectives(model)
+    print_ = fingerprint({"config": content["config"], "weights": weights, "objectives": objectives.model_dump()})
+    return Subject(model, print_, arch, objectives, frames, _find_codes(config, frames, arch, tokenizer))
+
+
+def _objectives(model: str) -> tuple[ObjectivesConfig, str]:
+    """How regions were hidden in pre-training, and of which tokenizer the codes were; defaults where nobody says."""
+    place = storage.join(model, _OBJECTIVES_FILE)
+    if not storage.exists(place):
+        return ObjectivesConfig(), ""
+    content: dict[str, Any] = dict(storage.read_json(place))
+    tokenizer = str(content.pop("tokenizer", ""))
+    return ObjectivesConfig.model_validate(content), tokenizer
+
+
+def _find_codes(config: Benchmark, frames: FrameManifest, arch: StudentConfig, tokenizer: str) -> CodesManifest | None:
+    """The codes of these frames by the model's tokenizer; None, with a word why, where none were named or fit."""
+    if config.codes == "none":
+        return None
+    place = config.codes or storage.join(config.root, "codes")
+    try:
+        codes = CodesManifest.load(find_codes(place, tokenizer) if tokenizer else place)
+        if codes.num_codes != arch.num_codes:
+            raise ShardError(f"{codes.uri} has {codes.num_codes} codes, the model {arch.num_codes}; give its own codes")
+        if (codes.grid, codes.num_frames) != (arch.grid, arch.num_frames):
+            raise ShardError(
+                f"{codes.uri} has {codes.num_frames} x {codes.grid} x {codes.grid} codes per clip, the model "
+                f"{arch.num_frames} x {arch.grid} x {arch.grid} regions; give its own codes"
+            )
+        if codes.num_views != 1:
+            raise ConfigError(
+                f"{codes.uri} holds {codes.num_views} views per clip; scoring needs codes of whole frames"
+            )
+        open_shards(frames, config.split, codes)
+    except (ShardError, ConfigError) as error:
+        if config.codes:
+            raise
+        logger.warning("masked-code accuracy is left out: %s", error)
+        return None
+    return codes
+
+
+def _scores_file(match: np.ndarray, clips: list[EvalClip], caption_of: list[int]) -> bytes:
+    """The score matrix as Parquet: one row per clip, scores in the order of the distinct captions."""
+    table = pa.table(
+        {
+            "clip_id": [clip.clip_id for clip in clips],
+            "caption": [clip.caption for clip in clips],
+            "caption_index": pa.array(caption_of, pa.int32()),
+            "match": pa.array(list(match.astype(np.float32)), pa.list_(pa.float32())),
+        }
+    )
+    sink = io.BytesIO()
+    pq.write_table(table, sink, compression="zstd")
+    return sink.getvalue()

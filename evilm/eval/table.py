@@ -1,0 +1,52 @@
+"""Plain-text tables for people at a terminal."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from evilm.model.metrics import Figure
+
+_NAMES = {
+    "t2v_r1": "text to video R@1",
+    "t2v_r5": "text to video R@5",
+    "t2v_r10": "text to video R@10",
+    "t2v_r10_heldout": "  held-out combinations",
+    "t2v_r10_seen": "  seen combinations",
+    "t2v_median_rank": "text to video median rank",
+    "v2t_r1": "video to text R@1",
+    "v2t_r5": "video to text R@5",
+    "v2t_r10": "video to text R@10",
+    "v2t_median_rank": "video to text median rank",
+    "choice_accuracy": "multiple choice",
+    "choice_accuracy_heldout": "  held-out combinations",
+    "choice_accuracy_seen": "  seen combinations",
+    "mvm_accuracy": "masked codes, against train's most frequent",
+    "mvm_accuracy_oracle": "masked codes, against the best constant",
+}
+
+
+def text_table(header: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> str:
+    """Aligned columns under a ruled header; columns named in `right` are set flush right."""
+    lines = [list(header), *(list(row) for row in rows)]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
+
+    def line_of(cells: Sequence[str]) -> str:
+        set_cells = (
+            c.rjust(w) if i in right else c.ljust(w) for i, (c, w) in enumerate(zip(cells, widths, strict=True))
+        )
+        return "  ".join(set_cells).rstrip()
+
+    return "\n".join([line_of(lines[0]), "-" * (sum(widths) + 2 * (len(widths) - 1)), *map(line_of, lines[1:])])
+
+
+def figures_table(figures: Mapping[str, Figure | Mapping[str, Any]]) -> str:
+    """Measured values beside chance, in the order of the benchmark's list."""
+    rows = []
+    for name in [*(n for n in _NAMES if n in figures), *(n for n in figures if n not in _NAMES)]:
+        figure = figures[name]
+        data = figure.as_dict() if isinstance(figure, Figure) else figure
+        shown = "{:.1f}" if name.endswith("rank") else "{:.1%}"
+        value, chance, error = (shown.format(data[key]) for key in ("value", "chance", "standard_error"))
+        rows.append(
+            [_NAMES.get(name, name), value, chance, error, f"{data['sigmas_above_chance']:+.1f}", str(data["count"])]
+        )
+    return text_table(["", "value", "chance", "std. error", "sigmas", "n"], rows, right=(1, 2, 3, 4, 5))

@@ -1,0 +1,19 @@
+"""bf16 autocast where the hardware has units for it, fp32 elsewhere."""
+
+from typing import Any
+
+import torch
+
+
+def has_bf16(device: torch.device) -> bool:
+    """Whether bf16 is fast there: GPUs from Ampere on, CPUs with AVX512-BF16 or AMX. On other CPUs it is 10x slower."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    capabilities = torch.cpu.get_capabilities() if device.type == "cpu" else {}
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+
+
+def autocast(precision: str, device: torch.device) -> Any:
+    """The autocast context of a training: `precision` is auto, fp32 or bf16."""
+    on = precision == "bf16" or (precision == "auto" and has_bf16(device))
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=on)

@@ -1,0 +1,83 @@
+"""What the packets of a file tell, on files made here."""
+
+from pathlib import Path
+
+import av
+import pytest
+from video_files import write_video
+
+from evilm.errors import DecodeError
+from evilm.video.probe import probe
+from evilm.video.reasons import Flag, Reason
+
+
+def reason_of(path: Path) -> str:
+    with pytest.raises(DecodeError) as caught:
+        probe(str(path))
+    return caught.value.reason
+
+
+def test_timeline(tmp_path: Path) -> None:
+    found = probe(str(write_video(tmp_path / "a.mp4", num_frames=24, rate=24, options={"g": "12"})))
+    assert found.codec == "h264"
+    assert len(found.pts) == 24
+    assert found.duration_s == pytest.approx(1.0)
+    assert found.fps == pytest.approx(24)
+    assert [float(key * found.time_base) for key in found.keys] == [0.0, 0.5]
+    assert found.plain
+    assert found.flags == Flag(0)
+
+
+def test_variable_rate(tmp_path: Path) -> None:
+    found = probe(str(write_video(tmp_path / "a.mp4", num_frames=4, pts=[0, 1, 2, 50])))
+    assert [round(float(time * found.time_base) * 24) for time in found.pts] == [0, 1, 2, 50]
+    assert found.flags & Flag.VFR
+
+
+def test_open_gop_is_noticed(tmp_path: Path) -> None:
+    options = {"x264-params": "open-gop=1:keyint=8:min-keyint=8:bframes=2:scenecut=0"}
+    found = probe(str(write_video(tmp_path / "a.mkv", num_frames=40, options=options)))
+    assert found.flags & Flag.OPEN_GOP
+    assert not found.plain
+
+
+def test_files_that_are_no_video(tmp_path: Path) -> None:
+    path = tmp_path / "a.mp4"
+    assert reason_of(path) == Reason.MISSING_FILE
+    assert reason_of(tmp_path) == Reason.NOT_A_FILE
+    path.write_bytes(b"")
+    assert reason_of(path) == Reason.EMPTY_FILE
+    for content in (b"Good day\n" * 99, b"<html>403</html>", bytes(100_000), b"\x89PNG\r\n\x1a\n" + bytes(99)):
+        path.write_bytes(content)
+        assert reason_of(path) == Reason.NOT_A_VIDEO
+    path.write_bytes(b"#EXTM3U\n#EXTINF:1,\nhttp://127.0.0.1:9/x.ts\n")  # a playlist is never followed
+    assert reason_of(path) == Reason.NOT_A_VIDEO
+
+
+def test_sound_alone(tmp_path: Path) -> None:
+    path = tmp_path / "a.mp4"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("aac", rate=8000)
+        frame = av.AudioFrame(format="fltp", layout="mono", samples=1024)
+        frame.sample_rate = 8000
+        for plane in frame.planes:
+            plane.update(bytes(plane.buffer_size))
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    assert reason_of(path) == Reason.NO_VIDEO_STREAM
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".avi"])
+@pytest.mark.parametrize("kept", [0.99, 0.6])
+def test_cut_off_files(tmp_path: Path, suffix: str, kept: float) -> None:
+    codec = "mpeg4" if suffix == ".avi" else "libx264"
+    whole = write_video(tmp_path / f"a{suffix}", num_frames=24, codec=codec).read_bytes()
+    path = tmp_path / f"b{suffix}"
+    path.write_bytes(whole[: int(len(whole) * kept)])
+    assert reason_of(path) == Reason.TRUNCATED
+
+
+def test_index_cut_off(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "a.mp4", faststart=False)
+    path.write_bytes(path.read_bytes()[:-800])
+    assert reason_of(path) == Reason.UNREADABLE_CONTAINER
