@@ -82,10 +82,11 @@ def assert_true_frames(path: Path, clip: DecodedClip, frame_px: int = 256, quali
         assert jpeg == to_jpeg(resize(pixels, how, frame_px), quality), f"{path.name}: frame {index}"
 
 
-def assert_from_spans(clip: DecodedClip, start_us: int = 0) -> None:
-    """Frame k is on screen at the centre of span k of T."""
+def assert_from_spans(path: Path, clip: DecodedClip) -> None:
+    """Frame k is the one on screen at the centre of span k of T."""
+    times = sorted(time for time, _ in sequential(path))
     spans = len(clip.frames)
-    for k, time in enumerate(clip.frame_pts_us):
-        centre = start_us + (k + 0.5) * clip.duration_s / spans * 1_000_000
-        assert time <= centre + 1
-        assert centre - time <= 1_000_000 * clip.duration_s / spans
+    for k, (time, index) in enumerate(zip(clip.frame_pts_us, clip.frame_index, strict=True)):
+        centre = times[0] + (k + 0.5) * clip.duration_s / spans * 1_000_000
+        following = [*times, times[0] + 1_000_000 * clip.duration_s][index + 1]
+        assert time - 1000 <= centre <= following + 1000

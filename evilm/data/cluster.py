@@ -35,9 +35,11 @@ def connect(min_cpus: float = 1) -> None:
 
     if not ray.is_initialized():
         address = os.environ.get("RAY_ADDRESS")
+        # Ray's own remarks stay in its log files; ours, and errors, reach the console.
+        quiet = ray.LoggingConfig(log_level="ERROR")
         try:
             if address:
-                ray.init(log_to_driver=True, configure_logging=False)
+                ray.init(configure_logging=False, logging_config=quiet)
             else:
                 ray.init(
                     address="local",
@@ -45,6 +47,7 @@ def connect(min_cpus: float = 1) -> None:
                     include_dashboard=False,
                     object_store_memory=_OBJECT_STORE_BYTES,
                     configure_logging=False,
+                    logging_config=quiet,
                 )
         except (ConnectionError, RuntimeError, ValueError, OSError) as error:
             reason = str(error).strip().splitlines()[0]

@@ -108,7 +108,7 @@ def run(
             progress.add(row)
             yield row
     except Exception as error:  # Ray wraps what a worker raised in several layers of its own
-        found = _our_error(error)
+        found = our_error(error)
         if found is None:
             raise
         raise found from None
@@ -146,7 +146,7 @@ class _Progress:
         )
 
 
-def _our_error(error: BaseException | None) -> EvilmError | None:
+def our_error(error: BaseException | None) -> EvilmError | None:
     """The error of ours inside what Ray raised."""
     seen: set[int] = set()
     while error is not None and id(error) not in seen:

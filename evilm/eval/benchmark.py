@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from evilm import storage
-from evilm.config.base import fingerprint
+from evilm.config.base import fingerprint, validate
 from evilm.config.model import StudentConfig
 from evilm.config.runs import Benchmark
 from evilm.config.train import ObjectivesConfig
@@ -111,7 +111,7 @@ def open_subject(config: Benchmark) -> Subject:
 
     model = storage.absolute(config.model or storage.join(config.root, "model"))
     content = pretrained.read_config(model, KIND)
-    arch = StudentConfig.model_validate(content["config"])
+    arch = validate(StudentConfig, content["config"], where=model)
     frames = FrameManifest.load(config.frames or storage.join(config.root, "frames"))
     if frames.num_frames != arch.num_frames:
         raise ShardError(
@@ -131,10 +131,10 @@ def _objectives(model: str) -> tuple[ObjectivesConfig, str]:
     """How regions were hidden in pre-training, and of which tokenizer the codes were; defaults where nobody says."""
     place = storage.join(model, _OBJECTIVES_FILE)
     if not storage.exists(place):
-        return ObjectivesConfig(), ""
+        return validate(ObjectivesConfig, {}), ""
     content: dict[str, Any] = dict(storage.read_json(place))
     tokenizer = str(content.pop("tokenizer", ""))
-    return ObjectivesConfig.model_validate(content), tokenizer
+    return validate(ObjectivesConfig, content, where=place), tokenizer
 
 
 def _find_codes(config: Benchmark, frames: FrameManifest, arch: StudentConfig, tokenizer: str) -> CodesManifest | None:

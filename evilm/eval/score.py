@@ -15,7 +15,7 @@ from evilm import storage
 from evilm.config.train import ClusterConfig, ObjectivesConfig
 from evilm.data.cluster import connect, num_cpus
 from evilm.data.feed import load_group
-from evilm.errors import EvilmError
+from evilm.data.job import our_error
 from evilm.eval.clips import Block
 from evilm.masking import region_mask
 from evilm.model.student import Student
@@ -141,25 +141,26 @@ def score_clips(job: ScoreJob, cluster: ClusterConfig) -> Scores:
         EvilmError: whatever the model or the shards refuse.
     """
     import ray
-    from ray.exceptions import RayError
+    from ray.data import ActorPoolStrategy
 
-    workers = min(cluster.num_workers, len(job.blocks))
-    connect(min_cpus=workers * cluster.cpus_per_worker + 1)
-    # On a small cluster that stands already, actors ask for less, so that the rest of the pipeline finds a CPU.
-    cpus = min(cluster.cpus_per_worker, (num_cpus() - 0.5) / workers)
-    rows = ray.data.from_items([{"block": n} for n in range(len(job.blocks))], override_num_blocks=len(job.blocks))
-    scored = rows.map_batches(
+    actors = min(cluster.num_workers, len(job.blocks))
+    needed = actors * cluster.cpus_per_worker + 1  # one for Ray Data's own small tasks, which would wait for ever
+    connect(min_cpus=needed)
+    fits = num_cpus() >= needed
+    blocks = ray.data.from_items([{"block": n} for n in range(len(job.blocks))], override_num_blocks=len(job.blocks))
+    scored = blocks.map_batches(
         Scorer,
         fn_constructor_args=(job,),
         batch_size=1,
-        compute=ray.data.ActorPoolStrategy(size=workers),
-        num_cpus=cpus,
-        num_gpus=cluster.gpus_per_worker,
+        # On a cluster that is too small as it stands, begin with one actor; the others come as it grows.
+        compute=ActorPoolStrategy(size=actors) if fits else ActorPoolStrategy(min_size=1, max_size=actors),
+        num_cpus=cluster.cpus_per_worker,
+        num_gpus=cluster.gpus_per_worker or None,
     )
     try:
         return _collect(scored, job)
-    except RayError as error:
-        cause = _own_error(error)
+    except Exception as error:  # Ray wraps what an actor raised in several layers of its own
+        cause = our_error(error)
         if cause is None:
             raise
         raise cause from None
@@ -182,18 +183,3 @@ def _collect(scored: Any, job: ScoreJob) -> Scores:
 
     has_codes = "code_ids" in found[0]
     return Scores(column("match"), *((column("code_ids"), column("predicted")) if has_codes else (None, None)))
-
-
-def _own_error(error: BaseException | None) -> EvilmError | None:
-    """The error of ours that Ray has wrapped, if there is one."""
-    seen: set[int] = set()
-    waiting = [error]
-    while waiting:
-        one = waiting.pop()
-        if one is None or id(one) in seen:
-            continue
-        if isinstance(one, EvilmError) and type(one).__module__ == EvilmError.__module__:
-            return one
-        seen.add(id(one))
-        waiting += [getattr(one, "cause", None), one.__cause__, one.__context__]
-    return None

@@ -6,6 +6,7 @@ three objectives; the mismatched pair, the same video encoding with another clip
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -64,6 +65,8 @@ class PretrainScores:
     def __init__(self, objective: PretrainObjective) -> None:
         self._objective: nn.Module = objective
         self._sums: dict[str, list[float]] = {}
+        self._num_codes = objective.student.config.num_codes
+        self._targets = np.zeros((2, self._num_codes), dtype=np.int64)  # all regions, hidden regions
 
     def add(self, batch: PretrainBatch, device: torch.device) -> None:
         """Score one batch."""
@@ -71,17 +74,27 @@ class PretrainScores:
             sums = self._sums.setdefault(name, [0.0, 0.0, 0.0])
             for index, value in enumerate((total, count, correct)):
                 sums[index] += float(value)
+        for row, code_ids in enumerate((batch.code_ids, batch.code_ids[batch.mask.flatten(1)])):
+            self._targets[row] += np.bincount(code_ids.flatten().numpy(), minlength=self._num_codes)
 
     def state(self) -> dict[str, Any]:
-        """Sum, count and hits by objective."""
-        return self._sums
+        """Sum, count and hits by objective; how often each code was a target."""
+        return {"sums": self._sums, "targets": self._targets}
 
     def result(self, states: list[dict[str, Any]]) -> dict[str, float]:
-        """Mean loss and accuracy by objective, and their sum as `loss`."""
+        """Mean loss and accuracy by objective, `loss` as their sum; of the codes `code_usage`, and `mvm_most_frequent`,
+        the accuracy of always guessing the split's most frequent code: what MVM has to beat.
+        """
         metrics: dict[str, float] = {}
-        for name in {name: None for state in states for name in state}:
-            total, count, correct = (sum(state[name][k] for state in states if name in state) for k in range(3))
+        for name in {name: None for state in states for name in state["sums"]}:
+            sums = [state["sums"][name] for state in states if name in state["sums"]]
+            total, count, correct = (sum(part[k] for part in sums) for k in range(3))
             metrics[f"{name}_loss"] = total / max(1.0, count)
             metrics[f"{name}_accuracy"] = correct / max(1.0, count)
         losses = [value for name, value in metrics.items() if name.endswith("_loss")]
-        return {"loss": sum(losses)} | metrics
+        everywhere, hidden = np.sum([state["targets"] for state in states], axis=0)
+        codes = {
+            "code_usage": float((everywhere > 0).mean()),
+            "mvm_most_frequent": float(hidden.max() / max(1, hidden.sum())),
+        }
+        return {"loss": sum(losses)} | metrics | codes

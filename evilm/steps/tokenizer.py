@@ -13,7 +13,7 @@ import torch.distributed as dist
 
 from evilm.config.model import VideoTokenizerConfig
 from evilm.model.losses import LossSum, focal_word_loss
-from evilm.model.metrics import mean_average_precision
+from evilm.model.metrics import chance_precision, mean_average_precision
 from evilm.model.tokenizer import TokenizerOutput, VideoTokenizer
 from evilm.steps.base import Objective
 from evilm.steps.batch import TokenizerBatch
@@ -109,7 +109,9 @@ class TokenizerScores:
         return {"counts": self._counts, "logits": self._logits, "words": self._words, "sums": self._sums}
 
     def result(self, states: list[dict[str, Any]]) -> dict[str, float]:
-        """word_loss, word_map, code_usage (share of the codebook used), code_perplexity, num_regions."""
+        """word_loss; word_map and what constant scores would reach; code_usage (share of the codebook used),
+        code_perplexity, and the number of regions they were counted on.
+        """
         counts = np.sum([state["counts"] for state in states], axis=0)
         logits = np.concatenate([x for state in states for x in state["logits"]])
         words = np.concatenate([x for state in states for x in state["words"]])
@@ -118,6 +120,7 @@ class TokenizerScores:
             "code_usage": float((counts > 0).mean()),
             "code_perplexity": float(np.exp(-(share * np.log(share)).sum())),
             "word_map": float(mean_average_precision(logits, words)),
+            "word_map_chance": float(chance_precision(words)),
             "num_regions": float(counts.sum()),
         }
         for name in {name: None for state in states for name in state["sums"]}:

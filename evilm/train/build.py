@@ -1,6 +1,7 @@
 """What pre-training needs and nobody named: looked for under the root, built by the other doors' own functions."""
 
 import logging
+import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,6 +38,8 @@ def build_missing(config: Pretrain) -> Inputs:
         raise ConfigError("--manifest and --videos go together; name both, or neither for the embedded corpus")
     if config.codes and not (config.frames and config.tokenizer):
         raise ConfigError("--codes belong to frames and a tokenizer; name --frames and --tokenizer with them")
+    if not config.root.startswith("/") and "://" not in config.root and os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR"):
+        logger.warning("--root %s lies in this job's temporary copy of the working dir; name a lasting place", config.root)
     build, root = config.build, storage.absolute(config.root)
     manifest, videos = config.manifest, config.videos
     if not manifest and not (config.frames and config.vocab):

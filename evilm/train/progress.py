@@ -40,11 +40,11 @@ class Progress:
 
 def metrics_line(metrics: dict[str, float], step: int, num_steps: int, steps_per_epoch: int) -> str:
     """One line for a job log."""
-    losses = "  ".join(f"{n.removesuffix('_loss')} {v:.4g}" for n, v in metrics.items() if n.endswith("loss"))
+    losses = "  ".join(f"{n.removesuffix('_loss')} {v:.4g}" for n, v in metrics.items() if n.endswith("_loss"))
     accuracies = "  ".join(f"{n.removesuffix('_accuracy')} {v:.1%}" for n, v in metrics.items() if n.endswith("_accuracy"))
     minutes, seconds = divmod(round(metrics["time/eta_s"]), 60)
     return (
-        f"step {step}/{num_steps} (epoch {1 + (step - 1) // steps_per_epoch}) | loss: {losses}"
+        f"step {step}/{num_steps} (epoch {1 + (step - 1) // steps_per_epoch}) | loss {metrics['loss']:.4g}: {losses}"
         + (f" | accuracy: {accuracies}" if accuracies else "")
         + f" | {metrics['time/clips_per_s']:.0f} clips/s, waiting {metrics['time/data_wait_ratio']:.0%}"
         + f" | {minutes}:{seconds:02d} left"

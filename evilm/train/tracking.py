@@ -63,6 +63,7 @@ class Spool:
         self.path = path
         self._last: dict[str, int] = {}
         path.parent.mkdir(parents=True, exist_ok=True)
+        _drop_torn_line(path)
         for point in read_points(path):
             self._note(point)
         self._file = path.open("a", buffering=1)
@@ -84,6 +85,12 @@ class Spool:
             self._last[name] = max(self._last.get(name, -1), point["step"])
 
 
+def _drop_torn_line(path: Path) -> None:
+    """Cut off what a kill left of a line, lest the next point be glued to it."""
+    if path.exists() and not (data := path.read_bytes()).endswith(b"\n"):
+        path.write_bytes(data[: data.rfind(b"\n") + 1])
+
+
 def read_points(path: Path) -> list[dict[str, Any]]:
     """The points of a metrics file; a last line cut short by a kill is left out."""
     points = []
@@ -91,7 +98,7 @@ def read_points(path: Path) -> list[dict[str, Any]]:
         try:
             points.append(json.loads(line))
         except ValueError:
-            logger.warning("%s: dropped a line that was cut short", path.name)
+            logger.warning("%s: left out a line that is still being written or was cut short", path.name)
     return points
 
 
@@ -188,11 +195,13 @@ def close_run(config: Door, out: str, run_id: str, summary: dict[str, Any], figu
         return
     with _harmless("close the run"):
         from mlflow import MlflowClient
+        from mlflow.entities import Metric
 
         client = MlflowClient(tracking_uri=uri)
         numbers = {k: v for k, v in flatten(summary).items() if isinstance(v, int | float) and not isinstance(v, bool)}
-        for name, value in numbers.items():
-            client.log_metric(run_id, f"summary/{name.replace('@', '')}", float(value))
+        now = int(time.time() * 1000)
+        points = [Metric(f"summary/{name.replace('@', '')}", float(value), now, 0) for name, value in numbers.items()]
+        client.log_batch(run_id, metrics=points[:900])
         client.log_dict(run_id, config.model_dump(mode="json"), "config.yaml")
         client.log_dict(run_id, summary, "summary.json")
         for name, path in figures.items():

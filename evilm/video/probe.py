@@ -107,6 +107,7 @@ def opened(path: str) -> Iterator[tuple[Any, Any]]:
     with container:
         streams = [stream for stream in container.streams.video if not _is_cover(stream)]
         if not streams:
+            _check_complete(path, container.format.name)
             raise DecodeError(Reason.NO_VIDEO_STREAM, f"streams: {len(container.streams)}")
         if streams[0].codec_context is None:
             raise DecodeError(Reason.DECODE_ERROR, "no decoder for this codec")

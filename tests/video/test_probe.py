@@ -11,6 +11,9 @@ from evilm.video.probe import probe
 from evilm.video.reasons import Flag, Reason
 
 
+REGULAR = {"x264-params": "keyint=12:min-keyint=12:scenecut=0"}
+
+
 def reason_of(path: Path) -> str:
     with pytest.raises(DecodeError) as caught:
         probe(str(path))
@@ -18,7 +21,7 @@ def reason_of(path: Path) -> str:
 
 
 def test_timeline(tmp_path: Path) -> None:
-    found = probe(str(write_video(tmp_path / "a.mp4", num_frames=24, rate=24, options={"g": "12"})))
+    found = probe(str(write_video(tmp_path / "a.mp4", num_frames=24, rate=24, options=REGULAR)))
     assert found.codec == "h264"
     assert len(found.pts) == 24
     assert found.duration_s == pytest.approx(1.0)
@@ -79,5 +82,9 @@ def test_cut_off_files(tmp_path: Path, suffix: str, kept: float) -> None:
 
 def test_index_cut_off(tmp_path: Path) -> None:
     path = write_video(tmp_path / "a.mp4", faststart=False)
-    path.write_bytes(path.read_bytes()[:-800])
+    whole = path.read_bytes()
+    for lost in (100, 400, 800):
+        path.write_bytes(whole[:-lost])
+        assert reason_of(path) in (Reason.TRUNCATED, Reason.UNREADABLE_CONTAINER)
+    path.write_bytes(whole[: whole.index(b"moov") - 4])
     assert reason_of(path) == Reason.UNREADABLE_CONTAINER

@@ -1,0 +1,134 @@
+"""The feed: rows of real shards in the planned order, and batches that workers and restarts do not change."""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import simplejpeg
+import torch
+
+from evilm.data.feed import Feed, Rows
+from evilm.data.order import TrainOrder
+from evilm.errors import ShardError
+from evilm.shards import FRAMES_SCHEMA, ShardPair, codes_schema, write_codes, write_frames
+from evilm.steps.batch import PretrainBatch, PretrainCollate, TokenizerCollate
+from evilm.text.build import train_wordpiece
+from evilm.text.vocab import Vocab
+
+_GROUPS = [[4, 4, 2], [4, 3]]
+_CAPTIONS = ["a red star moves left", "a blue ring spins", "the green cross waits", "a red star moves left", "two birds"]
+_FRAMES, _PX, _GRID = 2, 64, 2
+
+
+def _row(number: int) -> dict[str, object]:
+    values: dict[str, object] = {}
+    defaults = {pa.string(): "", pa.int32(): 0, pa.int64(): 0, pa.int16(): 0, pa.float64(): 0.0}
+    for field in FRAMES_SCHEMA:
+        values[field.name] = defaults.get(field.type, [])
+    pixels = np.full((_PX, _PX, 3), 9 * number % 250, dtype=np.uint8)
+    jpeg = simplejpeg.encode_jpeg(pixels, quality=95)
+    return values | {
+        "clip_id": f"clip{number:03d}",
+        "split": "train",
+        "caption": f"{_CAPTIONS[number % 5]}",
+        "frames": [jpeg] * _FRAMES,
+    }
+
+
+@pytest.fixture
+def pairs(tmp_path: Path) -> list[ShardPair]:
+    made, number = [], 0
+    for shard, sizes in enumerate(_GROUPS):
+        groups, tables = [], []
+        for size in sizes:
+            rows = [_row(number + k) for k in range(size)]
+            codes = [[(number + k) % 7] * _FRAMES * _GRID**2 for k in range(size)]
+            number += size
+            groups.append(rows)
+            content = [
+                {"clip_id": r["clip_id"], "row": 0, "views": [], "code_ids": c} for r, c in zip(rows, codes, strict=True)
+            ]
+            tables.append(pa.Table.from_pylist(content, schema=codes_schema(_FRAMES * _GRID**2)))
+        frames, codes_file = tmp_path / f"f{shard}.parquet", tmp_path / f"c{shard}.parquet"
+        frames.write_bytes(write_frames(groups, {}))
+        codes_file.write_bytes(write_codes(tables, _FRAMES * _GRID**2, {}))
+        made.append(ShardPair(str(frames), str(codes_file), sum(sizes), sizes))
+    return made
+
+
+@pytest.fixture
+def vocab() -> Vocab:
+    return Vocab(train_wordpiece(_CAPTIONS, 80, 1))
+
+
+def _collate(vocab: Vocab) -> PretrainCollate:
+    return PretrainCollate(vocab, 5, 16, _GRID, 0.15, 0.4, "block")
+
+
+def _same(a: PretrainBatch, b: PretrainBatch) -> bool:
+    values = zip(vars(a).values(), vars(b).values(), strict=True)
+    return all(torch.equal(x, y) if isinstance(x, torch.Tensor) else x == y for x, y in values)
+
+
+def test_rows_carry_their_own_frames_codes_and_captions(pairs: list[ShardPair]) -> None:
+    seen: list[Rows] = list(Feed(pairs, TrainOrder(_GROUPS, 4, 0, 2, "drop"), lambda rows: rows).batches(0, 4))
+    assert len(seen) == 4
+    for rows in seen:
+        for place, clip_id in enumerate(rows.clip_ids):
+            number = int(clip_id.removeprefix("clip"))
+            assert rows.captions[place] == _CAPTIONS[number % 5]
+            assert rows.code_ids is not None
+            assert set(rows.code_ids[place]) == {number % 7}
+            assert abs(int(rows.frames[place].mean()) - 9 * number % 250) <= 2
+            assert rows.frames.dtype == np.uint8
+
+
+def test_a_feed_starts_anywhere_and_gives_the_same_batches(pairs: list[ShardPair], vocab: Vocab) -> None:
+    order = TrainOrder(_GROUPS, 4, 0, 2)
+    whole = list(Feed(pairs, order, _collate(vocab)).batches(0, 12))
+    late = list(Feed(pairs, order, _collate(vocab), prefetch=1, threads=1).batches(7, 12))
+    assert all(_same(a, b) for a, b in zip(whole[7:], late, strict=True))
+
+
+def test_two_workers_get_the_halves_of_what_one_gets(pairs: list[ShardPair], vocab: Vocab) -> None:
+    (alone,) = Feed(pairs, TrainOrder(_GROUPS, 8, 0, 2), _collate(vocab)).batches(1, 2)
+    halves = [
+        next(iter(Feed(pairs, TrainOrder(_GROUPS, 8, 0, 2, rank=rank, world=2), _collate(vocab)).batches(1, 2)))
+        for rank in range(2)
+    ]
+    assert alone.clip_ids == halves[0].clip_ids + halves[1].clip_ids
+    for name in ("frames", "mask", "code_ids"):
+        assert torch.equal(getattr(alone, name), torch.cat([getattr(half, name) for half in halves]))
+    words = lambda batch: [ids[~gone].tolist() for ids, gone in zip(batch.word_ids, batch.word_padding, strict=True)]  # noqa: E731
+    against = lambda batch: [  # noqa: E731
+        ids[~gone].tolist() for ids, gone in zip(batch.negative_ids, batch.negative_padding, strict=True)
+    ]
+    assert words(alone) == words(halves[0]) + words(halves[1])
+    assert against(alone) == against(halves[0]) + against(halves[1])
+
+
+def test_negatives_never_have_the_same_caption_and_masks_change_with_the_epoch(
+    pairs: list[ShardPair], vocab: Vocab
+) -> None:
+    order = TrainOrder(_GROUPS, 17, 0, 4)
+    feed = Feed(pairs, order, PretrainCollate(vocab, 5, 16, _GRID, 0.0, 0.4, "block"))
+    first, second = feed.batches(0, 2)
+    for place, clip in enumerate(first.negative_of.tolist()):
+        own = first.word_targets[clip] >= 0
+        assert own.any(), "at least one word is asked for"
+        assert not torch.equal(first.negative_ids[place], first.word_ids[clip])
+    masks = {clip: first.mask[k] for k, clip in enumerate(first.clip_ids)}
+    assert any(not torch.equal(masks[clip], second.mask[k]) for k, clip in enumerate(second.clip_ids))
+
+
+def test_tokenizer_batches_hold_the_words_of_each_caption(pairs: list[ShardPair], vocab: Vocab) -> None:
+    (batch,) = Feed(pairs, TrainOrder(_GROUPS, 4, 0, 2), TokenizerCollate(vocab)).batches(0, 1)
+    for clip_id, words in zip(batch.clip_ids, batch.caption_words, strict=True):
+        assert set(words.nonzero().flatten().tolist()) == vocab.words_of(_CAPTIONS[int(clip_id[4:]) % 5])
+
+
+def test_codes_of_other_clips_are_refused(pairs: list[ShardPair]) -> None:
+    mixed = [ShardPair(pairs[0].frames_uri, pairs[1].codes_uri, 10, _GROUPS[0])]
+    with pytest.raises(ShardError, match="holds other clips"):
+        list(Feed(mixed, TrainOrder([[4]], 4, 0, 1), lambda rows: rows).batches(0, 1))

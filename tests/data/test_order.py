@@ -1,0 +1,70 @@
+"""The order of clips: each once per epoch, the same for any number of workers, other in each epoch."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from evilm.data.order import EVAL_EPOCH, EvalOrder, TrainOrder, epoch_order
+from evilm.errors import ConfigError
+
+_GROUPS = [[5, 5, 3], [5, 1], [4]]
+_TOTAL = 23
+
+
+def _rows(array: np.ndarray) -> list[tuple[int, ...]]:
+    return [tuple(row) for row in array.tolist()]
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    groups=st.lists(st.lists(st.integers(1, 7), min_size=1, max_size=4), min_size=1, max_size=4),
+    seed=st.integers(0, 2**31),
+    epoch=st.integers(0, 50),
+    window=st.integers(1, 8),
+)
+def test_every_row_stands_in_an_epoch_exactly_once(groups: list[list[int]], seed: int, epoch: int, window: int) -> None:
+    everything = sorted((s, g, r) for s, sizes in enumerate(groups) for g, n in enumerate(sizes) for r in range(n))
+    assert sorted(_rows(epoch_order(groups, seed, epoch, window))) == everything
+
+
+def test_order_repeats_by_seed_and_epoch_and_differs_otherwise() -> None:
+    first = _rows(epoch_order(_GROUPS, 1, 0, 2))
+    assert first == _rows(epoch_order(_GROUPS, 1, 0, 2))
+    assert first != _rows(epoch_order(_GROUPS, 1, 1, 2))
+    assert first != _rows(epoch_order(_GROUPS, 2, 0, 2))
+
+
+@pytest.mark.parametrize("world", [1, 2, 4])
+def test_workers_share_out_the_same_global_steps(world: int) -> None:
+    alone = TrainOrder(_GROUPS, 8, seed=3, window=2)
+    parts = [TrainOrder(_GROUPS, 8, 3, 2, rank=rank, world=world) for rank in range(world)]
+    for step in range(2 * alone.num_steps):
+        whole = alone.step(step)
+        dealt = [row for part in parts for row in _rows(part.step(step).rows[part.step(step).mine])]
+        assert dealt == _rows(whole.rows)
+
+
+def test_the_tail_of_an_epoch_is_padded_with_its_first_clips_or_dropped() -> None:
+    padded, dropped = TrainOrder(_GROUPS, 8, 0, 2, "pad"), TrainOrder(_GROUPS, 8, 0, 2, "drop")
+    assert (padded.num_steps, padded.num_padded) == (3, 1)
+    assert (dropped.num_steps, dropped.num_padded) == (2, -7)
+    epoch = [row for step in range(3) for row in _rows(padded.step(step).rows)]
+    assert len(set(epoch)) == _TOTAL
+    assert epoch[_TOTAL:] == epoch[:1]
+    assert padded.step(3).epoch == 1
+
+
+def test_too_large_a_batch_is_refused_where_the_tail_is_dropped() -> None:
+    with pytest.raises(ConfigError, match="batch_clips = 64 is more than the 23 clips"):
+        TrainOrder(_GROUPS, 64, 0, 2, "drop")
+    assert len(TrainOrder(_GROUPS, 64, 0, 2, "pad").step(0).rows) == 64
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_an_evaluation_sees_each_row_once_over_all_workers(world: int) -> None:
+    orders = [EvalOrder(_GROUPS, 4, max_clips=22, rank=rank, world=world) for rank in range(world)]
+    steps = [order.step(k) for order in orders for k in range(order.num_steps)]
+    rows = [row for step in steps for row in _rows(step.rows[step.mine])]
+    assert len(rows) == len(set(rows)) == 22
+    assert {step.epoch for step in steps} == {EVAL_EPOCH}

@@ -1,0 +1,43 @@
+"""Doors as processes of their own, so that tests can kill them."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+
+ROOT = Path(__file__).parents[1]
+
+
+def start(door: str, *arguments: str) -> subprocess.Popen[bytes]:
+    """Run a door with a private Ray of its own."""
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    command = [sys.executable, str(ROOT / "pipelines" / f"{door}.py"), *arguments]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment, cwd=ROOT)
+
+
+def wait_for(what: Callable[[], bool], process: subprocess.Popen[bytes], timeout_s: float = 120) -> None:
+    """Wait until `what` holds, while the process lives."""
+    deadline = time.monotonic() + timeout_s
+    while not what():
+        assert process.poll() is None, process.communicate()[1].decode()[-2000:]
+        assert time.monotonic() < deadline, "nothing happened"
+        time.sleep(0.01)
+
+
+def kill(process: subprocess.Popen[bytes]) -> None:
+    """SIGKILL the driver alone, and wait until the Ray processes it started are gone."""
+    family = psutil.Process(process.pid).children(recursive=True)
+    process.kill()
+    process.communicate()
+    _, alive = psutil.wait_procs(family, timeout=20)
+    for child in alive:  # an agent that outlived its driver
+        child.kill()
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    """Content of the shard files and the manifest."""
+    return {path.name: path.read_bytes() for path in sorted(folder.glob("*.parquet")) + [folder / "manifest.json"]}

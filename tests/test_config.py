@@ -1,0 +1,117 @@
+"""Presets, overrides and the command line."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from evilm.config.base import fingerprint
+from evilm.config.door import dump, parse
+from evilm.config.presets import defaults, load, names
+from evilm.config.runs import DOORS, Pretrain
+from evilm.errors import ConfigError
+
+
+@pytest.mark.parametrize("preset", names())
+@pytest.mark.parametrize("door", DOORS)
+def test_every_preset_survives_a_dump_and_a_load(preset: str, door: str) -> None:
+    config = defaults(door, preset)
+    assert DOORS[door].model_validate(yaml.safe_load(dump(config))) == config
+
+
+def test_paper_preset_holds_every_value_of_section_4_1() -> None:
+    config = defaults("pretrain", "paper")
+    assert isinstance(config, Pretrain)
+    arch, tokenizer = config.arch, config.build.train_tokenizer
+    assert (arch.video_encoder, arch.input_px, arch.num_frames) == ("edgenext_small", 256, 4)
+    assert (arch.text_dim, arch.text_layers, arch.text_heads, arch.dim, arch.decoder_layers) == (128, 12, 4, 384, 4)
+    assert (config.objectives.mlm_ratio, config.objectives.mask_ratio, config.objectives.mask_shape) == (0.15, 0.4, "block")
+    assert (config.optim.lr, config.optim.weight_decay, config.schedule.epochs) == (1e-4, 0.01, 20)
+    assert (tokenizer.optim.lr, tokenizer.schedule.epochs) == (2e-4, 10)
+    codebook = tokenizer.arch.codebook
+    assert (codebook.num_codes, codebook.code_dim, codebook.init, tokenizer.arch.decoder_layers) == (9420, 32, "random", 8)
+    assert config.build.build_vocab.words.keep_ratio == 0.3
+    assert config.build.shard_videos.sampling.frame_px == 256
+
+
+def test_flags_go_over_the_preset() -> None:
+    config = parse("pretrain", ["--preset", "tiny", "--optim.lr", "3e-4", "--build.train-tokenizer.schedule.epochs", "1"])
+    assert config.optim.lr == 3e-4
+    assert config.build.train_tokenizer.schedule.epochs == 1
+    assert config.arch.video_encoder == "edgenext_xx_small"
+
+
+@pytest.mark.parametrize(
+    ("flags", "wanted"),
+    [
+        (["--optim.lrr", "3"], "--optim.lrr"),
+        (["--optim.lr", "abc"], "could not convert"),
+        (["--optim.lr", "-1"], "greater than 0 (got -1.0)"),
+        (["--objectives.mask-shape", "blob"], "blob"),
+        (["--preset", "tinyy"], "paper, tiny"),
+        (["--preset"], "needs a value"),
+        (["--preset", "tiny", "--arch.input-px", "128"], "same num_frames"),
+        (["--schedule.batch-clips", "7", "--cluster.num-workers", "2"], "use 8"),
+        (["stray"], "stray"),
+    ],
+)
+def test_a_wrong_flag_ends_in_one_line_and_exit_code_2(
+    flags: list[str], wanted: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        parse("pretrain", flags)
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert stop.value.code == 2
+    assert len(lines) == 1
+    assert lines[0].startswith("error: ")
+    assert wanted in lines[0]
+
+
+def test_dry_run_prints_the_resolved_settings(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        parse("benchmark", ["--dry-run", "--num-choices", "3"])
+    assert stop.value.code == 0
+    assert yaml.safe_load(capsys.readouterr().out)["num_choices"] == 3
+
+
+def test_a_preset_file_is_checked_section_by_section(tmp_path: Path) -> None:
+    for text, wanted in [
+        ("pretrain: {optim: {lrr: 1}}", "unknown setting 'optim.lrr'"),
+        ("pretrian: {}", "no door is called 'pretrian'"),
+        ("pretrain: 3", "must hold settings"),
+        ("[1, 2]", "one section per door"),
+        ("a: [", "not valid YAML"),
+    ]:
+        file = tmp_path / "mine.yaml"
+        file.write_text(text)
+        with pytest.raises(ConfigError, match=wanted):
+            load(str(file))
+
+
+def test_override_validates_again() -> None:
+    config = defaults("pretrain", "tiny")
+    assert config.override({"optim.lr": 3e-4}).model_dump()["optim"]["lr"] == 3e-4
+    with pytest.raises(ConfigError, match="no setting named"):
+        config.override({"optim.rate": 1})
+    with pytest.raises(ConfigError, match="greater than 0"):
+        config.override({"optim.lr": 0})
+
+
+def test_identity_leaves_out_places_and_machinery() -> None:
+    config = Pretrain()
+    same = config.override({"out": "x", "root": "y", "cluster.num_workers": 2, "tracking.enabled": False})
+    other = config.override({"optim.lr": 1e-3})
+    assert fingerprint(config.identity) == fingerprint(same.identity) != fingerprint(other.identity)
+
+
+def test_help_and_typos_answer_before_heavy_imports() -> None:
+    door = Path(__file__).parents[1] / "pipelines" / "pretrain.py"
+    began = time.monotonic()
+    code = f"import sys, runpy; sys.argv = ['pretrain.py', '--nope']\ntry: runpy.run_path({str(door)!r}, run_name='__main__')\n"
+    code += "except SystemExit as stop: print(stop.code, 'torch' in sys.modules, 'ray' in sys.modules)"
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert shown.stdout.split() == ["2", "False", "False"]
+    assert time.monotonic() - began < 30

@@ -1,0 +1,31 @@
+"""The core, floors 0 to 3, imports and runs without Ray and MLflow."""
+
+import pkgutil
+import subprocess
+import sys
+
+import evilm
+from evilm.config.runs import DOORS
+
+_CORE = ("config", "errors", "storage", "outputs", "shards", "masking", "text", "video", "model", "steps")
+
+
+def test_the_core_imports_without_ray_and_mlflow() -> None:
+    names = [m.name for m in pkgutil.walk_packages(evilm.__path__, "evilm.") if m.name.split(".")[1] in _CORE]
+    names = [name for name in names if not name.endswith("__main__")]
+    assert len(names) > 30
+    code = f"import importlib, sys\nfor name in {names!r}: importlib.import_module(name)\n"
+    code += "print(sorted(m for m in ('ray', 'mlflow') if m in sys.modules))"
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert shown.stdout.strip() == "[]"
+
+
+def test_words_need_no_torch() -> None:
+    code = "import sys, evilm.config.door, evilm.shards, evilm.video.corpus; print('torch' in sys.modules)"
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert shown.stdout.strip() == "False"
+
+
+def test_every_door_is_a_file_and_shadows_no_module() -> None:
+    for door in DOORS:
+        assert door not in sys.stdlib_module_names

@@ -1,0 +1,75 @@
+"""The output folder of a door, on local disk and on an S3 server."""
+
+from pathlib import Path
+
+import pytest
+
+from evilm import storage
+from evilm.config.runs import BuildVocab
+from evilm.errors import ConfigError, ShardError
+from evilm.outputs import close_output, open_output
+
+
+@pytest.fixture(params=["local", "s3"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    return str(tmp_path / "out") if request.param == "local" else request.getfixturevalue("s3_bucket") + "/out"
+
+
+def test_an_output_is_continued_reused_refused_or_overwritten(place: str) -> None:
+    config, inputs = BuildVocab(), {"manifest": "abc"}
+    assert open_output(config, place, inputs) is None
+    assert open_output(config, place, inputs) is None, "unfinished: continue"
+    close_output(place, {"num_words": 3})
+    assert open_output(config, place, inputs) == {"num_words": 3}
+    other = config.override({"words.train_size": 100})
+    with pytest.raises(ConfigError, match=r"words\.train_size: 9157 there, 100 now.*--overwrite"):
+        open_output(other, place, inputs)
+    with pytest.raises(ConfigError, match="manifest: 'abc' there, 'xyz' now"):
+        open_output(config, place, {"manifest": "xyz"})
+    assert open_output(other.override({"overwrite": True}), place, inputs) is None
+    assert storage.list_names(place) == ["run.json"], "what was there is gone"
+
+
+def test_a_folder_of_something_else_is_not_touched(tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("precious")
+    with pytest.raises(ConfigError, match="holds files of something else"):
+        open_output(BuildVocab(), str(tmp_path), {})
+    assert (tmp_path / "thesis.txt").read_text() == "precious"
+
+
+def test_put_if_absent_has_one_winner(place: str) -> None:
+    uri = storage.join(place, "commit.json")
+    assert storage.put_if_absent(uri, b"first")
+    assert not storage.put_if_absent(uri, b"second")
+    assert storage.read_bytes(uri) == b"first"
+
+
+def test_writes_leave_no_other_names_behind(place: str) -> None:
+    storage.write_json(storage.join(place, "a", "b.json"), {"x": 1})
+    assert storage.list_names(place) == ["a"]
+    assert storage.list_names(storage.join(place, "a")) == ["b.json"]
+    assert storage.read_json(storage.join(place, "a", "b.json")) == {"x": 1}
+    storage.write_bytes(storage.join(place, "a", "b.json"), b"{")
+    with pytest.raises(ShardError, match="not valid JSON"):
+        storage.read_json(storage.join(place, "a", "b.json"))
+
+
+def test_folders_travel_whole(place: str) -> None:
+    with storage.publish_folder(place) as folder:
+        (folder / "deep").mkdir()
+        (folder / "deep" / "x.bin").write_bytes(b"1")
+        (folder / "y.bin").write_bytes(b"2")
+    with storage.local_folder(place) as folder:
+        assert sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*.bin")) == ["deep/x.bin", "y.bin"]
+
+
+def test_a_full_disk_ends_in_one_line() -> None:
+    if not Path("/dev/full").exists():
+        pytest.skip("no /dev/full on this system")
+    with pytest.raises(ShardError, match="cannot write"):
+        storage.write_bytes("/dev/full/x", b"data")
+
+
+def test_an_unknown_scheme_names_what_is_accepted() -> None:
+    with pytest.raises(ConfigError, match="local path or s3://"):
+        storage.exists("gopher://x/y")
