@@ -83,3 +83,17 @@ def s3_bucket(s3_server: str, monkeypatch: pytest.MonkeyPatch, request: pytest.F
     bucket = "b" + hashlib.sha256(request.node.nodeid.encode()).hexdigest()[:20]
     s3fs.S3FileSystem().mkdir(bucket)
     return f"s3://{bucket}"
+
+
+SMALL = _HERE / "small.yaml"
+
+
+@pytest.fixture(scope="session")
+def small_workflow(ray_local: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """A finished small workflow: its root, and the summary of its pre-training. Read it, don't write into it."""
+    from evilm.config.presets import defaults
+    from evilm.train.pretrain import pretrain
+
+    root = tmp_path_factory.mktemp("workflow")
+    config = defaults("pretrain", str(SMALL)).model_copy(update={"root": str(root)})
+    return root, pretrain(config)  # type: ignore[arg-type]

@@ -32,10 +32,11 @@ def kill(process: subprocess.Popen[bytes]) -> None:
     """SIGKILL the driver alone, and wait until the Ray processes it started are gone."""
     family = psutil.Process(process.pid).children(recursive=True)
     process.kill()
-    process.communicate()
-    _, alive = psutil.wait_procs(family, timeout=20)
-    for child in alive:  # an agent that outlived its driver
+    process.wait()
+    _, alive = psutil.wait_procs(family, timeout=5)
+    for child in alive:  # Ray's agents outlive a killed driver by a while
         child.kill()
+    process.communicate()
 
 
 def files_of(folder: Path) -> dict[str, bytes]:

@@ -161,7 +161,10 @@ class _Coder:
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Code one shard and commit it."""
-        name, work = str(batch["name"][0]), self._work
+        return job.outcome(self._make_shard, batch)
+
+    def _make_shard(self, name: str) -> tuple[int, int]:
+        work = self._work
         job.begin_attempt(work.out, work.job, name, work.max_failures)
         shard = self._shards[name]
         ids, code_ids = self._code(shard.verify(work.frames))
@@ -176,7 +179,7 @@ class _Coder:
             "histogram": np.bincount(code_ids.ravel(), minlength=work.num_codes).tolist(),
         }
         job.commit(work.out, name, data, record)
-        return {"num_clips": np.array([shard.num_clips])}
+        return shard.num_clips, 0
 
     def _code(self, data: bytes) -> tuple[pa.Array, np.ndarray]:
         """Clip ids and codes (uint16, clip x region) of a frame shard, in row order.

@@ -7,12 +7,15 @@ record, put only where none is, says which of them counts. Kill anything at any 
 import hashlib
 import json
 import logging
+import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from evilm import storage
+import numpy as np
+
+from evilm import errors, storage
 from evilm.data.cluster import connect
 from evilm.errors import ClusterError, EvilmError
 
@@ -86,7 +89,7 @@ def run(
 
     Args:
         todo: names of the units.
-        worker: function or class for `Dataset.map_batches`; gets `{"name": [unit]}`.
+        worker: function or class for `Dataset.map_batches`; gets `{"name": [unit]}`, returns an `outcome`.
         min_cpus: logical CPUs needed at once.
         options: more arguments of `map_batches`.
         title: what is made, for the progress lines.
@@ -105,6 +108,8 @@ def run(
     progress = _Progress(title, len(todo))
     try:
         for row in results.iter_rows():
+            if row["error"]:
+                raise getattr(errors, row["error"])(row["message"])
             progress.add(row)
             yield row
     except Exception as error:  # Ray wraps what a worker raised in several layers of its own
@@ -112,6 +117,20 @@ def run(
         if found is None:
             raise
         raise found from None
+
+
+def outcome(work: Callable[[str], tuple[int, int]], batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """What a worker returns: clips made and quarantined, or the error of ours that ended it.
+
+    Errors travel as data: of what a worker raises, Ray Data keeps only the text, and prints all of its own stack.
+    """
+    made, failed, error = 0, 0, ("", "")
+    try:
+        made, failed = work(str(batch["name"][0]))
+    except EvilmError as caught:
+        error = (type(caught).__name__, str(caught))
+    columns = {"num_clips": made, "num_failed": failed, "error": error[0], "message": error[1]}
+    return {name: np.array([value]) for name, value in columns.items()}
 
 
 class _Progress:
@@ -127,7 +146,7 @@ class _Progress:
         """Count a finished unit."""
         self._units += 1
         self._clips += int(row["num_clips"])
-        self._failed += int(row.get("num_failed", 0))
+        self._failed += int(row["num_failed"])
         now = time.monotonic()
         if now < self._next and self._units < self._num_units:
             return
@@ -146,12 +165,23 @@ class _Progress:
         )
 
 
-def our_error(error: BaseException | None) -> EvilmError | None:
-    """The error of ours inside what Ray raised."""
+def our_error(error: BaseException) -> EvilmError | None:
+    """The error of ours inside what Ray raised.
+
+    Ray Data sends a worker's error as a `UserCodeException` whose cause is lost on the way; what is left of it is the
+    traceback's text, where our errors are one line each.
+    """
+    inner: BaseException | None = error
     seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        seen.add(id(error))
-        if isinstance(error, EvilmError) and type(error).__module__ == EvilmError.__module__:
-            return error
-        error = getattr(error, "cause", None) or error.__cause__
-    return None
+    while inner is not None and id(inner) not in seen:
+        seen.add(id(inner))
+        if isinstance(inner, EvilmError) and type(inner).__module__ == errors.__name__:
+            return inner
+        inner = getattr(inner, "cause", None) or inner.__cause__
+    lines = re.findall(rf"^\s*{re.escape(errors.__name__)}\.(\w+): (.+)$", str(error), flags=re.MULTILINE)
+    if not lines:
+        return None
+    name, message = lines[-1]
+    if name == errors.DecodeError.__name__:
+        return errors.DecodeError(*message.split(": ", 1))
+    return getattr(errors, name, EvilmError)(message.strip())

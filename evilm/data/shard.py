@@ -9,6 +9,7 @@ import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -120,7 +121,10 @@ class _Work:
 
 def _task(batch: dict[str, np.ndarray], work: _Work) -> dict[str, np.ndarray]:
     """Make one shard and commit it."""
-    name = str(batch["name"][0])
+    return job.outcome(partial(_make_shard, work), batch)
+
+
+def _make_shard(work: _Work, name: str) -> tuple[int, int]:
     job.begin_attempt(work.out, work.job, name, work.max_failures)
     rows = read_rows(work.out, name)
     maker = _Maker(work)
@@ -136,7 +140,7 @@ def _task(batch: dict[str, np.ndarray], work: _Work) -> dict[str, np.ndarray]:
         "bad": [asdict(row) for row in maker.bad],
     }
     job.commit(work.out, name, data if maker.num_clips else None, record)
-    return {"num_clips": np.array([maker.num_clips]), "num_failed": np.array([len(maker.bad)])}
+    return maker.num_clips, len(maker.bad)
 
 
 class _Maker:

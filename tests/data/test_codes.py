@@ -103,7 +103,9 @@ def test_two_tokenizers_side_by_side(unbroken: Path, frames: str, tokenizer: str
     fresh = precompute_codes(door(frames, other, root))
     assert fresh["inputs"]["tokenizer"] != unbroken.name
     assert find_codes(str(root), unbroken.name) == str(unbroken)
-    with pytest.raises(ShardError, match=f"holds codes of tokenizer {Path(fresh['codes']).name}, not of {unbroken.name}"):
+    with pytest.raises(
+        ShardError, match=f"holds codes of tokenizer {Path(fresh['codes']).name}, not of {unbroken.name}"
+    ):
         pair(FrameManifest.load(frames), CodesManifest.load(fresh["codes"]), "train", unbroken.name)
 
 

@@ -125,7 +125,9 @@ def test_cleaning_twice_is_cleaning_once(text: str) -> None:
 
 
 def rows(num: int) -> list[ClipRow]:
-    return [ClipRow(n, f"id{n}", ("train", "val")[n % 5 == 0], f"c{n}", "", f"id{n}.mp4", {"k": "v"}) for n in range(num)]
+    return [
+        ClipRow(n, f"id{n}", ("train", "val")[n % 5 == 0], f"c{n}", "", f"id{n}.mp4", {"k": "v"}) for n in range(num)
+    ]
 
 
 def test_plan_ignores_the_order_of_rows() -> None:

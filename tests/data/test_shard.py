@@ -49,7 +49,9 @@ def clips_of(out: Path) -> list[dict[str, Any]]:
     rows = []
     for shard in manifest.shards:
         for group in range(len(shard.row_groups)):
-            rows += read_group(f"{out}/{shard.file}", group, ["clip_id", "row", "split", "caption", "frames"]).to_pylist()
+            rows += read_group(
+                f"{out}/{shard.file}", group, ["clip_id", "row", "split", "caption", "frames"]
+            ).to_pylist()
     return rows
 
 

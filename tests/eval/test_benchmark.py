@@ -6,8 +6,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-
 from eval.sample import FRAMES, NUM_CODES, PX, captions, make_codes, make_frames, make_model
+
 from evilm import storage
 from evilm.config.runs import Benchmark
 from evilm.errors import CheckpointError, ConfigError, ShardError
@@ -55,7 +55,7 @@ def test_scores_are_those_of_the_model_pair_by_pair(root: Path, summary: dict):
             ids = torch.tensor([vocab.encode(caption_at[index], student.config.max_words)])
             text = student.encode_text(ids, torch.zeros_like(ids, dtype=torch.bool))
             logits = student.match_logits(student.decode(video, text).cls)[0]
-            assert table["match"][clip][index] == pytest.approx(float(logits[1] - logits[0]), abs=1e-4)
+            assert table["match"][clip][index] == pytest.approx(float((logits[1] - logits[0]).detach()), abs=1e-4)
 
 
 def test_summary_counts_and_reuse(root: Path, summary: dict):

@@ -75,9 +75,12 @@ def test_choice_accuracy_by_group():
 
 def test_masked_codes_against_both_constants():
     code_ids = np.array([[1, 2, 2], [2, 3, 1]])
-    predicted = np.array([[1, 2, 0], [2, 3, 0]])
+    predicted = np.array([[1, 2, 2], [2, 0, 0]])
     figures = masked_code_figures(code_ids, predicted, [5, 9, 1, 0])
     assert figures["mvm_accuracy"].value == figures["mvm_accuracy_oracle"].value == pytest.approx(4 / 6)
     assert figures["mvm_accuracy"].chance == pytest.approx(2 / 6)  # always code 1, train's most frequent
     assert figures["mvm_accuracy_oracle"].chance == pytest.approx(3 / 6)  # always code 2
-    assert "masked codes, against train's most frequent   66.7%   33.3%" in figures_table(figures)
+    # By clip the model leads code 1 by 2/3 and 0: mean 1/3, standard error 1/3.
+    assert figures["mvm_accuracy"].standard_error == pytest.approx(1 / 3)
+    line = figures_table(figures).splitlines()[2]
+    assert line.split()[-5:] == ["66.7%", "33.3%", "33.3%", "+1.0", "2"]

@@ -1,0 +1,150 @@
+"""The whole workflow on a real Ray: built, reused, refused, killed and resumed."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import SMALL
+from doors import kill, start, wait_for
+
+from evilm.config.presets import defaults
+from evilm.config.runs import Pretrain
+from evilm.errors import ConfigError, ShardError
+from evilm.train.pretrain import pretrain
+from evilm.train.tracking import read_points
+
+Workflow = tuple[Path, dict[str, Any]]
+_TIMES = ("time/",)
+
+
+def _config(root: Path, **values: Any) -> Pretrain:
+    """The small pre-training on the inputs that stand under `root`, with other settings."""
+    config = defaults("pretrain", str(SMALL)).override({"root": str(root)} | values)
+    assert isinstance(config, Pretrain)
+    return config
+
+
+def _losses(out: Path | str) -> dict[int, dict[str, float]]:
+    """All that was logged for each step but times."""
+    points: dict[int, dict[str, float]] = {}
+    for point in read_points(Path(out) / "metrics.jsonl"):
+        kept = {n: v for n, v in point["metrics"].items() if not n.startswith(_TIMES)}
+        points.setdefault(point["step"], {}).update(kept)
+    return points
+
+
+def test_the_workflow_leaves_every_artifact(small_workflow: Workflow) -> None:
+    root, summary = small_workflow
+    assert summary["steps"] == 20
+    assert set(summary["inputs"]) == {"frames", "codes", "vocab", "tokenizer"}
+    for name in ("corpus/manifest.csv", "frames/manifest.json", "vocab/vocab.txt", "tokenizer/config.json",
+                 "model/model.safetensors", "model/config.json", "model/vocab/vocab.txt", "model/losses.png",
+                 "model/summary.json", f"codes/{summary['inputs']['tokenizer']}/manifest.json"):  # fmt: skip
+        assert (root / name).is_file(), name
+    pickles = [p for p in (root / "model").rglob("*") if p.suffix in (".pt", ".pth", ".bin", ".ckpt")]
+    assert not [p for p in pickles if "checkpoints/step_" in p.as_posix() or p.parent == root / "model"]
+    logged = _losses(root / "model")[20]
+    for name in ("mlm", "vtm", "mvm"):
+        assert {f"train/{name}_loss", f"train/{name}_accuracy", f"val/{name}_loss", f"val/{name}_accuracy"} <= set(logged)
+    assert {"train/lr", "train/grad_norm", "val/code_usage", "val/mvm_most_frequent"} <= set(logged)
+
+
+def test_every_door_is_a_run_in_mlflow(small_workflow: Workflow) -> None:
+    from mlflow import MlflowClient
+
+    root, summary = small_workflow
+    client = MlflowClient(tracking_uri=f"sqlite:///{root / 'mlflow.db'}")
+    for door in ("render_corpus", "shard_videos", "build_vocab", "train_tokenizer", "precompute_codes", "pretrain"):
+        experiment = client.get_experiment_by_name(door)
+        assert experiment, door
+        (run,) = client.search_runs([experiment.experiment_id])
+        assert run.info.status == "FINISHED"
+    assert run.data.tags["evilm.input.codes"] == summary["inputs"]["codes"]
+    assert len(client.get_metric_history(run.info.run_id, "train/mvm_loss")) == 20
+    assert {"time/clips_per_s", "time/data_wait_ratio"} <= set(run.data.metrics)
+
+
+def test_the_same_command_again_reuses_everything(small_workflow: Workflow) -> None:
+    root, summary = small_workflow
+    before = {p: p.stat().st_mtime_ns for p in root.rglob("*") if p.is_file() and "mlflow" not in p.name}
+    again = pretrain(_config(root))
+    assert again == summary | {"reused": True}
+    assert before == {p: p.stat().st_mtime_ns for p in before}
+
+
+def test_other_settings_against_a_finished_model_are_refused(small_workflow: Workflow) -> None:
+    root, _ = small_workflow
+    with pytest.raises(ConfigError, match=r"optim\.lr: 0\.001 there, 0\.01 now.*--overwrite"):
+        pretrain(_config(root, **{"optim.lr": 0.01}))
+
+
+@pytest.mark.slow
+def test_the_same_seed_gives_the_same_first_20_losses(small_workflow: Workflow, tmp_path: Path) -> None:
+    root, _ = small_workflow
+    pretrain(_config(root, out=str(tmp_path / "again")))
+    assert _losses(tmp_path / "again") == _losses(root / "model")
+    pretrain(_config(root, out=str(tmp_path / "other"), **{"schedule.seed": 1, "schedule.max_steps": 2}))
+    assert _losses(tmp_path / "other")[1] != _losses(root / "model")[1]
+
+
+@pytest.mark.slow
+def test_a_killed_pretraining_ends_in_the_figures_of_an_unbroken_one(small_workflow: Workflow, tmp_path: Path) -> None:
+    root, _ = small_workflow
+    out = tmp_path / "model"
+    door = start("pretrain", "--preset", str(SMALL), "--root", str(root), "--out", str(out))
+    wait_for(lambda: max(_losses(out), default=0) >= 7, door)
+    kill(door)
+    reached = max(_losses(out))
+    assert not (out / "summary.json").exists()
+    if reached >= 20:
+        pytest.fail("the kill came too late to show anything")
+    summary = pretrain(_config(root, out=str(out)))
+    unbroken = _losses(root / "model")
+    assert {step: unbroken[step] for step in _losses(out)} == _losses(out)
+    assert sorted(_losses(out)) == list(range(1, 21))
+    assert summary["val"] == json.loads((root / "model" / "summary.json").read_text())["val"]
+    assert (out / "model.safetensors").read_bytes() == (root / "model" / "model.safetensors").read_bytes()
+
+
+@pytest.mark.slow
+def test_two_workers_give_the_losses_of_one(small_workflow: Workflow, tmp_path: Path) -> None:
+    root, _ = small_workflow
+    for name, workers in (("one", 1), ("two", 2)):  # without dropout, whose draws belong to a worker
+        values = {"cluster.num_workers": workers, "arch.dropout": 0.0, "schedule.max_steps": 8}
+        pretrain(_config(root, out=str(tmp_path / name), **values))
+    one, two = _losses(tmp_path / "one"), _losses(tmp_path / "two")
+    for step in one:
+        for name in ("train/loss", "train/mlm_loss", "train/vtm_loss", "train/mvm_loss"):
+            assert two[step][name] == pytest.approx(one[step][name], rel=2e-3), (step, name)
+    assert two[8]["val/mvm_loss"] == pytest.approx(one[8]["val/mvm_loss"], rel=2e-3)
+
+
+def test_codes_of_another_tokenizer_grid_or_frames_are_refused(small_workflow: Workflow, tmp_path: Path) -> None:
+    root, _ = small_workflow
+    places = {name: str(root / name) for name in ("frames", "codes", "vocab", "tokenizer")}
+    from evilm.model.tokenizer import VideoTokenizer
+
+    other = VideoTokenizer.from_pretrained(places["tokenizer"])
+    other.quantizer.codebook.data[0] += 1
+    other.save_pretrained(str(tmp_path / "tokenizer"))
+    with pytest.raises(ShardError, match=other.fingerprint()):
+        pretrain(_config(root, out=str(tmp_path / "m"), **places | {"tokenizer": str(tmp_path / "tokenizer")}))
+    with pytest.raises(ShardError, match="grid|regions"):
+        pretrain(_config(root, out=str(tmp_path / "m"), **places | {"arch.input_px": 96}))
+    from evilm.config.runs import ShardVideos
+    from evilm.data.shard import shard_videos
+
+    build: ShardVideos = _config(root).build.shard_videos
+    corpus = {"manifest": str(root / "corpus" / "manifest.csv"), "videos": str(root / "corpus" / "videos")}
+    fewer = build.override({**corpus, "out": str(tmp_path / "frames"), "sampling.jpeg_quality": 50, "limit": 30})
+    shard_videos(fewer)
+    with pytest.raises(ShardError, match="frames"):
+        pretrain(_config(root, out=str(tmp_path / "m"), **places | {"frames": str(tmp_path / "frames")}))
+
+
+def test_places_that_belong_together_are_asked_for_together(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="--manifest and --videos go together"):
+        pretrain(_config(tmp_path, manifest="x.csv"))
+    with pytest.raises(ConfigError, match="name --frames and --tokenizer"):
+        pretrain(_config(tmp_path, codes="x"))
