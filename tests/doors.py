@@ -41,4 +41,4 @@ def kill(process: subprocess.Popen[bytes]) -> None:
 
 def files_of(folder: Path) -> dict[str, bytes]:
     """Content of the shard files and the manifest."""
-    return {path.name: path.read_bytes() for path in sorted(folder.glob("*.parquet")) + [folder / "manifest.json"]}
+    return {path.name: path.read_bytes() for path in [*sorted(folder.glob("*.parquet")), folder / "manifest.json"]}

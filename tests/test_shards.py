@@ -170,7 +170,7 @@ def test_manifest_round_trip(tmp_path: Path) -> None:
 
 
 def test_manifests_that_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ShardError, match="no finished frames at .* run pipelines/shard_videos.py"):
+    with pytest.raises(ShardError, match=r"no finished frames at .* run pipelines/shard_videos\.py"):
         FrameManifest.load(str(tmp_path))
     make_frames(tmp_path)
     with pytest.raises(ShardError, match="'frames'"):

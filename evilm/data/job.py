@@ -165,23 +165,13 @@ class _Progress:
         )
 
 
-def our_error(error: BaseException) -> EvilmError | None:
-    """The error of ours inside what Ray raised.
-
-    Ray Data sends a worker's error as a `UserCodeException` whose cause is lost on the way; what is left of it is the
-    traceback's text, where our errors are one line each.
-    """
-    inner: BaseException | None = error
-    seen: set[int] = set()
-    while inner is not None and id(inner) not in seen:
-        seen.add(id(inner))
-        if isinstance(inner, EvilmError) and type(inner).__module__ == errors.__name__:
-            return inner
-        inner = getattr(inner, "cause", None) or inner.__cause__
-    lines = re.findall(rf"^\s*{re.escape(errors.__name__)}\.(\w+): (.+)$", str(error), flags=re.MULTILINE)
-    if not lines:
-        return None
-    name, message = lines[-1]
-    if name == errors.DecodeError.__name__:
-        return errors.DecodeError(*message.split(": ", 1))
-    return getattr(errors, name, EvilmError)(message.strip())
+def our_error(error: BaseException | None) -> EvilmError | None:
+    """The error of ours inside what Ray raised: the object where Ray kept it, else made again from Ray's text."""
+    text, seen = str(error), set[int]()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        if isinstance(error, EvilmError) and type(error).__module__ == EvilmError.__module__:
+            return error
+        error = getattr(error, "cause", None) or error.__cause__
+    told = re.search(rf"^{re.escape(EvilmError.__module__)}\.(\w+): (.+)$", text, re.MULTILINE)
+    return getattr(errors, told[1])(told[2]) if told and hasattr(errors, told[1]) else None

@@ -9,6 +9,8 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 from doors import files_of, kill, start, wait_for
+from moto.server import ThreadedMotoServer
+from s3fs import S3FileSystem
 from video_files import write_video
 
 from evilm.config.runs import ShardVideos
@@ -138,7 +140,7 @@ def test_nothing_survives(ray_local: Any, tmp_path: Path) -> None:
     (tmp_path / "videos").mkdir()
     (tmp_path / "videos" / "a.mp4").write_bytes(b"no video")
     (tmp_path / "clips.csv").write_text("videoid,name\na,hello\n")
-    with pytest.raises(ShardError, match="1 of 1 rows were quarantined .*not_a_video 1, e.g. 'a'"):
+    with pytest.raises(ShardError, match=r"1 of 1 rows were quarantined .*not_a_video 1, e\.g\. 'a'"):
         shard_videos(door(tmp_path, tmp_path / "frames", max_failed_ratio=1))
     write_video(tmp_path / "videos" / "a.mp4")
     assert shard_videos(door(tmp_path, tmp_path / "frames", max_failed_ratio=1))["num_clips"] == 1
@@ -196,9 +198,36 @@ def test_sigkill_of_a_worker(corpus: Path, unbroken: Path, tmp_path: Path) -> No
     assert busy
     for child in busy:
         child.kill()
-    printed, complaints = process.communicate(timeout=120)
+    _, complaints = process.communicate(timeout=120)
     assert process.returncode == 0, complaints.decode()
     assert files_of(out) == files_of(unbroken)
+
+
+@pytest.mark.slow
+def test_object_store(corpus: Path, unbroken: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
+    server.start()
+    try:
+        host, port = server.get_host_and_port()
+        variables = {
+            "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+            "AWS_ACCESS_KEY_ID": "x",
+            "AWS_SECRET_ACCESS_KEY": "x",
+        }
+        for name, value in (variables | {"AWS_DEFAULT_REGION": "us-east-1"}).items():
+            monkeypatch.setenv(name, value)
+        store = S3FileSystem(endpoint_url=variables["AWS_ENDPOINT_URL"], key="x", secret="x")
+        store.mkdir("bucket")
+        store.put(f"{corpus}/", "bucket/corpus/", recursive=True)
+        places = ["--manifest=s3://bucket/corpus/clips.csv", "--videos=s3://bucket/corpus/videos"]
+        process = start("shard_videos", *places, "--out=s3://bucket/frames", *FLAGS, "--tracking.no-enabled")
+        _, complaints = process.communicate(timeout=120)
+        assert process.returncode == 0, complaints.decode()
+        store.get("bucket/frames/", f"{tmp_path}/frames/", recursive=True)
+    finally:
+        server.stop()
+    assert files_of(tmp_path / "frames") == files_of(unbroken)
+    assert quarantine_of(tmp_path / "frames") == quarantine_of(unbroken)
 
 
 @pytest.mark.slow

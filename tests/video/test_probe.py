@@ -10,7 +10,6 @@ from evilm.errors import DecodeError
 from evilm.video.probe import probe
 from evilm.video.reasons import Flag, Reason
 
-
 REGULAR = {"x264-params": "keyint=12:min-keyint=12:scenecut=0"}
 
 
