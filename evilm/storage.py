@@ -84,7 +84,9 @@ def write_bytes(uri: str, data: bytes) -> None:
         temporary = _write_temporary(path, data)
         os.replace(temporary, path)
     except OSError as error:
-        raise ShardError(f"cannot write {uri}: {error.strerror or error}; free space or choose another place") from error
+        raise ShardError(
+            f"cannot write {uri}: {error.strerror or error}; free space or choose another place"
+        ) from error
 
 
 def put_if_absent(uri: str, data: bytes) -> bool:

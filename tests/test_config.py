@@ -28,17 +28,28 @@ def test_paper_preset_holds_every_value_of_section_4_1() -> None:
     arch, tokenizer = config.arch, config.build.train_tokenizer
     assert (arch.video_encoder, arch.input_px, arch.num_frames) == ("edgenext_small", 256, 4)
     assert (arch.text_dim, arch.text_layers, arch.text_heads, arch.dim, arch.decoder_layers) == (128, 12, 4, 384, 4)
-    assert (config.objectives.mlm_ratio, config.objectives.mask_ratio, config.objectives.mask_shape) == (0.15, 0.4, "block")
+    assert (config.objectives.mlm_ratio, config.objectives.mask_ratio, config.objectives.mask_shape) == (
+        0.15,
+        0.4,
+        "block",
+    )
     assert (config.optim.lr, config.optim.weight_decay, config.schedule.epochs) == (1e-4, 0.01, 20)
     assert (tokenizer.optim.lr, tokenizer.schedule.epochs) == (2e-4, 10)
     codebook = tokenizer.arch.codebook
-    assert (codebook.num_codes, codebook.code_dim, codebook.init, tokenizer.arch.decoder_layers) == (9420, 32, "random", 8)
+    assert (codebook.num_codes, codebook.code_dim, codebook.init, tokenizer.arch.decoder_layers) == (
+        9420,
+        32,
+        "random",
+        8,
+    )
     assert config.build.build_vocab.words.keep_ratio == 0.3
     assert config.build.shard_videos.sampling.frame_px == 256
 
 
 def test_flags_go_over_the_preset() -> None:
-    config = parse("pretrain", ["--preset", "tiny", "--optim.lr", "3e-4", "--build.train-tokenizer.schedule.epochs", "1"])
+    config = parse(
+        "pretrain", ["--preset", "tiny", "--optim.lr", "3e-4", "--build.train-tokenizer.schedule.epochs", "1"]
+    )
     assert config.optim.lr == 3e-4
     assert config.build.train_tokenizer.schedule.epochs == 1
     assert config.arch.video_encoder == "edgenext_xx_small"
@@ -110,7 +121,8 @@ def test_identity_leaves_out_places_and_machinery() -> None:
 def test_help_and_typos_answer_before_heavy_imports() -> None:
     door = Path(__file__).parents[1] / "pipelines" / "pretrain.py"
     began = time.monotonic()
-    code = f"import sys, runpy; sys.argv = ['pretrain.py', '--nope']\ntry: runpy.run_path({str(door)!r}, run_name='__main__')\n"
+    code = "import sys, runpy; sys.argv = ['pretrain.py', '--nope']\n"
+    code += f"try: runpy.run_path({str(door)!r}, run_name='__main__')\n"
     code += "except SystemExit as stop: print(stop.code, 'torch' in sys.modules, 'ray' in sys.modules)"
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert shown.stdout.split() == ["2", "False", "False"]

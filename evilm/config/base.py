@@ -35,7 +35,9 @@ class Config(BaseModel):
             for name in path:
                 section = section.get(name) if isinstance(section, dict) else None
             if not isinstance(section, dict) or leaf not in section:
-                raise ConfigError(f"no setting named {dotted!r}; known: {', '.join(sorted(flatten(self.model_dump())))}")
+                raise ConfigError(
+                    f"no setting named {dotted!r}; known: {', '.join(sorted(flatten(self.model_dump())))}"
+                )
             section[leaf] = value
         return validate(type(self), data)
 

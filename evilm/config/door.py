@@ -5,7 +5,7 @@ import io
 import re
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import tyro
 import yaml
@@ -51,7 +51,7 @@ def parse(door: str, argv: Sequence[str] | None = None) -> Any:
     return config
 
 
-def fail(message: str) -> Any:
+def fail(message: str) -> NoReturn:
     """One line on stderr and exit code 2: the command line can't be obeyed."""
     print(f"error: {message}", file=sys.stderr)
     raise SystemExit(_EXIT_USAGE)

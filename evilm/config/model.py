@@ -14,39 +14,39 @@ class StudentConfig(Config):
     """timm name of an EdgeNeXt; its last stage, at stride 32, gives the regions."""
     video_weights: str = ""
     """'' from scratch; 'timm' the pretrained weights of that name; else a local safetensors file."""
-    input_px: int = Field(256, ge=32, multiple_of=32)
+    input_px: int = Field(default=256, ge=32, multiple_of=32)
     """Side of the frames the model sees; stored frames of another size are resized."""
-    num_frames: int = Field(4, ge=1, le=64)
+    num_frames: int = Field(default=4, ge=1, le=64)
     """Frames per clip."""
-    vocab_size: int = Field(9157, ge=8)
+    vocab_size: int = Field(default=9157, ge=8)
     """Word pieces; pre-training takes it from the vocabulary."""
-    max_words: int = Field(40, ge=4)
+    max_words: int = Field(default=40, ge=4)
     """Longest caption in word pieces, [CLS] and [SEP] included; longer ones are cut and counted."""
-    text_positions: int = Field(512, ge=4)
+    text_positions: int = Field(default=512, ge=4)
     """Rows of the text encoder's position table."""
-    text_dim: int = Field(128, gt=0)
+    text_dim: int = Field(default=128, gt=0)
     """Width of the BERT text encoder."""
-    text_layers: int = Field(12, ge=1)
+    text_layers: int = Field(default=12, ge=1)
     """Layers of the text encoder."""
-    text_heads: int = Field(4, ge=1)
+    text_heads: int = Field(default=4, ge=1)
     """Attention heads of the text encoder."""
-    dim: int = Field(384, gt=0)
+    dim: int = Field(default=384, gt=0)
     """Width of the multi-modal decoder."""
-    decoder_layers: int = Field(4, ge=1)
+    decoder_layers: int = Field(default=4, ge=1)
     """Blocks of the multi-modal decoder."""
-    decoder_heads: int = Field(6, ge=1)
+    decoder_heads: int = Field(default=6, ge=1)
     """Attention heads of the multi-modal decoder."""
-    mlp_ratio: int = Field(4, ge=1)
+    mlp_ratio: int = Field(default=4, ge=1)
     """Hidden width of a block's MLP over its width."""
-    dropout: float = Field(0.0, ge=0, lt=1)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
     """Dropout of the text encoder and the decoder."""
     temporal_embedding: bool = True
     """Add a learned vector per frame; without it the model provably can't see the order of frames."""
-    temporal_std: float = Field(0.5, gt=0)
+    temporal_std: float = Field(default=0.5, gt=0)
     """Standard deviation of its initial values; at 0.02 it is hardly learned."""
     spatial_embedding: bool = False
     """Add a learned vector per grid cell; Table 8 has no row for it, EdgeNeXt itself leaks position."""
-    num_codes: int = Field(9420, ge=2, le=65535)
+    num_codes: int = Field(default=9420, ge=2, le=65535)
     """Classes of the MVM head; pre-training takes it from the tokenizer."""
 
     @property
@@ -75,38 +75,38 @@ class StudentConfig(Config):
 class CodebookConfig(Config):
     """The vector quantizer, Eq. 4 and 7."""
 
-    num_codes: int = Field(9420, ge=2, le=65535)
+    num_codes: int = Field(default=9420, ge=2, le=65535)
     """Prototypes in the codebook (Sec. 4.1: 9,420)."""
-    code_dim: int = Field(32, ge=2)
+    code_dim: int = Field(default=32, ge=2)
     """Width of a prototype (Sec. 4.1: 32)."""
     init: Literal["random", "kmeans"] = "random"
     """random (the paper) or k-means over the first batches."""
-    init_batches: int = Field(8, ge=1)
+    init_batches: int = Field(default=8, ge=1)
     """Batches the k-means start looks at."""
     update: Literal["gradient", "ema"] = "gradient"
     """gradient: the codebook term of Eq. 7; ema: moving means of the regions that chose a code."""
-    ema_decay: float = Field(0.99, gt=0, lt=1)
+    ema_decay: float = Field(default=0.99, gt=0, lt=1)
     """Decay of the moving means."""
-    revive_below: float = Field(0.0, ge=0)
+    revive_below: float = Field(default=0.0, ge=0)
     """A code chosen less often than this share of the mean is moved onto a fresh region; 0 turns it off."""
-    revive_every: int = Field(50, ge=1)
+    revive_every: int = Field(default=50, ge=1)
     """Steps between two revivals."""
-    codebook_weight: float = Field(1.0, ge=0)
+    codebook_weight: float = Field(default=1.0, ge=0)
     """Weight of the codebook term of Eq. 7."""
-    commitment_weight: float = Field(1.0, ge=0)
+    commitment_weight: float = Field(default=1.0, ge=0)
     """Weight of the commitment term of Eq. 7."""
 
 
 class FocalConfig(Config):
     """The multi-label word loss, Eq. 6 with its sign mended."""
 
-    gamma_positive: float = Field(0.0, ge=0)
+    gamma_positive: float = Field(default=0.0, ge=0)
     """Exponent on (1 - p) of words in the caption; 0 in Eq. 6."""
-    gamma_negative: float = Field(1.0, ge=0)
+    gamma_negative: float = Field(default=1.0, ge=0)
     """Exponent on p of words not in the caption; 1 in Eq. 6."""
     reduction: Literal["mean", "sum"] = "mean"
     """mean over the K words (Eq. 6) or their sum."""
-    weight: float = Field(1.0, gt=0)
+    weight: float = Field(default=1.0, gt=0)
     """Weight of the word loss beside Eq. 7's squared terms."""
     stop_weight_gradient: bool = False
     """Treat p in front of the logarithm as a constant."""
@@ -117,25 +117,25 @@ class VideoTokenizerConfig(Config):
 
     encoder_weights: str = ""
     """'' trains a ViT from scratch; else a transformers name or local path of a CLIP vision model."""
-    input_px: int = Field(256, ge=32, multiple_of=32)
+    input_px: int = Field(default=256, ge=32, multiple_of=32)
     """Side of the frames it sees."""
-    patch_px: int = Field(32, ge=4)
+    patch_px: int = Field(default=32, ge=4)
     """Side of a patch; with input_px it fixes the grid, which must be the student's."""
-    num_frames: int = Field(4, ge=1)
+    num_frames: int = Field(default=4, ge=1)
     """Frames per clip."""
-    encoder_dim: int = Field(768, gt=0)
+    encoder_dim: int = Field(default=768, gt=0)
     """Width of the ViT from scratch; a CLIP model brings its own."""
-    encoder_layers: int = Field(12, ge=1)
+    encoder_layers: int = Field(default=12, ge=1)
     """Layers of the ViT from scratch."""
-    encoder_heads: int = Field(12, ge=1)
+    encoder_heads: int = Field(default=12, ge=1)
     """Attention heads of the ViT from scratch."""
-    decoder_dim: int = Field(768, gt=0)
+    decoder_dim: int = Field(default=768, gt=0)
     """Width of the decoder, dropped after training."""
-    decoder_layers: int = Field(8, ge=1)
+    decoder_layers: int = Field(default=8, ge=1)
     """Layers of the decoder (Sec. 4.1: 8)."""
-    decoder_heads: int = Field(12, ge=1)
+    decoder_heads: int = Field(default=12, ge=1)
     """Attention heads of the decoder."""
-    vocab_size: int = Field(9157, ge=8)
+    vocab_size: int = Field(default=9157, ge=8)
     """Words K of the multi-label head; training takes it from the vocabulary."""
     codebook: CodebookConfig = CodebookConfig()
     focal: FocalConfig = FocalConfig()

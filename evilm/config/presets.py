@@ -15,14 +15,16 @@ _UPSTREAM = ("render_corpus", "shard_videos", "build_vocab", "train_tokenizer", 
 
 def names() -> list[str]:
     """The presets that come with the package."""
-    return sorted(p.name.removesuffix(".yaml") for p in resources.files("evilm.presets").iterdir() if p.name.endswith(".yaml"))
+    return sorted(
+        p.name.removesuffix(".yaml") for p in resources.files("evilm.presets").iterdir() if p.name.endswith(".yaml")
+    )
 
 
 def load(preset: str) -> dict[str, Any]:
     """The sections of a preset by name or YAML path; every section is checked against its door.
 
     Raises:
-        ConfigError: no such preset or file, a section that is no door, a setting that does not exist or is out of range.
+        ConfigError: no such preset or file, a section that is no door, an unknown setting or one out of range.
     """
     if not preset:
         return {}

@@ -62,9 +62,9 @@ class ShardVideos(Door):
     """Root folder of the videos."""
     split: str = "train"
     """Split of clips whose row names none."""
-    limit: int = Field(0, ge=0)
+    limit: int = Field(default=0, ge=0)
     """Use only the first N rows; 0 uses all."""
-    max_failed_ratio: float = Field(0.9, ge=0, le=1)
+    max_failed_ratio: float = Field(default=0.9, ge=0, le=1)
     """Fail (exit 1) when more than this share of the clips is quarantined."""
     columns: ColumnsConfig = ColumnsConfig()
     sampling: FramesConfig = FramesConfig()
@@ -94,7 +94,7 @@ class PrecomputeCodes(Door):
     """Frame shards."""
     tokenizer: str = ""
     """Video tokenizer."""
-    batch_clips: int = Field(64, ge=1)
+    batch_clips: int = Field(default=64, ge=1)
     """Clips per forward pass."""
     cluster: ClusterConfig = ClusterConfig()
 
@@ -142,8 +142,8 @@ class Pretrain(Door, TrainConfig):
         if not self.tokenizer and (tokenizer.grid, tokenizer.num_frames) != (self.arch.grid, self.arch.num_frames):
             raise ValueError(
                 f"the tokenizer gives {tokenizer.num_frames} x {tokenizer.grid} x {tokenizer.grid} codes per clip, the "
-                f"model {self.arch.num_frames} x {self.arch.grid} x {self.arch.grid} regions; set arch.input_px / 32 equal "
-                "to build.train_tokenizer.arch.input_px / patch_px, and the same num_frames"
+                f"model {self.arch.num_frames} x {self.arch.grid} x {self.arch.grid} regions; set arch.input_px / 32 "
+                "equal to build.train_tokenizer.arch.input_px / patch_px, and the same num_frames"
             )
         return self
 
@@ -161,9 +161,9 @@ class Benchmark(Door):
     """Code shards of the same frames, for masked-code accuracy; '' looks under --root, 'none' leaves it out."""
     split: str = "test"
     """Split that is scored."""
-    max_clips: int = Field(1000, ge=2)
+    max_clips: int = Field(default=1000, ge=2)
     """Score at most this many clips; all pairs are scored, so cost grows with the square."""
-    num_choices: int = Field(5, ge=2)
+    num_choices: int = Field(default=5, ge=2)
     """Captions to choose from in multiple choice."""
     seed: int = 0
     """Seed of the wrong captions and of the masks."""

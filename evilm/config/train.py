@@ -10,61 +10,61 @@ from evilm.config.base import Config
 class OptimConfig(Config):
     """AdamW with linear warm-up and cosine decay (Sec. 4.1: AdamW, 1e-4, weight decay 0.01)."""
 
-    lr: float = Field(1e-4, gt=0)
+    lr: float = Field(default=1e-4, gt=0)
     """Highest learning rate."""
-    weight_decay: float = Field(0.01, ge=0)
+    weight_decay: float = Field(default=0.01, ge=0)
     """Decoupled weight decay; biases and normalisations are exempt."""
-    beta1: float = Field(0.9, ge=0, lt=1)
+    beta1: float = Field(default=0.9, ge=0, lt=1)
     """Decay of AdamW's first moment."""
-    beta2: float = Field(0.98, ge=0, lt=1)
+    beta2: float = Field(default=0.98, ge=0, lt=1)
     """Decay of AdamW's second moment."""
-    warmup_ratio: float = Field(0.1, ge=0, lt=1)
+    warmup_ratio: float = Field(default=0.1, ge=0, lt=1)
     """Share of all steps with a rising learning rate."""
-    final_lr_ratio: float = Field(0.01, ge=0, le=1)
+    final_lr_ratio: float = Field(default=0.01, ge=0, le=1)
     """Learning rate at the end over `lr`."""
-    clip_norm: float = Field(1.0, ge=0)
+    clip_norm: float = Field(default=1.0, ge=0)
     """Largest gradient norm; 0 turns clipping off."""
 
 
 class ObjectivesConfig(Config):
     """The three pre-training objectives, Eq. 8."""
 
-    mlm_ratio: float = Field(0.15, ge=0, lt=1)
+    mlm_ratio: float = Field(default=0.15, ge=0, lt=1)
     """Share of words hidden from the model; at least one per caption."""
-    mask_ratio: float = Field(0.4, gt=0, lt=1)
+    mask_ratio: float = Field(default=0.4, gt=0, lt=1)
     """Share of regions hidden from the model, the same count in each frame."""
     mask_shape: Literal["block", "tube", "random"] = "block"
     """block: rectangles per frame (the paper); tube: the same in every frame; random: single regions."""
-    mlm_weight: float = Field(1.0, ge=0)
+    mlm_weight: float = Field(default=1.0, ge=0)
     """Weight of masked language modelling."""
-    vtm_weight: float = Field(1.0, ge=0)
+    vtm_weight: float = Field(default=1.0, ge=0)
     """Weight of video-text matching."""
-    mvm_weight: float = Field(1.0, ge=0)
+    mvm_weight: float = Field(default=1.0, ge=0)
     """Weight of masked video modelling."""
 
 
 class ScheduleConfig(Config):
     """How long, how much at a time, how often to look and to save."""
 
-    epochs: int = Field(20, ge=1)
+    epochs: int = Field(default=20, ge=1)
     """Passes over the train split (Sec. 4.1: 20; the tokenizer 10)."""
-    max_steps: int = Field(0, ge=0)
+    max_steps: int = Field(default=0, ge=0)
     """Stop after this many steps; 0 runs all epochs. The learning-rate schedule always spans all epochs."""
-    batch_clips: int = Field(256, ge=2)
+    batch_clips: int = Field(default=256, ge=2)
     """Clips per step over all workers; the number of workers must divide it."""
     tail: Literal["drop", "pad"] = "pad"
     """The last step of an epoch, where clips are too few: repeat the epoch's first clips, or leave it out."""
-    shuffle_groups: int = Field(16, ge=1)
+    shuffle_groups: int = Field(default=16, ge=1)
     """Row groups mixed with each other when an epoch is put in order."""
-    eval_every_epochs: int = Field(1, ge=1)
+    eval_every_epochs: int = Field(default=1, ge=1)
     """Epochs between two evaluations on the val split; the last epoch is always evaluated."""
-    eval_clips: int = Field(1024, ge=0)
+    eval_clips: int = Field(default=1024, ge=0)
     """At most this many clips of the val split per evaluation; 0 turns it off."""
-    checkpoint_every_steps: int = Field(500, ge=1)
+    checkpoint_every_steps: int = Field(default=500, ge=1)
     """Steps between two checkpoints; the last step is always saved."""
-    keep_checkpoints: int = Field(2, ge=1)
+    keep_checkpoints: int = Field(default=2, ge=1)
     """Checkpoints kept."""
-    log_every_steps: int = Field(20, ge=1)
+    log_every_steps: int = Field(default=20, ge=1)
     """Steps between two log lines and metric points."""
     seed: int = 0
     """Seed of initial weights, order, masks, negatives and dropout."""
@@ -73,13 +73,13 @@ class ScheduleConfig(Config):
 class ClusterConfig(Config):
     """What is asked of Ray. None of it changes the numbers but the summation order of several workers."""
 
-    num_workers: int = Field(1, ge=1)
+    num_workers: int = Field(default=1, ge=1)
     """Training workers, or the most tasks/actors at a time in the Ray Data doors."""
-    cpus_per_worker: float = Field(1.0, gt=0)
+    cpus_per_worker: float = Field(default=1.0, gt=0)
     """CPUs per worker, also its number of torch threads on CPU."""
-    gpus_per_worker: float = Field(0.0, ge=0)
+    gpus_per_worker: float = Field(default=0.0, ge=0)
     """GPUs per worker; 0 trains on CPU."""
-    max_failures: int = Field(3, ge=-1)
+    max_failures: int = Field(default=3, ge=-1)
     """Worker failures (a lost spot node) survived per run; -1 without end."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """auto: bf16 autocast on GPUs and CPUs with units for it, fp32 elsewhere (there bf16 is 10 times slower)."""

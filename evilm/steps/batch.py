@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Int, UInt8
 from torch import Tensor
 
-from evilm.masking import mask_words, region_mask
+from evilm.masking import Shape, mask_words, region_mask
 from evilm.steps.seeds import clip_rng, derangement
 from evilm.text.vocab import Vocab
 
@@ -70,7 +70,7 @@ class PretrainCollate:
     """Rows to a `PretrainBatch`. Every draw belongs to (seed, epoch, clip id), so workers don't change it."""
 
     def __init__(
-        self, vocab: Vocab, seed: int, max_words: int, grid: int, mlm_ratio: float, mask_ratio: float, mask_shape: str
+        self, vocab: Vocab, seed: int, max_words: int, grid: int, mlm_ratio: float, mask_ratio: float, mask_shape: Shape
     ) -> None:
         self._vocab, self._seed, self._max_words, self._grid = vocab, seed, max_words, grid
         self._mlm_ratio, self._mask_ratio, self._mask_shape = mlm_ratio, mask_ratio, mask_shape

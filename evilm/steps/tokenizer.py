@@ -61,7 +61,9 @@ class TokenizerObjective(Objective):
             return
         self.eval()
         with torch.no_grad():
-            vectors = torch.cat([self.tokenizer(b.frames).vectors.flatten(0, -2) for b in batches(codebook.init_batches)])
+            vectors = torch.cat(
+                [self.tokenizer(b.frames).vectors.flatten(0, -2) for b in batches(codebook.init_batches)]
+            )
         self.train()
         self.tokenizer.quantizer.init_kmeans(vectors, seed)
 

@@ -39,7 +39,9 @@ def build_missing(config: Pretrain) -> Inputs:
     if config.codes and not (config.frames and config.tokenizer):
         raise ConfigError("--codes belong to frames and a tokenizer; name --frames and --tokenizer with them")
     if not config.root.startswith("/") and "://" not in config.root and os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR"):
-        logger.warning("--root %s lies in this job's temporary copy of the working dir; name a lasting place", config.root)
+        logger.warning(
+            "--root %s lies in this job's temporary copy of the working dir; name a lasting place", config.root
+        )
     build, root = config.build, storage.absolute(config.root)
     manifest, videos = config.manifest, config.videos
     if not manifest and not (config.frames and config.vocab):
@@ -56,7 +58,9 @@ def build_missing(config: Pretrain) -> Inputs:
         _run("train_tokenizer", train_tokenizer, build.train_tokenizer, frames=frames, vocab=vocab, out=tokenizer)
     codes = config.codes or storage.join(root, "codes")
     if not config.codes:
-        _run("precompute_codes", precompute_codes, build.precompute_codes, frames=frames, tokenizer=tokenizer, out=codes)
+        _run(
+            "precompute_codes", precompute_codes, build.precompute_codes, frames=frames, tokenizer=tokenizer, out=codes
+        )
     return Inputs(*(storage.absolute(place) for place in (frames, codes, vocab, tokenizer)))
 
 

@@ -28,7 +28,9 @@ def save_checkpoint(folder: Path, module: nn.Module, optimizer: torch.optim.Opti
         state: JSON-able: step, shape of the run.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    save_file({name: t.detach().cpu().contiguous().clone() for name, t in module.state_dict().items()}, folder / _WEIGHTS)
+    save_file(
+        {name: t.detach().cpu().contiguous().clone() for name, t in module.state_dict().items()}, folder / _WEIGHTS
+    )
     moments: dict[str, torch.Tensor] = {}
     for name, parameter in module.named_parameters():
         for key, value in optimizer.state.get(parameter, {}).items():
@@ -52,7 +54,9 @@ def load_checkpoint(folder: Path, module: nn.Module, optimizer: torch.optim.Opti
         state = json.loads((folder / _STATE).read_text())
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:300]
-        raise CheckpointError(f"checkpoint {folder.name} can't be used: {reason}; start over with --overwrite") from None
+        raise CheckpointError(
+            f"checkpoint {folder.name} can't be used: {reason}; start over with --overwrite"
+        ) from None
     by_name: dict[str, dict[str, torch.Tensor]] = {}
     for name, value in moments.items():
         parameter, key = name.rsplit("/", 1)

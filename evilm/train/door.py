@@ -22,6 +22,7 @@ def run(door: str, target: str, tracked: bool = True) -> None:
     """
     config = parse(door)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
+    logging.getLogger("evilm").setLevel(logging.INFO)  # ray.init sets the root logger to ERROR
     module, function = target.split(":")
     try:
         work = getattr(importlib.import_module(module), function)

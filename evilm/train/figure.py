@@ -27,7 +27,9 @@ def draw_losses(metrics: Path, to: Path) -> Path:
     names = sorted(curves) or ["loss"]
     columns = min(4, len(names))
     rows = -(-len(names) // columns)
-    figure, axes = pyplot.subplots(rows, columns, figsize=(4 * columns, 2.8 * rows), squeeze=False, layout="constrained")
+    figure, axes = pyplot.subplots(
+        rows, columns, figsize=(4 * columns, 2.8 * rows), squeeze=False, layout="constrained"
+    )
     for axis, name in zip(axes.flat, names, strict=False):
         for split, points in sorted(curves[name].items()):
             steps, values = zip(*points, strict=True)

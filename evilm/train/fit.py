@@ -95,7 +95,9 @@ def _storage(out: str, cluster: ClusterConfig, keep: int) -> Any:
     import ray.train
 
     fs, path = storage.resolve(storage.absolute(out))
-    remote = {} if storage.is_local(out) else {"storage_filesystem": pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(fs))}
+    remote = (
+        {} if storage.is_local(out) else {"storage_filesystem": pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(fs))}
+    )
     return ray.train.RunConfig(
         name=CHECKPOINTS,
         storage_path=path,

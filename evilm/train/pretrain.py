@@ -69,7 +69,9 @@ def open_pairs(inputs: Inputs, arch: StudentConfig) -> tuple[FrameManifest, Code
     codes = CodesManifest.load(find_codes(inputs.codes, tokenizer))
     pairs = pair(frames, codes, "train", tokenizer, arch.grid, arch.num_frames)
     if not pairs:
-        raise ShardError(f"{inputs.frames} holds no clips of the split train, only {frames.splits}; shard with --split train")
+        raise ShardError(
+            f"{inputs.frames} holds no clips of the split train, only {frames.splits}; shard with --split train"
+        )
     return frames, codes
 
 

@@ -41,7 +41,9 @@ class Progress:
 def metrics_line(metrics: dict[str, float], step: int, num_steps: int, steps_per_epoch: int) -> str:
     """One line for a job log."""
     losses = "  ".join(f"{n.removesuffix('_loss')} {v:.4g}" for n, v in metrics.items() if n.endswith("_loss"))
-    accuracies = "  ".join(f"{n.removesuffix('_accuracy')} {v:.1%}" for n, v in metrics.items() if n.endswith("_accuracy"))
+    accuracies = "  ".join(
+        f"{n.removesuffix('_accuracy')} {v:.1%}" for n, v in metrics.items() if n.endswith("_accuracy")
+    )
     minutes, seconds = divmod(round(metrics["time/eta_s"]), 60)
     return (
         f"step {step}/{num_steps} (epoch {1 + (step - 1) // steps_per_epoch}) | loss {metrics['loss']:.4g}: {losses}"

@@ -95,7 +95,9 @@ class TokenizerTask:
             return None
         groups = [pair.row_groups for pair in pairs]
         return Feed(
-            pairs, EvalOrder(groups, schedule.batch_clips, schedule.eval_clips, rank, world), TokenizerCollate(self._vocab)
+            pairs,
+            EvalOrder(groups, schedule.batch_clips, schedule.eval_clips, rank, world),
+            TokenizerCollate(self._vocab),
         )
 
     def export(self, objective: Any) -> None:

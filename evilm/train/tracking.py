@@ -36,7 +36,7 @@ _BATCH = 100  # points a call; the server takes at most 1,000 metric values
 
 
 def tracking_uri(config: Door, out: str) -> str:
-    """Where to track: the setting, MLFLOW_TRACKING_URI, or a sqlite store in the folder around `out`; '' for nowhere."""
+    """Where to track: the setting, MLFLOW_TRACKING_URI, or a sqlite store beside `out`; '' for nowhere."""
     if not config.tracking.enabled:
         return ""
     given = config.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI", "")
@@ -150,7 +150,9 @@ class Shipper:
                 warned = False
             except Exception as error:  # the server may be down in many ways; training must not notice
                 if not warned:
-                    logger.warning("MLflow at %s does not answer (%s); metrics are kept and sent later", self._uri, error)
+                    logger.warning(
+                        "MLflow at %s does not answer (%s); metrics are kept and sent later", self._uri, error
+                    )
                 warned = True
 
 
@@ -174,7 +176,9 @@ def open_run(config: Door, door: str, out: str, inputs: dict[str, str]) -> str:
             return str(known["run_id"])
         experiment = client.get_experiment_by_name(door)
         experiment_id = experiment.experiment_id if experiment else client.create_experiment(door)
-        name = config.tracking.run_name or f"{door}-{storage.read_json(storage.join(out, 'run.json'))['fingerprint'][:6]}"
+        name = (
+            config.tracking.run_name or f"{door}-{storage.read_json(storage.join(out, 'run.json'))['fingerprint'][:6]}"
+        )
         tags = {"evilm.door": door, "evilm.out": out} | {f"evilm.input.{k}": v for k, v in inputs.items()}
         run = client.create_run(experiment_id, run_name=name, tags=tags)
         run_id = run.info.run_id

@@ -17,7 +17,13 @@ from evilm.text.build import train_wordpiece
 from evilm.text.vocab import Vocab
 
 _GROUPS = [[4, 4, 2], [4, 3]]
-_CAPTIONS = ["a red star moves left", "a blue ring spins", "the green cross waits", "a red star moves left", "two birds"]
+_CAPTIONS = [
+    "a red star moves left",
+    "a blue ring spins",
+    "the green cross waits",
+    "a red star moves left",
+    "two birds",
+]
 _FRAMES, _PX, _GRID = 2, 64, 2
 
 
@@ -47,7 +53,8 @@ def pairs(tmp_path: Path) -> list[ShardPair]:
             number += size
             groups.append(rows)
             content = [
-                {"clip_id": r["clip_id"], "row": 0, "views": [], "code_ids": c} for r, c in zip(rows, codes, strict=True)
+                {"clip_id": r["clip_id"], "row": 0, "views": [], "code_ids": c}
+                for r, c in zip(rows, codes, strict=True)
             ]
             tables.append(pa.Table.from_pylist(content, schema=codes_schema(_FRAMES * _GRID**2)))
         frames, codes_file = tmp_path / f"f{shard}.parquet", tmp_path / f"c{shard}.parquet"

@@ -1,5 +1,6 @@
 """Checkpoints: bit-equal continuation, and refusal of damaged ones."""
 
+import itertools
 from pathlib import Path
 
 import pytest
@@ -71,4 +72,4 @@ def test_the_learning_rate_warms_up_and_falls_like_a_cosine() -> None:
     assert rates[10] == pytest.approx(1.0)
     assert rates[55] == pytest.approx(0.5), "half way down, the cosine is half"
     assert rates[99] < 0.001
-    assert all(a >= b for a, b in zip(rates[9:], rates[10:], strict=False))
+    assert all(a >= b for a, b in itertools.pairwise(rates[9:]))

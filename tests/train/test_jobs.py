@@ -30,7 +30,10 @@ def head() -> Iterator[dict[str, str]]:
     temporary = tempfile.mkdtemp(prefix="ray", dir="/tmp")  # short: Ray puts sockets below it
     port, dashboard = _free_port(), _free_port()
     environment = {k: v for k, v in os.environ.items() if k not in ("RAY_ADDRESS", "PYTHONPATH")}
-    environment |= {"PATH": f"{_RAY.parent}:{environment['PATH']}", "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{dashboard}"}
+    environment |= {
+        "PATH": f"{_RAY.parent}:{environment['PATH']}",
+        "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{dashboard}",
+    }
     command = [str(_RAY), "start", "--head", "--block", f"--port={port}", f"--dashboard-port={dashboard}"]
     command += [f"--temp-dir={temporary}", "--num-cpus=4", "--object-store-memory=200000000"]
     command += ["--node-ip-address=127.0.0.1", f"--ray-client-server-port={_free_port()}"]
@@ -76,7 +79,9 @@ def test_a_wrong_flag_ends_a_job_with_one_clear_line(head: dict[str, str]) -> No
 @pytest.mark.slow
 def test_pretraining_runs_as_a_job(head: dict[str, str], tmp_path: Path) -> None:
     root = tmp_path / "run"
-    job = _submit(head, "pipelines/pretrain.py", "--preset", "tests/small.yaml", "--root", str(root), "--schedule.epochs", "1")
+    job = _submit(
+        head, "pipelines/pretrain.py", "--preset", "tests/small.yaml", "--root", str(root), "--schedule.epochs", "1"
+    )
     assert job.returncode == 0, (job.stdout + job.stderr)[-3000:]
     assert "succeeded" in (job.stdout + job.stderr).lower()
     assert (root / "model" / "summary.json").is_file()

@@ -60,7 +60,9 @@ def test_a_run_has_parameters_metrics_figures_and_is_continued(tmp_path: Path, c
     assert run.data.tags["evilm.input.manifest"] == "abc"
     assert [m.step for m in client.get_metric_history(run_id, "train/loss")] == list(range(1, 251))
     assert run.data.metrics["summary/num_words"] == 12
-    artifacts = {a.path for a in client.list_artifacts(run_id)} | {a.path for a in client.list_artifacts(run_id, "figures")}
+    artifacts = {a.path for a in client.list_artifacts(run_id)} | {
+        a.path for a in client.list_artifacts(run_id, "figures")
+    }
     assert artifacts >= {"config.yaml", "summary.json", "figures/losses.png"}
 
 
@@ -101,7 +103,10 @@ def test_a_server_that_dies_and_comes_back_gets_every_point(tmp_path: Path, conf
     spool.close()
     back = Shipper(uri, run_id, path, every_s=0.05).start()
     back.close()
-    assert [(m.step, m.value) for m in MlflowClient(tracking_uri=uri).get_metric_history(run_id, "a")] == [(1, 1), (2, 2)]
+    assert [(m.step, m.value) for m in MlflowClient(tracking_uri=uri).get_metric_history(run_id, "a")] == [
+        (1, 1),
+        (2, 2),
+    ]
     assert json.loads(path.read_text().splitlines()[0])["step"] == 1
 
 

@@ -46,7 +46,9 @@ def test_the_workflow_leaves_every_artifact(small_workflow: Workflow) -> None:
     assert not [p for p in pickles if "checkpoints/step_" in p.as_posix() or p.parent == root / "model"]
     logged = _losses(root / "model")[20]
     for name in ("mlm", "vtm", "mvm"):
-        assert {f"train/{name}_loss", f"train/{name}_accuracy", f"val/{name}_loss", f"val/{name}_accuracy"} <= set(logged)
+        assert {f"train/{name}_loss", f"train/{name}_accuracy", f"val/{name}_loss", f"val/{name}_accuracy"} <= set(
+            logged
+        )
     assert {"train/lr", "train/grad_norm", "val/code_usage", "val/mvm_most_frequent"} <= set(logged)
 
 
@@ -130,7 +132,7 @@ def test_codes_of_another_tokenizer_grid_or_frames_are_refused(small_workflow: W
     other.save_pretrained(str(tmp_path / "tokenizer"))
     with pytest.raises(ShardError, match=other.fingerprint()):
         pretrain(_config(root, out=str(tmp_path / "m"), **places | {"tokenizer": str(tmp_path / "tokenizer")}))
-    with pytest.raises(ShardError, match="grid|regions"):
+    with pytest.raises(ShardError, match=r"grid|regions"):
         pretrain(_config(root, out=str(tmp_path / "m"), **places | {"arch.input_px": 96}))
     from evilm.config.runs import ShardVideos
     from evilm.data.shard import shard_videos
