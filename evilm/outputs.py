@@ -33,18 +33,18 @@ def open_output(config: Door, out: str, inputs: dict[str, str]) -> dict[str, Any
     """
     wanted = {"settings": config.identity, "inputs": inputs}
     place = storage.join(out, CONFIG)
-    if storage.exists(place):
+    if storage.exists(place) and not config.overwrite:
         found = {name: storage.read_json(place).get(name) for name in wanted}
         if found == wanted:
             summary = storage.join(out, SUMMARY)
             return storage.read_json(summary) if storage.exists(summary) else None
-        if not config.overwrite:
-            raise ConfigError(
-                f"{out} was made with other settings ({_difference(found, wanted)}); "
-                "use the same settings to continue, another --out, or --overwrite to delete it"
-            )
-    elif storage.list_names(out) and not config.overwrite:
-        raise ConfigError(f"{out} holds files of something else; choose an empty --out, or --overwrite to delete them")
+        raise ConfigError(
+            f"{out} was made with other settings ({_difference(found, wanted)}); "
+            "use the same settings to continue, another --out, or --overwrite to delete it"
+        )
+    if not storage.exists(place) and storage.list_names(out):
+        # Not even with overwrite: what we did not make is not ours to delete.
+        raise ConfigError(f"{out} holds files of something else; choose another or an empty --out")
     if config.overwrite:
         storage.delete(out)
     storage.write_json(place, wanted | {"fingerprint": fingerprint(wanted)})

@@ -28,12 +28,15 @@ def test_an_output_is_continued_reused_refused_or_overwritten(place: str) -> Non
         open_output(config, place, {"manifest": "xyz"})
     assert open_output(other.override({"overwrite": True}), place, inputs) is None
     assert storage.list_names(place) == ["run.json"], "what was there is gone"
+    close_output(place, {"num_words": 4})
+    assert open_output(other.override({"overwrite": True}), place, inputs) is None, "asked to do it again"
 
 
 def test_a_folder_of_something_else_is_not_touched(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("precious")
-    with pytest.raises(ConfigError, match="holds files of something else"):
-        open_output(BuildVocab(), str(tmp_path), {})
+    for config in (BuildVocab(), BuildVocab(overwrite=True)):
+        with pytest.raises(ConfigError, match="holds files of something else"):
+            open_output(config, str(tmp_path), {})
     assert (tmp_path / "thesis.txt").read_text() == "precious"
 
 

@@ -73,7 +73,8 @@ class PretrainCollate:
         self, vocab: Vocab, seed: int, max_words: int, grid: int, mlm_ratio: float, mask_ratio: float, mask_shape: Shape
     ) -> None:
         self._vocab, self._seed, self._max_words, self._grid = vocab, seed, max_words, grid
-        self._mlm_ratio, self._mask_ratio, self._mask_shape = mlm_ratio, mask_ratio, mask_shape
+        self._mlm_ratio, self._mask_ratio = mlm_ratio, mask_ratio
+        self._mask_shape: Shape = mask_shape
 
     def __call__(self, rows: Any) -> PretrainBatch:
         """Collate the rows of one global step (`evilm.data.feed.Rows`)."""
