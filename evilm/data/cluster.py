@@ -11,7 +11,6 @@ logger = logging.getLogger(__name__)
 for _name, _value in {
     "RAY_AUTH_MODE": "disabled",  # a private cluster on loopback; set `token` to talk to a protected one
     "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths mean the same in the driver and in training workers
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",

@@ -2,11 +2,11 @@
 
 import importlib
 import json
-import logging
 import sys
 
 from evilm.config.door import parse
 from evilm.errors import EvilmError
+from evilm.train.console import log_to_console
 
 _EXIT_FAILED = 1
 
@@ -21,8 +21,7 @@ def run(door: str, target: str, tracked: bool = True) -> None:
         tracked: record settings and summary as an MLflow run; a training door does it itself, point by point.
     """
     config = parse(door)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
-    logging.getLogger("evilm").setLevel(logging.INFO)  # ray.init sets the root logger to ERROR
+    log_to_console()
     module, function = target.split(":")
     try:
         work = getattr(importlib.import_module(module), function)

@@ -20,6 +20,7 @@ from evilm.data.feed import Feed
 from evilm.errors import EvilmError
 from evilm.steps.base import Objective
 from evilm.train.checkpoint import load_checkpoint, save_checkpoint
+from evilm.train.console import log_to_console
 from evilm.train.precision import autocast
 from evilm.train.progress import Progress, metrics_line
 from evilm.train.reduce import gather, reduce_losses
@@ -73,7 +74,7 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
     """
     import ray.train
 
-    _log_to_console()
+    log_to_console()
     spec = WorkerSpec(**config)
     module, function = spec.task.split(":")
     task: Task = getattr(importlib.import_module(module), function)(spec.settings)
@@ -245,9 +246,3 @@ def learning_rate(settings: OptimConfig, step: int, num_steps: int) -> float:
     share = (step - warmup) / max(1, num_steps - warmup)
     low = settings.final_lr_ratio
     return settings.lr * (low + (1 - low) * 0.5 * (1 + math.cos(math.pi * min(1.0, share))))
-
-
-def _log_to_console() -> None:
-    """Log lines of this worker go to its stderr, which Ray forwards to the driver."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    logging.getLogger("evilm").setLevel(logging.INFO)
