@@ -21,7 +21,7 @@ from evilm.errors import EvilmError
 from evilm.steps.base import Objective
 from evilm.train.checkpoint import load_checkpoint, save_checkpoint
 from evilm.train.console import log_to_console
-from evilm.train.precision import autocast
+from evilm.train.precision import autocast, make_deterministic
 from evilm.train.progress import Progress, metrics_line
 from evilm.train.reduce import gather, reduce_losses
 from evilm.train.tracking import METRICS_FILE, Shipper, Spool
@@ -104,6 +104,7 @@ class Run:
         self.device = ray.train.torch.get_device()
         if self.device.type == "cpu":
             torch.set_num_threads(max(1, round(cluster.cpus_per_worker)))
+            make_deterministic()
         self.autocast = autocast(cluster.precision, self.device)
         torch.manual_seed(schedule.seed)
         self.objective = task.objective().to(self.device)

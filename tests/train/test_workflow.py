@@ -86,8 +86,15 @@ def test_the_same_seed_gives_the_same_first_20_losses(small_workflow: Workflow, 
     root, _ = small_workflow
     pretrain(_config(root, out=str(tmp_path / "again")))
     assert _losses(tmp_path / "again") == _losses(root / "model")
-    pretrain(_config(root, out=str(tmp_path / "other"), **{"schedule.seed": 1, "schedule.max_steps": 2}))
-    assert _losses(tmp_path / "other")[1] != _losses(root / "model")[1]
+
+
+@pytest.mark.slow
+def test_a_dead_tracking_server_does_not_stop_a_run(small_workflow: Workflow, tmp_path: Path) -> None:
+    root, _ = small_workflow
+    values = {"tracking.uri": "http://127.0.0.1:9", "schedule.seed": 1, "schedule.max_steps": 2}  # nobody listens there
+    assert pretrain(_config(root, out=str(tmp_path / "other"), **values))["steps"] == 2
+    assert sorted(_losses(tmp_path / "other")) == [1, 2], "the metrics are kept"
+    assert _losses(tmp_path / "other")[1] != _losses(root / "model")[1], "another seed, other losses"
 
 
 @pytest.mark.slow

@@ -1,0 +1,63 @@
+"""bf16 where it pays, and the same sums in each run."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from evilm.config.model import CodebookConfig, FocalConfig, VideoTokenizerConfig
+from evilm.model.tokenizer import VideoTokenizer
+from evilm.steps.batch import TokenizerBatch
+from evilm.steps.tokenizer import TokenizerObjective
+from evilm.train.precision import autocast, has_bf16, make_deterministic
+
+
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+    torch.use_deterministic_algorithms(False)
+
+
+def _losses(steps: int) -> list[float]:
+    codebook = CodebookConfig(num_codes=64, code_dim=8)
+    config = VideoTokenizerConfig(
+        input_px=64, patch_px=8, encoder_dim=32, encoder_layers=1, encoder_heads=2, decoder_dim=32, decoder_layers=1,
+        decoder_heads=2, vocab_size=40, codebook=codebook, focal=FocalConfig(reduction="sum"),
+    )  # fmt: skip
+    torch.manual_seed(0)
+    objective = TokenizerObjective(VideoTokenizer(config), config)
+    optimizer = torch.optim.AdamW([p for p in objective.parameters() if p.requires_grad], lr=1e-3)
+    generator, losses = torch.Generator().manual_seed(1), []
+    for _ in range(steps):
+        frames = torch.randint(0, 256, (8, 4, 64, 64, 3), dtype=torch.uint8, generator=generator)
+        words = torch.rand(8, 40, generator=generator) < 0.2
+        terms = objective(TokenizerBatch(frames, words, [str(k) for k in range(8)]))
+        loss = sum(terms[name].mean * weight for name, weight in objective.weights.items())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss))
+    return losses
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_two_threads_sum_the_same_in_each_run() -> None:
+    make_deterministic()
+    assert _losses(25) == _losses(25)
+
+
+def test_bf16_is_used_where_asked_or_where_it_pays() -> None:
+    cpu = torch.device("cpu")
+    matrix = torch.ones(4, 4)
+    for precision, wanted in (("bf16", True), ("fp32", False), ("auto", has_bf16(cpu))):
+        with autocast(precision, cpu):
+            assert ((matrix @ matrix).dtype == torch.bfloat16) is wanted
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_bf16_on_a_gpu() -> None:
+    assert has_bf16(torch.device("cuda")) == torch.cuda.is_bf16_supported(including_emulation=False)
