@@ -26,4 +26,5 @@ def make_deterministic() -> None:
     whatever order they come, and two runs part after some dozen steps.
     """
     torch.use_deterministic_algorithms(True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # a debugging aid that only costs time
+    # A debugging aid that only costs time; the module fakes the attribute, so type checkers can't see it.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue]
