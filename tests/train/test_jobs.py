@@ -36,7 +36,9 @@ def head() -> Iterator[dict[str, str]]:
     }
     command = [str(_RAY), "start", "--head", "--block", f"--port={port}", f"--dashboard-port={dashboard}"]
     command += [f"--temp-dir={temporary}", "--num-cpus=4", "--object-store-memory=200000000"]
-    command += ["--node-ip-address=127.0.0.1", f"--ray-client-server-port={_free_port()}"]
+    # Every port that has a fixed default is named, since the session's own cluster may hold it.
+    ports = ("ray-client-server", "dashboard-agent-listen", "dashboard-agent-grpc", "metrics-export")
+    command += ["--node-ip-address=127.0.0.1", *(f"--{name}-port={_free_port()}" for name in ports)]
     process = subprocess.Popen(
         command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
     )
