@@ -25,11 +25,17 @@ class Door(Config):
     def identity(self) -> dict[str, object]:
         """The settings that decide what the result is: places and machinery left out."""
         data = self.model_dump(mode="json")
+        precision = data.get("cluster", {}).get("precision")  # alone of the machinery, it changes the numbers
         for name in ("preset", "dry_run", "overwrite", *_PLACES, "cluster", "tracking"):
             data.pop(name, None)
+        if precision is not None:
+            data["precision"] = precision
+        for name in _CADENCE:
+            data.get("schedule", {}).pop(name, None)
         return data
 
 
+_CADENCE = ("log_every_steps", "checkpoint_every_steps", "keep_checkpoints")
 _PLACES = ("out", "root", "manifest", "videos", "frames", "codes", "vocab", "tokenizer", "model", "corpus_root")
 
 

@@ -71,7 +71,7 @@ class ScheduleConfig(Config):
 
 
 class ClusterConfig(Config):
-    """What is asked of Ray. None of it changes the numbers but the summation order of several workers."""
+    """What is asked of Ray. Of all this only `precision` changes numbers, beyond the order of sums over workers."""
 
     num_workers: int = Field(default=1, ge=1)
     """Training workers, or the most tasks/actors at a time in the Ray Data doors."""
