@@ -15,6 +15,7 @@ from evilm.errors import ConfigError
 logger = logging.getLogger(__name__)
 
 CONFIG, SUMMARY = "run.json", "summary.json"
+_TRACKING = "mlflow.json"
 
 
 def open_output(config: Door, out: str, inputs: dict[str, str]) -> dict[str, Any] | None:
@@ -33,7 +34,10 @@ def open_output(config: Door, out: str, inputs: dict[str, str]) -> dict[str, Any
     """
     wanted = {"settings": config.identity, "inputs": inputs}
     place = storage.join(out, CONFIG)
-    if storage.exists(place) and not config.overwrite:
+    names = set(storage.list_names(out))
+    if names and names <= {CONFIG, _TRACKING}:
+        pass  # claimed by a run that ended before it made anything, on a wrong flag say: nothing to protect
+    elif CONFIG in names and not config.overwrite:
         found = {name: storage.read_json(place).get(name) for name in wanted}
         if found == wanted:
             summary = storage.join(out, SUMMARY)
@@ -42,7 +46,7 @@ def open_output(config: Door, out: str, inputs: dict[str, str]) -> dict[str, Any
             f"{out} was made with other settings ({_difference(found, wanted)}); "
             "use the same settings to continue, another --out, or --overwrite to delete it"
         )
-    if not storage.exists(place) and storage.list_names(out):
+    elif names and CONFIG not in names:
         # Not even with overwrite: what we did not make is not ours to delete.
         raise ConfigError(f"{out} holds files of something else; choose another or an empty --out")
     if config.overwrite:

@@ -18,6 +18,9 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 def test_an_output_is_continued_reused_refused_or_overwritten(place: str) -> None:
     config, inputs = BuildVocab(), {"manifest": "abc"}
     assert open_output(config, place, inputs) is None
+    assert open_output(config.override({"words.train_size": 99}), place, inputs) is None, "nothing was made yet"
+    assert open_output(config, place, inputs) is None
+    storage.write_bytes(storage.join(place, "part.bin"), b"1")
     assert open_output(config, place, inputs) is None, "unfinished: continue"
     close_output(place, {"num_words": 3})
     assert open_output(config, place, inputs) == {"num_words": 3}

@@ -134,11 +134,13 @@ class Pretrain(Door, TrainConfig):
     """Video tokenizer whose codes are the targets."""
     arch: StudentConfig = StudentConfig()
     objectives: ObjectivesConfig = ObjectivesConfig()
+    columns: ColumnsConfig = ColumnsConfig()
     build: Upstream = Upstream()
 
     @property
     def identity(self) -> dict[str, object]:
         data = super().identity
+        data.pop("columns", None)
         data.pop("build", None)  # what was built is covered by the inputs' fingerprints
         return data
 

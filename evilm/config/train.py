@@ -71,7 +71,11 @@ class ScheduleConfig(Config):
 
 
 class ClusterConfig(Config):
-    """What is asked of Ray. Of all this only `precision` changes numbers, beyond the order of sums over workers."""
+    """What is asked of Ray.
+
+    `precision` changes numbers; so does another number of workers: in the order of sums, in dropout (drawn per worker)
+    and in the regions that a tokenizer's codebook starts on and is revived with. Data, masks and negatives stay.
+    """
 
     num_workers: int = Field(default=1, ge=1)
     """Training workers, or the most tasks/actors at a time in the Ray Data doors."""

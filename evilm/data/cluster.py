@@ -2,6 +2,7 @@
 
 import logging
 import os
+import socket
 
 from evilm.errors import ClusterError
 
@@ -18,6 +19,7 @@ for _name, _value in {
     os.environ.setdefault(_name, _value)
 
 _OBJECT_STORE_BYTES = 512 * 2**20
+_PROBE_S = 5.0
 
 
 def connect(min_cpus: float = 1) -> None:
@@ -35,6 +37,8 @@ def connect(min_cpus: float = 1) -> None:
     if not ray.is_initialized():
         address = os.environ.get("RAY_ADDRESS")
         # Ray's own remarks stay in its log files; ours, and errors, reach the console.
+        if address:
+            _probe(address)
         quiet = ray.LoggingConfig(log_level="ERROR")
         try:
             if address:
@@ -54,6 +58,20 @@ def connect(min_cpus: float = 1) -> None:
                 f"cannot reach Ray at {address or 'this machine'}: {reason}; check RAY_ADDRESS and RAY_AUTH_MODE"
             ) from error
     _quiet()
+
+
+def _probe(address: str) -> None:
+    """Fail at once where nobody listens; Ray itself would try for minutes."""
+    host, _, port = address.rpartition(":")
+    if "/" in address or not host or not port.isdigit():
+        return  # `auto` or another form that Ray resolves by itself
+    try:
+        socket.create_connection((host, int(port)), timeout=_PROBE_S).close()
+    except OSError as error:
+        raise ClusterError(
+            f"no Ray cluster answers at RAY_ADDRESS = {address} ({error.strerror or error}); "
+            "start one with `ray start --head`, mend the address, or unset it for a private cluster"
+        ) from None
 
 
 def num_cpus() -> int:

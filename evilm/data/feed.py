@@ -4,6 +4,7 @@ A direct reader in every worker rather than a Ray Dataset: the position in the d
 resumes anywhere, with any number of workers, and sees the same batches.
 """
 
+import logging
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Sequence
@@ -15,9 +16,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from evilm.config.train import ScheduleConfig
 from evilm.data.order import EvalOrder, Step, TrainOrder
 from evilm.errors import ShardError
 from evilm.shards import ShardPair, decode_frames, read_group
+
+logger = logging.getLogger(__name__)
 
 _TEXT_COLUMNS = ["clip_id", "caption"]
 
@@ -58,6 +62,8 @@ class _GroupCache:
             try:
                 future.set_result(load())
             except BaseException as error:
+                with self._lock:
+                    self._tables.pop(key, None)  # the next to ask tries again
                 future.set_exception(error)
         return future.result()
 
@@ -135,6 +141,35 @@ class Feed:
 
     def _heavy(self, shard: int, group: int) -> pa.Table:
         return self._groups.get((shard, group), lambda: load_group(self._pairs[shard], group))
+
+
+def training_feed(
+    pairs: Sequence[ShardPair], schedule: ScheduleConfig, collate: Callable[[Rows], Any], rank: int, world: int
+) -> Feed:
+    """The feed of one worker over all epochs of a schedule."""
+    order = TrainOrder(
+        [pair.row_groups for pair in pairs],
+        schedule.batch_clips,
+        schedule.seed,
+        schedule.shuffle_groups,
+        schedule.tail,
+        rank,
+        world,
+    )
+    if rank == 0 and order.num_padded:
+        kind = "repeated" if order.num_padded > 0 else "left out"
+        logger.info("%d clips of %d are %s per epoch", abs(order.num_padded), order.num_clips, kind)
+    return Feed(pairs, order, collate)
+
+
+def evaluation_feed(
+    pairs: Sequence[ShardPair], schedule: ScheduleConfig, collate: Callable[[Rows], Any], rank: int, world: int
+) -> Feed | None:
+    """The feed of one worker over a split, each clip once; None where the split is empty or not asked for."""
+    if not pairs or not schedule.eval_clips:
+        return None
+    groups = [pair.row_groups for pair in pairs]
+    return Feed(pairs, EvalOrder(groups, schedule.batch_clips, schedule.eval_clips, rank, world), collate)
 
 
 def load_group(pair: ShardPair, group: int) -> pa.Table:

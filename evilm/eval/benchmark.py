@@ -107,7 +107,7 @@ def benchmark(config: Benchmark) -> dict[str, Any]:
 def open_subject(config: Benchmark) -> Subject:
     """Model, frames and codes, each named by the user or found under `config.root`, checked to fit."""
     from evilm.model import pretrained
-    from evilm.model.student import KIND, WEIGHTS
+    from evilm.model.student import KIND, WEIGHTS, Student
 
     model = storage.absolute(config.model or storage.join(config.root, "model"))
     content = pretrained.read_config(model, KIND)
@@ -122,6 +122,7 @@ def open_subject(config: Benchmark) -> Subject:
         weights = hashlib.sha256(storage.read_bytes(storage.join(model, WEIGHTS))).hexdigest()
     except FileNotFoundError:
         raise CheckpointError(f"{model} has no {WEIGHTS}; the training that writes it has not ended") from None
+    Student.from_pretrained(model)  # damaged weights end here, in one line, and not in every scoring actor
     objectives, tokenizer = _objectives(model)
     print_ = fingerprint({"config": content["config"], "weights": weights, "objectives": objectives.model_dump()})
     return Subject(model, print_, arch, objectives, frames, _find_codes(config, frames, arch, tokenizer))

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from evilm import storage
+from evilm.config.data import ColumnsConfig
 from evilm.config.runs import Pretrain
 from evilm.data.codes import precompute_codes
 from evilm.data.corpus import render_corpus
@@ -44,15 +45,16 @@ def build_missing(config: Pretrain) -> Inputs:
         )
     build, root = config.build, storage.absolute(config.root)
     manifest, videos = config.manifest, config.videos
+    columns: dict[str, Any] = {"columns": config.columns} if manifest and config.columns != ColumnsConfig() else {}
     if not manifest and not (config.frames and config.vocab):
         corpus = _run("render_corpus", render_corpus, build.render_corpus, out=storage.join(root, "corpus"))
         manifest, videos = corpus["manifest"], corpus["videos"]
     frames = config.frames or storage.join(root, "frames")
     if not config.frames:
-        _run("shard_videos", shard_videos, build.shard_videos, manifest=manifest, videos=videos, out=frames)
+        _run("shard_videos", shard_videos, build.shard_videos, manifest=manifest, videos=videos, out=frames, **columns)
     vocab = config.vocab or storage.join(root, "vocab")
     if not config.vocab:
-        _run("build_vocab", build_vocab, build.build_vocab, manifest=manifest, out=vocab)
+        _run("build_vocab", build_vocab, build.build_vocab, manifest=manifest, out=vocab, **columns)
     tokenizer = config.tokenizer or storage.join(root, "tokenizer")
     if not config.tokenizer:
         _run("train_tokenizer", train_tokenizer, build.train_tokenizer, frames=frames, vocab=vocab, out=tokenizer)
@@ -64,9 +66,14 @@ def build_missing(config: Pretrain) -> Inputs:
     return Inputs(*(storage.absolute(place) for place in (frames, codes, vocab, tokenizer)))
 
 
-def _run(door: str, function: Any, settings: Any, **places: str) -> dict[str, Any]:
+def _run(door: str, function: Any, settings: Any, **places: Any) -> dict[str, Any]:
     """One upstream door with its places filled in; tracked as if it had been called by itself."""
     config = settings.model_copy(update=places)
-    summary = function(config) if door == "train_tokenizer" else track(door, function, config)
+    try:
+        summary = function(config) if door == "train_tokenizer" else track(door, function, config)
+    except ConfigError as error:
+        raise ConfigError(
+            f"{door}, to build {places['out']}: {error} (here its flags begin with --build.{door.replace('_', '-')}.)"
+        ) from None
     logger.info("%s: %s in %s", door, "reused" if summary.get("reused") else "made", summary.get("out", places["out"]))
     return summary

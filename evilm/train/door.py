@@ -8,7 +8,7 @@ from evilm.config.door import parse
 from evilm.errors import EvilmError
 from evilm.train.console import log_to_console
 
-_EXIT_FAILED = 1
+_EXIT_FAILED, _EXIT_INTERRUPTED = 1, 130
 
 
 def run(door: str, target: str, tracked: bool = True) -> None:
@@ -34,4 +34,7 @@ def run(door: str, target: str, tracked: bool = True) -> None:
     except EvilmError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(_EXIT_FAILED) from None
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from here", file=sys.stderr)
+        raise SystemExit(_EXIT_INTERRUPTED) from None
     print(json.dumps(summary, sort_keys=True, ensure_ascii=False), flush=True)

@@ -125,6 +125,9 @@ class Run:
         start = self._restore()
         if start == 0:
             self.objective.prepare(self._some_batches, self.settings.schedule.seed)
+        if self.world > 1:  # a start that looked at data looked at each worker's own slice; rank 0's counts
+            for tensor in self.objective.state_dict().values():
+                torch.distributed.broadcast(tensor, src=0)
         # Buffers count what this worker saw (code usage); broadcasting rank 0's before each step would lose that.
         parallel = {"find_unused_parameters": self.objective.sparse, "broadcast_buffers": False}
         model = prepare_model(self.objective, parallel_strategy_kwargs=parallel)

@@ -8,8 +8,7 @@ import torch
 from evilm import storage
 from evilm.config.model import StudentConfig
 from evilm.config.runs import Pretrain
-from evilm.data.feed import Feed
-from evilm.data.order import EvalOrder, TrainOrder
+from evilm.data.feed import Feed, evaluation_feed, training_feed
 from evilm.errors import ShardError
 from evilm.outputs import close_output, open_output
 from evilm.shards import CodesManifest, FrameManifest, ShardPair, find_codes, pair
@@ -100,29 +99,11 @@ class PretrainTask:
 
     def train_feed(self, rank: int, world: int) -> Feed:
         """Frames, codes, masks and negatives of the train split."""
-        pairs, schedule = self._pairs("train"), self.settings.schedule
-        order = TrainOrder(
-            [pair.row_groups for pair in pairs],
-            schedule.batch_clips,
-            schedule.seed,
-            schedule.shuffle_groups,
-            schedule.tail,
-            rank,
-            world,
-        )
-        if rank == 0 and order.num_padded:
-            kind = "repeated" if order.num_padded > 0 else "left out"
-            logger.info("%d clips of %d are %s per epoch", abs(order.num_padded), order.num_clips, kind)
-        return Feed(pairs, order, self._collate())
+        return training_feed(self._pairs("train"), self.settings.schedule, self._collate(), rank, world)
 
     def eval_feed(self, rank: int, world: int) -> Feed | None:
         """The same of the val split, each clip once and always masked the same way."""
-        pairs, schedule = self._pairs("val"), self.settings.schedule
-        if not pairs or not schedule.eval_clips:
-            return None
-        groups = [pair.row_groups for pair in pairs]
-        order = EvalOrder(groups, schedule.batch_clips, schedule.eval_clips, rank, world)
-        return Feed(pairs, order, self._collate())
+        return evaluation_feed(self._pairs("val"), self.settings.schedule, self._collate(), rank, world)
 
     def export(self, objective: Any) -> None:
         """The student, its vocabulary, and how it was masked."""

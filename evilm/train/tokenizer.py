@@ -8,8 +8,7 @@ import torch
 from evilm import storage
 from evilm.config.model import VideoTokenizerConfig
 from evilm.config.runs import TrainTokenizer
-from evilm.data.feed import Feed
-from evilm.data.order import EvalOrder, TrainOrder
+from evilm.data.feed import Feed, evaluation_feed, training_feed
 from evilm.errors import ConfigError
 from evilm.outputs import close_output, open_output
 from evilm.shards import FrameManifest, ShardPair
@@ -75,30 +74,11 @@ class TokenizerTask:
 
     def train_feed(self, rank: int, world: int) -> Feed:
         """Frames and caption words of the train split."""
-        pairs = self._pairs("train")
-        schedule = self.settings.schedule
-        order = TrainOrder(
-            [pair.row_groups for pair in pairs],
-            schedule.batch_clips,
-            schedule.seed,
-            schedule.shuffle_groups,
-            schedule.tail,
-            rank,
-            world,
-        )
-        return Feed(pairs, order, TokenizerCollate(self._vocab))
+        return training_feed(self._pairs("train"), self.settings.schedule, TokenizerCollate(self._vocab), rank, world)
 
     def eval_feed(self, rank: int, world: int) -> Feed | None:
         """The same of the val split, each clip once."""
-        pairs, schedule = self._pairs("val"), self.settings.schedule
-        if not pairs or not schedule.eval_clips:
-            return None
-        groups = [pair.row_groups for pair in pairs]
-        return Feed(
-            pairs,
-            EvalOrder(groups, schedule.batch_clips, schedule.eval_clips, rank, world),
-            TokenizerCollate(self._vocab),
-        )
+        return evaluation_feed(self._pairs("val"), self.settings.schedule, TokenizerCollate(self._vocab), rank, world)
 
     def export(self, objective: Any) -> None:
         """The tokenizer, its settings and the vocabulary of its words."""

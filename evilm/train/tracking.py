@@ -48,6 +48,13 @@ def tracking_uri(config: Door, out: str) -> str:
     return f"sqlite:///{root / 'mlflow.db'}"
 
 
+def _artifacts(uri: str) -> str | None:
+    """Where a new experiment keeps its files: beside a sqlite store, not in whatever folder we were started from."""
+    if not uri.startswith("sqlite:///"):
+        return None
+    return (Path(uri.removeprefix("sqlite:///")).absolute().parent / "mlruns").as_uri()
+
+
 @contextmanager
 def _harmless(what: str) -> Iterator[None]:
     """Tracking must not end a run: whatever it raises (many kinds, from many libraries) becomes a warning."""
@@ -108,7 +115,7 @@ class Shipper:
 
     def __init__(self, uri: str, run_id: str, path: Path, every_s: float = 5.0) -> None:
         self._uri, self._run_id, self._path, self._every_s = uri, run_id, path, every_s
-        self._sent_path = path.with_suffix(".sent")
+        self._sent_path = path.with_name(f"{path.name}.{run_id}.sent")
         self._stop = threading.Event()
         self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._loop, name="mlflow", daemon=True)
@@ -176,7 +183,7 @@ def open_run(config: Door, door: str, out: str, inputs: dict[str, str]) -> str:
             client.update_run(known["run_id"], status=RunStatus.to_string(RunStatus.RUNNING))
             return str(known["run_id"])
         experiment = client.get_experiment_by_name(door)
-        experiment_id = experiment.experiment_id if experiment else client.create_experiment(door)
+        experiment_id = experiment.experiment_id if experiment else client.create_experiment(door, _artifacts(uri))
         name = (
             config.tracking.run_name or f"{door}-{storage.read_json(storage.join(out, 'run.json'))['fingerprint'][:6]}"
         )

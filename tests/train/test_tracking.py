@@ -63,6 +63,7 @@ def test_a_run_has_parameters_metrics_figures_and_is_continued(tmp_path: Path, c
     artifacts = {a.path for a in client.list_artifacts(run_id)} | {
         a.path for a in client.list_artifacts(run_id, "figures")
     }
+    assert (tmp_path / "mlruns").is_dir(), "beside the store, not in the folder we were started from"
     assert artifacts >= {"config.yaml", "summary.json", "figures/losses.png"}
 
 

@@ -10,7 +10,7 @@ from doors import kill, start, wait_for
 
 from evilm.config.presets import defaults
 from evilm.config.runs import Pretrain
-from evilm.errors import ConfigError, ShardError
+from evilm.errors import ConfigError, ManifestError, ShardError
 from evilm.train.pretrain import pretrain
 from evilm.train.tracking import read_points
 
@@ -157,3 +157,13 @@ def test_places_that_belong_together_are_asked_for_together(tmp_path: Path) -> N
         pretrain(_config(tmp_path, manifest="x.csv"))
     with pytest.raises(ConfigError, match="name --frames and --tokenizer"):
         pretrain(_config(tmp_path, codes="x"))
+
+
+def test_own_column_names_are_given_once(tmp_path: Path, ray_local: Any) -> None:
+    table = tmp_path / "clips.csv"
+    table.write_text("id,text\n1,a red star\n")
+    values = {"manifest": str(table), "videos": str(tmp_path), "columns.videoid": "id"}
+    with pytest.raises(ManifestError, match="'name'"):  # the other column is still unknown
+        pretrain(_config(tmp_path / "run", **values))
+    with pytest.raises(ShardError, match="missing_file"):  # both are found now, and nothing was locked; no such video
+        pretrain(_config(tmp_path / "run", **values | {"columns.caption": "text"}))

@@ -1,0 +1,21 @@
+"""Reaching Ray: a wrong address ends at once, in one line."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from doors import ROOT
+
+
+def test_an_address_where_nobody_listens_ends_in_one_line(tmp_path: Path) -> None:
+    began = time.monotonic()
+    command = [sys.executable, str(ROOT / "pipelines" / "render_corpus.py"), "--out", str(tmp_path / "corpus")]
+    environment = os.environ | {"RAY_ADDRESS": "127.0.0.1:9"}
+    shown = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100, check=False)
+    assert shown.returncode == 1
+    (line,) = [line for line in shown.stderr.splitlines() if line.startswith("error: ")]
+    assert "no Ray cluster answers at RAY_ADDRESS = 127.0.0.1:9" in line
+    assert "Traceback" not in shown.stderr
+    assert time.monotonic() - began < 60
