@@ -187,15 +187,28 @@ def test_sigkill_of_the_driver(corpus: Path, unbroken: Path, tmp_path: Path) -> 
     assert quarantine_of(out) == quarantine_of(unbroken)
 
 
+def _is_task(process: psutil.Process) -> bool:
+    """Whether this is a Ray worker that is making a shard right now."""
+    try:
+        title = "".join(process.cmdline()[:1])
+    except psutil.Error:  # it ended meanwhile
+        return False
+    return "ray::" in title and ("_task" in title or "Map" in title)
+
+
 @pytest.mark.slow
 def test_sigkill_of_a_worker(corpus: Path, unbroken: Path, tmp_path: Path) -> None:
     out = tmp_path / "run" / "frames"
     process = start("shard_videos", *arguments(corpus, out), "--tracking.no-enabled")
     wait_for(lambda: any(out.glob("commits/*.json")), process)
-    family = psutil.Process(process.pid).children(recursive=True)
-    workers = [child for child in family if child.is_running() and "ray::" in "".join(child.cmdline()[:1])]
-    busy = [child for child in workers if "_task" in child.cmdline()[0] or "Map" in child.cmdline()[0]]
-    assert busy
+    busy: list[psutil.Process] = []
+
+    def is_working() -> bool:
+        """Between two tasks a worker's title says that it is idle."""
+        busy[:] = [child for child in psutil.Process(process.pid).children(recursive=True) if _is_task(child)]
+        return bool(busy)
+
+    wait_for(is_working, process)
     for child in busy:
         child.kill()
     _, complaints = process.communicate(timeout=120)
