@@ -1,5 +1,6 @@
 """Doors as processes of their own, so that tests can kill them."""
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -28,10 +29,16 @@ def wait_for(what: Callable[[], bool], process: subprocess.Popen[bytes], timeout
         time.sleep(0.01)
 
 
-def kill(process: subprocess.Popen[bytes]) -> None:
-    """SIGKILL the driver alone, and wait until the Ray processes it started are gone."""
+def kill(process: subprocess.Popen[bytes], and_workers: bool = False) -> None:
+    """SIGKILL the driver, and wait until the Ray processes it started are gone.
+
+    Its workers go on for a while without it, which may be long enough to finish; `and_workers` kills them too.
+    """
     family = psutil.Process(process.pid).children(recursive=True)
     process.kill()
+    for child in family if and_workers else ():
+        with contextlib.suppress(psutil.NoSuchProcess):
+            child.kill()
     process.wait()
     _, alive = psutil.wait_procs(family, timeout=5)
     for child in alive:  # Ray's agents outlive a killed driver by a while

@@ -176,7 +176,7 @@ def test_sigkill_of_the_driver(corpus: Path, unbroken: Path, tmp_path: Path) -> 
     out = tmp_path / "run" / "frames"
     process = start("shard_videos", *arguments(corpus, out), "--tracking.no-enabled")
     wait_for(lambda: any(out.glob("commits/*.json")), process)
-    kill(process)
+    kill(process, and_workers=True)
     assert not (out / "manifest.json").exists()
     assert 0 < len(list(out.glob("commits/*.json"))) < 7
     process = start("shard_videos", *arguments(corpus, out), "--tracking.no-enabled")

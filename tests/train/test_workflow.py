@@ -102,12 +102,10 @@ def test_a_killed_pretraining_ends_in_the_figures_of_an_unbroken_one(small_workf
     root, _ = small_workflow
     out = tmp_path / "model"
     door = start("pretrain", "--preset", str(SMALL), "--root", str(root), "--out", str(out))
-    wait_for(lambda: max(_losses(out), default=0) >= 7, door)
-    kill(door)
-    reached = max(_losses(out))
+    wait_for(lambda: max(_losses(out), default=0) >= 5, door)
+    kill(door, and_workers=True)
     assert not (out / "summary.json").exists()
-    if reached >= 20:
-        pytest.fail("the kill came too late to show anything")
+    assert max(_losses(out)) < 20, "the kill came too late to show anything"
     summary = pretrain(_config(root, out=str(out)))
     unbroken = _losses(root / "model")
     assert {step: unbroken[step] for step in _losses(out)} == _losses(out)
