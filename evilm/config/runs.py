@@ -70,7 +70,7 @@ class ShardVideos(Door):
     """Split of clips whose row names none."""
     limit: int = Field(default=0, ge=0)
     """Use only the first N rows; 0 uses all."""
-    max_failed_ratio: float = Field(default=0.9, ge=0, le=1)
+    max_failed_share: float = Field(default=0.5, ge=0, le=1)
     """Fail (exit 1) when more than this share of the clips is quarantined."""
     columns: ColumnsConfig = ColumnsConfig()
     sampling: FramesConfig = FramesConfig()
@@ -79,7 +79,7 @@ class ShardVideos(Door):
     @property
     def identity(self) -> dict[str, object]:
         data = super().identity
-        data.pop("max_failed_ratio", None)  # decides whether the result is good enough, not what it is
+        data.pop("max_failed_share", None)  # decides whether the result is good enough, not what it is
         return data
 
 

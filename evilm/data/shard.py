@@ -269,15 +269,15 @@ def _enforce(config: ShardVideos, plan: Plan, bad: Sequence[BadRow], bad_shards:
     Raises:
         ShardError: says for which reasons.
     """
-    if len(bad) <= config.max_failed_ratio * plan.num_rows and len(bad) < plan.num_rows:
+    if len(bad) <= config.max_failed_share * plan.num_rows and len(bad) < plan.num_rows:
         return
     out = storage.absolute(config.out)
     for name in bad_shards:
         job.revoke(out, name)
     forget_plan(out)
     raise ShardError(
-        f"{len(bad)} of {plan.num_rows} rows were quarantined ({_top(bad)}); max_failed_ratio = "
-        f"{config.max_failed_ratio:g} and at least one good clip are needed; see {out}/quarantine, mend the input and "
+        f"{len(bad)} of {plan.num_rows} rows were quarantined ({_top(bad)}); max_failed_share = "
+        f"{config.max_failed_share:g} and at least one good clip are needed; see {out}/quarantine, mend the input and "
         "run the same command again"
     )
 

@@ -129,11 +129,11 @@ def test_what_is_committed_is_not_done_again(unbroken: Path, corpus: Path, ray_l
 
 def test_too_many_failures(corpus: Path, ray_local: Any, tmp_path: Path) -> None:
     out = tmp_path / "frames"
-    with pytest.raises(ShardError, match=r"4 of 26 rows were quarantined \(duplicate_id 1, .*max_failed_ratio = 0\.12"):
-        shard_videos(door(corpus, out, max_failed_ratio=0.12))
+    with pytest.raises(ShardError, match=r"4 of 26 rows were quarantined \(duplicate_id 1, .*max_failed_share = 0\.12"):
+        shard_videos(door(corpus, out, max_failed_share=0.12))
     assert not (out / "manifest.json").exists()
     assert len(quarantine_of(out)) == 4
-    assert shard_videos(door(corpus, out, max_failed_ratio=0.2))["num_clips"] == 22  # the same folder goes on
+    assert shard_videos(door(corpus, out, max_failed_share=0.2))["num_clips"] == 22  # the same folder goes on
 
 
 def test_nothing_survives(ray_local: Any, tmp_path: Path) -> None:
@@ -141,9 +141,9 @@ def test_nothing_survives(ray_local: Any, tmp_path: Path) -> None:
     (tmp_path / "videos" / "a.mp4").write_bytes(b"no video")
     (tmp_path / "clips.csv").write_text("videoid,name\na,hello\n")
     with pytest.raises(ShardError, match=r"1 of 1 rows were quarantined .*not_a_video 1, e\.g\. 'a'"):
-        shard_videos(door(tmp_path, tmp_path / "frames", max_failed_ratio=1))
+        shard_videos(door(tmp_path, tmp_path / "frames", max_failed_share=1))
     write_video(tmp_path / "videos" / "a.mp4")
-    assert shard_videos(door(tmp_path, tmp_path / "frames", max_failed_ratio=1))["num_clips"] == 1
+    assert shard_videos(door(tmp_path, tmp_path / "frames", max_failed_share=1))["num_clips"] == 1
 
 
 def test_messages(tmp_path: Path) -> None:
