@@ -70,7 +70,7 @@ class ShardVideos(Door):
     """Split of clips whose row names none."""
     limit: int = Field(default=0, ge=0)
     """Use only the first N rows; 0 uses all."""
-    max_failed_share: float = Field(default=0.5, ge=0, le=1)
+    max_failed_share: float = Field(default=0.9, ge=0, le=1)
     """Fail (exit 1) when more than this share of the clips is quarantined."""
     columns: ColumnsConfig = ColumnsConfig()
     sampling: FramesConfig = FramesConfig()
