@@ -100,12 +100,15 @@ def test_a_dead_tracking_server_does_not_stop_a_run(small_workflow: Workflow, tm
 @pytest.mark.slow
 def test_a_killed_pretraining_ends_in_the_figures_of_an_unbroken_one(small_workflow: Workflow, tmp_path: Path) -> None:
     root, _ = small_workflow
-    out = tmp_path / "model"
-    door = start("pretrain", "--preset", str(SMALL), "--root", str(root), "--out", str(out))
-    wait_for(lambda: max(_losses(out), default=0) >= 5, door)
-    kill(door, and_workers=True)
+    for attempt in range(3):  # a fast machine may end before the kill reaches it
+        out = tmp_path / f"model{attempt}"
+        door = start("pretrain", "--preset", str(SMALL), "--root", str(root), "--out", str(out))
+        wait_for(lambda out=out: max(_losses(out), default=0) >= 5, door)
+        kill(door, and_workers=True)
+        if max(_losses(out)) < 20:
+            break
     assert not (out / "summary.json").exists()
-    assert max(_losses(out)) < 20, "the kill came too late to show anything"
+    assert max(_losses(out)) < 20, "three kills came too late to show anything"
     summary = pretrain(_config(root, out=str(out)))
     unbroken = _losses(root / "model")
     assert {step: unbroken[step] for step in _losses(out)} == _losses(out)
