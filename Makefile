@@ -4,7 +4,7 @@ BIN := .venv/bin
 ROOT ?= runs/demo
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
 
-.PHONY: setup demo test test-fast checks style bench clean
+.PHONY: setup demo test test-fast test-long checks style bench clean
 
 setup: .venv/.core
 
@@ -32,7 +32,11 @@ test: .venv/.test
 	$(BIN)/python -m pytest
 
 test-fast: .venv/.test
-	$(BIN)/python -m pytest -m 'not slow'
+	$(BIN)/python -m pytest -m 'not slow and not long'
+
+# What takes minutes each: autoscaling, lost nodes, killed sweeps, four workers, torch.compile. About ten minutes.
+test-long: .venv/.test
+	$(BIN)/python -m pytest -m long
 
 checks: .venv/.dev
 	$(BIN)/ruff check .
@@ -44,8 +48,14 @@ style: .venv/.dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# Everything that has a figure: model sizes, then each benchmark against its bare loop, with JSON beside the table.
+BENCHMARKS ?= ingest codes feed memory train_step scaling
+BENCH_FLAGS ?=
 bench: .venv/.core
 	$(BIN)/python -m evilm.model.cost
+	mkdir -p runs/benchmarks
+	set -e; for name in $(BENCHMARKS); do \
+	  $(BIN)/python benchmarks/$$name.py --json runs/benchmarks/$$name.json $(BENCH_FLAGS); done
 
 clean:
 	rm -rf runs .pytest_cache .ruff_cache

@@ -12,6 +12,10 @@ class ConfigError(EvilmError, ValueError):
     """A flag, preset or combination of settings that can't work."""
 
 
+class UsageError(ConfigError):
+    """A command line that can't be obeyed, whatever lies at the places it names: exit code 2."""
+
+
 class ManifestError(EvilmError, ValueError):
     """A video manifest (CSV) that can't be read: no such file, no such column."""
 
@@ -33,6 +37,14 @@ class DecodeError(EvilmError, RuntimeError):
 
 class ShardError(EvilmError, RuntimeError):
     """Frame or code shards that are missing, damaged, or do not belong together."""
+
+
+class StorageError(ShardError, OSError):
+    """A place that can't be read or written: no space, no rights, or an object store that fails for too long."""
+
+
+class SourceError(ShardError):
+    """Videos that can't be got any more: a mount, server or network that went away while shards were made."""
 
 
 class CheckpointError(EvilmError, RuntimeError):

@@ -18,7 +18,7 @@ IGNORE = -1
 
 _MIN_AREA_RATIO = 16 / 196
 """Smallest rectangle over the grid: BEiT's 16 of 14 x 14 cells, kept in proportion on smaller grids."""
-_MIN_ASPECT = 0.3
+_LOG_ASPECT = math.log(0.3)  # of the flattest rectangle, height over width
 _TRIES = 10
 
 
@@ -84,13 +84,13 @@ def _add_rectangle(mask: NDArray[np.bool_], remaining: int, smallest: int, rng: 
     grid = mask.shape[0]
     for _ in range(_TRIES):
         area = rng.uniform(min(smallest, remaining), remaining)
-        aspect = math.exp(rng.uniform(math.log(_MIN_ASPECT), -math.log(_MIN_ASPECT)))
+        aspect = math.exp(rng.uniform(_LOG_ASPECT, -_LOG_ASPECT))
         height, width = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
         if not (0 < height < grid and 0 < width < grid):
             continue
         top, left = rng.integers(0, grid - height + 1), rng.integers(0, grid - width + 1)
         window = mask[top : top + height, left : left + width]
-        added = height * width - int(window.sum())
+        added = height * width - int(np.count_nonzero(window))
         if 1 <= added <= remaining:
             window[:] = True
             return added
@@ -114,35 +114,35 @@ def word_mask(num_words: int, ratio: float, rng: np.random.Generator) -> NDArray
     return mask
 
 
-def mask_words(
-    word_ids: NDArray[np.integer],
-    special: Collection[int],
-    mask_id: int,
-    vocab_size: int,
-    ratio: float,
-    rng: np.random.Generator,
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Hide words as BERT does: 80 % become [MASK], 10 % a random word, 10 % stay.
+class WordMasker:
+    """Hides words as BERT does: 80 % become [MASK], 10 % a random word, 10 % stay."""
 
-    Args:
-        word_ids: one caption, special words included.
-        special: ids that are neither asked for nor drawn as a random word ([PAD], [CLS], [SEP], [MASK], ...).
-        mask_id: id of [MASK].
-        vocab_size: random words are drawn below it.
+    def __init__(self, special: Collection[int], mask_id: int, vocab_size: int, ratio: float) -> None:
+        """What all captions share.
 
-    Returns:
-        What the model reads, and the targets: the true id where a word is asked for, IGNORE elsewhere.
-    """
-    truth = np.asarray(word_ids, dtype=np.int64)
-    maskable = np.flatnonzero(~np.isin(truth, np.fromiter(special, dtype=np.int64)))
-    chosen = maskable[word_mask(maskable.size, ratio, rng)]
-    targets = np.full_like(truth, IGNORE)
-    targets[chosen] = truth[chosen]
-    inputs = truth.copy()
-    fate = rng.random(chosen.size)
-    inputs[chosen[fate < 0.8]] = mask_id
-    words = np.setdiff1d(np.arange(vocab_size), np.fromiter(special, dtype=np.int64))
-    swapped = chosen[fate >= 0.9]
-    if words.size:
-        inputs[swapped] = rng.choice(words, swapped.size)
-    return inputs, targets
+        Args:
+            special: ids that are neither asked for nor drawn as a random word ([PAD], [CLS], [SEP], [MASK], ...).
+            mask_id: id of [MASK].
+            vocab_size: random words are drawn below it.
+            ratio: share of a caption's words that is asked for.
+        """
+        self._special = np.fromiter(special, dtype=np.int64)
+        self._words = np.setdiff1d(np.arange(vocab_size), self._special)
+        self._mask_id, self._ratio = mask_id, ratio
+
+    def __call__(
+        self, word_ids: NDArray[np.integer], rng: np.random.Generator
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """What the model reads of a caption, special words included, and the targets, IGNORE where nothing is asked."""
+        truth = np.asarray(word_ids, dtype=np.int64)
+        maskable = np.flatnonzero((truth[:, None] != self._special).all(axis=1))
+        chosen = maskable[word_mask(maskable.size, self._ratio, rng)]
+        targets = np.full_like(truth, IGNORE)
+        targets[chosen] = truth[chosen]
+        inputs = truth.copy()
+        fate = rng.random(chosen.size)
+        inputs[chosen[fate < 0.8]] = self._mask_id
+        swapped = chosen[fate >= 0.9]
+        if self._words.size:
+            inputs[swapped] = rng.choice(self._words, swapped.size)
+        return inputs, targets

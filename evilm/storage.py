@@ -1,32 +1,59 @@
 """Places by URI: a local path or `s3://bucket/key` (any fsspec scheme), read and written the same way.
 
-Every write is atomic: locally through a temporary file and a rename, on object stores by one PUT. Nobody ever
-sees half a file under its final name.
+Every write is atomic: locally through a temporary file and a rename, on object stores by one PUT or a multipart
+upload. Nobody ever sees half a file under its final name. What an object store refuses for a moment is tried again.
 """
 
+import contextlib
+import errno
+import fcntl
 import json
 import logging
 import os
+import random
 import shutil
 import tempfile
+import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from evilm.errors import ConfigError, ShardError
+from evilm.errors import ConfigError, ShardError, StorageError
 
 logger = logging.getLogger(__name__)
+T = TypeVar("T")
+
+CONNECT_TIMEOUT_S = 10
+READ_TIMEOUT_S = 60
+_ATTEMPTS = 7
+"""Attempts of an operation, over those that botocore and s3fs make by themselves within each."""
+_S3_ATTEMPTS = 4
+"""Of a request, by botocore."""
+_PATIENCE_S = 300.0
+"""No further attempt after this long."""
+_LONGEST_PAUSE_S = 20.0
+_S3_SCHEMES = ("s3", "s3a")
+_ANSWERS = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError)
+"""Errors that say what is there; all others say that the place can't be used."""
+_PASSING = {errno.EREMOTEIO, errno.EBUSY, errno.EIO, errno.EAGAIN, errno.EINTR, errno.ESTALE, errno.ENETUNREACH}
+"""500, 503 and 409 as s3fs translates them, and what networks do."""
+_TEMPORARY = "evilm-"
 
 
 def resolve(uri: str) -> tuple[Any, str]:
     """The fsspec file system of `uri` and the path inside it. Credentials come from the standard AWS variables."""
+    options = {}
+    if uri.partition("://")[0] in _S3_SCHEMES:
+        retries = {"max_attempts": _S3_ATTEMPTS, "mode": "standard"}
+        timeouts = {"connect_timeout": CONNECT_TIMEOUT_S, "read_timeout": READ_TIMEOUT_S}
+        options = {"config_kwargs": {"retries": retries, **timeouts}}
     try:
-        fs, path = fsspec.url_to_fs(uri)
+        fs, path = fsspec.url_to_fs(uri, **options)
     except (ValueError, ImportError) as error:
         raise ConfigError(f"{uri!r} is no place we can reach ({error}); give a local path or s3://bucket/key") from None
     return fs, str(path)
@@ -51,15 +78,22 @@ def join(uri: str, *parts: str) -> str:
 def exists(uri: str) -> bool:
     """Whether a file or folder is there."""
     fs, path = resolve(uri)
-    return bool(fs.exists(path))
+    if isinstance(fs, LocalFileSystem):
+        return bool(fs.exists(path))
+    is_bucket = "/" not in path.strip("/")  # of which s3fs says "no" also when it could not ask
+    return any(patiently(uri, lambda: bool(fs.exists(path))) for _ in range(3 if is_bucket else 1))
 
 
 def list_names(uri: str) -> list[str]:
     """Sorted names directly in a folder; empty where there is no such folder."""
     fs, path = resolve(uri)
-    fs.invalidate_cache()
-    try:
+
+    def names() -> list[str]:
+        fs.invalidate_cache()
         return sorted(entry.rstrip("/").rsplit("/", 1)[-1] for entry in fs.ls(path, detail=False))
+
+    try:
+        return patiently(uri, names)
     except (FileNotFoundError, NotADirectoryError):
         return []
 
@@ -69,58 +103,144 @@ def read_bytes(uri: str) -> bytes:
 
     Raises:
         FileNotFoundError: there is no such file.
+        StorageError: the place can't be read, after retries.
     """
     fs, path = resolve(uri)
-    return fs.cat_file(path)
+    return patiently(uri, lambda: fs.cat_file(path))
+
+
+def get_file(uri: str, local: str) -> None:
+    """Copy a file to a local path, without holding it in memory; raises as `read_bytes`."""
+    fs, path = resolve(uri)
+    patiently(uri, lambda: fs.get_file(path, local))
 
 
 def write_bytes(uri: str, data: bytes) -> None:
-    """Write a file atomically, folders included; an existing one is replaced."""
+    """Write a file atomically, folders included; an existing one is replaced.
+
+    Raises:
+        StorageError: the place can't be written, after retries.
+    """
     fs, path = resolve(uri)
-    try:
+    with explained(uri):
+        if isinstance(fs, LocalFileSystem):
+            os.replace(_write_temporary(path, data), path)
+        else:
+            patiently(uri, lambda: fs.pipe_file(path, data))
+
+
+def put_file(local: str, uri: str) -> None:
+    """Move a finished local file to `uri`, where it appears whole or not at all; an existing one is replaced.
+
+    Raises:
+        StorageError: the place can't be written, after retries.
+    """
+    fs, path = resolve(uri)
+    with explained(uri):
         if not isinstance(fs, LocalFileSystem):
-            fs.pipe_file(path, data)
+            patiently(uri, lambda: fs.put_file(local, path))
+            Path(local).unlink()
             return
-        temporary = _write_temporary(path, data)
-        os.replace(temporary, path)
-    except OSError as error:
-        raise ShardError(
-            f"cannot write {uri}: {error.strerror or error}; free space or choose another place"
-        ) from error
+        os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+        if os.stat(local).st_dev == os.stat(os.path.dirname(path) or ".").st_dev:
+            _sync(local)
+            os.replace(local, path)
+            return
+        beside = f"{path}.{uuid.uuid4().hex[:8]}.tmp"
+        try:
+            shutil.copyfile(local, beside)
+            _sync(beside)
+            os.replace(beside, path)
+        finally:
+            Path(beside).unlink(missing_ok=True)
+        Path(local).unlink()
 
 
 def put_if_absent(uri: str, data: bytes) -> bool:
-    """Write a file only where none is; True if this call made it. The commit record of every unit of work."""
+    """Write a file only where none is: the commit record of every unit of work.
+
+    Returns:
+        Whether `uri` now holds `data`. So a PUT that is repeated because the answer to it was lost has succeeded too.
+    """
     fs, path = resolve(uri)
-    if not isinstance(fs, LocalFileSystem):
+    with explained(uri):
+        if not isinstance(fs, LocalFileSystem):
+            try:
+                patiently(uri, lambda: fs.pipe_file(path, data, mode="create"))
+            except FileExistsError:
+                return read_bytes(uri) == data
+            return True
+        place = _write_temporary(path, data)
         try:
-            fs.pipe_file(path, data, mode="create")
+            os.link(place, path)  # atomic, and fails where the name is taken, unlike a rename
         except FileExistsError:
-            return False
-        return True
-    temporary = _write_temporary(path, data)
-    try:
-        os.link(temporary, path)  # atomic, and fails where the name is taken, unlike a rename
-    except FileExistsError:
-        return False
-    finally:
-        os.unlink(temporary)
+            return read_bytes(uri) == data
+        finally:
+            os.unlink(place)
     return True
+
+
+@contextmanager
+def temporary(uri: str) -> Iterator[str]:
+    """A local path to write what `put_file` then publishes at or beside `uri`; nothing is left there after the block.
+
+    It lies beside a local `uri`, so that publishing is a rename, else in the system's temporary folder, where files
+    of processes that were killed are removed first.
+    """
+    fs, path = resolve(uri)
+    with explained(uri), contextlib.ExitStack() as stack:
+        if isinstance(fs, LocalFileSystem):
+            os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+            place = f"{path}.{uuid.uuid4().hex[:8]}.tmp"
+        else:
+            _sweep()
+            place = stack.enter_context(_locked_file())
+        stack.callback(Path(place).unlink, missing_ok=True)
+        stack_of_block = stack.pop_all()
+    with stack_of_block:
+        yield place
+
+
+@contextmanager
+def _locked_file() -> Iterator[str]:
+    """An empty file in the temporary folder, locked for as long as this process lives, at most."""
+    while True:
+        descriptor, path = tempfile.mkstemp(prefix=_TEMPORARY, suffix=".tmp")
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            if os.path.exists(path):  # else another process swept it away before it was locked
+                yield path
+                return
+        finally:
+            os.close(descriptor)
+
+
+def _sweep() -> None:
+    """Remove temporary files that nobody holds locked: their processes are gone."""
+    for path in Path(tempfile.gettempdir()).glob(f"{_TEMPORARY}*.tmp"):
+        with contextlib.suppress(OSError), path.open("rb") as file:  # in use, not ours, or just removed
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            path.unlink()
 
 
 def _write_temporary(path: str, data: bytes) -> str:
     """`data` in a synced file beside `path`, on the same file system so that a rename is atomic."""
     os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-    temporary = f"{path}.{uuid.uuid4().hex[:8]}.tmp"
+    place = f"{path}.{uuid.uuid4().hex[:8]}.tmp"
     try:
-        with open(temporary, "wb") as file:
+        with open(place, "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
     except OSError:
-        Path(temporary).unlink(missing_ok=True)
+        Path(place).unlink(missing_ok=True)
         raise
-    return temporary
+    return place
+
+
+def _sync(path: str) -> None:
+    with open(path, "rb+") as file:
+        os.fsync(file.fileno())
 
 
 def read_json(uri: str) -> Any:
@@ -144,8 +264,15 @@ def write_json(uri: str, data: Any) -> None:
 def delete(uri: str) -> None:
     """Remove a file or folder tree; nothing happens where there is none."""
     fs, path = resolve(uri)
-    if fs.exists(path):
-        fs.rm(path, recursive=True)
+
+    def remove() -> None:
+        fs.invalidate_cache()
+        if fs.exists(path):
+            with contextlib.suppress(FileNotFoundError):  # somebody else did, or an answer was lost
+                fs.rm(path, recursive=True)
+
+    with explained(uri):
+        patiently(uri, remove)
 
 
 @contextmanager
@@ -155,9 +282,9 @@ def local_folder(uri: str) -> Iterator[Path]:
     if isinstance(fs, LocalFileSystem):
         yield Path(path)
         return
-    folder = tempfile.mkdtemp(prefix="evilm-")
+    folder = tempfile.mkdtemp(prefix=_TEMPORARY)
     try:
-        fs.get(path.rstrip("/") + "/", folder + "/", recursive=True)
+        patiently(uri, lambda: fs.get(path.rstrip("/") + "/", folder + "/", recursive=True))
         yield Path(folder)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -166,7 +293,7 @@ def local_folder(uri: str) -> Iterator[Path]:
 @contextmanager
 def publish_folder(uri: str) -> Iterator[Path]:
     """A local folder to write into; when the block ends well, its files appear at `uri`, each one atomically."""
-    folder = Path(tempfile.mkdtemp(prefix="evilm-"))
+    folder = Path(tempfile.mkdtemp(prefix=_TEMPORARY))
     try:
         yield folder
         for file in sorted(folder.rglob("*")):
@@ -174,3 +301,71 @@ def publish_folder(uri: str) -> Iterator[Path]:
                 write_bytes(join(uri, file.relative_to(folder).as_posix()), file.read_bytes())
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def patiently(uri: str, operation: Callable[[], T]) -> T:
+    """What `operation` at `uri` returns, tried again with growing pauses while an object store fails in passing.
+
+    Raises:
+        FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError: as `operation` says.
+        StorageError: it failed for good, or for too long.
+    """
+    local, began = is_local(uri), time.monotonic()
+    for attempt in range(1, _ATTEMPTS + 1):
+        try:
+            return operation()
+        except _ANSWERS:
+            raise
+        except Exception as error:  # s3fs lets errors of botocore and aiohttp through, which have no common base
+            if local and isinstance(error, OSError):
+                raise StorageError(explain(uri, error)) from error
+            if not (isinstance(error, OSError) or _is_of_network(error)):
+                raise
+            spent = time.monotonic() - began
+            if not _may_pass(error) or attempt == _ATTEMPTS or spent > _PATIENCE_S:
+                raise StorageError(explain(uri, error, attempt)) from error
+            pause = random.uniform(0.5, 1) * min(_LONGEST_PAUSE_S, 0.5 * 2**attempt)
+            logger.warning("%s: %s; trying again in %.1f s", uri, _message(error), pause)
+            time.sleep(pause)
+    raise AssertionError("unreachable")
+
+
+@contextmanager
+def explained(uri: str) -> Iterator[None]:
+    """Makes what the system says of a write to `uri`, or on the way there, a `StorageError` of one line."""
+    try:
+        yield
+    except StorageError:
+        raise
+    except OSError as error:
+        raise StorageError(explain(uri, error)) from error
+
+
+def explain(uri: str, error: Exception, attempts: int = 1) -> str:
+    """Why a place can't be used, in one line that says what to do."""
+    code = error.errno if isinstance(error, OSError) else None
+    if code in (errno.ENOSPC, errno.EDQUOT):
+        return f"no space left for {uri}; free some, or choose another place (temporary files go to TMPDIR)"
+    if code == errno.EROFS or isinstance(error, PermissionError):
+        return f"may not use {uri} ({_message(error)}); check its rights, or the AWS credentials"
+    often = f" after {attempts} attempts" if attempts > 1 else ""
+    advice = "check that the place is there and can be used" if is_local(uri) else "check endpoint and credentials"
+    return f"cannot use {uri}{often}: {_message(error)}; {advice}"
+
+
+def _message(error: Exception) -> str:
+    text = (error.strerror if isinstance(error, OSError) else "") or str(error).strip()
+    return " ".join(text.split())[:300] or type(error).__name__
+
+
+def _is_of_network(error: Exception) -> bool:
+    return type(error).__module__.partition(".")[0] in ("botocore", "aiobotocore", "aiohttp", "urllib3")
+
+
+def _may_pass(error: Exception) -> bool:
+    """Whether the same request may succeed a little later."""
+    if isinstance(error, TimeoutError | ConnectionError):
+        return True
+    if isinstance(error, OSError) and not _is_of_network(error):
+        return error.errno in _PASSING
+    return "Credentials" not in type(error).__name__ and "Validation" not in type(error).__name__

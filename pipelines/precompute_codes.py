@@ -5,7 +5,10 @@
         --frames s3://bucket/frames --tokenizer s3://bucket/tokenizer --out s3://bucket/codes
 
 Leaves one folder per tokenizer under --out, named by its fingerprint, with one file per frame shard: same clips, same
-order. Run it again to continue. Ends with a JSON line: clips by split, share of the codebook used, fingerprints.
+order. Run it again to continue, or to code frame shards that came since. `--views 4` codes four views of each clip, the
+whole frame and three random crops and flips (--augment.*), in a folder of its own; pre-training shows one of them per
+epoch, with just its codes. `--audit 1000` codes so many random clips again and reports how many codes agree.
+Ends with a JSON line: clips by split, share of the codebook used, fingerprints.
 """
 
 from evilm.train.door import run

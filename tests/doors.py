@@ -13,9 +13,9 @@ import psutil
 ROOT = Path(__file__).parents[1]
 
 
-def start(door: str, *arguments: str) -> subprocess.Popen[bytes]:
-    """Run a door with a private Ray of its own."""
-    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+def start(door: str, *arguments: str, **variables: str) -> subprocess.Popen[bytes]:
+    """Run a door with a private Ray of its own, unless `variables` of its environment name another."""
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"} | variables
     command = [sys.executable, str(ROOT / "pipelines" / f"{door}.py"), *arguments]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment, cwd=ROOT)
 

@@ -55,6 +55,24 @@ def test_flags_go_over_the_preset() -> None:
     assert config.arch.video_encoder == "edgenext_xx_small"
 
 
+def test_short_flags_of_shard_videos(capsys: pytest.CaptureFixture[str]) -> None:
+    for flags in (["--frames", "2", "--frames-stored", "8"], ["--frames=2", "--frames_stored=8"]):
+        sampling = parse("shard_videos", flags).sampling
+        assert (sampling.num_frames, sampling.frames_stored, sampling.stored) == (2, 8, 8)
+    assert parse("shard_videos", ["--frames", "3"]).sampling.stored == 3
+    assert parse("pretrain", ["--frames", "some/where"]).frames == "some/where"  # a place, in other doors
+    for flags, wanted in (
+        (["--frames-stored", "6"], "frames_stored = 6 is no multiple of num_frames = 4; use e.g. 8"),
+        (["--frames-stored", "96"], "less than or equal to 64"),
+        (["--frames", "some/where"], "some/where"),
+    ):
+        with pytest.raises(SystemExit):
+            parse("shard_videos", flags)
+        lines = capsys.readouterr().err.strip().splitlines()
+        assert len(lines) == 1
+        assert wanted in lines[0]
+
+
 @pytest.mark.parametrize(
     ("flags", "wanted"),
     [
@@ -64,7 +82,7 @@ def test_flags_go_over_the_preset() -> None:
         (["--objectives.mask-shape", "blob"], "blob"),
         (["--preset", "tinyy"], "paper, tiny"),
         (["--preset"], "needs a value"),
-        (["--preset", "tiny", "--arch.input-px", "128"], "same num_frames"),
+        (["--preset", "tiny", "--arch.input-px", "128"], "the model has 4 x 4 regions"),
         (["--schedule.batch-clips", "7", "--cluster.num-workers", "2"], "use 8"),
         (["stray"], "stray"),
     ],

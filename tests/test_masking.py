@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from evilm.errors import ConfigError
-from evilm.masking import IGNORE, mask_words, num_masked, region_mask, word_mask
+from evilm.masking import IGNORE, WordMasker, num_masked, region_mask, word_mask
 
 SHAPES = ["block", "tube", "random"]
 
@@ -99,7 +99,7 @@ def test_words_are_hidden_as_in_bert():
     rng = np.random.default_rng(0)
     words = rng.integers(5, 1000, 200_000)
     words[::10] = 2
-    inputs, targets = mask_words(words, special, mask_id, 1000, 0.15, rng)
+    inputs, targets = WordMasker(special, mask_id, 1000, 0.15)(words, rng)
     asked = targets != IGNORE
     assert not asked[::10].any()
     assert np.array_equal(inputs[~asked], words[~asked])
@@ -112,6 +112,6 @@ def test_words_are_hidden_as_in_bert():
 
 
 def test_a_caption_of_special_words_only_stays_as_it_is():
-    inputs, targets = mask_words(np.array([2, 3, 0]), {0, 2, 3}, 4, 10, 0.15, np.random.default_rng(0))
+    inputs, targets = WordMasker({0, 2, 3}, 4, 10, 0.15)(np.array([2, 3, 0]), np.random.default_rng(0))
     assert inputs.tolist() == [2, 3, 0]
     assert (targets == IGNORE).all()

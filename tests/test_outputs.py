@@ -7,7 +7,7 @@ import pytest
 from evilm import storage
 from evilm.config.runs import BuildVocab
 from evilm.errors import ConfigError, ShardError
-from evilm.outputs import close_output, open_output
+from evilm.outputs import close_output, extend_output, open_output
 
 
 @pytest.fixture(params=["local", "s3"])
@@ -33,6 +33,38 @@ def test_an_output_is_continued_reused_refused_or_overwritten(place: str) -> Non
     assert storage.list_names(place) == ["run.json"], "what was there is gone"
     close_output(place, {"num_words": 4})
     assert open_output(other.override({"overwrite": True}), place, inputs) is None, "asked to do it again"
+
+
+def test_an_output_that_may_grow(place: str) -> None:
+    config, first, more = BuildVocab(), {"manifest": "abc"}, {"manifest": "xyz", "limit": "9"}
+    assert open_output(config, place, first, grows=("manifest", "limit")) is None
+    close_output(place, {"num_words": 3})
+    assert open_output(config, place, more, grows=("manifest", "limit")) is None, "work to do"
+    assert open_output(config, place, first) == {"num_words": 3}, "nothing was touched yet"
+    with pytest.raises(ConfigError, match="limit"):
+        open_output(config, place, more, grows=("manifest",))
+    with pytest.raises(ConfigError, match="train_size"):
+        open_output(config.override({"words.train_size": 99}), place, more, grows=("manifest", "limit"))
+    extend_output(config, place, more)
+    assert open_output(config, place, more) is None, "unfinished"
+    close_output(place, {"num_words": 4})
+    assert open_output(config, place, more) == {"num_words": 4}
+
+
+def test_scraps_of_a_run_that_made_nothing(place: str) -> None:
+    config, other = BuildVocab(), BuildVocab().override({"words.train_size": 99})
+    assert open_output(config, place, {}, scraps=("_plan",)) is None
+    storage.write_bytes(storage.join(place, "_plan", "x"), b"1")
+    with pytest.raises(ConfigError, match="train_size"):
+        open_output(other, place, {})
+    assert open_output(config, place, {}, scraps=("_plan",)) is None
+    assert storage.exists(storage.join(place, "_plan", "x")), "the same settings go on with it"
+    assert open_output(other, place, {}, scraps=("_plan",)) is None
+    assert storage.list_names(place) == ["run.json"]
+    storage.delete(storage.join(place, "run.json"))
+    storage.write_bytes(storage.join(place, "_plan", "x"), b"precious")
+    with pytest.raises(ConfigError, match="something else"):
+        open_output(config, place, {}, scraps=("_plan",))
 
 
 def test_a_folder_of_something_else_is_not_touched(tmp_path: Path) -> None:
@@ -72,7 +104,7 @@ def test_folders_travel_whole(place: str) -> None:
 def test_a_full_disk_ends_in_one_line() -> None:
     if not Path("/dev/full").exists():
         pytest.skip("no /dev/full on this system")
-    with pytest.raises(ShardError, match="cannot write"):
+    with pytest.raises(ShardError, match=r"cannot use /dev/full/x: .*check that the place"):
         storage.write_bytes("/dev/full/x", b"data")
 
 

@@ -49,6 +49,9 @@ def frame_row(number: int, split: str = "train") -> dict[str, Any]:
         "height": 48,
         "rotation": 0,
         "codec": "h264",
+        "start_s": None,
+        "end_s": 1.5,
+        "source": None,
         "source_uri": "a/b.mp4",
         "source_bytes": 10,
         "source_hash": "00",
@@ -177,8 +180,8 @@ def test_manifests_that_are_refused(tmp_path: Path) -> None:
         CodesManifest.load(str(tmp_path))
     place = tmp_path / MANIFEST
     text = place.read_text()
-    place.write_text(text.replace('"schema_version": 1', '"schema_version": 2'))
-    with pytest.raises(ShardError, match="schema version 2") as caught:
+    place.write_text(text.replace('"schema_version": 2', '"schema_version": 1'))
+    with pytest.raises(ShardError, match=r"schema version 1; .* --overwrite$") as caught:
         FrameManifest.load(str(tmp_path))
     assert "\n" not in str(caught.value)
     place.write_text(text.replace('"num_rows": 6', '"num_rows": 7'))
@@ -212,7 +215,7 @@ def test_pairs_that_are_refused(tmp_path: Path) -> None:
     expectations: list[tuple[dict[str, Any], str]] = [
         ({"expect_tokenizer": "other"}, "codes of tokenizer tok, not of other"),
         ({"expect_grid": 8}, "2 x 2 codes per frame, the model has 8 x 8"),
-        ({"expect_num_frames": 8}, "4 coded frames per clip, the model has 8"),
+        ({"expect_num_frames": 8}, "4 frames per clip, the model takes 8, which does not divide it"),
     ]
     for expected, message in expectations:
         with pytest.raises(ShardError, match=message):

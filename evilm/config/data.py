@@ -2,9 +2,27 @@
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from evilm.config.base import Config
+
+VIDEO_ENDINGS = (
+    ".mp4",
+    ".webm",
+    ".mkv",
+    ".mov",
+    ".avi",
+    ".gif",
+    ".m4v",
+    ".mpg",
+    ".mpeg",
+    ".ts",
+    ".flv",
+    ".ogv",
+    ".wmv",
+    ".3gp",
+)
+"""Endings that a video may have; where several fit an id, the first one wins."""
 
 
 class CorpusConfig(Config):
@@ -31,27 +49,60 @@ class CorpusConfig(Config):
 
 
 class ColumnsConfig(Config):
-    """Where a manifest keeps what we need. WebVid's names are the defaults; an empty name means 'no such column'."""
+    """Where a manifest keeps what we need: a layout in use, and columns that differ from it.
 
-    videoid: str = "videoid"
-    """Column of the clip's unique id."""
-    caption: str = "name"
+    A column that is not set is the layout's; an empty name ('') means 'no such column'.
+    """
+
+    layout: Literal["auto", "webvid", "video2dataset", "openvid", "internvid", "panda", "webdataset"] = "auto"
+    """Whose columns a manifest has; auto goes by the header of each file, and takes webvid where nothing fits."""
+    videoid: str | None = None
+    """Column of the clip's unique id, or of the video's where rows are spans of videos."""
+    caption: str | None = None
     """Column of the caption."""
-    page_dir: str = "page_dir"
-    """Column of the folder below the video root; '' or a missing column: files lie at the root."""
-    path: str = ""
-    """Column of the path below the video root with its ending; '' builds page_dir/videoid + ending."""
-    duration: str = "duration"
+    page_dir: str | None = None
+    """Column of the folder below the video root; without it files lie at the root."""
+    path: str | None = None
+    """Column of the path below the video root with its ending, or of a URL; without it page_dir/videoid + ending."""
+    url: str | None = None
+    """Column of the http(s) URL that --fetch.urls downloads from where there is no file."""
+    start: str | None = None
+    """Column of where the clip begins in its video; with no end column, of a list of [start, end] pairs."""
+    end: str | None = None
+    """Column of where the clip ends in its video."""
+    duration: str | None = None
     """Column of the duration; advisory, the file is measured."""
-    split: str = "split"
+    split: str | None = None
     """Column of the split (train, val, test); where it is missing, every clip gets --split."""
+
+
+class FetchConfig(Config):
+    """How videos that are not on this machine are fetched. Changes nothing about the clips that are got."""
+
+    urls: bool = False
+    """Download a clip from the manifest's URL where no file of it lies below --videos."""
+    concurrency: int = Field(default=8, ge=1, le=256)
+    """Downloads at the same time in one worker process."""
+    timeout_s: float = Field(default=30.0, gt=0)
+    """Give up an attempt when connecting, or waiting for the next bytes, takes this long."""
+    deadline_s: float = Field(default=600.0, gt=0)
+    """Give up a video after this long, all attempts together."""
+    retries: int = Field(default=4, ge=0, le=20)
+    """Further attempts after a failure that may pass: time-outs, 429, 5xx, cut connections."""
+    max_mb: int = Field(default=1024, ge=1)
+    """Refuse to download a video of more than so many MiB."""
+    allow_private: bool = False
+    """Let URLs lead to this machine and to private networks; only for manifests that you wrote yourself."""
 
 
 class FramesConfig(Config):
     """How a clip becomes frames. Everything here is part of the fingerprint of the shards."""
 
     num_frames: int = Field(default=4, ge=1, le=64)
-    """Sparse frames stored per clip (Sec. 4.1: 4), one from each of as many equal spans of time."""
+    """Sparse frames of a clip (Sec. 4.1: 4), one from each of as many equal spans of time."""
+    frames_stored: int = Field(default=0, ge=0, le=64)
+    """Frames stored per clip, a multiple of num_frames: training then draws num_frames of them anew each epoch.
+    0 stores num_frames. shard_videos also takes --frames-stored, and --frames for num_frames."""
     frame_px: int = Field(default=256, ge=32, le=1024, multiple_of=32)
     """Side of the stored square frame (Sec. 4.1: 256)."""
     resize: Literal["crop", "squash", "pad"] = "crop"
@@ -62,16 +113,35 @@ class FramesConfig(Config):
     """Where in its span a frame is taken: the middle, or a seeded random time."""
     decoder: Literal["auto", "pyav", "decord"] = "auto"
     """auto: PyAV, then decord where PyAV got stuck on a plain file; decord: only on plain files, PyAV on others."""
+    skip_nonref: bool = True
+    """Leave out frames that no other depends on, on the way to the wanted ones (H.264, HEVC): faster, same pixels.
+    Damage in what is left out is not noticed, nor does it matter to the stored frames."""
     decode_timeout_s: float = Field(default=60.0, gt=0)
-    """A decode that takes longer is killed, retried once with the other decoder, then quarantined."""
+    """A decode that takes longer, plus half a second per MiB, is killed, retried once, then quarantined."""
     min_side_px: int = Field(default=32, ge=1)
     """Videos with a side below this are quarantined as too_small."""
+    max_pixels: int = Field(default=7680 * 4320, ge=32 * 32)
+    """Videos with more pixels per frame are quarantined as too_large, before they are decoded."""
     seed: int = 0
     """Seed of the order of clips in shards, and of random sampling."""
     shard_clips: int = Field(default=1000, gt=0)
     """Clips per shard file: the unit of work, retry, commit and resume."""
     row_group_clips: int = Field(default=64, gt=0)
     """Clips per Parquet row group: the unit of reading."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "FramesConfig":
+        if self.frames_stored % self.num_frames:
+            raise ValueError(
+                f"frames_stored = {self.frames_stored} is no multiple of num_frames = {self.num_frames}; use e.g. "
+                f"{2 * self.num_frames}, or 0 to store num_frames"
+            )
+        return self
+
+    @property
+    def stored(self) -> int:
+        """Frames stored per clip."""
+        return self.frames_stored or self.num_frames
 
 
 class VocabConfig(Config):

@@ -4,7 +4,7 @@ import contextlib
 import io
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
 import tyro
@@ -26,6 +26,8 @@ def parse(door: str, argv: Sequence[str] | None = None) -> Any:
         An instance of the door's class in `evilm.config.runs`.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
+    arguments = _in_full(arguments, DOORS[door].short_flags)
+    arguments = _with_values(arguments, DOORS[door].bare_values)
     report = io.StringIO()
     try:
         start = defaults(door, _preset_of(arguments))
@@ -34,7 +36,7 @@ def parse(door: str, argv: Sequence[str] | None = None) -> Any:
                 DOORS[door],
                 args=arguments,
                 default=start,
-                prog=f"pipelines/{door}.py",
+                prog=f"{DOORS[door].folder}/{door}.py",
                 description=DOORS[door].__doc__,
             )
     except ValidationError as error:
@@ -69,8 +71,30 @@ def _one_line(report: str) -> str:
     text = re.sub(r"\[type=\w+, input_value=([^\]]{,40}), input_type=\w+\]", r"(got \1)", text)
     text = re.sub(r"For further information visit \S+|\[type=[^\]]*\]|^Unrecognized options |^Value error ", "", text)
     text = re.sub(r"Argument helptext:", "Accepted:", text)
+    text = re.sub(r"Error parsing \w+: \d+ validation errors? for \w+ Value error, ", "", text)
     text = re.sub(r"For full helptext, (?:run|see) (\S+) --help", r"(all flags: \1 --help)", text)
     return re.sub(r"\s+", " ", text).strip()
+
+
+def _in_full(arguments: list[str], names: Mapping[str, str]) -> list[str]:
+    """`arguments` with the full name of each flag that has a short one."""
+    found = []
+    for argument in arguments:
+        flag, equals, value = argument.partition("=")
+        name = names.get(flag.removeprefix("--").replace("-", "_")) if flag.startswith("--") else None
+        found.append(f"--{name}{equals}{value}" if name else argument)
+    return found
+
+
+def _with_values(arguments: list[str], meanings: Mapping[str, str]) -> list[str]:
+    """`arguments` with the value put behind each flag of `meanings` that stands alone."""
+    found = []
+    for argument, following in zip(arguments, [*arguments[1:], "--"], strict=False):
+        found.append(argument)
+        meaning = meanings.get(argument.removeprefix("--").replace("-", "_")) if argument.startswith("--") else None
+        if meaning and following.startswith("-"):
+            found.append(meaning)
+    return found
 
 
 def _preset_of(arguments: Sequence[str]) -> str:

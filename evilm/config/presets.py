@@ -1,5 +1,6 @@
 """Presets: YAML files with one section per door, shipped as package data or given by path."""
 
+from functools import reduce
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -7,9 +8,10 @@ from typing import Any
 import yaml
 
 from evilm.config.base import validate
-from evilm.config.runs import DOORS, Door
+from evilm.config.runs import DOORS, Door, Sweep
 from evilm.errors import ConfigError
 
+_JOINED = ("pretrain", "all", *(name for name, door in DOORS.items() if issubclass(door, Sweep)))
 _UPSTREAM = ("render_corpus", "shard_videos", "build_vocab", "train_tokenizer", "precompute_codes")
 
 
@@ -45,10 +47,10 @@ def load(preset: str) -> dict[str, Any]:
             raise ConfigError(f"--preset {preset}: no door is called {name!r}; sections: {', '.join(DOORS)}")
         if not isinstance(section, dict):
             raise ConfigError(f"--preset {preset}: section {name!r} must hold settings, found {section!r}")
-        if name != "pretrain":  # checked below, joined with what it builds from
+        if name not in _JOINED:  # checked below, joined with what they build from
             validate(DOORS[name], section, where=f"--preset {preset}, section {name}")
-    if "pretrain" in sections:
-        validate(DOORS["pretrain"], _with_upstream(sections), where=f"--preset {preset}, section pretrain")
+    for name in [name for name in _JOINED if name in sections]:
+        validate(DOORS[name], _settings(name, sections), where=f"--preset {preset}, section {name}")
     return sections
 
 
@@ -59,8 +61,29 @@ def _with_upstream(sections: dict[str, Any]) -> dict[str, Any]:
     return section | ({"build": build | section.get("build", {})} if build or "build" in section else {})
 
 
+def _settings(door: str, sections: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a door in a preset's sections; those of `pretrain`, `all` and sweeps hold other doors' too.
+
+    A sweep's are pretrain's, then those of the section `sweep`, then its own.
+    """
+    if issubclass(DOORS[door], Sweep):
+        over = [sections.get(name, {}) for name in dict.fromkeys(("sweep", door))]
+        return reduce(_merged, over, _with_upstream(sections))
+    if door == "all":
+        return _with_upstream(sections) | {"benchmark": sections.get("benchmark", {})} | sections.get("all", {})
+    return _with_upstream(sections) if door == "pretrain" else sections.get(door, {})
+
+
+def _merged(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """`under` with the values of `over`, section by section."""
+    both = {
+        name: _merged(under[name], value) if isinstance(value, dict) and isinstance(under.get(name), dict) else value
+        for name, value in over.items()
+    }
+    return under | both
+
+
 def defaults(door: str, preset: str) -> Door:
     """The settings of `door` under `preset`, before flags."""
     sections = load(preset)
-    data = _with_upstream(sections) if door == "pretrain" else sections.get(door, {})
-    return validate(DOORS[door], {**data, "preset": preset}, where=f"--preset {preset}")
+    return validate(DOORS[door], {**_settings(door, sections), "preset": preset}, where=f"--preset {preset}")

@@ -1,15 +1,25 @@
 """One class per door: its places, its settings. A preset holds one section per door, under the door's name."""
 
+from typing import ClassVar, Literal
+
 from pydantic import Field, model_validator
 
 from evilm.config.base import Config
-from evilm.config.data import ColumnsConfig, CorpusConfig, FramesConfig, VocabConfig
+from evilm.config.data import ColumnsConfig, CorpusConfig, FetchConfig, FramesConfig, VocabConfig
 from evilm.config.model import StudentConfig, VideoTokenizerConfig
-from evilm.config.train import ClusterConfig, ObjectivesConfig, TrackingConfig, TrainConfig
+from evilm.config.space import Range, check_space, read_space
+from evilm.config.train import AugmentConfig, ClusterConfig, CropConfig, ObjectivesConfig, TrackingConfig, TrainConfig
 
 
 class Door(Config):
     """What every door takes."""
+
+    folder: ClassVar[str] = "pipelines"
+    """Where the door's script lies."""
+    bare_values: ClassVar[dict[str, str]] = {}
+    """What flags mean that stand without a value."""
+    short_flags: ClassVar[dict[str, str]] = {}
+    """Short names of nested flags that are much used."""
 
     preset: str = ""
     """tiny, paper, or the path of a YAML file; flags go over it."""
@@ -35,7 +45,10 @@ class Door(Config):
         return data
 
 
-_CADENCE = ("log_every_steps", "checkpoint_every_steps", "keep_checkpoints")
+_CADENCE = (
+    *("log_every_steps", "checkpoint_every_steps", "keep_checkpoints", "keep_best"),
+    *("accumulate", "nonfinite", "audit", "panel_every_steps", "eval_pool_clips"),
+)
 _PLACES = ("out", "root", "manifest", "videos", "frames", "codes", "vocab", "tokenizer", "model", "corpus_root")
 
 
@@ -50,7 +63,7 @@ class BuildVocab(Door):
     """Keep the frequent words of a vocabulary, or train one, on the captions of a manifest."""
 
     manifest: str = ""
-    """CSV with captions, or COCO captions JSON."""
+    """Captions: tables or tars as shard_videos takes, COCO captions JSON, or .txt."""
     base_vocab: str = ""
     """A BERT vocab.txt to keep the frequent part of; '' trains a vocabulary."""
     split: str = "train"
@@ -60,26 +73,36 @@ class BuildVocab(Door):
 
 
 class ShardVideos(Door):
-    """Cut a CSV and a folder of videos into Parquet frame shards."""
+    """Cut a manifest and a folder of videos into Parquet frame shards."""
 
+    short_flags: ClassVar[dict[str, str]] = {
+        "frames": "sampling.num_frames",
+        "frames_stored": "sampling.frames_stored",
+    }
     manifest: str = ""
-    """CSV with one clip per row, WebVid's columns by default."""
+    """CSV, TSV, JSON lines or Parquet with one clip per row, or tars of clips: files, globs or folders, by commas."""
     videos: str = ""
-    """Root folder of the videos."""
+    """Root folder of the videos; not needed for tars, and where all clips are downloaded."""
     split: str = "train"
     """Split of clips whose row names none."""
     limit: int = Field(default=0, ge=0)
     """Use only the first N rows; 0 uses all."""
-    max_failed_share: float = Field(default=0.9, ge=0, le=1)
-    """Fail (exit 1) when more than this share of the clips is quarantined."""
+    max_failed_share: float = Field(default=0.5, ge=0, le=1)
+    """Fail (exit 1) when more than this share of the clips is quarantined; in the middle when they can't be got."""
+    retry: str = ""
+    """Try quarantined clips once more that have one of these reasons (by commas), or `all`, e.g. fetch_error."""
     columns: ColumnsConfig = ColumnsConfig()
+    fetch: FetchConfig = FetchConfig()
     sampling: FramesConfig = FramesConfig()
     cluster: ClusterConfig = ClusterConfig()
 
     @property
     def identity(self) -> dict[str, object]:
         data = super().identity
-        data.pop("max_failed_share", None)  # decides whether the result is good enough, not what it is
+        for name in ("max_failed_share", "retry"):  # decide whether the result is good enough, not what it is
+            data.pop(name, None)
+        data.pop("fetch", None)  # decides how a video is got, not what it is
+        data.pop("limit", None)  # of the manifest's rows, of which there may be more next time
         return data
 
 
@@ -100,9 +123,22 @@ class PrecomputeCodes(Door):
     """Frame shards."""
     tokenizer: str = ""
     """Video tokenizer."""
+    views: int = Field(default=1, ge=1, le=64)
+    """Views coded per clip: the whole frame first, then random crops and flips, for exact codes under augmentation."""
+    augment: CropConfig = CropConfig()
+    """How the views after the first are drawn."""
     batch_clips: int = Field(default=64, ge=1)
-    """Clips per forward pass."""
+    """Clips decoded and coded at a time; the codes do not depend on it."""
+    audit: int = Field(default=0, ge=0)
+    """Code this many random clips again when all are coded, and report how many codes agree."""
     cluster: ClusterConfig = ClusterConfig()
+
+    @property
+    def identity(self) -> dict[str, object]:
+        data = super().identity
+        for name in ("batch_clips", "audit", "precision", *(["augment"] if self.views == 1 else [])):
+            data.pop(name, None)
+        return data
 
 
 class Upstream(Config):
@@ -121,9 +157,9 @@ class Pretrain(Door, TrainConfig):
     root: str = "runs/demo"
     """Where inputs that are not named are looked for, and built when missing."""
     manifest: str = ""
-    """CSV of your own clips; '' uses the embedded corpus when frames must be built."""
+    """Manifest of your own clips, as in shard_videos; '' uses the embedded corpus when frames must be built."""
     videos: str = ""
-    """Root folder of your own clips."""
+    """Root folder of your own clips; not needed for tars."""
     frames: str = ""
     """Frame shards."""
     codes: str = ""
@@ -132,27 +168,44 @@ class Pretrain(Door, TrainConfig):
     """Vocabulary."""
     tokenizer: str = ""
     """Video tokenizer whose codes are the targets."""
+    views: int = Field(default=0, ge=0, le=64)
+    """Views per clip (crops and flips) to train on, one in each epoch: of the codes in --codes, or to be coded.
+    0 takes the most that --codes has; where it is not named, what build.precompute_codes says."""
     arch: StudentConfig = StudentConfig()
     objectives: ObjectivesConfig = ObjectivesConfig()
+    augment: AugmentConfig = AugmentConfig()
+    audit_clips: int = Field(default=4, ge=0)
+    """Before training, code this many clips again to see that the codes are right; 0 leaves it out."""
+    audit_agreement: float = Field(default=0.99, ge=0, le=1)
+    """Share of codes that must agree in that test; codes made on other hardware may differ in near ties."""
     columns: ColumnsConfig = ColumnsConfig()
     build: Upstream = Upstream()
 
     @property
     def identity(self) -> dict[str, object]:
         data = super().identity
-        data.pop("columns", None)
-        data.pop("build", None)  # what was built is covered by the inputs' fingerprints
+        for name in ("columns", "audit_clips", "audit_agreement"):
+            data.pop(name, None)
+        for name in ("build", "views"):  # what they choose is covered by the inputs' fingerprints
+            data.pop(name, None)
         return data
 
     @model_validator(mode="after")
     def _same_grid(self) -> "Pretrain":
         tokenizer = self.build.train_tokenizer.arch
-        if not self.tokenizer and (tokenizer.grid, tokenizer.num_frames) != (self.arch.grid, self.arch.num_frames):
+        if not self.tokenizer and tokenizer.grid != self.arch.grid:
             raise ValueError(
-                f"the tokenizer gives {tokenizer.num_frames} x {tokenizer.grid} x {tokenizer.grid} codes per clip, the "
-                f"model {self.arch.num_frames} x {self.arch.grid} x {self.arch.grid} regions; set arch.input_px / 32 "
-                "equal to build.train_tokenizer.arch.input_px / patch_px, and the same num_frames"
+                f"the tokenizer gives {tokenizer.grid} x {tokenizer.grid} codes per frame, the model has "
+                f"{self.arch.grid} x {self.arch.grid} regions; set arch.input_px / 32 equal to "
+                "build.train_tokenizer.arch.input_px / patch_px"
             )
+        stored = self.build.shard_videos.sampling.stored
+        for name, count in (("arch", self.arch.num_frames), ("build.train_tokenizer.arch", tokenizer.num_frames)):
+            if not self.frames and stored % count:
+                raise ValueError(
+                    f"{name}.num_frames = {count} does not divide the {stored} frames stored per clip; set it to a "
+                    "divisor, or build.shard_videos.sampling.frames_stored to a multiple of it"
+                )
         return self
 
 
@@ -178,11 +231,120 @@ class Benchmark(Door):
     cluster: ClusterConfig = ClusterConfig()
 
 
+class All(Pretrain):
+    """Run the whole workflow as one job: the flags of pretrain, earlier stages below --build., scores --benchmark."""
+
+    benchmark: Benchmark = Benchmark()
+    """How the model is scored; set --benchmark.split train where your clips have no test split."""
+
+
+class InspectShards(Door):
+    """Say what frame shards and codes hold, verify them, and draw contact sheets."""
+
+    bare_values: ClassVar[dict[str, str]] = {"verify": "full"}
+    frames: str = ""
+    """Frame shards."""
+    codes: str = ""
+    """Codes of these frames: the folder of one tokenizer's, or the one above it."""
+    verify: Literal["no", "quick", "full"] = "no"
+    """quick: sizes and footers; full, also without a value: every byte, row and JPEG. Exit code 1 on a fault."""
+    sheets: int = Field(default=0, ge=0)
+    """Draw so many random clips of each split as contact sheets."""
+    sheet_clips: str = ""
+    """Draw the clips of these ids, separated by commas."""
+    seed: int = 0
+    """Seed of the clips that are drawn."""
+    cluster: ClusterConfig = ClusterConfig()
+
+
 class Report(Door):
     """Print what the runs under a root made, as one table."""
 
     root: str = "runs/demo"
     """Root of a whole workflow."""
+
+
+class Sweep(Pretrain):
+    """Try settings of pre-training: a trial is a pretrain with some of its settings changed, the flags are pretrain's.
+
+    Run the same command again to go on, or with more values, trials or seeds to add to what is there.
+    """
+
+    folder: ClassVar[str] = "tune"
+    space: str = ""
+    """What is tried: a space that comes with the package (masking_ratio, codebook_size, focal_loss, lr_batch), or the
+    path of a YAML file with lines like `optim.lr: [1e-4, 3e-4]` or `optim.lr: {low: 1e-5, high: 1e-3, log: true}`."""
+    values: str = ""
+    """Other values for a space of one setting, separated by commas."""
+    search: Literal["grid", "random", "optuna"] = "grid"
+    """grid: every combination; random: `trials` draws; optuna: `trials` proposals of TPE (pip install evilm[tune])."""
+    trials: int = Field(default=8, ge=1)
+    """Settings to try in a random or optuna search."""
+    seeds: int = Field(default=2, ge=1)
+    """Times that each setting is tried, with schedule.seed, schedule.seed + 1 ..."""
+    search_seed: int = 0
+    """Seed of random and optuna searches."""
+    score: str = "match_auc"
+    """Held-out metric that trials are compared by; low is good for names that end in loss, high for others."""
+    stopping: Literal["asha", "none"] = "asha"
+    """asha: end a trial early whose score is not among the best 1/reduction of those that got as far."""
+    grace_epochs: float = Field(default=1, gt=0)
+    """Epochs that every trial gets; then it is looked at after so many, times reduction, times reduction again ..."""
+    reduction: float = Field(default=3, gt=1)
+    """How much harder each look is than the one before: 3 lets a third go on."""
+    concurrent: int = Field(default=0, ge=0)
+    """Trials at the same time; 0: as many as the CPUs and GPUs of the cluster can hold now."""
+
+    @property
+    def base(self) -> Pretrain:
+        """What all trials have in common."""
+        return Pretrain.model_validate(self.model_dump(include=set(Pretrain.model_fields)))
+
+    @property
+    def identity(self) -> dict[str, object]:
+        """What trials have in common; the space and how it is searched may change, which leaves trials as they are."""
+        data: dict[str, object] = super().identity
+        for name in Sweep.model_fields.keys() - Pretrain.model_fields.keys():
+            data.pop(name, None)
+        build = {name: getattr(self.build, name).identity for name in Upstream.model_fields}
+        return data | {"build": build, "views": self.views}
+
+    @model_validator(mode="after")
+    def _space_fits(self) -> "Sweep":
+        if self.space:
+            space = read_space(self.space, self.values)
+            check_space(space, self.base, self.seeds)
+            if self.search == "grid" and (ranges := [name for name, axis in space.items() if isinstance(axis, Range)]):
+                raise ValueError(f"{', '.join(ranges)}: a range has no grid; list values, or use --search random")
+        elif self.values:
+            raise ValueError(f"values = {self.values!r} are for a space of one setting; name it with --space")
+        return self
+
+
+class MaskingRatio(Sweep):
+    """Try shares of hidden regions. All flags are those of tune/sweep.py."""
+
+    space: str = "masking_ratio"
+
+
+class CodebookSize(Sweep):
+    """Try numbers of codes, with a tokenizer for each. All flags are those of tune/sweep.py."""
+
+    space: str = "codebook_size"
+
+
+class FocalLoss(Sweep):
+    """Try exponents of the tokenizer's word loss, with a tokenizer for each. All flags are those of tune/sweep.py."""
+
+    space: str = "focal_loss"
+
+
+class LrBatch(Sweep):
+    """Try learning rates and batch sizes. All flags are those of tune/sweep.py."""
+
+    space: str = "lr_batch"
+    score: str = "loss"
+    """Held-out metric that trials are compared by: the loss, since what is hidden and asked is the same in all."""
 
 
 DOORS: dict[str, type[Door]] = {
@@ -193,6 +355,13 @@ DOORS: dict[str, type[Door]] = {
     "precompute_codes": PrecomputeCodes,
     "pretrain": Pretrain,
     "benchmark": Benchmark,
+    "all": All,
+    "inspect_shards": InspectShards,
     "report": Report,
+    "sweep": Sweep,
+    "masking_ratio": MaskingRatio,
+    "codebook_size": CodebookSize,
+    "focal_loss": FocalLoss,
+    "lr_batch": LrBatch,
 }
 """Every door by its file's name, which is also its section in a preset."""

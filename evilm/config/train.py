@@ -24,6 +24,8 @@ class OptimConfig(Config):
     """Learning rate at the end over `lr`."""
     clip_norm: float = Field(default=1.0, ge=0)
     """Largest gradient norm; 0 turns clipping off."""
+    ema_decay: float = Field(default=0.0, ge=0, lt=1)
+    """Decay of a running mean of the weights, which is then what is evaluated and published; 0 keeps none."""
 
 
 class ObjectivesConfig(Config):
@@ -41,6 +43,46 @@ class ObjectivesConfig(Config):
     """Weight of video-text matching."""
     mvm_weight: float = Field(default=1.0, ge=0)
     """Weight of masked video modelling."""
+    negatives: Literal["random", "hard"] = "random"
+    """Caption that a clip is held against in matching: any other of the step, or one that shares many of its words."""
+
+
+class CropConfig(Config):
+    """Random crops and flips of the stored frames, resized back to their size; one for all frames of a clip."""
+
+    min_scale: float = Field(default=0.5, gt=0, le=1)
+    """Smallest share of the frame's area that a crop keeps."""
+    max_ratio: float = Field(default=4 / 3, ge=1, le=4)
+    """Width over height of the widest crop; the tallest is its inverse."""
+    flip_ratio: float = Field(default=0.5, ge=0, le=1)
+    """Share of crops that are mirrored, left to right."""
+    flip_words: tuple[str, ...] = (
+        "left", "right", "leftmost", "rightmost", "leftward", "rightward", "leftwards", "rightwards", "lefthand",
+        "righthand", "clockwise", "counterclockwise", "anticlockwise",
+    )  # fmt: skip
+    """A clip whose caption has one of these words (lower case) is never mirrored: the caption would become false."""
+    seed: int = 0
+    """Seed of the crops."""
+
+
+class AugmentConfig(Config):
+    """What pre-training does to frames on top of the views that the codes were made for."""
+
+    jitter: float = Field(default=0.0, ge=0, lt=1)
+    """Brightness, contrast and saturation vary by up to this share, per clip and epoch; the student's frames alone."""
+    approximate: bool = False
+    """Draw a new crop each epoch and take the nearest code of the whole frame: cheaper than stored views, not exact."""
+    crop: CropConfig = CropConfig()
+    """The crops of `approximate`; exact ones are chosen when codes are made (precompute_codes --views, --augment)."""
+
+    @model_validator(mode="after")
+    def _crop_is_used(self) -> "AugmentConfig":
+        if self.crop != CropConfig() and not self.approximate:
+            raise ValueError(
+                "augment.crop is for augment.approximate alone; exact crops are chosen when codes are made, "
+                "with precompute_codes --views 4 --augment.*"
+            )
+        return self
 
 
 class ScheduleConfig(Config):
@@ -51,21 +93,37 @@ class ScheduleConfig(Config):
     max_steps: int = Field(default=0, ge=0)
     """Stop after this many steps; 0 runs all epochs. The learning-rate schedule always spans all epochs."""
     batch_clips: int = Field(default=256, ge=2)
-    """Clips per step over all workers; the number of workers must divide it."""
+    """Clips per step over all workers; cluster.num_workers x accumulate must divide it."""
+    accumulate: int = Field(default=1, ge=1)
+    """Parts that a worker's share of a step is worked off in, one after the other, to need less memory. Where fewer
+    workers than cluster.num_workers are there, each takes more parts: step, losses and memory stay the same."""
     tail: Literal["drop", "pad"] = "pad"
     """The last step of an epoch, where clips are too few: repeat the epoch's first clips, or leave it out."""
     shuffle_groups: int = Field(default=16, ge=1)
     """Row groups mixed with each other when an epoch is put in order."""
-    eval_every_epochs: int = Field(default=1, ge=1)
-    """Epochs between two evaluations on the val split; the last epoch is always evaluated."""
+    eval_every_epochs: float = Field(default=1, gt=0)
+    """Epochs between two evaluations on the val split, also parts of one; the last step is always evaluated."""
     eval_clips: int = Field(default=1024, ge=0)
     """At most this many clips of the val split per evaluation; 0 turns it off."""
+    eval_pool_clips: int = Field(default=0, ge=0)
+    """Pre-training also matches captions and clips of the val split with nothing hidden, among so many clips at a
+    time, as `match_auc`; costs that many decodings per clip. 0 leaves it out."""
     checkpoint_every_steps: int = Field(default=500, ge=1)
     """Steps between two checkpoints; the last step is always saved."""
     keep_checkpoints: int = Field(default=2, ge=1)
-    """Checkpoints kept."""
+    """Newest checkpoints kept."""
+    keep_best: str = "loss"
+    """Metric of the val split whose best checkpoint is kept besides: low is good for names that end in loss, high for
+    others; '' keeps the newest alone."""
+    nonfinite: Literal["stop", "skip"] = "stop"
+    """A step whose loss or gradient is NaN or infinite: end the run, or leave out this step's update and count it."""
+    audit: bool = False
+    """Write down which clips each step consumed, below `audit/` of the output; `python -m evilm.train.audit OUT`
+    proves from it that each epoch saw each clip once."""
     log_every_steps: int = Field(default=20, ge=1)
     """Steps between two log lines and metric points."""
+    panel_every_steps: int = Field(default=0, ge=0)
+    """Steps between two panels, pictures of what the model makes of a few held-out clips; 0 draws one at the end."""
     seed: int = 0
     """Seed of initial weights, order, masks, negatives and dropout."""
 
@@ -79,6 +137,11 @@ class ClusterConfig(Config):
 
     num_workers: int = Field(default=1, ge=1)
     """Training workers, or the most tasks/actors at a time in the Ray Data doors."""
+    min_workers: int = Field(default=0, ge=0)
+    """Train on with as few workers as this while nodes are missing, and with more when they are back; 0 waits for
+    num_workers."""
+    resize_every_s: float = Field(default=60.0, gt=0)
+    """Seconds between two looks for nodes that came back, where min_workers is set."""
     cpus_per_worker: float = Field(default=1.0, gt=0)
     """CPUs per worker, also its number of torch threads on CPU."""
     gpus_per_worker: float = Field(default=0.0, ge=0)
@@ -87,6 +150,14 @@ class ClusterConfig(Config):
     """Worker failures (a lost spot node) survived per run; -1 without end."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """auto: bf16 autocast on GPUs and CPUs with units for it, fp32 elsewhere (there bf16 is 10 times slower)."""
+    feed_threads: int = Field(default=2, ge=1)
+    """Threads of a training worker that read and decode batches beside the step; its feed uses no more cores."""
+    fused: bool = False
+    """AdamW in one kernel; the same sums, rounded in another order."""
+    channels_last: bool = False
+    """Weights of convolutions stored channels last, as frames are; faster on GPUs with tensor cores."""
+    compile: bool = False
+    """torch.compile the model; needs a C++ compiler on the workers, and minutes at the start."""
 
 
 class TrackingConfig(Config):
@@ -96,8 +167,14 @@ class TrackingConfig(Config):
     """Tracking server or store."""
     run_name: str = ""
     """Name of the run; '' names it after the door and the config."""
+    experiment: str = ""
+    """Experiment that a training's run is filed under; '' is the door's name."""
+    parent: str = ""
+    """Id of the run that this one is shown below."""
     enabled: bool = True
     """False leaves only the metrics file in the output folder."""
+    log_model: bool = True
+    """Log the finished model to the run, and register it as `evilm` where the server has a registry."""
 
 
 class TrainConfig(Config):
@@ -107,12 +184,25 @@ class TrainConfig(Config):
     schedule: ScheduleConfig = ScheduleConfig()
     cluster: ClusterConfig = ClusterConfig()
 
+    @property
+    def parts(self) -> int:
+        """Parts that each step is cut into: one or more for each of the wanted workers, also while some are missing."""
+        return self.cluster.num_workers * self.schedule.accumulate
+
     @model_validator(mode="after")
     def _workers_divide(self) -> "TrainConfig":
-        batch, workers = self.schedule.batch_clips, self.cluster.num_workers
-        if batch % workers:
+        batch, workers, parts = self.schedule.batch_clips, self.cluster.num_workers, self.parts
+        if batch % parts:
+            factors = f"cluster.num_workers = {workers}"
+            if self.schedule.accumulate > 1:
+                factors += f" x schedule.accumulate = {self.schedule.accumulate}"
             raise ValueError(
-                f"schedule.batch_clips = {batch} is not a multiple of cluster.num_workers = {workers}; "
-                f"use {workers * max(1, round(batch / workers))}, or another number of workers"
+                f"schedule.batch_clips = {batch} is not a multiple of {factors}; "
+                f"use {parts * max(1, round(batch / parts))}, or another number of workers"
+            )
+        if self.cluster.min_workers > workers:
+            raise ValueError(
+                f"cluster.min_workers = {self.cluster.min_workers} is more than cluster.num_workers = {workers}; "
+                f"use 0 to {workers}"
             )
         return self

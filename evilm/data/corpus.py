@@ -9,7 +9,7 @@ from evilm.config.base import fingerprint
 from evilm.config.data import CorpusConfig
 from evilm.config.runs import RenderCorpus
 from evilm.data.cluster import connect
-from evilm.errors import ConfigError
+from evilm.errors import UsageError
 from evilm.outputs import close_output, open_output
 from evilm.video.corpus import VIDEOS_NAME, PlannedClip, plan_corpus, render_and_write, write_manifests
 
@@ -25,7 +25,7 @@ def render_corpus(config: RenderCorpus) -> dict[str, Any]:
         The summary: clips by split, places, fingerprint, seconds.
     """
     if not config.out:
-        raise ConfigError("--out is missing; name the folder that the corpus goes to")
+        raise UsageError("--out is missing; name the folder that the corpus goes to")
     out = storage.absolute(config.out)
     if done := open_output(config, out, {}):
         return done | {"reused": True}

@@ -7,23 +7,26 @@ resumes anywhere, with any number of workers, and sees the same batches.
 import logging
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from threading import Lock
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
 from evilm.config.train import ScheduleConfig
+from evilm.data.buffers import Buffers
+from evilm.data.clips import Clips, Looks, load_captions, load_clips, show
 from evilm.data.order import EvalOrder, Step, TrainOrder
-from evilm.errors import ShardError
-from evilm.shards import ShardPair, decode_frames, read_group
+from evilm.shards import ShardPair
 
 logger = logging.getLogger(__name__)
 
-_TEXT_COLUMNS = ["clip_id", "caption"]
+Key = tuple[int, int]
+"""Shard and row group."""
+_READERS = 4  # row groups read at a time by each thread: object stores answer late, but many requests at once
+_WHOLE = Looks()
 
 
 @dataclass(frozen=True)
@@ -46,10 +49,10 @@ class _GroupCache:
     """The last row groups read; a window of the order touches each of its groups many times."""
 
     def __init__(self, size: int) -> None:
-        self._size, self._tables, self._lock = size, OrderedDict[Any, Future[pa.Table]](), Lock()
+        self._size, self._tables, self._lock = size, OrderedDict[Key, Future[Clips]](), Lock()
 
-    def get(self, key: Any, load: Callable[[], pa.Table]) -> pa.Table:
-        """The table of `key`; concurrent callers wait for one load."""
+    def get(self, key: Key, load: Callable[[], Clips]) -> Clips:
+        """The row group `key`; concurrent callers wait for one load."""
         with self._lock:
             future = self._tables.get(key)
             mine = future is None
@@ -76,22 +79,29 @@ class Feed:
         pairs: Sequence[ShardPair],
         order: TrainOrder | EvalOrder,
         collate: Callable[[Rows], Any],
+        looks: Looks = _WHOLE,
         prefetch: int = 3,
         threads: int = 2,
     ) -> None:
         """A feed over frame shards, with or without their code shards (an empty `codes_uri`).
 
         Args:
+            pairs: the shards.
             order: says which rows make a step.
             collate: turns the rows of a step into a batch; runs in a background thread.
+            looks: which frames and which view of a clip an epoch shows.
             prefetch: batches made ahead.
             threads: background threads.
         """
         self.order = order
-        self._pairs, self._collate = pairs, collate
+        self.finish: Callable[[Any], Any] | None = None
+        """Applied to each batch in the background, such as moving it to page-locked memory."""
+        self._pairs, self._collate, self._looks = pairs, collate, looks
         self._prefetch, self._threads = prefetch, threads
         self._groups = _GroupCache(2 * order.window + threads)
         self._texts = _GroupCache(8 * order.window + threads)
+        self._buffers = Buffers(prefetch + threads + 2)  # ahead, in the making, in use and just used
+        self._readers = ThreadPoolExecutor(threads * _READERS, thread_name_prefix="feed-read")
         self.wait_s = 0.0
         """Seconds that the consumer has waited for batches so far."""
 
@@ -114,37 +124,46 @@ class Feed:
                     future.cancel()
 
     def _make(self, step: int) -> Any:
-        return self._collate(self._read(self.order.step(step)))
+        batch = self._collate(self._read(self.order.step(step)))
+        return self.finish(batch) if self.finish else batch
 
     def _read(self, step: Step) -> Rows:
         """The rows of one global step: texts of all, frames and codes of this worker's slice."""
-        texts = [(*self._text(int(s), int(g)), int(r)) for s, g, r in step.rows]
-        mine = [(self._heavy(int(s), int(g)), int(r)) for s, g, r in step.rows[step.mine]]
-        codes = None
-        if mine and "code_ids" in mine[0][0].column_names:
-            codes = np.stack([np.asarray(table["code_ids"][r].values, dtype=np.int64) for table, r in mine])
+        places = [(int(s), int(g), int(r)) for s, g, r in step.rows]
+        mine = places[step.mine]
+        groups = self._load({(s, g) for s, g, _ in mine}, self._clips)
+        texts = groups | self._load({(s, g) for s, g, _ in places} - groups.keys(), self._captions)
+        frames, code_ids = show(self._looks, [(groups[s, g], r) for s, g, r in mine], step.epoch, self._buffers.take)
         return Rows(
             epoch=step.epoch,
-            clip_ids=[clip_ids[r] for clip_ids, _, r in texts],
-            captions=[captions[r] for _, captions, r in texts],
+            clip_ids=[texts[s, g].clip_ids[r] for s, g, r in places],
+            captions=[texts[s, g].captions[r] for s, g, r in places],
             mine=step.mine,
-            frames=np.stack([decode_frames(table["frames"][r].as_py()) for table, r in mine]),
-            code_ids=codes,
+            frames=frames,
+            code_ids=code_ids,
         )
 
-    def _text(self, shard: int, group: int) -> Any:
-        def load() -> Any:
-            table = read_group(self._pairs[shard].frames_uri, group, _TEXT_COLUMNS)
-            return table["clip_id"].to_pylist(), table["caption"].to_pylist()
+    def _load(self, keys: Set[Key], load: Callable[[Key], Clips]) -> dict[Key, Clips]:
+        """Row groups, those that are not at hand read side by side."""
+        ordered = sorted(keys)
+        return dict(zip(ordered, self._readers.map(load, ordered), strict=True))
 
-        return self._texts.get((shard, group), load)
+    def _clips(self, key: Key) -> Clips:
+        views = self._looks.num_views > 1 and self._looks.crop is None
+        return self._groups.get(key, lambda: load_clips(self._pairs[key[0]], key[1], views))
 
-    def _heavy(self, shard: int, group: int) -> pa.Table:
-        return self._groups.get((shard, group), lambda: load_group(self._pairs[shard], group))
+    def _captions(self, key: Key) -> Clips:
+        return self._texts.get(key, lambda: load_captions(self._pairs[key[0]], key[1]))
 
 
 def training_feed(
-    pairs: Sequence[ShardPair], schedule: ScheduleConfig, collate: Callable[[Rows], Any], rank: int, world: int
+    pairs: Sequence[ShardPair],
+    schedule: ScheduleConfig,
+    collate: Callable[[Rows], Any],
+    rank: int,
+    world: int,
+    looks: Looks = _WHOLE,
+    threads: int = 2,
 ) -> Feed:
     """The feed of one worker over all epochs of a schedule."""
     order = TrainOrder(
@@ -159,32 +178,21 @@ def training_feed(
     if rank == 0 and order.num_padded:
         kind = "repeated" if order.num_padded > 0 else "left out"
         logger.info("%d clips of %d are %s per epoch", abs(order.num_padded), order.num_clips, kind)
-    return Feed(pairs, order, collate)
+    return Feed(pairs, order, collate, looks, prefetch=threads + 1, threads=threads)
 
 
 def evaluation_feed(
-    pairs: Sequence[ShardPair], schedule: ScheduleConfig, collate: Callable[[Rows], Any], rank: int, world: int
+    pairs: Sequence[ShardPair],
+    schedule: ScheduleConfig,
+    collate: Callable[[Rows], Any],
+    rank: int,
+    world: int,
+    looks: Looks = _WHOLE,
+    threads: int = 2,
 ) -> Feed | None:
     """The feed of one worker over a split, each clip once; None where the split is empty or not asked for."""
     if not pairs or not schedule.eval_clips:
         return None
     groups = [pair.row_groups for pair in pairs]
-    return Feed(pairs, EvalOrder(groups, schedule.batch_clips, schedule.eval_clips, rank, world), collate)
-
-
-def load_group(pair: ShardPair, group: int) -> pa.Table:
-    """Frames of a row group, with their codes where the pair has them.
-
-    Raises:
-        ShardError: a row of the codes belongs to another clip than the row of the frames.
-    """
-    table = read_group(pair.frames_uri, group, ["clip_id", "frames"])
-    if pair.codes_uri:
-        codes = read_group(pair.codes_uri, group, ["clip_id", "code_ids"])
-        if codes["clip_id"].to_pylist() != table["clip_id"].to_pylist():
-            raise ShardError(
-                f"row group {group} of {pair.codes_uri} holds other clips than that of {pair.frames_uri}; "
-                "make the codes again with pipelines/precompute_codes.py --overwrite"
-            )
-        table = table.append_column("code_ids", codes["code_ids"])
-    return table
+    order = EvalOrder(groups, schedule.batch_clips, schedule.eval_clips, rank, world)
+    return Feed(pairs, order, collate, looks, prefetch=threads + 1, threads=threads)

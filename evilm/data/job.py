@@ -9,9 +9,10 @@ import json
 import logging
 import re
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -24,37 +25,128 @@ logger = logging.getLogger(__name__)
 _COMMITS, _ATTEMPTS = "commits", "_attempts"
 _IO_THREADS = 16
 _LOG_EVERY_S = 5.0
+_HALT, _HALT_S = "halt", 1.0
+
+
+class Tally(NamedTuple):
+    """What came of a unit."""
+
+    num_clips: int
+    num_failed: int = 0
+    num_lost: int = 0
+    """Failed clips whose video could not be got."""
+    num_bytes: int = 0
+    """Read from videos."""
 
 
 def commit(out: str, name: str, data: bytes | None, record: dict[str, Any]) -> None:
     """Publish a unit's file (None: it has none) and its commit record; the first attempt to do so wins."""
     if data is not None:
         digest = hashlib.sha256(data).hexdigest()
-        record |= {"file": f"{name}-{digest[:12]}.parquet", "num_bytes": len(data), "sha256": digest}
+        record |= _file_of(name, digest, len(data))
         storage.write_bytes(storage.join(out, record["file"]), data)
-    place = storage.join(out, _COMMITS, f"{name}.json")
-    storage.put_if_absent(place, (json.dumps(record, sort_keys=True, ensure_ascii=False) + "\n").encode())
+    _put_record(out, name, record)
+
+
+def commit_file(out: str, name: str, local: str, record: dict[str, Any], job: str = "") -> None:
+    """As `commit`, with a unit's file that lies on this machine; it is moved or uploaded.
+
+    Raises:
+        ClusterError: the job was halted meanwhile.
+    """
+    with open(local, "rb") as file:
+        digest, size = hashlib.file_digest(file, "sha256").hexdigest(), file.tell()
+    record |= _file_of(name, digest, size)
+    storage.put_file(local, storage.join(out, record["file"]))
+    check_going(out, job)
+    _put_record(out, name, record)
+
+
+def halt(out: str, job: str) -> None:
+    """From now on no task of a job commits; those that are just doing so have time to finish."""
+    storage.write_bytes(storage.join(out, _ATTEMPTS, job, _HALT), b"")
+    time.sleep(_HALT_S)
+
+
+def check_going(out: str, job: str) -> None:
+    """Called before a commit.
+
+    Raises:
+        ClusterError: the job was halted.
+    """
+    if job and storage.exists(storage.join(out, _ATTEMPTS, job, _HALT)):
+        raise ClusterError("the job was halted; run the same command again")
+
+
+def attempt_place(out: str, name: str) -> str:
+    """Where a unit's file is made; `clean` removes what is left there of processes that were killed."""
+    return storage.join(out, f"{name}-attempt")
+
+
+def _file_of(name: str, digest: str, num_bytes: int) -> dict[str, Any]:
+    return {"file": f"{name}-{digest[:12]}.parquet", "num_bytes": num_bytes, "sha256": digest}
+
+
+def _put_record(out: str, name: str, record: dict[str, Any]) -> None:
+    data = (json.dumps(record, sort_keys=True, ensure_ascii=False) + "\n").encode()
+    storage.put_if_absent(_place(out, name), data)
+
+
+def _place(out: str, name: str) -> str:
+    return storage.join(out, _COMMITS, f"{name}.json")
+
+
+def read_record(out: str, name: str) -> dict[str, Any] | None:
+    """A unit's commit record; None where it is not committed."""
+    try:
+        return storage.read_json(_place(out, name))
+    except FileNotFoundError:
+        return None
+
+
+def read_records(out: str, names: Iterable[str]) -> Iterator[tuple[str, dict[str, Any] | None]]:
+    """Units and their commit records, in order; only a few records are held at a time."""
+    there = set(storage.list_names(storage.join(out, _COMMITS)))
+
+    def record_of(name: str) -> dict[str, Any] | None:
+        return read_record(out, name) if f"{name}.json" in there else None
+
+    with ThreadPoolExecutor(_IO_THREADS) as pool:
+        waiting: deque[tuple[str, Future[dict[str, Any] | None]]] = deque()
+        for name in names:
+            waiting.append((name, pool.submit(record_of, name)))
+            if len(waiting) == _IO_THREADS:
+                unit, record = waiting.popleft()
+                yield unit, record.result()
+        for unit, record in waiting:
+            yield unit, record.result()
 
 
 def committed(out: str, names: Sequence[str]) -> dict[str, dict[str, Any]]:
     """The commit records that are there, by unit, in the order of `names`."""
-    there = set(storage.list_names(storage.join(out, _COMMITS)))
-    done = [name for name in names if f"{name}.json" in there]
-    with ThreadPoolExecutor(_IO_THREADS) as pool:
-        records = pool.map(lambda name: storage.read_json(storage.join(out, _COMMITS, f"{name}.json")), done)
-        return dict(zip(done, records, strict=True))
+    return {name: record for name, record in read_records(out, names) if record is not None}
+
+
+def any_committed(out: str) -> bool:
+    """Whether a unit of any plan is committed."""
+    return any(name.endswith(".json") for name in storage.list_names(storage.join(out, _COMMITS)))
 
 
 def revoke(out: str, name: str) -> None:
     """Take a unit's commit back, so that it is done again."""
-    storage.delete(storage.join(out, _COMMITS, f"{name}.json"))
+    storage.delete(_place(out, name))
 
 
 def clean(out: str, records: dict[str, dict[str, Any]]) -> None:
-    """Delete what attempts left behind that were killed or lost the race to commit."""
+    """Delete what attempts left behind that were killed or lost the race to commit.
+
+    Args:
+        records: of every unit at least the `file` that counts, if it has one.
+    """
     kept = {record.get("file") for record in records.values()}
     for name in storage.list_names(out):
-        unit = name.split(".", 1)[0].rpartition("-")[0]
+        # Units are told by number and dash, so a split that holds a dot is found too.
+        unit = name.rsplit("-", 1)[0]
         if unit in records and name not in kept:
             storage.delete(storage.join(out, name))
     storage.delete(storage.join(out, _ATTEMPTS))
@@ -84,7 +176,7 @@ def run(
     min_cpus: float,
     options: dict[str, Any],
     title: str,
-) -> Iterator[dict[str, Any]]:
+) -> Generator[dict[str, Any], None, None]:
     """Map `worker` over units, one per task or actor call; its result rows as they come in, progress logged.
 
     Args:
@@ -119,17 +211,17 @@ def run(
         raise found from None
 
 
-def outcome(work: Callable[[str], tuple[int, int]], batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """What a worker returns: clips made and quarantined, or the error of ours that ended it.
+def outcome(work: Callable[[str], tuple[int, ...]], batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """What a worker returns: the unit and its `Tally`, or the error of ours that ended it.
 
     Errors travel as data: of what a worker raises, Ray Data keeps only the text, and prints all of its own stack.
     """
-    made, failed, error = 0, 0, ("", "")
+    name, tally, error = str(batch["name"][0]), Tally(0), ("", "")
     try:
-        made, failed = work(str(batch["name"][0]))
+        tally = Tally(*work(name))
     except EvilmError as caught:
         error = (type(caught).__name__, str(caught))
-    columns = {"num_clips": made, "num_failed": failed, "error": error[0], "message": error[1]}
+    columns = {"name": name, "error": error[0], "message": error[1], **tally._asdict()}
     return {name: np.array([value]) for name, value in columns.items()}
 
 
@@ -138,31 +230,41 @@ class _Progress:
 
     def __init__(self, title: str, num_units: int) -> None:
         self._title, self._num_units = title, num_units
-        self._units = self._clips = self._failed = 0
+        self._units = 0
+        self._sum = Tally(0)
         self._began = time.monotonic()
         self._next = self._began
 
     def add(self, row: dict[str, Any]) -> None:
         """Count a finished unit."""
         self._units += 1
-        self._clips += int(row["num_clips"])
-        self._failed += int(row["num_failed"])
+        self._sum = Tally(*(old + int(row[name]) for name, old in self._sum._asdict().items()))
         now = time.monotonic()
         if now < self._next and self._units < self._num_units:
             return
         self._next = now + _LOG_EVERY_S
         spent = max(now - self._began, 1e-9)
-        left = spent / self._units * (self._num_units - self._units)
+        rate = (self._sum.num_clips + self._sum.num_failed) / spent
+        read = f", {self._sum.num_bytes / spent / 1e6:.1f} MB/s read" if self._sum.num_bytes else ""
         logger.info(
-            "%s: shard %d of %d, %d clips, %d quarantined, %.1f clips/s, %.0f s left",
+            "%s: shard %d of %d, %d clips, %d quarantined, %.1f clips/s%s, %s left",
             self._title,
             self._units,
             self._num_units,
-            self._clips,
-            self._failed,
-            (self._clips + self._failed) / spent,
-            left,
+            self._sum.num_clips,
+            self._sum.num_failed,
+            rate,
+            read,
+            as_time(spent / self._units * (self._num_units - self._units)),
         )
+
+
+def as_time(seconds: float) -> str:
+    """A length of time as people say it: `40 s`, `12 min`, `3 h 05 min`."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
 def our_error(error: BaseException | None) -> EvilmError | None:

@@ -1,61 +1,52 @@
-"""Manifests: a CSV of clips, checked row by row. What can't become a clip is put aside with its reason, not dropped."""
+"""From a record of a manifest to clips. What can't become a clip is put aside with its reason, not dropped."""
 
-import csv
-import io
-import logging
-import os
+import hashlib
+import posixpath
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
-from evilm import storage
-from evilm.config.data import ColumnsConfig
-from evilm.errors import ConfigError, ManifestError
+from evilm.config.data import VIDEO_ENDINGS
+from evilm.text.layouts import KEY, Roles
+from evilm.text.spans import Span, parse_list, parse_span, show_seconds
+from evilm.text.tables import Fault, as_text
 from evilm.video.reasons import Reason
+from evilm.video.urls import is_url, public_text, public_uri
 
-logger = logging.getLogger(__name__)
-
-ENDINGS = (
-    ".mp4",
-    ".webm",
-    ".mkv",
-    ".mov",
-    ".avi",
-    ".gif",
-    ".m4v",
-    ".mpg",
-    ".mpeg",
-    ".ts",
-    ".flv",
-    ".ogv",
-    ".wmv",
-    ".3gp",
-)
-"""Endings that a video may have; where several fit an id, the first one wins."""
-_SPLIT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
+SPLIT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 _TERMINAL_CODES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 _JOINERS = "\u200c\u200d"
 """Format characters that change what is read: Persian words and joined emoji need them."""
-_LISTING_THREADS = 16
-
-csv.field_size_limit(1 << 24)  # the default refuses captions above 128 KiB with an exception
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ClipRow:
     """A row that can become a clip."""
 
+    source: str = ""
+    """Manifest that the row is from, below the common folder of all; '' where there is one only."""
     record: int
-    """Record of the CSV, counted from 1 after the header."""
+    """Record of that manifest, counted from 1 after the header."""
     clip_id: str
     split: str
     caption: str
-    folder: str
-    """Folder below the video root, '' for the root itself."""
     path: str
-    """Path below the video root; '' until the file is found."""
+    """Where the video is: below the video root, an http(s) URL, or `some.tar/member`."""
+    needs_ending: bool = False
+    """Whether `path` lacks the ending of the file."""
+    offset: int = -1
+    """Where the video begins in its tar; -1 where it is a file of its own."""
+    num_bytes: int = -1
+    """Size of the video in its tar."""
+    start_s: float | None = None
+    """Where the clip begins in its video; None from the start."""
+    end_s: float | None = None
+    """Where the clip ends in its video; None to the end."""
+    url: str = ""
+    """Where the video may be downloaded if there is no file at `path`."""
     extra: dict[str, str] = field(default_factory=dict)
     """The columns that we have no use for."""
 
@@ -70,67 +61,76 @@ class BadRow:
     detail: str = ""
     split: str = ""
     path: str = ""
+    """Where the video is or was looked for, without the secrets of a URL."""
+    source: str = ""
 
 
-def read_manifest(
-    data: bytes, name: str, columns: ColumnsConfig, split: str, limit: int = 0
-) -> tuple[list[ClipRow], list[BadRow]]:
-    """The rows of a CSV (a TSV where `name` ends in .tsv), good and bad, in order.
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a video lies: the fields of a `ClipRow`."""
 
-    Args:
-        data: the file's bytes.
-        name: the file's name, for messages.
-        split: split of rows that name none.
-        limit: read only so many records; 0 reads all.
-
-    Raises:
-        ManifestError: no header, or a column that is needed is missing.
-    """
-    if not _SPLIT.fullmatch(split):
-        raise ConfigError(f"split = {split!r}; use letters, digits, '_', '-' and '.'")
-    records = _records(data, "\t" if name.endswith(".tsv") else ",")
-    header = next(records, None)
-    if not isinstance(header, list):
-        raise ManifestError(f"{name} is empty; expected a CSV with a header line")
-    places = _places([column.strip() for column in header], columns, name)
-    good, bad = [], []
-    for number, record in enumerate(records, start=1):
-        if limit and number > limit:
-            break
-        row = _check(number, record, header, places, split)
-        (good if isinstance(row, ClipRow) else bad).append(row)
-    if not good and not bad:
-        raise ManifestError(f"{name} has a header and no rows; nothing to do")
-    return good, bad
+    path: str
+    needs_ending: bool = False
+    offset: int = -1
+    num_bytes: int = -1
+    url: str = ""
 
 
-def find_files(rows: Sequence[ClipRow], videos: str) -> tuple[list[ClipRow], list[BadRow]]:
-    """Rows with the path of their file below `videos`, ids made unique; each folder is listed once.
+@dataclass(frozen=True, slots=True)
+class Context:
+    """What the rows of one manifest have in common."""
 
-    Of rows with the same id the first one that has a file is kept.
-    """
-    folders = sorted({row.folder for row in rows})
-    with ThreadPoolExecutor(_LISTING_THREADS) as pool:
-        listings = dict(zip(folders, pool.map(lambda folder: _listing(videos, folder), folders), strict=True))
-    good, bad, taken = [], [], set()
-    for row in rows:
-        names = listings[row.folder]
-        if names is None:
-            bad.append(_bad(row, Reason.PATH_UNSAFE, "the folder is a link that leaves the video root"))
-            continue
-        path = _file_of(row, names)
-        if path is None:
-            bad.append(_bad(row, Reason.MISSING_FILE))
-        elif row.clip_id in taken:
-            bad.append(_bad(row, Reason.DUPLICATE_ID))
-        else:
-            taken.add(row.clip_id)
-            good.append(replace(row, path=path))
-    return good, bad
+    roles: Roles
+    split: str
+    """Split of rows that name none."""
+    root: str
+    """Where paths begin; '' where there is no root."""
+    urls: bool = False
+    """Whether the URL column may be downloaded from."""
+    source: str = ""
+    folder: str = ""
+    """Folder of the videos where no column tells it."""
+    members: Mapping[str, Place] | None = None
+    """Where the video of each key is, if all lie in one tar."""
+
+
+class _Refused(Exception):
+    """The first thing that is wrong with a row."""
+
+    def __init__(self, reason: Reason, detail: str = "") -> None:
+        super().__init__(reason, detail)
+        self.reason, self.detail = reason, detail
+
+
+def clips_of(number: int, record: Mapping[str, Any] | Fault, context: Context) -> Iterator[ClipRow | BadRow]:
+    """The clips of one record, mostly one; each that can't be used with the first thing that is wrong with it."""
+    roles = context.roles
+    values = record.values if isinstance(record, Fault) else record
+    texts = {name: as_text(value) for name, value in values.items() if name}
+    clip_id = texts.get(roles.videoid, "").strip()
+    split, path = "", ""
+    try:
+        _check_text(texts)
+        if isinstance(record, Fault):
+            raise _Refused(Reason.BAD_ROW, record.detail)
+        clip_id = clip_id or _id_from_place(texts, roles)
+        given = texts.get(roles.split, "").strip() or context.split
+        if not SPLIT.fullmatch(given):
+            raise _Refused(Reason.BAD_ROW, f"split {given[:100]!r}")
+        split = given
+        if "/" in clip_id:
+            raise _Refused(Reason.PATH_UNSAFE, "'/' in the id")
+        place = _place(clip_id, record, texts, context)
+        path = public_uri(place.path)
+        yield from _spans(number, clip_id, split, place, record, texts, context)
+    except _Refused as refused:
+        yield _bad(number, clip_id, refused, split, path, context)
 
 
 def clean_caption(text: str) -> str:
     """A caption without control and format characters, NFC, white space folded; '' where nothing visible is left."""
+    if text.isascii() and text.isprintable():
+        return " ".join(text.split())
     text = unicodedata.normalize("NFC", _TERMINAL_CODES.sub("", text))
     kept = [
         " " if character.isspace() else character
@@ -141,151 +141,164 @@ def clean_caption(text: str) -> str:
     return text if text.strip(_JOINERS + " ") else ""
 
 
-def _records(data: bytes, delimiter: str) -> Iterator[list[str] | str]:
-    """CSV records, each a list of fields, or a message where it can't be read. Empty lines are no records."""
-    text = data.decode("utf-8-sig", errors="surrogateescape")
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
-    while True:
-        try:
-            record = next(reader)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            yield str(error)
-            continue
-        if record:
-            yield record
-
-
-@dataclass(frozen=True)
-class _Places:
-    """Position of each column of use; None where there is none."""
-
-    videoid: int
-    caption: int
-    page_dir: int | None
-    path: int | None
-    split: int | None
-    extra: list[int]
-
-
-def _places(header: list[str], columns: ColumnsConfig, name: str) -> _Places:
-    repeated = sorted({column for column in header if header.count(column) > 1})
-    if repeated:
-        raise ManifestError(f"{name} names column {repeated[0]!r} twice; rename one of them")
-
-    def place(field_name: str, is_needed: bool) -> int | None:
-        column = getattr(columns, field_name)
-        if column in header and column:
-            return header.index(column)
-        if is_needed:
-            raise ManifestError(
-                f"{name} has no column {column!r} for the {field_name} (found: {', '.join(header)}); "
-                f"name it with --columns.{field_name}"
-            )
-        return None
-
-    videoid, caption = place("videoid", True), place("caption", True)
-    assert videoid is not None
-    assert caption is not None
-    path = place("path", bool(columns.path))
-    page_dir, split = place("page_dir", False), place("split", False)
-    used = {videoid, caption, path, page_dir, split}
-    extra = [index for index, column in enumerate(header) if column and index not in used]
-    return _Places(videoid, caption, page_dir, path, split, extra)
-
-
-def _check(
-    number: int, record: list[str] | str, header: list[str], places: _Places, default_split: str
-) -> ClipRow | BadRow:
-    """One record as a row: the first thing that is wrong with it, or the clip."""
-    if isinstance(record, str):
-        return BadRow(number, "", Reason.BAD_ROW, record)
-    clip_id = record[places.videoid].strip() if places.videoid < len(record) else ""
-    if any("\udc80" <= character <= "\udcff" for value in record for character in value):
-        return BadRow(number, clip_id.encode(errors="replace").decode(), Reason.BAD_ROW, "not UTF-8")
-    if len(record) != len(header):
-        return BadRow(number, clip_id, Reason.BAD_ROW, f"{len(record)} of {len(header)} columns")
-    if not clip_id:
-        return BadRow(number, "", Reason.MISSING_ID)
-    split = (record[places.split].strip() if places.split is not None else "") or default_split
-    if not _SPLIT.fullmatch(split):
-        return BadRow(number, clip_id, Reason.BAD_ROW, f"split {split!r}")
-    folder, path = _location(clip_id, record, places)
-    unsafe = _unsafe(f"{folder}/{path}" if folder else path)
-    if unsafe or "/" in clip_id:
-        return BadRow(number, clip_id, Reason.PATH_UNSAFE, unsafe or "'/' in the id", split)
-    if "\0" in record[places.caption]:
-        return BadRow(number, clip_id, Reason.BAD_CAPTION, "NUL character", split)
-    caption = clean_caption(record[places.caption])
-    if not caption:
-        return BadRow(number, clip_id, Reason.EMPTY_CAPTION, "", split)
-    extra = {header[index].strip(): record[index] for index in places.extra}
-    folder = "/".join(part for part in folder.split("/") if part not in ("", "."))
-    return ClipRow(number, clip_id, split, caption, folder, path if places.path is not None else "", extra)
-
-
-def _location(clip_id: str, record: list[str], places: _Places) -> tuple[str, str]:
-    """Folder and file name, the latter without its ending where the manifest has no paths."""
-    if places.path is not None:
-        folder, _, name = record[places.path].strip().rpartition("/")
-        return folder or ("/" if record[places.path].strip().startswith("/") else ""), name
-    return (record[places.page_dir].strip() if places.page_dir is not None else ""), clip_id
-
-
-def _unsafe(path: str) -> str:
-    """Why a path may leave the video root; '' where it may not."""
-    if path.startswith("/"):
-        return "an absolute path"
-    if ".." in path.split("/"):
-        return "'..' in the path"
-    if "\\" in path:
-        return "'\\' in the path"
-    return "a control character in the path" if any(ord(character) < 32 for character in path) else ""
-
-
-def _listing(videos: str, folder: str) -> dict[str, str] | None:
-    """The names in a folder, by themselves and by what comes before a video ending; None outside the root."""
-    uri = storage.join(videos, folder) if folder else videos
-    if storage.is_local(videos) and not is_inside(uri, videos):
-        return None
-    found: dict[str, str] = {}
-    for name in sorted(storage.list_names(uri), key=_ending_rank):
-        stem = name[: -len(ENDINGS[_ending_rank(name)])] if _ending_rank(name) < len(ENDINGS) else name
-        for key in (stem, unicodedata.normalize("NFC", stem), f"/{name}", unicodedata.normalize("NFC", f"/{name}")):
-            found.setdefault(key, name)
-    return found
-
-
-def is_inside(path: str, root: str) -> bool:
-    """Whether a local path lies below `root` once all links are followed."""
-    real, real_root = os.path.realpath(path), os.path.realpath(root)
-    return real == real_root or real.startswith(real_root.rstrip("/") + "/")
-
-
-def _ending_rank(name: str) -> int:
-    """Place of a name's ending in `ENDINGS`; their number for any other."""
-    lower = name.lower()
-    return next((rank for rank, ending in enumerate(ENDINGS) if lower.endswith(ending)), len(ENDINGS))
-
-
-def _file_of(row: ClipRow, names: dict[str, str]) -> str | None:
-    """The row's path below the root: as the manifest says, or its id with a known ending."""
-    wanted = f"/{row.path}" if row.path else row.clip_id
-    name = names.get(wanted) or names.get(unicodedata.normalize("NFC", wanted))
-    if name is None or (not row.path and _ending_rank(name) == len(ENDINGS)):
-        return None
-    return f"{row.folder}/{name}" if row.folder else name
-
-
-def _bad(row: ClipRow, reason: Reason, detail: str = "") -> BadRow:
-    name = row.path or row.clip_id
-    return BadRow(row.record, row.clip_id, reason, detail, row.split, f"{row.folder}/{name}" if row.folder else name)
-
-
 def count_reasons(rows: Iterable[BadRow]) -> dict[str, int]:
     """How often each reason occurs, the most frequent first."""
     counts: dict[str, int] = {}
     for row in rows:
         counts[row.reason.value] = counts.get(row.reason.value, 0) + 1
     return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+
+
+def _check_text(texts: Mapping[str, str]) -> None:
+    try:
+        "".join(texts.values()).encode()  # bytes that are no UTF-8 were kept as lone surrogates
+    except UnicodeEncodeError:
+        raise _Refused(Reason.BAD_ROW, "not UTF-8") from None
+
+
+def _id_from_place(texts: Mapping[str, str], roles: Roles) -> str:
+    """The id of a row whose manifest has no column of ids: its path without ending, or a digest of its URL."""
+    if not roles.videoid:
+        path, url = texts.get(roles.path, "").strip(), texts.get(roles.url, "").strip()
+        if path and not is_url(path):
+            stem = next((path[: -len(e)] for e in VIDEO_ENDINGS if path.lower().endswith(e)), path)
+            return stem.strip("/").replace("/", "_")
+        if path or url:
+            return hashlib.blake2b((path or url).encode(), digest_size=8).hexdigest()
+    raise _Refused(Reason.MISSING_ID)
+
+
+def _place(clip_id: str, record: Mapping[str, Any], texts: Mapping[str, str], context: Context) -> Place:
+    """Where the video of a row is."""
+    roles = context.roles
+    if roles.layout == "video2dataset" and (status := texts.get("status", "success")) != "success":
+        message = public_text(texts.get("error_message", ""))[:200]
+        raise _Refused(Reason.MISSING_FILE, f"video2dataset says {status[:100]}: {message}")
+    name = texts.get(KEY) or (texts.get("key", "") if roles.layout == "video2dataset" else "") or clip_id
+    if context.members is not None:
+        if name not in context.members:
+            raise _Refused(Reason.MISSING_FILE, "no video of that name in its tar")
+        return context.members[name]
+    url = texts.get(roles.url, "").strip() if context.urls else ""
+    path = texts.get(roles.path, "").strip()
+    if is_url(path):
+        _check_path(path)
+        return Place(path)
+    if not context.root:
+        if not url:
+            raise _Refused(
+                Reason.MISSING_FILE, "no URL" if context.urls else "a path below --videos, which is not given"
+            )
+        return Place(url)
+    if roles.path:
+        if not path and not url:
+            raise _Refused(Reason.MISSING_FILE, "no path")
+        return Place(_below(path, context.root), url=url) if path else Place(url)
+    folder = texts.get(roles.page_dir, "").strip() if roles.page_dir else context.folder
+    return Place(_below(f"{folder}/{name}" if folder else name, context.root), needs_ending=True, url=url)
+
+
+def _below(path: str, root: str) -> str:
+    """A path as it is below the root; URLs of the root's own files lose the root."""
+    if _SCHEME.match(path):
+        prefix = root.rstrip("/") + "/"
+        if not path.startswith(prefix):
+            raise _Refused(Reason.PATH_UNSAFE, f"a {path.partition(':')[0]} URL outside of the video root")
+        path = path[len(prefix) :]
+    _check_path(path)
+    if path.startswith("/"):
+        raise _Refused(Reason.PATH_UNSAFE, "an absolute path")
+    if ".." in path.split("/"):
+        raise _Refused(Reason.PATH_UNSAFE, "'..' in the path")
+    if "\\" in path:
+        raise _Refused(Reason.PATH_UNSAFE, "'\\' in the path")
+    return posixpath.normpath(path)
+
+
+def _check_path(path: str) -> None:
+    if any(ord(character) < 32 for character in path):
+        raise _Refused(Reason.PATH_UNSAFE, "a control character in the path")
+
+
+def _spans(
+    number: int,
+    clip_id: str,
+    split: str,
+    place: Place,
+    record: Mapping[str, Any],
+    texts: Mapping[str, str],
+    context: Context,
+) -> Iterator[ClipRow | BadRow]:
+    """One clip for each span, or one of the whole video where the manifest has no spans."""
+    roles = context.roles
+    extra = {name: text for name, text in texts.items() if name not in roles.used}
+    if roles.layout == "webdataset" and extra.get("caption") == texts.get(roles.caption):
+        extra.pop("caption", None)  # a .json that repeats its .txt
+    for name in {roles.url, roles.path} & extra.keys():
+        extra[name] = public_text(extra[name])
+    value = record.get(roles.caption)
+
+    def clip(clip_id: str, span: Span, caption: Any, extra: dict[str, str]) -> ClipRow:
+        return ClipRow(
+            source=context.source,
+            record=number,
+            clip_id=clip_id,
+            split=split,
+            caption=_caption(caption),
+            path=place.path,
+            needs_ending=place.needs_ending,
+            offset=place.offset,
+            num_bytes=place.num_bytes,
+            start_s=span[0],
+            end_s=span[1],
+            url=place.url,
+            extra=extra,
+        )
+
+    pairs = parse_list(record.get(roles.start)) if roles.start and not roles.end else None
+    if pairs is None:
+        if isinstance(value, list):
+            extra[roles.caption] = texts[roles.caption]  # the others are not lost
+            value = value[0] if value else ""
+        span: Span = (None, None)
+        if roles.start or roles.end:
+            span = _span(record.get(roles.start), record.get(roles.end))
+            clip_id = f"{clip_id}_{show_seconds(span[0] or 0)}_{'end' if span[1] is None else show_seconds(span[1])}"
+        yield clip(clip_id, span, value, extra)
+        return
+    captions = parse_list(value) or [value] * len(pairs)
+    if not pairs or len(captions) != len(pairs):
+        reason = Reason.BAD_ROW if pairs else Reason.BAD_SPAN
+        raise _Refused(reason, f"{len(captions)} captions for {len(pairs)} spans")
+    lists = {name: items for name in extra if (items := parse_list(record[name])) and len(items) == len(pairs)}
+    for n, (pair, caption) in enumerate(zip(pairs, captions, strict=True)):
+        own = {name: as_text(lists[name][n]) if name in lists else text for name, text in extra.items()}
+        try:
+            if not isinstance(pair, list | tuple) or len(pair) != 2:
+                raise _Refused(Reason.BAD_SPAN, f"no [start, end]: {str(pair)[:60]!r}")
+            yield clip(f"{clip_id}_{n}", _span(*pair), caption, own)
+        except _Refused as refused:
+            yield _bad(number, f"{clip_id}_{n}", refused, split, public_uri(place.path), context)
+
+
+def _span(start: Any, end: Any) -> Span:
+    try:
+        return parse_span(start, end)
+    except ValueError as error:
+        raise _Refused(Reason.BAD_SPAN, str(error)) from None
+
+
+def _caption(value: Any) -> str:
+    text = as_text(value)
+    if "\0" in text:
+        raise _Refused(Reason.BAD_CAPTION, "NUL character")
+    caption = clean_caption(text)
+    if not caption:
+        raise _Refused(Reason.EMPTY_CAPTION)
+    return caption
+
+
+def _bad(number: int, clip_id: str, refused: _Refused, split: str, path: str, context: Context) -> BadRow:
+    detail = refused.detail.encode(errors="replace").decode()
+    clip_id = clip_id.encode(errors="replace").decode()
+    return BadRow(number, clip_id, refused.reason, detail, split, path, context.source)

@@ -1,7 +1,8 @@
 """The order of clips in training: a pure function of (row groups, seed, epoch), never of workers or restarts.
 
 Row groups are permuted, and rows are mixed within a window of several groups, so that reading stays sequential in
-pieces of a few megabytes. A global step is the next `batch_clips` rows of that order; each worker takes its slice.
+pieces of a few megabytes. A global step is the next `batch_clips` rows of that order, sorted by row group; each worker
+takes its slice, so that it reads few of the groups that the step touches.
 """
 
 from collections.abc import Sequence
@@ -100,11 +101,17 @@ class TrainOrder:
         epoch, within = divmod(step, self.num_steps)
         with self._lock:
             if self._cached is None or self._cached[0] != epoch:
-                order = epoch_order(self.groups, self.seed, epoch, self.window)
-                wanted = self.num_steps * self.batch_clips
-                self._cached = (epoch, np.concatenate([order] * -(-wanted // len(order)))[:wanted])
+                self._cached = (epoch, self._epoch(epoch))
             rows = self._cached[1][within * self.batch_clips : (within + 1) * self.batch_clips]
         return Step(epoch, rows, self._mine)
+
+    def _epoch(self, epoch: int) -> np.ndarray:
+        """Rows of all steps of an epoch; those that fill up its last step stand at its end, whatever their group."""
+        rows = epoch_order(self.groups, self.seed, epoch, self.window)
+        step = np.arange(len(rows)) // self.batch_clips
+        rows = rows[np.lexsort((rows[:, 2], rows[:, 1], rows[:, 0], step))]
+        wanted = self.num_steps * self.batch_clips
+        return np.concatenate([rows] * -(-wanted // len(rows)))[:wanted]
 
 
 class EvalOrder:

@@ -1,35 +1,36 @@
-"""From a manifest and a folder of videos to frame shards, through Ray Data; one task makes one shard."""
+"""From manifests and videos to frame shards, through Ray Data; one task makes one shard.
 
-import hashlib
+A run plans what no earlier run has planned, makes the shards that are not committed, and folds all commits into the
+manifest. So the same command continues what was killed, and adds what the manifest gained.
+"""
+
 import logging
-import os
-import tempfile
 import time
 import uuid
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from functools import partial
+from collections.abc import Callable
+from contextlib import closing
 from typing import Any
 
-import numpy as np
-
 from evilm import storage
-from evilm.config.data import FramesConfig
+from evilm.config.base import fingerprint
 from evilm.config.runs import ShardVideos
-from evilm.data import job
-from evilm.data.manifest import BadRow, ClipRow, count_reasons, find_files, is_inside, read_manifest
-from evilm.data.plan import Plan, forget_plan, read_plan, read_rows, write_plan, write_quarantine
-from evilm.errors import ConfigError, DecodeError, ManifestError, ShardError
-from evilm.outputs import close_output, open_output
-from evilm.shards import FrameManifest, ShardInfo, write_frames
-from evilm.video.child import Decoder
-from evilm.video.decode import DecodedClip
-from evilm.video.reasons import Flag, Reason
+from evilm.data import job, plan, quarantine
+from evilm.data.fold import OF_ROWS, Ledger, enforce, finalise, tell_retryable
+from evilm.data.maker import Work, make_shards
+from evilm.data.manifest import ClipRow
+from evilm.data.plan import Generation
+from evilm.data.sources import fingerprint_of_manifests, read_manifests, videos_root
+from evilm.data.watch import Watch
+from evilm.errors import ConfigError, DecodeError, SourceError, UsageError
+from evilm.outputs import close_output, extend_output, open_output
+from evilm.shards import FrameManifest
+from evilm.video.fetch import Fetcher
+from evilm.video.reasons import Reason
 
 logger = logging.getLogger(__name__)
 
-_FETCH_ATTEMPTS = 3
+_GROWS = ("manifest", "limit")
+_SCRAPS = (plan.FOLDER, quarantine.FOLDER)
 
 
 def shard_videos(config: ShardVideos) -> dict[str, Any]:
@@ -39,251 +40,158 @@ def shard_videos(config: ShardVideos) -> dict[str, Any]:
         The summary: clips by split, quarantined rows by reason, fingerprint, seconds.
 
     Raises:
-        ManifestError: the CSV can't be used.
+        UsageError: --manifest or --out is missing, or --retry names no reason.
+        ConfigError: `config.out` was made with other settings, or from other rows than the manifest begins with.
+        ManifestError: the manifest can't be used.
         ShardError: too many rows were quarantined.
     """
-    for name in ("manifest", "videos", "out"):
+    for name, what in (("manifest", "a table of clips"), ("out", "a folder")):
         if not getattr(config, name):
-            raise ConfigError(f"--{name} is missing; name {'a CSV' if name == 'manifest' else 'a folder'}")
-    began = time.monotonic()
-    out, videos = storage.absolute(config.out), storage.absolute(config.videos)
-    try:
-        data = storage.read_bytes(config.manifest)
-    except OSError as error:
-        raise ManifestError(f"cannot read {config.manifest} ({error.strerror or error}); give a CSV file") from None
-    inputs = {"manifest": hashlib.sha256(data).hexdigest()[:16]}
-    if done := open_output(config, out, inputs):
-        return done | {"reused": True}
-    plan = read_plan(out) or _plan(config, data, videos, out)
-    write_quarantine(out, "manifest", plan.bad)
-    _enforce(config, plan, plan.bad, [])
-    _make_shards(config, plan, videos, out)
-    manifest = _finalise(config, plan, out)
+            raise UsageError(f"--{name} is missing; name {what}")
+    reasons = retry_reasons(config.retry)
+    began, out = time.monotonic(), storage.absolute(config.out)
+    inputs = {"manifest": fingerprint_of_manifests(config)} | ({"limit": str(config.limit)} if config.limit else {})
+    videos = videos_root(config)
+    if videos and not storage.exists(videos):
+        raise ConfigError(f"--videos {config.videos or videos}: there is no such folder or bucket; mend the place")
+    done = open_output(config, out, inputs, _GROWS, _SCRAPS)
+    if done:
+        FrameManifest.load(out)  # refuses what another version of this package made
+        if not any(reason in reasons for reason in done["reasons"]):
+            tell_retryable(done["reasons"])
+            return done | {"reused": True}
+    ledger = Ledger(out, config.sampling.seed, plan.read_generations(out))
+    _plan_rows(ledger, config, inputs, videos)
+    made = _make_missing(ledger, config, videos)
+    if reasons and _plan_retry(ledger, config, inputs, reasons, is_finished=bool(done)):
+        made = _sum(made, _make_missing(ledger, config, videos))
+    manifest, aside = finalise(ledger, config)
+    spent = time.monotonic() - began
     summary = {
         "out": out,
         "inputs": inputs,
         "clips": manifest.splits,
         "num_clips": manifest.num_clips(),
         "num_rows": manifest.num_rows,
-        "num_quarantined": manifest.num_rows - manifest.num_clips(),
+        "num_quarantined": aside.total,
         "reasons": manifest.reasons,
+        "examples": {reason: aside.examples[reason] for reason in manifest.reasons},
         "flags": manifest.flags,
         "num_shards": len(manifest.shards),
+        "generations": len(manifest.generations),
         "num_bytes": sum(shard.num_bytes for shard in manifest.shards),
+        "bytes_read": made.num_bytes,
+        "clips_per_s": round((made.num_clips + made.num_failed) / max(spent, 1e-9), 2),
         "fingerprint": manifest.fingerprint,
-        "seconds": round(time.monotonic() - began, 1),
+        "seconds": round(spent, 1),
     }
     return close_output(out, summary)
 
 
-def _plan(config: ShardVideos, data: bytes, videos: str, out: str) -> Plan:
-    """Read the CSV, look for the files, decide which clip goes where."""
-    rows, bad = read_manifest(data, config.manifest, config.columns, config.split, config.limit)
-    found, lost = find_files(rows, videos)
-    bad = sorted([*bad, *lost], key=lambda row: row.record)
-    plan = write_plan(out, found, bad, config.sampling.seed, config.sampling.shard_clips)
-    logger.info("planned %d clips in %d shards; %d rows quarantined", len(found), len(plan.shards), len(bad))
-    return plan
-
-
-def _make_shards(config: ShardVideos, plan: Plan, videos: str, out: str) -> None:
-    """Run the tasks of all shards that are not committed."""
-    names = [shard.name for shard in plan.shards]
-    done = job.committed(out, names)
-    for name in [name for name, record in done.items() if record["plan_id"] != plan.plan_id]:
-        job.revoke(out, name)  # of a plan that was given up
-        del done[name]
-    todo = [name for name in names if name not in done]
-    if not todo:
-        return
-    if done:
-        logger.info("%d of %d shards are there; making the rest", len(done), len(names))
-    from ray.data import TaskPoolStrategy
-
-    work = _Work(out, videos, plan.plan_id, config.sampling, uuid.uuid4().hex[:8], config.cluster.max_failures)
-    workers = min(config.cluster.num_workers, len(todo))
-    options = {"fn_args": (work,), "compute": TaskPoolStrategy(size=workers), "num_cpus": 1}
-    for _ in job.run(todo, _task, workers, options, "frames"):
-        pass
-
-
-@dataclass(frozen=True)
-class _Work:
-    """What all tasks of a run need."""
-
-    out: str
-    videos: str
-    plan_id: str
-    sampling: FramesConfig
-    job: str
-    max_failures: int
-
-
-def _task(batch: dict[str, np.ndarray], work: _Work) -> dict[str, np.ndarray]:
-    """Make one shard and commit it."""
-    return job.outcome(partial(_make_shard, work), batch)
-
-
-def _make_shard(work: _Work, name: str) -> tuple[int, int]:
-    job.begin_attempt(work.out, work.job, name, work.max_failures)
-    rows = read_rows(work.out, name)
-    maker = _Maker(work)
-    with Decoder(work.sampling) as maker.decoder:
-        size = work.sampling.row_group_clips
-        data = write_frames(_groups(maker.clips(rows), size), {"plan_id": work.plan_id, "shard": name})
-    record = {
-        "plan_id": work.plan_id,
-        "split": rows[0].split,
-        "num_clips": maker.num_clips,
-        "row_groups": [min(size, maker.num_clips - start) for start in range(0, maker.num_clips, size)],
-        "flags": maker.flags,
-        "bad": [asdict(row) for row in maker.bad],
-    }
-    job.commit(work.out, name, data if maker.num_clips else None, record)
-    return maker.num_clips, len(maker.bad)
-
-
-class _Maker:
-    """Turns planned rows into shard rows, one after the other, and counts."""
-
-    decoder: Decoder
-
-    def __init__(self, work: _Work) -> None:
-        self._videos = work.videos
-        self.num_clips = 0
-        self.bad: list[BadRow] = []
-        self.flags: dict[str, int] = {}
-
-    def clips(self, rows: Sequence[ClipRow]) -> Iterator[dict[str, Any]]:
-        """Shard rows of the clips that can be decoded, numbered without gaps."""
-        for row in rows:
-            try:
-                with _local_copy(self._videos, row.path) as path:
-                    clip = self.decoder.decode(path, row.clip_id)
-                    source = {"source_bytes": os.path.getsize(path), "source_hash": _sha256(path)}
-            except DecodeError as error:
-                detail = error.detail.replace(self._videos, "")[:500]
-                self.bad.append(BadRow(row.record, row.clip_id, Reason(error.reason), detail, row.split, row.path))
-                continue
-            yield self._row(row, clip) | source
-            self.num_clips += 1
-
-    def _row(self, row: ClipRow, clip: DecodedClip) -> dict[str, Any]:
-        for flag in Flag.names(clip.flags):
-            self.flags[flag] = self.flags.get(flag, 0) + 1
-        return asdict(clip) | {
-            "clip_id": row.clip_id,
-            "row": self.num_clips,
-            "split": row.split,
-            "caption": row.caption,
-            "source_uri": row.path,
-            "extra": list(row.extra.items()),
-        }
-
-
-def _groups(rows: Iterator[dict[str, Any]], size: int) -> Iterator[list[dict[str, Any]]]:
-    """Rows in lists of `size`, the last one shorter; only one list is held at a time."""
-    group: list[dict[str, Any]] = []
-    for row in rows:
-        group.append(row)
-        if len(group) == size:
-            yield group
-            group = []
-    if group:
-        yield group
-
-
-@contextmanager
-def _local_copy(videos: str, path: str) -> Iterator[str]:
-    """A video as a local file: itself, or fetched from an object store for as long as the block lasts."""
-    uri = storage.join(videos, path)
-    if storage.is_local(uri):
-        if not is_inside(uri, videos):
-            raise DecodeError(Reason.PATH_UNSAFE, "a link that leaves the video root")
-        yield uri
-        return
-    data = _fetch(uri)
-    with tempfile.NamedTemporaryFile(prefix="evilm-", suffix=os.path.splitext(path)[1]) as file:
-        file.write(data)
-        file.flush()
-        yield file.name
-
-
-def _fetch(uri: str) -> bytes:
-    """A remote file, asked for a few times."""
-    error: OSError | None = None
-    for attempt in range(_FETCH_ATTEMPTS):
-        try:
-            return storage.read_bytes(uri)
-        except FileNotFoundError:
-            raise DecodeError(Reason.MISSING_FILE) from None
-        except IsADirectoryError:
-            raise DecodeError(Reason.NOT_A_FILE) from None
-        except OSError as failed:
-            error = failed
-            time.sleep(2.0**attempt)
-    raise DecodeError(Reason.FETCH_ERROR, f"{type(error).__name__}: {error}")
-
-
-def _sha256(path: str) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _finalise(config: ShardVideos, plan: Plan, out: str) -> FrameManifest:
-    """Fold the commits into the manifest and the quarantine table, and clean up."""
-    records = job.committed(out, [shard.name for shard in plan.shards])
-    shards, bad, flags = [], list(plan.bad), dict[str, int]()
-    for shard in plan.shards:
-        record = records.get(shard.name)
-        if record is None or record["plan_id"] != plan.plan_id:
-            raise ShardError(f"{out} has no commit of {shard.name} for this plan; run the same command again")
-        rejected = [BadRow(**{**row, "reason": Reason(row["reason"])}) for row in record["bad"]]
-        write_quarantine(out, shard.name, rejected)
-        bad += rejected
-        for flag, count in record["flags"].items():
-            flags[flag] = flags.get(flag, 0) + count
-        if record["num_clips"]:
-            names = ("file", "split", "num_clips", "num_bytes", "sha256", "row_groups")
-            shards.append(ShardInfo(**{name: record[name] for name in names}))
-    _enforce(config, plan, bad, [name for name, record in records.items() if record["bad"]])
-    job.clean(out, records)
-    manifest = FrameManifest(
-        uri=out,
-        plan_id=plan.plan_id,
-        num_frames=config.sampling.num_frames,
-        frame_px=config.sampling.frame_px,
-        shards=shards,
-        sampling=config.sampling.model_dump(mode="json"),
-        num_rows=plan.num_rows,
-        reasons=count_reasons(bad),
-        flags=dict(sorted(flags.items())),
-    )
-    manifest.save()
-    return manifest
-
-
-def _enforce(config: ShardVideos, plan: Plan, bad: Sequence[BadRow], bad_shards: Sequence[str]) -> None:
-    """Fail where more rows than allowed are quarantined, or all; the same command then looks at them anew.
+def retry_reasons(names: str) -> frozenset[str]:
+    """The reasons that --retry names; `all` means everything that was found in videos.
 
     Raises:
-        ShardError: says for which reasons.
+        UsageError: a name that is no such reason.
     """
-    if len(bad) <= config.max_failed_share * plan.num_rows and len(bad) < plan.num_rows:
-        return
-    out = storage.absolute(config.out)
-    for name in bad_shards:
-        job.revoke(out, name)
-    forget_plan(out)
-    raise ShardError(
-        f"{len(bad)} of {plan.num_rows} rows were quarantined ({_top(bad)}); max_failed_share = "
-        f"{config.max_failed_share:g} and at least one good clip are needed; see {out}/quarantine, mend the input and "
-        "run the same command again"
+    known = sorted(reason.value for reason in Reason if reason not in OF_ROWS)
+    wanted = {name.strip() for name in names.split(",") if name.strip()}
+    if "all" in wanted:
+        return frozenset(known)
+    if unknown := sorted(wanted - set(known)):
+        raise UsageError(f"--retry {unknown[0]}: no such reason to try again; use all, or some of {', '.join(known)}")
+    return frozenset(wanted)
+
+
+def _plan_rows(ledger: Ledger, config: ShardVideos, inputs: dict[str, str], videos: str) -> None:
+    """Plan the rows of the manifest that are not planned yet.
+
+    Raises:
+        ConfigError: rows that were planned before are gone or say something else.
+        ShardError: too few rows can be used.
+    """
+    manifest, planned = fingerprint(inputs), [each for each in ledger.generations if each.kind == "rows"]
+    if not planned or planned[-1].manifest != manifest:
+        if planned and not job.any_committed(ledger.out):
+            plan.forget_plans(ledger.out)  # nothing was made of them
+            ledger.generations = []
+        sampling, earlier = config.sampling, ledger.generations
+        rows, seed, size = read_manifests(config), sampling.seed, sampling.shard_clips
+        found = plan.plan_rows(ledger.out, rows, manifest, earlier, seed, size, _finder(videos, config))
+        ledger.generations = [*earlier, found]
+        _tell(found, "that the manifest gained" if earlier else "of the manifest")
+        extend_output(config, ledger.out, inputs)
+    enforce(ledger, config, ledger.of_manifest.reasons)
+
+
+def _plan_retry(
+    ledger: Ledger, config: ShardVideos, inputs: dict[str, str], reasons: frozenset[str], is_finished: bool
+) -> bool:
+    """Plan the clips once more that were quarantined for some of these reasons; whether there are any."""
+    if ledger.generations[-1].kind == "retry" and not is_finished:
+        return False  # this run has just done what was left of such a plan
+    extend_output(config, ledger.out, inputs)
+    rows, size = ledger.rows_of(reasons), config.sampling.shard_clips
+    found = plan.plan_retry(ledger.out, rows, ledger.generations, ledger.seed, size)
+    if found is not None:
+        ledger.generations.append(found)
+        _tell(found, "once more")
+    return found is not None
+
+
+def _make_missing(ledger: Ledger, config: ShardVideos, videos: str) -> job.Tally:
+    """Run the tasks of all shards that are not committed."""
+    todo, done = ledger.missing_units(), job.Tally(0)
+    num_shards = sum(len(generation.shards) for generation in ledger.generations)
+    if not todo:
+        return done
+    if len(todo) < num_shards:
+        logger.info("%d of %d shards are there; making the rest", num_shards - len(todo), num_shards)
+    from ray.data import TaskPoolStrategy
+
+    work = Work(
+        out=ledger.out,
+        videos=videos,
+        plan_ids=tuple(generation.plan_id for generation in ledger.generations),
+        sampling=config.sampling,
+        fetch=config.fetch,
+        max_failed_share=config.max_failed_share,
+        job=uuid.uuid4().hex[:8],
+        max_failures=config.cluster.max_failures,
     )
+    workers = min(config.cluster.num_workers, len(todo))
+    options = {"fn_args": (work,), "compute": TaskPoolStrategy(size=workers), "num_cpus": 1}
+    watch = Watch(ledger.out, config.max_failed_share)
+    try:
+        with closing(job.run(todo, make_shards, workers, options, "frames")) as rows:
+            for row in rows:
+                tally = job.Tally(*(int(row[name]) for name in job.Tally._fields))
+                done = _sum(done, tally)
+                watch.add(str(row["name"]), tally)
+    except SourceError:
+        watch.take_back(todo, work.job)
+        raise
+    return done
 
 
-def _top(bad: Sequence[BadRow], most: int = 3) -> str:
-    """The most frequent reasons, with how often and an example."""
-    examples = {row.reason.value: row.clip_id for row in reversed(bad)}
-    counts = list(count_reasons(bad).items())[:most]
-    return ", ".join(f"{reason} {count}, e.g. {examples[reason]!r}" for reason, count in counts)
+def _finder(videos: str, config: ShardVideos) -> Callable[[ClipRow], bool]:
+    """A function that says whether the video of a row is there."""
+    fetcher = Fetcher(videos, config.fetch)
+
+    def is_there(row: ClipRow) -> bool:
+        try:
+            with fetcher.fetch(row.path, row.needs_ending, row.offset, row.num_bytes, row.url):
+                return True
+        except DecodeError as error:
+            return error.reason != Reason.MISSING_FILE
+
+    return is_there
+
+
+def _sum(one: job.Tally, other: job.Tally) -> job.Tally:
+    return job.Tally(*(old + new for old, new in zip(one, other, strict=True)))
+
+
+def _tell(generation: Generation, which: str) -> None:
+    aside = f"; {generation.reasons.total} rows quarantined" if generation.reasons.counts else ""
+    logger.info("planned %d clips %s in %d shards%s", generation.num_planned, which, len(generation.shards), aside)

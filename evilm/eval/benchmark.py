@@ -29,7 +29,7 @@ from evilm.eval.zero_shot import (
     retrieval_figures,
 )
 from evilm.outputs import close_output, open_output
-from evilm.shards import CodesManifest, FrameManifest, find_codes
+from evilm.shards import CodesManifest, FrameManifest, check_num_frames, find_codes
 
 logger = logging.getLogger(__name__)
 
@@ -76,7 +76,10 @@ def benchmark(config: Benchmark) -> dict[str, Any]:
 
     blocks = make_blocks(pairs, clips, _BLOCK_CLIPS)
     threads = max(1, int(config.cluster.cpus_per_worker))
-    job = ScoreJob(subject.model, blocks, captions, caption_of, subject.objectives, config.seed, threads)
+    job = ScoreJob(
+        subject.model, blocks, captions, caption_of, subject.objectives, config.seed, threads,
+        subject.codes.num_views if subject.codes else 1,
+    )  # fmt: skip
     logger.info("scoring %d clips against %d captions", len(clips), len(captions))
     scores = score_clips(job, config.cluster)
 
@@ -113,11 +116,7 @@ def open_subject(config: Benchmark) -> Subject:
     content = pretrained.read_config(model, KIND)
     arch = validate(StudentConfig, content["config"], where=model)
     frames = FrameManifest.load(config.frames or storage.join(config.root, "frames"))
-    if frames.num_frames != arch.num_frames:
-        raise ShardError(
-            f"{frames.uri} holds {frames.num_frames} frames per clip, the model takes {arch.num_frames}; "
-            f"shard the videos again with --sampling.num-frames {arch.num_frames}"
-        )
+    check_num_frames(frames, arch.num_frames)
     try:
         weights = hashlib.sha256(storage.read_bytes(storage.join(model, WEIGHTS))).hexdigest()
     except FileNotFoundError:
@@ -144,17 +143,13 @@ def _find_codes(config: Benchmark, frames: FrameManifest, arch: StudentConfig, t
         return None
     place = config.codes or storage.join(config.root, "codes")
     try:
-        codes = CodesManifest.load(find_codes(place, tokenizer) if tokenizer else place)
+        codes = CodesManifest.load(find_codes(place, tokenizer, plain=True) if tokenizer else place)
         if codes.num_codes != arch.num_codes:
             raise ShardError(f"{codes.uri} has {codes.num_codes} codes, the model {arch.num_codes}; give its own codes")
-        if (codes.grid, codes.num_frames) != (arch.grid, arch.num_frames):
+        if codes.grid != arch.grid:
             raise ShardError(
-                f"{codes.uri} has {codes.num_frames} x {codes.grid} x {codes.grid} codes per clip, the model "
-                f"{arch.num_frames} x {arch.grid} x {arch.grid} regions; give its own codes"
-            )
-        if codes.num_views != 1:
-            raise ConfigError(
-                f"{codes.uri} holds {codes.num_views} views per clip; scoring needs codes of whole frames"
+                f"{codes.uri} has {codes.grid} x {codes.grid} codes per frame, the model {arch.grid} x {arch.grid} "
+                "regions; give its own codes"
             )
         open_shards(frames, config.split, codes)
     except (ShardError, ConfigError) as error:

@@ -7,8 +7,9 @@ from typing import Any
 from evilm import storage
 from evilm.config.runs import Report
 from evilm.errors import ConfigError, ShardError
-from evilm.eval.table import figures_table, text_table
+from evilm.eval.table import figures_table
 from evilm.outputs import CONFIG, SUMMARY
+from evilm.tables import text_table
 
 Summary = Mapping[str, Any]
 

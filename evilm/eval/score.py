@@ -13,13 +13,13 @@ from torch import Tensor
 
 from evilm import storage
 from evilm.config.train import ClusterConfig, ObjectivesConfig
+from evilm.data.clips import Looks, load_clips, show
 from evilm.data.cluster import connect, num_cpus
-from evilm.data.feed import load_group
 from evilm.data.job import our_error
+from evilm.data.order import EVAL_EPOCH
 from evilm.eval.clips import Block
 from evilm.masking import region_mask
 from evilm.model.student import Student
-from evilm.shards import decode_frames
 from evilm.steps.seeds import clip_rng
 from evilm.text.vocab import Vocab
 
@@ -42,6 +42,8 @@ class ScoreJob:
     objectives: ObjectivesConfig
     seed: int
     threads: int = 1
+    num_views: int = 1
+    """Views that were coded; the first, the whole frame, is scored."""
 
 
 @dataclass(frozen=True)
@@ -76,14 +78,15 @@ class Scorer:
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Score the one block whose number the batch holds; one row per clip."""
         block = self._job.blocks[int(batch["block"][0])]
-        table = load_group(block.pair, block.group)
-        frames = torch.from_numpy(np.stack([decode_frames(table["frames"][row].as_py()) for row in block.rows]))
+        clips = load_clips(block.pair, block.group)
+        looks = Looks(num_frames=self._student.config.num_frames, num_views=self._job.num_views)
+        pixels, code_ids = show(looks, [(clips, row) for row in block.rows], EVAL_EPOCH)
+        frames = torch.from_numpy(pixels)
         with torch.inference_mode():
             rows: dict[str, np.ndarray] = {"place": np.array(block.places), "match": self._match(frames)}
-            if "code_ids" in table.column_names:
-                stored = [np.asarray(table["code_ids"][row].values, dtype=np.int64) for row in block.rows]
-                clip_ids = [table["clip_id"][row].as_py() for row in block.rows]
-                rows |= self._hidden_codes(frames, clip_ids, np.stack(stored), block.places)
+            if code_ids is not None:
+                clip_ids = [clips.clip_ids[row] for row in block.rows]
+                rows |= self._hidden_codes(frames, clip_ids, code_ids, block.places)
         return rows
 
     def _match(self, frames: Tensor) -> np.ndarray:
@@ -101,7 +104,7 @@ class Scorer:
         self, frames: Tensor, clip_ids: Sequence[str], code_ids: np.ndarray, places: Sequence[int]
     ) -> dict[str, np.ndarray]:
         """Codes of regions hidden as in pre-training, given the visible regions and the whole caption."""
-        config, job = self._student.config, self._job
+        job = self._job
         masks = [self._mask(clip_id) for clip_id in clip_ids]
         mask = torch.from_numpy(np.stack(masks)).to(self._device)
         captions = torch.tensor([job.caption_of[place] for place in places], device=self._device)
@@ -110,8 +113,7 @@ class Scorer:
         hidden = mask.flatten(1)
         states = self._student.decode(video, text, padding).regions[hidden]
         predicted = self._student.mvm_logits(states).argmax(dim=-1).view(len(clip_ids), -1)
-        first_view = code_ids[:, : config.num_regions]
-        truth = first_view[hidden.cpu().numpy()].reshape(len(clip_ids), -1)
+        truth = code_ids[hidden.cpu().numpy()].reshape(len(clip_ids), -1)
         return {"code_ids": truth, "predicted": predicted.cpu().numpy()}
 
     def _mask(self, clip_id: str) -> np.ndarray:

@@ -1,9 +1,10 @@
-"""Plain-text tables for people at a terminal."""
+"""The table of a benchmark's figures, each beside chance."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from evilm.model.metrics import Figure
+from evilm.tables import text_table
 
 _NAMES = {
     "t2v_r1": "text to video R@1",
@@ -22,20 +23,6 @@ _NAMES = {
     "mvm_accuracy": "masked codes, against train's most frequent",
     "mvm_accuracy_oracle": "masked codes, against the best constant",
 }
-
-
-def text_table(header: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> str:
-    """Aligned columns under a ruled header; columns named in `right` are set flush right."""
-    lines = [list(header), *(list(row) for row in rows)]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
-
-    def line_of(cells: Sequence[str]) -> str:
-        set_cells = (
-            c.rjust(w) if i in right else c.ljust(w) for i, (c, w) in enumerate(zip(cells, widths, strict=True))
-        )
-        return "  ".join(set_cells).rstrip()
-
-    return "\n".join([line_of(lines[0]), "-" * (sum(widths) + 2 * (len(widths) - 1)), *map(line_of, lines[1:])])
 
 
 def figures_table(figures: Mapping[str, Figure | Mapping[str, Any]]) -> str:

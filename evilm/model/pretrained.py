@@ -1,7 +1,11 @@
-"""Weights in safetensors beside a JSON config: written, read and checked the same way for every model."""
+"""Weights in safetensors beside a JSON config: written, read and checked the same way for every model.
+
+The files follow the conventions of transformers: `config.json` holds the settings of the model at its top level, beside
+`model_type`, `architectures`, `dtype` and the versions of what wrote it.
+"""
 
 import platform
-from typing import Any
+from typing import Any, NamedTuple
 
 import safetensors
 import safetensors.torch
@@ -13,9 +17,24 @@ from torch import Tensor, nn
 import evilm
 from evilm import storage
 from evilm.config.base import Config
-from evilm.errors import CheckpointError, ShardError
+from evilm.errors import CheckpointError, ConfigError, ShardError
 
 CONFIG = "config.json"
+
+
+class _Kind(NamedTuple):
+    """What a kind of model is called in its config, and what stands there that is no setting."""
+
+    model_type: str
+    architecture: str
+    facts: tuple[str, ...] = ()
+
+
+_KINDS = {
+    "student": _Kind("evilm", "EViLM"),
+    "tokenizer": _Kind("evilm_tokenizer", "VideoTokenizer", ("clip", "fingerprint")),
+}
+_ABOUT = ("architectures", "dtype", "model_type", "transformers_version", "versions")
 
 
 def versions() -> dict[str, str]:
@@ -35,16 +54,27 @@ def weight_bytes(state: dict[str, Tensor]) -> bytes:
     return safetensors.torch.save(tensors, metadata={"format": "pt"})
 
 
-def save(uri: str, kind: str, config: Config, files: dict[str, dict[str, Tensor]], **extra: Any) -> None:
+def save(uri: str, kind: str, config: Config, files: dict[str, dict[str, Tensor]], **facts: Any) -> None:
     """Write weight files, then the config, which thereby says that the weights are all there."""
     for name, state in files.items():
         storage.write_bytes(storage.join(uri, name), weight_bytes(state))
-    content = {"kind": kind, "config": config.model_dump(mode="json"), "versions": versions(), **extra}
+    known = _KINDS[kind]
+    assert set(facts) <= set(known.facts)
+    weights = next(tensor for state in files.values() for tensor in state.values() if tensor.is_floating_point())
+    content = {
+        **config.model_dump(mode="json"),
+        **facts,
+        "architectures": [known.architecture],
+        "dtype": str(weights.dtype).removeprefix("torch."),
+        "model_type": known.model_type,
+        "transformers_version": transformers.__version__,
+        "versions": versions(),
+    }
     storage.write_json(storage.join(uri, CONFIG), content)
 
 
 def read_config(uri: str, kind: str) -> dict[str, Any]:
-    """The config file of a saved model of that kind.
+    """The config file of a saved model of that kind: its settings under `config`, and what else it tells.
 
     Raises:
         CheckpointError: none is there, or it belongs to another kind of model.
@@ -55,10 +85,19 @@ def read_config(uri: str, kind: str) -> dict[str, Any]:
         raise CheckpointError(f"{uri} holds no {kind}: there is no {CONFIG}; give the folder it was saved to") from None
     except ShardError as error:
         raise CheckpointError(str(error)) from None
-    found = content.get("kind") if isinstance(content, dict) else None
+    content = content if isinstance(content, dict) else {}
+    if "config" in content:  # models of evilm before model_type was written
+        found, content = content.get("kind"), {"dtype": "float32", **content}
+    else:
+        names = {known.model_type: name for name, known in _KINDS.items()}
+        found = names.get(content.get("model_type", ""), content.get("model_type"))
     if found != kind:
         raise CheckpointError(f"{uri} holds {found or 'no evilm model'!r}, not a {kind}; give the folder of a {kind}")
-    return content
+    if "config" in content:
+        return content
+    apart = {*_ABOUT, *_KINDS[kind].facts}
+    about = {name: content[name] for name in apart if name in content}
+    return about | {"config": {name: value for name, value in content.items() if name not in apart}}
 
 
 def read_weights(uri: str, name: str) -> dict[str, Tensor]:
@@ -74,6 +113,34 @@ def read_weights(uri: str, name: str) -> dict[str, Tensor]:
         raise CheckpointError(f"{place} is missing; the model was not saved whole, save it again") from None
     except safetensors.SafetensorError as error:
         raise CheckpointError(f"{place} is damaged ({error}); save it again or take another copy") from None
+
+
+def as_dtype(name: str | torch.dtype) -> torch.dtype:
+    """A dtype by its name.
+
+    Raises:
+        ConfigError: none that weights can have.
+    """
+    dtype = name if isinstance(name, torch.dtype) else getattr(torch, str(name), None)
+    if dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        raise ConfigError(f"dtype = {str(name)!r}: use float32, bfloat16 or float16")
+    assert isinstance(dtype, torch.dtype)
+    return dtype
+
+
+def as_device(name: str | torch.device) -> torch.device:
+    """A device that is there.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # the latter where torch was built without CUDA
+        reason = " ".join(str(error).splitlines()[0].split())
+        raise ConfigError(f"device = {str(name)!r} can't be used here ({reason}); use cpu") from None
+    return device
 
 
 def load_into(module: nn.Module, state: dict[str, Tensor], where: str) -> None:

@@ -96,7 +96,9 @@ class Quantizer(nn.Module):
     @torch.no_grad()
     def _observe(self, vectors: Float[Tensor, "region code_dim"], code_ids: Int64[Tensor, "region"]) -> None:
         """Count codes; with ema also move them towards the mean of the regions that chose them, over all workers."""
-        counts = torch.zeros_like(self.usage).index_add_(0, code_ids, torch.ones_like(code_ids))
+        finite = vectors.isfinite().all(-1)  # one NaN would spoil a code for good, in a step that is skipped for it
+        vectors = vectors.masked_fill(~finite[:, None], 0)
+        counts = torch.zeros_like(self.usage).index_add_(0, code_ids, finite.to(code_ids))
         self.usage += counts
         if self.config.update != "ema":
             return

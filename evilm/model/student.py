@@ -60,6 +60,11 @@ class Student(nn.Module):
         """Where the weights are."""
         return self.tokens.weight.device
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the weights are stored in, and what comes out of the encoders without autocast."""
+        return self.tokens.weight.dtype
+
     def encode_video(
         self,
         frames: UInt8[Tensor, "clip frame height width 3"],
@@ -75,7 +80,7 @@ class Student(nn.Module):
         clips, num_frames = frames.shape[:2]
         if self.temporal_embedding is not None and num_frames != self.config.num_frames:
             raise ConfigError(f"clips have {num_frames} frames, the model takes num_frames = {self.config.num_frames}")
-        features = self.video_encoder(self.pixels(frames, mask))
+        features = self.video_encoder(self.pixels(frames, mask).to(self.dtype))
         regions = self.video_projection(features).view(clips, num_frames, -1, self.config.dim)
         if self.temporal_embedding is not None:
             regions = regions + self.temporal_embedding[:, None]
@@ -131,18 +136,35 @@ class Student(nn.Module):
         pretrained.save(uri, KIND, self.config, {WEIGHTS: self.state_dict()})
 
     @classmethod
-    def from_pretrained(cls, uri: str) -> "Student":
-        """The model saved at `uri`, on CPU and in eval mode.
+    def from_pretrained(
+        cls, uri: str, dtype: str | torch.dtype | None = None, device: str | torch.device = "cpu"
+    ) -> "Student":
+        """The model saved at `uri`, in eval mode.
+
+        Args:
+            uri: folder, a local path or s3://bucket/key.
+            dtype: float32, bfloat16 or float16; None as it was saved.
+            device: where to put it.
 
         Raises:
             CheckpointError: nothing is there, or it does not fit.
+            ConfigError: a dtype that is none, or a device that is not there.
         """
+        place = pretrained.as_device(device)
         content = pretrained.read_config(uri, KIND)
         config = validate(StudentConfig, content["config"], where=uri)
+        wanted = pretrained.as_dtype(dtype or content.get("dtype", "float32"))
         with torch.random.fork_rng(devices=[]):  # the weights drawn here are overwritten; leave the caller's seed alone
             student = cls(config, pretrained_video=False)
         pretrained.load_into(student, pretrained.read_weights(uri, WEIGHTS), uri)
-        return student.eval()
+        return student.cast(wanted).to(place).eval()
+
+    def cast(self, dtype: torch.dtype) -> "Student":
+        """Store the weights in another dtype; pixels are normalised in float32 all the same."""
+        if dtype != self.dtype:
+            self.to(dtype)
+            self.pixels = PixelNorm(self.config.input_px, self.config.grid, IMAGENET_MEAN, IMAGENET_STD).to(self.device)
+        return self
 
 
 def _table(rows: int, dim: int, std: float, wanted: bool) -> nn.Parameter | None:

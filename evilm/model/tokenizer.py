@@ -23,6 +23,7 @@ WEIGHTS = "tokenizer.safetensors"
 DECODER_WEIGHTS = "decoder.safetensors"
 RESIZE = "bilinear, antialiased, float32"
 _FIRST_PROBABILITY = 0.1
+_TOGETHER = 16  # frames coded at a time, whatever the batch: matrix products of other shapes round in other places
 
 
 class TokenizerOutput(NamedTuple):
@@ -105,15 +106,29 @@ class VideoTokenizer(nn.Module):
 
     @torch.no_grad()
     def encode(self, frames: UInt8[Tensor, "clip frame height width 3"]) -> Int64[Tensor, "clip region"]:
-        """The code of every region, the labels of masked video modelling; float32 in eval mode, whatever is around."""
+        """The code of every region, the labels of masked video modelling; float32 in eval mode, whatever is around.
+
+        Frames go through in lots of one fixed number, the last one filled up, so that a frame gets the same codes in
+        any batch, at any place in it, and beside whatever other frames of its clip were picked. Another kind of
+        processor rounds otherwise, which tips the codes of near ties.
+        """
         was_training = self.training
         self.eval()
         try:
-            with torch.autocast(self.device.type, enabled=False):
-                vectors = self.vectors(frames)
-                return self.quantizer.nearest(vectors.flatten(0, 1)).view(vectors.shape[:2])
+            exact = torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
+            with torch.autocast(self.device.type, enabled=False), exact:
+                codes = [self._encode_lot(lot) for lot in frames.flatten(0, 1).split(_TOGETHER) if len(lot)]
         finally:
             self.train(was_training)
+        every = torch.cat([torch.empty(0, dtype=torch.int64, device=self.device), *codes])
+        return every.view(len(frames), frames.shape[1] * self.config.grid**2)
+
+    def _encode_lot(self, images: UInt8[Tensor, "image height width 3"]) -> Int64[Tensor, " region"]:
+        """Codes of all regions of up to `_TOGETHER` frames, computed as if there were just so many."""
+        missing = _TOGETHER - len(images)
+        filled = torch.cat([images, images[:1].expand(missing, -1, -1, -1)]) if missing else images
+        vectors = self.vectors(filled[:, None])
+        return self.quantizer.nearest(vectors.flatten(0, 1)).view(vectors.shape[:2])[: len(images)].flatten()
 
     @torch.no_grad()
     def word_logits(self, code_ids: Int64[Tensor, "clip region"]) -> Float[Tensor, "clip vocab"]:

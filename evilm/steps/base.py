@@ -32,9 +32,15 @@ class Objective(nn.Module):
     """Weight of each loss that `forward` returns."""
     sparse: bool = False
     """Whether some parameters get no gradient, which DDP has to know."""
+    together: bool = False
+    """Whether `forward` talks to the other workers, who then have to call it equally often."""
 
     def forward(self, batch: Any) -> dict[str, LossSum]:
         """Losses of a batch by name."""
+        raise NotImplementedError
+
+    def counts(self, batch: Any) -> dict[str, int]:
+        """Items of each loss that `forward` would return for this batch, in its order, without computing them."""
         raise NotImplementedError
 
     def prepare(self, batches: Callable[[int], Iterable[Any]], seed: int) -> None:
@@ -47,6 +53,12 @@ class Objective(nn.Module):
 
     def after_step(self, step: int, seed: int) -> None:
         """Upkeep after update number `step`, the same on every worker."""
+
+    def collect_counts(self) -> None:
+        """Bring what each worker has counted by itself to rank 0, whose state is saved; every worker calls it."""
+
+    def drop_counts(self) -> None:
+        """Forget what was counted: this worker has got a copy of rank 0's state, and would count it twice."""
 
     def scores(self) -> Scores:
         """A fresh collection of this objective's scores."""

@@ -1,15 +1,17 @@
 """Batches: what the feed's rows become before they meet a model. Runs in the feed's background threads."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any, Self
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Int, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
-from evilm.masking import Shape, mask_words, region_mask
-from evilm.steps.seeds import clip_rng, derangement
+from evilm.masking import Shape, WordMasker, region_mask
+from evilm.steps.negatives import NEGATIVES, Negatives
+from evilm.steps.seeds import clip_rng
 from evilm.text.vocab import Vocab
 
 
@@ -18,11 +20,15 @@ class Batch:
 
     def to(self, device: torch.device) -> Self:
         """The same batch with its tensors on `device`."""
-        moved: dict[str, Any] = {}
-        for item in fields(self):  # type: ignore[arg-type]  # subclasses are dataclasses
-            value = getattr(self, item.name)
-            moved[item.name] = value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
-        return type(self)(**moved)
+        return self._with(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> Self:
+        """The same batch in page-locked memory, from where a GPU copies while the host goes on."""
+        return self._with(Tensor.pin_memory)
+
+    def _with(self, change: Callable[[Tensor], Tensor]) -> Self:
+        values = {item.name: getattr(self, item.name) for item in fields(self)}  # type: ignore[arg-type]  # a dataclass
+        return type(self)(**{n: change(v) if isinstance(v, Tensor) else v for n, v in values.items()})
 
 
 @dataclass
@@ -52,6 +58,8 @@ class PretrainBatch(Batch):
     negative_of: Int[Tensor, " negative"]
     """Index of the clip that each negative caption is held against."""
     clip_ids: list[str]
+    jitter: Float[Tensor, "clip 3"] | None = None
+    """Factors of brightness, contrast and saturation for the student's frames; None leaves them as they are."""
 
 
 class TokenizerCollate:
@@ -70,20 +78,32 @@ class PretrainCollate:
     """Rows to a `PretrainBatch`. Every draw belongs to (seed, epoch, clip id), so workers don't change it."""
 
     def __init__(
-        self, vocab: Vocab, seed: int, max_words: int, grid: int, mlm_ratio: float, mask_ratio: float, mask_shape: Shape
+        self,
+        vocab: Vocab,
+        seed: int,
+        max_words: int,
+        grid: int,
+        mlm_ratio: float,
+        mask_ratio: float,
+        mask_shape: Shape,
+        jitter: float = 0.0,
+        negatives: Negatives = "random",
     ) -> None:
+        """How words and regions are hidden is `ObjectivesConfig`'s; how much colours vary, `AugmentConfig`'s."""
         self._vocab, self._seed, self._max_words, self._grid = vocab, seed, max_words, grid
-        self._mlm_ratio, self._mask_ratio = mlm_ratio, mask_ratio
+        self._mlm_ratio, self._mask_ratio, self._jitter = mlm_ratio, mask_ratio, jitter
         self._mask_shape: Shape = mask_shape
+        self._negatives: Negatives = negatives
 
     def __call__(self, rows: Any) -> PretrainBatch:
         """Collate the rows of one global step (`evilm.data.feed.Rows`)."""
         mine = range(*rows.mine.indices(len(rows.clip_ids)))
-        partners = derangement(self._seed, rows.epoch, rows.clip_ids, rows.captions)
+        partners = NEGATIVES[self._negatives](self._seed, rows.epoch, rows.clip_ids, rows.captions)
         negatives = [(place, partners[clip]) for place, clip in enumerate(mine)]
         negatives = [(place, partner) for place, partner in negatives if partner is not None]
-        own = [self._words(rows, clip) for clip in mine]
-        others = [self._words(rows, partner) for _, partner in negatives]
+        words = self._words(rows, sorted({*mine, *(partner for _, partner in negatives)}))
+        own = [words[clip] for clip in mine]
+        others = [words[partner] for _, partner in negatives]
         word_ids, word_padding = self._pad([inputs for inputs, _ in own], self._vocab.pad_id)
         targets, _ = self._pad([targets for _, targets in own], -1)
         negative_ids, negative_padding = self._pad([inputs for inputs, _ in others], self._vocab.pad_id)
@@ -99,16 +119,28 @@ class PretrainCollate:
             negative_padding=negative_padding,
             negative_of=torch.tensor([place for place, _ in negatives], dtype=torch.int64),
             clip_ids=[rows.clip_ids[clip] for clip in mine],
+            jitter=self._factors(rows, mine) if self._jitter else None,
         )
 
-    def _words(self, rows: Any, clip: int) -> tuple[np.ndarray, np.ndarray]:
-        """Input and target words of a caption with some hidden.
+    def _factors(self, rows: Any, mine: range) -> Tensor | None:
+        """Each clip's own factors in training; none in an evaluation, which shows frames as they are."""
+        if rows.epoch < 0:
+            return None
+        rngs = (clip_rng("jitter", self._seed, rows.epoch, rows.clip_ids[clip]) for clip in mine)
+        factors = np.stack([rng.uniform(1 - self._jitter, 1 + self._jitter, 3) for rng in rngs])
+        return torch.from_numpy(factors.astype(np.float32))
+
+    def _words(self, rows: Any, clips: list[int]) -> dict[int, tuple[np.ndarray, np.ndarray]]:
+        """Input and target words of some clips' captions with some hidden.
 
         A negative has words hidden as its own clip would have them; else a hidden word would give the match away.
         """
-        rng = clip_rng("words", self._seed, rows.epoch, rows.clip_ids[clip])
-        ids = np.asarray(self._vocab.encode(rows.captions[clip], self._max_words), dtype=np.int64)
-        return mask_words(ids, self._vocab.special_ids, self._vocab.mask_id, self._vocab.size, self._mlm_ratio, rng)
+        vocab = self._vocab
+        word_ids, lengths = vocab.encode_batch([rows.captions[clip] for clip in clips], self._max_words)
+        hide = WordMasker(vocab.special_ids, vocab.mask_id, vocab.size, self._mlm_ratio)
+        rngs = [clip_rng("words", self._seed, rows.epoch, rows.clip_ids[clip]) for clip in clips]
+        found = (hide(ids[:length], rng) for ids, length, rng in zip(word_ids, lengths, rngs, strict=True))
+        return dict(zip(clips, found, strict=True))
 
     def _mask(self, rows: Any, clip: int) -> np.ndarray:
         rng = clip_rng("regions", self._seed, rows.epoch, rows.clip_ids[clip])

@@ -43,7 +43,7 @@ class TokenizerObjective(Objective):
         self.weights = {"word": 1.0, "commitment": codebook.commitment_weight}
         if codebook.update == "gradient":
             self.weights["codebook"] = codebook.codebook_weight
-        self.sparse = codebook.update == "ema"
+        self.sparse = self.together = codebook.update == "ema"
         self._newest: torch.Tensor | None = None
 
     def forward(self, batch: TokenizerBatch) -> dict[str, LossSum]:
@@ -53,6 +53,12 @@ class TokenizerObjective(Objective):
             self._newest = out.vectors.detach().flatten(0, -2)
         losses = tokenizer_losses(out, batch, self.settings)
         return {name: losses[name] for name in self.weights}
+
+    def counts(self, batch: TokenizerBatch) -> dict[str, int]:
+        """Clips, and for the terms of the codebook regions."""
+        clips = len(batch.clip_ids)
+        regions = clips * batch.frames.shape[1] * self.settings.grid**2
+        return {name: clips if name == "word" else regions for name in self.weights}
 
     def prepare(self, batches: Callable[[int], Iterable[Any]], seed: int) -> None:
         """Start the codebook with k-means over the regions of the first batches."""
@@ -78,6 +84,18 @@ class TokenizerObjective(Objective):
             dist.all_reduce(quantizer.usage)
             dist.broadcast(pool, src=0)  # every worker revives the same codes onto the same regions
         quantizer.revive(pool, seed * 1_000_003 + step)
+
+    def collect_counts(self) -> None:
+        """How often codes were chosen, which decides on their revival."""
+        usage = self.tokenizer.quantizer.usage
+        if dist.is_initialized() and dist.get_world_size() > 1:
+            dist.all_reduce(usage)
+            if dist.get_rank() != 0:
+                usage.zero_()
+
+    def drop_counts(self) -> None:
+        """As if this worker had seen nothing since the last revival."""
+        self.tokenizer.quantizer.usage.zero_()
 
     def scores(self) -> "TokenizerScores":
         """Word mAP, losses and code usage of a split."""

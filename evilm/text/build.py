@@ -37,7 +37,7 @@ def build_vocab(config: BuildVocab) -> dict[str, Any]:
     """
     started = time.monotonic()
     if not config.manifest:
-        raise ConfigError("--manifest is missing; give a CSV with captions, a COCO captions JSON, or a .txt")
+        raise ConfigError("--manifest is missing; give a table with captions, a COCO captions JSON, or a .txt")
     if not config.out:
         raise ConfigError("--out is missing; give the folder of the vocabulary")
     out = storage.absolute(config.out)

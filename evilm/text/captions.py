@@ -1,74 +1,86 @@
-"""Read the captions of a corpus: a CSV by column name, COCO captions JSON, or plain text with one per line."""
+"""Read the captions of a corpus: tables and tars as manifests of clips, COCO captions JSON, or one per line."""
 
-import csv
-import io
 import json
 import logging
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from evilm import storage
 from evilm.config.data import ColumnsConfig
 from evilm.errors import ManifestError
+from evilm.text.layouts import Roles, assign
+from evilm.text.manifests import is_tar, list_manifests
+from evilm.text.spans import parse_list
+from evilm.text.tables import Fault, as_text, open_table
+from evilm.text.tars import Sample, read_tar
 
 logger = logging.getLogger(__name__)
 
-_FIELD_LIMIT = 2**24  # the csv module stops at 128 KiB by default; long web captions exist
 
-
-def read_captions(uri: str, columns: ColumnsConfig | None = None, split: str = "") -> list[str]:
-    """The captions of a file in its order, stripped, empty ones left out.
+def read_captions(manifest: str, columns: ColumnsConfig | None = None, split: str = "") -> list[str]:
+    """The captions of manifests in their order, stripped, empty ones left out.
 
     Args:
-        uri: .csv or .tsv with a header, .json in COCO's layout, or .txt.
+        manifest: tables, tars of clips, .json in COCO's layout, or .txt; several as `list_manifests` takes them.
         columns: names of the caption and the split column of a table.
-        split: keep this split only, where the table has a split column; '' keeps all.
+        split: keep this split only, where a table has a split column; '' keeps all.
 
     Raises:
         ManifestError: no such file, column or split, or no caption at all.
     """
-    try:
-        text = storage.read_bytes(uri).decode("utf-8-sig", errors="replace")
-    except FileNotFoundError:
-        raise ManifestError(f"no caption file at {uri}; give a CSV, a COCO captions JSON, or a .txt") from None
-    except IsADirectoryError:
-        raise ManifestError(f"{uri} is a folder; give the CSV, COCO captions JSON, or .txt itself") from None
-    ending = uri.rsplit(".", 1)[-1].lower()
-    if ending == "json":
-        captions = _from_coco(text, uri)
-    elif ending == "txt":
-        captions = text.splitlines()
-    else:
-        captions = _from_table(text, uri, columns or ColumnsConfig(), split, "\t" if ending == "tsv" else ",")
+    captions: list[str] = []
+    met: set[str] = set()
+    for uri in list_manifests(manifest):
+        ending = uri.rsplit(".", 1)[-1].lower()
+        if ending in ("json", "txt"):
+            captions += _from_file(uri, ending)
+            continue
+        for name, caption in _from_tar(uri, columns) if is_tar(uri) else _from_table(uri, columns):
+            name = name or split
+            met.add(name)
+            if not split or name == split:
+                captions.append(caption)
+    if met and split and split not in met and not captions:
+        raise ManifestError(f"{manifest} has no rows of split {split!r}; found {', '.join(sorted(met))}")
     kept = [caption for caption in (c.strip() for c in captions) if caption]
     if not kept:
-        raise ManifestError(f"{uri} has {len(captions)} rows and no caption in them; nothing can be counted")
+        raise ManifestError(f"{manifest} has {len(captions)} rows and no caption in them; nothing can be counted")
     if len(kept) < len(captions):
-        logger.info("%s: %d of %d captions are empty and left out", uri, len(captions) - len(kept), len(captions))
+        logger.info("%s: %d of %d captions are empty and left out", manifest, len(captions) - len(kept), len(captions))
     return kept
 
 
-def _from_table(text: str, uri: str, columns: ColumnsConfig, split: str, delimiter: str) -> list[str]:
-    """The caption column, of one split where there is a split column."""
-    csv.field_size_limit(_FIELD_LIMIT)
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
+def _from_table(uri: str, columns: ColumnsConfig | None) -> Iterator[tuple[str, str]]:
+    """Split and caption of each row that can be read."""
+    with open_table(uri) as table:
+        roles = assign(table.header, columns or ColumnsConfig(), uri, needed=("caption",))
+        for record in table.records:
+            if not isinstance(record, Fault):
+                yield from _captions(record, roles)
+
+
+def _from_tar(uri: str, columns: ColumnsConfig | None) -> Iterator[tuple[str, str]]:
+    """Split and caption of each sample of a tar."""
+    samples = [sample.values for sample in read_tar(uri) if isinstance(sample, Sample)]
+    roles = assign(list(dict.fromkeys(key for values in samples for key in values)), columns or ColumnsConfig(), uri)
+    for values in samples:
+        yield from _captions(values, roles)
+
+
+def _captions(record: Mapping[str, Any], roles: Roles) -> Iterator[tuple[str, str]]:
+    """Split and captions of a record: one, or one per span."""
+    value, split = record.get(roles.caption), as_text(record.get(roles.split)).strip()
+    several = parse_list(value) if isinstance(value, list) or (roles.start and not roles.end) else None
+    for caption in [value] if several is None else several:
+        yield split, as_text(caption).encode(errors="replace").decode()
+
+
+def _from_file(uri: str, ending: str) -> list[str]:
     try:
-        header = [name.strip() for name in next(reader, [])]
-        if columns.caption not in header:
-            raise ManifestError(
-                f"{uri} has no caption column {columns.caption!r}; found {', '.join(header) or 'no columns'}; "
-                "name the right one with --columns.caption"
-            )
-        at = header.index(columns.caption)
-        split_at = header.index(columns.split) if columns.split in header else -1
-        rows = [row for row in reader if len(row) > at]
-    except csv.Error as error:
-        raise ManifestError(f"{uri} is not a table we can read, near line {reader.line_num}: {error}") from None
-    if split and split_at >= 0:
-        splits = [row[split_at].strip() or split if len(row) > split_at else split for row in rows]
-        if rows and split not in splits:
-            raise ManifestError(f"{uri} has no rows of split {split!r}; found {', '.join(sorted(set(splits)))}")
-        rows = [row for row, name in zip(rows, splits, strict=True) if name == split]
-    return [row[at] for row in rows]
+        text = storage.read_bytes(uri).decode("utf-8-sig", errors="replace")
+    except FileNotFoundError:
+        raise ManifestError(f"no caption file at {uri}; give a table, a COCO captions JSON, or a .txt") from None
+    return _from_coco(text, uri) if ending == "json" else text.splitlines()
 
 
 def _from_coco(text: str, uri: str) -> list[str]:

@@ -35,7 +35,8 @@ def build_missing(config: Pretrain) -> Inputs:
     Raises:
         ConfigError: videos and manifest were not named together, or codes were named without their frames.
     """
-    if bool(config.manifest) != bool(config.videos):
+    brings_videos = config.manifest.endswith(".tar") or (config.manifest and config.build.shard_videos.fetch.urls)
+    if bool(config.manifest) != bool(config.videos) and not brings_videos:
         raise ConfigError("--manifest and --videos go together; name both, or neither for the embedded corpus")
     if config.codes and not (config.frames and config.tokenizer):
         raise ConfigError("--codes belong to frames and a tokenizer; name --frames and --tokenizer with them")
@@ -43,6 +44,22 @@ def build_missing(config: Pretrain) -> Inputs:
         logger.warning(
             "--root %s lies in this job's temporary copy of the working dir; name a lasting place", config.root
         )
+    frames, vocab = build_data(config)
+    build, root = config.build, storage.absolute(config.root)
+    tokenizer = config.tokenizer or storage.join(root, "tokenizer")
+    if not config.tokenizer:
+        _run("train_tokenizer", train_tokenizer, build.train_tokenizer, frames=frames, vocab=vocab, out=tokenizer)
+    codes = config.codes
+    if not codes:  # just these views, also where the folder has others
+        places = {"frames": frames, "tokenizer": tokenizer, "out": storage.join(root, "codes")}
+        coding = build.precompute_codes
+        views = {"views": config.views} if config.views else {}
+        codes = _run("precompute_codes", precompute_codes, coding, **places, **views)["codes"]
+    return Inputs(*(storage.absolute(place) for place in (frames, codes, vocab, tokenizer)))
+
+
+def build_data(config: Pretrain) -> tuple[str, str]:
+    """Frame shards and vocabulary, each named by the user or built under `config.root`."""
     build, root = config.build, storage.absolute(config.root)
     manifest, videos = config.manifest, config.videos
     columns: dict[str, Any] = {"columns": config.columns} if manifest and config.columns != ColumnsConfig() else {}
@@ -55,15 +72,7 @@ def build_missing(config: Pretrain) -> Inputs:
     vocab = config.vocab or storage.join(root, "vocab")
     if not config.vocab:
         _run("build_vocab", build_vocab, build.build_vocab, manifest=manifest, out=vocab, **columns)
-    tokenizer = config.tokenizer or storage.join(root, "tokenizer")
-    if not config.tokenizer:
-        _run("train_tokenizer", train_tokenizer, build.train_tokenizer, frames=frames, vocab=vocab, out=tokenizer)
-    codes = config.codes or storage.join(root, "codes")
-    if not config.codes:
-        _run(
-            "precompute_codes", precompute_codes, build.precompute_codes, frames=frames, tokenizer=tokenizer, out=codes
-        )
-    return Inputs(*(storage.absolute(place) for place in (frames, codes, vocab, tokenizer)))
+    return storage.absolute(frames), storage.absolute(vocab)
 
 
 def _run(door: str, function: Any, settings: Any, **places: Any) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from collections import defaultdict
 from pathlib import Path
 
-from evilm.train.tracking import read_points
+from evilm.train.spool import read_points
 
 
 def draw_losses(metrics: Path, to: Path) -> Path:

@@ -1,22 +1,25 @@
 """Ray Train around the loop: scaling, failures, storage, and one MLflow run from start to end."""
 
 import logging
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 from evilm import storage
-from evilm.config.runs import Door
 from evilm.config.train import ClusterConfig
 from evilm.data.cluster import connect
 from evilm.errors import ClusterError, EvilmError
+from evilm.train import stop
 from evilm.train.figure import draw_losses
-from evilm.train.loop import WorkerSpec, train_worker
-from evilm.train.tracking import METRICS_FILE, close_run, fail_run, open_run, tracking_uri
+from evilm.train.keeper import CHECKPOINTS, forget_registry
+from evilm.train.loop import train_worker
+from evilm.train.recorder import Shipper
+from evilm.train.spool import METRICS_FILE
+from evilm.train.task import WorkerSpec
+from evilm.train.tracking import TrackedRun, close_run, describe_run, end_run, harmless, is_closed, open_run
 
 logger = logging.getLogger(__name__)
-
-CHECKPOINTS = "checkpoints"
 
 
 def fit(config: Any, door: str, task: str, out: str, inputs: dict[str, str]) -> dict[str, Any]:
@@ -34,6 +37,7 @@ def fit(config: Any, door: str, task: str, out: str, inputs: dict[str, str]) -> 
 
     Raises:
         ClusterError: the training failed more often than `cluster.max_failures` allows, or for a reason of its own.
+        Stopped: somebody asked for an end by SIGINT or SIGTERM; the last step done is kept.
     """
     import ray.train
     from ray.train.torch import TorchTrainer
@@ -41,41 +45,61 @@ def fit(config: Any, door: str, task: str, out: str, inputs: dict[str, str]) -> 
     began = time.monotonic()
     cluster: ClusterConfig = config.cluster
     connect(min_cpus=cluster.num_workers * cluster.cpus_per_worker)
-    run_id = open_run(config, door, out, inputs)
+    run = open_run(config, door, out, inputs)
     spec = WorkerSpec(
         task=task,
         settings=config.model_dump(mode="json") | {"out": out},
         out=out,
-        run_id=run_id,
-        tracking_uri=tracking_uri(config, out),
+        tracked=run.as_dict if run else None,
     )
+    forget_registry(out)
     trainer = TorchTrainer(
         train_worker,
         train_loop_config=spec.__dict__,
+        torch_config=stop.torch_config(),
         scaling_config=_scaling(cluster),
-        run_config=_storage(out, cluster, config.schedule.keep_checkpoints),
+        run_config=_storage(out, cluster),
     )
     try:
-        result = trainer.fit()
+        returned = stop.run_until_asked(lambda: dict(trainer.fit().return_value or {}), out)
+        if "error" in returned:
+            raise EvilmError(returned["error"])
     except (ray.train.TrainingFailedError, ray.train.ControllerError, ray.train.WorkerGroupError) as error:
-        fail_run(config, out, run_id)
+        end_run(run, "FAILED")
         raise ClusterError(f"training failed: {_reason(error)}; run the same command again to continue") from error
-    returned = dict(result.return_value or {})
-    if "error" in returned:
-        fail_run(config, out, run_id)
-        raise EvilmError(returned["error"])
+    except KeyboardInterrupt:
+        end_run(run, "KILLED")
+        raise
+    except BaseException:  # whatever it was, the run must not be left as if it went on
+        end_run(run, "FAILED")
+        raise
     summary = returned | {"seconds": round(time.monotonic() - began, 1)}
-    finish_tracking(config, out, run_id, summary)
+    finish_tracking(config, run, summary)
     return summary
 
 
-def finish_tracking(config: Door, out: str, run_id: str, summary: dict[str, Any]) -> None:
-    """Draw the losses beside the metrics file, and close the MLflow run with them."""
-    figures: dict[str, Path] = {}
-    if storage.is_local(out):
-        folder = Path(storage.absolute(out))
-        figures["figures"] = draw_losses(folder / METRICS_FILE, folder / "losses.png")
-    close_run(config, out, run_id, summary, figures)
+def finish_tracking(config: Any, run: TrackedRun | None, summary: dict[str, Any]) -> None:
+    """Send what is left of the metrics, draw the losses beside them, and close the MLflow run."""
+    if run is None and not storage.is_local(config.out):
+        return
+    with tempfile.TemporaryDirectory(prefix="evilm-figures-") as temporary:
+        out = run.out if run else config.out
+        folder = Path(storage.absolute(out)) if storage.is_local(out) else Path(temporary)
+        metrics = folder / METRICS_FILE
+        if not storage.is_local(out) and storage.exists(storage.join(out, METRICS_FILE)):
+            metrics.write_bytes(storage.read_bytes(storage.join(out, METRICS_FILE)))
+        figures = {"figures": draw_losses(metrics, folder / "losses.png")}
+        if run:
+            with harmless("send all metrics"):
+                Shipper(run, metrics).ship()
+            close_run(run, config, summary, figures)
+
+
+def catch_up(config: Any, door: str, out: str, summary: dict[str, Any]) -> None:
+    """Bring a finished training to MLflow that could not be brought there while it ran; nothing where it is there."""
+    run = describe_run(config, door, out, dict(summary.get("inputs", {})))
+    if run and not is_closed(run):
+        finish_tracking(config, run, summary)
 
 
 def _scaling(cluster: ClusterConfig) -> Any:
@@ -84,13 +108,17 @@ def _scaling(cluster: ClusterConfig) -> Any:
     resources = {"CPU": cluster.cpus_per_worker}
     if cluster.gpus_per_worker:
         resources["GPU"] = cluster.gpus_per_worker
+    elastic = 0 < cluster.min_workers < cluster.num_workers
     return ray.train.ScalingConfig(
-        num_workers=cluster.num_workers, use_gpu=cluster.gpus_per_worker > 0, resources_per_worker=resources
+        num_workers=(cluster.min_workers, cluster.num_workers) if elastic else cluster.num_workers,
+        use_gpu=cluster.gpus_per_worker > 0,
+        resources_per_worker=resources,
+        elastic_resize_monitor_interval_s=cluster.resize_every_s,
     )
 
 
-def _storage(out: str, cluster: ClusterConfig, keep: int) -> Any:
-    """Checkpoints below the output folder; the same name again means: continue there."""
+def _storage(out: str, cluster: ClusterConfig) -> Any:
+    """Checkpoints below the output folder. Which of them are kept is our own policy (`Keeper`), so Ray keeps all."""
     import pyarrow.fs
     import ray.train
 
@@ -102,7 +130,6 @@ def _storage(out: str, cluster: ClusterConfig, keep: int) -> Any:
         name=CHECKPOINTS,
         storage_path=path,
         failure_config=ray.train.FailureConfig(max_failures=cluster.max_failures),
-        checkpoint_config=ray.train.CheckpointConfig(num_to_keep=keep),
         **remote,
     )
 

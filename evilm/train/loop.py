@@ -6,61 +6,32 @@ trainings, the tokenizer's and the student's, run through it.
 
 import importlib
 import logging
-import math
-import tempfile
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Protocol
+from contextlib import ExitStack
+from itertools import islice
+from typing import Any
 
 import torch
-from torch import nn
 
-from evilm.config.train import OptimConfig, TrainConfig
+from evilm.config.train import TrainConfig
+from evilm.data.cluster import pretends_gpus
 from evilm.data.feed import Feed
-from evilm.errors import EvilmError
+from evilm.errors import ConfigError, EvilmError
 from evilm.steps.base import Objective
-from evilm.train.checkpoint import load_checkpoint, save_checkpoint
+from evilm.steps.batch import Batch
+from evilm.train import attempts, stop
+from evilm.train.audit import Audit, write_plan
 from evilm.train.console import log_to_console
-from evilm.train.precision import autocast, make_deterministic
+from evilm.train.keeper import Keeper, checkpoint_name
+from evilm.train.learner import Learner
+from evilm.train.look import better, evaluate
+from evilm.train.parts import in_parts, parts_of
+from evilm.train.precision import make_deterministic
 from evilm.train.progress import Progress, metrics_line
-from evilm.train.reduce import gather, reduce_losses
-from evilm.train.tracking import METRICS_FILE, Shipper, Spool
+from evilm.train.recorder import Recorder
+from evilm.train.task import Task, WorkerSpec
+from evilm.train.update import NonFiniteError
 
 logger = logging.getLogger(__name__)
-
-
-class Task(Protocol):
-    """What a training is about; built in each worker from plain settings."""
-
-    settings: TrainConfig
-
-    def objective(self) -> Objective:
-        """The module that is trained, with fresh weights drawn from the global generator."""
-        ...
-
-    def train_feed(self, rank: int, world: int) -> Feed:
-        """Batches of the train split for one worker."""
-        ...
-
-    def eval_feed(self, rank: int, world: int) -> Feed | None:
-        """Batches of the val split for one worker; None where there is none."""
-        ...
-
-    def export(self, objective: Objective) -> None:
-        """Write the finished model to its place."""
-        ...
-
-
-@dataclass(frozen=True)
-class WorkerSpec:
-    """What travels to a worker: names and settings, never models."""
-
-    task: str
-    """`module:function` that builds the task from `settings`."""
-    settings: dict[str, Any]
-    out: str
-    run_id: str
-    tracking_uri: str
 
 
 def train_worker(config: dict[str, Any]) -> dict[str, Any]:
@@ -70,7 +41,8 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
         config: the fields of a `WorkerSpec`.
 
     Returns:
-        Final metrics of the train and val splits and the number of steps; or `error`, what the user has to mend.
+        Final metrics of the train and val splits and the number of steps; or `interrupted`, the step that an asked-for
+        end left it at; or `error`, what the user has to mend.
     """
     import ray.train
 
@@ -86,9 +58,13 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
             return run.train()
         finally:
             run.close()
+    except NonFiniteError as error:  # raised by every worker alike; again it would end the same way
+        return {"error": str(error)}
     except EvilmError as error:
         if world > 1:
             raise  # the others wait for this worker, and only a failure of the group ends them
+        if isinstance(error, stop.WorkerLeaves):
+            raise  # to be started anew
         return {"error": str(error)}  # raised, Ray would start again what can't get better
 
 
@@ -101,152 +77,182 @@ class Run:
         self.task, self.spec, self.rank, self.world = task, spec, rank, world
         self.settings = task.settings
         schedule, cluster = self.settings.schedule, self.settings.cluster
-        self.device = ray.train.torch.get_device()
+        self.device = torch.device("cpu") if pretends_gpus() else ray.train.torch.get_device()
         if self.device.type == "cpu":
             torch.set_num_threads(max(1, round(cluster.cpus_per_worker)))
             make_deterministic()
-        self.autocast = autocast(cluster.precision, self.device)
         torch.manual_seed(schedule.seed)
-        self.objective = task.objective().to(self.device)
-        self.optimizer = make_optimizer(self.objective, self.settings.optim)
-        self.feed = task.train_feed(rank, world)
-        self.steps_per_epoch = self.feed.order.num_steps
+        self.learner = Learner(task.objective(), self.settings, self.device, rank, world)
+        self.parts = parts_of(rank, world, self.settings.parts)
+        _check_world(self.settings, self.learner.objective, world)
+        feed = self._pinned(task.train_feed(self.parts.start, self.settings.parts))
+        self.steps_per_epoch = feed.order.num_steps
+        self.num_clips = int(getattr(feed.order, "num_clips", 0))
+        self.feed = in_parts(feed, self.settings.parts, self.parts)
         self.schedule_steps = self.steps_per_epoch * schedule.epochs
         self.num_steps = min(self.schedule_steps, schedule.max_steps or self.schedule_steps)
-        self.state: dict[str, Any] = {"step": 0, "train": {}, "val": {}}
-        folder = Path(spec.out) if "://" not in spec.out else Path(tempfile.mkdtemp(prefix="evilm-metrics-"))
-        self.spool = Spool(folder / METRICS_FILE) if rank == 0 else None
-        self.shipper = Shipper(spec.tracking_uri if rank == 0 else "", spec.run_id, folder / METRICS_FILE).start()
+        self.state: dict[str, Any] = {"step": 0, "train": {}, "val": {}, "best": {}, "skipped": 0, "log": {}}
+        self.saved = -1
+        self.ends = ExitStack()  # what was opened last is closed first
+        self.recorder = Recorder(spec.out, spec.tracked) if rank == 0 else None
+        if self.recorder:
+            self.ends.callback(self.recorder.close)
+        open_panels = getattr(task, "panels", None)  # pictures, which the tokenizer's training has none of
+        self.panels = open_panels(spec.tracked) if open_panels and rank == 0 else None
+        if self.panels:
+            self.ends.callback(self.panels.close)
+        self.watch = stop.Watch(spec.out, rank)
+        self.ends.callback(self.watch.close)
 
     def train(self) -> dict[str, Any]:
         """All steps that are left, then the export of the model."""
-        from ray.train.torch import prepare_model
-
-        start = self._restore()
-        if start == 0:
-            self.objective.prepare(self._some_batches, self.settings.schedule.seed)
-        if self.world > 1:  # a start that looked at data looked at each worker's own slice; rank 0's counts
-            for tensor in self.objective.state_dict().values():
-                torch.distributed.broadcast(tensor, src=0)
-        # Buffers count what this worker saw (code usage); broadcasting rank 0's before each step would lose that.
-        parallel = {"find_unused_parameters": self.objective.sparse, "broadcast_buffers": False}
-        model = prepare_model(self.objective, parallel_strategy_kwargs=parallel)
-        progress = Progress(self.num_steps, self.settings.schedule.batch_clips, start)
-        for step, batch in enumerate(self.feed.batches(start, self.num_steps), start=start):
-            metrics = self._step(model, step, batch.to(self.device))
-            progress.add(metrics)
+        restored = self._restore()
+        start, schedule = int(self.state["step"]), self.settings.schedule
+        self._begin(restored)
+        updater = self.learner.updater(fresh=not restored, some_batches=self._some_batches)
+        progress = self.progress = Progress(self.num_steps, schedule.batch_clips, start, self.state["log"])
+        count = len(self.parts)
+        stream = self.feed.batches(start * count, self.num_steps * count)
+        for step in range(start, self.num_steps):
+            batches = list(islice(stream, count))
+            outcome = updater.step(step, self.schedule_steps, self.parts, batches, self.watch.flags())
+            self.audit.note(step, self.parts, batches)
+            progress.add(outcome.metrics, bool(outcome.skipped))
             self.state["step"] = done = step + 1
-            if done % self.settings.schedule.log_every_steps == 0 or done == self.num_steps:
+            if outcome.skipped:
+                self._note_skipped(outcome.skipped)
+            if done % schedule.log_every_steps == 0 or done == self.num_steps:
                 self._log(progress.flush(done, self.feed), done)
-            self._look(done)
-            if done % self.settings.schedule.checkpoint_every_steps == 0 or done == self.num_steps:
-                self._save()
+            is_best = self._look(done)
+            if self.panels and self.panels.due(done, self.num_steps):
+                self.panels.draw(self.learner.finished, done)
+            stop_run, worker_ends, look = (flag > 0 for flag in outcome.flags)
+            urgent = self._urgent(stop_run, worker_ends, look)
+            if urgent or is_best or done % schedule.checkpoint_every_steps == 0 or done == self.num_steps:
+                self._save(wait=urgent or done == self.num_steps)
+            if worker_ends and not stop_run:
+                raise stop.WorkerLeaves()
+            if stop_run and done < self.num_steps:
+                return {"interrupted": done}
         if self.rank == 0:
-            self.task.export(self.objective)
-        return {"steps": self.num_steps, "train": self.state["train"], "val": self.state["val"]}
+            self.task.export(self.learner.finished)
+        best = {"best": self.state["best"]} if self.state["best"] else {}
+        skipped = {"skipped_steps": self.state["skipped"]} if self.state["skipped"] else {}
+        return {"steps": self.num_steps, "train": self.state["train"], "val": self.state["val"]} | best | skipped
 
-    def _step(self, model: nn.Module, step: int, batch: Any) -> dict[str, float]:
-        """One update; dropout is seeded by (seed, step, rank), so a resumed run repeats it."""
-        torch.manual_seed((self.settings.schedule.seed * 1_000_003 + step) * 4099 + self.rank)
-        rate = learning_rate(self.settings.optim, step, self.schedule_steps)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        with self.autocast:
-            losses = model(batch)
-        loss, metrics = reduce_losses(losses, self.objective.weights, self.world)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        limit = self.settings.optim.clip_norm or math.inf
-        norm = nn.utils.clip_grad_norm_(self.objective.parameters(), limit)
-        self.optimizer.step()
-        self.objective.after_step(step + 1, self.settings.schedule.seed)
-        return metrics | {"grad_norm": float(norm), "lr": rate}
+    def _urgent(self, stop_run: bool, worker_ends: bool, look: bool) -> bool:
+        """Whether a checkpoint is wanted now, because something is about to end."""
+        leaving = self.watch.leaving() if look else ""
+        if self.rank == 0 and (stop_run or worker_ends or leaving):
+            why = leaving or ("the run was asked to stop" if stop_run else "a worker was told to end")
+            logger.warning("%s: checkpoint at step %d", why, self.state["step"])
+        return stop_run or worker_ends or bool(leaving)
 
-    def _look(self, done: int) -> None:
-        """Evaluate on the val split at the end of an epoch."""
-        every = self.settings.schedule.eval_every_epochs * self.steps_per_epoch
+    def _look(self, done: int) -> bool:
+        """Evaluate on the val split at the end of an epoch; whether it is the best so far and worth keeping."""
+        every = max(1, round(self.settings.schedule.eval_every_epochs * self.steps_per_epoch))
         if done % every and done != self.num_steps:
-            return
+            return False
         feed = self.task.eval_feed(self.rank, self.world)
         if feed is None:
-            return
-        metrics = evaluate(self.objective, feed, self.device, self.world)
+            return False
+        metrics = evaluate(self.learner.finished, self._pinned(feed), self.device, self.world)
         self.state["val"] = metrics
-        if self.rank == 0:
+        if self.recorder:
             shown = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
             logger.info("epoch %d/%d val: %s", -(-done // self.steps_per_epoch), self.settings.schedule.epochs, shown)
-            if self.spool:
-                self.spool.log({f"val/{name}": value for name, value in metrics.items()}, done)
+            self.recorder.log({f"val/{name}": value for name, value in metrics.items()}, done)
+        wanted = self.settings.schedule.keep_best
+        value = better(metrics, wanted, self.state["best"])
+        if value is not None:
+            name = checkpoint_name(done, self.attempt)
+            self.state["best"] = {"checkpoint": name, "metric": wanted, "value": value, "step": done}
+        return value is not None
 
     def _log(self, metrics: dict[str, float], done: int) -> None:
         self.state["train"] = {k: v for k, v in metrics.items() if not k.startswith("time/")}
-        if self.spool:
-            self.spool.log({k if "/" in k else f"train/{k}": v for k, v in metrics.items()}, done)
+        if self.recorder:
+            self.recorder.log({k if "/" in k else f"train/{k}": v for k, v in metrics.items()}, done)
             logger.info("%s", metrics_line(metrics, done, self.num_steps, self.steps_per_epoch))
 
-    def _save(self) -> None:
-        """Report a checkpoint to Ray Train; a barrier over all workers."""
-        import ray.train
+    def _note_skipped(self, report: dict[str, Any]) -> None:
+        """Count a step that made no update, and keep where it happened."""
+        self.state["skipped"] += 1
+        if self.recorder:
+            clips = ", ".join(report["clip_ids"][:8])
+            logger.warning(
+                "step %d made no update: %s is not finite, at clips %s", report["step"], report["what"], clips
+            )
+            self.recorder.note("nonfinite", report)
+            self.recorder.log({"train/skipped_steps": self.state["skipped"]}, report["step"])
 
-        name = f"step_{self.state['step']:08d}"
-        if self.rank != 0:
-            ray.train.report({}, checkpoint=None, checkpoint_dir_name=name)
-            return
-        with tempfile.TemporaryDirectory(prefix="evilm-checkpoint-") as folder:
-            save_checkpoint(Path(folder), self.objective, self.optimizer, self.state)
-            checkpoint = ray.train.Checkpoint.from_directory(folder)
-            ray.train.report({"step": self.state["step"]}, checkpoint=checkpoint, checkpoint_dir_name=name)
+    def _save(self, wait: bool) -> None:
+        """Save a checkpoint in the background; with `wait`, return when it is registered. A barrier."""
+        import ray.train.collective
 
-    def _restore(self) -> int:
-        """Load the newest registered checkpoint; the step to begin with."""
-        import ray.train
+        if self.saved != self.state["step"]:
+            self.saved = self.state["step"]
+            self.audit.write()
+            self.learner.objective.collect_counts()
+            self.state["log"] = self.progress.state
+            before = self.recorder.store if self.recorder else lambda: None
+            best = self.state["best"].get("checkpoint", "")
+            self.keeper.save(self.saved, lambda: self.learner.snapshot(self.state), best, before)
+        if wait:
+            self.keeper.finish()
+            ray.train.collective.barrier()
 
-        checkpoint = ray.train.get_checkpoint()
-        if checkpoint is None:
-            return 0
-        with checkpoint.as_directory() as folder:
-            self.state = load_checkpoint(Path(folder), self.objective, self.optimizer)
+    def _restore(self) -> str:
+        """Go on from the newest intact checkpoint; its name, '' for a fresh start."""
+        name, state = self.learner.restore(self.spec.out)
+        if name:
+            self.state |= state
+            self.saved = self.state["step"]
+            if self.rank == 0:
+                logger.info("continue from step %d of %d (%s)", self.saved, self.num_steps, name)
+        return name
+
+    def _begin(self, restored: str) -> None:
+        """Count this start of the training, and open what is written under its number."""
+        from ray.train.collective import broadcast_from_rank_zero
+
+        out, schedule, number = self.spec.out, self.settings.schedule, 0
         if self.rank == 0:
-            logger.info("continue from step %d of %d", self.state["step"], self.num_steps)
-        return int(self.state["step"])
+            number = attempts.begin_attempt(out, self.state["step"], restored, self.world)
+            if schedule.audit:
+                write_plan(out, self.num_clips, schedule.batch_clips, self.steps_per_epoch)
+        self.attempt = int(broadcast_from_rank_zero(number))
+        self.audit = Audit(out, schedule.audit, self.attempt, self.rank)
+        self.keeper = Keeper(out, self.attempt, schedule.keep_checkpoints, self.rank, restored)
+        self.ends.callback(self.keeper.close)
+        if self.recorder:
+            self.recorder.log({"time/attempt": number, "time/workers": self.world}, self.state["step"])
 
     def _some_batches(self, count: int) -> Any:
         """The first batches of training, for a start that depends on data."""
         return (batch.to(self.device) for batch in self.feed.batches(0, count))
 
+    def _pinned(self, feed: Feed) -> Feed:
+        """Let the feed put its batches where a GPU copies from while the step before is computed."""
+        if self.device.type == "cuda":
+            feed.finish = Batch.pin_memory
+        return feed
+
     def close(self) -> None:
-        """Flush the metrics."""
-        if self.spool:
-            self.spool.close()
-        self.shipper.close()
+        """Flush the metrics, end the threads."""
+        self.ends.close()
 
 
-@torch.no_grad()
-def evaluate(objective: Objective, feed: Feed, device: torch.device, world: int) -> dict[str, float]:
-    """Scores of a split, summed over workers; the model is back in train mode afterwards."""
-    objective.eval()
-    scores = objective.scores()
-    for batch in feed.batches(0, feed.order.num_steps):
-        scores.add(batch, device)
-    objective.train()
-    return scores.result(gather(scores.state(), world))
+def _check_world(settings: TrainConfig, objective: Objective, world: int) -> None:
+    """Refuse numbers of workers that the steps can't be dealt to.
 
-
-def make_optimizer(module: nn.Module, settings: OptimConfig) -> torch.optim.AdamW:
-    """AdamW without weight decay on vectors: biases, normalisations, LayerScale. Paper: Sec. 4.1."""
-    parameters = [p for p in module.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": settings.weight_decay},
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=settings.lr, betas=(settings.beta1, settings.beta2))
-
-
-def learning_rate(settings: OptimConfig, step: int, num_steps: int) -> float:
-    """Linear warm-up, then cosine decay to `final_lr_ratio`; a function of the step alone."""
-    warmup = round(settings.warmup_ratio * num_steps)
-    if step < warmup:
-        return settings.lr * (step + 1) / warmup
-    share = (step - warmup) / max(1, num_steps - warmup)
-    low = settings.final_lr_ratio
-    return settings.lr * (low + (1 - low) * 0.5 * (1 + math.cos(math.pi * min(1.0, share))))
+    Raises:
+        ConfigError: it says which numbers can be.
+    """
+    parts = settings.parts
+    if world > parts or (objective.together and parts % world):
+        possible = [n for n in range(1, parts + 1) if not objective.together or parts % n == 0]
+        raise ConfigError(
+            f"{world} workers can't share the {parts} parts of a step (cluster.num_workers x schedule.accumulate); "
+            f"possible: {', '.join(map(str, possible))} workers"
+        )

@@ -3,18 +3,21 @@
 import logging
 from typing import Any
 
-import torch
-
 from evilm import storage
+from evilm.config.base import validate
+from evilm.config.data import FramesConfig
 from evilm.config.model import StudentConfig
 from evilm.config.runs import Pretrain
+from evilm.data.agreement import audit_codes, require_agreement, require_resampler
+from evilm.data.clips import Looks
 from evilm.data.feed import Feed, evaluation_feed, training_feed
 from evilm.errors import ShardError
 from evilm.outputs import close_output, open_output
 from evilm.shards import CodesManifest, FrameManifest, ShardPair, find_codes, pair
-from evilm.steps.batch import PretrainCollate
+from evilm.steps.batch import PretrainBatch, PretrainCollate
 from evilm.text.vocab import Vocab
 from evilm.train.build import Inputs, build_missing
+from evilm.train.panels import NUM_CLIPS, Panels
 
 logger = logging.getLogger(__name__)
 
@@ -33,16 +36,24 @@ def pretrain(config: Pretrain) -> dict[str, Any]:
     """
     out = storage.absolute(config.out or storage.join(config.root, "model"))
     inputs = build_missing(config)
-    frames, codes = open_pairs(inputs, config.arch)
+    frames, codes = open_pairs(inputs, config)
     places = {"frames": inputs.frames, "codes": codes.uri, "vocab": inputs.vocab, "tokenizer": inputs.tokenizer}
     config = config.model_copy(update={**places, "out": out})
     vocab = Vocab.load(config.vocab)
     prints = {"frames": frames.fingerprint, "codes": codes.fingerprint, "vocab": vocab.fingerprint}
     prints["tokenizer"] = codes.tokenizer
     if done := open_output(config, out, prints):
+        from evilm.train.fit import catch_up
+        from evilm.train.mlflow_model import publish
+
+        catch_up(config, "pretrain", out, done)
+        publish(config, out, prints)
         return done | {"reused": True}
+    _audit(config, frames, codes)
     from evilm.model.student import Student
+    from evilm.train.card import write_card
     from evilm.train.fit import fit
+    from evilm.train.mlflow_model import publish
 
     result = fit(config, "pretrain", "evilm.train.pretrain:build_task", out, prints)
     summary = {
@@ -52,26 +63,47 @@ def pretrain(config: Pretrain) -> dict[str, Any]:
         "clips": frames.splits,
         **result,
     }
-    return close_output(out, summary)
+    write_card(out, config, summary)
+    summary = close_output(out, summary)
+    publish(config, out, prints)
+    return summary
 
 
-def open_pairs(inputs: Inputs, arch: StudentConfig) -> tuple[FrameManifest, CodesManifest]:
-    """Frames and codes, checked to belong to each other, to the tokenizer and to the model's grid.
+def open_pairs(inputs: Inputs, config: Pretrain) -> tuple[FrameManifest, CodesManifest]:
+    """Frames and codes, checked to belong to each other, to the tokenizer and to the model.
 
     Raises:
         ShardError: they don't, saying which.
     """
     from evilm.model.tokenizer import VideoTokenizer
 
+    arch = config.arch
     frames = FrameManifest.load(inputs.frames)
     tokenizer = VideoTokenizer.from_pretrained(inputs.tokenizer).fingerprint()
-    codes = CodesManifest.load(find_codes(inputs.codes, tokenizer))
+    codes = CodesManifest.load(find_codes(inputs.codes, tokenizer, config.views))
+    require_resampler(codes)
     pairs = pair(frames, codes, "train", tokenizer, arch.grid, arch.num_frames)
     if not pairs:
         raise ShardError(
             f"{inputs.frames} holds no clips of the split train, only {frames.splits}; shard with --split train"
         )
     return frames, codes
+
+
+def _audit(config: Pretrain, frames: FrameManifest, codes: CodesManifest) -> None:
+    """Code a few training clips again before hours are spent on wrong labels.
+
+    Raises:
+        ShardError: too few codes agree.
+    """
+    if not config.audit_clips:
+        return
+    from evilm.model.tokenizer import VideoTokenizer
+
+    tokenizer = VideoTokenizer.from_pretrained(config.tokenizer)
+    found = audit_codes(frames, codes, tokenizer, config.audit_clips, config.schedule.seed, "train")
+    require_agreement(found, config.audit_agreement, codes)
+    logger.info("%d clips coded again: %.2f %% of the codes agree", found.num_clips, 100 * found.agreement)
 
 
 def build_task(settings: dict[str, Any]) -> "PretrainTask":
@@ -95,26 +127,51 @@ class PretrainTask:
         from evilm.model.student import Student
         from evilm.steps.pretrain import PretrainObjective
 
-        return PretrainObjective(Student(self.arch), self.settings.objectives)
+        settings = self.settings
+        return PretrainObjective(Student(self.arch), settings.objectives, settings.schedule.eval_pool_clips)
 
     def train_feed(self, rank: int, world: int) -> Feed:
         """Frames, codes, masks and negatives of the train split."""
-        return training_feed(self._pairs("train"), self.settings.schedule, self._collate(), rank, world)
+        schedule, looks = self.settings.schedule, self._looks()
+        threads = self.settings.cluster.feed_threads
+        return training_feed(self._pairs("train"), schedule, self._collate(), rank, world, looks, threads)
 
     def eval_feed(self, rank: int, world: int) -> Feed | None:
         """The same of the val split, each clip once and always masked the same way."""
-        return evaluation_feed(self._pairs("val"), self.settings.schedule, self._collate(), rank, world)
+        schedule, looks = self.settings.schedule, self._looks()
+        threads = self.settings.cluster.feed_threads
+        return evaluation_feed(self._pairs("val"), schedule, self._collate(), rank, world, looks, threads)
+
+    def panels(self, tracked: dict[str, Any] | None) -> Panels:
+        """Pictures of what the student makes of a few clips of the val split, or of train where there is none."""
+        schedule, settings = self.settings.schedule, self.settings
+        few = schedule.model_copy(update={"batch_clips": NUM_CLIPS, "eval_clips": NUM_CLIPS})
+
+        def batch() -> PretrainBatch | None:
+            pairs = self._pairs("val") or self._pairs("train")
+            feed = evaluation_feed(pairs, few, self._collate(), 0, 1, self._looks())
+            return next(iter(feed.batches(0, 1)), None) if feed else None
+
+        return Panels(settings.out, schedule.panel_every_steps, self._vocab, settings.tokenizer, batch, tracked)
 
     def export(self, objective: Any) -> None:
-        """The student, its vocabulary, and how it was masked."""
-        with torch.no_grad():
-            objective.student.save_pretrained(self.settings.out)
-        self._vocab.save(storage.join(self.settings.out, "vocab"))
+        """The student with its vocabulary and preprocessing, and how it was masked."""
+        from evilm.model.inference import EViLM
+        from evilm.model.preprocess import Preprocessor
+
+        sampling = validate(FramesConfig, self._frames.sampling, where=self._frames.uri)
+        preprocessor = Preprocessor(sampling, self.arch.num_frames)
+        EViLM(objective.student, self._vocab, preprocessor).save_pretrained(self.settings.out)
         settings = self.settings.objectives.model_dump(mode="json") | {"tokenizer": self._codes.tokenizer}
         storage.write_json(storage.join(self.settings.out, OBJECTIVES_FILE), settings)
 
     def _pairs(self, split: str) -> list[ShardPair]:
         return pair(self._frames, self._codes, split)
+
+    def _looks(self) -> Looks:
+        augment = self.settings.augment
+        crop = augment.crop if augment.approximate else None
+        return Looks(self.settings.schedule.seed, self.arch.num_frames, self._codes.num_views, crop)
 
     def _collate(self) -> PretrainCollate:
         objectives, schedule = self.settings.objectives, self.settings.schedule
@@ -126,4 +183,6 @@ class PretrainTask:
             objectives.mlm_ratio,
             objectives.mask_ratio,
             objectives.mask_shape,
+            self.settings.augment.jitter,
+            objectives.negatives,
         )

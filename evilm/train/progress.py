@@ -2,8 +2,10 @@
 
 import time
 from collections import defaultdict
+from typing import Any
 
 import psutil
+import torch
 
 from evilm.data.feed import Feed
 
@@ -11,17 +13,25 @@ from evilm.data.feed import Feed
 class Progress:
     """Collects the metrics of steps between two log lines."""
 
-    def __init__(self, num_steps: int, batch_clips: int, start_step: int) -> None:
+    def __init__(self, num_steps: int, batch_clips: int, start_step: int, kept: dict[str, Any] | None = None) -> None:
+        """The progress of a run from `start_step` on; `kept` is the `state` that its checkpoint has."""
         self._num_steps, self._batch, self._step = num_steps, batch_clips, start_step
-        self._sums: dict[str, float] = defaultdict(float)
-        self._count = 0
+        self._sums: dict[str, float] = defaultdict(float, (kept or {}).get("sums", {}))
+        self._count = int((kept or {}).get("count", 0))
         self._began, self._waited = time.perf_counter(), 0.0
 
-    def add(self, metrics: dict[str, float]) -> None:
-        """Note the metrics of one step."""
+    def add(self, metrics: dict[str, float], skipped: bool = False) -> None:
+        """Note the metrics of one step; those of one without update, NaN among them, are left out of the means."""
+        if skipped:
+            return
         self._count += 1
         for name, value in metrics.items():
             self._sums[name] += value
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """What was collected since the last line, JSON-able, so that a resumed run logs what the unbroken one does."""
+        return {"sums": dict(self._sums), "count": self._count}
 
     def flush(self, step: int, feed: Feed) -> dict[str, float]:
         """Means since the last call, with speed; `lr` too is a mean, over a stretch where it hardly moves."""
@@ -33,6 +43,8 @@ class Progress:
         means["time/data_wait_ratio"] = (feed.wait_s - self._waited) / elapsed
         means["time/eta_s"] = (self._num_steps - step) * elapsed / max(1, steps)
         means["time/memory_gib"] = psutil.Process().memory_info().rss / 2**30
+        if torch.cuda.is_available():
+            means["time/gpu_memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
         self._sums.clear()
         self._count, self._step, self._began, self._waited = 0, step, now, feed.wait_s
         return means
@@ -44,10 +56,16 @@ def metrics_line(metrics: dict[str, float], step: int, num_steps: int, steps_per
     accuracies = "  ".join(
         f"{n.removesuffix('_accuracy')} {v:.1%}" for n, v in metrics.items() if n.endswith("_accuracy")
     )
-    minutes, seconds = divmod(round(metrics["time/eta_s"]), 60)
+    loss = f"loss {metrics['loss']:.4g}: {losses}" if "loss" in metrics else "no update"
     return (
-        f"step {step}/{num_steps} (epoch {1 + (step - 1) // steps_per_epoch}) | loss {metrics['loss']:.4g}: {losses}"
+        f"step {step}/{num_steps} (epoch {1 + (step - 1) // steps_per_epoch}) | {loss}"
         + (f" | accuracy: {accuracies}" if accuracies else "")
         + f" | {metrics['time/clips_per_s']:.0f} clips/s, waiting {metrics['time/data_wait_ratio']:.0%}"
-        + f" | {minutes}:{seconds:02d} left"
+        + f" | {_clock(metrics['time/eta_s'])} left"
     )
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

@@ -1,6 +1,6 @@
-"""Sums over workers, so that a loss does not depend on how many workers share a step."""
+"""Sums over workers and parts, so that a loss does not depend on how many workers share a step."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -8,31 +8,44 @@ import torch.distributed as dist
 
 from evilm.model.losses import LossSum
 
+_TOTAL, _COUNT, _CORRECT = range(3)
 
-def reduce_losses(
-    losses: Mapping[str, LossSum], weights: Mapping[str, float], world: int
-) -> tuple[torch.Tensor, dict[str, float]]:
-    """The loss to differentiate on this worker, and the global means for the log.
 
-    Each loss is its sum over this worker's items divided by the count of items of all workers. DDP averages gradients
-    over workers, hence the factor `world`.
+def loss_stats(losses: Mapping[str, LossSum]) -> torch.Tensor:
+    """Sum, count and hits of each loss on this worker, (loss, 3); adds up over parts and workers."""
+    return torch.stack([torch.stack([_scalar(x) for x in losses[n][:3]]) for n in losses]).detach()
 
-    Returns:
-        The weighted loss; `{name}_loss`, `{name}_accuracy` where there is one, and `loss`.
+
+def sum_over_workers(stats: torch.Tensor, flags: Sequence[float], world: int) -> tuple[torch.Tensor, list[float]]:
+    """Stats of all workers together, and flags added up on the same journey."""
+    if world == 1:
+        return stats, list(flags)
+    joined = torch.cat([stats.flatten(), stats.new_tensor(flags)])
+    dist.all_reduce(joined)
+    return joined[: stats.numel()].view_as(stats), joined[stats.numel() :].tolist()
+
+
+def weighted_loss(
+    losses: Mapping[str, LossSum], counts: torch.Tensor, weights: Mapping[str, float], world: int
+) -> torch.Tensor:
+    """The loss to differentiate: each sum of these items over the count of the whole step's.
+
+    DDP averages gradients over workers, hence the factor `world`.
     """
-    names = list(losses)
-    stats = torch.stack([torch.stack([_scalar(x) for x in losses[n][:3]]) for n in names]).detach()
-    if world > 1:
-        dist.all_reduce(stats)
-    means = stats[:, 0] / stats[:, 1].clamp(min=1)
+    weight = counts.new_tensor([weights[name] for name in losses])
+    total = torch.stack([losses[name].total for name in losses])
+    return (total.float() * weight * world / counts.clamp(min=1)).sum()
+
+
+def step_metrics(stats: torch.Tensor, weights: Mapping[str, float], names: Sequence[str]) -> dict[str, float]:
+    """Global means for the log: `loss`, `{name}_loss`, and `{name}_accuracy` where there is one."""
+    means = stats[:, _TOTAL] / stats[:, _COUNT].clamp(min=1)
     weight = stats.new_tensor([weights[name] for name in names])
-    total = torch.stack([losses[n].total for n in names])
-    loss = (total.float() * weight * world / stats[:, 1].clamp(min=1)).sum()
     metrics = {f"{name}_loss": float(mean) for name, mean in zip(names, means, strict=True)}
     for name, (_, count, correct) in zip(names, stats.tolist(), strict=True):
         if correct >= 0:
             metrics[f"{name}_accuracy"] = correct / max(1.0, count)
-    return loss, {"loss": float((means * weight).sum())} | metrics
+    return {"loss": float((means * weight).sum())} | metrics
 
 
 def _scalar(value: Any) -> torch.Tensor:
@@ -40,7 +53,7 @@ def _scalar(value: Any) -> torch.Tensor:
     return torch.as_tensor(-1.0 if value is None else value).detach().float()
 
 
-def gather(state: dict[str, Any], world: int) -> list[dict[str, Any]]:
+def gather(state: Any, world: int) -> list[Any]:
     """The states of all workers, in order of rank."""
     if world == 1:
         return [state]

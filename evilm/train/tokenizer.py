@@ -8,10 +8,11 @@ import torch
 from evilm import storage
 from evilm.config.model import VideoTokenizerConfig
 from evilm.config.runs import TrainTokenizer
+from evilm.data.clips import Looks
 from evilm.data.feed import Feed, evaluation_feed, training_feed
 from evilm.errors import ConfigError
 from evilm.outputs import close_output, open_output
-from evilm.shards import FrameManifest, ShardPair
+from evilm.shards import FrameManifest, ShardPair, check_num_frames
 from evilm.steps.batch import TokenizerCollate
 from evilm.text.vocab import Vocab
 
@@ -29,13 +30,12 @@ def train_tokenizer(config: TrainTokenizer) -> dict[str, Any]:
             raise ConfigError(f"--{name} is missing; name the {name} place")
     config = config.model_copy(update={n: storage.absolute(getattr(config, n)) for n in ("frames", "vocab", "out")})
     frames, vocab = FrameManifest.load(config.frames), Vocab.load(config.vocab)
-    if config.arch.num_frames != frames.num_frames:
-        raise ConfigError(
-            f"arch.num_frames = {config.arch.num_frames}, but the shards at {config.frames} hold {frames.num_frames} "
-            f"frames per clip; use --arch.num-frames {frames.num_frames}, or make other shards"
-        )
+    check_num_frames(frames, config.arch.num_frames)
     inputs = {"frames": frames.fingerprint, "vocab": vocab.fingerprint}
     if done := open_output(config, config.out, inputs):
+        from evilm.train.fit import catch_up
+
+        catch_up(config, "train_tokenizer", config.out, done)
         return done | {"reused": True}
     from evilm.model.tokenizer import VideoTokenizer
     from evilm.train.fit import fit
@@ -74,17 +74,24 @@ class TokenizerTask:
 
     def train_feed(self, rank: int, world: int) -> Feed:
         """Frames and caption words of the train split."""
-        return training_feed(self._pairs("train"), self.settings.schedule, TokenizerCollate(self._vocab), rank, world)
+        schedule, collate = self.settings.schedule, TokenizerCollate(self._vocab)
+        threads = self.settings.cluster.feed_threads
+        return training_feed(self._pairs("train"), schedule, collate, rank, world, self._looks(), threads)
 
     def eval_feed(self, rank: int, world: int) -> Feed | None:
         """The same of the val split, each clip once."""
-        return evaluation_feed(self._pairs("val"), self.settings.schedule, TokenizerCollate(self._vocab), rank, world)
+        schedule, collate = self.settings.schedule, TokenizerCollate(self._vocab)
+        threads = self.settings.cluster.feed_threads
+        return evaluation_feed(self._pairs("val"), schedule, collate, rank, world, self._looks(), threads)
 
     def export(self, objective: Any) -> None:
         """The tokenizer, its settings and the vocabulary of its words."""
         with torch.no_grad():
             objective.tokenizer.save_pretrained(self.settings.out)
         self._vocab.save(storage.join(self.settings.out, "vocab"))
+
+    def _looks(self) -> Looks:
+        return Looks(self.settings.schedule.seed, self.arch.num_frames)
 
     def _pairs(self, split: str) -> list[ShardPair]:
         """The shards of a split, without codes."""

@@ -1,8 +1,8 @@
-"""MLflow tracking that never stops or slows a run: metrics go to a file first and are shipped from there.
+"""The MLflow run of a door: made once for each output folder, continued by a restart, closed with its summary.
 
-One run per invocation of a door. The driver opens it, rank 0 of a training appends to it by id, the driver closes it
-with figures and the resolved settings. When the server is down, the file keeps everything, and the next attempt ships
-from where the last one ended.
+The driver makes it, rank 0 of a training appends to it (`recorder`), the driver closes it with figures and the resolved
+settings. Whatever can't be done because no server answers is a warning, and is made up for by whoever comes next: rank
+0 while it trains, the driver at the end, the same command later.
 """
 
 import json
@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +33,26 @@ for _name, _value in {
 }.items():
     os.environ.setdefault(_name, _value)
 
-METRICS_FILE = "metrics.jsonl"
-_BATCH = 100  # points a call; the server takes at most 1,000 metric values
+RUN_FILE = "mlflow.json"
+
+
+@dataclass(frozen=True)
+class TrackedRun:
+    """All that is needed to make the run of an output folder, or to find it; plain data that travels to workers."""
+
+    uri: str
+    out: str
+    experiment: str
+    name: str
+    tags: dict[str, str]
+    params: dict[str, str]
+    inputs: dict[str, tuple[str, str]]
+    """Fingerprint and place of each input by name; a place that is not known is ''."""
+
+    @property
+    def as_dict(self) -> dict[str, Any]:
+        """The fields."""
+        return asdict(self)
 
 
 def tracking_uri(config: Door, out: str) -> str:
@@ -48,6 +67,70 @@ def tracking_uri(config: Door, out: str) -> str:
     return f"sqlite:///{root / 'mlflow.db'}"
 
 
+def describe_run(config: Door, door: str, out: str, inputs: dict[str, str]) -> TrackedRun | None:
+    """The run of an output folder that `open_output` has claimed; None where nothing is tracked."""
+    uri = tracking_uri(config, out)
+    if not uri:
+        return None
+    fingerprint = storage.read_json(storage.join(out, "run.json"))["fingerprint"]
+    tags = {"evilm.door": door, "evilm.out": out} | {f"evilm.input.{name}": value for name, value in inputs.items()}
+    if config.tracking.parent:
+        tags["mlflow.parentRunId"] = config.tracking.parent
+    flat = flatten(config.model_dump(mode="json", exclude={"build"}))
+    return TrackedRun(
+        uri=uri,
+        out=out,
+        experiment=config.tracking.experiment or door,
+        name=config.tracking.run_name or f"{door}-{fingerprint[:6]}",
+        tags=tags | {"mlflow.note.content": config.__doc__ or ""},
+        params=dict(list({name: str(value)[:500] for name, value in flat.items()}.items())[:100]),
+        inputs={name: (value, str(flat.get(name, ""))) for name, value in inputs.items()},
+    )
+
+
+def ensure_run(run: TrackedRun) -> str:
+    """The id of the MLflow run, made if it is not there. Raises whatever MLflow raises, and goes on there next time."""
+    from mlflow import MlflowClient
+    from mlflow.entities import Param, RunStatus
+
+    client, kept = MlflowClient(tracking_uri=run.uri), storage.join(run.out, RUN_FILE)
+    with _one_at_a_time:
+        known = storage.read_json(kept) if storage.exists(kept) else {}
+        if known.get("uri") == run.uri:
+            client.update_run(known["run_id"], status=RunStatus.to_string(RunStatus.RUNNING))
+        else:
+            made = client.create_run(_experiment(client, run), run_name=run.name, tags=run.tags)
+            known = {"uri": run.uri, "run_id": str(made.info.run_id), "experiment": run.experiment, "described": False}
+            storage.write_json(kept, known)
+        if not known.get("described", True):
+            with harmless("describe the run; its next start tries again"):  # metrics must not wait for it
+                client.log_batch(known["run_id"], params=[Param(name, value) for name, value in run.params.items()])
+                client.log_inputs(known["run_id"], datasets=_datasets(run.inputs))
+                storage.write_json(kept, known | {"described": True})
+    return str(known["run_id"])
+
+
+_one_at_a_time = threading.Lock()
+"""Metrics and panels are sent by threads of their own, and must not each make a run."""
+
+
+def _experiment(client: Any, run: TrackedRun) -> str:
+    found = client.get_experiment_by_name(run.experiment)
+    return str(found.experiment_id if found else client.create_experiment(run.experiment, _artifacts(run.uri)))
+
+
+def _datasets(inputs: dict[str, tuple[str, str]]) -> list[Any]:
+    """What a run was made from, as MLflow's inputs: which frames, codes, ..., by fingerprint."""
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    tags = [InputTag("mlflow.data.context", "training")]
+    found = []
+    for name, (digest, place) in inputs.items():
+        kind, source = "s3" if place.startswith("s3:") else "local", json.dumps({"uri": place})
+        found.append(DatasetInput(Dataset(name, digest[:36], kind, source), tags))
+    return found
+
+
 def _artifacts(uri: str) -> str | None:
     """Where a new experiment keeps its files: beside a sqlite store, not in whatever folder we were started from."""
     if not uri.startswith("sqlite:///"):
@@ -56,7 +139,7 @@ def _artifacts(uri: str) -> str | None:
 
 
 @contextmanager
-def _harmless(what: str) -> Iterator[None]:
+def harmless(what: str) -> Iterator[None]:
     """Tracking must not end a run: whatever it raises (many kinds, from many libraries) becomes a warning."""
     try:
         yield
@@ -64,152 +147,24 @@ def _harmless(what: str) -> Iterator[None]:
         logger.warning("MLflow: could not %s (%s); the run goes on", what, " ".join(str(error).split())[:200])
 
 
-class Spool:
-    """The metrics file: one JSON line per point, appended; a replayed step is not written twice."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._last: dict[str, int] = {}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _drop_torn_line(path)
-        for point in read_points(path):
-            self._note(point)
-        self._file = path.open("a", buffering=1)
-
-    def log(self, metrics: dict[str, float], step: int) -> None:
-        """Append a point, unless these metrics stand there for this or a later step: a resumed run repeats steps."""
-        fresh = {name: float(value) for name, value in metrics.items() if self._last.get(name, -1) < step}
-        if fresh:
-            point = {"time_ms": int(time.time() * 1000), "step": step, "metrics": fresh}
-            self._file.write(json.dumps(point) + "\n")
-            self._note(point)
-
-    def close(self) -> None:
-        """Flush and close the file."""
-        self._file.close()
-
-    def _note(self, point: dict[str, Any]) -> None:
-        for name in point["metrics"]:
-            self._last[name] = max(self._last.get(name, -1), point["step"])
+def open_run(config: Door, door: str, out: str, inputs: dict[str, str]) -> TrackedRun | None:
+    """Make or find the MLflow run of this output folder; where no server answers, whoever comes next tries again."""
+    run = describe_run(config, door, out, inputs)
+    if run:
+        with harmless("open a run"):
+            ensure_run(run)
+    return run
 
 
-def _drop_torn_line(path: Path) -> None:
-    """Cut off what a kill left of a line, lest the next point be glued to it."""
-    if path.exists() and not (data := path.read_bytes()).endswith(b"\n"):
-        path.write_bytes(data[: data.rfind(b"\n") + 1])
-
-
-def read_points(path: Path) -> list[dict[str, Any]]:
-    """The points of a metrics file; a last line cut short by a kill is left out."""
-    points = []
-    for line in path.read_text().splitlines() if path.exists() else []:
-        try:
-            points.append(json.loads(line))
-        except ValueError:
-            logger.warning("%s: left out a line that is still being written or was cut short", path.name)
-    return points
-
-
-class Shipper:
-    """Sends the points of a metrics file to an MLflow run from a background thread, each once."""
-
-    def __init__(self, uri: str, run_id: str, path: Path, every_s: float = 5.0) -> None:
-        self._uri, self._run_id, self._path, self._every_s = uri, run_id, path, every_s
-        self._sent_path = path.with_name(f"{path.name}.{run_id}.sent")
-        self._stop = threading.Event()
-        self._lock = threading.Lock()
-        self._thread = threading.Thread(target=self._loop, name="mlflow", daemon=True)
-
-    def start(self) -> "Shipper":
-        """Begin shipping; nothing is sent where there is no run."""
-        if self._uri and self._run_id:
-            self._thread.start()
-        return self
-
-    def ship(self) -> None:
-        """Send what was not sent yet. Raises whatever MLflow raises."""
-        from mlflow import MlflowClient
-        from mlflow.entities import Metric
-
-        with self._lock:
-            sent = int(self._sent_path.read_text()) if self._sent_path.exists() else 0
-            points = read_points(self._path)
-            client = MlflowClient(tracking_uri=self._uri)
-            for start in range(sent, len(points), _BATCH):
-                batch = points[start : start + _BATCH]
-                metrics = [Metric(n, v, p["time_ms"], p["step"]) for p in batch for n, v in p["metrics"].items()]
-                for first in range(0, len(metrics), 900):
-                    client.log_batch(self._run_id, metrics=metrics[first : first + 900])
-                self._sent_path.write_text(str(start + len(batch)))
-
-    def close(self) -> None:
-        """Ship the rest, within the time that a dead server takes to refuse."""
-        self._stop.set()
-        if self._thread.is_alive():
-            self._thread.join(timeout=30)
-            with _harmless("ship the last metrics; they are kept in " + self._path.name):
-                self.ship()
-
-    def _loop(self) -> None:
-        warned = False
-        while not self._stop.wait(self._every_s):
-            try:
-                self.ship()
-                warned = False
-            except Exception as error:  # the server may be down in many ways; training must not notice
-                if not warned:
-                    logger.warning(
-                        "MLflow at %s does not answer (%s); metrics are kept and sent later", self._uri, error
-                    )
-                warned = True
-
-
-def open_run(config: Door, door: str, out: str, inputs: dict[str, str]) -> str:
-    """The MLflow run of this output folder: the one it already has, or a new one with the settings as parameters.
-
-    Returns:
-        The run's id, '' where tracking is off or the server does not answer.
-    """
-    uri, kept = tracking_uri(config, out), storage.join(out, "mlflow.json")
-    if not uri:
-        return ""
-    run_id = ""
-    with _harmless("open a run"):
-        from mlflow import MlflowClient
-        from mlflow.entities import Param, RunStatus, RunTag
-
-        client = MlflowClient(tracking_uri=uri)
-        if storage.exists(kept) and (known := storage.read_json(kept)).get("uri") == uri:
-            client.update_run(known["run_id"], status=RunStatus.to_string(RunStatus.RUNNING))
-            return str(known["run_id"])
-        experiment = client.get_experiment_by_name(door)
-        experiment_id = experiment.experiment_id if experiment else client.create_experiment(door, _artifacts(uri))
-        name = (
-            config.tracking.run_name or f"{door}-{storage.read_json(storage.join(out, 'run.json'))['fingerprint'][:6]}"
-        )
-        tags = {"evilm.door": door, "evilm.out": out} | {f"evilm.input.{k}": v for k, v in inputs.items()}
-        run = client.create_run(experiment_id, run_name=name, tags=tags)
-        run_id = run.info.run_id
-        flat = flatten(config.model_dump(mode="json", exclude={"build"}))
-        client.log_batch(
-            run_id,
-            params=[Param(k, str(v)[:500]) for k, v in flat.items()][:100],
-            tags=[RunTag("mlflow.note.content", config.__doc__ or "")],
-        )
-        storage.write_json(kept, {"uri": uri, "run_id": run_id, "experiment": door})
-    return run_id
-
-
-def close_run(config: Door, out: str, run_id: str, summary: dict[str, Any], figures: dict[str, Path]) -> None:
+def close_run(run: TrackedRun | None, config: Door, summary: dict[str, Any], figures: dict[str, Path]) -> None:
     """Log the summary's figures, the resolved settings and pictures, and end the run."""
-    uri = tracking_uri(config, out)
-    if not uri or not run_id:
+    if run is None:
         return
-    with _harmless("close the run"):
+    with harmless("close the run; the same command sends what is missing, once the server answers"):
         from mlflow import MlflowClient
         from mlflow.entities import Metric
 
-        client = MlflowClient(tracking_uri=uri)
+        run_id, client = ensure_run(run), MlflowClient(tracking_uri=run.uri)
         numbers = {k: v for k, v in flatten(summary).items() if isinstance(v, int | float) and not isinstance(v, bool)}
         now = int(time.time() * 1000)
         points = [Metric(f"summary/{name.replace('@', '')}", float(value), now, 0) for name, value in numbers.items()]
@@ -219,15 +174,23 @@ def close_run(config: Door, out: str, run_id: str, summary: dict[str, Any], figu
         for name, path in figures.items():
             client.log_artifact(run_id, str(path), artifact_path=name)
         client.set_terminated(run_id)
+        kept = storage.join(run.out, RUN_FILE)
+        storage.write_json(kept, storage.read_json(kept) | {"closed": True})
 
 
-def fail_run(config: Door, out: str, run_id: str) -> None:
-    """Mark the run as failed."""
-    if run_id:
-        with _harmless("mark the run as failed"):
+def is_closed(run: TrackedRun) -> bool:
+    """Whether the run has got its summary."""
+    kept = storage.join(run.out, RUN_FILE)
+    return storage.exists(kept) and bool(storage.read_json(kept).get("closed"))
+
+
+def end_run(run: TrackedRun | None, status: str) -> None:
+    """End the run without a summary: FAILED, or KILLED where somebody asked for it."""
+    if run:
+        with harmless(f"mark the run as {status}"):
             from mlflow import MlflowClient
 
-            MlflowClient(tracking_uri=tracking_uri(config, out)).set_terminated(run_id, status="FAILED")
+            MlflowClient(tracking_uri=run.uri).set_terminated(ensure_run(run), status=status)
 
 
 def track(door: str, work: Callable[[Any], dict[str, Any]], config: Any) -> dict[str, Any]:
@@ -236,6 +199,6 @@ def track(door: str, work: Callable[[Any], dict[str, Any]], config: Any) -> dict
     out = str(summary.get("out", config.out))
     if summary.get("reused") or not out:
         return summary
-    run_id = open_run(config, door, out, dict(summary.get("inputs", {})))
-    close_run(config, out, run_id, summary, {})
+    run = open_run(config, door, out, dict(summary.get("inputs", {})))
+    close_run(run, config, summary, {})
     return summary

@@ -6,25 +6,26 @@ measure its timeline. decord gives the same pixels on plain files, no faster, an
 second opinion where PyAV got stuck, or asked for by name.
 """
 
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from fractions import Fraction
+from dataclasses import dataclass
 from functools import partial
-from itertools import pairwise
-from typing import Any, Literal
-
-import av
-import av.error
-import numpy as np
+from typing import Literal
 
 from evilm.config.data import FramesConfig
 from evilm.errors import DecodeError
-from evilm.video.probe import Probe, is_variable, opened, probe
+from evilm.video import pictures
+from evilm.video.container import Video, opened
+from evilm.video.keyframes import from_keys
+from evilm.video.pictures import Mismatch, Shown
+from evilm.video.probe import Probe, Wish, is_long, is_part, probe_part, probe_whole
 from evilm.video.reasons import Flag, Reason
 from evilm.video.resize import fit, resize, to_jpeg
-from evilm.video.sample import clip_rng, shown_at, span_times
+from evilm.video.sample import Time, check_span, clip_rng, shown_at, span_ticks, span_times
 
 Backend = Literal["auto", "pyav", "decord"]
+_LATEST_US = 1 << 53
+"""285 years: times beyond are damage, and would not fit the tables."""
 
 
 @dataclass(frozen=True)
@@ -34,11 +35,13 @@ class DecodedClip:
     frames: list[bytes]
     """JPEGs, in time order."""
     frame_pts_us: list[int]
-    """When each is shown, in the file's own time."""
+    """When each is shown, in the file's own time, also of a span; a span's first frame may begin before it."""
     frame_index: list[int]
-    """Its place among all frames shown."""
+    """Its place among the frames shown in the clip or span; -1 in one so long that they were not counted."""
     duration_s: float
+    """Length of the clip, or of the part of the span that the video has."""
     fps: float
+    """Frames shown per second, measured; the header's where they were not counted."""
     width: int
     height: int
     rotation: int
@@ -48,88 +51,130 @@ class DecodedClip:
     flags: int
 
 
-@dataclass(frozen=True)
-class _Shown:
-    """A decoded frame: upright uint8 RGB."""
-
-    pixels: np.ndarray
-    turn: int
-    is_mirrored: bool
-    pixel_aspect: Fraction
-
-
-_Decode = Callable[[Probe, Sequence[int]], Iterator[_Shown]]
+_Decode = Callable[[Probe, Sequence[int]], Iterator[Shown]]
 """Gives the frames at ascending places of a timeline."""
 
 
-class _Mismatch(Exception):
-    """The decoder's frames are not those that the packets promised."""
-
-
-def decode_clip(path: str, clip_id: str, config: FramesConfig, backend: Backend | None = None) -> DecodedClip:
-    """Decode the sparse frames of a video file.
+def decode_clip(
+    path: str,
+    clip_id: str,
+    config: FramesConfig,
+    backend: Backend | None = None,
+    start_s: float | None = None,
+    end_s: float | None = None,
+) -> DecodedClip:
+    """Decode the sparse frames of a video file, or of a span of it.
 
     Args:
         path: absolute path of a local file.
         clip_id: seeds random sampling.
         config: how many frames, of which size, from where in their spans.
         backend: overrides the configured decoder; `auto` means PyAV here, and decord where PyAV got stuck.
+        start_s: where the span begins, in seconds from the first shown frame; None is the start.
+        end_s: where it ends; None is the end, and so is what lies beyond it.
 
     Raises:
-        DecodeError: the file is no video, is damaged, or is too short or too small.
+        DecodeError: the file is no video, is damaged, or is too short, small or large; or the span holds nothing of it.
     """
-    found = probe(path)
-    try:
-        if (backend or config.decoder) == "decord" and _is_plain(path, found):
-            return _sample(clip_id, config, found, "decord", partial(_decord, path))
-    except _Mismatch:
-        pass  # decord counts otherwise, or can't read the file: PyAV tells whether anything is wrong with it
-    try:
-        if found.trusted:
-            return _sample(clip_id, config, found, "pyav", partial(_pyav, path))
-    except _Mismatch:
-        pass  # frames promised by packets that no decoder gives, which alone is no damage
-    return _sample(clip_id, config, _measured(path, found), "pyav", partial(_in_order, path))
+    check_span(start_s, end_s)
+    sampler = _Sampler(clip_id, config, start_s, end_s)
+    may_be_decord = (backend or config.decoder) == "decord"  # which counts frames from the video's start
+    found = None
+    for reads in (_probed, lambda video, *_: probe_whole(video)):
+        with opened(path, config.max_pixels) as video:
+            found = reads(video, sampler.wish, may_be_decord)
+            if found is None:
+                continue
+            try:
+                if may_be_decord and pictures.is_plain(video, found):
+                    return sampler.clip(found, "decord", partial(pictures.by_decord, video))
+            except Mismatch:
+                pass  # decord counts otherwise, or can't read the file: PyAV tells whether anything is wrong with it
+            try:
+                if found.trusted:
+                    plan = partial(from_keys, video, config.skip_nonref)
+                    return sampler.clip(found, "pyav", plan)
+            except Mismatch:
+                pass  # frames promised by packets that no decoder gives, which alone is no damage
+        if found.is_whole:
+            break
+    assert found is not None
+    found = pictures.measured(path, config.max_pixels, found, end_s)
+    return sampler.clip(found, "pyav", partial(pictures.in_order, path, config.max_pixels))
 
 
-def _sample(clip_id: str, config: FramesConfig, found: Probe, name: str, decode: "_Decode") -> DecodedClip:
-    """The frames at the wanted moments of a known timeline."""
-    if len(found.pts) < 2:
-        raise DecodeError(Reason.TOO_SHORT, "one frame")
-    rng = clip_rng(config.seed, clip_id) if config.sampling == "random" else None
-    index = shown_at(found.pts, span_times(found.pts[0], found.end, config.num_frames, rng))
-    wanted = sorted(set(index))
-    jpegs: dict[int, bytes] = {}
-    first: _Shown | None = None
-    for place, shown in zip(wanted, decode(found, wanted), strict=True):
-        first = first or shown
-        jpegs[place] = _to_square(shown, first, config)
-    assert first is not None
-    height, width = first.pixels.shape[:2]
+def _probed(video: Video, wish: Wish, may_be_decord: bool) -> Probe | None:
+    """The packets that matter; None where a part of them should do, but can't be found."""
+    if is_part(video, wish) and not (may_be_decord and not is_long(video, wish)):
+        return probe_part(video, wish)
+    return probe_whole(video)
+
+
+class _Sampler:
+    """Takes the wanted frames of a timeline, whoever decodes them."""
+
+    def __init__(self, clip_id: str, config: FramesConfig, start_s: float | None, end_s: float | None) -> None:
+        self._clip_id, self._config = clip_id, config
+        self.wish = Wish(start_s, end_s, self._times)
+
+    def _times(self, start: Time, end: Time) -> list[int]:
+        rng = clip_rng(self._config.seed, self._clip_id) if self._config.sampling == "random" else None
+        return span_times(start, end, self._config.stored, rng)
+
+    def clip(self, found: Probe, name: str, decode: "_Decode") -> DecodedClip:
+        """The frames at the wanted moments.
+
+        Raises:
+            Mismatch: the timeline is not that of the decoder's frames.
+            DecodeError: see `decode_clip`.
+        """
+        start, end = span_ticks(found.first, found.end, found.time_base, self.wish.start_s, self.wish.end_s)
+        index = shown_at(found.pts, self._times(start, end))
+        begin = shown_at(found.pts, [start])[0]
+        count = bisect_left(found.pts, end) - begin
+        if count < 2:
+            raise DecodeError(Reason.TOO_SHORT, "one frame")
+        pts_us = [int(found.pts[place] * found.time_base * 1_000_000) for place in index]
+        if max(map(abs, pts_us)) > _LATEST_US:
+            raise DecodeError(Reason.DECODE_ERROR, f"a frame shown at {pts_us[-1] / 1_000_000:g} s")
+        wanted = sorted(set(index))
+        jpegs: dict[int, bytes] = {}
+        first: Shown | None = None
+        for place, shown in zip(wanted, decode(found, wanted), strict=True):
+            first = first or shown
+            jpegs[place] = _to_square(shown, first, self._config)
+        assert first is not None
+        height, width = first.pixels.shape[:2]
+        duration_s = float((end - start) * found.time_base)
+        config = self._config
+        return DecodedClip(
+            frames=[jpegs[place] for place in index],
+            frame_pts_us=pts_us,
+            frame_index=[-1 if found.has_gaps else place - begin for place in index],
+            duration_s=round(duration_s, 6),
+            fps=round(found.rate if found.has_gaps else count / duration_s, 6),
+            width=width,
+            height=height,
+            rotation=first.turn,
+            codec=found.codec,
+            crop_box=list(fit(width, height, config.frame_px, config.resize, first.pixel_aspect).crop_box),
+            decoder=name,
+            flags=int(_flags(found, first, len(wanted) < len(index))),
+        )
+
+
+def _flags(found: Probe, first: Shown, is_repeated: bool) -> Flag:
     flags = found.flags
     for holds, flag in (
-        (len(wanted) < len(index), Flag.REPEATED),
+        (is_repeated, Flag.REPEATED),
         (first.turn or first.is_mirrored, Flag.ROTATED),
         (first.pixel_aspect != 1, Flag.ANAMORPHIC),
     ):
         flags |= flag if holds else Flag(0)
-    return DecodedClip(
-        frames=[jpegs[place] for place in index],
-        frame_pts_us=[int(found.pts[place] * found.time_base * 1_000_000) for place in index],
-        frame_index=index,
-        duration_s=round(found.duration_s, 6),
-        fps=round(found.fps, 6),
-        width=width,
-        height=height,
-        rotation=first.turn,
-        codec=found.codec,
-        crop_box=list(fit(width, height, config.frame_px, config.resize, first.pixel_aspect).crop_box),
-        decoder=name,
-        flags=int(flags),
-    )
+    return flags
 
 
-def _to_square(shown: _Shown, first: _Shown, config: FramesConfig) -> bytes:
+def _to_square(shown: Shown, first: Shown, config: FramesConfig) -> bytes:
     """One stored frame, its size checked."""
     height, width = shown.pixels.shape[:2]
     if shown.pixels.shape != first.pixels.shape:
@@ -139,152 +184,3 @@ def _to_square(shown: _Shown, first: _Shown, config: FramesConfig) -> bytes:
         raise DecodeError(Reason.TOO_SMALL, f"{width} x {height}")
     how = fit(width, height, config.frame_px, config.resize, first.pixel_aspect)
     return to_jpeg(resize(shown.pixels, how, config.frame_px), config.jpeg_quality)
-
-
-def _pyav(path: str, found: Probe, wanted: Sequence[int]) -> Iterator[_Shown]:
-    """The frames at these places of the timeline, each decoded from the key frame before it, or one further back."""
-    with opened(path) as (container, stream):
-        frames: Iterator[Any] = iter(())
-        place_of_seek, now = -2, None  # key frame that decoding started at, time of the frame reached
-        tainted = False
-        for place in wanted:
-            target = found.pts[place]
-            key = found.key_before(target) if found.keys else -1
-            if now is None or (key > place_of_seek and found.keys[key] > now):
-                frames, place_of_seek = _start(container, stream, found, key)
-                tainted = False
-            while True:
-                frame, tainted = _advance(frames, target, tainted)
-                if frame is not None and frame.pts == target:
-                    break
-                if place_of_seek < 0:
-                    raise _Mismatch
-                # The seek landed after the target, or the target needs more than the last key frame: one further back.
-                frames, place_of_seek = _start(container, stream, found, place_of_seek - 1)
-                tainted = False
-            now = target
-            if tainted:
-                raise DecodeError(Reason.DECODE_CORRUPT, f"at {float(target * found.time_base):.2f} s")
-            yield _upright(frame, stream)
-
-
-def _start(container: Any, stream: Any, found: Probe, key: int) -> tuple[Iterator[Any], int]:
-    """Frames from the `key`-th key frame on, or from the very start (-1), where seeking fails too."""
-    can_seek = found.container != "gif"  # no index: the demuxer can only start over
-    try:
-        if key > 0 and can_seek:
-            container.seek(found.keys[key], stream=stream, backward=True)
-        else:
-            container.seek(0 if stream.start_time is None else min(0, stream.start_time), stream=stream, backward=True)
-            key = -1
-    except (av.error.FFmpegError, OSError):
-        raise _Mismatch from None  # decoding from the start needs no seek
-    return _decoded(container, stream), key
-
-
-def _decoded(container: Any, stream: Any) -> Iterator[Any]:
-    """Decoded frames; ffmpeg's complaints become a `DecodeError`."""
-    try:
-        yield from container.decode(stream)
-    except (av.error.FFmpegError, OSError) as error:
-        raise DecodeError(Reason.DECODE_ERROR, type(error).__name__) from None
-
-
-def _advance(frames: Iterator[Any], target: int, tainted: bool) -> tuple[Any, bool]:
-    """The first frame shown at or after `target`, and whether it or one it may depend on is damaged."""
-    for frame in frames:
-        if frame.pts is None:
-            continue
-        tainted = bool(frame.is_corrupt) or (tainted and not frame.key_frame)
-        if frame.pts >= target:
-            return frame, tainted
-    return None, tainted
-
-
-def _measured(path: str, found: Probe) -> Probe:
-    """The timeline by decoding the whole clip; for containers whose packets don't tell."""
-    pts: list[int | None] = []
-    duration = 0
-    with opened(path) as (container, stream):
-        step = 1 / ((stream.average_rate or Fraction(25)) * stream.time_base)
-        for frame in _decoded(container, stream):
-            pts.append(frame.pts)
-            duration = frame.duration or 0
-    if not pts:
-        raise DecodeError(Reason.DECODE_ERROR, "no frame can be decoded")
-    # Frames come in the order they are shown; AVI files with B-frames only label them wrongly.
-    times = sorted(time for time in pts if time is not None)
-    if len(set(times)) < len(pts):
-        times = [int(place * step) for place in range(len(pts))]
-    gaps = [after - before for before, after in pairwise(times)]
-    flags = (found.flags & ~Flag.VFR) | Flag.MEASURED | (Flag.VFR if is_variable(gaps) else Flag(0))
-    end = times[-1] + max(1, duration or int(step))
-    return replace(found, pts=times, keys=[], end=end, flags=flags, plain=False)
-
-
-def _in_order(path: str, found: Probe, wanted: Sequence[int]) -> Iterator[_Shown]:
-    """The frames at these places, counted from the start, exactly as they were measured."""
-    with opened(path) as (container, stream):
-        tainted, left = False, list(wanted)
-        for place, frame in enumerate(_decoded(container, stream)):
-            tainted = bool(frame.is_corrupt) or (tainted and not frame.key_frame)
-            if place == left[0]:
-                if tainted:
-                    raise DecodeError(Reason.DECODE_CORRUPT, f"frame {place}")
-                yield _upright(frame, stream)
-                left.pop(0)
-            if not left:
-                return
-
-
-def _upright(frame: Any, stream: Any) -> _Shown:
-    """A frame's pixels, turned and mirrored as the container's display matrix says."""
-    pixels = frame.to_ndarray(format="rgb24")
-    aspect = _pixel_aspect(stream)
-    matrix = next((bytes(side) for side in frame.side_data if side.type.name == "DISPLAYMATRIX"), b"")
-    if len(matrix) != 36:
-        return _Shown(pixels, 0, False, aspect)
-    # x' = a x + c y, y' = b x + d y; only quarter turns and mirrors are of use for pixels.
-    a, b, _, c, d, *_ = np.frombuffer(matrix, np.int32).astype(int).tolist()
-    if abs(a) + abs(d) < abs(b) + abs(c):
-        pixels, right, down, aspect = pixels.transpose(1, 0, 2), c, b, 1 / aspect
-    else:
-        right, down = a, d
-    pixels = pixels[:: -1 if down < 0 else 1, :: -1 if right < 0 else 1]
-    is_mirrored = a * d - b * c < 0
-    turn = 90 * round(np.degrees(np.arctan2(b, a)) / 90) % 360
-    return _Shown(np.ascontiguousarray(pixels), int(turn), is_mirrored, aspect)
-
-
-def _pixel_aspect(stream: Any) -> Fraction:
-    """Width of a pixel over its height; square where the header says nothing or nonsense."""
-    aspect = stream.sample_aspect_ratio or Fraction(1)
-    return aspect if Fraction(1, 4) <= aspect <= 4 else Fraction(1)
-
-
-def _is_plain(path: str, found: Probe) -> bool:
-    """Whether decord gives the right frames of this kind of file; on others it may be silently wrong, or hang."""
-    if not (found.plain and found.codec == "h264" and found.num_tracks == 1):
-        return False
-    with opened(path) as (container, stream):
-        if stream.codec_context.pix_fmt != "yuv420p":
-            return False
-        frame = next(_decoded(container, stream), None)
-        return frame is not None and not any(side.type.name == "DISPLAYMATRIX" for side in frame.side_data)
-
-
-def _decord(path: str, found: Probe, wanted: Sequence[int]) -> Iterator[_Shown]:
-    """The frames at these places by decord, which counts frames in the order they are shown."""
-    import decord  # only where it is asked for
-
-    decord.logging.set_level(decord.logging.QUIET)
-    with opened(path) as (_, stream):
-        aspect = _pixel_aspect(stream)
-    try:
-        reader = decord.VideoReader(path, num_threads=1)
-        if len(reader) != len(found.pts):
-            raise _Mismatch
-        for place in wanted:
-            yield _Shown(reader[place].asnumpy(), 0, False, aspect)
-    except (RuntimeError, decord.DECORDError):
-        raise _Mismatch from None

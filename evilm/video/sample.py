@@ -4,26 +4,86 @@ Time is counted in whole ticks of the stream, so that nothing is rounded.
 """
 
 import hashlib
+import math
 from bisect import bisect_right
 from collections.abc import Sequence
+from fractions import Fraction
 
 import numpy as np
+
+from evilm.errors import DecodeError
+from evilm.video.reasons import Reason
+
+_LONGEST_S = 365 * 24 * 3600
 
 
 def clip_rng(seed: int, clip_id: str) -> np.random.Generator:
     """The generator of one clip; the same on every machine and in any order of clips."""
-    digest = hashlib.blake2b(f"{seed}:{clip_id}".encode(), digest_size=16).digest()
+    digest = hashlib.blake2b(f"{seed}:{clip_id}".encode(errors="surrogatepass"), digest_size=16).digest()
     return np.random.default_rng(int.from_bytes(digest, "little"))
 
 
-def span_times(start: int, end: int, num_frames: int, rng: np.random.Generator | None = None) -> list[int]:
-    """One time from each of `num_frames` equal spans of [start, end): its centre, or a random one given `rng`."""
-    places = np.full(num_frames, 0.5) if rng is None else rng.random(num_frames)
+Time = int | Fraction
+"""In ticks."""
+
+
+def span_times(start: Time, end: Time, num_frames: int, rng: np.random.Generator | None = None) -> list[int]:
+    """One time from each of `num_frames` equal spans of [start, end): its centre, or a random one given `rng`.
+
+    Rounded down to ticks, which is exact: nothing changes on screen between two.
+    """
+    drawn = np.full(num_frames, 0.5) if rng is None else rng.random(num_frames)
     # In 2**20ths of a span, as integers: long clips with fine ticks exceed what a float holds exactly.
-    steps = [int(place * 2**20) for place in places]
-    return [start + (end - start) * (k * 2**20 + step) // (num_frames * 2**20) for k, step in enumerate(steps)]
+    steps = [int(place * 2**20) for place in drawn]
+    places = [Fraction(k * 2**20 + step, num_frames * 2**20) for k, step in enumerate(steps)]
+    return [math.floor(start + (end - start) * place) for place in places]
 
 
-def shown_at(pts: Sequence[int], times: Sequence[int]) -> list[int]:
+def shown_at(pts: Sequence[int], times: Sequence[Time]) -> list[int]:
     """Index of the frame on screen at each time: the last one that starts at or before it. `pts` ascends."""
     return [max(0, bisect_right(pts, time) - 1) for time in times]
+
+
+def check_span(start_s: float | None, end_s: float | None) -> None:
+    """Refuse a span that can hold nothing of any video.
+
+    Raises:
+        DecodeError: bad_span.
+    """
+    start, end = start_s or 0.0, math.inf if end_s is None else end_s
+    # NaN compares as false; a year is more than any video and less than what overflows.
+    if not (0 <= start < end and start < _LONGEST_S and start + 0.000_001 <= end):
+        raise DecodeError(Reason.BAD_SPAN, f"from {start_s} s to {end_s} s")
+
+
+def span_ticks(
+    first: int, last: int, time_base: Fraction, start_s: float | None, end_s: float | None
+) -> tuple[Time, Time]:
+    """The part of a video that a checked span takes.
+
+    Args:
+        first: when the video's first frame starts, in ticks.
+        last: when its last frame stops being shown.
+        start_s: seconds from the first frame; None is 0.
+        end_s: seconds from the first frame; None, or beyond the end, is the end.
+
+    Returns:
+        Start and end; start < end <= last.
+
+    Raises:
+        DecodeError: bad_span, the video is over by then.
+    """
+    start = first + _fraction(start_s or 0.0) / time_base
+    end = Fraction(last)
+    if end_s is not None and math.isfinite(end_s):
+        end = min(end, first + _fraction(end_s) / time_base)
+    if start >= end:
+        raise DecodeError(
+            Reason.BAD_SPAN, f"begins at {start_s:g} s, the video ends at {float((last - first) * time_base):.2f} s"
+        )
+    return start, end
+
+
+def _fraction(seconds: float) -> Fraction:
+    """Seconds of a manifest, which are decimal: to the microsecond."""
+    return Fraction(round(seconds * 1_000_000), 1_000_000)

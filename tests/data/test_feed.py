@@ -1,12 +1,17 @@
 """The feed: rows of real shards in the planned order, and batches that workers and restarts do not change."""
 
+import errno
+import threading
 from pathlib import Path
+from typing import Any, ClassVar
 
+import fsspec
 import numpy as np
 import pyarrow as pa
 import pytest
 import simplejpeg
 import torch
+from fsspec.implementations.memory import MemoryFileSystem
 
 from evilm.data.feed import Feed, Rows
 from evilm.data.order import TrainOrder
@@ -139,3 +144,47 @@ def test_codes_of_other_clips_are_refused(pairs: list[ShardPair]) -> None:
     mixed = [ShardPair(pairs[0].frames_uri, pairs[1].codes_uri, 10, _GROUPS[0])]
     with pytest.raises(ShardError, match="holds other clips"):
         list(Feed(mixed, TrainOrder([[4]], 4, 0, 1), lambda rows: rows).batches(0, 1))
+
+
+class _Flaky(MemoryFileSystem):
+    """A store in memory whose reads fail as often as it is told."""
+
+    protocol = "flaky"
+    cachable = False
+    failures: ClassVar[list[OSError]] = []
+
+    @classmethod
+    def _strip_protocol(cls, path: str) -> str:
+        return super()._strip_protocol(path.removeprefix("flaky://"))
+
+    def _open(self, path: str, mode: str = "rb", **kwargs: Any) -> Any:
+        if self.failures:
+            raise self.failures.pop()
+        return super()._open(path, mode, **kwargs)
+
+
+def test_a_read_that_fails_in_passing_is_tried_again(pairs: list[ShardPair]) -> None:
+    fsspec.register_implementation("flaky", _Flaky, clobber=True)
+    moved = []
+    for pair in pairs:
+        uris = []
+        for uri in (pair.frames_uri, pair.codes_uri):
+            uris.append(f"flaky://{uri}")
+            _Flaky().pipe_file(uri, Path(uri).read_bytes())
+        moved.append(ShardPair(*uris, pair.num_clips, pair.row_groups))
+    order = TrainOrder(_GROUPS, 4, 0, 2)
+    wanted = list(Feed(pairs, order, lambda rows: rows).batches(0, 2))
+    _Flaky.failures += [ConnectionError("reset"), OSError(errno.EIO, "I/O error")]
+    found = list(Feed(moved, order, lambda rows: rows).batches(0, 2))
+    assert not _Flaky.failures
+    assert all(np.array_equal(a.frames, b.frames) for a, b in zip(wanted, found, strict=True))
+    _Flaky().rm(pairs[0].frames_uri)
+    with pytest.raises(ShardError, match=r"cannot read row group 0 of flaky://.*f0\.parquet"):
+        list(Feed(moved[:1], TrainOrder([[4]], 4, 0, 1), lambda rows: rows).batches(0, 1))
+
+
+def test_batches_are_finished_in_the_background(pairs: list[ShardPair]) -> None:
+    feed, threads = Feed(pairs, TrainOrder(_GROUPS, 4, 0, 2), lambda rows: rows), set()
+    feed.finish = lambda rows: threads.add(threading.current_thread().name) or len(rows.clip_ids)
+    assert list(feed.batches(0, 3)) == [4, 4, 4]
+    assert all(name.startswith("feed") for name in threads)

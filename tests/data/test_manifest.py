@@ -1,8 +1,7 @@
-"""Reading manifests: columns by name, every bad row with its reason, nothing outside the video root."""
+"""From records to clips: columns by name, every bad row with its reason, nothing outside the video root."""
 
 import csv
 import io
-import random
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,13 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evilm.config.data import ColumnsConfig
-from evilm.data.manifest import ClipRow, clean_caption, count_reasons, find_files, read_manifest
-from evilm.data.plan import cut, plan_id, read_plan, read_rows, write_plan
-from evilm.errors import ManifestError
+from evilm.config.data import ColumnsConfig, FetchConfig
+from evilm.config.runs import ShardVideos
+from evilm.data.manifest import BadRow, ClipRow, clean_caption, count_reasons
+from evilm.data.sources import read_manifests, videos_root
+from evilm.errors import DecodeError, EvilmError
+from evilm.video.fetch import Fetcher
 from evilm.video.reasons import Reason
 
-COLUMNS = ColumnsConfig()
 HEADER = ["videoid", "contentUrl", "duration", "page_dir", "name"]
 
 
@@ -26,18 +26,39 @@ def as_csv(rows: Sequence[Sequence[str]], header: Sequence[str] = HEADER) -> byt
     return text.getvalue().encode()
 
 
-def outcomes(data: bytes, videos: Path, name: str = "a.csv") -> dict[int, str]:
-    """By record: ok, or the reason."""
-    good, bad = read_manifest(data, name, COLUMNS, "train")
-    found, lost = find_files(good, str(videos))
-    return {row.record: "ok" for row in found} | {row.record: row.reason.value for row in [*bad, *lost]}
+def read(
+    data: bytes, folder: Path, columns: ColumnsConfig | None = None, name: str = "a.csv"
+) -> tuple[list[ClipRow], list[BadRow]]:
+    """The good and the bad rows of a manifest that holds `data`."""
+    (folder / name).write_bytes(data)
+    config = ShardVideos(manifest=str(folder / name), videos=str(folder), columns=columns or ColumnsConfig())
+    rows = list(read_manifests(config))
+    return [row for row in rows if isinstance(row, ClipRow)], [row for row in rows if isinstance(row, BadRow)]
+
+
+def outcomes(manifest: Path, videos: Path) -> dict[int, str]:
+    """By record: ok, or the reason. Of rows with the same id, the first one that has a file counts."""
+    config = ShardVideos(manifest=str(manifest), videos=str(videos))
+    fetcher, got, taken = Fetcher(videos_root(config), FetchConfig()), {}, set()
+    for row in read_manifests(config):
+        if isinstance(row, BadRow):
+            got[row.record] = row.reason.value
+            continue
+        try:
+            with fetcher.fetch(row.path, row.needs_ending) as local:
+                assert Path(local.path).is_file()
+            got[row.record] = "duplicate_id" if row.clip_id in taken else "ok"
+            taken.add(row.clip_id)
+        except DecodeError as error:
+            got[row.record] = error.reason
+    return got
 
 
 def test_bad_rows_as_expected(shared_data: Path) -> None:
     bad = shared_data / "bad"
     with (bad / "EXPECT.csv").open() as file:
         cases = [case for case in csv.DictReader(file) if case["csv"] == "rows_main.csv"]
-    got = outcomes((bad / "rows_main.csv").read_bytes(), bad / "files")
+    got = outcomes(bad / "rows_main.csv", bad / "files")
     assert len(got) == len(cases) == 29
     for case in cases:
         wanted = "ok" if case["expect"] == "accept" else case["reason_class"]
@@ -47,47 +68,67 @@ def test_bad_rows_as_expected(shared_data: Path) -> None:
 @pytest.mark.parametrize("name", ["csv_bom_crlf.csv", "csv_no_final_newline.csv", "csv_old_header.csv"])
 def test_odd_layouts(shared_data: Path, name: str) -> None:
     bad = shared_data / "bad"
-    assert outcomes((bad / name).read_bytes(), bad / "files") == {1: "ok", 2: "ok", 3: "ok"}
+    assert outcomes(bad / name, bad / "files") == {1: "ok", 2: "ok", 3: "ok"}
 
 
-def test_header_alone_is_a_clear_error(shared_data: Path) -> None:
-    with pytest.raises(ManifestError, match="a header and no rows"):
-        read_manifest((shared_data / "bad" / "csv_header_only.csv").read_bytes(), "a.csv", COLUMNS, "train")
+def test_bad_files_as_far_as_names_tell(shared_data: Path) -> None:
+    got = outcomes(shared_data / "bad" / "files.csv", shared_data / "bad" / "files")
+    assert {record: reason for record, reason in got.items() if reason != "ok"} == {23: "not_a_file"}
+    assert len(got) == 30
 
 
 def test_real_manifest(shared_data: Path) -> None:
-    got = outcomes((shared_data / "clips.csv").read_bytes(), shared_data / "clips")
+    got = outcomes(shared_data / "clips.csv", shared_data / "clips")
     assert list(got.values()) == ["ok"] * 92
 
 
 def test_columns_are_mapped(tmp_path: Path) -> None:
-    (tmp_path / "x").mkdir()
-    (tmp_path / "x" / "a.webm").touch()
     data = as_csv([["a", "hello", "x/a.webm", "val", "7"]], ["id", "text", "file", "part", "score"])
     mapped = ColumnsConfig(videoid="id", caption="text", path="file", split="part")
-    good, bad = read_manifest(data, "a.csv", mapped, "train")
-    (row,), lost = find_files(good, str(tmp_path))
-    assert not bad + lost
+    (row,), bad = read(data, tmp_path, mapped)
+    assert not bad
     assert (row.clip_id, row.caption, row.path, row.split) == ("a", "hello", "x/a.webm", "val")
+    assert not row.needs_ending
     assert row.extra == {"score": "7"}
-    with pytest.raises(ManifestError, match=r"no column 'videoid' .*found: id, text.*--columns\.videoid"):
-        read_manifest(data, "a.csv", COLUMNS, "train")
-    with pytest.raises(ManifestError, match=r"--columns\.path"):
-        read_manifest(data, "a.csv", mapped.override({"path": "where"}), "train")
-    with pytest.raises(ManifestError, match="'a' twice"):
-        read_manifest(b"a,a\n1,2\n", "a.csv", COLUMNS, "train")
+    with pytest.raises(EvilmError, match=r"no column 'videoid' .*found: id, text.*--columns\.videoid"):
+        read(data, tmp_path)
+    with pytest.raises(EvilmError, match=r"--columns\.path"):
+        read(data, tmp_path, mapped.override({"path": "where"}))
+    with pytest.raises(EvilmError, match=r"--columns\.page-dir"):
+        read(data, tmp_path, mapped.override({"page_dir": "where"}))
+    with pytest.raises(EvilmError, match=r"columns\.caption is empty"):
+        read(data, tmp_path, mapped.override({"caption": ""}))
+    with pytest.raises(EvilmError, match="'a' twice"):
+        read(b"a,a\n1,2\n", tmp_path)
+
+
+def test_an_empty_name_means_no_such_column(tmp_path: Path) -> None:
+    data = as_csv([["a", "", "", "p", "hello"]])
+    assert read(data, tmp_path)[0][0].path == "p/a"
+    assert read(data, tmp_path, ColumnsConfig(page_dir=""))[0][0].path == "a"
+    (row,), _ = read(as_csv([["p/a.MP4", "hello"]], ["file", "name"]), tmp_path, ColumnsConfig(videoid="", path="file"))
+    assert (row.clip_id, row.path) == ("p_a", "p/a.MP4")
 
 
 def test_extra_columns_are_kept(tmp_path: Path) -> None:
-    good, _ = read_manifest(as_csv([["a", "u", "PT1S", "p", "hello"]]), "a.csv", COLUMNS, "train")
-    assert good[0].extra == {"contentUrl": "u", "duration": "PT1S"}
+    good, _ = read(as_csv([["a", "https://u:p@x.org/a.mp4?key=1", "PT1S", "p", "hello"]]), tmp_path)
+    assert good[0].extra == {"contentUrl": "https://x.org/a.mp4", "duration": "PT1S"}
 
 
-def test_bytes_that_are_no_text() -> None:
+def test_bytes_that_are_no_text(tmp_path: Path) -> None:
     data = as_csv([["a", "", "", "", "hello"]]) + b"b,,,,caf\xe9\n" + b"c,,,,fine\n"
-    good, bad = read_manifest(data, "a.csv", COLUMNS, "train")
+    good, bad = read(data, tmp_path)
     assert [row.clip_id for row in good] == ["a", "c"]
-    assert [(row.record, row.reason) for row in bad] == [(2, Reason.BAD_ROW)]
+    assert [(row.record, row.clip_id, row.reason) for row in bad] == [(2, "b", Reason.BAD_ROW)]
+
+
+def test_an_open_quote_takes_no_more_than_its_rows(tmp_path: Path) -> None:
+    rows = "".join(f"{n},,,,fine\n" for n in range(200_000))
+    good, bad = read(as_csv([["a", "", "", "", "hello"]]) + b'b,,,,"never closed\n' + rows.encode(), tmp_path)
+    assert good[0].clip_id == "a"
+    assert good[-1].clip_id == "199999"
+    assert [row.reason for row in bad] == [Reason.BAD_ROW]
+    assert "lines 3 to" in bad[0].detail
 
 
 def test_nothing_outside_the_root(tmp_path: Path) -> None:
@@ -96,19 +137,53 @@ def test_nothing_outside_the_root(tmp_path: Path) -> None:
     outside.mkdir()
     (outside / "a.mp4").write_bytes(b"secret")
     (root / "link").symlink_to(outside)
-    names = ["link", "../outside", str(outside), "x/../../outside", "..\\outside", "\x01"]
-    got = outcomes(as_csv([["a", "", "", name, "hello"] for name in names]), root)
+    (root / "c.mp4").symlink_to(outside / "a.mp4")
+    names = [
+        "link",
+        "../outside",
+        str(outside),
+        "x/../../outside",
+        "..\\outside",
+        "\x01",
+        f"file://{outside}",
+        "s3://b",
+    ]
+    manifest = tmp_path / "a.csv"
+    manifest.write_bytes(as_csv([*(["a", "", "", name, "hello"] for name in names), ["c", "", "", "", "hello"]]))
+    got = outcomes(manifest, root)
+    assert len(got) == 9
     assert set(got.values()) == {Reason.PATH_UNSAFE.value}
+
+
+def test_paths_and_urls_of_a_column(tmp_path: Path) -> None:
+    cells = [
+        "p/a.mp4",
+        "./p//a.mp4",
+        "https://x.org/a.mp4?k=1",
+        "ftp://x.org/a.mp4",
+        "/etc/passwd",
+        "file:///etc/passwd",
+        "",
+    ]
+    data = as_csv([[str(n), "hello", cell] for n, cell in enumerate(cells)], ["videoid", "name", "file"])
+    good, bad = read(data, tmp_path, ColumnsConfig(path="file"))
+    assert [row.path for row in good] == ["p/a.mp4", "p/a.mp4", "https://x.org/a.mp4?k=1"]
+    assert [row.reason for row in bad] == [Reason.PATH_UNSAFE] * 3 + [Reason.MISSING_FILE]
 
 
 def test_endings_and_unicode_names(tmp_path: Path) -> None:
     for name in ("a.MP4", "b.gif", "b.mp4", "c.txt", "e\u0301.webm", "1.5.mkv"):
         (tmp_path / name).touch()
-    ids = ["a", "b", "c", "\xe9", "1.5", "1"]
-    good, _ = read_manifest(as_csv([[name, "", "", "", "hello"] for name in ids]), "a.csv", COLUMNS, "train")
-    found, lost = find_files(good, str(tmp_path))
-    assert [row.path for row in found] == ["a.MP4", "b.mp4", "e\u0301.webm", "1.5.mkv"]
-    assert count_reasons(lost) == {"missing_file": 2}
+    ids = ["a", "b", "c", "\xe9", "1.5", "1", "x" * 300]
+    good, _ = read(as_csv([[name, "", "", "", "hello"] for name in ids]), tmp_path)
+    fetcher, found = Fetcher(str(tmp_path), FetchConfig()), []
+    for row in good:
+        try:
+            with fetcher.fetch(row.path, row.needs_ending) as local:
+                found.append(local.uri)
+        except DecodeError as error:
+            found.append(error.reason)
+    assert found == ["a.MP4", "b.mp4", "missing_file", "e\u0301.webm", "1.5.mkv", "missing_file", "missing_file"]
 
 
 def test_captions_are_cleaned() -> None:
@@ -124,32 +199,6 @@ def test_cleaning_twice_is_cleaning_once(text: str) -> None:
     assert clean_caption(clean_caption(text)) == clean_caption(text)
 
 
-def rows(num: int) -> list[ClipRow]:
-    return [
-        ClipRow(n, f"id{n}", ("train", "val")[n % 5 == 0], f"c{n}", "", f"id{n}.mp4", {"k": "v"}) for n in range(num)
-    ]
-
-
-def test_plan_ignores_the_order_of_rows() -> None:
-    members = rows(50)
-    shards = cut(members, 0, 16)
-    assert {name: len(clips) for name, clips in shards.items()} == {
-        "train-00000": 16,
-        "train-00001": 16,
-        "train-00002": 8,
-        "val-00000": 10,
-    }
-    random.Random(0).shuffle(members)
-    assert cut(members, 0, 16) == shards
-    assert plan_id(cut(members, 0, 16)) == plan_id(shards)
-    assert plan_id(cut(members, 1, 16)) != plan_id(shards)
-    assert sorted(row.record for clips in shards.values() for row in clips) == list(range(50))
-
-
-def test_plan_round_trip(tmp_path: Path) -> None:
-    assert read_plan(str(tmp_path)) is None
-    good, bad = read_manifest(as_csv([["a", "", "", "p", "hello"], ["", "", "", "", "x"]]), "a.csv", COLUMNS, "train")
-    plan = write_plan(str(tmp_path), good, bad, 0, 4)
-    assert read_plan(str(tmp_path)) == plan
-    assert read_rows(str(tmp_path), "train-00000") == good
-    assert plan.num_rows == 2
+def test_reasons_are_counted() -> None:
+    rows = [BadRow(n, "", reason) for n, reason in enumerate([Reason.BAD_ROW, Reason.BAD_SPAN, Reason.BAD_SPAN])]
+    assert list(count_reasons(rows).items()) == [("bad_span", 2), ("bad_row", 1)]

@@ -68,3 +68,11 @@ def test_an_evaluation_sees_each_row_once_over_all_workers(world: int) -> None:
     rows = [row for step in steps for row in _rows(step.rows[step.mine])]
     assert len(rows) == len(set(rows)) == 22
     assert {step.epoch for step in steps} == {EVAL_EPOCH}
+
+
+def test_a_worker_touches_few_of_the_row_groups_of_a_step() -> None:
+    orders = [TrainOrder([[16] * 64], 128, 0, 16, rank=rank, world=8) for rank in range(8)]
+    for step in range(8):
+        groups = [{(s, g) for s, g, _ in _rows(order.step(step).rows[order.step(step).mine])} for order in orders]
+        assert len(set().union(*groups)) == 16, "the step is mixed from all of a window"
+        assert max(map(len, groups)) <= 4

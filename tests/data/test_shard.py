@@ -1,65 +1,33 @@
-"""Sharding from end to end: real files through Ray Data, bad ones aside, kills survived, equal bytes every time."""
+"""Sharding from end to end: real files through Ray Data, bad ones aside, growth, second tries, equal bytes."""
 
 import csv
 import json
+import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import psutil
-import pyarrow.parquet as pq
 import pytest
-from doors import files_of, kill, start, wait_for
-from moto.server import ThreadedMotoServer
-from s3fs import S3FileSystem
+from doors import files_of, start
+from sharding import SMALL, clips_of, door, make_corpus, quarantine_of
 from video_files import write_video
 
+from evilm import storage
+from evilm.config.data import FetchConfig, FramesConfig
 from evilm.config.runs import ShardVideos
-from evilm.data import job
+from evilm.data import job, plan
+from evilm.data.maker import Work, make_shard
+from evilm.data.manifest import ClipRow
 from evilm.data.shard import shard_videos
-from evilm.errors import ClusterError, ConfigError, ManifestError, ShardError
+from evilm.data.watch import too_many
+from evilm.errors import ClusterError, ConfigError, ManifestError, ShardError, SourceError, StorageError, UsageError
 from evilm.shards import FrameManifest, read_group
 from evilm.video.reasons import Reason
-
-SMALL = {"sampling.frame_px": 64, "sampling.shard_clips": 4, "sampling.row_group_clips": 3}
-FLAGS = [f"--{name.replace('_', '-')}={value}" for name, value in SMALL.items()]
 
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """26 rows: 22 good clips in two splits, one broken, one missing, one doubled, one without a caption."""
-    folder = tmp_path_factory.mktemp("corpus")
-    (folder / "videos" / "p").mkdir(parents=True)
-    rows = []
-    for number in range(23):
-        write_video(folder / "videos" / "p" / f"{number}.mp4", num_frames=12, first_picture=number)
-        rows.append([str(number), "p", f"clip {number}", "val" if number % 4 == 0 else "train"])
-    broken = folder / "videos" / "p" / "22.mp4"
-    broken.write_bytes(broken.read_bytes()[:-300])
-    rows += [["99", "p", "gone", "train"], ["3", "p", "again", "train"], ["4", "p", " ", "train"]]
-    with (folder / "clips.csv").open("w", newline="") as file:
-        csv.writer(file).writerows([["videoid", "page_dir", "name", "split"], *rows])
-    return folder
-
-
-def door(corpus: Path, out: Path, **settings: Any) -> ShardVideos:
-    config = ShardVideos(manifest=str(corpus / "clips.csv"), videos=str(corpus / "videos"), out=str(out))
-    return config.override(SMALL | settings)
-
-
-def clips_of(out: Path) -> list[dict[str, Any]]:
-    manifest = FrameManifest.load(str(out))
-    rows = []
-    for shard in manifest.shards:
-        for group in range(len(shard.row_groups)):
-            rows += read_group(
-                f"{out}/{shard.file}", group, ["clip_id", "row", "split", "caption", "frames"]
-            ).to_pylist()
-    return rows
-
-
-def quarantine_of(out: Path) -> dict[str, str]:
-    rows = [row for path in (out / "quarantine").glob("*.parquet") for row in pq.read_table(path).to_pylist()]
-    return {f"{row['clip_id']}/{row['record']}": row["reason"] for row in rows}
+    return make_corpus(tmp_path_factory.mktemp("corpus"))
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +45,8 @@ def test_shards_hold_every_good_clip_once(unbroken: Path) -> None:
     assert all(clip["caption"] == f"clip {clip['clip_id']}" and len(clip["frames"]) == 4 for clip in clips)
     assert all(clip["split"] == ("val" if int(clip["clip_id"]) % 4 == 0 else "train") for clip in clips)
     manifest = FrameManifest.load(str(unbroken))
-    assert [shard.num_clips for shard in manifest.of_split("train")] in ([4, 4, 4, 4, 0], [4, 4, 4, 3, 1], [4, 4, 4, 4])
+    assert len(manifest.of_split("train")) == 5, "18 rows, of which two have no video"
+    assert all(shard.num_clips in (2, 3, 4) for shard in manifest.shards)
     assert all(sum(shard.row_groups) == shard.num_clips for shard in manifest.shards)
     for shard in manifest.shards:
         shard.verify(str(unbroken))
@@ -146,11 +115,47 @@ def test_nothing_survives(ray_local: Any, tmp_path: Path) -> None:
     assert shard_videos(door(tmp_path, tmp_path / "frames", max_failed_share=1))["num_clips"] == 1
 
 
-def test_messages(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="--videos is missing"):
-        shard_videos(ShardVideos(manifest="a.csv", out=str(tmp_path)))
-    with pytest.raises(ManifestError, match=r"cannot read .*gone\.csv"):
-        shard_videos(ShardVideos(manifest=f"{tmp_path}/gone.csv", videos="v", out=str(tmp_path)))
+def test_messages(corpus: Path, tmp_path: Path) -> None:
+    good = {"manifest": str(corpus / "clips.csv"), "videos": str(corpus / "videos"), "out": str(tmp_path / "frames")}
+    for values, error, told in (
+        ({"out": ""}, UsageError, "--out is missing"),
+        ({"manifest": ""}, UsageError, "--manifest is missing"),
+        ({"videos": ""}, ConfigError, "--videos is missing"),
+        ({"videos": f"{tmp_path}/gone"}, ConfigError, "--videos .*gone: there is no such folder"),
+        ({"manifest": f"{tmp_path}/gone.csv"}, ManifestError, r"gone\.csv"),
+        ({"retry": "fetch_eror"}, UsageError, r"--retry fetch_eror: no such reason .* use all, .* fetch_error, "),
+        ({"retry": "duplicate_id"}, UsageError, "--retry duplicate_id: no such reason"),
+    ):
+        with pytest.raises(error, match=told) as caught:
+            shard_videos(ShardVideos.model_validate(good | values))
+        assert "\n" not in str(caught.value)
+    assert not (tmp_path / "frames").exists()
+
+
+def test_buckets_that_do_not_exist(corpus: Path, s3_bucket: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="--videos s3://evilm-gone/x: there is no such folder or bucket"):
+        shard_videos(door(corpus, tmp_path, videos="s3://evilm-gone/x"))
+    with pytest.raises(ConfigError, match="there is no such folder or bucket"):
+        shard_videos(door(corpus, tmp_path, videos=f"{s3_bucket}/no/such/folder"))
+    with pytest.raises(StorageError, match=r"cannot use s3://evilm-gone/frames/run\.json: .*bucket does not exist"):
+        shard_videos(door(corpus, tmp_path).override({"out": "s3://evilm-gone/frames"}))
+
+
+def test_shards_of_another_version(growing: Path, ray_local: Any) -> None:
+    config = door(growing, growing / "frames")
+    shard_videos(config)
+    place = growing / "frames" / "manifest.json"
+    place.write_text(place.read_text().replace('"schema_version": 2', '"schema_version": 1'))
+    with pytest.raises(ShardError, match=r"schema version 1; .* --overwrite$"):
+        shard_videos(config)
+    assert shard_videos(config.override({"overwrite": True}))["num_clips"] == 10
+
+
+def test_missing_flags_are_usage_errors(tmp_path: Path) -> None:
+    process = start("shard_videos", "--manifest", "x.csv", "--tracking.no-enabled")
+    _, complaints = process.communicate(timeout=120)
+    assert process.returncode == 2
+    assert complaints.decode().splitlines()[-1] == "error: --out is missing; name a folder"
 
 
 def test_a_unit_that_kills_its_process_again_and_again(tmp_path: Path) -> None:
@@ -167,80 +172,153 @@ def test_limit(corpus: Path, ray_local: Any, tmp_path: Path) -> None:
     assert summary["num_rows"] == summary["num_clips"] == 3
 
 
-def arguments(corpus: Path, out: Path) -> list[str]:
-    return ["--manifest", str(corpus / "clips.csv"), "--videos", str(corpus / "videos"), "--out", str(out), *FLAGS]
+def write_manifest(path: Path, rows: Sequence[Sequence[str]]) -> None:
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows([["videoid", "name"], *rows])
 
 
-@pytest.mark.slow
-def test_sigkill_of_the_driver(corpus: Path, unbroken: Path, tmp_path: Path) -> None:
-    out = tmp_path / "run" / "frames"
-    process = start("shard_videos", *arguments(corpus, out), "--tracking.no-enabled")
-    wait_for(lambda: any(out.glob("commits/*.json")), process)
-    kill(process, and_workers=True)
+@pytest.fixture
+def growing(tmp_path: Path) -> Path:
+    """A folder with clips.csv of 10 good clips; 20 videos are there."""
+    (tmp_path / "videos").mkdir()
+    write_video(tmp_path / "videos" / "0.mp4", num_frames=8)
+    for number in range(1, 20):
+        os.link(tmp_path / "videos" / "0.mp4", tmp_path / "videos" / f"{number}.mp4")
+    write_manifest(tmp_path / "clips.csv", [[str(number), f"clip {number}"] for number in range(10)])
+    return tmp_path
+
+
+def test_spans_of_several_manifests(growing: Path, ray_local: Any) -> None:
+    for name, span in (("a", "0.1,0.2"), ("b", "0,0.25"), ("c", "7,9")):
+        (growing / f"{name}.csv").write_text(f"videoid,name,from,to\n{ord(name) - 96},a clip,{span}\n")
+    config = door(growing, growing / "frames", **{"columns.start": "from", "columns.end": "to"})
+    summary = shard_videos(config.override({"manifest": f"{growing}/?.csv"}))
+    assert summary["reasons"] == {"bad_span": 1}
+    columns = ["start_s", "end_s", "source", "source_uri"]
+    rows = [
+        tuple(row.values())
+        for shard in FrameManifest.load(str(growing / "frames")).shards
+        for row in read_group(f"{growing}/frames/{shard.file}", 0, columns).to_pylist()
+    ]
+    assert sorted(rows, key=str) == [(0.0, 0.25, "b.csv", "2.mp4"), (0.1, 0.2, "a.csv", "1.mp4")]
+
+
+def test_rows_added_to_a_manifest(growing: Path, ray_local: Any) -> None:
+    out = growing / "frames"
+    config = door(growing, out)
+    first = shard_videos(config)
+    before = files_of(out)
+    write_manifest(
+        growing / "clips.csv", [["30", "gone"], *[[str(n), f"clip {n}"] for n in range(16)], ["15", "again"]]
+    )
+    second = shard_videos(config)
+    assert (second["num_clips"], second["num_rows"]) == (16, 18)
+    assert second["reasons"] == {"duplicate_id": 1, "missing_file": 1}
+    assert second["fingerprint"] != first["fingerprint"]
+    after = files_of(out)
+    assert {name: data for name, data in after.items() if name in before and name != "manifest.json"} == {
+        name: data for name, data in before.items() if name != "manifest.json"
+    }
+    assert sorted(int(clip["clip_id"]) for clip in clips_of(out)) == list(range(16))
+    names = [shard.file.rpartition("-")[0] for shard in FrameManifest.load(str(out)).shards]
+    assert names == [f"train-{number:05d}" for number in range(5)], "10 clips in three shards, then 7 planned in two"
+    assert [each["num_clips"] for each in FrameManifest.load(str(out)).generations] == [10, 6]
+    assert shard_videos(config)["reused"]
+    write_manifest(growing / "clips.csv", [[str(number), f"clip {number}"] for number in range(9)])
+    with pytest.raises(ConfigError, match=r"8 rows are gone .*--overwrite"):
+        shard_videos(config)
+    assert json.loads((out / "summary.json").read_text())["num_clips"] == 16, "what was there stays"
+    assert shard_videos(config.override({"overwrite": True}))["num_clips"] == 9
+
+
+def test_a_limit_may_grow(growing: Path, ray_local: Any) -> None:
+    config = door(growing, growing / "frames")
+    assert shard_videos(config.override({"limit": 3}))["num_clips"] == 3
+    assert shard_videos(config.override({"limit": 5}))["num_clips"] == 5
+    assert shard_videos(config)["num_clips"] == 10
+    with pytest.raises(ConfigError, match="5 rows are gone or cut off by --limit"):
+        shard_videos(config.override({"limit": 5}))
+
+
+def test_quarantined_clips_are_tried_again(growing: Path, ray_local: Any, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "evilm")
+    videos, out = growing / "videos", growing / "frames"
+    for number in (2, 3, 5):
+        (videos / f"{number}.mp4").rename(videos / f"{number}.away")
+    whole = (videos / "7.mp4").read_bytes()
+    (videos / "7.mp4").unlink()
+    (videos / "7.mp4").write_bytes(whole[:-200])
+    config = door(growing, out)
+    summary = shard_videos(config)
+    assert summary["reasons"] == {"missing_file": 3, "truncated": 1}
+    assert "3 quarantined clips may be there next time: --retry missing_file" in caplog.text
+    assert summary["examples"]["truncated"][0] == "7"
+    before = files_of(out)
+
+    assert shard_videos(config)["reused"], "nothing is tried that nobody asked for"
+    assert shard_videos(config.override({"retry": "fetch_timeout"}))["reused"]
+    (videos / "2.away").rename(videos / "2.mp4")
+    (videos / "3.away").rename(videos / "3.mp4")
+    summary = shard_videos(config.override({"retry": "missing_file,fetch_error"}))
+    assert (summary["num_clips"], summary["num_rows"], summary["num_quarantined"]) == (8, 10, 2)
+    assert summary["reasons"] == {"missing_file": 1, "truncated": 1}
+    assert set(quarantine_of(out)) == {"5/6", "7/8"}
+    assert all(files_of(out)[name] == data for name, data in before.items() if name != "manifest.json")
+
+    (videos / "7.mp4").write_bytes(whole)
+    (videos / "5.away").rename(videos / "5.mp4")
+    write_manifest(growing / "clips.csv", [[str(number), f"clip {number}"] for number in range(12)])
+    summary = shard_videos(config.override({"retry": "all"}))
+    assert (summary["num_clips"], summary["reasons"], summary["num_rows"]) == (12, {}, 12)
+    assert quarantine_of(out) == {}
+    assert sorted(int(clip["clip_id"]) for clip in clips_of(out)) == list(range(12))
+    kinds = [each["kind"] for each in FrameManifest.load(str(out)).generations]
+    assert kinds == ["rows", "retry", "rows", "retry"]
+
+
+def test_a_try_that_was_interrupted_goes_on(growing: Path, ray_local: Any) -> None:
+    videos, out = growing / "videos", growing / "frames"
+    (videos / "2.mp4").rename(videos / "2.away")
+    config = door(growing, out, retry="all")
+    assert shard_videos(config)["reasons"] == {"missing_file": 1}
+    for name in ("summary.json", "manifest.json", "commits/train-00003.json"):
+        (out / name).unlink()
+    summary = shard_videos(config)
+    assert summary["generations"] == 2, "the second try was there already; it was done, not planned once more"
+    assert summary["reasons"] == {"missing_file": 1}
+
+
+def test_videos_that_went_away(growing: Path, ray_local: Any) -> None:
+    out = growing / "frames"
+    write_manifest(growing / "clips.csv", [[str(number), "a clip"] for number in range(240)])
+    config = door(growing, out, **{"sampling.shard_clips": 40})
+    with pytest.raises(
+        SourceError, match=r"of the last 2\d\d videos could not be got, e\.g\. '\d+': missing_file; max_f"
+    ):
+        shard_videos(config)
     assert not (out / "manifest.json").exists()
-    assert 0 < len(list(out.glob("commits/*.json"))) < 7
-    process = start("shard_videos", *arguments(corpus, out), "--tracking.no-enabled")
-    printed, complaints = process.communicate(timeout=120)
-    assert process.returncode == 0, complaints.decode()
-    assert json.loads(printed.decode().splitlines()[-1])["num_clips"] == 22
-    assert files_of(out) == files_of(unbroken)
-    assert quarantine_of(out) == quarantine_of(unbroken)
+    assert not any((out / "commits").iterdir()), "none counts as done"
+    for number in range(20, 240):
+        os.link(growing / "videos" / "0.mp4", growing / "videos" / f"{number}.mp4")
+    assert shard_videos(config)["num_clips"] == 240
 
 
-def _is_task(process: psutil.Process) -> bool:
-    """Whether this is a Ray worker that is making a shard right now."""
-    try:
-        title = "".join(process.cmdline()[:1])
-    except psutil.Error:  # it ended meanwhile
-        return False
-    return "ray::" in title and ("_task" in title or "Map" in title)
-
-
-@pytest.mark.slow
-def test_sigkill_of_a_worker(corpus: Path, unbroken: Path, tmp_path: Path) -> None:
-    out = tmp_path / "run" / "frames"
-    process = start("shard_videos", *arguments(corpus, out), "--tracking.no-enabled")
-    wait_for(lambda: any(out.glob("commits/*.json")), process)
-    busy: list[psutil.Process] = []
-
-    def is_working() -> bool:
-        """Between two tasks a worker's title says that it is idle."""
-        busy[:] = [child for child in psutil.Process(process.pid).children(recursive=True) if _is_task(child)]
-        return bool(busy)
-
-    wait_for(is_working, process)
-    for child in busy:
-        child.kill()
-    _, complaints = process.communicate(timeout=120)
-    assert process.returncode == 0, complaints.decode()
-    assert files_of(out) == files_of(unbroken)
-
-
-@pytest.mark.slow
-def test_object_store(corpus: Path, unbroken: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
-    server.start()
-    try:
-        host, port = server.get_host_and_port()
-        variables = {
-            "AWS_ENDPOINT_URL": f"http://{host}:{port}",
-            "AWS_ACCESS_KEY_ID": "x",
-            "AWS_SECRET_ACCESS_KEY": "x",
-        }
-        for name, value in (variables | {"AWS_DEFAULT_REGION": "us-east-1"}).items():
-            monkeypatch.setenv(name, value)
-        store = S3FileSystem(endpoint_url=variables["AWS_ENDPOINT_URL"], key="x", secret="x")
-        store.mkdir("bucket")
-        store.put(f"{corpus}/", "bucket/corpus/", recursive=True)
-        places = ["--manifest=s3://bucket/corpus/clips.csv", "--videos=s3://bucket/corpus/videos"]
-        process = start("shard_videos", *places, "--out=s3://bucket/frames", *FLAGS, "--tracking.no-enabled")
-        _, complaints = process.communicate(timeout=120)
-        assert process.returncode == 0, complaints.decode()
-        store.get("bucket/frames/", f"{tmp_path}/frames/", recursive=True)
-    finally:
-        server.stop()
-    assert files_of(tmp_path / "frames") == files_of(unbroken)
-    assert quarantine_of(tmp_path / "frames") == quarantine_of(unbroken)
+def test_a_shard_ends_early_where_its_videos_went_away(tmp_path: Path) -> None:
+    out = str(tmp_path / "out")
+    rows = [ClipRow(record=n, clip_id=str(n), split="train", caption="x", path=f"{n}.mp4") for n in range(300)]
+    made = plan.plan_rows(out, rows, "m", [], 0, 1000, lambda _: True)
+    (tmp_path / "videos").mkdir()
+    sampling = FramesConfig()
+    work = Work(out, str(tmp_path / "videos"), (made.plan_id,), sampling, FetchConfig(), 0.5, "job", 1)
+    with pytest.raises(SourceError, match="200 of the last 200 videos"):
+        make_shard(work, "0000/train-00000")
+    assert not job.any_committed(out)
+    assert [name for name in storage.list_names(out) if "train" in name] == []
+    assert too_many(129, 200, 0.5)
+    assert not too_many(128, 200, 0.5)
+    assert not too_many(199, 199, 0.5)
+    assert not too_many(2500, 5000, 0.5)
+    assert not too_many(5000, 5000, 1.0)
 
 
 @pytest.mark.slow
@@ -250,7 +328,8 @@ def test_bad_set_through_the_door(shared_data: Path, ray_local: Any, tmp_path: P
         cases = [case for case in csv.DictReader(file) if case["csv"] in ("files.csv", "rows_main.csv")]
     for name in ("files.csv", "rows_main.csv"):
         out = tmp_path / name
-        config = ShardVideos(manifest=str(bad / name), videos=str(bad / "files"), out=str(out)).override(SMALL)
+        config = ShardVideos(manifest=str(bad / name), videos=str(bad / "files"), out=str(out), max_failed_share=0.9)
+        config = config.override(SMALL)
         shard_videos(config)
         refused = {key.rpartition("/")[2]: reason for key, reason in quarantine_of(out).items()}
         for case in cases:

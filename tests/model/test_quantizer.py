@@ -109,3 +109,15 @@ def test_moving_means():
     # code 0: 0.5 (1, 0) + 0.5 (1.6, 1.2) = (1.3, 0.6), of length 1.431782; the others were not chosen and stay
     assert quantizer.codebook[0].tolist() == pytest.approx([0.907960, 0.419058], abs=1e-5)
     assert quantizer.codebook[1:].tolist() == [[0, 1], [-1, 0]]
+
+
+def test_moving_means_leave_out_what_is_not_a_number():
+    torch.manual_seed(0)
+    config = CodebookConfig(num_codes=8, code_dim=4, update="ema", ema_decay=0.5)
+    spoilt, clean = Quantizer(config), Quantizer(config)
+    clean.load_state_dict(spoilt.state_dict())
+    vectors = F.normalize(torch.randn(1, 20, 4), dim=-1)
+    clean(vectors)
+    spoilt(torch.cat([vectors, torch.full((1, 1, 4), torch.nan)], dim=1))
+    for name, value in clean.state_dict().items():
+        assert torch.equal(spoilt.state_dict()[name], value), name

@@ -135,7 +135,7 @@ def test_clip_by_path_at_another_size(clip_folder, tmp_path):
     tokenizer.save_pretrained(str(tmp_path))
     # the config still names a folder that need not exist where the tokenizer is used
     content = json.loads((tmp_path / "config.json").read_text())
-    content["config"]["encoder_weights"] = "gone"
+    content["encoder_weights"] = "gone"
     (tmp_path / "config.json").write_text(json.dumps(content))
     again = VideoTokenizer.from_pretrained(str(tmp_path))
     assert again.fingerprint() == tokenizer.fingerprint()
@@ -157,3 +157,16 @@ def test_clip_that_does_not_fit_is_refused(clip_folder, tmp_path):
     with pytest.raises(CheckpointError, match="can't be loaded as a CLIP vision model") as caught:
         build(encoder_weights=str(tmp_path / "nothing"))
     assert "\n" not in str(caught.value)
+
+
+def test_codes_of_a_frame_do_not_depend_on_what_is_beside_it() -> None:
+    for px, codes in ((32, 16), (64, 500)):
+        tokenizer = VideoTokenizer(tokenizer_config({"num_codes": codes}, input_px=px)).eval()
+        clips = frames(23, 4, px)
+        together = tokenizer.encode(clips)
+        for size in (1, 2, 3, 7):
+            assert torch.equal(torch.cat([tokenizer.encode(part) for part in clips.split(size)]), together), (px, size)
+        picked = tokenizer.encode(clips[:, [0, 3]]).view(23, 2, -1)
+        assert torch.equal(picked, together.view(23, 4, -1)[:, [0, 3]])
+        assert torch.equal(tokenizer.encode(clips.flip(0)).flip(0), together)
+    assert tokenizer.encode(clips[:0]).shape == (0, 16)

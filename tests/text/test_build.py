@@ -123,8 +123,8 @@ def test_captions_of_every_kind(tmp_path: Path):
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("a.csv", "videoid,caption\n1,x\n", "found videoid, caption"),
-        ("b.csv", "", "found no columns"),
+        ("a.csv", "videoid,caption\n1,x\n", "found: videoid, caption"),
+        ("b.csv", "", "is empty"),
         ("c.csv", "name,split\nx,val\n", "no rows of split 'train'; found val"),
         ("d.csv", "name\n\n", "no caption"),
         ("e.json", "{", "not valid JSON"),
@@ -136,7 +136,7 @@ def test_bad_caption_files_are_named(tmp_path: Path, name: str, text: str, messa
     (tmp_path / name).write_text(text)
     with pytest.raises(ManifestError, match=message):
         read_captions(str(tmp_path / name), split="train")
-    with pytest.raises(ManifestError, match="no caption file"):
+    with pytest.raises(ManifestError, match="no manifest at"):
         read_captions(str(tmp_path / "none.csv"))
 
 

@@ -1,17 +1,19 @@
 """Tracking against real MLflow stores and servers: nothing lost, nothing twice, nothing stopped."""
 
 import json
-import socket
 import time
 from pathlib import Path
 
 import pytest
+from mlflow_server import Server, free_port, wait_for
 
 from evilm import storage
 from evilm.config.runs import BuildVocab
 from evilm.outputs import open_output
 from evilm.train.figure import draw_losses
-from evilm.train.tracking import Shipper, Spool, close_run, open_run, read_points, track, tracking_uri
+from evilm.train.recorder import Recorder, Shipper
+from evilm.train.spool import Spool, read_points
+from evilm.train.tracking import close_run, describe_run, is_closed, open_run, track, tracking_uri
 
 
 @pytest.fixture
@@ -41,23 +43,29 @@ def test_a_run_has_parameters_metrics_figures_and_is_continued(tmp_path: Path, c
 
     out = str(tmp_path / "out")
     open_output(config, out, {})
-    run_id = open_run(config, "build_vocab", out, {"manifest": "abc"})
-    assert run_id
-    assert open_run(config, "build_vocab", out, {}) == run_id, "a restart continues the same run"
+    run = open_run(config, "build_vocab", out, {"manifest": "abc"})
+    assert run
+    run_id = json.loads((tmp_path / "out" / "mlflow.json").read_text())["run_id"]
+    open_run(config, "build_vocab", out, {})
+    assert json.loads((tmp_path / "out" / "mlflow.json").read_text())["run_id"] == run_id, "a restart continues it"
     spool = Spool(tmp_path / "out" / "metrics.jsonl")
     for step in range(1, 251):
         spool.log({"train/loss": 1 / step, "val/acc": step}, step)
     spool.close()
     for _ in range(2):  # a second shipper has nothing left to send
-        shipper = Shipper(tracking_uri(config, out), run_id, tmp_path / "out" / "metrics.jsonl").start()
-        shipper.close()
+        Shipper(run, tmp_path / "out" / "metrics.jsonl").start().close()
     figure = draw_losses(tmp_path / "out" / "metrics.jsonl", tmp_path / "out" / "losses.png")
-    close_run(config, out, run_id, {"num_words": 12}, {"figures": figure})
+    assert not is_closed(run)
+    close_run(run, config, {"num_words": 12}, {"figures": figure})
+    assert is_closed(run)
     client = MlflowClient(tracking_uri=tracking_uri(config, out))
     run = client.get_run(run_id)
     assert run.info.status == "FINISHED"
     assert run.data.params["words.keep_ratio"] == "0.3"
     assert run.data.tags["evilm.input.manifest"] == "abc"
+    assert run.inputs
+    (made_from,) = run.inputs.dataset_inputs
+    assert (made_from.dataset.name, made_from.dataset.digest) == ("manifest", "abc")
     assert [m.step for m in client.get_metric_history(run_id, "train/loss")] == list(range(1, 251))
     assert run.data.metrics["summary/num_words"] == 12
     artifacts = {a.path for a in client.list_artifacts(run_id)} | {
@@ -67,16 +75,10 @@ def test_a_run_has_parameters_metrics_figures_and_is_continued(tmp_path: Path, c
     assert artifacts >= {"config.yaml", "summary.json", "figures/losses.png"}
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 def test_a_dead_server_costs_seconds_and_nothing_else(
     tmp_path: Path, config: BuildVocab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{_free_port()}")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{free_port()}")
     out, began = str(tmp_path / "out"), time.monotonic()
     open_output(config, out, {})
 
@@ -88,27 +90,80 @@ def test_a_dead_server_costs_seconds_and_nothing_else(
     assert not storage.exists(storage.join(out, "mlflow.json"))
 
 
-def test_a_server_that_dies_and_comes_back_gets_every_point(tmp_path: Path, config: BuildVocab) -> None:
+@pytest.mark.slow
+def test_a_server_that_comes_late_is_killed_and_comes_back_gets_every_point_once(
+    tmp_path: Path, config: BuildVocab, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from mlflow import MlflowClient
 
-    out = str(tmp_path / "out")
+    server = Server(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
+    out, warmed = str(tmp_path / "out"), tmp_path / "out" / "mlflow.json"
     open_output(config, out, {})
-    run_id, uri = open_run(config, "build_vocab", out, {}), tracking_uri(config, out)
-    path = tmp_path / "out" / "metrics.jsonl"
-    spool = Spool(path)
-    spool.log({"a": 1.0}, 1)
-    gone = Shipper(f"http://127.0.0.1:{_free_port()}", run_id, path, every_s=0.05).start()
-    time.sleep(1.0)
-    gone.close()
-    spool.log({"a": 2.0}, 2)
-    spool.close()
-    back = Shipper(uri, run_id, path, every_s=0.05).start()
-    back.close()
-    assert [(m.step, m.value) for m in MlflowClient(tracking_uri=uri).get_metric_history(run_id, "a")] == [
-        (1, 1),
-        (2, 2),
-    ]
-    assert json.loads(path.read_text().splitlines()[0])["step"] == 1
+    run = open_run(config, "build_vocab", out, {"manifest": "abc"})  # nobody answers yet
+    assert run
+    assert not warmed.exists()
+    monkeypatch.setattr("evilm.train.recorder.SHIP_S", 0.2)
+    recorder, longest = Recorder(out, run.as_dict), 0.0
+
+    def log(steps: range) -> None:
+        nonlocal longest
+        for step in steps:
+            began = time.monotonic()
+            recorder.log({"train/loss": 1 / step, "train/lr": step}, step)
+            longest = max(longest, time.monotonic() - began)
+
+    def seen() -> list[int]:
+        (known,) = client.search_runs([client.get_experiment_by_name("build_vocab").experiment_id])
+        return [m.step for m in client.get_metric_history(known.info.run_id, "train/loss")]
+
+    log(range(1, 151))
+    client = MlflowClient(tracking_uri=server.uri)
+    try:
+        server.start()
+        wait_for(warmed.exists)
+        log(range(151, 201))
+        wait_for(lambda: len(seen()) == 200)
+        server.kill()
+        log(range(201, 401))
+        time.sleep(0.5)  # some calls fail
+        assert len(read_points(tmp_path / "out" / "metrics.jsonl")) == 400
+        server.start()
+        log(range(401, 501))
+        recorder.close()
+        assert seen() == list(range(1, 501))
+        server.kill()
+        close_run(run, config, {"num_words": 1}, {})  # nobody answers
+        assert not is_closed(run)
+        server.start()
+        again = describe_run(config, "build_vocab", out, {"manifest": "abc"})
+        (tmp_path / "out" / f"metrics.jsonl.{json.loads(warmed.read_text())['run_id']}.sent").unlink()
+        Shipper(again, tmp_path / "out" / "metrics.jsonl").ship()  # all of them a second time
+        close_run(again, config, {"num_words": 1}, {})
+        assert is_closed(run)
+        assert seen() == list(range(1, 501)), "a point that is sent twice is one point"
+    finally:
+        server.kill()
+    assert longest < 5, "logging does not wait for the server"
+
+
+def test_metrics_on_an_object_store_outlive_the_worker(s3_bucket: str) -> None:
+    out = f"{s3_bucket}/model"
+    first = Recorder(out, None)
+    for step in (1, 2, 3):
+        first.log({"a": step}, step)
+    first.store()  # as a checkpoint does
+    first.log({"a": 4}, 4)  # lost with the worker's disk, and its step made again
+    first.note("nonfinite", {"step": 2})
+    second = Recorder(out, None)
+    for step in (3, 4, 5):
+        second.log({"a": step}, step)
+    second.note("nonfinite", {"step": 5})
+    second.close()
+    lines = storage.read_bytes(storage.join(out, "metrics.jsonl")).decode().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [1, 2, 3, 4, 5]
+    assert len(storage.read_bytes(storage.join(out, "nonfinite.jsonl")).splitlines()) == 2
+    first.close()
 
 
 def test_where_to_track(tmp_path: Path, config: BuildVocab, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -10,7 +11,7 @@ import pytest
 from video_files import write_video
 
 from evilm.config.data import FramesConfig
-from evilm.errors import DecodeError
+from evilm.errors import DecodeError, EvilmError
 from evilm.video.child import Decoder
 from evilm.video.decode import decode_clip
 from evilm.video.reasons import Reason
@@ -19,8 +20,15 @@ CONFIG = FramesConfig()
 READY = "import sys, os, time; os.write(1, (5).to_bytes(8, 'little') + b'ready'); "
 
 
-def children() -> list[psutil.Process]:
+def decoders() -> list[psutil.Process]:
     return [child for child in psutil.Process().children() if "evilm.video.child" in " ".join(child.cmdline())]
+
+
+@pytest.fixture
+def children() -> Callable[[], list[psutil.Process]]:
+    """The decoding children that were started since; those of earlier tests' models may still stand."""
+    before = set(decoders())
+    return lambda: [child for child in decoders() if child not in before]
 
 
 def test_same_frames_as_here(tmp_path: Path) -> None:
@@ -32,7 +40,7 @@ def test_same_frames_as_here(tmp_path: Path) -> None:
         assert decoder.decode(str(path), "x").frames
 
 
-def test_goes_on_after_a_death(tmp_path: Path) -> None:
+def test_goes_on_after_a_death(tmp_path: Path, children: Callable[[], list[psutil.Process]]) -> None:
     path = write_video(tmp_path / "a.mp4")
     with Decoder(CONFIG) as decoder:
         first = decoder.decode(str(path), "x")
@@ -62,6 +70,116 @@ def test_a_child_that_hangs() -> None:
         decoder.decode("/nowhere.mp4", "x")
     assert caught.value.reason == Reason.DECODE_TIMEOUT
     assert time.monotonic() - began < 30
+
+
+def altered(code: str) -> list[str]:
+    """The command of a child in which `code` has changed something; the module is called `child` there."""
+    return [sys.executable, "-c", f"import os, sys, time\nimport evilm.video.child as child\n{code}\nchild.main()"]
+
+
+def test_spans(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "a.mp4")
+    with Decoder(CONFIG) as decoder:
+        assert decoder.decode(str(path), "x", 0.25, 0.75) == decode_clip(str(path), "x", CONFIG, None, 0.25, 0.75)
+        with pytest.raises(DecodeError, match="bad_span"):
+            decoder.decode(str(path), "x", 7.0)
+
+
+def test_where_decord_hangs_pyav_decodes(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "a.mp4")
+    command = altered("""
+answer = child._answer
+child._answer = lambda request: time.sleep(600) if request["backend"] == "decord" else answer(request)
+""")
+    with Decoder(CONFIG.override({"decoder": "decord", "decode_timeout_s": 2.0}), command) as decoder:
+        assert decoder.decode(str(path), "x").decoder == "pyav"
+
+
+def test_killed_for_its_memory_it_is_asked_once_more(tmp_path: Path) -> None:
+    path, mark = write_video(tmp_path / "a.mp4"), tmp_path / "mark"
+    command = altered(f"""
+answer = child._answer
+def killed_once(request):
+    if not os.path.exists({str(mark)!r}):
+        open({str(mark)!r}, "w").close()
+        os.kill(os.getpid(), 9)
+    return answer(request)
+child._answer = killed_once
+""")
+    with Decoder(CONFIG, command) as decoder:
+        assert decoder.decode(str(path), "x") == decode_clip(str(path), "x", CONFIG)
+
+
+def test_what_libraries_print_is_in_nobodys_way(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "a.mp4")
+    command = altered("""
+answer = child._answer
+def loud(request):
+    os.write(1, b"x" * 2**20)
+    os.write(2, b"x" * 2**24)
+    return answer(request)
+child._answer = loud
+""")
+    with Decoder(CONFIG, command) as decoder:
+        assert decoder.decode(str(path), "x") == decode_clip(str(path), "x", CONFIG)
+
+
+@pytest.mark.parametrize("nonsense", ["b'{}'", "b'no JSON'", "b'[1]'", "bytes(9)", None])
+def test_a_child_gone_mad(tmp_path: Path, nonsense: str | None) -> None:
+    message = f"(len({nonsense})).to_bytes(8, 'little') + {nonsense}" if nonsense else "b'x' * 99"
+    command = [sys.executable, "-c", READY + f"sys.stdin.buffer.read(8); os.write(1, {message}); time.sleep(600)"]
+    with Decoder(CONFIG, command) as decoder, pytest.raises(DecodeError) as caught:
+        decoder.decode(str(tmp_path / "a.mp4"), "x")
+    assert caught.value.reason == Reason.DECODER_CRASH
+
+
+def test_a_child_that_does_not_start_is_not_the_clips_fault() -> None:
+    for command in ([sys.executable, "-c", "raise SystemExit(3)"], ["/no/such/program"]):
+        with Decoder(CONFIG, command) as decoder, pytest.raises(EvilmError, match="does not start") as caught:
+            decoder.decode("/nowhere.mp4", "x")
+        assert not isinstance(caught.value, DecodeError)
+
+
+def test_errors_of_the_files_disk_and_of_memory(tmp_path: Path) -> None:
+    for error, reason in (
+        ("OSError(5, 'Input/output error')", Reason.FETCH_ERROR),
+        ("MemoryError()", Reason.TOO_LARGE),
+        ("KeyError('what')", Reason.DECODE_ERROR),
+    ):
+        code = f"def broken(*_):\n    raise {error}\nchild.decode_clip = broken"
+        with Decoder(CONFIG, altered(code)) as decoder, pytest.raises(DecodeError) as caught:
+            decoder.decode(str(tmp_path / "a.mp4"), "x")
+        assert caught.value.reason == reason
+
+
+def test_a_swollen_child_is_replaced(tmp_path: Path, children: Callable[[], list[psutil.Process]]) -> None:
+    path = write_video(tmp_path / "a.mp4")
+    with Decoder(CONFIG, altered("child._SWOLLEN_BYTES = 0")) as decoder:
+        assert decoder.decode(str(path), "x").frames
+        assert decoder._child is None
+        assert decoder.decode(str(path), "x").frames
+    assert not children()
+
+
+def test_an_orphan_ends_even_where_no_python_runs(tmp_path: Path) -> None:
+    """A decoder may hold the interpreter's lock for ever: the thread that looks for the parent never runs then."""
+    command = altered("""
+import re
+child._DYING_S = 0.5
+child._answer = lambda request: re.match("(a+)+$", "a" * 64 + "b")
+""")
+    request = {"limit_s": 0.5}
+    code = (
+        "import json, os, signal, sys; from evilm.video.child import Decoder, _send;"
+        f"from evilm.config.data import FramesConfig; d = Decoder(FramesConfig(), {command!r}); c = d._running();"
+        f"_send(c.stdin, json.dumps({request!r}).encode()); print(c.pid, flush=True);"
+        "os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    pid = int(subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, check=False).stdout)
+    deadline = time.monotonic() + 60
+    while psutil.pid_exists(pid) and psutil.Process(pid).status() != "zombie" and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not psutil.pid_exists(pid) or psutil.Process(pid).status() == "zombie"
 
 
 def test_child_ends_with_its_parent(tmp_path: Path) -> None:

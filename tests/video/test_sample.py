@@ -1,9 +1,14 @@
 """Sampling moments, by numbers worked by hand."""
 
+import math
+from fractions import Fraction
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evilm.video.sample import clip_rng, shown_at, span_times
+from evilm.errors import DecodeError
+from evilm.video.sample import check_span, clip_rng, shown_at, span_ticks, span_times
 
 
 def test_centres_of_equal_spans() -> None:
@@ -28,6 +33,25 @@ def test_random_times_depend_on_seed_and_clip_alone() -> None:
     assert one == span_times(0, 10_000, 8, clip_rng(0, "a"))
     assert one != span_times(0, 10_000, 8, clip_rng(0, "b"))
     assert one != span_times(0, 10_000, 8, clip_rng(1, "a"))
+
+
+def test_span_of_a_video() -> None:
+    tick = Fraction(1, 24)
+    assert span_ticks(10, 106, tick, None, None) == (10, 106)
+    assert span_ticks(10, 106, tick, 1.0, 2.5) == (34, 70)
+    assert span_ticks(10, 106, tick, 1.0, 99.0) == (34, 106)
+    assert span_ticks(10, 106, tick, 0.7, None) == (10 + Fraction(84, 5), 106)  # not rounded to a tick
+    assert span_times(*span_ticks(0, 240, tick, 0.7, 1.1), 2) == [19, 24]  # at 16.8 + 2.4 and 16.8 + 7.2
+    with pytest.raises(DecodeError, match=r"begins at 4 s, the video ends at 4\.00 s"):
+        span_ticks(10, 106, tick, 4.0, 5.0)
+
+
+@pytest.mark.parametrize(
+    ("start_s", "end_s"), [(1.0, 1.0), (2.0, 1.0), (-0.1, 1.0), (math.nan, None), (0.0, math.nan), (math.inf, None)]
+)
+def test_spans_of_no_video(start_s: float, end_s: float | None) -> None:
+    with pytest.raises(DecodeError, match="bad_span"):
+        check_span(start_s, end_s)
 
 
 @given(st.integers(-(2**40), 2**40), st.integers(1, 2**40), st.integers(1, 64), st.integers(0, 3))

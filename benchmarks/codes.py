@@ -1,0 +1,169 @@
+"""Clips per second of the coding door against a bare forward pass of the same tokenizer on decoded frames.
+
+    python benchmarks/codes.py --json codes.json
+    python benchmarks/codes.py --encoder base     # the paper's size; about 5 s per clip and core
+
+`door` is `precompute_codes` as it is, with one worker of one thread: Ray Data, hashing of the shards, Parquet, JPEG
+decoding, codes, commits. Its rates are those between the first and the last shard committed; what comes before and
+after (actor, torch, weights, manifest) is noted apart. `bare forward` is encoder and nearest code, 64 clips at a
+time, from memory; `bare, decoded first` decodes the JPEGs too, in the same thread. `encode` is what the door calls: the
+same in lots of 16 frames, which makes codes independent of the batch, and is kinder to caches. All have one thread for
+torch; the door decodes in a second one, which its CPU seconds include.
+"""
+
+import contextlib
+import os
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+import numpy as np
+import psutil
+import torch
+from harness import Bench, Sample, flags
+from stored import store_frames
+
+from evilm import storage
+from evilm.config.model import VideoTokenizerConfig
+from evilm.config.runs import PrecomputeCodes
+from evilm.data.clips import load_clips
+from evilm.data.cluster import connect
+from evilm.data.codes import precompute_codes
+from evilm.model.tokenizer import VideoTokenizer
+from evilm.shards import FrameManifest, ShardPair
+
+_SIZES = {"tiny": (96, 3, 3, 96), "small": (384, 6, 6, 256), "base": (768, 12, 12, 256)}
+"""Width, layers, heads, side of the frames."""
+_TOGETHER = 64
+
+
+def main() -> None:
+    """Make shards and tokenizer, run the variants, print."""
+    parser = flags(__doc__ or "")
+    parser.add_argument("--encoder", choices=sorted(_SIZES), default="small", help="size of the tokenizer's encoder")
+    parser.add_argument("--clips", type=int, default=0, help="clips (tiny 8192, small 256, base 64)")
+    chosen = parser.parse_args()
+    clips = 64 if chosen.quick else chosen.clips or {"tiny": 8192, "small": 256, "base": 64}[chosen.encoder]
+    torch.set_num_threads(1)
+    title = f"codes: {clips} clips of 4 frames, {chosen.encoder} encoder, one worker of one thread"
+    bench = Bench(title, 1 if chosen.quick else chosen.rounds, unit="clips")
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        tokenizer = make_tokenizer(chosen.encoder, folder / "tokenizer")
+        frames = store_frames(folder / "frames", clips, tokenizer.config.input_px, shard_clips=max(8, clips // 8))
+        connect(min_cpus=2)
+        around: list[float] = []
+        bench.add("door", door(frames, folder, around))
+        bench.add("bare forward", bare(frames, tokenizer, forward, decode=False))
+        bench.add("bare, decoded first", bare(frames, tokenizer, forward, decode=True))
+        bench.add("encode", bare(frames, tokenizer, VideoTokenizer.encode, decode=False))
+        bench.run()
+    bench.notes["seconds of the door around that"] = round(median(around), 1)
+    for other in ("bare forward", "bare, decoded first", "encode"):
+        bench.ratio("door", other)
+        bench.ratio("door", other, "cpu")
+    bench.print()
+    bench.save(chosen.json)
+
+
+def make_tokenizer(size: str, folder: Path) -> VideoTokenizer:
+    """A tokenizer with random weights and the paper's codebook."""
+    width, layers, heads, px = _SIZES[size]
+    encoder = {"input_px": px, "encoder_dim": width, "encoder_layers": layers, "encoder_heads": heads}
+    decoder = {"decoder_dim": 32, "decoder_layers": 1, "decoder_heads": 2, "vocab_size": 16}
+    torch.manual_seed(0)
+    tokenizer = VideoTokenizer(VideoTokenizerConfig().override(encoder | decoder)).eval()
+    tokenizer.save_pretrained(str(folder))
+    return tokenizer
+
+
+def door(frames: FrameManifest, folder: Path, around: list[float]) -> Callable[[], Sample]:
+    """The whole door, timed from its first commit to its last; notes the other seconds in `around`."""
+    config = PrecomputeCodes(frames=frames.uri, tokenizer=str(folder / "tokenizer"), batch_clips=_TOGETHER)
+
+    def run() -> Sample:
+        out, began = folder / "codes", time.perf_counter()
+        with Watch() as watch:
+            summary = precompute_codes(config.model_copy(update={"out": str(out)}))
+        spent = time.perf_counter() - began
+        commits = sorted(Path(summary["codes"]).glob("commits/*.json"), key=lambda path: path.stat().st_mtime_ns)
+        first, last = (path.stat().st_mtime_ns / 1e9 for path in (commits[0], commits[-1]))
+        clips = {shard.file.rpartition("-")[0]: shard.num_clips for shard in frames.shards}
+        storage.delete(str(out))
+        around.append(spent - (last - first))
+        done = sum(clips.values()) - clips[commits[0].stem]
+        return Sample(done, cpu_s=watch.cpu_s(last) - watch.cpu_s(first), wall_s=last - first)
+
+    return run
+
+
+class Watch(threading.Thread):
+    """CPU seconds of Ray's actor over time, read from outside."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self._points: list[tuple[float, float]] = []
+        self._ended = threading.Event()
+
+    def run(self) -> None:
+        """Look ten times a second."""
+        while not self._ended.wait(0.1):
+            for process in psutil.Process().children(recursive=True):
+                with contextlib.suppress(psutil.Error):  # ended meanwhile
+                    if process.name().startswith("ray::MapWorker"):
+                        self._points.append((time.time(), sum(process.cpu_times()[:2])))
+
+    def cpu_s(self, when: float) -> float:
+        """CPU seconds at a time of the clock."""
+        return float(np.interp(when, *zip(*self._points, strict=True)))
+
+    def __enter__(self) -> "Watch":
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self.join()
+
+
+def forward(tokenizer: VideoTokenizer, frames: torch.Tensor) -> torch.Tensor:
+    """Encoder and nearest code, as anybody would write it."""
+    return tokenizer.quantizer.nearest(tokenizer.vectors(frames).flatten(0, 1))
+
+
+def bare(
+    frames: FrameManifest, tokenizer: VideoTokenizer, encode: Callable[..., torch.Tensor], decode: bool
+) -> Callable[[], Sample]:
+    """Codes of decoded frames in memory; `decode` makes decoding a part of it."""
+    items = [ShardPair(f"{frames.uri}/{s.file}", "", s.num_clips, s.row_groups) for s in frames.shards]
+    groups = [load_clips(item, group) for item in items for group in range(len(item.row_groups))]
+    rows = [(clips, row) for clips in groups for row in range(len(clips.clip_ids))]
+    px = frames.frame_px
+    pixels = np.empty((len(rows), frames.num_frames, px, px, 3), np.uint8)
+
+    def fill(start: int) -> None:
+        for (clips, row), out in zip(rows[start : start + _TOGETHER], pixels[start:], strict=False):
+            clips.decode(row, range(frames.num_frames), out)
+
+    for start in range(0, len(rows), _TOGETHER):
+        fill(start)
+
+    @torch.inference_mode()
+    def run() -> Sample:
+        began = time.process_time()
+        for start in range(0, len(rows), _TOGETHER):
+            if decode:
+                fill(start)
+            encode(tokenizer, torch.from_numpy(pixels[start : start + _TOGETHER])).numpy().astype(np.uint16)
+        return Sample(len(rows), cpu_s=time.process_time() - began)
+
+    return run
+
+
+if __name__ == "__main__":
+    main()

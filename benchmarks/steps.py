@@ -1,0 +1,173 @@
+"""A training step as the workers of pre-training make it, outside Ray: for the benchmarks of steps."""
+
+import time
+from collections.abc import Generator, Iterator
+from contextlib import closing
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from stored import store_codes, store_frames, vocab
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from evilm.config import presets
+from evilm.config.model import VideoTokenizerConfig
+from evilm.config.runs import Pretrain
+from evilm.model.budget.work import Work, work_of
+from evilm.model.tokenizer import VideoTokenizer
+from evilm.steps.batch import PretrainBatch
+from evilm.text.vocab import Vocab
+from evilm.train.optim import make_optimizer
+from evilm.train.precision import autocast, has_bf16, make_deterministic
+from evilm.train.pretrain import PretrainTask
+from evilm.train.update import Updater
+
+_GROUPS = 40
+"""Row groups stored, more than a feed remembers, so that it goes on reading."""
+_AHEAD = 8
+"""More batches than a feed makes ahead."""
+SIZES = {"tiny": "tiny", "full": "paper"}
+"""Presets by the name of their size."""
+
+
+def prepare(folder: Path, size: str, batch_clips: int, threads: int, precision: str) -> Pretrain:
+    """Settings of a size with shards and codes that fit it, one row group for each step.
+
+    Args:
+        folder: where to put them.
+        size: tiny or full.
+        batch_clips: clips per step, also per row group.
+        threads: of torch.
+        precision: auto, fp32 or bf16.
+    """
+    config = cast(Pretrain, presets.defaults("pretrain", SIZES[size]))
+    arch, coding = config.arch, config.build.train_tokenizer.arch
+    frames = store_frames(
+        folder / "frames", _GROUPS * batch_clips, arch.input_px, arch.num_frames, 10 * batch_clips, batch_clips
+    )
+    store_codes(folder / "codes", frames, arch.grid, coding.codebook.num_codes)
+    _fill(vocab(), config.build.build_vocab.words.train_size).save(str(folder / "vocab"))
+    return settings_of(size, batch_clips, threads, precision, folder)
+
+
+def settings_of(size: str, batch_clips: int, threads: int, precision: str, folder: Path, workers: int = 1) -> Pretrain:
+    """The settings that `prepare` returned for what lies in this folder."""
+    places = {name: str(folder / name) for name in ("frames", "codes", "vocab")} | {"tokenizer": "none"}
+    settings = {"schedule.batch_clips": batch_clips, "schedule.epochs": 1000, "arch.video_weights": ""}
+    machine = {"cluster.num_workers": workers, "cluster.cpus_per_worker": threads, "cluster.precision": precision}
+    config = cast(Pretrain, presets.defaults("pretrain", SIZES[size]))
+    return config.override(places | settings | machine | {"cluster.gpus_per_worker": float(torch.cuda.is_available())})
+
+
+def _fill(small: Vocab, size: int) -> Vocab:
+    """The vocabulary with entries that no caption has, up to `size`: the model's table shall be of full size."""
+    missing = range(max(0, size - small.size))
+    return Vocab([*small.pieces, *(f"filler{number}" for number in missing)])
+
+
+class Learner:
+    """One worker's model, feed and updates, as `evilm.train.loop` puts them together."""
+
+    def __init__(self, config: Pretrain, rank: int = 0, world: int = 1) -> None:
+        """A worker's; with `world` above 1 inside Ray Train, where the process group stands."""
+        self.settings, self.task = config, PretrainTask(config)
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        if self.device.type == "cpu":
+            torch.set_num_threads(max(1, round(config.cluster.cpus_per_worker)))
+            make_deterministic()
+        torch.manual_seed(config.schedule.seed)
+        self.objective = self.task.objective().to(self.device)
+        optimizer = make_optimizer(self.objective, config.optim, config.cluster.fused)
+        cast_to = autocast(config.cluster.precision, self.device)
+        self._rank, self._world = rank, world
+        model = self._shared() if world > 1 else self.objective
+        self._updater = Updater(self.objective, model, optimizer, config, world, cast_to, self.device, None)
+        self.feed = self.task.train_feed(rank, world)
+        self._step = self._fed = 0
+
+    def _shared(self) -> torch.nn.Module:
+        from ray.train.torch import prepare_model
+
+        parallel = {"find_unused_parameters": self.objective.sparse, "broadcast_buffers": False}
+        return prepare_model(self.objective, parallel_strategy_kwargs=parallel)
+
+    @property
+    def precision(self) -> str:
+        """What the step computes in."""
+        chosen = self.settings.cluster.precision
+        return ("bf16" if has_bf16(self.device) else "fp32") if chosen == "auto" else chosen
+
+    def train(self, batch: PretrainBatch) -> None:
+        """One update; returns when it is done."""
+        self._updater.step(self._step, 1_000_000, range(self._rank, self._rank + 1), [batch], [0.0, 0.0, 0.0])
+        self._step += 1
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+
+    def held(self, count: int) -> list[PretrainBatch]:
+        """Batches on the device, in memory of their own: the feed uses its buffers again."""
+        stream = self.feed.batches(0, count)
+        return [replace(batch, frames=batch.frames.clone()).to(self.device) for batch in stream]
+
+    def fed(self, count: int) -> Iterator[PretrainBatch]:
+        """One batch of the feed to warm up with, then `count`; there are more behind, so that it works ahead to the
+        last.
+        """
+        end = self._fed + 1 + count + _AHEAD
+        stream = self.feed.batches(self._fed, end)
+        self._fed = end
+        with closing(cast(Generator, stream)):
+            yield from islice(stream, 1 + count)
+
+    def work(self, num_words: int) -> Work:
+        """What a step computes, per clip."""
+        tokenizer = self.settings.build.train_tokenizer.arch
+        return work_of(self.task.arch, tokenizer, self.settings.objectives, num_words)
+
+
+def make_tokenizer(config: VideoTokenizerConfig, device: torch.device) -> VideoTokenizer:
+    """A video tokenizer with random weights, as it makes labels: without its decoder."""
+    tokenizer = VideoTokenizer(config.model_copy(update={"encoder_weights": ""}))
+    tokenizer.decoder = None
+    return tokenizer.to(device).eval()
+
+
+class Clock:
+    """Wall and CPU seconds of this process between two calls."""
+
+    def __init__(self) -> None:
+        self._began = time.perf_counter(), time.process_time()
+
+    def seconds(self) -> tuple[float, float]:
+        """By the clock, and of all cores together."""
+        return time.perf_counter() - self._began[0], time.process_time() - self._began[1]
+
+
+_VIEWS = {
+    *("view", "t", "transpose", "expand", "unsqueeze", "squeeze", "slice", "select", "permute", "detach", "alias"),
+    *("_unsafe_view", "reshape", "split", "split_with_sizes", "unbind", "as_strided", "narrow", "lift_fresh"),
+}
+"""Operations that compute nothing."""
+
+
+class Kernels(TorchDispatchMode):
+    """Counts the operations that compute something, each at least one kernel on a GPU."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += func.overloadpacket.__name__ not in _VIEWS
+        return func(*args, **(kwargs or {}))
+
+
+def count_kernels(learner: Learner, batch: PretrainBatch) -> int:
+    """Operations of a forward and a backward pass that compute; the optimizer's are few where they are fused."""
+    learner.objective.zero_grad(set_to_none=True)
+    with Kernels() as counted, autocast(learner.settings.cluster.precision, learner.device):
+        losses = learner.objective(batch)
+        torch.stack([loss.total.float() for loss in losses.values()]).sum().backward()
+    return counted.count

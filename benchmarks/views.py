@@ -1,0 +1,87 @@
+"""How often approximate codes under augmentation are the exact ones, by size of the crop.
+
+    make demo && python benchmarks/views.py --root runs/demo --json views.json
+
+Exact codes are the tokenizer's on the cropped frames, what `precompute_codes --views` stores. Approximate ones are
+those of the whole frame at the nearest cells, what `pretrain --augment.approximate` uses. `by chance` is how often two
+regions of whole frames have the same code; `cells` is the share of different cells that an approximate view takes.
+"""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+import numpy as np
+import torch
+from harness import flags, machine
+
+from evilm import storage
+from evilm.config.train import CropConfig
+from evilm.data.clips import Looks, load_clips, show
+from evilm.data.order import EVAL_EPOCH
+from evilm.model.tokenizer import VideoTokenizer
+from evilm.shards import FrameManifest, ShardPair
+from evilm.steps.seeds import clip_rng
+from evilm.tables import text_table
+from evilm.video.views import draw_view, nearest_cells, replay
+
+_CROPS = (
+    ("mirrored only", {"min_scale": 1.0, "max_ratio": 1.0, "flip_ratio": 1.0}),
+    *((f"{scale:g} .. 1 of the area", {"min_scale": scale, "flip_ratio": 0.0}) for scale in (0.9, 0.7, 0.5, 0.3, 0.1)),
+    ("0.5 .. 1, half mirrored", {"min_scale": 0.5, "flip_ratio": 0.5}),
+)
+
+
+def main() -> None:
+    """Code clips both ways, print the table."""
+    parser = flags(__doc__ or "")
+    parser.add_argument("--root", default="runs/demo", help="a finished workflow, for its frames and tokenizer")
+    parser.add_argument("--split", default="val", help="clips of this split (val)")
+    parser.add_argument("--clips", type=int, default=160, help="so many (160)")
+    chosen = parser.parse_args()
+    frames = FrameManifest.load(storage.join(chosen.root, "frames"))
+    tokenizer = VideoTokenizer.from_pretrained(storage.join(chosen.root, "tokenizer"))
+    names, pixels = read(frames, chosen.split, 16 if chosen.quick else chosen.clips)
+    whole = encode(tokenizer, pixels)
+    results = [compare(name, CropConfig.model_validate(crop), names, pixels, whole, tokenizer) for name, crop in _CROPS]
+    share = np.bincount(whole.ravel()) / whole.size
+    chance = float((share**2).sum())
+    print(f"\napproximate codes, {len(names)} clips, {tokenizer.config.grid} x {tokenizer.config.grid} cells a frame")
+    rows = [[r["crops"], f"{r['agreement']:.1%}", f"{r['cells']:.1%}"] for r in results]
+    print(text_table(["crops", "exact", "cells"], rows, right=[1, 2]))
+    print(f"by chance: {chance:.1%}")
+    if chosen.json:
+        content = {"results": results, "by_chance": chance, "clips": len(names), "machine": machine()}
+        Path(chosen.json).write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
+
+
+def read(frames: FrameManifest, split: str, num_clips: int) -> tuple[list[str], np.ndarray]:
+    """Ids and whole frames (clip, frame, row, col, 3) of the first clips."""
+    pairs = [ShardPair(f"{frames.uri}/{s.file}", "", s.num_clips, s.row_groups) for s in frames.of_split(split)]
+    groups = [load_clips(item, group) for item in pairs for group in range(len(item.row_groups))]
+    rows = [(clips, row) for clips in groups for row in range(len(clips.clip_ids))][:num_clips]
+    return [clips.clip_ids[row] for clips, row in rows], show(Looks(), rows, EVAL_EPOCH)[0]
+
+
+def encode(tokenizer: VideoTokenizer, pixels: np.ndarray) -> np.ndarray:
+    """Codes (clip, frame, cell)."""
+    return tokenizer.encode(torch.from_numpy(pixels)).numpy().reshape(*pixels.shape[:2], -1)
+
+
+def compare(
+    title: str, crop: CropConfig, names: list[str], pixels: np.ndarray, whole: np.ndarray, tokenizer: VideoTokenizer
+) -> dict[str, Any]:
+    """One random view of every clip, coded both ways; captions do not matter here."""
+    side, grid = pixels.shape[2], tokenizer.config.grid
+    views = [draw_view(side, crop, "", clip_rng("benchmark", 0, 0, name)) for name in names]
+    exact = encode(tokenizer, np.stack([replay(frames, view) for frames, view in zip(pixels, views, strict=True)]))
+    cells = [nearest_cells(view, side, grid) for view in views]
+    approximate = np.stack([codes[:, places] for codes, places in zip(whole, cells, strict=True)])
+    different = float(np.mean([len(set(places.tolist())) / grid**2 for places in cells]))
+    return {"crops": title, "agreement": float((exact == approximate).mean()), "cells": different}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,52 @@
+"""Commands that files and docs tell people to run: do the doors exist, and do they understand their flags?"""
+
+import contextlib
+import io
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+from evilm.config.door import parse
+from evilm.config.runs import DOORS
+
+TOP = Path(__file__).parents[2]
+_DOOR = re.compile(r"python\s+(?:\S*/)?(pipelines|tune)/(\w+)\.py([^\n]*)")
+_FILE = re.compile(
+    r"(?<![\w./-])((?:cluster|pipelines|tune|docs|benchmarks|tests)/[\w./-]+\.(?:py|yaml|json|md)|cluster/Dockerfile)"
+)
+_END = re.compile(r"\s(?:&&|\|\|?|;|>>?|2>|#|&)(?:\s|$)|`|\)")
+
+
+def comments(text: str) -> str:
+    """The comments of a YAML file, without their markers."""
+    return "\n".join(line.lstrip(" #") for line in text.splitlines() if line.lstrip().startswith("#"))
+
+
+def doors_in(text: str) -> Iterator[tuple[str, list[str]]]:
+    """Each door that a text calls, by folder and name, with its arguments; backslashes at the end of lines go on."""
+    for folder, door, rest in _DOOR.findall(re.sub(r"\\\n[ \t]*", " ", text)):
+        yield f"{folder}/{door}", shlex.split(_END.split(rest, maxsplit=1)[0])
+
+
+def check_doors(text: str) -> list[str]:
+    """What is wrong with the doors' commands in a text."""
+    problems = []
+    for place, arguments in doors_in(text):
+        folder, door = place.split("/")
+        said = io.StringIO()
+        if door not in DOORS or DOORS[door].folder != folder or not (TOP / f"{place}.py").is_file():
+            problems.append(f"there is no door {place}.py")
+            continue
+        with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
+            try:
+                parse(door, arguments)
+            except SystemExit as stop:
+                if stop.code:
+                    problems.append(f"{door}: {said.getvalue().strip().removeprefix('error: ')}")
+    return problems
+
+
+def check_files(text: str) -> list[str]:
+    """Files of the checkout that a text names and that are not there."""
+    return [f"{name} does not exist" for name in sorted(set(_FILE.findall(text))) if not (TOP / name).exists()]

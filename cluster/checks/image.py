@@ -1,0 +1,73 @@
+"""Checks of the Dockerfile: instructions that Docker knows, the versions of constraints.txt, files that are there."""
+
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+from checks.commands import TOP
+
+_INSTRUCTIONS = {"ARG", "FROM", "WORKDIR", "COPY", "RUN", "ENV", "USER", "LABEL", "EXPOSE", "ENTRYPOINT", "CMD"}
+_NEEDED = {"evilm", "pipelines", "tune", "pyproject.toml", "constraints.txt", "cluster/spot_watch.py"}
+"""What doors, and the commands in the cluster files, look for in the image."""
+
+
+def check(path: Path) -> list[str]:
+    """What is wrong with a Dockerfile, one line each; what its .dockerignore lets through counts too."""
+    steps = list(_steps(path.read_text()))
+    problems = [f"{word} is no instruction" for word, _ in steps if word not in _INSTRUCTIONS]
+    problems += _bases([rest for word, rest in steps if word == "FROM"])
+    copied = [_copied(rest) for word, rest in steps if word == "COPY"]
+    problems += _files({name for names in copied for name in names}, ignore_file(path))
+    version = ray_version()
+    if not any(word == "RUN" and f"ray.__version__ == '{version}'" in rest for word, rest in steps):
+        problems.append(f"no RUN makes sure that ray.__version__ == '{version}', as in constraints.txt")
+    for word, rest in steps:
+        if word == "RUN" and "pip install" in rest and "--constraint constraints.txt" not in rest:
+            problems.append("pip install without --constraint constraints.txt: nodes could differ")
+    return problems
+
+
+def ray_version() -> str:
+    """Ray's version in constraints.txt; nodes of others can't join."""
+    (version,) = re.findall(r"^ray==(\S+)$", (TOP / "constraints.txt").read_text(), re.MULTILINE)
+    return str(version)
+
+
+def ignore_file(path: Path) -> list[str]:
+    """Lines of the .dockerignore of a Dockerfile: that beside it, else ours."""
+    beside = path.with_name(f"{path.name}.dockerignore")
+    return (beside if beside.exists() else TOP / "cluster" / "Dockerfile.dockerignore").read_text().splitlines()
+
+
+def _steps(text: str) -> Iterator[tuple[str, str]]:
+    """Instructions with what follows them, comments left out and continued lines joined."""
+    lines = "\n".join(line for line in text.splitlines() if not line.lstrip().startswith("#"))
+    for line in re.sub(r"\\\n\s*", " ", lines).splitlines():
+        if line.strip():
+            word, _, rest = line.strip().partition(" ")
+            yield word, rest
+
+
+def _bases(bases: list[str]) -> Iterator[str]:
+    """Every base is Ray's own image of our version and Python, or a stage before it."""
+    ours = re.compile(rf"rayproject/ray:{re.escape(ray_version())}-py311-(cpu|gpu)")
+    stages = {base.partition(" AS ")[2] for base in bases}
+    for base in bases:
+        image = base.partition(" AS ")[0].replace("${FLAVOUR}", "cpu")
+        if not ours.fullmatch(image) and image not in stages:
+            yield f"FROM {image} is not rayproject/ray:{ray_version()}-py311-cpu or -gpu: other nodes can't join"
+
+
+def _copied(rest: str) -> list[str]:
+    return [word for word in shlex.split(rest) if not word.startswith("--")][:-1]
+
+
+def _files(copied: set[str], ignore: list[str]) -> Iterator[str]:
+    for name in sorted(copied):
+        if not (TOP / name).exists():
+            yield f"COPY {name}: it does not exist"
+        elif f"!{name}" not in ignore:
+            yield f"COPY {name}: Dockerfile.dockerignore leaves it out"
+    for name in sorted(_NEEDED - copied):
+        yield f"{name} is not copied into the image"

@@ -1,0 +1,246 @@
+"""Checks of the Kubernetes files: the schemas of KubeRay's own resources, then what only its operator checks.
+
+Unknown fields and wrong types are found by the resources' definitions (CRDs), which come with KubeRay and not with us:
+`--crds FOLDER` names where they lie. Everything else works without.
+"""
+
+import json
+import re
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from checks.commands import check_doors, check_files, comments
+from checks.image import ray_version
+
+RAY_KINDS = {"RayCluster": 53, "RayJob": 47}
+"""Kinds of KubeRay, and the longest name that each may have."""
+_MODES = ("K8sJobMode", "HTTPMode", "InteractiveMode", "SidecarMode")
+_RUNTIME_ENV = {"env_vars", "working_dir", "py_modules", "py_executable", "excludes", "pip", "uv", "conda", "config"}
+_GPU = "nvidia.com/gpu"
+_RAY_IMAGES = {"cpu": "evilm:0.1.0-cpu", "gpu": "evilm:0.1.0-gpu"}
+
+
+def check(path: Path, crds: Path | None = None) -> list[str]:
+    """What is wrong with a file of one or more resources, one line each."""
+    text = path.read_text()
+    problems = []
+    for document in yaml.safe_load_all(text):
+        kind = document.get("kind", "?") if isinstance(document, dict) else "?"
+        name = document.get("metadata", {}).get("name", "?") if isinstance(document, dict) else "?"
+        problems += [f"{kind} {name}: {problem}" for problem in _document(document, kind, crds)]
+    return problems + check_doors(comments(text)) + check_files(text)
+
+
+def _document(document: Any, kind: str, crds: Path | None) -> Iterator[str]:
+    if kind in RAY_KINDS:
+        if crds:
+            yield from schema_errors(document, strict_schema(crds, kind))
+        yield from _name(document, RAY_KINDS[kind])
+        yield from _ray_job(document["spec"]) if kind == "RayJob" else _ray_cluster(document["spec"])
+    elif kind in ("StatefulSet", "Deployment"):
+        template = document["spec"]["template"]
+        if crds:  # the same pods as in our cluster, so the same schema
+            pod = strict_schema(crds, "RayCluster")["properties"]["spec"]["properties"]["headGroupSpec"]
+            yield from schema_errors(template, pod["properties"]["template"])
+        labels = document["spec"]["selector"]["matchLabels"]
+        if labels.items() - template["metadata"]["labels"].items():
+            yield "spec.selector does not select the pods of spec.template"
+    elif kind == "PrometheusRule":
+        yield from check_alerts(document["spec"])
+    elif kind == "PodMonitor":
+        if document["spec"]["selector"]["matchLabels"].get("ray.io/cluster") != "evilm":
+            yield "spec.selector does not select the pods of the cluster evilm"
+    elif kind != "Service":
+        yield f"kind {kind!r} is not one that is checked here"
+
+
+def strict(schema: Any) -> Any:
+    """A schema of Kubernetes as JSON schema that refuses unknown fields."""
+    if isinstance(schema, list):
+        return [strict(item) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    made = {
+        name: {field: strict(inner) for field, inner in value.items()} if name == "properties" else strict(value)
+        for name, value in schema.items()
+        if name != "format"
+    }
+    if made.get("x-kubernetes-int-or-string"):
+        made["type"] = ["integer", "string"]
+    if made.pop("nullable", False) and isinstance(made.get("type"), str):
+        made["type"] = [made["type"], "null"]
+    if "properties" in made:
+        if "additionalProperties" not in made and not made.get("x-kubernetes-preserve-unknown-fields"):
+            made["additionalProperties"] = False
+        # The server fills in what has a default.
+        made["required"] = [f for f in made.get("required", []) if "default" not in made["properties"].get(f, {})]
+    return made
+
+
+@lru_cache
+def strict_schema(crds: Path, kind: str) -> dict[str, Any]:
+    """The strict schema of a kind, from KubeRay's definition in the folder `crds`."""
+    text = (crds / f"ray.io_{kind.lower()}s.yaml").read_text()
+    definition = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    version = next(version for version in definition["spec"]["versions"] if version["name"] == "v1")
+    schema = strict(version["schema"]["openAPIV3Schema"])
+    schema["properties"]["metadata"] = {"type": "object"}
+    return schema
+
+
+def schema_errors(document: Any, schema: dict[str, Any]) -> Iterator[str]:
+    """Faults of a document against a schema."""
+    from jsonschema import Draft202012Validator
+
+    for error in Draft202012Validator(schema).iter_errors(document):
+        yield f"{'.'.join(str(part) for part in error.absolute_path)}: {error.message[:200]}"
+
+
+def _name(document: dict[str, Any], longest: int) -> Iterator[str]:
+    name = document["metadata"]["name"]
+    if len(name) > longest or not re.fullmatch(r"[a-z]([-a-z0-9]*[a-z0-9])?", name):
+        yield f"the name must be at most {longest} of a-z, 0-9 and -, and begin with a letter"
+
+
+def _ray_job(spec: dict[str, Any]) -> Iterator[str]:
+    selected = spec.get("clusterSelector")
+    if bool(selected) == ("rayClusterSpec" in spec):
+        yield "one of clusterSelector and rayClusterSpec must be given"
+    if selected is not None and not selected.get("ray.io/cluster"):
+        yield "clusterSelector needs ray.io/cluster"
+    if spec.get("submissionMode", _MODES[0]) not in _MODES:
+        yield f"submissionMode {spec['submissionMode']!r} is not one of {', '.join(_MODES)}"
+    if spec.get("backoffLimit", 0) and (selected or spec.get("submissionMode") == "InteractiveMode"):
+        yield "backoffLimit goes with neither clusterSelector nor InteractiveMode"
+    if selected and spec.get("submissionMode") == "SidecarMode":
+        yield "clusterSelector does not go with SidecarMode"
+    ends = spec.get("shutdownAfterJobFinishes", False)
+    if spec.get("suspend") and (not ends or selected):
+        yield "suspend needs shutdownAfterJobFinishes, and no clusterSelector"
+    if spec.get("ttlSecondsAfterFinished") and not ends:
+        yield "ttlSecondsAfterFinished needs shutdownAfterJobFinishes"
+    if ends and (spec.get("deletionStrategy") or {}).get("deletionRules"):
+        yield "shutdownAfterJobFinishes and deletionStrategy.deletionRules exclude each other"
+    if not selected and not ends and "deletionStrategy" not in spec:
+        yield "a cluster of its own that nobody deletes costs money: set shutdownAfterJobFinishes"
+    for name in ("activeDeadlineSeconds", "preRunningDeadlineSeconds"):
+        if spec.get(name, 1) <= 0:
+            yield f"{name} must be positive"
+    yield from check_runtime_env(yaml.safe_load(spec.get("runtimeEnvYAML", "")) or {})
+    if not spec.get("entrypoint"):
+        yield "entrypoint is missing"
+    else:
+        yield from check_doors(spec["entrypoint"])
+    if "rayClusterSpec" in spec:
+        yield from _ray_cluster(spec["rayClusterSpec"])
+
+
+def check_runtime_env(environment: dict[str, Any]) -> Iterator[str]:
+    """Ray takes any key and says nothing; values that are no strings end the job."""
+    for name in set(environment) - _RUNTIME_ENV:
+        yield f"runtime env: {name} is unknown, and ignored by Ray; known: {', '.join(sorted(_RUNTIME_ENV))}"
+    for name, value in environment.get("env_vars", {}).items():
+        if not isinstance(value, str):
+            yield f"runtime env: env_vars.{name} = {value!r} must be a string"
+
+
+def check_alerts(rules: dict[str, Any]) -> Iterator[str]:
+    """Rules of Prometheus: complete, and nothing that it would refuse to load."""
+    for rule in [rule for group in rules["groups"] for rule in group["rules"]]:
+        for field in {"alert", "expr", "for", "annotations"} ^ set(rule):
+            yield f"alert {rule.get('alert')}: {field} is {'unknown' if field in rule else 'missing'}"
+        if not re.fullmatch(r"\d+[smhd]", str(rule.get("for"))):
+            yield f"alert {rule.get('alert')}: for {rule.get('for')!r} is no time such as 15m"
+        if str(rule.get("expr")).count("(") != str(rule.get("expr")).count(")"):
+            yield f"alert {rule.get('alert')}: the brackets of expr do not match"
+
+
+def check_prometheus(config: dict[str, Any]) -> Iterator[str]:
+    """A configuration of Prometheus: the nodes come from the file that Ray keeps."""
+    for name in set(config) - {"global", "rule_files", "scrape_configs"}:
+        yield f"{name} is unknown"
+    files = [name for job in config["scrape_configs"] for sd in job.get("file_sd_configs", []) for name in sd["files"]]
+    if files != ["/tmp/ray/prom_metrics_service_discovery.json"]:
+        yield f"file_sd_configs reads {files}; Ray writes /tmp/ray/prom_metrics_service_discovery.json"
+
+
+def _ray_cluster(spec: dict[str, Any]) -> Iterator[str]:
+    scales = spec.get("enableInTreeAutoscaling", False)
+    options = spec.get("autoscalerOptions", {})
+    groups = [("head", spec["headGroupSpec"])] + [(g["groupName"], g) for g in spec.get("workerGroupSpecs", [])]
+    if not scales:
+        yield "enableInTreeAutoscaling is not on: groups keep the size that they have"
+    if options.get("idleTimeoutSeconds", 0) < 0:
+        yield "autoscalerOptions.idleTimeoutSeconds is negative"
+    token = spec.get("authOptions", {}).get("mode") == "token"
+    if not token:
+        yield "authOptions.mode is not token: a cluster without tokens obeys everybody who reaches it"
+    if spec.get("rayVersion") != ray_version():
+        yield f"rayVersion {spec.get('rayVersion')!r} is not {ray_version()}, as in constraints.txt"
+    yield from _fault_tolerance(spec)
+    if spec["headGroupSpec"].get("rayStartParams", {}).get("num-cpus") != "0":
+        yield 'headGroupSpec.rayStartParams.num-cpus must be "0", or work fills the pod that everything hangs on'
+    for name, group in groups:
+        yield from (f"{name}: {problem}" for problem in _group(group, scales, options.get("version") == "v2"))
+
+
+def _fault_tolerance(spec: dict[str, Any]) -> Iterator[str]:
+    kept = spec.get("gcsFaultToleranceOptions")
+    head = spec["headGroupSpec"]
+    names = {entry["name"] for c in head["template"]["spec"]["containers"] for entry in c.get("env", [])}
+    for name in names & {"RAY_REDIS_ADDRESS", "REDIS_PASSWORD", "REDIS_USERNAME"}:
+        yield f"{name} must not be set on the head; use gcsFaultToleranceOptions"
+    if kept and kept.get("backend") == "rocksdb" and {"redisAddress", "redisPassword"} & set(kept):
+        yield "gcsFaultToleranceOptions: backend rocksdb takes no redis settings"
+    if kept and kept.get("backend", "redis") == "redis" and ("storage" in kept or not kept.get("redisAddress")):
+        yield "gcsFaultToleranceOptions: backend redis takes redisAddress, and no storage"
+    if "redis-password" in head.get("rayStartParams", {}):
+        yield "rayStartParams.redis-password must not be set; use gcsFaultToleranceOptions.redisPassword"
+
+
+def _group(group: dict[str, Any], scales: bool, v2: bool) -> Iterator[str]:
+    pod, params = group["template"]["spec"], group.get("rayStartParams", {})
+    low, high = group.get("minReplicas", 0), group.get("maxReplicas")
+    if "groupName" in group:
+        if high is None or low < 0 or low > high:
+            yield f"minReplicas {low} and maxReplicas {high} are no range"
+        if not low <= group.get("replicas", 0) <= (high or 0):
+            yield f"replicas {group.get('replicas')} is not between minReplicas and maxReplicas"
+        if pod.get("terminationGracePeriodSeconds", 30) < 60:
+            yield "terminationGracePeriodSeconds must be 60 or more: Ray drains for 30 s before it ends"
+        if (group.get("priority") or group.get("idleTimeoutSeconds") is not None) and not (scales and v2):
+            yield "priority and idleTimeoutSeconds need autoscalerOptions.version v2"
+        if group.get("suspend") and scales:
+            yield "suspend does not go with autoscaling"
+    if scales and v2 and pod.get("restartPolicy", "Never") != "Never":
+        yield "restartPolicy must be Never, or unset, with the autoscaler v2"
+    if group.get("resources") and set(params) & {"num-cpus", "num-gpus", "memory", "resources"}:
+        yield "resources are set both in rayStartParams and in the group"
+    if "labels" in params:
+        yield "rayStartParams.labels is not supported; use the group's labels"
+    for text in [params["resources"]] if "resources" in params else []:
+        if not isinstance(json.loads(json.loads(text)), dict):
+            yield "rayStartParams.resources must be JSON in a string in a string"
+    yield from _containers(pod)
+
+
+def _containers(pod: dict[str, Any]) -> Iterator[str]:
+    volumes = {volume["name"] for volume in pod.get("volumes", [])}
+    for container in pod["containers"]:
+        sizes = container.get("resources", {})
+        if sizes.get("requests") != sizes.get("limits") or not sizes.get("limits"):
+            yield f"{container['name']}: requests and limits must be there and equal; Ray counts on the limits"
+        wanted = "gpu" if _GPU in sizes.get("limits", {}) else "cpu"
+        if not container["image"].endswith(f"-{wanted}"):
+            yield f"{container['name']}: image {container['image']} is not the one for {wanted}"
+        for mount in container.get("volumeMounts", []):
+            if mount["name"] not in volumes:
+                yield f"{container['name']}: there is no volume {mount['name']}"
+    if any(_GPU in c.get("resources", {}).get("limits", {}) for c in pod["containers"]) and not any(
+        toleration.get("key") == _GPU for toleration in pod.get("tolerations", [])
+    ):
+        yield f"GPU nodes are tainted: a toleration of {_GPU} is missing"

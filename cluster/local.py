@@ -1,0 +1,252 @@
+"""The shape of the cloud clusters on one machine: a head that runs no tasks, and nodes that come and go as work asks.
+
+    python cluster/local.py                       # until Ctrl-C; prints the nodes whenever they change
+    export RAY_ADDRESS=127.0.0.1:6399 RAY_AUTH_MODE=token EVILM_PRETEND_GPUS=1      # in another shell
+    python pipelines/shard_videos.py --preset tiny --manifest clips.csv --videos clips/ --out runs/my/frames
+
+Ray's own autoscaler decides; its fake provider starts every "node" as a further set of Ray processes on this machine.
+GPUs are a number in Ray's books. For trying job files and autoscaling before they cost money, and for the tests.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+_HEAD_TYPE = "ray.head.default"  # the fake provider expects this name
+_HEAD_ID = "f" * 51 + "00000"
+_PROVIDER = "fake_nodes.FakeNodes"
+_FULL_STOP_S = 2
+
+
+def node_types(cpu_nodes: int, gpu_nodes: int, cpus: int = 2) -> dict[str, Any]:
+    """The groups of the cloud files, small: `cpu` and `gpu`."""
+    return {
+        "cpu": {"resources": {"CPU": cpus}, "min_workers": 0, "max_workers": cpu_nodes},
+        "gpu": {"resources": {"CPU": cpus, "GPU": 1}, "min_workers": 0, "max_workers": gpu_nodes},
+    }
+
+
+def autoscaling_config(types: dict[str, Any], port: int, idle_s: float, provider: str = _PROVIDER) -> dict[str, Any]:
+    """What `ray start --autoscaling-config` takes: all that `ray up` would have filled in.
+
+    Args:
+        types: node types by name, with resources and limits.
+        port: port of the head.
+        idle_s: seconds without work after which a node goes.
+        provider: class that starts and ends nodes.
+    """
+    workers = {name: {**settings, "node_config": {}} for name, settings in types.items()}
+    lists = ("initialization_commands", "setup_commands", "head_setup_commands", "worker_setup_commands")
+    lists += ("head_start_ray_commands", "worker_start_ray_commands", "rsync_exclude", "rsync_filter")
+    return {
+        "cluster_name": "local",
+        "max_workers": sum(settings["max_workers"] for settings in types.values()),
+        "upscaling_speed": 1.0,
+        "idle_timeout_minutes": idle_s / 60,
+        "provider": {
+            "type": "external",
+            "module": provider,
+            "use_node_id_as_ip": True,
+            "disable_node_updaters": True,
+            "disable_launch_config_check": True,
+            "gcs_address": f"127.0.0.1:{port}",
+            "launch_multiple": True,
+            "head_node_id": _HEAD_ID,
+        },
+        "available_node_types": {_HEAD_TYPE: {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0}} | workers,
+        "head_node_type": _HEAD_TYPE,
+        "auth": {},
+        "docker": {},
+        "file_mounts": {},
+        "cluster_synced_files": [],
+        "file_mounts_sync_continuously": False,
+    } | {name: [] for name in lists}
+
+
+def free_port() -> int:
+    """A port that nobody uses now, outside of the range that Ray gives to its workers."""
+    while True:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = int(probe.getsockname()[1])
+        if not 10002 <= port <= 19999:
+            return port
+
+
+class LocalCluster:
+    """A head of its own with the autoscaler; ends exactly the processes that it started."""
+
+    def __init__(
+        self,
+        types: dict[str, Any],
+        port: int = 6399,
+        idle_s: float = 15.0,
+        dashboard_port: int = 0,
+        provider: str = _PROVIDER,
+        environment: dict[str, str] | None = None,
+        config: dict[str, Any] | None = None,
+    ) -> None:
+        """Start it; `wait` until it answers.
+
+        Args:
+            types: node types by name, as `node_types`.
+            port: of the head; not within 10002 to 19999, which Ray gives to its workers.
+            idle_s: seconds without work after which a node goes.
+            dashboard_port: of dashboard and job server; 0 starts none.
+            provider: class that starts and ends nodes.
+            environment: further variables of all nodes; '' takes one away.
+            config: the whole of `--autoscaling-config`, instead of what `types` and `provider` give.
+        """
+        self.address = f"127.0.0.1:{port}"
+        self.folder = Path(tempfile.mkdtemp(prefix="evl", dir="/tmp"))  # short: Ray puts sockets below it
+        scaling = self.folder / "autoscaling.json"
+        scaling.write_text(json.dumps(config or autoscaling_config(types, port, idle_s, provider)))
+        dashboard = [f"--dashboard-port={dashboard_port}"] if dashboard_port else []
+        command = [str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", f"--port={port}"]
+        command += [f"--include-dashboard={bool(dashboard_port)}".lower(), *dashboard, "--node-ip-address=127.0.0.1"]
+        command += ["--num-cpus=0", "--num-gpus=0", "--object-store-memory=150000000", f"--temp-dir={self.folder}"]
+        command += [f"--autoscaling-config={scaling}", "--disable-usage-stats"]
+        # Every port that has a fixed default is named, since another cluster of this machine may hold it.
+        ports = ("ray-client-server", "dashboard-agent-listen", "dashboard-agent-grpc", "metrics-export")
+        command += [f"--{name}-port={free_port()}" for name in ports]
+        self._environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+        self._environment |= {
+            "RAY_FAKE_CLUSTER": "1",
+            "RAY_enable_autoscaler_v2": "1",
+            "RAY_CLOUD_INSTANCE_ID": _HEAD_ID,
+            "RAY_OVERRIDE_NODE_ID_FOR_TESTING": _HEAD_ID,
+            "EVILM_PRETEND_GPUS": "1",
+            "EVILM_FAKE_NODES": str(self.folder / "n"),
+            "AUTOSCALER_UPDATE_INTERVAL_S": "1",
+            "AUTOSCALER_METRIC_PORT": str(free_port()),
+            "RAY_AUTH_MODE": os.environ.get("RAY_AUTH_MODE", "disabled"),
+        }
+        self._environment |= environment or {}
+        here = str(Path(__file__).resolve().parent)  # the autoscaler imports the provider from here
+        self._environment["PYTHONPATH"] = os.pathsep.join([here, self._environment.get("PYTHONPATH", "")]).strip(
+            os.pathsep
+        )
+        self._environment = {name: value for name, value in self._environment.items() if value}
+        with (self.folder / "head.log").open("wb") as log:
+            self.process = subprocess.Popen(
+                command, env=self._environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+            )
+
+    def wait(self, timeout_s: float = 240) -> None:
+        """Until the head answers.
+
+        Raises:
+            RuntimeError: it ended, or did not answer in time.
+        """
+        deadline = time.monotonic() + timeout_s
+        while not self.nodes():
+            if self.process.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError((self.folder / "head.log").read_text()[-2000:])
+            time.sleep(0.5)
+
+    def nodes(self) -> dict[str, str]:
+        """Node type of each node that is alive, by node id; empty where nobody answers."""
+        from ray._raylet import GcsClient  # pyright: ignore[reportAttributeAccessIssue] compiled, has no stub
+
+        host, port = self.address.split(":")
+        try:
+            socket.create_connection((host, int(port)), timeout=1).close()
+        except OSError:
+            return {}
+        found = GcsClient(address=self.address).get_all_node_info(timeout=5)
+        return {key.hex(): info.node_type_name or _HEAD_TYPE for key, info in found.items() if info.state == 0}
+
+    def counts(self) -> dict[str, int]:
+        """Nodes that are alive by type, the head left out."""
+        types = sorted(kind for kind in self.nodes().values() if kind != _HEAD_TYPE)
+        return {kind: types.count(kind) for kind in types}
+
+    def log(self, pattern: str) -> str:
+        """What the logs of that name in the session's folder say, e.g. `monitor.log`."""
+        return "".join(path.read_text(errors="replace") for path in self.folder.glob(f"session_*/logs/{pattern}"))
+
+    def family(self) -> list[psutil.Process]:
+        """All processes of all nodes."""
+        try:
+            return [psutil.Process(self.process.pid), *psutil.Process(self.process.pid).children(recursive=True)]
+        except psutil.NoSuchProcess:
+            return []
+
+    def kill_node(self, node_id: str) -> None:
+        """SIGKILL everything of one node, as if its machine had been switched off."""
+        raylets = [p for p in self.family() if p.name() == "raylet" and f"--node_id={node_id}" in " ".join(p.cmdline())]
+        for raylet in raylets:
+            for process in [*raylet.children(recursive=True), raylet]:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
+
+    def stop(self) -> None:
+        """End all nodes and remove what they left on the disk."""
+        family = self.family()
+        for process in family:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.terminate()
+        _, alive = psutil.wait_procs(family, timeout=_FULL_STOP_S)
+        for process in alive:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        self.process.wait()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def protect() -> str:
+    """Ray's ports are open to the network, and whoever reaches them runs what he likes: ask for a token, as everywhere.
+
+    Returns:
+        RAY_AUTH_MODE, as it stands or as it was set here.
+    """
+    mode = os.environ.setdefault("RAY_AUTH_MODE", "token")
+    if mode == "token":
+        command = [Path(sys.executable).with_name("ray"), "get-auth-token", "--generate"]  # keeps the one that is there
+        subprocess.run(command, check=True, capture_output=True)
+    return mode
+
+
+def main() -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--cpu-nodes", type=int, default=3, help="most nodes without GPU")
+    parser.add_argument("--gpu-nodes", type=int, default=2, help="most nodes with a (pretended) GPU")
+    parser.add_argument("--cpus", type=int, default=2, help="CPUs of a node, in Ray's books")
+    parser.add_argument("--idle-s", type=float, default=30.0, help="a node without work goes after this long")
+    parser.add_argument("--port", type=int, default=6399)
+    parser.add_argument("--dashboard-port", type=int, default=8265, help="also the job server's; 0 for none")
+    given = parser.parse_args()
+    types, mode = node_types(given.cpu_nodes, given.gpu_nodes, given.cpus), protect()
+    cluster = LocalCluster(types, given.port, given.idle_s, given.dashboard_port)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        cluster.wait()
+        print(f"ready: export RAY_ADDRESS={cluster.address} RAY_AUTH_MODE={mode} EVILM_PRETEND_GPUS=1", flush=True)
+        shown: dict[str, int] | None = None
+        while cluster.process.poll() is None:
+            if (counts := cluster.counts()) != shown:
+                shown = counts
+                print(time.strftime("%H:%M:%S"), json.dumps(counts), flush=True)
+            time.sleep(1)
+        return int(cluster.process.returncode)
+    except KeyboardInterrupt:
+        return 130
+    finally:
+        cluster.stop()
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

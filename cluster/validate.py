@@ -1,0 +1,70 @@
+"""Check cluster files without a cloud: `ray up` files, KubeRay resources, IAM policies, jobs' environments, image.
+
+    python cluster/validate.py
+    python cluster/validate.py my-aws.yaml
+    python cluster/validate.py --crds kuberay/ray-operator/config/crd/bases cluster/kuberay/cluster.yaml
+
+Names every fault in a line of its own and ends with 1 where there is one. What it can't see: whether images, networks,
+roles and buckets exist, and whether the cloud has such machines left.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import yaml
+from checks import iam, image, kube, vm
+
+HERE = Path(__file__).parent
+_BY_FIELD = {
+    "env_vars": kube.check_runtime_env,
+    "groups": kube.check_alerts,
+    "scrape_configs": kube.check_prometheus,
+}
+"""Small files, told by a field that the others have not."""
+
+
+def files() -> list[Path]:
+    """All files of this folder that can be checked."""
+    return sorted([*HERE.rglob("*.yaml"), *(HERE / "iam").glob("*.json"), HERE / "Dockerfile"])
+
+
+def check(path: Path, crds: Path | None = None) -> list[str]:
+    """What is wrong with a file, one line each; what kind it is, its content says."""
+    try:
+        if path.suffix == ".json":
+            return iam.check(path)
+        if path.name.startswith("Dockerfile"):
+            return image.check(path)
+        content = next(iter(yaml.safe_load_all(path.read_text())), None)
+        if isinstance(content, dict) and "apiVersion" in content:
+            return kube.check(path, crds)
+        for field, checks in _BY_FIELD.items():
+            if isinstance(content, dict) and field in content:
+                return list(checks(content))
+        return vm.check(path)
+    except (yaml.YAMLError, json.JSONDecodeError) as error:
+        return [f"cannot be read: {' '.join(str(error).split())}"]
+    except OSError as error:
+        return [str(error)]
+    except (KeyError, TypeError, AttributeError) as error:  # a part is missing, or of another kind, that we look into
+        return [f"has not the form that is expected here: {type(error).__name__} {error}"]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("files", nargs="*", type=Path, help="default: all files of this folder")
+    parser.add_argument("--crds", type=Path, help="folder of KubeRay's definitions, ray.io_rayclusters.yaml and others")
+    given = parser.parse_args(arguments)
+    faults = 0
+    for path in given.files or files():
+        problems = check(path, given.crds)
+        faults += len(problems)
+        print(f"{path}: {'ok' if not problems else ''}", *problems, sep="\n  " if problems else "")
+    return 1 if faults else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,170 @@
+"""What a sweep tries: settings of pre-training by dotted name, each with a list of values or a range.
+
+objectives.mask_ratio: [0.2, 0.4, 0.6]
+optim.lr: {low: 1.0e-5, high: 1.0e-3, log: true}
+"""
+
+import difflib
+import itertools
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from evilm.config.base import Config, flatten
+from evilm.errors import ConfigError
+
+_MOST_CHECKED = 2000
+_OUR_OWN = {
+    "preset": "it belongs to the whole sweep",
+    "dry_run": "it belongs to the whole sweep",
+    "overwrite": "it belongs to the whole sweep",
+    "out": "each trial has its own",
+    "root": "name another --root for the whole sweep",
+    "tracking": "it belongs to the whole sweep",
+    "cluster": "it changes how a trial runs, not what it makes",
+}
+
+
+@dataclass(frozen=True)
+class Choices:
+    """Values of a setting, as they were listed."""
+
+    values: tuple[Any, ...]
+
+    def __str__(self) -> str:
+        return str(list(self.values))
+
+
+@dataclass(frozen=True)
+class Range:
+    """An interval of a setting, both ends included."""
+
+    low: float
+    high: float
+    log: bool = False
+    """Drawn evenly in the logarithm."""
+
+    def __str__(self) -> str:
+        return f"{self.low} to {self.high}" + (" (log)" if self.log else "")
+
+    @property
+    def whole(self) -> bool:
+        """Whether only whole numbers are drawn: both ends were written as such."""
+        return isinstance(self.low, int) and isinstance(self.high, int)
+
+
+Space = dict[str, Choices | Range]
+
+
+def read_space(space: str, values: str = "") -> Space:
+    """A space by name or from a YAML file.
+
+    Args:
+        space: name of a space of the package, or a path.
+        values: others than the listed ones, for a space of one setting, separated by commas.
+
+    Raises:
+        ConfigError: no such space, or a line of it that says neither values nor a range.
+    """
+    content = _load(space)
+    if not isinstance(content, dict) or not content:
+        raise ConfigError(f"--space {space}: expected lines like `optim.lr: [1e-4, 3e-4]`, found {content!r}")
+    if values:
+        if len(content) > 1:
+            raise ConfigError(f"--values {values}: the space {space} has {len(content)} settings; write a space file")
+        content = {name: [yaml.safe_load(value) for value in values.split(",")] for name in content}
+    return {str(name): _axis(f"--space {space}, {name}", axis) for name, axis in content.items()}
+
+
+def check_space(space: Space, base: Config, seeds: int) -> None:
+    """Refuse what no trial could run with, before the first one does: unknown settings, values out of range.
+
+    Raises:
+        ConfigError: which setting, which value, what is accepted.
+    """
+    known = flatten(base.model_dump())
+    for name in space:
+        why = _OUR_OWN.get(name.split(".")[0]) if name != "cluster.precision" else None
+        if why:
+            raise ConfigError(f"{name} can't be swept: {why}")
+        if name == "schedule.seed" and seeds > 1:
+            raise ConfigError("schedule.seed can't be swept beside --seeds; use --seeds alone, or --seeds 1")
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+            raise ConfigError(
+                f"no setting named {name!r}" + (f"; did you mean {', '.join(near)}?" if near else "; see --dry-run")
+            )
+        place = name.split(".")[0] if name.startswith("build.") else ""
+        if place and getattr(base, "tokenizer", "") and name.startswith("build.train_tokenizer."):
+            raise ConfigError(f"{name} can't be swept with --tokenizer named: that one is used; leave it out")
+        if getattr(base, "codes", "") and (name == "views" or place):
+            raise ConfigError(f"{name} can't be swept with --codes named: those are used; leave --codes out")
+    for values in corners(space):
+        try:
+            base.override(values)
+        except ConfigError as error:
+            shown = ", ".join(f"{name} = {value!r}" for name, value in values.items())
+            raise ConfigError(f"the space holds {shown}, which can't work: {error}") from None
+
+
+def corners(space: Space) -> list[dict[str, Any]]:
+    """Every combination of listed values and ends of ranges; of a big space, each value once."""
+    axes = {name: axis.values if isinstance(axis, Choices) else (axis.low, axis.high) for name, axis in space.items()}
+    if math.prod(len(values) for values in axes.values()) <= _MOST_CHECKED:
+        return [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
+    return [{name: value} for name, values in axes.items() for value in values]
+
+
+def normal(values: Mapping[str, Any], base: Config) -> dict[str, Any]:
+    """The values as the config understands them (`1e-4` in YAML is a text), so that equal settings are equal.
+
+    Raises:
+        ConfigError: a value that it refuses.
+    """
+    understood = flatten(base.override(values).model_dump(mode="json"))
+    return {name: understood[name] for name in values}
+
+
+def space_names() -> list[str]:
+    """The spaces that come with the package."""
+    folder = resources.files("evilm.presets") / "spaces"
+    return sorted(p.name.removesuffix(".yaml") for p in folder.iterdir() if p.name.endswith(".yaml"))
+
+
+def _load(space: str) -> Any:
+    if space in space_names():
+        text = (resources.files("evilm.presets") / "spaces" / f"{space}.yaml").read_text()
+    elif space.endswith((".yaml", ".yml")) and Path(space).is_file():
+        text = Path(space).read_text()
+    else:
+        raise ConfigError(f"--space {space!r} is no space; use {', '.join(space_names())}, or the path of a YAML file")
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--space {space}: not valid YAML ({' '.join(str(error).split())})") from None
+
+
+def _axis(where: str, content: Any) -> Choices | Range:
+    if isinstance(content, list) and content:
+        return Choices(tuple(content))
+    if isinstance(content, dict) and {"low", "high"} <= content.keys() <= {"low", "high", "log"}:
+        low, high = (_number(where, content[end]) for end in ("low", "high"))
+        log = content.get("log", False)
+        if low >= high or not isinstance(log, bool) or (log and low <= 0):
+            raise ConfigError(f"{where}: {content} is no range; low < high, and 0 < low where log is true")
+        return Range(low, high, log)
+    raise ConfigError(f"{where}: expected a list of values or {{low: .., high: .., log: true}}, found {content!r}")
+
+
+def _number(where: str, value: Any) -> float:
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return value
+    try:
+        return float(value)  # `1e-4`, a text in YAML
+    except (TypeError, ValueError):
+        raise ConfigError(f"{where}: {value!r} is no number") from None

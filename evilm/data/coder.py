@@ -1,0 +1,192 @@
+"""The actor that codes frame shards: reads, decodes and crops in a background thread while the tokenizer runs.
+
+Codes are written as they come, so memory does not grow with the shard: a row group of codes and a few clips of pixels
+are held at a time.
+"""
+
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from evilm import storage
+from evilm.config.train import CropConfig
+from evilm.data import job
+from evilm.data.clips import Clips
+from evilm.data.cluster import pretends_gpus
+from evilm.errors import ShardError
+from evilm.model.tokenizer import VideoTokenizer
+from evilm.shards import ShardInfo, codes_schema, write_codes
+from evilm.steps.seeds import clip_rng
+from evilm.video.views import View, draw_view, replay, whole
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Work:
+    """What all actors of a run need."""
+
+    out: str
+    frames: str
+    tokenizer: str
+    fingerprint: str
+    frame_px: int
+    num_frames: int
+    grid: int
+    num_codes: int
+    num_views: int
+    crop: CropConfig
+    view_spec: dict[str, Any]
+    batch_clips: int
+    threads: int
+    use_gpu: bool
+    job: str
+    max_failures: int
+
+    @property
+    def codes_per_clip(self) -> int:
+        """Codes stored for a clip."""
+        return self.num_views * self.num_frames * self.grid**2
+
+
+class Part(NamedTuple):
+    """Some clips of a row group, decoded, as seen in each view."""
+
+    clip_ids: pa.Array
+    views: list[list[View]]
+    """Of each clip."""
+    frames: list[np.ndarray]
+    """Of each view, uint8 (clip, frame, row, col, 3)."""
+    ends_group: bool
+
+
+class Coder:
+    """An actor that holds the tokenizer and codes one frame shard per call."""
+
+    def __init__(self, work: Work, shards: dict[str, ShardInfo]) -> None:
+        self._work, self._shards = work, shards
+        torch.set_num_threads(work.threads)
+        device = "cuda" if work.use_gpu and not pretends_gpus() else "cpu"
+        self._tokenizer = VideoTokenizer.from_pretrained(work.tokenizer).to(device).eval()
+        found = self._tokenizer.fingerprint()
+        if found != work.fingerprint:
+            raise ShardError(f"{work.tokenizer} changed while its codes were computed ({found}); run again")
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Code one shard and commit it."""
+        return job.outcome(self.make_shard, batch)
+
+    def make_shard(self, name: str) -> job.Tally:
+        """Code the frame shard of this unit and commit the code shard."""
+        work = self._work
+        job.begin_attempt(work.out, work.job, name, work.max_failures)
+        shard = self._shards[name]
+        histogram = np.zeros(work.num_codes, dtype=np.int64)
+        metadata = {"tokenizer": work.fingerprint, "frames_sha256": shard.sha256, "shard": name}
+        with storage.temporary(job.attempt_place(work.out, name)) as path:
+            with ahead(self._parts(shard)) as parts:
+                write_codes(self._tables(parts, histogram), work.codes_per_clip, metadata, path)
+            record = {
+                "split": shard.split,
+                "num_clips": shard.num_clips,
+                "row_groups": shard.row_groups,
+                "frames_file": shard.file,
+                "frames_sha256": shard.sha256,
+                "histogram": histogram.tolist(),
+            }
+            job.commit_file(work.out, name, path, record)
+        return job.Tally(shard.num_clips)
+
+    def _parts(self, shard: ShardInfo) -> Iterator[Part]:
+        """The clips of a shard in order, at most `batch_clips` at a time; runs in a background thread."""
+        work = self._work
+        with shard.open_file(work.frames) as file:
+            for group, size in enumerate(shard.row_groups):
+                table = file.read_row_group(group, columns=["clip_id", "caption", "frames"])
+                clips, ids = Clips(table), table["clip_id"].combine_chunks()
+                for start in range(0, size, work.batch_clips):
+                    rows = range(start, min(start + work.batch_clips, size))
+                    views = [self._views(clips.clip_ids[row], clips.captions[row]) for row in rows]
+                    pixels = np.empty((len(rows), work.num_frames, work.frame_px, work.frame_px, 3), np.uint8)
+                    for row, out in zip(rows, pixels, strict=True):
+                        clips.decode(row, range(work.num_frames), out)
+                    seen = [_seen(pixels, [of[view] for of in views]) for view in range(1, work.num_views)]
+                    yield Part(ids.slice(start, len(rows)), views, [pixels, *seen], rows.stop == size)
+
+    def _views(self, clip_id: str, caption: str) -> list[View]:
+        """The views of a clip: the whole frame, then crops drawn from (seed, number of the view, clip id)."""
+        work = self._work
+        rngs = (clip_rng(f"stored view {k}", work.crop.seed, 0, clip_id) for k in range(1, work.num_views))
+        return [whole(work.frame_px), *(draw_view(work.frame_px, work.crop, caption, rng) for rng in rngs)]
+
+    def _tables(self, parts: Iterable[Part], histogram: np.ndarray) -> Iterator[pa.Table]:
+        """The rows of the code shard, cut into the row groups of its frame shard; counts the codes of whole frames."""
+        done: list[Part] = []
+        codes: list[np.ndarray] = []
+        first = 0
+        for part in parts:
+            by_view = [self._encode(frames) for frames in part.frames]
+            histogram += np.bincount(by_view[0].ravel(), minlength=len(histogram))
+            done.append(part._replace(frames=[]))
+            codes.append(np.stack(by_view, axis=1))
+            if part.ends_group:
+                table = self._table(done, np.concatenate(codes), first)
+                yield table
+                first += table.num_rows
+                done, codes = [], []
+
+    def _encode(self, frames: np.ndarray) -> np.ndarray:
+        """Codes (clip, region), uint16."""
+        found = self._tokenizer.encode(torch.from_numpy(frames).to(self._tokenizer.device)).cpu().numpy()
+        assert found.shape == (len(frames), self._work.num_frames * self._work.grid**2)
+        return found.astype(np.uint16)
+
+    def _table(self, parts: list[Part], codes: np.ndarray, first: int) -> pa.Table:
+        """One row group; its rows are counted from `first`."""
+        schema = codes_schema(self._work.codes_per_clip)
+        views = [[view._asdict() for view in views] for part in parts for views in part.views]
+        columns = {
+            "clip_id": pa.concat_arrays([part.clip_ids for part in parts]),
+            "row": pa.array(np.arange(first, first + len(codes), dtype=np.int32)),
+            "views": pa.array(views, schema.field("views").type),
+            "code_ids": pa.FixedSizeListArray.from_arrays(pa.array(codes.ravel()), self._work.codes_per_clip),
+        }
+        return pa.table(columns, schema)
+
+
+def _seen(pixels: np.ndarray, views: list[View]) -> np.ndarray:
+    """Clips (clip, frame, row, col, 3), each in its view."""
+    shown = np.empty_like(pixels)
+    for frames, view, out in zip(pixels, views, shown, strict=True):
+        replay(frames, view, out)
+    return shown
+
+
+@contextmanager
+def ahead(items: Iterator[T]) -> Iterator[Iterator[T]]:
+    """The items, each made in a background thread while the one before it is in use; closed with the block."""
+    nothing: Any = object()
+
+    def take() -> Iterator[T]:
+        coming = pool.submit(next, items, nothing)
+        while (item := coming.result()) is not nothing:
+            coming = pool.submit(next, items, nothing)
+            yield item
+
+    with ThreadPoolExecutor(1, thread_name_prefix="ahead") as pool:
+        try:
+            yield take()
+        finally:
+            pool.submit(_close, items).result()
+
+
+def _close(items: Any) -> None:
+    """Leave the blocks that a generator is in, in the thread where it ran."""
+    with closing(items):
+        pass

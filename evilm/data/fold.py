@@ -1,0 +1,186 @@
+"""All that is planned and committed under an output, and how it becomes the manifest that readers see."""
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from evilm.config.base import fingerprint
+from evilm.config.runs import ShardVideos
+from evilm.data import job, plan, quarantine
+from evilm.data.known import Retried
+from evilm.data.manifest import ClipRow
+from evilm.data.plan import Generation, PlannedShard
+from evilm.data.quarantine import Quarantine, Reasons
+from evilm.data.watch import LOST, bad_rows
+from evilm.errors import ShardError
+from evilm.shards import FrameManifest, ShardInfo
+from evilm.video.reasons import Reason
+
+logger = logging.getLogger(__name__)
+
+OF_ROWS = frozenset({Reason.BAD_ROW, Reason.MISSING_ID, Reason.DUPLICATE_ID, Reason.EMPTY_CAPTION, Reason.BAD_CAPTION})
+"""Reasons that lie in the manifest alone: there is no clip to try again."""
+_SHARD_FIELDS = ("file", "split", "num_clips", "num_bytes", "sha256", "row_groups")
+
+
+@dataclass
+class Ledger:
+    """The generations of an output, and what came of their shards."""
+
+    out: str
+    seed: int
+    generations: list[Generation]
+
+    @property
+    def of_manifest(self) -> Generation:
+        """The generation that saw the whole manifest last."""
+        return [generation for generation in self.generations if generation.kind == "rows"][-1]
+
+    def records(self) -> Iterator[tuple[Generation, PlannedShard, dict[str, Any] | None]]:
+        """Every planned shard with its commit record, in order; few records are held at a time."""
+        shards = [(generation, shard) for generation in self.generations for shard in generation.shards]
+        records = job.read_records(self.out, [shard.name for _, shard in shards])
+        for (generation, shard), (_, record) in zip(shards, records, strict=True):
+            yield generation, shard, record
+
+    def missing_units(self) -> list[str]:
+        """Shards that are not committed; commits of plans that were given up are taken back."""
+        todo = []
+        for generation, shard, record in self.records():
+            if record is not None and record["plan_id"] != generation.plan_id:
+                job.revoke(self.out, shard.name)
+                record = None
+            if record is None:
+                todo.append(generation.unit(shard))
+        return todo
+
+    def retried(self) -> Retried:
+        """Which clips were planned again after they had been quarantined."""
+        folders = {each.number: plan.folder(self.out, each.number) for each in self.generations if each.kind == "retry"}
+        return Retried(folders, self.seed)
+
+    def rows_of(self, reasons: frozenset[str]) -> Iterator[ClipRow]:
+        """The planned rows of the clips that are quarantined for some of these reasons."""
+        retried = self.retried()
+        for generation, shard, record in self.records():
+            bad = [row for row in bad_rows(record or {"bad": []}) if row.reason in reasons]
+            wanted = {row.clip_id for row in bad if not retried.after(generation.number, row.clip_id)}
+            if wanted:
+                rows = plan.read_rows(self.out, generation.unit(shard))
+                yield from (row for row in rows if row.clip_id in wanted)
+
+
+@dataclass
+class _Sum:
+    """What all commits say."""
+
+    shards: list[ShardInfo] = field(default_factory=list)
+    flags: dict[str, int] = field(default_factory=dict)
+    files: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """By shard, the `file` that counts."""
+    clips: dict[int, int] = field(default_factory=dict)
+    """By generation."""
+    empty: list[str] = field(default_factory=list)
+    """Shards without a clip."""
+
+    def add(self, generation: Generation, shard: PlannedShard, record: dict[str, Any]) -> None:
+        for flag, count in record["flags"].items():
+            self.flags[flag] = self.flags.get(flag, 0) + count
+        self.files[shard.name] = {"file": record.get("file")}
+        self.clips[generation.number] = self.clips.get(generation.number, 0) + record["num_clips"]
+        if record["num_clips"]:
+            self.shards.append(ShardInfo(**{name: record[name] for name in _SHARD_FIELDS}))
+        else:
+            self.empty.append(shard.name)
+
+
+def finalise(ledger: Ledger, config: ShardVideos) -> tuple[FrameManifest, Reasons]:
+    """Fold the commits into the manifest and the quarantine table, and clean up.
+
+    Raises:
+        ShardError: a shard is missing, or too many rows were quarantined.
+    """
+    total, reasons, retried = _Sum(), Reasons(), ledger.retried()
+    reasons.merge(ledger.of_manifest.reasons)
+    with Quarantine(ledger.out, quarantine.OF_CLIPS) as table:
+        for generation, shard, record in ledger.records():
+            if record is None or record["plan_id"] != generation.plan_id:
+                raise ShardError(
+                    f"{ledger.out} has no commit of {shard.name} for this plan; run the same command again"
+                )
+            table.extend(row for row in bad_rows(record) if not retried.after(generation.number, row.clip_id))
+            total.add(generation, shard, record)
+        table.publish()
+        reasons.merge(table.reasons)
+    enforce(ledger, config, reasons, total.empty)
+    job.clean(ledger.out, total.files)
+    manifest = _manifest_of(ledger, config, total, reasons)
+    manifest.save()
+    _tell(manifest, reasons)
+    return manifest, reasons
+
+
+def enforce(ledger: Ledger, config: ShardVideos, reasons: Reasons, empty: Sequence[str] = ()) -> None:
+    """Fail where more rows than allowed are quarantined, or all.
+
+    Args:
+        ledger: the output.
+        config: says how many are allowed.
+        reasons: all rows put aside.
+        empty: shards without a clip, which are made anew next time; the others stay, as they may have taken days.
+
+    Raises:
+        ShardError: says for which reasons.
+    """
+    num_rows, share = ledger.of_manifest.num_rows, config.max_failed_share
+    if reasons.total <= share * num_rows and reasons.total < num_rows:
+        return
+    for name in empty:
+        job.revoke(ledger.out, name)
+    may_help = "" if all(reason in OF_ROWS for reason in reasons.counts) else ", with --retry all for videos"
+    raise ShardError(
+        f"{reasons.total} of {num_rows} rows were quarantined ({reasons.top()}); max_failed_share = {share:g} and "
+        f"at least one good clip are needed; see {ledger.out}/quarantine, mend the input and run the same command "
+        f"again{may_help}, or raise --max-failed-share"
+    )
+
+
+def tell_retryable(reasons: dict[str, int]) -> None:
+    """Say which quarantined clips another run may get."""
+    passing = {reason: count for reason, count in reasons.items() if reason in LOST}
+    if passing:
+        logger.info("%d quarantined clips may be there next time: --retry %s", sum(passing.values()), ",".join(passing))
+
+
+def _manifest_of(ledger: Ledger, config: ShardVideos, total: _Sum, reasons: Reasons) -> FrameManifest:
+    made = [each for each in ledger.generations if each.shards]
+    history = [
+        {
+            "plan_id": each.plan_id,
+            "kind": each.kind,
+            "num_planned": each.num_planned,
+            "num_clips": total.clips[each.number],
+        }
+        for each in made
+    ]
+    return FrameManifest(
+        uri=ledger.out,
+        plan_id=made[0].plan_id if len(made) == 1 else fingerprint([each.plan_id for each in made]),
+        num_frames=config.sampling.stored,
+        frame_px=config.sampling.frame_px,
+        shards=total.shards,
+        sampling=config.sampling.model_dump(mode="json"),
+        num_rows=ledger.of_manifest.num_rows,
+        reasons=reasons.sorted(),
+        flags=dict(sorted(total.flags.items())),
+        generations=history,
+    )
+
+
+def _tell(manifest: FrameManifest, reasons: Reasons) -> None:
+    if reasons.counts:
+        logger.info("%d of %d rows quarantined, see %s/quarantine", reasons.total, manifest.num_rows, manifest.uri)
+        for line in reasons.table():
+            logger.info("  %s", line)
+        tell_retryable(manifest.reasons)

@@ -1,0 +1,248 @@
+"""One frame shard: its videos fetched ahead, decoded in order in a child process, written row group by row group."""
+
+import hashlib
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from evilm import storage
+from evilm.config.data import FetchConfig, FramesConfig
+from evilm.data import job
+from evilm.data.manifest import BadRow, ClipRow
+from evilm.data.plan import read_rows
+from evilm.data.watch import LOST, lost_error, too_many
+from evilm.errors import DecodeError
+from evilm.shards import write_frames
+from evilm.video.child import Decoder
+from evilm.video.decode import DecodedClip
+from evilm.video.fetch import Fetcher
+from evilm.video.reasons import Flag, Reason
+from evilm.video.urls import public_text, public_uri
+
+_DETAIL_CHARS = 500
+
+
+@dataclass(frozen=True)
+class Work:
+    """What all tasks of a run need."""
+
+    out: str
+    videos: str
+    plan_ids: tuple[str, ...]
+    """Of each generation."""
+    sampling: FramesConfig
+    fetch: FetchConfig
+    max_failed_share: float
+    job: str
+    max_failures: int
+
+
+def make_shards(batch: dict[str, np.ndarray], work: Work) -> dict[str, np.ndarray]:
+    """Make one shard and commit it: the function that Ray Data maps over units."""
+    return job.outcome(partial(make_shard, work), batch)
+
+
+def make_shard(work: Work, unit: str) -> job.Tally:
+    """Make the shard of a unit (`<generation>/<shard>`) and commit it.
+
+    Raises:
+        SourceError: most of its videos can't be got.
+        StorageError: it can't be written.
+    """
+    generation, _, name = unit.partition("/")
+    plan_id = work.plan_ids[int(generation)]
+    record = job.read_record(work.out, name)
+    if record and record["plan_id"] == plan_id:
+        return tally_of(record)  # done by an attempt whose answer was lost with its node
+    job.begin_attempt(work.out, work.job, name, work.max_failures)
+    rows, size = read_rows(work.out, unit), work.sampling.row_group_clips
+    maker = _Maker(work)
+    with storage.temporary(job.attempt_place(work.out, name)) as path:
+        groups = _groups(maker.clips(rows), size)
+        with storage.explained(path):
+            write_frames(groups, {"plan_id": plan_id, "shard": name}, path)
+        record = {
+            "plan_id": plan_id,
+            "split": rows[0].split,
+            "num_clips": maker.num_clips,
+            "row_groups": [min(size, maker.num_clips - start) for start in range(0, maker.num_clips, size)],
+            "flags": maker.flags,
+            "bytes_read": maker.num_bytes,
+            "bad": [asdict(row) for row in maker.bad],
+        }
+        if maker.num_clips:
+            job.commit_file(work.out, name, path, record, work.job)
+        else:
+            job.check_going(work.out, work.job)
+            job.commit(work.out, name, None, record)
+    return tally_of(record)
+
+
+def tally_of(record: dict[str, Any]) -> job.Tally:
+    """What a commit record says came of its shard."""
+    lost = sum(row["reason"] in LOST for row in record["bad"])
+    return job.Tally(record["num_clips"], len(record["bad"]), lost, record["bytes_read"])
+
+
+class _Maker:
+    """Turns planned rows into shard rows, one after the other, and counts."""
+
+    def __init__(self, work: Work) -> None:
+        self._work = work
+        self.num_clips = self.num_bytes = self._num_lost = 0
+        self.bad: list[BadRow] = []
+        self.flags: dict[str, int] = {}
+
+    def clips(self, rows: Sequence[ClipRow]) -> Iterator[dict[str, Any]]:
+        """Shard rows of the clips that can be decoded, numbered without gaps."""
+        ahead = _ahead(rows, _fetcher(self._work), self._work.fetch.concurrency)
+        with _decoder(self._work.sampling) as decoder, ahead as coming:
+            for row, arrival in coming:
+                try:
+                    with arrival.result() as video:
+                        self.num_bytes += video.num_bytes
+                        clip = decoder.decode(video.path, row.clip_id, **_span(row))
+                except DecodeError as error:
+                    self._put_aside(row, error)
+                    continue
+                yield self._row(row, clip, video)
+                self.num_clips += 1
+
+    def _put_aside(self, row: ClipRow, error: DecodeError) -> None:
+        root = self._work.videos
+        detail = public_text(error.detail.replace(root, "") if root else error.detail)[:_DETAIL_CHARS]
+        reason, where = Reason(error.reason), public_uri(row.path)
+        self.bad.append(BadRow(row.record, row.clip_id, reason, detail, row.split, where, row.source))
+        self._num_lost += reason in LOST
+        asked, share = self.num_clips + len(self.bad), self._work.max_failed_share
+        if reason in LOST and too_many(self._num_lost, asked, share):
+            raise lost_error(self._num_lost, asked, share, self.bad[-1])
+
+    def _row(self, row: ClipRow, clip: DecodedClip, video: "_Video") -> dict[str, Any]:
+        for flag in Flag.names(clip.flags):
+            self.flags[flag] = self.flags.get(flag, 0) + 1
+        return asdict(clip) | {
+            "clip_id": row.clip_id,
+            "row": self.num_clips,
+            "split": row.split,
+            "caption": row.caption,
+            "start_s": row.start_s,
+            "end_s": row.end_s,
+            "source": row.source or None,
+            "source_uri": video.uri,
+            "source_bytes": video.num_bytes,
+            "source_hash": video.sha256,
+            "extra": list(row.extra.items()),
+        }
+
+
+def _span(row: ClipRow) -> dict[str, float]:
+    span = {"start_s": row.start_s, "end_s": row.end_s}
+    return {name: value for name, value in span.items() if value is not None}
+
+
+class _Video:
+    """A video on this machine, and its digest; closing it removes a temporary copy."""
+
+    def __init__(self, row: ClipRow, fetcher: Fetcher) -> None:
+        with ExitStack() as stack:
+            place = fetcher.fetch(row.path, row.needs_ending, row.offset, row.num_bytes, row.url)
+            local = stack.enter_context(place)
+            self.path, self.uri, self.num_bytes = local.path, local.uri, local.num_bytes
+            with open(local.path, "rb") as file:
+                self.sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+            self._stack = stack.pop_all()
+
+    def __enter__(self) -> "_Video":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stack.close()
+
+
+_Arrival = Future[_Video]
+
+
+@contextmanager
+def _ahead(rows: Sequence[ClipRow], fetcher: Fetcher, most: int) -> Iterator[Iterator[tuple[ClipRow, _Arrival]]]:
+    """Rows and their videos in order; a few videos are fetched and read while the ones before them are decoded."""
+    waiting: deque[tuple[ClipRow, _Arrival]] = deque()
+    pool = ThreadPoolExecutor(most, thread_name_prefix="fetch")
+
+    def coming() -> Iterator[tuple[ClipRow, _Arrival]]:
+        for row in rows:
+            waiting.append((row, pool.submit(_get, row, fetcher)))
+            if len(waiting) > most:
+                yield waiting.popleft()
+        while waiting:
+            yield waiting.popleft()
+
+    try:
+        yield coming()
+    finally:
+        for _, arrival in waiting:
+            arrival.cancel()
+            arrival.add_done_callback(_close)
+        pool.shutdown(wait=False)  # a server that hangs must not hold up the error that ends the job
+
+
+def _close(arrival: _Arrival) -> None:
+    if not arrival.cancelled() and arrival.exception() is None:
+        arrival.result().__exit__()
+
+
+def _get(row: ClipRow, fetcher: Fetcher) -> _Video:
+    try:
+        return _Video(row, fetcher)
+    except OSError as error:  # a file that vanished or can't be read once it was found
+        raise DecodeError(Reason.FETCH_ERROR, error.strerror or type(error).__name__) from None
+
+
+class _Kept:
+    """What a process uses for many shards: a decoder, whose child takes a second to start, and a fetcher."""
+
+    decoder: tuple[FramesConfig, Decoder] | None = None
+    fetcher: tuple[tuple[str, FetchConfig, str], Fetcher] | None = None
+
+
+def _fetcher(work: Work) -> Fetcher:
+    """This process' fetcher in this job; the next job sees the root anew."""
+    wanted = (work.videos, work.fetch, work.job)
+    if _Kept.fetcher is None or _Kept.fetcher[0] != wanted:
+        _Kept.fetcher = (wanted, Fetcher(work.videos, work.fetch))
+    return _Kept.fetcher[1]
+
+
+@contextmanager
+def _decoder(sampling: FramesConfig) -> Iterator[Decoder]:
+    """This process' decoder. Whatever interrupts its work may leave half an answer behind, so its child is replaced."""
+    if _Kept.decoder is not None and _Kept.decoder[0] != sampling:
+        _Kept.decoder[1].close()
+        _Kept.decoder = None
+    if _Kept.decoder is None:
+        _Kept.decoder = (sampling, Decoder(sampling))
+    decoder, is_whole = _Kept.decoder[1], False
+    try:
+        yield decoder
+        is_whole = True
+    finally:
+        if not is_whole:
+            decoder.close()
+
+
+def _groups(rows: Iterator[dict[str, Any]], size: int) -> Iterator[list[dict[str, Any]]]:
+    """Rows in lists of `size`, the last one shorter; only one list is held at a time."""
+    group: list[dict[str, Any]] = []
+    for row in rows:
+        group.append(row)
+        if len(group) == size:
+            yield group
+            group = []
+    if group:
+        yield group

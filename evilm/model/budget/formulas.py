@@ -1,0 +1,108 @@
+"""The formulas of the cost model: numbers to numbers, units in the names, no defaults."""
+
+import math
+
+BACKWARD = 2
+"""Multiply-accumulates of a backward pass over those of the forward pass: gradients of inputs, and of weights."""
+
+
+def train_s_per_clip(encoder_macs: float, other_macs: float, encoder_tflops: float, matmul_tflops: float) -> float:
+    """GPU seconds of forward and backward, given forward MACs per clip of the video encoder and of all else."""
+    return 2 * (1 + BACKWARD) * (encoder_macs / encoder_tflops + other_macs / matmul_tflops) / 1e12
+
+
+def forward_s_per_clip(macs: float, tflops: float) -> float:
+    """GPU seconds of a forward pass alone."""
+    return 2 * macs / tflops / 1e12
+
+
+def all_reduce_bytes_per_gpu(gradient_bytes: float, num_gpus: int) -> float:
+    """Bytes that each GPU sends per step in a ring: every gradient once on the way up, once on the way down."""
+    return 2 * (num_gpus - 1) / num_gpus * gradient_bytes
+
+
+def all_reduce_s(
+    gradient_bytes: float, num_gpus: int, gpus_per_node: int, link_gbyte_per_s: float, node_gbit_per_s: float
+) -> float:
+    """Seconds of one all_reduce: the ring is as fast as its slowest part, and enters and leaves each node once."""
+    sent = all_reduce_bytes_per_gpu(gradient_bytes, num_gpus)
+    slowest = link_gbyte_per_s if num_gpus <= gpus_per_node else min(link_gbyte_per_s, node_gbit_per_s / 8)
+    return sent / (slowest * 1e9)
+
+
+def step_parts_s(
+    compute_s: float, network_s: float, launch_s: float, feed_s: float, storage_s: float
+) -> dict[str, float]:
+    """What may limit a step, each as if it were alone.
+
+    Gradients travel while the backward pass runs, so the network counts where it is slower than that; kernels are
+    launched, clips decoded and shards read while the GPU computes.
+    """
+    forward_s = compute_s / (1 + BACKWARD)
+    backward_s = compute_s - forward_s
+    return {
+        "compute": compute_s,
+        "gradients": forward_s + max(backward_s, network_s),
+        "launches": launch_s,
+        "decoding": feed_s,
+        "storage": storage_s,
+    }
+
+
+def steps_per_epoch(num_clips: int, batch_clips: int) -> int:
+    """Steps of an epoch, its last one filled up."""
+    return math.ceil(num_clips / batch_clips)
+
+
+def gpu_hours(num_gpus: int, epoch_s: float, num_epochs: int) -> float:
+    """GPU hours of a training."""
+    return num_gpus * epoch_s * num_epochs / 3600
+
+
+def cores_wanted(clips_per_s: float, core_s_per_clip: float) -> float:
+    """CPU cores that keep up with a rate."""
+    return clips_per_s * core_s_per_clip
+
+
+def group_reads_per_epoch(
+    num_groups: float, group_clips: int, window: int, num_workers: int, batch_clips: int
+) -> float:
+    """How often row groups are read in an epoch by all workers together.
+
+    The rows of a step are drawn from a window of row groups (or from several, where a step has more), sorted by group
+    and cut into a slice for each worker. A worker reads a group as a whole, once, for the rows that it has of it. Each
+    cut goes through a group, which both sides then read, and lies elsewhere in each of the window's steps, by chance.
+    """
+    groups = max(window, batch_clips / group_clips)
+    spread = _expected_range(groups * group_clips / batch_clips) * groups / math.sqrt(batch_clips)
+    cuts = [k / num_workers for k in range(1, num_workers)]
+    twice = sum(1 + spread * math.sqrt(cut * (1 - cut)) for cut in cuts)
+    return num_groups * min(num_workers, 1 + twice / groups)
+
+
+def _expected_range(count: float, cells: int = 2000) -> float:
+    """Largest less smallest of so many draws from a standard normal distribution, on average."""
+    if count <= 1:
+        return 0.0
+    below = (0.5 * (1 + math.erf((16 * (cell + 0.5) / cells - 8) / math.sqrt(2))) for cell in range(cells))
+    return sum(1 - p**count - (1 - p) ** count for p in below) * 16 / cells
+
+
+def frame_bytes(num_clips: int, num_frames: int, frame_px: int, jpeg_bytes_per_pixel: float) -> float:
+    """Bytes of stored frames."""
+    return num_clips * num_frames * frame_px**2 * jpeg_bytes_per_pixel
+
+
+def code_bytes(num_clips: int, num_frames: int, regions_per_frame: int, num_views: int, bytes_per_code: float) -> float:
+    """Bytes of stored codes."""
+    return num_clips * num_views * num_frames * regions_per_frame * bytes_per_code
+
+
+def gbit_per_s(num_bytes: float, seconds: float) -> float:
+    """A rate as networks are sold."""
+    return 8 * num_bytes / seconds / 1e9
+
+
+def break_even_views(num_epochs: int, num_runs: int, online_s_per_clip: float, coding_s_per_clip: float) -> float:
+    """Views per clip at which coding them beforehand costs as much GPU time as coding in every step of all runs."""
+    return num_epochs * num_runs * online_s_per_clip / coding_s_per_clip

@@ -1,0 +1,117 @@
+"""The cost model's answers as tables for people and as data."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from evilm.model.budget.inputs import Constant, Device, Job
+from evilm.model.budget.plan import Labels, Once, Training, labels, once, training
+from evilm.model.budget.work import Work
+from evilm.tables import bytes_as_text, number_as_text, text_table
+
+
+def report(
+    job: Job, work: Work, devices: Sequence[Device], numbers_of_gpus: Sequence[int], constants: Mapping[str, Constant]
+) -> dict[str, Any]:
+    """All answers and all inputs as JSON-able data."""
+    values = {name: constant.value for name, constant in constants.items()}
+    return {
+        "job": asdict(job),
+        "work": asdict(work) | {"student_macs": work.student_macs},
+        "devices": [asdict(device) for device in devices],
+        "constants": {name: asdict(constant) for name, constant in constants.items()},
+        "once": asdict(once(job, values)),
+        "trainings": [asdict(training(job, work, d, n, values)) for d in devices for n in numbers_of_gpus],
+        "labels": [asdict(labels(job, work, device, values)) for device in devices],
+    }
+
+
+def as_text(figures: Mapping[str, Any]) -> str:
+    """The report as tables."""
+    job, work = figures["job"], Work(**{k: v for k, v in figures["work"].items() if k != "student_macs"})
+    head = (
+        f"{job['num_clips']:,} clips x {job['num_epochs']} epochs, {job['batch_clips']} clips per step; "
+        f"forward {work.student_macs / 1e9:.2f} GMACs per clip in the student (video encoder "
+        f"{work.encoder_macs / 1e9:.2f}), {work.tokenizer_macs / 1e9:.2f} in the tokenizer; "
+        f"gradients {bytes_as_text(work.gradient_bytes)}"
+    )
+    parts = [
+        head,
+        "once\n" + _once(Once(**figures["once"]), job),
+        "training with cached codes\n" + _trainings([Training(**row) for row in figures["trainings"]]),
+        "labels: codes made beforehand, or in every step\n"
+        + _labels([Labels(**row) for row in figures["labels"]], job),
+        "GPUs as assumed: data sheets and list prices, rounded\n" + _devices(figures["devices"]),
+        "constants\n" + _constants(figures["constants"]),
+    ]
+    return "\n\n".join(parts)
+
+
+def _once(found: Once, job: Mapping[str, Any]) -> str:
+    rows = [
+        ("videos", bytes_as_text(found.video_bytes)),
+        ("frame shards", bytes_as_text(found.frame_bytes)),
+        (f"codes, {job['num_views']} view(s)", bytes_as_text(found.code_bytes_per_view * job["num_views"])),
+        ("frames and codes stored, a month", f"${number_as_text(found.storage_usd_per_month)}"),
+        ("sharding", f"{found.shard_core_hours:,.0f} core hours, ${number_as_text(found.shard_usd)}"),
+    ]
+    return text_table(("what", "how much"), rows)
+
+
+def _trainings(rows: Sequence[Training]) -> str:
+    header = ("GPUs", "clips/GPU", "step ms", "bound by", "clips/s/GPU", "epoch min", "all h", "GPU h", "USD",
+              "cores/GPU (has)", "all_reduce", "read/epoch", "Gbit/s/node", "requests/epoch")  # fmt: skip
+    cells = [
+        (
+            f"{row.num_gpus} {row.device}",
+            f"{row.clips_per_gpu_step:g}",
+            f"{1e3 * row.step_s:.1f}",
+            row.bound_by,
+            f"{row.clips_per_s_per_gpu:.0f}",
+            f"{row.epoch_s / 60:.1f}",
+            f"{row.gpu_hours / row.num_gpus:.1f}",
+            f"{row.gpu_hours:.0f}",
+            f"{row.usd:,.0f}",
+            f"{row.decoding_cores_per_gpu:.1f} ({row.cores_per_gpu:g})",
+            f"{bytes_as_text(row.all_reduce_bytes_per_gpu_step)}, {1e3 * row.all_reduce_s:.1f} ms",
+            bytes_as_text(row.read_bytes_per_epoch),
+            f"{row.read_gbit_per_s_per_node:.2f}",
+            f"{row.requests_per_epoch / 1e6:.2f} M",
+        )
+        for row in rows
+    ]
+    return text_table(header, cells, right=[1, 2, *range(4, 14)])
+
+
+def _labels(rows: Sequence[Labels], job: Mapping[str, Any]) -> str:
+    header = ("GPU", "coding clips/s", "cores", f"{job['num_views']} view(s) GPU h", "USD", "online GPU h",
+              "online step", "break-even views", "with equal labels")  # fmt: skip
+    cells = [
+        (
+            row.device,
+            f"{1 / row.coding_s_per_clip:,.0f}",
+            f"{row.coding_cores_per_gpu:.1f}",
+            f"{row.coding_gpu_hours:.1f}",
+            f"{row.coding_usd:.1f}",
+            f"{row.online_gpu_hours:.1f}",
+            f"{row.online_step_ratio:.2f} x",
+            f"{row.break_even_views:.1f}",
+            f"{row.break_even_views_exact:.1f}",
+        )
+        for row in rows
+    ]
+    return text_table(header, cells, right=range(1, 9))
+
+
+def _devices(devices: Sequence[Mapping[str, Any]]) -> str:
+    names = [name for name in devices[0] if name != "name"]
+    rows = [(name, *(number_as_text(device[name]) for device in devices)) for name in names]
+    return text_table(("", *(device["name"] for device in devices)), rows, right=range(1, len(devices) + 1))
+
+
+def _constants(constants: Mapping[str, Mapping[str, Any]]) -> str:
+    rows = [
+        (name, number_as_text(constant["value"]), constant["unit"], constant["source"])
+        for name, constant in constants.items()
+    ]
+    return text_table(("name", "value", "unit", "source"), rows, right=[1])

@@ -1,0 +1,220 @@
+"""The pre-trained E-ViLM to be used: videos and captions in, embeddings, matching scores and predictions out.
+
+import evilm
+model = evilm.EViLM.from_pretrained("runs/demo/model")
+model.match(["clip.mp4"], ["a red ball rolls to the left", "a blue star blinks"])
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple, Self
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor
+
+from evilm import storage
+from evilm.errors import ConfigError
+from evilm.model.preprocess import Preprocessor, Video
+from evilm.model.student import Student
+from evilm.text.vocab import Vocab
+
+FILES = (
+    *("config.json", "model.safetensors", "preprocessor_config.json", "README.md"),
+    *("vocab/vocab.txt", "vocab/config.json", "vocab/tokenizer_config.json"),
+)
+"""All files of a saved model; README.md, its card, may be missing."""
+VOCAB = "vocab"
+"""Folder of the vocabulary beside the weights."""
+MASK = "[MASK]"
+_VIDEOS_AT_A_TIME = 16
+_TEXTS_AT_A_TIME = 64
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Encoded captions: one vector per word piece, [CLS] and [SEP] included."""
+
+    words: Float[Tensor, "caption word dim"]
+    padding: Bool[Tensor, "caption word"]
+    """True marks the fill behind a caption."""
+    word_ids: Int64[Tensor, "caption word"]
+
+    def __len__(self) -> int:
+        return len(self.words)
+
+    def __getitem__(self, places: slice) -> "Texts":
+        """Some of the captions, without the fill that all of them have."""
+        longest = int((~self.padding[places]).sum(1).max()) if len(self.padding[places]) else 0
+        return Texts(*(part[places, :longest] for part in (self.words, self.padding, self.word_ids)))
+
+
+class Guess(NamedTuple):
+    """A predicted word or code, and its probability."""
+
+    value: str | int
+    probability: float
+
+
+Videos = Sequence[Video] | Tensor
+"""Videos, or what `embed_videos` made of them."""
+Captions = Sequence[str] | Texts
+"""Captions, or what `embed_texts` made of them."""
+
+
+class EViLM:
+    """A student with the vocabulary and the preprocessing that belong to it. Paper: Eq. 1-2."""
+
+    def __init__(self, student: Student, vocab: Vocab, preprocessor: Preprocessor) -> None:
+        self.student, self.vocab, self.preprocessor = student.eval(), vocab, preprocessor
+        if vocab.size != student.config.vocab_size:
+            raise ConfigError(
+                f"a vocabulary of {vocab.size} words, the model knows {student.config.vocab_size}; "
+                "give the vocabulary that it was trained with"
+            )
+
+    @classmethod
+    def from_pretrained(
+        cls, uri: str | Path, dtype: str | torch.dtype | None = None, device: str | torch.device = "cpu"
+    ) -> Self:
+        """The model saved at `uri`.
+
+        Args:
+            uri: the folder that pre-training or `save_pretrained` wrote, a local path or s3://bucket/key.
+            dtype: float32, bfloat16 or float16; None as it was saved.
+            device: cpu, cuda, cuda:1, ...
+
+        Raises:
+            CheckpointError: nothing is there, something is missing, or weights and config do not fit.
+            ConfigError: a dtype or device that can't be used, or another model's vocabulary.
+        """
+        place = str(uri)
+        student = Student.from_pretrained(place, dtype, device)
+        vocab = Vocab.load(storage.join(place, VOCAB))
+        return cls(student, vocab, Preprocessor.load(place, student.config))
+
+    def save_pretrained(self, uri: str | Path) -> None:
+        """Write weights, config, vocabulary and preprocessing; `from_pretrained` gives back an equal model."""
+        place = str(uri)
+        self.vocab.save(storage.join(place, VOCAB))
+        # With this, transformers' BertTokenizer loads the vocabulary folder and cuts captions alike.
+        rules = {"tokenizer_class": "BertTokenizer", "do_lower_case": True, "strip_accents": None}
+        rules |= {"model_max_length": self.student.config.max_words}
+        storage.write_json(storage.join(place, VOCAB, "tokenizer_config.json"), rules)
+        self.preprocessor.save(place, self.student.config)
+        with torch.no_grad():
+            self.student.save_pretrained(place)
+
+    @torch.inference_mode()
+    def embed_videos(
+        self, videos: Sequence[Video], mask: Bool[np.ndarray, "video frame grid grid"] | None = None
+    ) -> Float[Tensor, "video region dim"]:
+        """One vector per region, frame by frame, row by row; regions under `mask` (True) are black.
+
+        Raises:
+            DecodeError: a video can't be decoded.
+            ConfigError: a video of too few frames, or no list of videos.
+        """
+        if isinstance(videos, str | Path | bytes):
+            raise ConfigError(f"videos = {videos!r} is one video; give a list of videos")
+        parts = []
+        for start in range(0, len(videos), _VIDEOS_AT_A_TIME):
+            some = slice(start, start + _VIDEOS_AT_A_TIME)
+            frames = torch.from_numpy(np.stack([self.preprocessor(video) for video in videos[some]]))
+            hidden = None if mask is None else torch.from_numpy(mask[some])
+            parts.append(self.student.encode_video(frames.to(self.student.device), hidden))
+        return torch.cat(parts) if parts else torch.empty(0, self.student.config.num_regions, self.student.config.dim)
+
+    def embed_texts(self, captions: Sequence[str]) -> Texts:
+        """One vector per word piece; captions over `max_words` pieces lose their end. `[MASK]` hides a piece."""
+        if isinstance(captions, str):
+            raise ConfigError(f"captions = {captions!r} is one caption; give a list of captions")
+        return self._encode([self._word_ids(caption) for caption in captions])
+
+    @torch.inference_mode()
+    def match(self, videos: Videos, captions: Captions) -> Float[np.ndarray, "video caption"]:
+        """The probability that video and caption belong together, for every pair.
+
+        Raises:
+            DecodeError: a video can't be decoded.
+        """
+        regions, texts = self._videos(videos), self._texts(captions)
+        scores = np.empty((len(regions), len(texts)), dtype=np.float32)
+        for row, video in zip(scores, regions, strict=True):
+            for start in range(0, len(row), _TEXTS_AT_A_TIME):
+                some = texts[start : start + _TEXTS_AT_A_TIME]
+                row[start : start + len(some)] = self._match(video.expand(len(some), -1, -1), some)
+        return scores
+
+    @torch.inference_mode()
+    def match_pairs(self, videos: Videos, captions: Captions) -> Float[np.ndarray, " pair"]:
+        """The probability that they belong together, for the first video with the first caption, and so on."""
+        if len(videos) != len(captions):
+            raise ConfigError(f"{len(videos)} videos and {len(captions)} captions; pairs need as many of both")
+        # One at a time: a pair's score must not depend, in its last digits, on what came along with it.
+        ones = [slice(k, k + 1) for k in range(len(videos))]
+        rows = [self._match(self._videos(videos[one]), self._texts(captions[one])) for one in ones]
+        return np.concatenate(rows) if rows else np.empty(0, dtype=np.float32)
+
+    @torch.inference_mode()
+    def fill_words(self, video: Video | None, caption: str, top: int = 5) -> list[list[Guess]]:
+        """For each [MASK] of a caption the likeliest words, seen with the video, or without any (None)."""
+        texts = self._encode([self._word_ids(caption)])
+        regions = None if video is None else self.embed_videos([video])
+        states = self.student.decode(regions, texts.words, texts.padding).words
+        hidden = texts.word_ids == self.vocab.mask_id
+        chances = self.student.mlm_logits(states[hidden]).float().softmax(-1)
+        return [[Guess(self.vocab.pieces[i], p) for i, p in zip(*_top(row, top), strict=True)] for row in chances]
+
+    @torch.inference_mode()
+    def fill_regions(
+        self, video: Video, caption: str, mask: Bool[np.ndarray, "frame grid grid"], top: int = 5
+    ) -> list[list[Guess]]:
+        """For each hidden region of a video, in order, the likeliest codes of the video tokenizer."""
+        texts = self.embed_texts([caption])
+        regions = self.embed_videos([video], mask[None])
+        states = self.student.decode(regions, texts.words, texts.padding).regions
+        hidden = torch.from_numpy(mask[None]).flatten(1).to(states.device)
+        chances = self.student.mvm_logits(states[hidden]).float().softmax(-1)
+        return [[Guess(i, p) for i, p in zip(*_top(row, top), strict=True)] for row in chances]
+
+    def _match(self, regions: Tensor, texts: Texts) -> np.ndarray:
+        logits = self.student.match_logits(self.student.decode(regions, texts.words, texts.padding).cls)
+        return logits.float().softmax(-1)[:, 1].cpu().numpy()
+
+    def _videos(self, videos: Videos) -> Tensor:
+        return videos if isinstance(videos, Tensor) else self.embed_videos(videos)
+
+    def _texts(self, captions: Captions) -> Texts:
+        return captions if isinstance(captions, Texts) else self.embed_texts(captions)
+
+    @torch.inference_mode()
+    def _encode(self, rows: Sequence[Sequence[int]]) -> Texts:
+        """Words of captions given by their ids, padded to the longest."""
+        longest = max((len(row) for row in rows), default=0)
+        word_ids = torch.full((len(rows), longest), self.vocab.pad_id)
+        for ids, row in zip(word_ids, rows, strict=True):
+            ids[: len(row)] = torch.tensor(row)
+        word_ids = word_ids.to(self.student.device)
+        padding = word_ids == self.vocab.pad_id
+        lots = zip(word_ids.split(_TEXTS_AT_A_TIME), padding.split(_TEXTS_AT_A_TIME), strict=True)
+        words = [self.student.encode_text(*lot) for lot in lots if len(lot[0])]
+        if not words:
+            words = [torch.empty(0, longest, self.student.config.dim, dtype=self.student.dtype)]
+        return Texts(torch.cat(words), padding, word_ids)
+
+    def _word_ids(self, caption: str) -> list[int]:
+        """Ids of a caption in which [MASK] stands for a hidden piece."""
+        first, *rest = self.vocab.cut(caption.split(MASK))
+        ids = list(first)
+        for part in rest:
+            ids += [self.vocab.mask_id, *part]
+        return [self.vocab.cls_id, *ids[: self.student.config.max_words - 2], self.vocab.sep_id]
+
+
+def _top(chances: Tensor, count: int) -> tuple[list[int], list[float]]:
+    """The likeliest entries and their probabilities."""
+    best = chances.topk(min(count, len(chances)))
+    return best.indices.tolist(), best.values.tolist()

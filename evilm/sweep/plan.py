@@ -1,0 +1,146 @@
+"""Which settings a sweep tries, in which order. The same sweep has the same plan each time it is started."""
+
+import itertools
+import math
+from typing import Any, Protocol
+
+import numpy as np
+
+from evilm import storage
+from evilm.config.base import fingerprint
+from evilm.config.runs import Sweep
+from evilm.config.space import Choices, Range, Space, normal
+from evilm.errors import UsageError
+
+_PROPOSALS = "proposals.json"
+_DRAWS = 200
+
+
+class Plan(Protocol):
+    """Settings to try, by number."""
+
+    def propose(self, number: int) -> dict[str, Any] | None:
+        """The values of setting `number`, asked for in order; None after the last."""
+        ...
+
+    def tell(self, number: int, score: float | None) -> None:
+        """All trials of a setting have ended: their mean score, None where there is none."""
+        ...
+
+
+class Listed:
+    """Settings that are known from the start."""
+
+    def __init__(self, settings: list[dict[str, Any]]) -> None:
+        self.settings = settings
+
+    def propose(self, number: int) -> dict[str, Any] | None:
+        """The next of the list."""
+        return self.settings[number] if number < len(self.settings) else None
+
+    def tell(self, number: int, score: float | None) -> None:
+        """Changes nothing."""
+
+
+def make_plan(config: Sweep, space: Space, out: str) -> Plan:
+    """The plan of a sweep.
+
+    Raises:
+        UsageError: Optuna is wanted and not installed.
+        ConfigError: a value that no trial can run with.
+    """
+    if config.search == "optuna":
+        return Proposed(config, space, out)
+    found = _grid(space) if config.search == "grid" else _drawn(space, config.trials, config.search_seed)
+    settings = [normal(values, config.base) for values in found]
+    return Listed(list({fingerprint(values): values for values in settings}.values()))
+
+
+def _grid(space: Space) -> list[dict[str, Any]]:
+    """Every combination, the last setting changing fastest."""
+    axes = {name: axis.values for name, axis in space.items() if isinstance(axis, Choices)}
+    return [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
+
+
+def _drawn(space: Space, count: int, seed: int) -> list[dict[str, Any]]:
+    """Different random settings; fewer than `count` where the space has no more. More of them begin with the same."""
+    rng = np.random.default_rng(seed)
+    found: dict[str, dict[str, Any]] = {}
+    for _ in range(_DRAWS * count):
+        values = {name: _draw(axis, rng) for name, axis in space.items()}
+        found.setdefault(fingerprint(values), values)
+        if len(found) == count:
+            break
+    return list(found.values())
+
+
+def _draw(axis: Choices | Range, rng: np.random.Generator) -> Any:
+    if isinstance(axis, Choices):
+        return axis.values[int(rng.integers(len(axis.values)))]
+    if axis.log:
+        value = math.exp(rng.uniform(math.log(axis.low), math.log(axis.high)))
+    else:
+        value = rng.uniform(axis.low, axis.high)
+    value = min(axis.high, max(axis.low, value))
+    return round(value) if axis.whole else float(f"{value:.4g}")
+
+
+class Proposed:
+    """Settings that Optuna's TPE proposes from the scores so far.
+
+    Each proposal is kept before it is tried. A sweep that is started again asks for the kept ones first; the sampler of
+    each proposal is seeded by its number, so that no random state has to survive.
+    """
+
+    def __init__(self, config: Sweep, space: Space, out: str) -> None:
+        optuna = _optuna()
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        self._optuna, self._config = optuna, config
+        self._place = storage.join(out, _PROPOSALS)
+        kept = storage.read_json(self._place) if storage.exists(self._place) else {}
+        print_ = fingerprint([repr(sorted(space.items())), config.search_seed, config.score])
+        self._kept: list[dict[str, Any]] = list(kept.get("values", [])) if kept.get("space") == print_ else []
+        self._space = print_
+        self._study = optuna.create_study(direction="minimize" if config.score.endswith("loss") else "maximize")
+        self._distributions = {name: self._distribution(axis) for name, axis in space.items()}
+        self._asked: list[Any] = []
+
+    def propose(self, number: int) -> dict[str, Any] | None:
+        """The next proposal, or the one that was made for this number before."""
+        if number >= self._config.trials:
+            return None
+        self._study.sampler = self._optuna.samplers.TPESampler(
+            seed=int(fingerprint([self._config.search_seed, number], 8), 16),
+            n_startup_trials=max(3, self._config.trials // 3),
+        )
+        if number < len(self._kept):
+            self._study.enqueue_trial(self._kept[number])
+        trial = self._study.ask(self._distributions)
+        self._asked.append(trial)
+        if number >= len(self._kept):
+            self._kept.append(dict(trial.params))
+            storage.write_json(self._place, {"space": self._space, "values": self._kept})
+        return normal(trial.params, self._config.base)
+
+    def tell(self, number: int, score: float | None) -> None:
+        """Let the next proposals learn from a score."""
+        state = self._optuna.trial.TrialState.FAIL if score is None else None
+        self._study.tell(self._asked[number], score, state=state)
+
+    def _distribution(self, axis: Choices | Range) -> Any:
+        distributions = self._optuna.distributions
+        if isinstance(axis, Choices):
+            return distributions.CategoricalDistribution(axis.values)
+        if axis.whole:
+            return distributions.IntDistribution(int(axis.low), int(axis.high), log=axis.log)
+        return distributions.FloatDistribution(axis.low, axis.high, log=axis.log)
+
+
+def _optuna() -> Any:
+    try:
+        import optuna  # pyright: ignore[reportMissingImports]  # an extra
+    except ImportError:
+        raise UsageError(
+            "--search optuna needs Optuna, which is not installed; pip install 'evilm[tune]', or use --search random"
+        ) from None
+    return optuna

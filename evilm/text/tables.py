@@ -1,0 +1,238 @@
+"""Tables of any format as a stream of records: CSV, TSV, JSON lines, Parquet, the text kinds also gzipped.
+
+One record is held at a time (one batch for Parquet), so that memory does not grow with the table. A record that can't
+be read becomes a `Fault` in its place; a file that can't be read is a `ManifestError` in one line.
+"""
+
+import csv
+import datetime
+import gzip
+import io
+import itertools
+import json
+import math
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import IO, Any, cast
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from evilm import storage
+from evilm.errors import ManifestError, StorageError
+
+ENDINGS = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet", ".csv.gz", ".tsv.gz", ".jsonl.gz", ".ndjson.gz")
+"""Endings by which a table is known in a folder."""
+_FIELD_CHARS = 1 << 20  # a quote that is never closed takes no more than this with it
+_LINE_CHARS = 1 << 24
+_HEAD_BYTES = 1 << 16
+_BLOCK_BYTES = 1 << 23  # s3fs would take 50 MiB per file
+_BATCH_ROWS = 1024
+_PEEKED = 100
+
+csv.field_size_limit(_FIELD_CHARS)
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """A record that can't be read, with what could be made of it."""
+
+    detail: str
+    values: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table that is being read."""
+
+    uri: str
+    header: list[str]
+    """Names of the columns; of JSON lines, the keys of the first records."""
+    records: Iterator[dict[str, Any] | Fault]
+
+
+@contextmanager
+def open_table(uri: str) -> Iterator[Table]:
+    """The table at `uri`, its format known by its content, else by its name.
+
+    Raises:
+        ManifestError: no such file, no table in it, or a table that breaks off.
+    """
+    fs, path = storage.resolve(uri)
+    with ExitStack() as stack:
+        try:
+            opened = storage.patiently(uri, lambda: fs.open(path, "rb", block_size=_BLOCK_BYTES))
+            file: IO[bytes] = stack.enter_context(opened)
+            head = file.read(_HEAD_BYTES)
+            file.seek(0)
+            if head[:2] == b"\x1f\x8b":
+                file = stack.enter_context(cast(IO[bytes], gzip.GzipFile(fileobj=file)))
+                head = file.read(_HEAD_BYTES)
+                file.seek(0)
+            if head[:4] == b"PAR1":
+                header, records = _parquet(file)
+            else:
+                header, records = _text(file, head, uri)
+        except StorageError:
+            raise
+        except (OSError, EOFError, zlib.error, pa.ArrowException) as error:
+            raise ManifestError(_unreadable(uri, error)) from None
+        yield Table(uri, header, _guarded(records, uri))
+
+
+def show(names: Sequence[str], most: int = 20) -> str:
+    """Column names for a message, cut where they are long or many, without control characters."""
+    shown = ["".join(c if c.isprintable() else "?" for c in name[:40]) + "..." * (len(name) > 40) for name in names]
+    return ", ".join(shown[:most]) + (f", and {len(names) - most} more" if len(names) > most else "")
+
+
+def as_text(value: Any) -> str:
+    """A value of a record as the text it would be in a CSV; nulls and NaN are ''.
+
+    Whole floats lose their '.0': columns of whole numbers with gaps often become floats.
+    """
+    if isinstance(value, str):
+        return value
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return ""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
+        return str(int(value))
+    if isinstance(value, bytes):
+        return value.decode("utf-8", errors="surrogateescape")
+    if isinstance(value, datetime.timedelta):
+        return str(value.total_seconds())
+    return json.dumps(value, ensure_ascii=False, default=str) if isinstance(value, list | dict) else str(value)
+
+
+def _text(file: IO[bytes], head: bytes, uri: str) -> tuple[list[str], Iterator[dict[str, Any] | Fault]]:
+    """A CSV, TSV or JSON lines."""
+    first = head.removeprefix(b"\xef\xbb\xbf").lstrip(b"\r\n").split(b"\n", 1)[0]
+    if not head.strip():
+        raise ManifestError(f"{uri} is empty; expected a table with a header line")
+    if head[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        raise ManifestError(f"{uri} is UTF-16 text; save it as UTF-8")
+    opening = first.lstrip()[:1]
+    if opening == b"[" and (b'"' in first or first.strip() == b"["):
+        raise ManifestError(f"{uri} is one JSON list; write one object per line (JSON lines)")
+    is_long = len(first) == _HEAD_BYTES and opening != b"{"
+    if is_long or any(byte < 32 and byte not in b"\t\r\f\x1b" for byte in first):
+        raise ManifestError(
+            f"{uri} is no table but binary data; give CSV, TSV, JSON lines or Parquet, or tars of clips"
+        )
+    lines = io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
+    if opening == b"{":
+        return _json_lines(_limited(lines), uri)
+    name = uri.lower().removesuffix(".gz")
+    is_tsv = name.endswith(".tsv") or (b"\t" in first and b"," not in first)
+    return _csv(_limited(lines), "\t" if is_tsv else ",", uri)
+
+
+def _limited(lines: io.TextIOWrapper) -> Iterator[str]:
+    """Lines, those beyond all measure in pieces."""
+    while line := lines.readline(_LINE_CHARS):
+        yield line
+
+
+def _csv(lines: Iterator[str], delimiter: str, uri: str) -> tuple[list[str], Iterator[dict[str, Any] | Fault]]:
+    reader = csv.reader(lines, delimiter=delimiter)
+    try:
+        header = [name.strip() for name in next((record for record in reader if record), [])]
+    except csv.Error as error:
+        raise ManifestError(f"{uri} has no header line that can be read: {error}") from None
+    repeated = sorted({name for name in header if name and header.count(name) > 1})
+    if repeated:
+        raise ManifestError(f"{uri} names column {show(repeated[:1])!r} twice; rename one of them")
+
+    def records() -> Iterator[dict[str, Any] | Fault]:
+        while True:
+            line = reader.line_num
+            try:
+                values = next(reader)
+            except StopIteration:
+                return
+            except csv.Error as error:
+                yield Fault(f"{error}{_extent(line, reader.line_num)}")
+                continue
+            if len(values) == len(header):
+                yield dict(zip(header, values, strict=True))
+            elif values:  # empty lines are no records
+                detail = f"{len(values)} of {len(header)} columns{_extent(line, reader.line_num)}"
+                yield Fault(detail, dict(zip(header, values, strict=False)))
+
+    return header, records()
+
+
+def _extent(before: int, last: int) -> str:
+    """Where a broken record lies, if it goes on over many lines."""
+    return f", lines {before + 1} to {last}: a quote that is not closed?" if last - before > 1 else ""
+
+
+def _json_lines(lines: Iterator[str], uri: str) -> tuple[list[str], Iterator[dict[str, Any] | Fault]]:
+    records = (_json_record(line) for line in lines if line.strip())
+    peeked = list(itertools.islice(records, _PEEKED))
+    header = dict.fromkeys(name for record in peeked if isinstance(record, dict) for name in record)
+    if not header:
+        raise ManifestError(f"{uri} is not JSON lines: none of the first {len(peeked)} lines is a JSON object")
+    return list(header), itertools.chain(peeked, records)
+
+
+def _json_record(line: str) -> dict[str, Any] | Fault:
+    if len(line) >= _LINE_CHARS:
+        return Fault(f"a line of {_LINE_CHARS} characters and more")
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        message = error.msg if isinstance(error, json.JSONDecodeError) else "nested or numbered beyond measure"
+        return Fault(f"no JSON: {message}")
+    return record if isinstance(record, dict) else Fault(f"a JSON {type(record).__name__}, not an object")
+
+
+def _parquet(file: IO[bytes]) -> tuple[list[str], Iterator[dict[str, Any] | Fault]]:
+    table = pq.ParquetFile(file, buffer_size=1 << 20, pre_buffer=False)  # by pages, not by whole row groups
+    # Columns of bytes hold videos, not words.
+    names = [
+        f.name for f in table.schema_arrow if not pa.types.is_binary(f.type) and not pa.types.is_large_binary(f.type)
+    ]
+
+    def records() -> Iterator[dict[str, Any] | Fault]:
+        for batch in table.iter_batches(_BATCH_ROWS, columns=names):
+            try:
+                yield from batch.to_pylist()
+            except (ValueError, OverflowError):  # text that is not UTF-8, times out of range: find the rows
+                yield from (_parquet_record(batch.slice(row, 1)) for row in range(batch.num_rows))
+
+    return names, records()
+
+
+def _parquet_record(batch: pa.RecordBatch) -> dict[str, Any] | Fault:
+    values, broken = {}, []
+    for name, column in zip(batch.schema.names, batch.columns, strict=True):
+        try:
+            values[name] = column[0].as_py()
+        except (ValueError, OverflowError):
+            broken.append(name)
+    return Fault(f"no readable value in {show(broken)}", values) if broken else values
+
+
+def _guarded(records: Iterable[dict[str, Any] | Fault], uri: str) -> Iterator[dict[str, Any] | Fault]:
+    """The records; a file that breaks off in the middle is one clear error."""
+    try:
+        yield from records
+    except (OSError, EOFError, zlib.error, pa.ArrowException) as error:
+        raise ManifestError(_unreadable(uri, error)) from None
+
+
+def _unreadable(uri: str, error: Exception) -> str:
+    """Why a file can't be read, without what is in it."""
+    if isinstance(error, FileNotFoundError):
+        return f"no manifest at {uri}; give CSV, TSV, JSON lines or Parquet, or tars of clips"
+    if isinstance(error, IsADirectoryError):
+        return f"{uri} is a folder without tables or tars"
+    if isinstance(error, gzip.BadGzipFile | EOFError | zlib.error | pa.ArrowException):
+        return f"{uri} is damaged or cut off ({type(error).__name__}); get it anew"
+    assert isinstance(error, OSError)
+    return f"cannot read {uri}: {error.strerror or type(error).__name__}"

@@ -1,0 +1,98 @@
+"""What learns: the model with its optimizer and the running mean of its weights, the same on every worker."""
+
+import logging
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from evilm.config.train import TrainConfig
+from evilm.steps.base import Objective
+from evilm.train.checkpoint import Snapshot, load_checkpoint, take_snapshot
+from evilm.train.keeper import find_intact, load_named
+from evilm.train.optim import Mean, make_optimizer
+from evilm.train.precision import autocast
+from evilm.train.update import Updater
+
+logger = logging.getLogger(__name__)
+
+
+class Learner:
+    """A model on one worker: begun anew or gone on with, ready to be updated, copied for a checkpoint."""
+
+    def __init__(
+        self, objective: Objective, settings: TrainConfig, device: torch.device, rank: int, world: int
+    ) -> None:
+        """A learner with fresh weights.
+
+        Args:
+            objective: what is trained.
+            settings: of optimizer and machine.
+            device: where it is trained.
+            rank: this worker.
+            world: number of workers.
+        """
+        self.settings, self._device, self._rank, self._world = settings, device, rank, world
+        self.objective = objective.to(device)
+        if settings.cluster.channels_last:
+            self.objective.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        decay = settings.optim.ema_decay
+        self._mean = Mean(self.objective, decay) if decay else None
+        self._optimizer = make_optimizer(self.objective, settings.optim, settings.cluster.fused)
+
+    @property
+    def finished(self) -> Objective:
+        """What is evaluated and published: the mean of the weights where one is kept."""
+        return self._mean.module if self._mean else self.objective  # type: ignore[return-value]
+
+    def restore(self, out: str) -> tuple[str, dict[str, Any]]:
+        """Load the newest intact checkpoint, the same on all workers.
+
+        Returns:
+            Its name and the state saved with it; '' and nothing for a fresh start.
+        """
+        from ray.train.collective import broadcast_from_rank_zero
+
+        found = find_intact(out, self._load) if self._rank == 0 else None
+        name = str(broadcast_from_rank_zero(found[0] if found else ""))
+        if not name:
+            return "", {}
+        return name, found[1] if found else load_named(out, name, self._load)
+
+    def _load(self, folder: Path) -> dict[str, Any]:
+        averaged = self._mean.averaged if self._mean else None
+        return load_checkpoint(folder, self.objective, self._optimizer, averaged)
+
+    def updater(self, fresh: bool, some_batches: Callable[[int], Iterable[Any]]) -> Updater:
+        """The model ready to be trained.
+
+        Args:
+            fresh: no checkpoint was restored.
+            some_batches: the first so many batches of training, for a start that depends on data.
+        """
+        from ray.train.torch import prepare_model
+
+        cluster = self.settings.cluster
+        if fresh:
+            self.objective.prepare(some_batches, self.settings.schedule.seed)
+        if self._world > 1:  # a start that looked at data looked at each worker's own slice; rank 0's counts
+            for tensor in self.objective.state_dict().values():
+                torch.distributed.broadcast(tensor, src=0)
+            if self._rank != 0:
+                self.objective.drop_counts()
+        if fresh and self._mean:
+            self._mean.averaged.module.load_state_dict(self.objective.state_dict())
+        if cluster.compile:
+            self.objective.compile(dynamic=True)
+        # Buffers count what this worker saw (code usage); broadcasting rank 0's before each step would lose that.
+        parallel = {"find_unused_parameters": self.objective.sparse, "broadcast_buffers": False}
+        model = prepare_model(self.objective, move_to_device=False, parallel_strategy_kwargs=parallel)
+        cast = autocast(cluster.precision, self._device)
+        return Updater(
+            self.objective, model, self._optimizer, self.settings, self._world, cast, self._device, self._mean
+        )
+
+    def snapshot(self, state: dict[str, Any]) -> Snapshot:
+        """A copy in main memory, for a checkpoint."""
+        return take_snapshot(self.objective, self._optimizer, state, self._mean.averaged if self._mean else None)

@@ -1,0 +1,42 @@
+"""Looks at the val split: its scores over all workers, and which look was the best."""
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from evilm.data.feed import Feed
+from evilm.steps.base import Objective
+from evilm.train.reduce import gather
+
+logger = logging.getLogger(__name__)
+
+
+@torch.no_grad()
+def evaluate(objective: Objective, feed: Feed, device: torch.device, world: int) -> dict[str, float]:
+    """Scores of a split, summed over workers; the model is back in train mode afterwards."""
+    objective.eval()
+    scores = objective.scores()
+    for batch in feed.batches(0, feed.order.num_steps):
+        scores.add(batch, device)
+    objective.train()
+    return scores.result(gather(scores.state(), world))
+
+
+def better(metrics: Mapping[str, float], wanted: str, best: Mapping[str, Any]) -> float | None:
+    """The value by which an evaluation is the best so far, None where it is not.
+
+    Args:
+        metrics: of the evaluation.
+        wanted: `schedule.keep_best`; `loss` is the sum of the losses where there is no metric of that name.
+        best: the best one so far, its `value`; empty where there is none.
+    """
+    losses = [value for name, value in metrics.items() if name.endswith("_loss")]
+    value = metrics.get(wanted, sum(losses) if wanted == "loss" and losses else None)
+    if value is None:
+        if wanted:
+            logger.warning("schedule.keep_best: there is no metric %r, only %s", wanted, ", ".join(metrics))
+        return None
+    sign = 1 if wanted.endswith("loss") else -1
+    return value if not best or sign * value < sign * best["value"] else None

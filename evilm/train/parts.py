@@ -1,0 +1,53 @@
+"""The parts of a step, and who works them off: with fewer workers than wanted, some take several, one after the other.
+
+A step's clips are cut into `TrainConfig.parts` equal slices. Dropout is seeded by the part, and losses are normalised
+over the whole step, so the number of workers changes nothing but the order of sums.
+"""
+
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+
+from evilm.data.feed import Feed
+from evilm.data.order import Step, TrainOrder
+
+
+def parts_of(rank: int, world: int, parts: int) -> range:
+    """The parts of one worker: consecutive, as even as they come."""
+    mine = np.array_split(np.arange(parts), world)[rank]
+    return range(int(mine[0]), int(mine[-1]) + 1) if len(mine) else range(0)
+
+
+@dataclass(frozen=True)
+class PartsOrder:
+    """A worker's parts of every step as the steps of a feed: part after part, step after step."""
+
+    whole: TrainOrder
+    parts: int
+    mine: range
+
+    @property
+    def num_steps(self) -> int:
+        """Parts per epoch."""
+        return self.whole.num_steps * len(self.mine)
+
+    @property
+    def window(self) -> int:
+        """Row groups mixed with each other."""
+        return self.whole.window
+
+    def step(self, number: int) -> Step:
+        """This worker's part number `number`, counted over all epochs."""
+        step, which = divmod(number, len(self.mine))
+        whole = self.whole.step(step)
+        share = len(whole.rows) // self.parts
+        part = self.mine[which]
+        return Step(whole.epoch, whole.rows, slice(part * share, (part + 1) * share))
+
+
+def in_parts(feed: Feed, parts: int, mine: range) -> Feed:
+    """Let a feed of whole steps give these parts of them."""
+    if len(mine) > 1:
+        feed.order = cast(Any, PartsOrder(cast(TrainOrder, feed.order), parts, mine))
+    return feed

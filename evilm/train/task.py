@@ -1,0 +1,42 @@
+"""What the training loop is given: a task, and what travels to the worker that builds it."""
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from evilm.config.train import TrainConfig
+from evilm.data.feed import Feed
+from evilm.steps.base import Objective
+
+
+class Task(Protocol):
+    """What a training is about; built in each worker from plain settings."""
+
+    settings: TrainConfig
+
+    def objective(self) -> Objective:
+        """The module that is trained, with fresh weights drawn from the global generator."""
+        ...
+
+    def train_feed(self, rank: int, world: int) -> Feed:
+        """Batches of the train split for one worker."""
+        ...
+
+    def eval_feed(self, rank: int, world: int) -> Feed | None:
+        """Batches of the val split for one worker; None where there is none."""
+        ...
+
+    def export(self, objective: Objective) -> None:
+        """Write the finished model to its place."""
+        ...
+
+
+@dataclass(frozen=True)
+class WorkerSpec:
+    """What travels to a worker: names and settings, never models."""
+
+    task: str
+    """`module:function` that builds the task from `settings`."""
+    settings: dict[str, Any]
+    out: str
+    tracked: dict[str, Any] | None
+    """How the MLflow run is made (`tracking.TrackedRun`), None where nothing is tracked."""

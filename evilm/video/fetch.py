@@ -1,0 +1,292 @@
+"""Videos as local files, from where a manifest says: a folder, an object store, a tar in either, or a URL.
+
+Nothing is read outside of the video root: no absolute path, no '..', no link that leaves it, no other bucket.
+"""
+
+import contextlib
+import functools
+import os
+import re
+import tempfile
+import threading
+import unicodedata
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import IO, Any
+
+import fsspec
+from fsspec.callbacks import Callback
+from fsspec.implementations.local import LocalFileSystem
+
+from evilm import storage
+from evilm.config.data import VIDEO_ENDINGS, FetchConfig
+from evilm.errors import ConfigError, DecodeError, ShardError
+from evilm.video.http import Deadline, Passing, back_off, download
+from evilm.video.local import LocalRoot, forms, rank, stem
+from evilm.video.reasons import Reason
+from evilm.video.urls import is_url, public_uri
+
+_TAR = re.compile(r"\.tar/", re.IGNORECASE)
+_PIECE_BYTES = 1 << 23
+
+
+@dataclass(frozen=True, slots=True)
+class Local:
+    """A video that can be opened for as long as the block lasts."""
+
+    path: str
+    """Local file: the video itself, or a temporary copy."""
+    uri: str
+    """As found: the path below the root with its ending, the tar and member, or the URL without secrets."""
+    num_bytes: int
+
+
+class Fetcher:
+    """Gets videos of one root, and URLs. Thread-safe; make one per process.
+
+    Args:
+        videos: the video root, a local folder or `s3://bucket/key`; '' where all videos are URLs.
+        config: bounds and patience.
+    """
+
+    def __init__(self, videos: str, config: FetchConfig) -> None:
+        self._config = config
+        self._slots = threading.BoundedSemaphore(config.concurrency)
+        self._fs, self._root = _file_system(videos, config) if videos else (None, "")
+        self._is_local = isinstance(self._fs, LocalFileSystem)
+        self._local = LocalRoot(self._root)
+
+    @contextmanager
+    def fetch(
+        self, path: str, needs_ending: bool = False, offset: int = -1, num_bytes: int = -1, url: str = ""
+    ) -> Iterator[Local]:
+        """A video as a local file, for as long as the block lasts.
+
+        Args:
+            path: below the root, or an http(s) URL.
+            needs_ending: whether `path` lacks the ending of the file.
+            offset: where the video begins in its tar; -1 where it is a file of its own.
+            num_bytes: its size in its tar.
+            url: where to download it from if there is no file at `path`.
+
+        Raises:
+            DecodeError: with the reason why there is none.
+            ConfigError: an object store that lets nobody in.
+            SourceError: a root that is gone.
+            ShardError: no space for temporary files.
+        """
+        with contextlib.ExitStack() as stack:
+            try:
+                local = self._get(path, needs_ending, offset, num_bytes, stack)
+            except DecodeError as error:
+                if error.reason != Reason.MISSING_FILE or not url:
+                    raise
+                local = self._download(url, stack)
+            yield local
+
+    def _get(self, path: str, needs_ending: bool, offset: int, num_bytes: int, stack: contextlib.ExitStack) -> Local:
+        if is_url(path):
+            return self._download(path, stack)
+        if self._fs is None:
+            raise DecodeError(Reason.MISSING_FILE, "a path below --videos, which is not given")
+        _check(path)
+        if offset >= 0:
+            return self._from_tar(path, offset, num_bytes, stack)
+        if self._is_local:
+            found = self._local.find(path, needs_ending)
+            return Local(f"{self._root}/{found}", found, os.path.getsize(f"{self._root}/{found}"))
+        return self._remote(path, needs_ending, stack)
+
+    def _from_tar(self, path: str, offset: int, num_bytes: int, stack: contextlib.ExitStack) -> Local:
+        """A copy of a tar's member."""
+        match = _TAR.search(path)
+        assert match is not None, path
+        name = path[: match.end() - 1]
+        if num_bytes > self._config.max_mb << 20:
+            raise DecodeError(Reason.TOO_LARGE, f"{num_bytes} bytes, more than fetch.max_mb = {self._config.max_mb}")
+        copy = _temporary(path, stack)
+        if self._is_local:
+            self._local.check(f"{self._root}/{name}")
+            if not self._local.is_file(name):
+                raise DecodeError(Reason.MISSING_FILE, "its tar")
+            with open(f"{self._root}/{name}", "rb") as tar:
+                tar.seek(offset)
+                pieces = iter(lambda: tar.read(min(_PIECE_BYTES, num_bytes - copy.tell())), b"")
+                _write_all(copy, pieces)
+        else:
+            assert self._fs is not None
+            place, cat = f"{self._root}/{name}", self._fs.cat_file
+
+            def pieces_of() -> Iterator[bytes]:
+                for start in range(offset, offset + num_bytes, _PIECE_BYTES):
+                    end = min(start + _PIECE_BYTES, offset + num_bytes)
+                    yield self._retried(functools.partial(cat, place, start=start, end=end))
+
+            with self._slots:
+                _write_all(copy, pieces_of())
+        if copy.tell() != num_bytes:
+            raise DecodeError(Reason.FETCH_ERROR, f"its tar ends after {copy.tell()} of its {num_bytes} bytes")
+        return Local(copy.name, path, num_bytes)
+
+    def _remote(self, path: str, needs_ending: bool, stack: contextlib.ExitStack) -> Local:
+        """A copy of a file of an object store; the usual ending is tried before anything is listed."""
+        with self._slots:
+            for name in [form + (VIDEO_ENDINGS[0] if needs_ending else "") for form in forms(path)]:
+                if (local := self._copy(name, stack)) is not None:
+                    return local
+            if needs_ending and (name := self._find_remote(path)) and (local := self._copy(name, stack)) is not None:
+                return local
+        raise DecodeError(Reason.MISSING_FILE)
+
+    def _copy(self, path: str, stack: contextlib.ExitStack) -> Local | None:
+        """A copy of a file, None where there is none."""
+        copy = _temporary(path, stack)
+        assert self._fs is not None
+        get, place, size = self._fs.get_file, f"{self._root}/{path}", _Size(self._config.max_mb)
+
+        def attempt() -> int:
+            get(place, copy.name, callback=size)
+            received = os.path.getsize(copy.name)
+            if size.promised is not None and received != size.promised:
+                raise Passing(Reason.FETCH_ERROR, f"{received} of {size.promised} bytes came")
+            return received
+
+        try:
+            return Local(copy.name, path, self._retried(attempt))
+        except DecodeError as error:
+            if error.reason == Reason.MISSING_FILE:
+                return None
+            raise
+
+    def _find_remote(self, path: str) -> str:
+        """The path of a file with any known ending; '' where there is none."""
+        folder, _, last = path.rpartition("/")
+        place, found = f"{self._root}/{folder}".rstrip("/"), []
+        assert self._fs is not None
+        for form in forms(last):
+            listed: list[str] = self._retried(functools.partial(self._fs.find, place, prefix=f"{form}."), default=[])
+            names = (name[len(place) + 1 :] for name in listed)
+            found += [name for name in names if "/" not in name and rank(name) < len(VIDEO_ENDINGS)]
+        wanted = unicodedata.normalize("NFC", last)
+        matching = sorted((name for name in found if stem(name) == wanted), key=lambda name: (rank(name), name))
+        return (f"{folder}/" if folder else "") + matching[0] if matching else ""
+
+    def _download(self, url: str, stack: contextlib.ExitStack) -> Local:
+        copy = _temporary(public_uri(url), stack)
+        with self._slots:
+            return Local(copy.name, public_uri(url), download(url, copy, self._config))
+
+    def _retried(self, action: Callable[[], Any], default: Any = None) -> Any:
+        """What `action` gives, tried again where its failure may pass; `default` where nothing is there."""
+        deadline, attempt = Deadline(self._config.deadline_s), 0
+        while True:
+            try:
+                return action()
+            except Passing as failure:
+                passing = failure
+            except (DecodeError, ShardError):
+                raise
+            except Exception as error:  # s3fs lets the errors of three libraries through; each is judged
+                if isinstance(error, FileNotFoundError) and default is not None:
+                    return default
+                passing = _judge(error)
+            back_off(attempt, passing, self._config, deadline)
+            attempt += 1
+
+
+class _Size(Callback):
+    """Hears the size of a file before its bytes come."""
+
+    def __init__(self, max_mb: int) -> None:
+        super().__init__()
+        self._max_mb = max_mb
+        self.promised: int | None = None
+
+    def set_size(self, size: int | None) -> None:
+        self.promised = size
+        if size is not None and size > self._max_mb << 20:
+            raise DecodeError(Reason.TOO_LARGE, f"{size} bytes, more than fetch.max_mb = {self._max_mb}")
+
+
+def _file_system(videos: str, config: FetchConfig) -> tuple[Any, str]:
+    """The file system of the root and the root in it; attempts are counted here, not in three places."""
+    options: dict[str, Any] = {}
+    if videos.startswith(("s3://", "s3a://")):
+        options = {
+            "use_listings_cache": False,
+            "config_kwargs": {
+                "connect_timeout": config.timeout_s,
+                "read_timeout": config.timeout_s,
+                "retries": {"total_max_attempts": 1},
+            },
+        }
+    elif is_url(videos):
+        raise ConfigError(f"--videos {videos} is a URL; give a folder or s3://, and --fetch.urls to download clips")
+    if not options:
+        fs, root = storage.resolve(videos)
+    else:
+        fs, root = fsspec.url_to_fs(videos, **options)
+        fs.retries = 1
+    return fs, str(root).rstrip("/")
+
+
+def _judge(error: Exception) -> Passing:
+    """What a failure of an object store means.
+
+    Raises:
+        DecodeError: it will not pass.
+        ConfigError: nothing can be read at all.
+    """
+    kind, cause = type(error).__name__, error
+    while not hasattr(cause, "response") and cause.__cause__ is not None:
+        assert isinstance(cause.__cause__, Exception)
+        cause = cause.__cause__
+    answer = getattr(cause, "response", None)
+    if isinstance(answer, dict):
+        code = str(answer.get("Error", {}).get("Code", ""))
+        status = int(answer.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+        if code == "NoSuchBucket":
+            raise ConfigError("there is no such bucket of videos; check --videos and the AWS variables") from None
+        if status == 404:
+            raise DecodeError(Reason.MISSING_FILE, "" if code in ("404", "NoSuchKey") else code) from None
+        if status >= 500 or status in (408, 429) or code in ("SlowDown", "RequestTimeout", "ThrottlingException"):
+            return Passing(Reason.FETCH_ERROR, f"S3 answers {status} {code}")
+        raise DecodeError(Reason.FETCH_ERROR, f"S3 answers {status} {code}") from None
+    if isinstance(error, FileNotFoundError):
+        raise DecodeError(Reason.MISSING_FILE) from None
+    if isinstance(error, IsADirectoryError):
+        raise DecodeError(Reason.NOT_A_FILE, "a folder") from None
+    if "Credentials" in kind:
+        raise ConfigError(f"no credentials for the object store ({kind}); set the AWS variables") from None
+    if isinstance(error, TimeoutError) or "Timeout" in kind:
+        return Passing(Reason.FETCH_TIMEOUT, "the object store did not answer in time")
+    if isinstance(error, OSError) and error.errno in (28, 122):  # no space, quota
+        raise ShardError(f"no space in {tempfile.gettempdir()} for videos; free some or set TMPDIR") from None
+    return Passing(Reason.FETCH_ERROR, kind)
+
+
+def _check(path: str) -> None:
+    """Refuse a path that could leave the root, should a manifest's reader have let it through."""
+    if path.startswith("/") or ".." in path.split("/") or "\\" in path or "\0" in path or not path:
+        raise DecodeError(Reason.PATH_UNSAFE, "not a path below the video root")
+
+
+def _temporary(path: str, stack: contextlib.ExitStack) -> IO[bytes]:
+    """An empty temporary file with the ending of `path`."""
+    ending = os.path.splitext(path.rpartition("/")[2])[1]
+    try:
+        return stack.enter_context(
+            tempfile.NamedTemporaryFile(prefix="evilm-", suffix=ending if len(ending) < 12 else "")
+        )
+    except OSError as error:
+        raise ShardError(f"no temporary file in {tempfile.gettempdir()}: {error.strerror}; set TMPDIR") from None
+
+
+def _write_all(file: IO[bytes], pieces: Iterator[bytes]) -> None:
+    for piece in pieces:
+        try:
+            file.write(piece)
+        except OSError as error:
+            raise ShardError(f"cannot write to {tempfile.gettempdir()}: {error.strerror}; free space") from None
+    file.flush()

@@ -1,0 +1,93 @@
+"""Connections that never lead into private networks, and that can be ended from outside.
+
+The check holds for the address that is connected to: a name is resolved once, its addresses are checked, and one of
+those is connected to, under the name that was asked for.
+"""
+
+import contextlib
+import ipaddress
+import socket
+
+from urllib3.connection import HTTPConnection, HTTPSConnection
+
+from evilm.errors import DecodeError
+from evilm.video.reasons import Reason
+
+_NAT64 = ipaddress.ip_network("64:ff9b::/96")
+_WIRE_SERVER = ipaddress.ip_address("168.63.129.16")  # a cloud's metadata, at an address that looks public
+
+
+def is_public(address: str) -> bool:
+    """Whether an IP address belongs to the public internet, also what is wrapped in an IPv6 address."""
+    ip = ipaddress.ip_address(address.partition("%")[0])
+    if isinstance(ip, ipaddress.IPv6Address):
+        wrapped = ip.ipv4_mapped or ip.sixtofour
+        if ip in _NAT64:
+            wrapped = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
+        if wrapped is not None:
+            return is_public(str(wrapped))
+        if ip.is_site_local or ip.teredo is not None:
+            return False
+    return ip.is_global and not ip.is_multicast and not ip.is_reserved and ip != _WIRE_SERVER
+
+
+class Guard:
+    """Opens sockets to checked addresses only, and can end them from another thread."""
+
+    def __init__(self, allow_private: bool, timeout: float) -> None:
+        self._allow_private, self._timeout = allow_private, timeout
+        self._handle: socket.socket | None = None
+        self._ended = False
+
+    def connect(self, host: str, port: int) -> socket.socket:
+        """A connection to the first address of `host` that is allowed and answers."""
+        found = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)
+        allowed = [entry for entry in found if self._allow_private or is_public(str(entry[4][0]))]
+        if not allowed:
+            raise DecodeError(Reason.FORBIDDEN_ADDRESS, f"{host} is this machine or in a private network")
+        failure: OSError | None = None
+        for family, kind, protocol, _, address in allowed:
+            opened = socket.socket(family, kind, protocol)
+            opened.settimeout(self._timeout)
+            self.release()
+            self._handle = opened.dup()  # TLS takes the socket itself over
+            try:
+                if self._ended:
+                    raise TimeoutError
+                opened.connect(address)
+                return opened
+            except OSError as error:
+                opened.close()
+                failure = error
+        assert failure is not None
+        raise failure
+
+    def hang_up(self) -> None:
+        """End the connection, whatever waits on it."""
+        self._ended = True
+        if self._handle is not None:
+            with contextlib.suppress(OSError):  # it has ended by itself
+                self._handle.shutdown(socket.SHUT_RDWR)
+
+    def release(self) -> None:
+        """Close our handle on the socket."""
+        if self._handle is not None:
+            self._handle.close()
+
+
+class Http(HTTPConnection):
+    """http to a checked address."""
+
+    guard: Guard
+
+    def _new_conn(self) -> socket.socket:
+        return self.guard.connect(self.host, self.port or 80)
+
+
+class Https(HTTPSConnection):
+    """https to a checked address; the certificate is checked for the name."""
+
+    guard: Guard
+
+    def _new_conn(self) -> socket.socket:
+        return self.guard.connect(self.host, self.port or 443)

@@ -1,0 +1,159 @@
+"""The pictures at given places of a timeline, each decoded from the key frame before it; no more than it needs."""
+
+from bisect import bisect_right
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+from av.video.frame import PictureType
+
+from evilm.errors import DecodeError
+from evilm.video.container import GIF, Video
+from evilm.video.packets import demuxed
+from evilm.video.pictures import Mismatch, Shown, decoded, seek, upright
+from evilm.video.probe import Probe
+from evilm.video.reasons import Reason
+
+_PREDICTED = (PictureType.P, PictureType.B)
+
+
+class _Tainted(Exception):
+    """The wanted frame, or one it may depend on, is damaged, or its decoding began too late."""
+
+
+def from_keys(video: Video, skip_nonref: bool, found: Probe, wanted: Sequence[int]) -> Iterator[Shown]:
+    """The frames at these places of the timeline, each decoded from the key frame before it, or one further back.
+
+    Args:
+        skip_nonref: leave out frames that no other depends on, where they can be told.
+
+    Raises:
+        Mismatch: packets promised a frame that does not come.
+        DecodeError: a frame is damaged.
+    """
+    skip = skip_nonref and found.can_skip
+    times, may_seek = [found.pts[place] for place in wanted], found.container != GIF  # which has no index
+    while times:
+        key = _key_before(found, times[0]) if may_seek else None
+        left = deque(time for time in times if not may_seek or _key_before(found, time) == key)
+        times = times[len(left) :]
+        # A seek may lead too far, and what is marked as a key frame may need more: then from one further back.
+        attempts = [(key, skip), (key and _key_before(found, key - 1), False), (None, False)]
+        trouble: Exception = Mismatch()
+        for start, skips in dict.fromkeys(attempts):
+            if start is None and key is not None:
+                may_seek = False  # where only the start will do, it does for all the rest
+            try:
+                for frame in _chain(video, start, left, skips):
+                    yield upright(frame, video)
+            except _Tainted:
+                trouble = DecodeError(Reason.DECODE_CORRUPT, f"at {float(left[0] * found.time_base):.2f} s")
+            if not left:
+                break
+        else:
+            raise trouble
+
+
+def _key_before(found: Probe, time: int) -> int | None:
+    """Where decoding of a frame starts; None is the file's start."""
+    place = bisect_right(found.keys, time)
+    key = found.keys[place - 1] if place else found.first
+    return None if key <= found.first else key
+
+
+def _chain(video: Video, start: int | None, left: deque[int], skip: bool) -> Iterator[Any]:
+    """Frames shown at the times `left`, taken from it one by one, decoded from the key frame before `start` on.
+
+    Ends early where a frame does not come.
+
+    Args:
+        start: None begins with the file.
+        skip: decode only what the wanted frames may depend on.
+
+    Raises:
+        _Tainted: the next frame is damaged.
+        DecodeError: the decoder gave up.
+    """
+    seek(video, start)
+    taint = _Taint()
+    for frame in _decoded_for(video, left, skip, taint):
+        if frame.pts is None:
+            continue
+        taint.came(frame)
+        if not left:
+            continue
+        if frame.pts > left[0]:
+            return
+        if frame.pts == left[0]:
+            if taint.reaches(frame.pts):
+                raise _Tainted
+            yield frame
+            left.popleft()
+            taint.given.append(frame.pts)
+        if not left and not skip:
+            break
+    taint.check_given()
+
+
+def _decoded_for(video: Video, times: Iterable[int], skip: bool, taint: "_Taint") -> Iterator[Any]:
+    """Frames as the decoder gives them; if `skip`, none that only others than those shown at `times` need."""
+    missing = set(times)
+    for packet in demuxed(video):
+        taint.sent(packet)
+        if skip:
+            video.context.skip_frame = "DEFAULT" if packet.pts in missing else "NONREF"
+        missing.discard(packet.pts)
+        yield from decoded(video, packet)
+        if skip and not missing:
+            break
+    yield from decoded(video, None)
+
+
+class _Taint:
+    """Which frames of a chain are damaged, or may be because one they depend on is.
+
+    What a container marks as key frames may be predicted from frames before (H.264 with intra refresh): decoding can't
+    start there, and damage goes on behind it.
+    """
+
+    def __init__(self) -> None:
+        self.given: list[int] = []
+        self._order: dict[int, int] = {}  # time -> place in decoding order
+        self._marked: set[int] = set()
+        self._keys: list[int] = []
+        self._bad: list[int] = []
+
+    def sent(self, packet: Any) -> None:
+        """A packet went to the decoder."""
+        if packet.pts is None:
+            return
+        self._order.setdefault(packet.pts, len(self._order))
+        if packet.is_keyframe:
+            self._marked.add(packet.pts)
+            if packet.is_discard:  # its frame never comes
+                self._keys.append(packet.pts)
+
+    def came(self, frame: Any) -> None:
+        """A frame came back."""
+        if frame.pts in self._marked and frame.pict_type not in _PREDICTED:
+            self._keys.append(frame.pts)
+        if frame.is_corrupt:
+            self._bad.append(frame.pts)
+
+    def reaches(self, time: int) -> bool:
+        """Whether a damaged frame lies between the key frame before `time` and the frame of that time."""
+        key = max((key for key in self._keys if key <= time), default=None)
+        if key is None:
+            return True
+        last = self._order[time]
+        return any(bad >= key and self._order.get(bad, last) <= last for bad in self._bad)
+
+    def check_given(self) -> None:
+        """Refuse if a frame came back later that one which was given depends on.
+
+        Raises:
+            DecodeError: a frame was given that may be damaged.
+        """
+        for time in self.given:
+            if self.reaches(time):
+                raise DecodeError(Reason.DECODE_CORRUPT, "a frame that was shown later")

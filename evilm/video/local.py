@@ -1,0 +1,102 @@
+"""Finding videos below a local root: endings, accents, capitals, and links that lead elsewhere."""
+
+import contextlib
+import errno
+import functools
+import os
+import stat
+import unicodedata
+
+from evilm.config.data import VIDEO_ENDINGS
+from evilm.errors import DecodeError, SourceError
+from evilm.video.reasons import Reason
+
+_SCANNED_FOLDERS = 256
+
+
+class LocalRoot:
+    """The files below a folder, and nothing else."""
+
+    def __init__(self, root: str) -> None:
+        self._root, self._real_root = root, os.path.realpath(root)
+        self._odd_names = functools.lru_cache(_SCANNED_FOLDERS)(_odd_names)
+
+    def find(self, path: str, needs_ending: bool) -> str:
+        """The path of a file below the root.
+
+        Raises:
+            DecodeError: there is none, or none that may be read.
+            SourceError: the root itself is gone.
+        """
+        folder, _, last = path.rpartition("/")
+        self.check(os.path.join(self._root, folder))
+        endings = VIDEO_ENDINGS if needs_ending else ("",)
+        for name in (form + ending for ending in endings for form in forms(path)):
+            if self.is_file(name):
+                return name
+        names = self._odd_names(os.path.join(self._root, folder))
+        wanted = unicodedata.normalize("NFC", last)
+        for name in names:  # sorted by rank of ending
+            if (stem(name) if needs_ending else unicodedata.normalize("NFC", name)) == wanted:
+                found = f"{folder}/{name}" if folder else name
+                if self.is_file(found):
+                    return found
+        if not os.path.isdir(self._root):
+            raise SourceError(
+                f"the folder of the videos {self._root} is gone; mount it again and run the command again"
+            )
+        raise DecodeError(Reason.MISSING_FILE)
+
+    def is_file(self, path: str) -> bool:
+        """Whether there is a file below the root that may be read."""
+        place = f"{self._root}/{path}"
+        try:
+            mode = os.stat(place).st_mode
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        except OSError as error:
+            if error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
+                return False
+            raise DecodeError(Reason.FETCH_ERROR, error.strerror or type(error).__name__) from None
+        self.check(place)
+        if not stat.S_ISREG(mode):
+            raise DecodeError(Reason.NOT_A_FILE, "a folder" if stat.S_ISDIR(mode) else "a device or pipe")
+        if not os.access(place, os.R_OK):
+            raise DecodeError(Reason.FETCH_ERROR, "no permission to read it")
+        return True
+
+    def check(self, place: str) -> None:
+        """Refuse a place outside of the root once all links are followed."""
+        real = os.path.realpath(place)
+        if real != self._real_root and not real.startswith(self._real_root.rstrip("/") + "/"):
+            raise DecodeError(Reason.PATH_UNSAFE, "a link that leaves the video root")
+
+
+def forms(name: str) -> list[str]:
+    """A name as it is and in both ways of writing accents; file systems differ in which one they keep."""
+    return list(dict.fromkeys((name, unicodedata.normalize("NFC", name), unicodedata.normalize("NFD", name))))
+
+
+def _odd_names(folder: str) -> tuple[str, ...]:
+    """Files that no plain look-up finds: endings in capitals, accents written another way. Mostly there are none."""
+    odd = []
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            known = [ending for ending in VIDEO_ENDINGS if entry.name.lower().endswith(ending)]
+            if not entry.name.isascii() or (known and not entry.name.endswith(known[0])):
+                odd.append(entry.name)
+    return tuple(sorted(odd, key=lambda name: (rank(name), name)))
+
+
+def rank(name: str) -> int:
+    """Place of a name's ending in `VIDEO_ENDINGS`; their number for any other."""
+    lower = name.lower()
+    return next((rank for rank, ending in enumerate(VIDEO_ENDINGS) if lower.endswith(ending)), len(VIDEO_ENDINGS))
+
+
+def stem(name: str) -> str | None:
+    """A name without its video ending, accents in one way; None where it has no such ending."""
+    number = rank(name)
+    if number == len(VIDEO_ENDINGS):
+        return None
+    return unicodedata.normalize("NFC", name[: -len(VIDEO_ENDINGS[number])])

@@ -1,0 +1,162 @@
+"""The packets of a picture track: all of them, or those around a moment."""
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import av.error
+
+from evilm.errors import DecodeError
+from evilm.video.container import Video
+from evilm.video.reasons import Reason
+
+_MOST = 1_000_000
+"""Packets (9 hours) that a file may have which can only be read from start to end."""
+_REORDERED = 16
+"""Most frames that are decoded before one which is shown earlier; the limit of H.264 and HEVC."""
+
+
+class Packet(NamedTuple):
+    """What the container says of one frame."""
+
+    pts: int | None
+    duration: int
+    is_key: bool
+    is_hidden: bool  # outside the edit list
+    is_corrupt: bool
+    is_layered: bool  # may need frames that others of its layer do not
+
+
+class NotCovered(Exception):
+    """Seeking does not lead to the packets around a moment."""
+
+
+def cover(video: Video, low: int, high: int) -> tuple[list[Packet], bool]:
+    """Packets from a key frame at or before `low` on, all that are shown up to `high`, and the one after.
+
+    Returns:
+        The packets, and whether the file goes on after them.
+
+    Raises:
+        NotCovered: they are not to be found by seeking.
+    """
+    for back_s in (0, 1, 10):  # some containers seek by the time of decoding, and then lead too far
+        try:
+            video.container.seek(low - int(back_s / video.stream.time_base), stream=video.stream, backward=True)
+        except (av.error.FFmpegError, OSError, OverflowError):
+            break
+        run = collect(video, Past(high))
+        if min(shown_of(run), default=low + 1) <= low:
+            after = min((packet.pts for packet in run if packet.pts is not None and packet.pts > high), default=None)
+            if after is None:
+                return run, False
+            return [packet for packet in run if packet.pts is None or packet.pts <= after], True
+    raise NotCovered
+
+
+class Past:
+    """Tells when no packet to come can be shown at or before a time."""
+
+    def __init__(self, time: int | None) -> None:
+        self.time = time
+        self._late = 0
+
+    def __call__(self, packet: Packet) -> bool:
+        if self.time is None:
+            return False
+        self._late += packet.pts is not None and packet.pts > self.time
+        return self._late > _REORDERED
+
+
+def first_shown(video: Video) -> int | None:
+    """When the first shown frame starts; reads from the open file's start."""
+    past, key = Past(None), None
+    for packet in _packets(video):
+        if packet.pts is None:
+            continue
+        if packet.is_key and key is None:
+            key = packet.pts
+        if key is not None and packet.pts >= key and not packet.is_hidden:
+            past.time = packet.pts if past.time is None else min(past.time, packet.pts)
+        if past(packet):
+            break
+    return past.time
+
+
+def collect(video: Video, stop: Past) -> list[Packet]:
+    """The track's packets from where the file stands."""
+    seen: list[Packet] = []
+    for packet in _packets(video):
+        seen.append(packet)
+        if stop(packet):
+            break
+        if len(seen) > _MOST:
+            raise DecodeError(Reason.TOO_LARGE, f"more than {_MOST} frames to read one after the other")
+    return seen
+
+
+def _packets(video: Video) -> Iterator[Packet]:
+    """The track's packets that give a picture, in decoding order."""
+    codec = video.context.name
+    nal_bytes = _nal_bytes(video.context) if codec == "hevc" else 0
+    for packet in demuxed(video):
+        if codec == "vp8" and not memoryview(packet)[0] >> 4 & 1:
+            continue  # an alternate reference: decoded, never shown
+        yield Packet(
+            packet.pts,
+            packet.duration or 0,
+            packet.is_keyframe,
+            packet.is_discard,
+            packet.is_corrupt,
+            codec == "hevc" and _is_layered(memoryview(packet), nal_bytes),
+        )
+
+
+def demuxed(video: Video) -> Iterator[Any]:
+    """The track's packets that hold data, from where the file stands.
+
+    Raises:
+        DecodeError: the container is damaged, or asks for too much memory.
+    """
+    packets = video.container.demux(video.stream)
+    while True:
+        try:
+            packet = next(packets, None)
+        except MemoryError:
+            raise DecodeError(Reason.TOO_LARGE, "a frame of more bytes than a decoder may use") from None
+        except (av.error.FFmpegError, OSError) as error:
+            raise DecodeError(Reason.UNREADABLE_CONTAINER, f"packets: {type(error).__name__}") from None
+        except IndexError:
+            return  # PyAV's, at the file's end, where tracks turned up that its head did not name
+        if packet is None:
+            return
+        if packet.size:  # an empty one, at the end or in between, would end the decoding
+            yield packet
+
+
+def _nal_bytes(context: Any) -> int:
+    """How many bytes state the length of each unit of HEVC data; 0 where units are not stated so."""
+    head = context.extradata or b""
+    return (head[21] & 3) + 1 if len(head) > 22 and head[0] == 1 else 0
+
+
+def _is_layered(data: memoryview, nal_bytes: int) -> bool:
+    """Whether HEVC data belong to a higher temporal layer, which may use frames that the lower one never does."""
+    if not nal_bytes:
+        return True  # can't be told
+    offset = 0
+    while offset + nal_bytes + 2 <= len(data):
+        start = offset + nal_bytes
+        if data[start] >> 1 & 63 < 32 and data[start + 1] & 7 != 1:
+            return True
+        offset = start + int.from_bytes(data[offset:start], "big")
+    return False
+
+
+def shown_of(run: list[Packet]) -> dict[int, Packet]:
+    """Packets whose frames can be decoded from within the run and are shown, by time."""
+    key = min((packet.pts for packet in run if packet.is_key and packet.pts is not None), default=None)
+    if key is None:
+        return {}
+    return {
+        packet.pts: packet for packet in run if packet.pts is not None and packet.pts >= key and not packet.is_hidden
+    }

@@ -1,0 +1,173 @@
+"""Decoded pictures, upright; those at given places of a timeline by PyAV from start to end, or by decord."""
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from itertools import pairwise
+from typing import Any
+
+import av.error
+import numpy as np
+from av.video.frame import PictureType
+
+from evilm.errors import DecodeError
+from evilm.video.container import Video, opened
+from evilm.video.packets import demuxed
+from evilm.video.probe import Probe, is_variable
+from evilm.video.reasons import Flag, Reason
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A decoded frame: upright uint8 RGB."""
+
+    pixels: np.ndarray
+    turn: int
+    is_mirrored: bool
+    pixel_aspect: Fraction
+
+
+class Mismatch(Exception):
+    """The decoder's frames are not those that the packets promised."""
+
+
+def seek(video: Video, start: int | None) -> None:
+    """Continue at the key frame before a time, or at the start."""
+    video.context.skip_frame = "DEFAULT"
+    if start is None:
+        start = 0 if video.stream.start_time is None else min(0, video.stream.start_time)
+    try:
+        video.container.seek(start, stream=video.stream, backward=True)
+    except (av.error.FFmpegError, OSError, OverflowError):
+        raise Mismatch from None  # decoding from the start needs no seek
+
+
+def decoded(video: Video, packet: Any) -> list[Any]:
+    """Frames that come when a packet goes to the decoder; with None for a packet, all that are left.
+
+    Raises:
+        DecodeError: the decoder gave up.
+    """
+    try:
+        return video.context.decode(packet)
+    except (av.error.FFmpegError, OSError, MemoryError) as error:
+        raise video.failure(error) from None
+
+
+def _all(video: Video) -> Iterator[Any]:
+    """All frames in order."""
+    for packet in demuxed(video):
+        yield from decoded(video, packet)
+    yield from decoded(video, None)
+
+
+def measured(path: str, max_pixels: int, found: Probe, stop_s: float | None) -> Probe:
+    """The timeline by decoding the clip up to `stop_s`; for containers whose packets don't tell.
+
+    Raises:
+        DecodeError: there is nothing to decode, or the decoder gave up.
+    """
+    pts: list[int | None] = []
+    duration = 0
+    with opened(path, max_pixels) as video:
+        rate = video.stream.average_rate
+        step = 1 / ((rate if rate and rate > 0 else Fraction(25)) * video.stream.time_base)
+        stop = None if stop_s is None else (stop_s + 1) / video.stream.time_base  # a second for labels in another order
+        for frame in _all(video):
+            pts.append(frame.pts)
+            duration = frame.duration or 0
+            if stop is not None and None not in (pts[0], frame.pts) and frame.pts - pts[0] > stop:
+                break
+    if not pts:
+        raise DecodeError(Reason.DECODE_ERROR, "no frame can be decoded")
+    # Frames come in the order they are shown; AVI files with B-frames only label them wrongly.
+    times = sorted(time for time in pts if time is not None)
+    if len(set(times)) < len(pts):
+        times = [int(place * step) for place in range(len(pts))]
+    gaps = [after - before for before, after in pairwise(times)]
+    flags = (found.flags & ~Flag.VFR) | Flag.MEASURED | (Flag.VFR if is_variable(gaps) else Flag(0))
+    end = times[-1] + max(1, duration or int(step))
+    return replace(
+        found, pts=times, first=times[0], keys=[], end=end, flags=flags, plain=False, is_whole=True, has_gaps=False
+    )
+
+
+def in_order(path: str, max_pixels: int, found: Probe, wanted: Sequence[int]) -> Iterator[Shown]:
+    """The frames at these places, counted from the start, exactly as they were measured."""
+    with opened(path, max_pixels) as video:
+        tainted, left = False, deque(wanted)
+        for place, frame in enumerate(_all(video)):
+            tainted = bool(frame.is_corrupt) or (tainted and not frame.key_frame)
+            if place == left[0]:
+                if tainted:
+                    raise DecodeError(Reason.DECODE_CORRUPT, f"frame {place}")
+                yield upright(frame, video)
+                left.popleft()
+            if not left:
+                return
+
+
+def upright(frame: Any, video: Video) -> Shown:
+    """A frame's pixels, turned and mirrored as the container's display matrix says."""
+    video.check_pixels(frame.width, frame.height)
+    try:
+        pixels = frame.to_ndarray(format="rgb24", threads=1)  # starting threads costs more than one needs
+    except (av.error.FFmpegError, ValueError, MemoryError) as error:
+        raise video.failure(error) from None
+    aspect = _pixel_aspect(video)
+    matrix = next((bytes(side) for side in frame.side_data if side.type.name == "DISPLAYMATRIX"), b"")
+    if len(matrix) != 36:
+        return Shown(pixels, 0, False, aspect)
+    # x' = a x + c y, y' = b x + d y; only quarter turns and mirrors are of use for pixels.
+    a, b, _, c, d, *_ = np.frombuffer(matrix, np.int32).astype(int).tolist()
+    if abs(a) + abs(d) < abs(b) + abs(c):
+        pixels, right, down, aspect = pixels.transpose(1, 0, 2), c, b, 1 / aspect
+    else:
+        right, down = a, d
+    pixels = pixels[:: -1 if down < 0 else 1, :: -1 if right < 0 else 1]
+    is_mirrored = a * d - b * c < 0
+    turn = 90 * round(np.degrees(np.arctan2(b, a)) / 90) % 360
+    return Shown(np.ascontiguousarray(pixels), int(turn), is_mirrored, aspect)
+
+
+def _pixel_aspect(video: Video) -> Fraction:
+    """Width of a pixel over its height; square where the header says nothing or nonsense."""
+    aspect = video.stream.sample_aspect_ratio or Fraction(1)
+    return aspect if Fraction(1, 4) <= aspect <= 4 else Fraction(1)
+
+
+def is_plain(video: Video, found: Probe) -> bool:
+    """Whether decord gives the right frames of this kind of file; on others it may be silently wrong, or hang."""
+    if not (found.plain and found.codec == "h264" and found.num_tracks == 1):
+        return False
+    if video.context.pix_fmt != "yuv420p":
+        return False
+    for key in found.keys[:2]:  # a second one of intra refresh does not come out, or is predicted
+        seek(video, key)
+        frame = next(_all(video), None)
+        if frame is None or frame.pts != key or frame.pict_type != PictureType.I:
+            return False
+        if any(side.type.name == "DISPLAYMATRIX" for side in frame.side_data):
+            return False
+    return True
+
+
+def by_decord(video: Video, found: Probe, wanted: Sequence[int]) -> Iterator[Shown]:
+    """The frames at these places by decord, which counts frames in the order they are shown.
+
+    Raises:
+        Mismatch: decord counts other frames, or can't read the file.
+    """
+    import decord  # only where it is asked for
+
+    decord.logging.set_level(decord.logging.QUIET)
+    aspect = _pixel_aspect(video)
+    try:
+        reader = decord.VideoReader(video.path, num_threads=1)
+        if len(reader) != len(found.pts):
+            raise Mismatch
+        for place in wanted:
+            yield Shown(reader[place].asnumpy(), 0, False, aspect)
+    except (RuntimeError, decord.DECORDError):
+        raise Mismatch from None

@@ -1,0 +1,16 @@
+"""Run the whole workflow as one job: render or shard, vocabulary, tokenizer, codes, pre-training, scores, one table.
+
+    python pipelines/all.py --preset tiny
+    python pipelines/all.py --preset tiny --manifest clips.csv --videos clips/ --split train --root runs/my
+    ray job submit --working-dir . -- python pipelines/all.py --preset paper --root s3://bucket/run \
+        --manifest s3://bucket/clips.csv --videos s3://bucket/clips --build.shard-videos.cluster.num-workers 64 \
+        --cluster.num-workers 4 --cluster.gpus-per-worker 1
+
+Flags are those of `pretrain`, with the earlier stages below --build. and the scores below --benchmark. Each stage asks
+for its own resources and reuses what stands: run it again to go on where it stopped. Ends with one JSON line over all.
+"""
+
+from evilm.train.door import run
+
+if __name__ == "__main__":
+    run("all", "evilm.chain:run_all", tracked=False)

@@ -1,0 +1,137 @@
+"""Jobs on a cluster of fake nodes that grows and shrinks: work asks for nodes, they come, are switched off, go.
+
+The head runs no tasks. Every door is submitted without a working dir, as on nodes whose image holds the package.
+"""
+
+import contextlib
+import json
+import re
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from doors import ROOT, files_of
+from metadata import AWS_NOTICE, aws_notice, metadata_service
+from rehearse import Jobs, rehearse
+
+from evilm.config.runs import DOORS, Sweep
+
+pytestmark = [pytest.mark.long, pytest.mark.timeout(1800)]
+SMALL = str(ROOT / "tests" / "small.yaml")
+FRAMES = ["--sampling.shard-clips", "4"]
+TOKENIZER = ["--schedule.epochs", "1"]
+BUILD = ["--build.shard-videos.sampling.shard-clips", "4", "--build.train-tokenizer.schedule.epochs", "1"]
+GPU = ["--cluster.gpus-per-worker", "1"]
+EPOCHS = 16
+STEPS = EPOCHS * 4  # 64 clips, 16 a step
+
+Workflow = tuple[Path, dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def jobs() -> Iterator[Jobs]:
+    # Ray looks at the memory of the whole machine: what else runs there must not cost this cluster its jobs.
+    running = Jobs(environment={"PYTHONPATH": "", "RAY_memory_monitor_refresh_ms": "0"})
+    yield running
+    running.close()
+
+
+@pytest.fixture(scope="module")
+def workflow(jobs: Jobs, tmp_path_factory: pytest.TempPathFactory) -> Workflow:
+    """The rehearsed workflow, two of whose nodes were switched off: its root and summary."""
+    root = tmp_path_factory.mktemp("scaled")
+    return root, rehearse(jobs, root, SMALL, *BUILD[2:], "--schedule.epochs", str(EPOCHS))
+
+
+def test_nodes_come_as_stages_need_them_and_go(jobs: Jobs, workflow: Workflow) -> None:
+    root, summary = workflow
+    assert {stage["state"] for stage in summary["stages"].values()} == {"done"}
+    assert jobs.empty()
+    print(f"\n{jobs.table()}")
+    cut = next(index for index, (_, _, what) in enumerate(jobs.history) if what == "all videos are cut")
+    assert any("cpu" in counts for _, counts, _ in jobs.history[:cut])
+    assert not any("gpu" in counts for _, counts, _ in jobs.history[:cut])  # no GPU is paid for before it is needed
+    assert any("gpu" in counts for _, counts, _ in jobs.history[cut:])
+    assert (root / "all" / "summary.json").is_file()
+
+
+def test_a_cpu_node_that_is_switched_off_costs_no_clips(workflow: Workflow, ray_local: Any, tmp_path: Path) -> None:
+    from evilm.config.presets import defaults
+    from evilm.data.shard import shard_videos
+
+    corpus = workflow[0] / "corpus"
+    undisturbed = defaults("shard_videos", SMALL).override({"sampling.shard_clips": 4})
+    places = {"manifest": str(corpus / "manifest.csv"), "videos": str(corpus / "videos"), "out": str(tmp_path / "out")}
+    assert shard_videos(undisturbed.model_copy(update=places))["num_clips"] == 104  # type: ignore[arg-type]
+    assert files_of(workflow[0] / "frames") == files_of(tmp_path / "out")
+
+
+def test_a_gpu_node_that_is_switched_off_costs_no_steps(workflow: Workflow) -> None:
+    root, summary = workflow
+    assert summary["model"]["steps"] == STEPS
+    points = [json.loads(line) for line in (root / "model" / "metrics.jsonl").read_text().splitlines()]
+    steps = {point["step"] for point in points if any(name.startswith("train/") for name in point["metrics"])}
+    assert steps == set(range(1, STEPS + 1))
+
+
+def test_the_metrics_of_the_alerts_are_there(jobs: Jobs, workflow: Workflow) -> None:
+    wanted = set(re.findall(r"\b(?:ray|autoscaler)_\w+", (ROOT / "cluster" / "alerts.yaml").read_text()))
+    targets = json.loads((jobs.cluster.folder / "prom_metrics_service_discovery.json").read_text())
+    found = set()
+    for address in [address for entry in targets for address in entry["targets"]]:
+        with contextlib.suppress(OSError), urllib.request.urlopen(f"http://{address}/metrics", timeout=5) as answer:
+            found |= set(re.findall(r"^# TYPE (\S+)", answer.read().decode(), re.MULTILINE))
+    assert wanted <= found
+    boards = {
+        path.name.split("_")[0] for path in jobs.cluster.folder.glob("session_2*/metrics/grafana/dashboards/*.json")
+    }
+    assert {"default", "data", "train"} <= boards  # where kuberay/monitoring.yaml says
+
+
+def test_a_job_hears_of_spot_nodes_that_go_and_keeps_the_step_it_is_stopped_at(
+    jobs: Jobs, workflow: Workflow, tmp_path: Path
+) -> None:
+    out = tmp_path / "model"
+    flags = ["--root", str(workflow[0]), *BUILD, "--out", str(out), "--schedule.epochs", "4000", *GPU]
+    job = jobs.submit("pretrain", "--preset", SMALL, *flags)
+    jobs.until(lambda: (out / "metrics.jsonl").is_file(), job)
+    node = next(node for node, kind in jobs.cluster.nodes().items() if kind == "gpu")
+    with metadata_service({AWS_NOTICE: aws_notice(seconds=300)}) as cloud:
+        watch = [sys.executable, str(ROOT / "cluster" / "spot_watch.py"), "--cloud", "aws", "--metadata", cloud]
+        subprocess.run([*watch, "--address", jobs.cluster.address, "--node-id", node], check=True)
+    jobs.until(lambda: "will be taken away" in jobs.log(job), job)
+    jobs.client.stop_job(job)
+    assert jobs.ended(job) == "STOPPED"
+    log = jobs.log(job)
+    (line,) = [line for line in log.splitlines() if line.startswith("interrupted at step ")]
+    step = int(line.split()[3].rstrip(","))
+    assert list(out.glob(f"checkpoints/step_{step:08d}*")), line
+
+
+def test_every_door_is_a_job_without_a_working_dir(jobs: Jobs, workflow: Workflow, tmp_path: Path) -> None:
+    root = workflow[0]
+    place = {name: str(root / name) for name in ("corpus", "frames", "vocab", "tokenizer", "codes", "model")}
+    manifest = ["--manifest", str(root / "corpus" / "manifest.csv")]
+    frames = ["--frames", place["frames"]]
+    again = ["--root", str(root), *BUILD, "--schedule.epochs", str(EPOCHS), *GPU]
+    flags = {  # what stands is reused: the settings are those that made it
+        "render_corpus": ["--out", place["corpus"]],
+        "shard_videos": [*manifest, "--videos", str(root / "corpus" / "videos"), "--out", place["frames"], *FRAMES],
+        "build_vocab": [*manifest, "--out", place["vocab"]],
+        "train_tokenizer": [*frames, "--vocab", place["vocab"], "--out", place["tokenizer"], *TOKENIZER, *GPU],
+        "precompute_codes": [*frames, "--tokenizer", place["tokenizer"], "--out", place["codes"], *GPU],
+        "pretrain": again,
+        "all": again,
+        "benchmark": ["--root", str(root)],
+        "inspect_shards": [*frames, "--out", str(tmp_path / "inspect")],
+        "report": ["--root", str(root)],
+    }
+    assert set(flags) == {name for name, door in DOORS.items() if not issubclass(door, Sweep)}
+    made = {door: jobs.submit(door, "--preset", SMALL, *given) for door, given in flags.items()}
+    summaries = {door: jobs.summary(job) for door, job in made.items()}
+    reused = {door for door, summary in summaries.items() if summary.get("reused")}
+    assert reused == set(flags) - {"inspect_shards", "report"}

@@ -1,0 +1,63 @@
+"""The workflow as one job: `pipelines/all.py` on a root where pre-training stands."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from doors import ROOT
+
+from evilm.chain import run_all
+from evilm.config.door import parse
+from evilm.config.presets import defaults
+from evilm.config.runs import All, Pretrain
+from evilm.errors import ConfigError, EvilmError
+
+SMALL = str(ROOT / "tests" / "small.yaml")
+
+
+@pytest.fixture(scope="module")
+def root(small_workflow: tuple[Path, dict[str, Any]], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the small workflow, to write into."""
+    copied = tmp_path_factory.mktemp("chain") / "root"
+    shutil.copytree(small_workflow[0], copied)
+    return copied
+
+
+def _config(root: Path, *flags: str) -> All:
+    config = parse("all", ["--preset", SMALL, "--root", str(root), *flags])
+    assert isinstance(config, All)
+    return config
+
+
+def test_all_scores_the_model_and_ends_in_one_summary(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    summary = run_all(_config(root))
+    assert {name: stage["state"] for name, stage in summary["stages"].items()} == dict.fromkeys(
+        ("corpus", "frames", "vocab", "tokenizer", "codes", "model", "benchmark"), "done"
+    )
+    assert summary["model"]["out"] == str(root / "model")
+    assert summary["num_clips"] == 24
+    assert 0 <= summary["metrics"]["t2v_r10"] <= 1
+    assert json.loads((root / "all" / "summary.json").read_text()) == summary
+    assert "zero-shot scores" in capsys.readouterr().out
+    again = run_all(_config(root))
+    assert again["reused"]
+    assert again["metrics"] == summary["metrics"]
+
+
+def test_other_settings_are_refused_with_the_flags_that_all_has(root: Path) -> None:
+    with pytest.raises(EvilmError, match="made with other settings"):
+        run_all(_config(root, "--optim.lr", "3e-4"))
+    with pytest.raises(ConfigError, match=r"here its flags begin with --build\.shard-videos\."):
+        run_all(_config(root, "--build.shard-videos.sampling.jpeg-quality", "50"))
+    with pytest.raises(EvilmError, match=r"here its flags begin with --benchmark\."):
+        run_all(_config(root, "--benchmark.split", "nowhere", "--benchmark.out", str(root / "other")))
+
+
+def test_a_preset_means_the_same_for_all_as_for_each_door() -> None:
+    config = defaults("all", "tiny")
+    assert isinstance(config, All)
+    pretrain = defaults("pretrain", "tiny")
+    assert {name: getattr(config, name) for name in Pretrain.model_fields} == dict(pretrain)
+    assert config.benchmark == defaults("benchmark", "tiny").model_copy(update={"preset": ""})

@@ -1,0 +1,113 @@
+"""What the docs tell people to type, and what they say they will read."""
+
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import pytest
+import ray
+import yaml
+from checks.commands import check_doors, check_files, doors_in
+
+TOP = Path(__file__).parents[2]
+DOCS = [TOP / "docs" / "cluster.md", TOP / "docs" / "operations.md"]
+_MESSAGES = {  # part of a message in operations.md: the file it comes from, ours, Ray's or aiohttp's
+    "no Ray cluster answers at RAY_ADDRESS": "evilm/data/cluster.py",
+    "check RAY_ADDRESS and RAY_AUTH_MODE": "evilm/data/cluster.py",
+    "was made with other settings": "evilm/outputs.py",
+    "check endpoint and credentials": "evilm/storage.py",
+    "trying again in": "evilm/storage.py",
+    "no space left for": "evilm/storage.py",
+    "rows were quarantined": "evilm/data",
+    "max_failed_share = ": "evilm/data",
+    "the process working on": "evilm/data/job.py",
+    "training failed: ": "evilm/train/fit.py",
+    "run the same command again to continue": "evilm/train/fit.py",
+    "is not finite": "evilm/train",
+    "which is kept": "evilm/train/stop.py",
+    "the same command goes on from here": "evilm/train/stop.py",
+    "the run goes on": "evilm/train/tracking.py",
+    "will be taken away": "evilm/train/stop.py",
+    "Authentication required: ": "ray/_private/authentication/http_token_authentication.py",
+    "Unauthorized: Missing authentication token": "ray/_private/authentication/http_token_authentication.py",
+    "Authentication failed: ": "ray/_private/authentication/http_token_authentication.py",
+    "Forbidden: Invalid authentication token": "ray/_private/authentication/http_token_authentication.py",
+    "Token authentication is enabled but no authentication token was found": (
+        "ray/_private/authentication/authentication_constants.py"
+    ),
+    "Maximum request body size ": "aiohttp/web_exceptions.py",
+    "Job has not started yet.": "ray/dashboard/modules/job/common.py",
+    "It may be waiting for resources": "ray/dashboard/modules/job/common.py",
+    "There are tasks with infeasible resource requests": "ray/core/src/ray/gcs/gcs_server",
+    "Failed to launch": "ray/autoscaler/v2/instance_manager/node_provider.py",
+    "NodeTerminated": "ray/autoscaler/v2/utils.py",
+    "Pending Demands": "ray/autoscaler/v2/utils.py",
+}
+
+
+def _blocks(path: Path) -> Iterator[str]:
+    yield from re.findall(r"```sh\n(.*?)```", path.read_text(), re.DOTALL)
+
+
+def _ray_commands() -> Iterator[tuple[str, list[str]]]:
+    """Each call of `ray` in docs and cluster files, without what comes behind `--`."""
+    texts = [block for path in DOCS for block in _blocks(path)]
+    for path in (TOP / "cluster").rglob("*.yaml"):
+        texts.append("\n".join(line.lstrip(" #") for line in path.read_text().splitlines()))
+    for text in texts:
+        for line in re.sub(r"\\\n\s*", " ", text).splitlines():
+            found = re.match(r"(?:[A-Z_]+=\S+ )*ray ([a-z].*)", line)
+            if found:
+                words = shlex.split(found[1].split(" -- ")[0].split(" #")[0].split("&&")[0])
+                yield line, words
+
+
+@pytest.mark.parametrize("path", DOCS, ids=lambda path: path.name)
+def test_doors_and_files_in_the_docs_are_there(path: Path) -> None:
+    text = path.read_text()
+    assert check_doors(text) == []
+    assert check_files(text) == []
+    assert list(doors_in(text))
+
+
+def test_ray_knows_the_commands_and_options() -> None:
+    from ray.scripts.scripts import cli
+
+    seen = 0
+    for line, words in _ray_commands():
+        command: click.Command = cli
+        while isinstance(command, click.Group):
+            name = words.pop(0)
+            assert name in command.commands, line
+            command = command.commands[name]
+        options = {option for parameter in command.params for option in parameter.opts + parameter.secondary_opts}
+        for word in words:
+            if word.startswith("-") and word != "-":
+                assert word.split("=")[0] in options, f"{line}: {word}"
+        seen += 1
+    assert seen > 15
+
+
+@pytest.mark.parametrize(("message", "source"), _MESSAGES.items())
+def test_a_message_in_the_docs_is_one_that_is_printed(message: str, source: str) -> None:
+    assert message in " ".join((TOP / "docs" / "operations.md").read_text().split())
+    ours = TOP / source
+    place = ours if ours.exists() else Path(str(ray.__file__)).parents[1] / source
+    files = sorted(place.rglob("*.py")) if place.is_dir() else [place]
+    assert any(message.encode() in file.read_bytes() for file in files)
+
+
+def test_no_message_in_the_docs_is_left_unchecked() -> None:
+    tables = re.findall(r"^\| message \|.*\n\|[-|]+\n((?:\|.*\n)+)", (TOP / "docs" / "operations.md").read_text(), re.M)
+    quoted = [row.split(" | ")[0] for table in tables for row in table.splitlines() if row.startswith("| `")]
+    assert len(quoted) > 10
+    assert [cell for cell in quoted if not any(message in cell for message in _MESSAGES)] == []
+
+
+def test_every_alert_is_explained() -> None:
+    rules = yaml.safe_load((TOP / "cluster" / "alerts.yaml").read_text())["groups"][0]["rules"]
+    text = (TOP / "docs" / "operations.md").read_text()
+    for rule in rules:
+        assert f"`{rule['alert']}`" in text

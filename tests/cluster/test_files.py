@@ -1,0 +1,222 @@
+"""Every cluster file passes its checks, and a deliberately wrong field in each is caught."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import validate
+import yaml
+from checks import commands, cost
+
+from evilm.config.runs import DOORS, Sweep
+
+TOP = Path(__file__).parents[2]
+CLUSTER = TOP / "cluster"
+
+# By file: what stands there, what is put in its place, a part of what is said.
+WRONG: dict[str, list[tuple[str, str, str]]] = {
+    "aws.yaml": [
+        ("max_workers: 12", "max_worker: 12", "max_workers is missing"),
+        ("idle_timeout_s: 120", "idle_timeout: 120", "Ray's schema"),
+        ("resources: {CPU: 16}", "resources: {CPU: 1.5}", "Ray's schema"),
+        ("  image: evilm", "  worker_image: evilm", "Must provide a container"),
+        ("  region: us-west-2", "  regoin: us-west-2", "provider.regoin"),
+        ("InstanceType: c6i.4xlarge", "InstanceType: c6i.4xxlarge", "not known to EC2"),
+        ("MarketType: spot", "MarketType: spott", "not known to EC2"),
+        ("VolumeSize: 200", "VolumeSizes: 200", "Unknown parameter"),
+        ("SecurityGroupIds: [", "SecurityGroupId: [", "Unknown parameter"),
+        ("SecurityGroupIds: [sg-0123456789abcdef0]", "Monitoring: {Enabled: true}", "SecurityGroupIds is missing"),
+        ("HttpTokens: required", "HttpTokens: optional", "HttpTokens must be required"),
+        ("resources: {CPU: 0}", "resources: {CPU: 8}", "the head must offer no CPU"),
+        ("module: evilm.cloud.SpotFirst", "module: evilm.cloud.Spot", "is not evilm.cloud.SpotFirst"),
+        ("--dashboard-host=127.0.0.1", "--dashboard-host=0.0.0.0", "dashboard-host"),
+        ("RAY_AUTH_MODE=token #", "RAY_AUTH_MODE=disabled #", "RAY_AUTH_MODE=token is missing"),
+        ("    --autoscaling-config=~/ray_bootstrap_config.yaml\n", "", "no node is ever started"),
+        ("  max_workers: 8", "  max_workers: 80", "max_workers"),
+        ("at 0.680 =  5.44", "at 0.680 =  6.44", "8 x 0.680 is not 6.44"),
+        ("0.38 + 1.94 = 2.32", "0.38 + 1.94 = 3.32", "is not 3.32"),
+        ("8 x c6i.4xlarge", "8 x c6i.2xlarge", "priced as c6i.2xlarge"),
+        ("--cluster.gpus-per-worker 1\n", "--cluster.gpu-per-worker 1\n", "all: "),
+        ("pipelines/all.py", "pipelines/everything.py", "there is no door"),
+        ("torch.cuda.is_available()", "torch.cuda", "do not check that torch can use the GPU"),
+        ("ray.__version__ == '2.60.0'", "ray.__version__ == '2.59.0'", "as in constraints.txt"),
+    ],
+    "gcp.yaml": [
+        ("machineType: n2-highcpu-16", "machinetype: n2-highcpu-16", "machinetype is no field"),
+        ("scheduling: {onHostMaintenance: TERMINATE}", "scheduling: [onHostMaintenance: TERMINATE]", "a mapping"),
+        ("onHostMaintenance: TERMINATE}", "onHostMaintenance: MIGRATE}", "must be TERMINATE"),
+        ("provisioningModel: SPOT", "provisioning: SPOT", "scheduling.provisioning"),
+        ("project_id: my-project", "project: my-project", "provider.project"),
+        ("max_workers: 16", "max_workers: 9", "less than the groups' together"),
+    ],
+    "azure.yaml": [
+        ("evictionPolicy: Delete", "eviction: Delete", "azure_arm_parameters.eviction"),
+        ("osDiskSize: 256", "osDiskSize: large", "must be of type int"),
+        ("location: westus2", "region: westus2", "provider.region"),
+        ("ssh_user: ubuntu", "ssh_usr: ubuntu", "Ray"),
+        ("        priority: Spot\n", "", "no GPU node type is spot"),
+    ],
+    "runtime_env.yaml": [
+        ('"60"', "60", "must be a string"),
+        ("env_vars:", "env_var: {}\nenv_vars:", "env_var is unknown"),
+    ],
+    "iam/head.json": [
+        ('"ec2:RunInstances"', '"ec2:*"', "too wide"),
+        ('"arn:aws:iam::ACCOUNT:role/evilm-worker"', '"*"', "allowed on everything"),
+    ],
+    "iam/launcher.json": [
+        ('"Condition"', '"Conditions"', "unknown field"),
+    ],
+    "iam/worker.json": [
+        ('"arn:aws:s3:::BUCKET/*"', '"*"', "allowed on everything"),
+    ],
+    "iam/trust.json": [
+        ('"ec2.amazonaws.com"', '"*"', "Principal is everybody"),
+    ],
+    "kuberay/cluster.yaml": [
+        ("rayVersion: 2.60.0", "rayVersion: 2.50.0", "is not 2.60.0, as in constraints.txt"),
+        ("version: v2", "version: v1", "need autoscalerOptions.version v2"),
+        ('num-cpus: "0"', 'num-cpus: "2"', "num-cpus must be"),
+        ("terminationGracePeriodSeconds: 60", "terminationGracePeriodSeconds: 5", "60 or more"),
+        ("authOptions: {mode: token}", "authOptions: {mode: disabled}", "is not token"),
+        ("minReplicas: 0", "minReplicas: 9", "are no range"),
+        ("    redisAddress", "    backend: rocksdb\n    redisAddress", "takes no redis settings"),
+        ('limits: {cpu: "14"', 'limits: {cpu: "16"', "must be there and equal"),
+        ("image: evilm:0.1.0-gpu", "image: evilm:0.1.0-cpu", "not the one for gpu"),
+        ("tolerations: [*gpu]", "tolerations: []", "toleration of nvidia.com/gpu is missing"),
+    ],
+    "kuberay/all.yaml": [
+        ("  shutdownAfterJobFinishes: true\n  ttlSecondsAfterFinished: 600\n", "", "costs money"),
+        ("backoffLimit: 3", "submissionMode: K8JobMode", "K8JobMode"),
+        ("name: evilm-all", "name: Evilm_all", "the name must be"),
+        ("--benchmark.split train", "--benchmark.splits train", "--benchmark.splits"),
+    ],
+    "kuberay/redis.yaml": [
+        ("labels: {app: evilm-redis}", "labels: {app: redis}", "does not select"),
+    ],
+    "kuberay/monitoring.yaml": [
+        ("kind: PodMonitor", "kind: PodMonitr", "not one that is checked"),
+        ("ray.io/cluster: evilm", "ray.io/cluster: other", "does not select"),
+        ("for: 15m", "for: long", "is no time"),
+    ],
+    "alerts.yaml": [
+        ("expr: max(", "expr: max((", "brackets"),
+        ("annotations:", "annotation:", "annotation is unknown"),
+    ],
+    "prometheus.yaml": [
+        ("prom_metrics_service", "prom_service", "Ray writes"),
+    ],
+    "Dockerfile": [
+        ("ray:2.60.0-py311-gpu", "ray:2.60.0-py312-gpu", "other nodes can't join"),
+        ("RUN mkdir", "RAN mkdir", "RAN is no instruction"),
+        ("ray.__version__ == '2.60.0'", "ray.__version__", "no RUN makes sure"),
+        ("install --constraint constraints.txt --no-deps", "install --no-deps", "nodes could differ"),
+        ("pipelines pipelines", "pipeline pipeline", "pipeline: it does not exist"),
+        ("tune tune", "docs docs", "docs: Dockerfile.dockerignore leaves it out"),
+        ("tune tune", "docs docs", "tune is not copied"),
+    ],
+}
+JOBS = sorted((CLUSTER / "kuberay" / "jobs").glob("*.yaml"))
+WRONG |= {f"kuberay/jobs/{path.name}": [(".py\n", ".py --nope\n", "--nope")] for path in JOBS}
+# The same, which only KubeRay's own definitions know.
+WRONG_BY_CRD: dict[str, list[tuple[str, str, str]]] = {
+    "kuberay/cluster.yaml": [
+        ("maxReplicas: 8", "maxReplica: 8", "maxReplica"),
+        ('num-cpus: "0"', "num-cpus: 0", "is not of type 'string'"),
+        ("version: v2", "version: v3", "'v3' is not one of"),
+        ("nodeSelector: {", "nodeSelectors: {", "nodeSelectors"),
+        ("memory: 28Gi", "memory: 28GB", "28GB"),
+    ],
+    "kuberay/all.yaml": [
+        ("ttlSecondsAfterFinished: 600", "ttlSecondsAfterFinish: 600", "ttlSecondsAfterFinish"),
+    ],
+    "kuberay/redis.yaml": [
+        ("volumeMounts:", "volumeMount:", "volumeMount"),
+    ],
+    "kuberay/jobs/pretrain.yaml": [
+        ("runtimeEnvYAML", "runtimeEnvYaml", "runtimeEnvYaml"),
+    ],
+}
+
+
+def _cases(wrong: dict[str, list[tuple[str, str, str]]]) -> list[Any]:
+    entries = [(name, *entry) for name, listed in wrong.items() for entry in listed]
+    return [pytest.param(*entry, id=f"{entry[0]}-{entry[3]}") for entry in entries]
+
+
+@pytest.fixture(scope="module")
+def crds(shared_data: Path) -> Path:
+    return shared_data / "kuberay"
+
+
+def _broken(tmp_path: Path, name: str, old: str, new: str) -> Path:
+    text = (CLUSTER / name).read_text()
+    assert old in text, f"{name} has no {old!r}"
+    path = tmp_path / Path(name).name
+    path.write_text(text.replace(old, new))
+    return path
+
+
+@pytest.mark.parametrize("path", validate.files(), ids=lambda path: str(path.relative_to(CLUSTER)))
+def test_every_file_passes(path: Path) -> None:
+    assert validate.check(path) == []
+
+
+@pytest.mark.parametrize(("name", "old", "new", "said"), _cases(WRONG))
+def test_a_wrong_field_is_caught(name: str, old: str, new: str, said: str, tmp_path: Path) -> None:
+    problems = validate.check(_broken(tmp_path, name, old, new))
+    assert any(said in problem for problem in problems), problems
+    assert all("\n" not in problem for problem in problems)
+
+
+def test_a_wrong_field_is_tried_in_every_file() -> None:
+    assert {str(path.relative_to(CLUSTER)) for path in validate.files()} == set(WRONG)
+
+
+def test_kuberay_files_pass_kuberays_own_schemas(crds: Path) -> None:
+    for path in sorted((CLUSTER / "kuberay").rglob("*.yaml")):
+        assert validate.check(path, crds) == [], path
+
+
+@pytest.mark.parametrize(("name", "old", "new", "said"), _cases(WRONG_BY_CRD))
+def test_kuberays_schemas_catch_a_wrong_field(
+    name: str, old: str, new: str, said: str, tmp_path: Path, crds: Path
+) -> None:
+    problems = validate.check(_broken(tmp_path, name, old, new), crds)
+    assert any(said in problem for problem in problems), problems
+
+
+def test_there_is_a_job_for_every_door_and_it_runs_that_door() -> None:
+    other_spaces = {name for name, door in DOORS.items() if issubclass(door, Sweep)} - {"sweep"}
+    files = {"all": CLUSTER / "kuberay" / "all.yaml"} | {path.stem: path for path in JOBS}
+    assert set(files) == set(DOORS) - other_spaces
+    for door, path in files.items():
+        entrypoint = yaml.safe_load(path.read_text())["spec"]["entrypoint"]
+        assert [place for place, _ in commands.doors_in(entrypoint)] == [f"{DOORS[door].folder}/{door}"]
+
+
+def test_the_jobs_own_cluster_is_the_standing_one_without_redis() -> None:
+    standing = yaml.safe_load((CLUSTER / "kuberay" / "cluster.yaml").read_text())["spec"]
+    own = yaml.safe_load((CLUSTER / "kuberay" / "all.yaml").read_text())["spec"]["rayClusterSpec"]
+    standing.pop("gcsFaultToleranceOptions")
+    assert own == standing
+
+
+def test_both_files_of_alerts_hold_the_same() -> None:
+    alone = yaml.safe_load((CLUSTER / "alerts.yaml").read_text())
+    *_, rule = yaml.safe_load_all((CLUSTER / "kuberay" / "monitoring.yaml").read_text())
+    assert rule["spec"] == alone
+
+
+def test_the_validator_tells_by_its_exit_code(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    broken = _broken(tmp_path, "aws.yaml", "max_workers: 12", "max_workers: none")
+    assert validate.main([str(CLUSTER / "aws.yaml")]) == 0
+    assert validate.main([str(broken)]) == 1
+    assert validate.main([str(tmp_path / "nowhere.yaml")]) == 1
+    assert "ok" in capsys.readouterr().out
+
+
+def test_costs_that_are_left_out_are_noticed() -> None:
+    types = {"head": {"node_config": {"InstanceType": "m5.large"}}}
+    assert cost.check_cost("nothing", types, "head") == ["cost: head is not counted"]
+    assert cost.check_cost("#   head  1 x m5.large  at 0.10 = 0.10", types, "head") == []

@@ -1,0 +1,45 @@
+"""What `ray job submit --working-dir .` sends: all that doors need, nothing that people keep beside the code."""
+
+import shutil
+import zipfile
+from pathlib import Path
+
+from ray._private.runtime_env.packaging import create_package
+
+TOP = Path(__file__).parents[2]
+MIB = 2**20
+
+
+def _names(folder: Path, package: Path, gitignore: bool) -> set[str]:
+    """Files that Ray would send from a folder."""
+    create_package(str(folder), package, include_gitignore=gitignore, excludes=[".git", ".venv", "venv", "__pycache__"])
+    with zipfile.ZipFile(package) as archive:
+        return {name for name in archive.namelist() if not name.endswith("/")}
+
+
+def test_an_upload_is_small_and_has_all_that_doors_need(tmp_path: Path) -> None:
+    names = _names(TOP, tmp_path / "package.zip", gitignore=True)
+    assert (tmp_path / "package.zip").stat().st_size < 10 * MIB  # of the 100 that Ray takes
+    sources = [*(TOP / "evilm").rglob("*.py"), *(TOP / "evilm").rglob("*.yaml"), *(TOP / "pipelines").glob("*.py")]
+    assert {str(path.relative_to(TOP)) for path in sources} <= names
+
+
+def test_what_runs_leave_is_left_out_also_without_git(tmp_path: Path) -> None:
+    folder = tmp_path / "copy"
+    (folder / "evilm" / "data").mkdir(parents=True)
+    shutil.copy(TOP / ".rayignore", folder)
+    kept = ["evilm/data/feed.py", "pipelines/pretrain.py", "evilm/presets/tiny.yaml", "mine.yaml", "clips.csv"]
+    left = [
+        "runs/demo/frames/a.parquet",
+        "mlruns/1/meta.yaml",
+        "mlflow.db",
+        "data/a.csv",
+        "videos/a.mp4",
+        "a.safetensors",
+    ]
+    left += [".venv/bin/python", "evilm/__pycache__/a.pyc", "shards/train-00000.tar", ".git/HEAD"]
+    for name in kept + left:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("x")
+    assert _names(folder, tmp_path / "package.zip", gitignore=False) - {".rayignore"} == set(kept)

@@ -1,0 +1,49 @@
+"""Memory of batches: used again when nothing refers to it, and never before."""
+
+import numpy as np
+import torch
+
+from evilm.data.buffers import Buffers
+
+
+def place(array: np.ndarray) -> int:
+    return array.__array_interface__["data"][0]
+
+
+def test_memory_is_used_again_once_it_is_free() -> None:
+    buffers = Buffers(2)
+    first = buffers.take((2, 3, 4))
+    where = place(first)
+    assert first.shape == (2, 3, 4)
+    assert first.dtype == np.uint8
+    del first
+    assert place(buffers.take((2, 3, 4))) == where
+    smaller = buffers.take((3,))
+    assert place(smaller) == where
+    assert place(buffers.take((3,))) != where
+
+
+def test_views_and_tensors_keep_their_memory() -> None:
+    buffers = Buffers(4)
+    whole = buffers.take((8, 8))
+    whole[:] = 7
+    part, tensor = whole[1:3][0], torch.from_numpy(buffers.take((8, 8))[:2].reshape(-1))
+    tensor.fill_(9)
+    piece = tensor[3:5].view(1, 2)
+    del whole, tensor
+    for _ in range(6):
+        buffers.take((8, 8))[:] = 1
+    assert set(part.tolist()) == {7}
+    assert piece.tolist() == [[9, 9]]
+    del part, piece
+    assert len({place(buffers.take((8, 8))) for _ in range(6)}) == 1
+
+
+def test_more_arrays_than_are_kept_and_larger_ones() -> None:
+    buffers = Buffers(2)
+    held = [buffers.take((5,)) for _ in range(4)]
+    assert len({place(array) for array in held}) == 4
+    held.clear()
+    large = [buffers.take((50,)) for _ in range(2)]
+    assert len({place(array) for array in large}) == 2
+    assert all(array.shape == (50,) for array in large)

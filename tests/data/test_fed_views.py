@@ -1,0 +1,133 @@
+"""Codes under augmentation: training is fed the codes of just the frames that it is fed, whatever an epoch shows."""
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from stored import CAPTIONS, GRID, NUM_CODES, make_tokenizer, store_frames
+
+from evilm.config.runs import PrecomputeCodes, Pretrain
+from evilm.data.codes import precompute_codes
+from evilm.errors import ShardError
+from evilm.model.tokenizer import VideoTokenizer
+from evilm.shards import SCHEMA_VERSION, CodesManifest, FrameManifest
+from evilm.text.build import train_wordpiece
+from evilm.text.vocab import Vocab
+from evilm.train.build import Inputs
+from evilm.train.pretrain import PretrainTask, open_pairs
+
+EPOCHS = 6
+
+
+@pytest.fixture(scope="module")
+def inputs(ray_local: Any, tmp_path_factory: pytest.TempPathFactory) -> Inputs:
+    """Frames, eight stored per clip, and codes of four views of them, made three clips at a time."""
+    root = tmp_path_factory.mktemp("views")
+    frames = store_frames(root / "frames", num_frames=8)
+    make_tokenizer(root / "tokenizer", frames)
+    Vocab(train_wordpiece(CAPTIONS, 80, 1)).save(str(root / "vocab"))
+    coding = PrecomputeCodes(frames=frames.uri, tokenizer=str(root / "tokenizer"), out=str(root / "codes"))
+    codes = precompute_codes(coding.override({"views": 4, "batch_clips": 3}))["codes"]
+    return Inputs(frames.uri, codes, str(root / "vocab"), str(root / "tokenizer"))
+
+
+def settings(inputs: Inputs, **values: Any) -> Pretrain:
+    places = {"frames": inputs.frames, "codes": inputs.codes, "vocab": inputs.vocab, "tokenizer": inputs.tokenizer}
+    arch = {"arch.input_px": 32 * GRID, "arch.num_frames": 4, "schedule.batch_clips": 5, "schedule.shuffle_groups": 2}
+    return Pretrain().override({**places, **arch, **values})
+
+
+def fed(inputs: Inputs, world: int = 1, **values: Any) -> dict[tuple[int, str], tuple[torch.Tensor, torch.Tensor]]:
+    """Frames and codes by epoch and clip, as the pre-training door's own feed gives them to its workers."""
+    task = PretrainTask(settings(inputs, **values))
+    found = {}
+    for rank in range(world):
+        feed = task.train_feed(rank, world)
+        steps = feed.order.num_steps
+        for step, batch in enumerate(feed.batches(0, EPOCHS * steps)):
+            for clip_id, frames, codes in zip(batch.clip_ids, batch.frames, batch.code_ids, strict=True):
+                found[step // steps, clip_id] = (frames, codes)
+    return found
+
+
+def test_cached_codes_are_those_of_the_tokenizer_on_the_frames_that_are_fed(inputs: Inputs) -> None:
+    tokenizer = VideoTokenizer.from_pretrained(inputs.tokenizer)
+    task = PretrainTask(settings(inputs))
+    feed = task.train_feed(0, 1)
+    looks = set()
+    for step, batch in enumerate(feed.batches(0, EPOCHS * feed.order.num_steps)):
+        assert torch.equal(batch.code_ids, tokenizer.encode(batch.frames)), step  # bit for bit, in other batches
+        looks |= {(clip, frames.numpy().tobytes()) for clip, frames in zip(batch.clip_ids, batch.frames, strict=True)}
+    assert len(looks) > 16 * (EPOCHS - 1.5), "epochs show a clip in other ways"
+
+
+def test_the_same_looks_for_any_number_of_workers(inputs: Inputs) -> None:
+    one, two = fed(inputs, **{"schedule.batch_clips": 6}), fed(inputs, 2, **{"schedule.batch_clips": 6})
+    assert one.keys() == two.keys()
+    assert all(torch.equal(a, b) for key in one for a, b in zip(one[key], two[key], strict=True))
+
+
+def test_an_evaluation_sees_whole_frames_from_the_middle(inputs: Inputs) -> None:
+    task = PretrainTask(settings(inputs))
+    feed, tokenizer = task.eval_feed(0, 1), VideoTokenizer.from_pretrained(inputs.tokenizer)
+    assert feed is not None
+    plain = PretrainTask(settings(inputs, **{"arch.num_frames": 8})).eval_feed(0, 1)
+    assert plain is not None
+    for batch, whole in zip(*(f.batches(0, f.order.num_steps) for f in (feed, plain)), strict=True):
+        assert torch.equal(batch.frames, whole.frames[:, [0, 2, 4, 6]])  # of two, the earlier
+        assert torch.equal(batch.code_ids, tokenizer.encode(batch.frames))
+
+
+def test_jitter_touches_neither_codes_nor_what_is_drawn(inputs: Inputs) -> None:
+    plain, jittered = (PretrainTask(settings(inputs, **{"augment.jitter": j})).train_feed(0, 1) for j in (0.0, 0.4))
+    for one, other in zip(plain.batches(0, 8), jittered.batches(0, 8), strict=True):
+        assert other.jitter is not None
+        assert other.jitter.shape == (5, 3)
+        for name in ("frames", "code_ids", "mask", "word_ids", "negative_ids"):
+            assert torch.equal(getattr(one, name), getattr(other, name))
+
+
+def test_approximate_codes_are_of_the_nearest_cell_and_agree_in_part(inputs: Inputs) -> None:
+    tokenizer = VideoTokenizer.from_pretrained(inputs.tokenizer)
+    crops = {"augment.approximate": True, "augment.crop.min_scale": 0.8, "augment.crop.flip_ratio": 0.0}
+    feed = PretrainTask(settings(inputs, **crops)).train_feed(0, 1)
+    same = [tokenizer.encode(batch.frames) == batch.code_ids for batch in feed.batches(0, 8)]
+    assert 2 / NUM_CODES < float(torch.cat(same).float().mean()) < 1
+
+
+@pytest.mark.parametrize(
+    ("values", "wanted"),
+    [
+        ({"views": 2}, "holds codes of 4 views per clip, not 2"),
+        ({"arch.input_px": 64}, "4 x 4 codes per frame, the model has 2 x 2 regions"),
+        ({"arch.num_frames": 3}, "8 frames per clip, the model takes 3, which does not divide it"),
+    ],
+)
+def test_settings_that_do_not_fit_the_codes_are_one_line(inputs: Inputs, values: dict[str, Any], wanted: str) -> None:
+    with pytest.raises(ShardError, match=wanted) as caught:
+        open_pairs(inputs, settings(inputs, **values))
+    assert "\n" not in str(caught.value)
+
+
+def test_codes_that_do_not_fit_are_one_line(inputs: Inputs, tmp_path: Path) -> None:
+    codes, frames = CodesManifest.load(inputs.codes), FrameManifest.load(inputs.frames)
+    make_tokenizer(tmp_path / "tokenizer", frames, 1)
+    more = store_frames(tmp_path / "frames", {"train": [[4, 1]]}, num_frames=8)
+    shutil.copytree(inputs.codes, tmp_path / "schema")
+    place = tmp_path / "schema" / "manifest.json"
+    place.write_text(place.read_text().replace(f'"schema_version": {SCHEMA_VERSION}', '"schema_version": 99'))
+    shutil.copytree(inputs.codes, tmp_path / "resampler")
+    replace(codes, uri=f"{tmp_path}/resampler", view_spec=codes.view_spec | {"resampler": "pillow-bicubic-0"}).save()
+    for others, wanted in (
+        ({"tokenizer": f"{tmp_path}/tokenizer"}, f"holds codes of tokenizer {codes.tokenizer}, not of"),
+        ({"frames": more.uri}, "was made from frames"),
+        ({"codes": f"{tmp_path}/schema"}, "schema version 99"),
+        ({"codes": f"{tmp_path}/resampler"}, "resampled by pillow-bicubic-0, here Pillow"),
+        ({"codes": f"{tmp_path}/nothing"}, r"no finished codes of tokenizer .*\(there: none\)"),
+    ):
+        with pytest.raises(ShardError, match=wanted) as caught:
+            open_pairs(replace(inputs, **others), settings(inputs))
+        assert "\n" not in str(caught.value)

@@ -1,0 +1,204 @@
+"""Planning: what goes into which shard, whatever the order and number of rows; growth; second tries."""
+
+import io
+import random
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from evilm import storage
+from evilm.data import plan, spill
+from evilm.data.known import Retried
+from evilm.data.manifest import BadRow, ClipRow
+from evilm.data.plan import Generation
+from evilm.data.spill import order_key
+from evilm.errors import ConfigError, ManifestError
+from evilm.video.reasons import Reason
+
+
+def clip(number: int, **changes: Any) -> ClipRow:
+    values = {"record": number, "clip_id": f"c{number}", "split": "val" if number % 5 == 0 else "train"}
+    values |= {"caption": f"clip {number}", "path": f"p/{number}", "needs_ending": True, "extra": {"a": "b"}}
+    return ClipRow(**values | changes)  # type: ignore[arg-type]
+
+
+def plan_of(
+    out: Path, rows: Iterable[ClipRow | BadRow], earlier: Sequence[Generation] = (), missing: str = ""
+) -> Generation:
+    name = f"manifest {len(earlier)}"
+    return plan.plan_rows(str(out), rows, name, earlier, 0, 4, lambda row: row.path != missing)
+
+
+def shards_of(out: Path, generation: Generation) -> dict[str, list[str]]:
+    units = {shard.name: generation.unit(shard) for shard in generation.shards}
+    return {name: [row.clip_id for row in plan.read_rows(str(out), unit)] for name, unit in units.items()}
+
+
+def files_of(out: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(out)): path.read_bytes() for path in sorted(out.rglob("*")) if path.is_file()}
+
+
+def aside(out: Path) -> list[dict[str, Any]]:
+    path = out / "quarantine" / "manifest.parquet"
+    return pq.read_table(path).to_pylist() if path.exists() else []
+
+
+@pytest.fixture(params=["in memory", "through files"])
+def mode(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small manifests are sorted in memory, large ones by way of files."""
+    if request.param == "through files":
+        monkeypatch.setattr(spill, "_BATCH_ROWS", 7)
+
+
+def test_assignment_is_a_function_of_the_ids(mode: None, tmp_path: Path) -> None:
+    rows = [clip(number) for number in range(50)]
+    made = plan_of(tmp_path, rows)
+    expected: dict[str, list[str]] = {}
+    for split in ("train", "val"):
+        ids = sorted((row.clip_id for row in rows if row.split == split), key=lambda name: order_key(0, name))
+        expected |= {f"{split}-{number:05d}": ids[4 * number : 4 * number + 4] for number in range(-(-len(ids) // 4))}
+    assert shards_of(tmp_path, made) == expected
+    assert [shard.num_rows for shard in made.shards] == [len(ids) for ids in expected.values()]
+    assert plan.read_generations(str(tmp_path)) == [made]
+    random.Random(1).shuffle(rows)
+    again = plan_of(tmp_path / "again", rows)
+    assert (again.plan_id, again.shards) == (made.plan_id, made.shards)
+    assert files_of(tmp_path / "again" / "_plan") == files_of(tmp_path / "_plan")
+    assert plan.read_rows(str(tmp_path), "0000/val-00000")[0] in rows
+
+
+def test_memory_and_files_give_the_same_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [clip(number % 60, record=number) for number in range(80)]
+    plan_of(tmp_path / "memory", rows)
+    monkeypatch.setattr(spill, "_BATCH_ROWS", 7)
+    plan_of(tmp_path / "files", rows)
+    for name, data in files_of(tmp_path / "memory").items():
+        if name.endswith("digest.parquet"):  # cut into other row groups
+            tables = [pq.read_table(tmp_path / mode / name) for mode in ("memory", "files")]
+            assert tables[0].equals(tables[1])
+        else:
+            assert (tmp_path / "files" / name).read_bytes() == data, name
+
+
+@pytest.mark.parametrize("change", [{"caption": "x"}, {"path": "q"}, {"extra": {}}, {"start_s": 1.0}, {"split": "x"}])
+def test_plan_id_covers_the_rows(tmp_path: Path, change: dict[str, Any]) -> None:
+    rows = [clip(number) for number in range(9)]
+    assert plan_of(tmp_path / "a", rows).plan_id != plan_of(tmp_path / "b", [clip(0, **change), *rows[1:]]).plan_id
+
+
+def test_the_first_row_of_an_id_counts(mode: None, tmp_path: Path) -> None:
+    rows: list[ClipRow | BadRow] = [clip(number) for number in range(20)]
+    rows.insert(3, BadRow(3, "c7", Reason.EMPTY_CAPTION))
+    rows += [
+        clip(7, record=21, caption="again", source="b.csv"),
+        clip(7, record=22, split="other"),
+        clip(8, record=23, path="elsewhere"),
+        clip(9, record=24, path="nowhere"),
+    ]
+    made = plan_of(tmp_path, rows, missing="nowhere")
+    assert made.num_planned == 20
+    assert made.num_rows == 25
+    assert made.reasons.sorted() == {"duplicate_id": 3, "empty_caption": 1, "missing_file": 1}
+    told = {row["record"]: (row["clip_id"], row["reason"], row["detail"], row["source"]) for row in aside(tmp_path)}
+    assert told[3] == ("c7", "empty_caption", "", "")
+    assert told[21] == ("c7", "duplicate_id", "record 7 has this id", "b.csv")
+    assert told[22][1:3] == ("duplicate_id", "record 7 has this id")
+    assert told[23][1] == "duplicate_id"
+    assert told[24][1:3] == ("missing_file", "and record 9 has this id"), "where it names another video"
+
+
+def test_a_manifest_that_gained_rows(mode: None, tmp_path: Path) -> None:
+    rows: list[ClipRow | BadRow] = [clip(number) for number in range(30)]
+    first = plan_of(tmp_path, rows)
+    before = files_of(tmp_path / "_plan" / "0000")
+    rows = [BadRow(1, "", Reason.MISSING_ID), *rows, *[clip(number) for number in range(30, 47)], clip(3, record=99)]
+    random.Random(0).shuffle(rows[1:-1])
+    second = plan_of(tmp_path, rows, [first])
+    assert files_of(tmp_path / "_plan" / "0000") == before
+    assert second.num_planned == 17
+    assert second.num_rows == 49
+    found = shards_of(tmp_path, second)
+    assert sorted(name for ids in found.values() for name in ids) == sorted(f"c{number}" for number in range(30, 47))
+    assert next(iter(found)) == "train-00006", "24 of 30 clips were of train: six shards"
+    assert not set(found) & set(shards_of(tmp_path, first))
+    assert [row["reason"] for row in aside(tmp_path)] == ["missing_id", "duplicate_id"]
+    third = plan_of(tmp_path, rows, [first, second])
+    assert (third.shards, third.num_rows) == ([], 49)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda rows: [*rows[:5], clip(5, caption="other"), *rows[6:]], r"1 rows have another caption.* 'c5'; --overw"),
+        (lambda rows: [*rows[:5], *rows[6:]], r"1 rows are gone or cut off by --limit, e\.g\. 'c5'"),
+        (lambda rows: rows[:20], r"20 rows are gone"),
+        (lambda rows: [clip(3, split="test"), *rows[4:]], r"1 rows have another .* 'c3' and 3 rows are gone.*'c[012]'"),
+    ],
+)
+def test_a_manifest_that_takes_rows_back(mode: None, tmp_path: Path, change: Any, told: str) -> None:
+    rows = [clip(number) for number in range(40)]
+    first = plan_of(tmp_path, rows)
+    with pytest.raises(ConfigError, match=told) as caught:
+        plan_of(tmp_path, [*change(rows), clip(77)], [first])
+    assert "\n" not in str(caught.value)
+    assert plan.read_generations(str(tmp_path)) == [first]
+    assert plan_of(tmp_path, [*rows, clip(77)], [first]).num_planned == 1
+
+
+def test_clips_that_are_tried_again(tmp_path: Path) -> None:
+    first = plan_of(tmp_path, [clip(number) for number in range(30)])
+    assert plan.plan_retry(str(tmp_path), [], [first], 0, 4) is None
+    again = plan.plan_retry(str(tmp_path), [clip(3), clip(11), clip(10)], [first], 0, 4)
+    assert again is not None
+    assert {name: sorted(ids) for name, ids in shards_of(tmp_path, again).items()} == {
+        "train-00006": ["c11", "c3"],
+        "val-00002": ["c10"],
+    }
+    retried = Retried({1: plan.folder(str(tmp_path), 1)}, 0)
+    assert [retried.after(0, f"c{number}") for number in (3, 10, 11, 12)] == [True, True, True, False]
+    assert not retried.after(1, "c3")
+    grown = plan_of(tmp_path, [clip(number) for number in range(31)], [first, again])
+    assert shards_of(tmp_path, grown) == {"val-00003": ["c30"]}
+
+
+def test_a_plan_that_was_killed_is_none(tmp_path: Path) -> None:
+    first = plan_of(tmp_path, [clip(number) for number in range(10)])
+    folder = tmp_path / "_plan" / "0001"
+    folder.mkdir()
+    (folder / "train-00002.parquet").write_bytes(b"left behind")
+    (folder / "val-00009.parquet").write_bytes(b"left behind")
+    assert plan.read_generations(str(tmp_path)) == [first]
+    second = plan_of(tmp_path, [clip(number) for number in range(11)], [first])
+    assert sorted(path.name for path in folder.iterdir()) == ["digest.parquet", "plan.json", "val-00001.parquet"]
+    assert plan.read_generations(str(tmp_path)) == [first, second]
+
+
+def test_odd_texts_survive(tmp_path: Path) -> None:
+    row = clip(
+        1, caption='a "b"\n, c \U0001f600', extra={"k": "v\0", "": "é"}, start_s=0.1, end_s=2.5, offset=3, url="u"
+    )
+    plan_of(tmp_path, [row])
+    assert plan.read_rows(str(tmp_path), "0000/train-00000") == [row]
+
+
+def test_a_column_that_is_no_split(tmp_path: Path) -> None:
+    with pytest.raises(ManifestError, match=r"more than 1000 splits, .*--columns\.split"):
+        plan_of(tmp_path, (clip(number, split=f"s{number}") for number in range(1200)))
+
+
+def test_nothing_to_plan(tmp_path: Path) -> None:
+    made = plan_of(tmp_path, [BadRow(1, "a", Reason.EMPTY_CAPTION)])
+    assert (made.shards, made.num_rows, made.reasons.top()) == ([], 1, "empty_caption 1, e.g. 'a'")
+
+
+def test_a_plan_in_an_object_store(s3_bucket: str) -> None:
+    rows = [clip(number) for number in range(30)]
+    first = plan.plan_rows(s3_bucket, rows, "a", [], 0, 4, lambda _: True)
+    second = plan.plan_rows(s3_bucket, [*rows, clip(30), clip(30)], "b", [first], 0, 4, lambda _: True)
+    assert plan.read_generations(s3_bucket) == [first, second]
+    assert [row.clip_id for row in plan.read_rows(s3_bucket, second.unit(second.shards[0]))] == ["c30"]
+    table = pq.read_table(io.BytesIO(storage.read_bytes(f"{s3_bucket}/quarantine/manifest.parquet")))
+    assert table["reason"].to_pylist() == ["duplicate_id"]

@@ -1,0 +1,51 @@
+"""A small corpus with some bad rows, and what sharding makes of it."""
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+from video_files import write_video
+
+from evilm.config.runs import ShardVideos
+from evilm.shards import FrameManifest, read_group
+
+SMALL = {"sampling.frame_px": 64, "sampling.shard_clips": 4, "sampling.row_group_clips": 3}
+
+
+def make_corpus(folder: Path) -> Path:
+    """26 rows: 22 good clips in two splits, one broken, one missing, one doubled, one without a caption."""
+    (folder / "videos" / "p").mkdir(parents=True)
+    rows = []
+    for number in range(23):
+        write_video(folder / "videos" / "p" / f"{number}.mp4", num_frames=12, first_picture=number)
+        rows.append([str(number), "p", f"clip {number}", "val" if number % 4 == 0 else "train"])
+    broken = folder / "videos" / "p" / "22.mp4"
+    broken.write_bytes(broken.read_bytes()[:-300])
+    rows += [["99", "p", "gone", "train"], ["3", "p", "again", "train"], ["4", "p", " ", "train"]]
+    with (folder / "clips.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([["videoid", "page_dir", "name", "split"], *rows])
+    return folder
+
+
+def door(corpus: Path, out: Path, **settings: Any) -> ShardVideos:
+    """Settings that shard a corpus into small shards."""
+    config = ShardVideos(manifest=str(corpus / "clips.csv"), videos=str(corpus / "videos"), out=str(out))
+    return config.override(SMALL | settings)
+
+
+def clips_of(out: Path) -> list[dict[str, Any]]:
+    """The rows of all shards."""
+    manifest, columns = FrameManifest.load(str(out)), ["clip_id", "row", "split", "caption", "frames"]
+    return [
+        row
+        for shard in manifest.shards
+        for group in range(len(shard.row_groups))
+        for row in read_group(f"{out}/{shard.file}", group, columns).to_pylist()
+    ]
+
+
+def quarantine_of(out: Path) -> dict[str, str]:
+    """Reasons by clip id and record."""
+    rows = [row for path in (out / "quarantine").glob("*.parquet") for row in pq.read_table(path).to_pylist()]
+    return {f"{row['clip_id']}/{row['record']}": row["reason"] for row in rows}

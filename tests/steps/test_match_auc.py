@@ -1,0 +1,81 @@
+"""The score that sweeps compare trials by: matching on held-out clips with nothing hidden."""
+
+import torch
+
+from evilm.config.model import StudentConfig
+from evilm.config.train import ObjectivesConfig
+from evilm.model.student import Student
+from evilm.steps.batch import PretrainBatch
+from evilm.steps.pretrain import PretrainObjective, match_wins
+
+CLIPS = 5
+
+
+def _student() -> Student:
+    torch.manual_seed(0)
+    sizes = {"input_px": 64, "num_frames": 2, "vocab_size": 50, "text_dim": 32, "text_layers": 1, "text_heads": 2}
+    sizes |= {"text_positions": 40, "dim": 48, "decoder_layers": 1, "decoder_heads": 3, "num_codes": 20}
+    return Student(StudentConfig(video_encoder="edgenext_xx_small", **sizes)).eval()
+
+
+def _batch(words: torch.Tensor, hidden: torch.Tensor, mask: torch.Tensor) -> PretrainBatch:
+    """Clips with captions `words`, of which `hidden` ones are masked."""
+    return PretrainBatch(
+        frames=torch.randint(0, 256, (CLIPS, 2, 64, 64, 3), dtype=torch.uint8, generator=torch.Generator()),
+        mask=mask,
+        code_ids=torch.zeros(CLIPS, 8, dtype=torch.int64),
+        word_ids=torch.where(hidden, 4, words),
+        word_padding=torch.zeros(CLIPS, 6, dtype=torch.bool),
+        word_targets=torch.where(hidden, words, -1),
+        negative_ids=words.roll(1, 0),
+        negative_padding=torch.zeros(CLIPS, 6, dtype=torch.bool),
+        negative_of=torch.arange(CLIPS),
+        clip_ids=list("abcde"),
+    )
+
+
+def test_it_is_won_comparisons_of_full_clips_and_captions() -> None:
+    student = _student()
+    words = torch.randint(5, 50, (CLIPS, 6), generator=torch.Generator().manual_seed(1))
+    words[3] = words[1]  # two clips with the same caption are right answers to each other
+    nothing, some = torch.zeros(CLIPS, 6, dtype=torch.bool), torch.zeros(CLIPS, 6, dtype=torch.bool)
+    some[:, 2] = True
+    masks = torch.zeros(2, CLIPS, 2, 2, 2, dtype=torch.bool)
+    masks[1, :, :, 0] = True
+    with torch.no_grad():
+        won, compared = match_wins(student, _batch(words, nothing, masks[0]), CLIPS)
+        assert match_wins(student, _batch(words, some, masks[1]), CLIPS) == (won, compared), "hiding changes nothing"
+        video = student.encode_video(_batch(words, nothing, masks[0]).frames)
+        text, padding = student.encode_text(words, torch.zeros(CLIPS, 6, dtype=torch.bool)), nothing
+        match = torch.empty(CLIPS, CLIPS)
+        for clip in range(CLIPS):
+            for caption in range(CLIPS):
+                pair = student.decode(video[[clip]], text[[caption]], padding[[caption]])
+                logits = student.match_logits(pair.cls)[0]
+                match[clip, caption] = logits[1] - logits[0]
+    expected = sum(
+        float(match[own, own] > match[place])
+        for own in range(CLIPS)
+        for other in range(CLIPS)
+        if other != own and {own, other} != {1, 3}
+        for place in ((own, other), (other, own))
+    )
+    assert compared == 2 * (CLIPS * (CLIPS - 1) - 2)
+    assert won == expected
+
+
+def test_pools_are_compared_within_and_the_score_is_left_out_without_them() -> None:
+    words = torch.arange(5, 5 + CLIPS * 6).view(CLIPS, 6)
+    batch = _batch(words, torch.zeros(CLIPS, 6, dtype=torch.bool), torch.zeros(CLIPS, 2, 2, 2, dtype=torch.bool))
+    batch.mask[:, :, 0] = True
+    batch.word_targets[:, 1] = words[:, 1]
+    with torch.no_grad():
+        assert match_wins(_student(), batch, 2)[1] == 2 * (2 + 2), "pools of 2, 2 and 1"
+        found = {}
+        for pool in (0, 2):
+            scores = PretrainObjective(_student(), ObjectivesConfig(), pool).eval().scores()
+            scores.add(batch, torch.device("cpu"))
+            found[pool] = scores.result([scores.state(), scores.state()])
+    assert "match_auc" not in found[0]
+    assert found[2].keys() - found[0].keys() == {"match_auc"}
+    assert 0 <= found[2]["match_auc"] <= 1

@@ -1,0 +1,93 @@
+"""A whole sweep as its own process, killed in the middle and started again."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from doors import ROOT, kill, start, wait_for
+
+from evilm.config.door import parse
+from evilm.config.presets import defaults
+from evilm.sweep.run import sweep
+from evilm.train.attempts import attempts
+from evilm.train.pretrain import pretrain
+
+SMALL = str(ROOT / "tests" / "small.yaml")
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1500)  # two minutes on idle cores; much slack for busy ones
+def test_a_killed_sweep_goes_on_and_its_best_preset_gives_the_same_model_again(
+    small_workflow: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    root, _ = small_workflow
+    places = [f"--{name}={root / name}" for name in ("frames", "vocab", "tokenizer", "codes")]
+    out, store = tmp_path / "sweep", f"sqlite:///{tmp_path / 'tracked.db'}"
+    command = ["--preset", SMALL, *places, "--out", str(out), "--tracking.uri", store, "--seeds", "1"]
+    command += ["--values", "0.25,0.5,0.75", "--concurrent", "1", "--reduction", "2"]
+    command += ["--schedule.epochs", "4", "--schedule.checkpoint-every-steps", "2", "--cluster.cpus-per-worker", "1"]
+    door = "../tune/masking_ratio"
+
+    def in_the_middle() -> bool:
+        """The first trial has ended, and the second has a checkpoint."""
+        ended, begun = "mask_ratio=0.25-*/summary.json", "mask_ratio=0.5-*/checkpoints/step_*-*"
+        return all(any((out / "trials").glob(pattern)) for pattern in (ended, begun))
+
+    process = start(door, *command)
+    wait_for(in_the_middle, process, timeout_s=400)
+    kill(process, and_workers=True)
+    first, *_ = (out / "trials").glob("*0.25*")
+    before = {path.name: path.read_bytes() for path in first.iterdir() if path.is_file()}
+    second, *_ = (out / "trials").glob("*0.5-*")
+    half = not list(second.glob("s[ut]*.json"))
+    assert not list((out / "trials").glob("*0.75*/summary.json"))
+    assert not (out / "summary.json").exists()
+
+    process = start(door, *command)
+    said, errors = process.communicate(timeout=500)
+    assert process.returncode == 0, errors.decode()[-3000:]
+    summary = json.loads(said.decode().splitlines()[-1])
+    assert json.loads((out / "summary.json").read_text()) == summary
+    assert summary["trials"]["done"] + summary["trials"]["stopped"] == 3
+    assert summary["best"]["values"].keys() == {"objectives.mask_ratio"}
+    assert {path.name: path.read_bytes() for path in first.iterdir() if path.is_file()} == before, "reused as it is"
+    starts = attempts(str(second))
+    assert not half or starts[-1].start_step >= 2, "went on from a checkpoint, not from the start"
+    assert "match_auc" in errors.decode()
+    assert all((out / name).stat().st_size for name in ("results.csv", "results.json", "sweep.png", "best.yaml"))
+    _check_tracking(store, out, summary)
+
+    assert sweep(parse("masking_ratio", command)) == summary | {"reused": True}
+    _check_preset(summary, tmp_path / "model")
+
+
+def _check_tracking(store: str, out: Path, summary: dict[str, Any]) -> None:
+    """One parent that holds the space, and a run below it for each trial, however it ended."""
+    from mlflow import MlflowClient
+
+    client = MlflowClient(tracking_uri=store)
+    experiment = client.get_experiment_by_name("masking_ratio")
+    assert experiment
+    runs = client.search_runs([experiment.experiment_id])
+    (parent,) = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
+    children = [run for run in runs if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
+    assert len(children) == 3
+    assert parent.data.params["space.objectives.mask_ratio"] == "[0.25, 0.5, 0.75]"
+    assert parent.info.status == "FINISHED"
+    assert parent.info.run_id == json.loads((out / "mlflow.json").read_text())["run_id"]
+    assert {item.path for item in client.list_artifacts(parent.info.run_id, "figure")} == {"figure/sweep.png"}
+    states = {run.data.tags["evilm.trial.state"]: run.info.status for run in children}
+    assert states.items() <= {"done": "FINISHED", "stopped": "KILLED"}.items()
+    best = next(run for run in children if run.info.run_name == Path(summary["best"]["trial"]).name)
+    assert best.data.metrics["val/match_auc"] == pytest.approx(summary["best"]["mean"])
+
+
+def _check_preset(summary: dict[str, Any], out: Path) -> None:
+    preset, best = summary["files"]["preset"], summary["best"]
+    assert yaml.safe_load(Path(preset).read_text())["pretrain"]["objectives"]["mask_ratio"] in (0.25, 0.5, 0.75)
+    config = defaults("pretrain", preset).override(best["inputs"] | {"out": str(out), "tracking.enabled": False})
+    assert pretrain(config)["val"]["match_auc"] == best["mean"]  # type: ignore[arg-type]
+    same = [(folder / "model.safetensors").read_bytes() for folder in (out, Path(best["trial"]))]
+    assert same[0] == same[1]

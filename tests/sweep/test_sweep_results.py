@@ -1,0 +1,140 @@
+"""What a sweep says in the end: ranking, files, figure, preset; and how it remembers ended trials."""
+
+import csv
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import yaml
+
+from evilm.config.door import parse
+from evilm.config.presets import defaults
+from evilm.config.runs import Pretrain
+from evilm.sweep.figure import draw_sweep
+from evilm.sweep.results import Tried, best_preset, rank, results_csv, results_json, results_table, short_names
+from evilm.sweep.run import trial_config
+from evilm.sweep.search import Halving, make_halving
+from evilm.sweep.shared import Ground
+from evilm.sweep.trials import Outcome, Trial, make_trials, read_outcome
+from evilm.train.build import Inputs
+
+SCORES = {0.2: [(0.7, "done"), (0.8, "done")], 0.4: [(0.9, "done"), (0.6, "stopped")], 0.6: [(0.74, "done")] * 2}
+
+
+def _tried(**more: object) -> list[Tried]:
+    found = []
+    for number, (ratio, ends) in enumerate(SCORES.items()):
+        trials = make_trials(number, {"objectives.mask_ratio": ratio} | more, 2, "somewhere")
+        for trial, (score, state) in zip(trials, ends, strict=True):
+            points = [(8, {"match_auc": 0.5, "loss": 9.0}), (16, {"match_auc": score, "loss": 8.0})]
+            found.append(Tried(trial, Outcome(state, points, {"seconds": 9.5} if state == "done" else {}), 16))  # type: ignore[arg-type]
+    return found
+
+
+def test_settings_are_ranked_by_seeds_that_ran_to_the_end_then_by_their_mean() -> None:
+    ranked = rank(_tried(), "match_auc")
+    assert [setting.values["objectives.mask_ratio"] for setting in ranked] == [0.2, 0.6, 0.4], "0.9 was one lucky seed"
+    assert [round(setting.mean or 0, 9) for setting in ranked] == [0.75, 0.74, 0.9]
+    assert ranked[0].spread == pytest.approx(0.0707107)
+    assert ranked[2].early_scores == [0.6]
+    assert rank(_tried(), "loss")[0].mean == 8.0
+    lines = results_table(ranked, "match_auc").splitlines()
+    assert lines[0].split() == ["mask_ratio", "match_auc", "±", "seeds", "trials", "stopped", "at"]
+    assert lines[2].split() == ["0.2", "0.7500", "0.0707", "2", "done"]
+    assert lines[4].split() == ["0.4", "0.9000", "1", "done,", "1", "stopped", "0.600"]
+
+
+def test_files_hold_every_trial_and_evaluation() -> None:
+    tried = _tried()
+    rows = list(csv.DictReader(results_csv(tried).decode().splitlines()))
+    assert [row["state"] for row in rows] == ["done", "done", "done", "stopped", "done", "done"]
+    assert rows[3] | {"trial": ""} == {
+        "trial": "", "objectives.mask_ratio": "0.4", "seed": "1", "state": "stopped", "epochs": "1", "seconds": "",
+        "loss": "8.0", "match_auc": "0.6", "error": "",
+    }  # fmt: skip
+    settings = results_json(rank(tried, "match_auc"), "match_auc")["settings"]
+    assert settings[0]["trials"][1]["evaluations"][0] == {"step": 8, "epochs": 0.5, "match_auc": 0.5, "loss": 9.0}
+
+
+@pytest.mark.parametrize("more", [{}, {"optim.lr": 1e-3, "objectives.mask_shape": "tube"}])
+def test_a_figure_of_one_setting_or_of_several(more: dict) -> None:
+    assert draw_sweep(rank(_tried(**more), "match_auc"), "match_auc").startswith(b"\x89PNG")
+    assert short_names({"a.lr": 1, "b.lr": 2, "c.d": 3, "lr": 4}) == {
+        "a.lr": "a.lr",
+        "b.lr": "b.lr",
+        "c.d": "d",
+        "lr": "lr",
+    }
+
+
+def test_the_best_is_a_preset_that_means_the_same_trial_to_pretrain(tmp_path: Path) -> None:
+    config = parse("codebook_size", ["--preset", "tiny", "--arch.dropout", "0.2"])
+    values = {"build.train_tokenizer.arch.codebook.num_codes": 64, "optim.lr": 2e-3}
+    (trial,) = make_trials(0, values, 1, str(tmp_path))
+    ground = Ground(Inputs("f", "c", "v", "t"), 512, 96)
+    settings = trial_config(config, trial, ground, "codebook_size", "sqlite:///x.db", "parent")
+    assert (settings.tracking.experiment, settings.tracking.parent, settings.tracking.log_model) == (
+        "codebook_size",
+        "parent",
+        False,
+    )
+    (best,) = rank([Tried(trial, Outcome("done", [(48, {"match_auc": 0.6})]), 16)], "match_auc")
+    preset = tmp_path / "best.yaml"
+    preset.write_text(best_preset(settings, "codebook_size", best, {"frames": "f"}))
+    again = defaults("pretrain", str(preset))
+    assert isinstance(again, Pretrain)
+    assert again.identity == settings.identity
+    assert again.build.train_tokenizer.identity == settings.build.train_tokenizer.identity
+    assert not {"out", "root", "frames", "tracking", "preset"} & yaml.safe_load(preset.read_text())["pretrain"].keys()
+    assert (again.optim.lr, again.arch.dropout, again.build.train_tokenizer.arch.codebook.num_codes) == (2e-3, 0.2, 64)
+
+
+def test_each_trial_differs_by_its_values_and_seed_alone(tmp_path: Path) -> None:
+    config = parse("masking_ratio", ["--preset", "tiny", "--schedule.seed", "5"])
+    ground = Ground(Inputs("f", "c", "v", "t"), 100, 96)
+    first, second = (
+        trial_config(config, trial, ground)
+        for trial in make_trials(0, {"objectives.mask_ratio": 0.7}, 2, str(tmp_path))
+    )
+    assert (first.schedule.seed, second.schedule.seed) == (5, 6)
+    assert first.objectives.mask_ratio == 0.7
+    same = {"objectives.mask_ratio": config.objectives.mask_ratio, "schedule.seed": 5}
+    assert first.override(same).identity == config.base.identity
+    assert ground.steps_per_epoch(first) == 4
+    assert ground.steps_per_epoch(first.override({"schedule.tail": "drop"})) == 3
+
+
+def test_new_trials_are_measured_against_those_of_an_earlier_start() -> None:
+    config = parse("masking_ratio", ["--preset", "tiny", "--grace-epochs", "1"])
+    fresh, later = make_halving(config), make_halving(config)
+    assert isinstance(fresh, Halving)
+    assert isinstance(later, Halving)
+    later.remember("ended", [(0.5, 0.8), (1.0, 0.9)])
+    trial, poor = SimpleNamespace(trial_id="new"), {"epochs": 1.0, "score": 0.6}
+    for halving, verdict in ((fresh, "CONTINUE"), (later, "STOP")):
+        halving.set_search_properties("score", "max")
+        halving.on_trial_add(None, trial)  # type: ignore[arg-type]
+        assert halving.on_trial_result(None, trial, poor | {"epochs": 0.5}) == "CONTINUE", "within its grace"  # type: ignore[arg-type]
+        assert halving.on_trial_result(None, trial, poor) == verdict  # type: ignore[arg-type]
+    assert make_halving(parse("masking_ratio", ["--preset", "tiny", "--stopping", "none"])) is None
+
+
+def test_a_trial_is_what_its_folder_tells(tmp_path: Path) -> None:
+    trial = Trial(0, 0, {}, str(tmp_path / "t"))
+    assert read_outcome(trial.out).state == "unfinished"
+    (tmp_path / "t").mkdir()
+    points = [
+        {"step": 2, "metrics": {"train/loss": 3}},
+        {"step": 4, "metrics": {"val/loss": 2.5, "val/match_auc": 0.5}},
+    ]
+    text = "".join(json.dumps(point) + "\n" for point in points)
+    (tmp_path / "t" / "metrics.jsonl").write_text(text + '{"step": 6, "metr')
+    outcome = read_outcome(trial.out)
+    assert (outcome.state, outcome.points) == ("unfinished", [(4, {"loss": 2.5, "match_auc": 0.5})])
+    (tmp_path / "t" / "stopped.json").write_text("{}")
+    assert read_outcome(trial.out).state == "stopped"
+    (tmp_path / "t" / "summary.json").write_text('{"seconds": 1}')
+    assert read_outcome(trial.out).state == "done", "what has come to its end counts"
+    assert outcome.last("match_auc") == 0.5
+    assert outcome.last("t2v_r1") is None

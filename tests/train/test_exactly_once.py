@@ -1,0 +1,81 @@
+"""Each clip once in an epoch and the same numbers, through kills and other numbers of workers."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from faults import all_clips, assert_close, losses, train
+
+from evilm.errors import ClusterError
+from evilm.train import audit
+from evilm.train.attempts import attempts, lineage
+
+Workflow = tuple[Path, dict[str, Any]]
+
+
+@pytest.mark.slow
+def test_a_killed_worker_is_replaced_and_the_run_equals_the_unbroken_one(
+    small_workflow: Workflow, unbroken: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "model"
+    train(small_workflow, out, (0, 8, "kill"))
+    first, second = attempts(str(out))
+    assert first.start_step == 0
+    assert second.start_step in (3, 6), "the newest checkpoint, or the one before where it was not complete yet"
+    assert losses(out) == losses(unbroken)
+    assert (out / "model.safetensors").read_bytes() == (unbroken / "model.safetensors").read_bytes()
+    (report,) = audit.check(str(out), all_clips(small_workflow))
+    assert report.exactly_once
+    assert audit.read(str(out)) == audit.read(str(unbroken))
+
+
+@pytest.mark.slow
+def test_two_workers_then_one_then_two_again_see_each_clip_once(
+    small_workflow: Workflow, unbroken: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "model"
+    with pytest.raises(ClusterError):  # told to end at step 4, which Ray makes up for; then a kill, which it may not
+        train(small_workflow, out, (1, 4, "terminate"), (1, 8, "kill"), workers=2, **{"cluster.max_failures": 1})
+    with pytest.raises(ClusterError):
+        train(small_workflow, out, (0, 12, "kill"), workers=1, **{"cluster.max_failures": 0})
+    train(small_workflow, out, workers=2)
+    starts = attempts(str(out))
+    assert [attempt.world for attempt in starts] == [2, 2, 1, 2]
+    assert starts[1].start_step in (5, 6, 7), "SIGTERM cost no step"
+    assert len(lineage(str(out))) == 4
+    (report,) = audit.check(str(out), all_clips(small_workflow))
+    assert (report.exactly_once, report.clips, report.finished) == (True, 64, True)
+    assert audit.read(str(out)) == audit.read(str(unbroken)), "the same clips in the same steps"
+    assert_close(losses(unbroken), losses(out))
+
+
+@pytest.mark.long
+def test_one_two_and_four_workers_give_the_same_losses_over_fifty_steps(
+    small_workflow: Workflow, tmp_path: Path
+) -> None:
+    """With dropout, which is drawn by part of a step; four parts each."""
+    fifty = {"schedule.epochs": 4, "schedule.max_steps": 50, "schedule.checkpoint_every_steps": 50}
+    for workers in (1, 2, 4):
+        settings = fifty | {"schedule.accumulate": 4 // workers, "schedule.eval_clips": 0}
+        train(small_workflow, tmp_path / str(workers), workers=workers, **settings)
+    one = losses(tmp_path / "1")
+    assert list(one) == list(range(1, 51))
+    for workers in (2, 4):
+        worst = assert_close(one, losses(tmp_path / str(workers)), rel=5e-3)
+        print(f"{workers} workers against one, 50 steps: losses differ by at most {worst:.1e} of themselves")
+
+
+def test_an_audit_finds_what_was_seen_twice_or_missed(unbroken: Path, small_workflow: Workflow) -> None:
+    clips = all_clips(small_workflow)
+    (report,) = audit.check(str(unbroken), clips)
+    assert report.exactly_once
+    (other,) = audit.check(str(unbroken), [*clips, "never shown"])
+    assert (other.exactly_once, other.missing) == (False, 1)
+    steps = audit.read_steps(str(unbroken))
+    plan = {"num_clips": 64, "batch_clips": 4, "steps_per_epoch": 16}
+    twice = audit._check_epoch(0, plan, steps | {3: steps[2]}, clips)
+    assert (len(twice.repeated), twice.missing, twice.exactly_once) == (4, 4, False)
+    gone = audit._check_epoch(0, plan, {step: ids for step, ids in steps.items() if step != 3}, clips)
+    assert (gone.missing_steps, gone.missing, gone.exactly_once) == ((3,), 4, False)
+    padded = audit._check_epoch(0, plan | {"num_clips": 62}, steps | {15: steps[15][:2] + steps[0][:2]}, None)
+    assert (padded.padded, padded.exactly_once, padded.clips) == (2, True, 62)

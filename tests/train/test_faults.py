@@ -1,0 +1,81 @@
+"""What goes wrong in the middle of a training: signals, damaged checkpoints, losses that are NaN."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from faults import losses, some_clip, train
+
+from evilm.errors import ClusterError, EvilmError
+from evilm.train.attempts import lineage
+from evilm.train.keeper import newest_first
+from evilm.train.stop import Stopped
+
+Workflow = tuple[Path, dict[str, Any]]
+STEPS = 16
+
+
+@pytest.fixture(scope="module")
+def interrupted(small_workflow: Workflow, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The output of a training that got Ctrl-C between steps 7 and 8."""
+    out = tmp_path_factory.mktemp("interrupted") / "model"
+    with pytest.raises(Stopped, match="at step 8, which is kept; the same command goes on") as stopped:
+        train(small_workflow, out, (0, 7, "interrupt driver"))
+    assert stopped.value.exit_code == 130
+    return out
+
+
+@pytest.mark.slow
+def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(
+    small_workflow: Workflow, unbroken: Path, interrupted: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "model"
+    shutil.copytree(interrupted, out)
+    newest, before = newest_first(str(out))
+    assert (newest, before) == ("step_00000008-001", "step_00000006-001")
+    weights = out / "checkpoints" / newest / "weights.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    registry = out / "checkpoints" / "checkpoint_manager_snapshot.json"
+    registry.write_text(registry.read_text()[:40])  # as a kill may leave Ray's own list
+    train(small_workflow, out)
+    assert lineage(str(out)) == [(1, 0, 6), (2, 6, None)]
+    assert losses(out) == losses(unbroken)
+    assert newest_first(str(out)) == ["step_00000016-002", "step_00000015-002"], "the last two; the best is the last"
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_in_order_and_the_same_command_goes_on(
+    small_workflow: Workflow, unbroken: Path, interrupted: Path
+) -> None:
+    from mlflow import MlflowClient
+
+    run_id = json.loads((interrupted / "mlflow.json").read_text())["run_id"]
+    client = MlflowClient(tracking_uri=f"sqlite:///{interrupted.parent / 'mlflow.db'}")
+    assert client.get_run(run_id).info.status == "KILLED"
+    assert newest_first(str(interrupted))[0] == "step_00000008-001"
+    assert not (interrupted / "stop.json").exists()
+
+    train(small_workflow, interrupted)
+    assert lineage(str(interrupted)) == [(1, 0, 8), (2, 8, None)], "no step was lost"
+    assert losses(interrupted) == losses(unbroken)
+    assert (interrupted / "model.safetensors").read_bytes() == (unbroken / "model.safetensors").read_bytes()
+    assert client.get_run(run_id).info.status == "FINISHED"
+    assert [m.step for m in client.get_metric_history(run_id, "train/loss")] == list(range(1, STEPS + 1))
+
+
+@pytest.mark.slow
+def test_a_loss_that_is_nan_stops_every_worker_or_is_skipped_by_all(small_workflow: Workflow, tmp_path: Path) -> None:
+    out, clip = tmp_path / "model", some_clip(small_workflow)
+    with pytest.raises(EvilmError, match=rf"step \d+: mvm loss is not finite, at clips .*{clip}.*nonfinite skip") as e:
+        train(small_workflow, out, nan_at=clip, workers=2)
+    assert not isinstance(e.value, ClusterError), "no failure of the cluster, and not tried again"
+    assert "\n" not in str(e.value)
+    summary = train(small_workflow, out, nan_at=clip, workers=2, **{"schedule.nonfinite": "skip"})
+    assert summary["skipped_steps"] == 1
+    (report,) = [json.loads(line) for line in (out / "nonfinite.jsonl").read_text().splitlines()]
+    assert clip in report["clip_ids"]
+    assert len(report["clip_ids"]) == 2, "the clips of the part that it was in"
+    with_loss = {step for step, metrics in losses(out).items() if "train/loss" in metrics}
+    assert set(range(1, STEPS + 1)) - with_loss == {report["step"]}

@@ -1,0 +1,194 @@
+"""One update of the weights: the same in parts as in one piece, and the options of the optimizer."""
+
+import shutil
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from evilm.config.model import StudentConfig
+from evilm.config.runs import Pretrain
+from evilm.config.train import ObjectivesConfig
+from evilm.data.order import TrainOrder
+from evilm.model.student import Student
+from evilm.steps.batch import PretrainBatch
+from evilm.steps.pretrain import PretrainObjective
+from evilm.train.optim import Mean, make_optimizer
+from evilm.train.parts import PartsOrder, parts_of
+from evilm.train.precision import autocast
+from evilm.train.update import NonFiniteError, Updater
+
+_CPU = torch.device("cpu")
+
+
+def _batch(clips: int) -> PretrainBatch:
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(high: int, *shape: int) -> torch.Tensor:
+        return torch.randint(0, high, shape, generator=generator)
+
+    words = draw(40, clips, 6)
+    targets = torch.where(draw(4, clips, 6) == 0, words, -1)  # another number of them in each clip
+    targets[:, 0] = words[:, 0]
+    return PretrainBatch(
+        frames=draw(256, clips, 2, 64, 64, 3).to(torch.uint8),
+        mask=draw(3, clips, 2, 2, 2) == 0,
+        code_ids=draw(8, clips, 8),
+        word_ids=words,
+        word_padding=torch.zeros(clips, 6, dtype=torch.bool),
+        word_targets=targets,
+        negative_ids=words.roll(1, 0)[: clips - 1],
+        negative_padding=torch.zeros(clips - 1, 6, dtype=torch.bool),
+        negative_of=torch.arange(clips - 1),
+        clip_ids=[f"clip{k}" for k in range(clips)],
+    )
+
+
+def _part(batch: PretrainBatch, start: int, stop: int) -> PretrainBatch:
+    """Some clips of a batch, with their negatives."""
+    mine = (batch.negative_of >= start) & (batch.negative_of < stop)
+    fields: dict[str, Any] = {name: getattr(batch, name)[start:stop] for name in _PER_CLIP}
+    return PretrainBatch(
+        **fields,
+        negative_ids=batch.negative_ids[mine],
+        negative_padding=batch.negative_padding[mine],
+        negative_of=batch.negative_of[mine] - start,
+    )
+
+
+_PER_CLIP = ("frames", "mask", "code_ids", "word_ids", "word_padding", "word_targets", "clip_ids")
+
+
+def _trained(parts: int, steps: int = 2, spoil: str = "", **values: Any) -> tuple[PretrainObjective, list[Any], Any]:
+    """A small student after some steps on one batch cut into parts: it, the outcomes, and its mean."""
+    settings = Pretrain().override({"schedule.batch_clips": 8, "schedule.accumulate": parts, "optim.lr": 1e-3} | values)
+    arch = StudentConfig(
+        video_encoder="edgenext_xx_small", input_px=64, num_frames=2, text_dim=16, text_layers=1, text_heads=2,
+        text_positions=16, max_words=8, dim=16, decoder_layers=1, decoder_heads=2, dropout=0.0, vocab_size=40,
+        num_codes=8,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    objective = PretrainObjective(Student(arch), ObjectivesConfig())
+    objective.train()
+    if settings.cluster.channels_last:
+        objective.to(memory_format=torch.channels_last)
+    if spoil:
+        objective.get_parameter(spoil).data.flatten()[0] = torch.nan
+    if settings.cluster.compile:
+        objective.compile(dynamic=True)
+    mean = Mean(objective, settings.optim.ema_decay) if settings.optim.ema_decay else None
+    optimizer = make_optimizer(objective, settings.optim, settings.cluster.fused)
+    updater = Updater(objective, objective, optimizer, settings, 1, autocast("fp32", _CPU), _CPU, mean)
+    batch, share = _batch(8), 8 // parts
+    batches = [_part(batch, part * share, (part + 1) * share) for part in range(parts)]
+    outcomes = [updater.step(step, 10, range(parts), batches, [0.0, 1.0]) for step in range(steps)]
+    return objective, outcomes, mean
+
+
+def _assert_same_gradients(one: torch.nn.Module, other: torch.nn.Module, atol: float = 1e-6) -> None:
+    """Gradients rather than weights: AdamW blows the rounding of a gradient of nothing up to a whole step."""
+    for (name, a), b in zip(one.named_parameters(), other.parameters(), strict=True):
+        assert (a.grad is None) == (b.grad is None), name
+        if a.grad is not None:
+            torch.testing.assert_close(a.grad, b.grad, rtol=1e-3, atol=atol, msg=name)
+
+
+def test_a_step_in_four_parts_is_the_step_in_one_piece() -> None:
+    _assert_same_gradients(_trained(1, steps=1)[0], _trained(4, steps=1)[0])
+    _, outcomes, _ = _trained(1, steps=3)
+    _, in_parts, _ = _trained(4, steps=3)
+    for a, b in zip(outcomes, in_parts, strict=True):
+        assert a.flags == b.flags == [0.0, 1.0]
+        assert b.metrics == pytest.approx(a.metrics, rel=1e-4)
+
+
+def test_counts_are_those_of_the_losses() -> None:
+    objective, _, _ = _trained(1, steps=0)
+    batch = _part(_batch(8), 2, 7)
+    assert objective.counts(batch) == {name: loss.num_items for name, loss in objective(batch).items()}
+
+
+def test_the_tokenizer_counts_its_losses_too() -> None:
+    from evilm.config.model import CodebookConfig, VideoTokenizerConfig
+    from evilm.model.tokenizer import VideoTokenizer
+    from evilm.steps.batch import TokenizerBatch
+    from evilm.steps.tokenizer import TokenizerObjective
+
+    config = VideoTokenizerConfig(
+        input_px=64, patch_px=32, num_frames=2, encoder_dim=16, encoder_layers=1, encoder_heads=2, decoder_dim=16,
+        decoder_layers=1, decoder_heads=2, vocab_size=40, codebook=CodebookConfig(num_codes=8, code_dim=4),
+    )  # fmt: skip
+    objective = TokenizerObjective(VideoTokenizer(config), config)
+    frames = torch.zeros(3, 2, 64, 64, 3, dtype=torch.uint8)
+    batch = TokenizerBatch(frames, torch.zeros(3, 40, dtype=torch.bool), ["a", "b", "c"])
+    assert objective.counts(batch) == {name: loss.num_items for name, loss in objective(batch).items()}
+
+
+def test_a_gradient_that_is_nan_stops_or_changes_nothing() -> None:
+    name = next(n for n, p in _trained(1, steps=0)[0].named_parameters() if "match" in n and p.ndim > 1)
+    with pytest.raises(NonFiniteError, match=r"step 1: vtm loss is not finite, at clips clip0, .*--schedule.nonfinite"):
+        _trained(2, steps=1, spoil=name)
+    before, _, _ = _trained(1, steps=0, spoil=name)
+    after, outcomes, _ = _trained(2, steps=3, spoil=name, **{"schedule.nonfinite": "skip"})
+    assert [outcome.skipped["step"] for outcome in outcomes] == [1, 2, 3]
+    for a, b in zip(before.parameters(), after.parameters(), strict=True):
+        assert bool(((a == b) | (a.isnan() & b.isnan())).all())
+    with pytest.raises(NonFiniteError, match="step 20"):
+        _trained(1, steps=30, spoil=name, **{"schedule.nonfinite": "skip"})
+
+
+def test_the_mean_of_the_weights_follows_them() -> None:
+    _, _, mean = _trained(1, steps=1, **{"optim.ema_decay": 0.9})
+    first, _, _ = _trained(1, steps=1)
+    for a, b in zip(mean.module.parameters(), first.parameters(), strict=True):
+        assert torch.equal(a, b)
+    weights = [dict(_trained(1, steps=k)[0].named_parameters()) for k in (1, 2, 3)]
+    _, _, mean = _trained(1, steps=3, **{"optim.ema_decay": 0.9})
+    for name, value in mean.module.named_parameters():
+        wanted = weights[0][name].lerp(weights[1][name], 0.1).lerp(weights[2][name], 0.1)
+        torch.testing.assert_close(value, wanted, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("flag", ["cluster.fused", "cluster.channels_last"])
+def test_options_of_speed_change_only_the_rounding(flag: str) -> None:
+    plain, outcomes, _ = _trained(1)
+    fast, others, _ = _trained(1, **{flag: True})
+    assert others[-1].metrics == pytest.approx(outcomes[-1].metrics, rel=1e-3)
+    _assert_same_gradients(plain, fast, atol=1e-3)
+
+
+@pytest.mark.parametrize(("world", "parts"), [(1, 4), (2, 4), (3, 4), (4, 4), (3, 7)])
+def test_parts_are_dealt_to_workers_once_each(world: int, parts: int) -> None:
+    dealt = [parts_of(rank, world, parts) for rank in range(world)]
+    assert [part for mine in dealt for part in mine] == list(range(parts))
+    assert max(map(len, dealt)) - min(map(len, dealt)) <= 1
+    whole = TrainOrder([[10, 10, 8]], batch_clips=parts * 2, seed=0, window=2)
+    for step in range(whole.num_steps):
+        rows = [
+            order.step(step * len(mine) + k)
+            for mine in dealt
+            for order in [PartsOrder(whole, parts, mine)]
+            for k in range(len(mine))
+        ]
+        np.testing.assert_array_equal(np.concatenate([r.rows[r.mine] for r in rows]), whole.step(step).rows)
+
+
+def test_gradients_are_clipped_to_a_norm() -> None:
+    def norm(objective: torch.nn.Module) -> float:
+        return float(torch.stack([p.grad.norm() for p in objective.parameters() if p.grad is not None]).norm())
+
+    free, outcomes, _ = _trained(1, steps=1, **{"optim.clip_norm": 0.0})
+    clipped, others, _ = _trained(2, steps=1, **{"optim.clip_norm": 0.01})
+    assert norm(free) == pytest.approx(outcomes[0].metrics["grad_norm"], rel=1e-4)
+    assert norm(clipped) == pytest.approx(0.01, rel=1e-3)
+    assert others[0].metrics["grad_norm"] == pytest.approx(norm(free), rel=1e-3), "it is logged as it was before"
+
+
+@pytest.mark.long
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_a_compiled_model_takes_the_same_steps() -> None:
+    plain, outcomes, _ = _trained(2)
+    compiled, others, _ = _trained(2, **{"cluster.compile": True})
+    assert others[-1].metrics == pytest.approx(outcomes[-1].metrics, rel=1e-3)
+    _assert_same_gradients(plain, compiled, atol=1e-3)
