@@ -10,8 +10,8 @@ from evilm.errors import ConfigError, ShardError
 from evilm.eval.benchmark import benchmark
 from evilm.eval.report import report
 from evilm.outputs import SUMMARY
+from evilm.train.offline import track
 from evilm.train.pretrain import pretrain
-from evilm.train.tracking import track
 
 logger = logging.getLogger(__name__)
 

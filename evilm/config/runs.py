@@ -209,6 +209,9 @@ class Pretrain(Door, TrainConfig):
         return self
 
 
+_PromoteBy = Literal["", "t2v_r1", "t2v_r5", "t2v_r10", "t2v_median_rank", "choice_accuracy", "mvm_accuracy"]
+
+
 class Benchmark(Door):
     """Score a pre-trained model: zero-shot retrieval, multiple choice, masked-code accuracy."""
 
@@ -228,7 +231,15 @@ class Benchmark(Door):
     """Captions to choose from in multiple choice."""
     seed: int = 0
     """Seed of the wrong captions and of the masks."""
+    promote_by: _PromoteBy = "t2v_r10"
+    """Figure by which the registered model becomes `champion` in MLflow (docs/tracking.md); '' leaves aliases alone."""
     cluster: ClusterConfig = ClusterConfig()
+
+    @property
+    def identity(self) -> dict[str, object]:
+        data = super().identity
+        data.pop("promote_by", None)  # what is done with the scores
+        return data
 
 
 class All(Pretrain):

@@ -1,6 +1,5 @@
 """Zero-shot scores of a pre-trained model on a split of frame shards. Paper: Sec. 4.4, Table 4."""
 
-import hashlib
 import io
 import logging
 import time
@@ -12,11 +11,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from evilm import storage
-from evilm.config.base import fingerprint, validate
+from evilm.config.base import validate
 from evilm.config.model import StudentConfig
 from evilm.config.runs import Benchmark
 from evilm.config.train import ObjectivesConfig
-from evilm.errors import CheckpointError, ConfigError, ShardError
+from evilm.errors import ConfigError, ShardError
 from evilm.eval.clips import EvalClip, choose_clips, make_blocks, open_shards
 from evilm.eval.figure import draw_ranks
 from evilm.eval.table import figures_table
@@ -34,7 +33,6 @@ from evilm.shards import CodesManifest, FrameManifest, check_num_frames, find_co
 logger = logging.getLogger(__name__)
 
 _BLOCK_CLIPS = 8
-_OBJECTIVES_FILE = "pretrain.json"
 
 
 @dataclass(frozen=True)
@@ -95,6 +93,7 @@ def benchmark(config: Benchmark) -> dict[str, Any]:
     summary = {
         "out": out,
         "inputs": inputs,
+        "model": subject.model,
         "split": config.split,
         "num_clips": len(clips),
         "num_captions": len(captions),
@@ -110,31 +109,18 @@ def benchmark(config: Benchmark) -> dict[str, Any]:
 def open_subject(config: Benchmark) -> Subject:
     """Model, frames and codes, each named by the user or found under `config.root`, checked to fit."""
     from evilm.model import pretrained
-    from evilm.model.student import KIND, WEIGHTS, Student
+    from evilm.model.identity import model_fingerprint, read_objectives
+    from evilm.model.student import KIND, Student
 
     model = storage.absolute(config.model or storage.join(config.root, "model"))
     content = pretrained.read_config(model, KIND)
     arch = validate(StudentConfig, content["config"], where=model)
     frames = FrameManifest.load(config.frames or storage.join(config.root, "frames"))
     check_num_frames(frames, arch.num_frames)
-    try:
-        weights = hashlib.sha256(storage.read_bytes(storage.join(model, WEIGHTS))).hexdigest()
-    except FileNotFoundError:
-        raise CheckpointError(f"{model} has no {WEIGHTS}; the training that writes it has not ended") from None
+    print_ = model_fingerprint(model)
     Student.from_pretrained(model)  # damaged weights end here, in one line, and not in every scoring actor
-    objectives, tokenizer = _objectives(model)
-    print_ = fingerprint({"config": content["config"], "weights": weights, "objectives": objectives.model_dump()})
+    objectives, tokenizer = read_objectives(model)
     return Subject(model, print_, arch, objectives, frames, _find_codes(config, frames, arch, tokenizer))
-
-
-def _objectives(model: str) -> tuple[ObjectivesConfig, str]:
-    """How regions were hidden in pre-training, and of which tokenizer the codes were; defaults where nobody says."""
-    place = storage.join(model, _OBJECTIVES_FILE)
-    if not storage.exists(place):
-        return validate(ObjectivesConfig, {}), ""
-    content: dict[str, Any] = dict(storage.read_json(place))
-    tokenizer = str(content.pop("tokenizer", ""))
-    return validate(ObjectivesConfig, content, where=place), tokenizer
 
 
 def _find_codes(config: Benchmark, frames: FrameManifest, arch: StudentConfig, tokenizer: str) -> CodesManifest | None:

@@ -180,7 +180,8 @@ def _warn_of_guessing(best: Setting, val_clips: int) -> None:
 
 def _parent(config: Sweep, door: str, out: str, space: Space) -> tuple[Any, str]:
     """The sweep's own MLflow run, which holds the space, and its id; None and '' where nothing is tracked."""
-    from evilm.train.tracking import RUN_FILE, describe_run, ensure_run, harmless
+    from evilm.train.lineage import RUN_FILE
+    from evilm.train.tracking import describe_run, ensure_run, harmless
 
     run = describe_run(config, door, out, {})
     if run is None:
@@ -195,7 +196,8 @@ def _parent(config: Sweep, door: str, out: str, space: Space) -> tuple[Any, str]
 
 def _track_end(run: Any, config: Sweep, summary: dict[str, Any], tried: Sequence[Tried]) -> None:
     """Say in MLflow how each trial ended, and bring table, figure and preset to the sweep's run."""
-    from evilm.train.tracking import RUN_FILE, close_run, harmless
+    from evilm.train.lineage import RUN_FILE
+    from evilm.train.tracking import close_run, harmless
 
     if run is None:
         return
@@ -211,9 +213,9 @@ def _track_end(run: Any, config: Sweep, summary: dict[str, Any], tried: Sequence
             if item.outcome.state == "stopped":  # its own process was ended before it could say so
                 client.set_terminated(known["run_id"], status="KILLED")
     with tempfile.TemporaryDirectory(prefix="evilm-sweep-") as folder:
-        files = {}
+        files: dict[str, list[Path]] = {}
         for name, uri in summary["files"].items():
             path = Path(folder) / uri.rsplit("/", 1)[-1]
             path.write_bytes(storage.read_bytes(uri))
-            files[name] = path
+            files[name] = [path]
         close_run(run, config, {k: v for k, v in summary.items() if k != "table"}, files)

@@ -13,8 +13,8 @@ from evilm.data.corpus import render_corpus
 from evilm.data.shard import shard_videos
 from evilm.errors import ConfigError
 from evilm.text.build import build_vocab
+from evilm.train.offline import track
 from evilm.train.tokenizer import train_tokenizer
-from evilm.train.tracking import track
 
 logger = logging.getLogger(__name__)
 

@@ -27,7 +27,7 @@ def run(door: str, target: str, tracked: bool = True) -> None:
     try:
         work = getattr(importlib.import_module(module), function)
         if tracked:
-            from evilm.train.tracking import track
+            from evilm.train.offline import track
 
             summary = track(door, work, config)
         else:

@@ -3,6 +3,7 @@
 import logging
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,14 @@ from evilm.train.tracking import TrackedRun, close_run, describe_run, end_run, h
 logger = logging.getLogger(__name__)
 
 
-def fit(config: Any, door: str, task: str, out: str, inputs: dict[str, str]) -> dict[str, Any]:
+def fit(
+    config: Any,
+    door: str,
+    task: str,
+    out: str,
+    inputs: dict[str, str],
+    made: Callable[[], dict[str, Any]] = dict,
+) -> dict[str, Any]:
     """Train `task` under Ray Train until it is done, through worker failures.
 
     Args:
@@ -31,9 +39,10 @@ def fit(config: Any, door: str, task: str, out: str, inputs: dict[str, str]) -> 
         task: `module:function` that builds the task in each worker.
         out: output folder, claimed by `open_output`.
         inputs: fingerprints of the inputs.
+        made: what the summary says of the finished output; called once it is there.
 
     Returns:
-        The final metrics of train and val, steps and seconds.
+        The summary: what `made` says, the final metrics of train and val, steps and seconds.
 
     Raises:
         ClusterError: the training failed more often than `cluster.max_failures` allows, or for a reason of its own.
@@ -73,7 +82,7 @@ def fit(config: Any, door: str, task: str, out: str, inputs: dict[str, str]) -> 
     except BaseException:  # whatever it was, the run must not be left as if it went on
         end_run(run, "FAILED")
         raise
-    summary = returned | {"seconds": round(time.monotonic() - began, 1)}
+    summary = made() | returned | {"seconds": round(time.monotonic() - began, 1)}
     finish_tracking(config, run, summary)
     return summary
 
@@ -88,7 +97,7 @@ def finish_tracking(config: Any, run: TrackedRun | None, summary: dict[str, Any]
         metrics = folder / METRICS_FILE
         if not storage.is_local(out) and storage.exists(storage.join(out, METRICS_FILE)):
             metrics.write_bytes(storage.read_bytes(storage.join(out, METRICS_FILE)))
-        figures = {"figures": draw_losses(metrics, folder / "losses.png")}
+        figures = {"figures": [draw_losses(metrics, folder / "losses.png")]}
         if run:
             with harmless("send all metrics"):
                 Shipper(run, metrics).ship()

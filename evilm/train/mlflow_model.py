@@ -18,12 +18,13 @@ from typing import Any
 from evilm import storage
 from evilm.config.runs import Pretrain
 from evilm.model.inference import FILES
+from evilm.train.lineage import RUN_FILE
 from evilm.train.panels import send_panels
-from evilm.train.tracking import RUN_FILE, TrackedRun, describe_run, ensure_run, harmless, is_closed
+from evilm.train.registry import REGISTERED_NAME
+from evilm.train.tracking import TrackedRun, describe_run, ensure_run, harmless, is_closed
 
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # read when mlflow copies files
 
-REGISTERED_NAME = "evilm"
 _FILES = "evilm"
 _NEEDS = (
     *("torch", "torchvision", "timm", "transformers", "tokenizers", "safetensors", "numpy", "pyarrow", "fsspec"),

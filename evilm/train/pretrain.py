@@ -21,8 +21,6 @@ from evilm.train.panels import NUM_CLIPS, Panels
 
 logger = logging.getLogger(__name__)
 
-OBJECTIVES_FILE = "pretrain.json"
-
 
 def pretrain(config: Pretrain) -> dict[str, Any]:
     """Pre-train the student, building first what was not named; or reuse the model that stands at `out`.
@@ -50,19 +48,12 @@ def pretrain(config: Pretrain) -> dict[str, Any]:
         publish(config, out, prints)
         return done | {"reused": True}
     _audit(config, frames, codes)
-    from evilm.model.student import Student
     from evilm.train.card import write_card
     from evilm.train.fit import fit
     from evilm.train.mlflow_model import publish
 
-    result = fit(config, "pretrain", "evilm.train.pretrain:build_task", out, prints)
-    summary = {
-        "out": out,
-        "inputs": prints,
-        "parameters": sum(p.numel() for p in Student.from_pretrained(out).parameters()),
-        "clips": frames.splits,
-        **result,
-    }
+    facts = {"out": out, "inputs": prints, "clips": frames.splits}
+    summary = fit(config, "pretrain", "evilm.train.pretrain:build_task", out, prints, lambda: facts | _made(out))
     write_card(out, config, summary)
     summary = close_output(out, summary)
     publish(config, out, prints)
@@ -88,6 +79,15 @@ def open_pairs(inputs: Inputs, config: Pretrain) -> tuple[FrameManifest, CodesMa
             f"{inputs.frames} holds no clips of the split train, only {frames.splits}; shard with --split train"
         )
     return frames, codes
+
+
+def _made(out: str) -> dict[str, Any]:
+    """What the finished model at `out` is."""
+    from evilm.model.identity import model_fingerprint
+    from evilm.model.student import Student
+
+    parameters = sum(p.numel() for p in Student.from_pretrained(out).parameters())
+    return {"parameters": parameters, "fingerprint": model_fingerprint(out)}
 
 
 def _audit(config: Pretrain, frames: FrameManifest, codes: CodesManifest) -> None:
@@ -156,6 +156,7 @@ class PretrainTask:
 
     def export(self, objective: Any) -> None:
         """The student with its vocabulary and preprocessing, and how it was masked."""
+        from evilm.model.identity import OBJECTIVES_FILE
         from evilm.model.inference import EViLM
         from evilm.model.preprocess import Preprocessor
 

@@ -40,14 +40,12 @@ def train_tokenizer(config: TrainTokenizer) -> dict[str, Any]:
     from evilm.model.tokenizer import VideoTokenizer
     from evilm.train.fit import fit
 
-    result = fit(config, "train_tokenizer", "evilm.train.tokenizer:build_task", config.out, inputs)
-    summary = {
-        "out": config.out,
-        "inputs": inputs,
-        "fingerprint": VideoTokenizer.from_pretrained(config.out).fingerprint(),
-        "num_codes": config.arch.codebook.num_codes,
-        **result,
-    }
+    facts = {"out": config.out, "inputs": inputs, "num_codes": config.arch.codebook.num_codes}
+
+    def made() -> dict[str, Any]:
+        return facts | {"fingerprint": VideoTokenizer.from_pretrained(config.out).fingerprint()}
+
+    summary = fit(config, "train_tokenizer", "evilm.train.tokenizer:build_task", config.out, inputs, made)
     return close_output(config.out, summary)
 
 

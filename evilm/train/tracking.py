@@ -5,12 +5,13 @@ settings. Whatever can't be done because no server answers is a warning, and is 
 0 while it trains, the driver at the end, the same command later.
 """
 
+import inspect
 import json
 import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,6 +20,17 @@ from typing import Any
 from evilm import storage
 from evilm.config.base import flatten
 from evilm.config.runs import Door
+from evilm.train.lineage import (
+    FROM,
+    MADE,
+    NOTE,
+    RUN_FILE,
+    describe_experiment,
+    find_sources,
+    identity_tags,
+    root_of,
+    write_note,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +45,8 @@ for _name, _value in {
 }.items():
     os.environ.setdefault(_name, _value)
 
-RUN_FILE = "mlflow.json"
+_PLACE_OF = {"captions": "manifest"}
+"""The setting that names the place of an input, where it isn't called as the input is."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +61,10 @@ class TrackedRun:
     params: dict[str, str]
     inputs: dict[str, tuple[str, str]]
     """Fingerprint and place of each input by name; a place that is not known is ''."""
+    about: str = ""
+    """What its door does."""
+    about_experiment: str = ""
+    """Markdown for the experiment, if this run is its first."""
 
     @property
     def as_dict(self) -> dict[str, Any]:
@@ -67,13 +84,22 @@ def tracking_uri(config: Door, out: str) -> str:
     return f"sqlite:///{root / 'mlflow.db'}"
 
 
-def describe_run(config: Door, door: str, out: str, inputs: dict[str, str]) -> TrackedRun | None:
-    """The run of an output folder that `open_output` has claimed; None where nothing is tracked."""
-    uri = tracking_uri(config, out)
+def describe_run(config: Door, door: str, out: str, inputs: dict[str, str], beside: str = "") -> TrackedRun | None:
+    """The run of an output folder that `open_output` has claimed; None where nothing is tracked.
+
+    Args:
+        config: the door's settings.
+        door: its name.
+        out: the output folder.
+        inputs: fingerprint of each input.
+        beside: the folder beside which a store of our own lies; '' is `out`.
+    """
+    beside = beside or out
+    uri = tracking_uri(config, beside)
     if not uri:
         return None
     fingerprint = storage.read_json(storage.join(out, "run.json"))["fingerprint"]
-    tags = {"evilm.door": door, "evilm.out": out} | {f"evilm.input.{name}": value for name, value in inputs.items()}
+    tags = identity_tags(config, door, out, inputs) | {"evilm.root": root_of(beside)}
     if config.tracking.parent:
         tags["mlflow.parentRunId"] = config.tracking.parent
     flat = flatten(config.model_dump(mode="json", exclude={"build"}))
@@ -81,10 +107,12 @@ def describe_run(config: Door, door: str, out: str, inputs: dict[str, str]) -> T
         uri=uri,
         out=out,
         experiment=config.tracking.experiment or door,
-        name=config.tracking.run_name or f"{door}-{fingerprint[:6]}",
-        tags=tags | {"mlflow.note.content": config.__doc__ or ""},
+        name=config.tracking.run_name or "-".join(filter(None, [door, root_of(beside), fingerprint[:6]])),
+        tags=tags,
         params=dict(list({name: str(value)[:500] for name, value in flat.items()}.items())[:100]),
-        inputs={name: (value, str(flat.get(name, ""))) for name, value in inputs.items()},
+        inputs={name: (value, str(flat.get(_PLACE_OF.get(name, name), ""))) for name, value in inputs.items()},
+        about=inspect.cleandoc(type(config).__doc__ or ""),
+        about_experiment=describe_experiment(config, door),
     )
 
 
@@ -106,6 +134,7 @@ def ensure_run(run: TrackedRun) -> str:
             with harmless("describe the run; its next start tries again"):  # metrics must not wait for it
                 client.log_batch(known["run_id"], params=[Param(name, value) for name, value in run.params.items()])
                 client.log_inputs(known["run_id"], datasets=_datasets(run.inputs))
+                _tell(client, known["run_id"], run, {})
                 storage.write_json(kept, known | {"described": True})
     return str(known["run_id"])
 
@@ -116,7 +145,19 @@ _one_at_a_time = threading.Lock()
 
 def _experiment(client: Any, run: TrackedRun) -> str:
     found = client.get_experiment_by_name(run.experiment)
-    return str(found.experiment_id if found else client.create_experiment(run.experiment, _artifacts(run.uri)))
+    if found:
+        return str(found.experiment_id)
+    return str(client.create_experiment(run.experiment, _artifacts(run.uri), {NOTE: run.about_experiment}))
+
+
+def _tell(client: Any, run_id: str, run: TrackedRun, summary: dict[str, Any]) -> None:
+    """Link the run to those that made its inputs, and describe it; with a summary, also say what it made."""
+    sources = find_sources(client, run.uri, run.inputs)
+    tags = {FROM + name: source.run_id for name, source in sources.items()}
+    if made := summary.get("fingerprint"):
+        tags[MADE] = str(made)
+    for name, value in (tags | {NOTE: write_note(run.about, run.out, run.inputs, sources, summary)}).items():
+        client.set_tag(run_id, name, value)
 
 
 def _datasets(inputs: dict[str, tuple[str, str]]) -> list[Any]:
@@ -147,17 +188,17 @@ def harmless(what: str) -> Iterator[None]:
         logger.warning("MLflow: could not %s (%s); the run goes on", what, " ".join(str(error).split())[:200])
 
 
-def open_run(config: Door, door: str, out: str, inputs: dict[str, str]) -> TrackedRun | None:
+def open_run(config: Door, door: str, out: str, inputs: dict[str, str], beside: str = "") -> TrackedRun | None:
     """Make or find the MLflow run of this output folder; where no server answers, whoever comes next tries again."""
-    run = describe_run(config, door, out, inputs)
+    run = describe_run(config, door, out, inputs, beside)
     if run:
         with harmless("open a run"):
             ensure_run(run)
     return run
 
 
-def close_run(run: TrackedRun | None, config: Door, summary: dict[str, Any], figures: dict[str, Path]) -> None:
-    """Log the summary's figures, the resolved settings and pictures, and end the run."""
+def close_run(run: TrackedRun | None, config: Door, summary: dict[str, Any], files: dict[str, list[Path]]) -> None:
+    """Log the summary's figures, the resolved settings and files by folder, describe the run, and end it."""
     if run is None:
         return
     with harmless("close the run; the same command sends what is missing, once the server answers"):
@@ -171,8 +212,10 @@ def close_run(run: TrackedRun | None, config: Door, summary: dict[str, Any], fig
         client.log_batch(run_id, metrics=points[:900])
         client.log_dict(run_id, config.model_dump(mode="json"), "config.yaml")
         client.log_dict(run_id, summary, "summary.json")
-        for name, path in figures.items():
-            client.log_artifact(run_id, str(path), artifact_path=name)
+        for folder, paths in files.items():
+            for path in paths:
+                client.log_artifact(run_id, str(path), artifact_path=folder)
+        _tell(client, run_id, run, summary)
         client.set_terminated(run_id)
         kept = storage.join(run.out, RUN_FILE)
         storage.write_json(kept, storage.read_json(kept) | {"closed": True})
@@ -191,14 +234,3 @@ def end_run(run: TrackedRun | None, status: str) -> None:
             from mlflow import MlflowClient
 
             MlflowClient(tracking_uri=run.uri).set_terminated(ensure_run(run), status=status)
-
-
-def track(door: str, work: Callable[[Any], dict[str, Any]], config: Any) -> dict[str, Any]:
-    """Run an offline door and record its settings and summary as one MLflow run; a reused result makes none."""
-    summary = work(config)
-    out = str(summary.get("out", config.out))
-    if summary.get("reused") or not out:
-        return summary
-    run = open_run(config, door, out, dict(summary.get("inputs", {})))
-    close_run(run, config, summary, {})
-    return summary

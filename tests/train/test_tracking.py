@@ -11,9 +11,10 @@ from evilm import storage
 from evilm.config.runs import BuildVocab
 from evilm.outputs import open_output
 from evilm.train.figure import draw_losses
+from evilm.train.offline import track
 from evilm.train.recorder import Recorder, Shipper
 from evilm.train.spool import Spool, read_points
-from evilm.train.tracking import close_run, describe_run, is_closed, open_run, track, tracking_uri
+from evilm.train.tracking import close_run, describe_run, is_closed, open_run, tracking_uri
 
 
 @pytest.fixture
@@ -56,7 +57,7 @@ def test_a_run_has_parameters_metrics_figures_and_is_continued(tmp_path: Path, c
         Shipper(run, tmp_path / "out" / "metrics.jsonl").start().close()
     figure = draw_losses(tmp_path / "out" / "metrics.jsonl", tmp_path / "out" / "losses.png")
     assert not is_closed(run)
-    close_run(run, config, {"num_words": 12}, {"figures": figure})
+    close_run(run, config, {"num_words": 12}, {"figures": [figure]})
     assert is_closed(run)
     client = MlflowClient(tracking_uri=tracking_uri(config, out))
     run = client.get_run(run_id)
