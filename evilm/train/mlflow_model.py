@@ -21,7 +21,7 @@ from evilm.model.inference import FILES
 from evilm.train.lineage import RUN_FILE
 from evilm.train.panels import send_panels
 from evilm.train.registry import REGISTERED_NAME
-from evilm.train.tracking import TrackedRun, describe_run, ensure_run, harmless, is_closed
+from evilm.train.tracking import TrackedRun, describe_run, ensure_run, harmless, is_closed, with_patience
 
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # read when mlflow copies files
 
@@ -73,7 +73,7 @@ def log_model(run: TrackedRun, model: str, facts: dict[str, str], name: str = RE
     before: Any = mlflow.get_tracking_uri() if mlflow.is_tracking_uri_set() else None
     mlflow.set_tracking_uri(run.uri)
     try:
-        with _copied(model) as folder, mlflow.start_run(run_id=run_id):
+        with with_patience(), _copied(model) as folder, mlflow.start_run(run_id=run_id):
             uri = str(mlflow.pyfunc.log_model(name=name, **_flavour(folder), metadata=facts).model_uri)
         with harmless("register the model; it is logged all the same"):
             uri = f"models:/{name}/{mlflow.register_model(uri, name, tags=facts).version}"

@@ -12,7 +12,7 @@ from evilm.model.code_words import CodeWords
 from evilm.model.tokenizer import VideoTokenizer
 from evilm.steps.batch import PretrainBatch
 from evilm.text.vocab import Vocab
-from evilm.train.tracking import TrackedRun, ensure_run, harmless
+from evilm.train.tracking import TrackedRun, ensure_run, harmless, with_patience
 
 logger = logging.getLogger(__name__)
 
@@ -97,4 +97,5 @@ def send_panels(run: TrackedRun) -> None:
             for name in missing:
                 copy = str(Path(folder) / name)
                 storage.get_file(storage.join(run.out, PANELS, name), copy)
-                client.log_artifact(run_id, copy, PANELS)
+                with with_patience():
+                    client.log_artifact(run_id, copy, PANELS)

@@ -35,10 +35,13 @@ from evilm.train.lineage import (
 logger = logging.getLogger(__name__)
 
 # Set before mlflow is imported: by default one call to a dead server blocks for four minutes.
-for _name, _value in {
+_QUICK = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+}
+for _name, _value in {
+    **_QUICK,
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_LOGGING_LEVEL": "WARNING",
     "GIT_PYTHON_REFRESH": "quiet",
@@ -124,12 +127,12 @@ def ensure_run(run: TrackedRun) -> str:
     client, kept = MlflowClient(tracking_uri=run.uri), storage.join(run.out, RUN_FILE)
     with _one_at_a_time:
         known = storage.read_json(kept) if storage.exists(kept) else {}
-        if known.get("uri") == run.uri:
-            client.update_run(known["run_id"], status=RunStatus.to_string(RunStatus.RUNNING))
-        else:
+        if known.get("uri") != run.uri or _is_gone(client, known["run_id"]):
             made = client.create_run(_experiment(client, run), run_name=run.name, tags=run.tags)
             known = {"uri": run.uri, "run_id": str(made.info.run_id), "experiment": run.experiment, "described": False}
             storage.write_json(kept, known)
+        else:
+            client.update_run(known["run_id"], status=RunStatus.to_string(RunStatus.RUNNING))
         if not known.get("described", True):
             with harmless("describe the run; its next start tries again"):  # metrics must not wait for it
                 client.log_batch(known["run_id"], params=[Param(name, value) for name, value in run.params.items()])
@@ -137,6 +140,18 @@ def ensure_run(run: TrackedRun) -> str:
                 _tell(client, known["run_id"], run, {})
                 storage.write_json(kept, known | {"described": True})
     return str(known["run_id"])
+
+
+def _is_gone(client: Any, run_id: str) -> bool:
+    """Whether somebody deleted the run, or it was in a database that is no more: then its place gets a new one."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return client.get_run(run_id).info.lifecycle_stage == "deleted"
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return True
 
 
 _one_at_a_time = threading.Lock()
@@ -180,6 +195,19 @@ def _artifacts(uri: str) -> str | None:
 
 
 @contextmanager
+def with_patience() -> Iterator[None]:
+    """For files, which a server may take minutes to pass on; the short time-outs are for calls of a line or two."""
+    names = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "120", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3"}
+    before = {name: os.environ[name] for name in names}
+    given = before != {name: _QUICK[name] for name in names}  # the user's own stay
+    os.environ.update({} if given else names)
+    try:
+        yield
+    finally:
+        os.environ.update(before)
+
+
+@contextmanager
 def harmless(what: str) -> Iterator[None]:
     """Tracking must not end a run: whatever it raises (many kinds, from many libraries) becomes a warning."""
     try:
@@ -210,11 +238,12 @@ def close_run(run: TrackedRun | None, config: Door, summary: dict[str, Any], fil
         now = int(time.time() * 1000)
         points = [Metric(f"summary/{name.replace('@', '')}", float(value), now, 0) for name, value in numbers.items()]
         client.log_batch(run_id, metrics=points[:900])
-        client.log_dict(run_id, config.model_dump(mode="json"), "config.yaml")
-        client.log_dict(run_id, summary, "summary.json")
-        for folder, paths in files.items():
-            for path in paths:
-                client.log_artifact(run_id, str(path), artifact_path=folder)
+        with with_patience():
+            client.log_dict(run_id, config.model_dump(mode="json"), "config.yaml")
+            client.log_dict(run_id, summary, "summary.json")
+            for folder, paths in files.items():
+                for path in paths:
+                    client.log_artifact(run_id, str(path), artifact_path=folder)
         _tell(client, run_id, run, summary)
         client.set_terminated(run_id)
         kept = storage.join(run.out, RUN_FILE)
