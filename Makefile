@@ -4,7 +4,7 @@ BIN := .venv/bin
 ROOT ?= runs/demo
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
 
-.PHONY: setup demo test test-fast test-long checks style bench clean
+.PHONY: setup demo dashboard test test-fast test-long checks style bench clean
 
 setup: .venv/.core
 
@@ -27,6 +27,12 @@ demo: .venv/.core
 	$(BIN)/python pipelines/pretrain.py --preset tiny --root $(ROOT)
 	$(BIN)/python pipelines/benchmark.py --preset tiny --root $(ROOT)
 	$(BIN)/python pipelines/report.py --root $(ROOT)
+
+# The runs of a root in MLflow's pages, on this machine alone.
+PORT ?= 5000
+dashboard: .venv/.core
+	@test -f $(ROOT)/mlflow.db || { echo "error: $(ROOT)/mlflow.db is not there; run make demo first, or name a root that has runs: make dashboard ROOT=runs/my" >&2; exit 1; }
+	$(BIN)/mlflow ui --backend-store-uri sqlite:///$(abspath $(ROOT))/mlflow.db --port $(PORT)
 
 test: .venv/.test
 	$(BIN)/python -m pytest

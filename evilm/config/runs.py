@@ -1,6 +1,6 @@
 """One class per door: its places, its settings. A preset holds one section per door, under the door's name."""
 
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, get_args
 
 from pydantic import Field, model_validator
 
@@ -210,6 +210,8 @@ class Pretrain(Door, TrainConfig):
 
 
 _PromoteBy = Literal["", "t2v_r1", "t2v_r5", "t2v_r10", "t2v_median_rank", "choice_accuracy", "mvm_accuracy"]
+PROMOTE_BY = tuple(filter(None, get_args(_PromoteBy)))
+"""Figures that may decide which registered model is champion."""
 
 
 class Benchmark(Door):

@@ -3,6 +3,7 @@
 import logging
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,8 @@ def _run_of(door: str, config: Any, summary: dict[str, Any]) -> TrackedRun | Non
     if not out or not storage.exists(storage.join(out, CONFIG)):
         return None
     inputs = {name: str(value) for name, value in dict(summary.get("inputs") or {}).items()}
-    return describe_run(config, door, out, inputs, beside)
+    run = describe_run(config, door, out, inputs, beside)
+    return run and replace(run, seconds=float(summary.get("seconds") or 0))
 
 
 def _pictures(out: str, folder: Path) -> list[Path]:

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from evilm import storage
 from evilm.config.base import fingerprint
-from evilm.config.runs import Benchmark
+from evilm.config.runs import PROMOTE_BY, Benchmark
 from evilm.train.lineage import RUN_FILE, find_sources, main_figures
 from evilm.train.tracking import TrackedRun, harmless
 
@@ -26,7 +26,8 @@ REGISTERED_NAME = "evilm"
 """The registered model that every pre-trained model becomes a version of."""
 CHAMPION, CHALLENGER = "champion", "challenger"
 _LEAST_SIGMAS = 2.0
-_SCORE, _ERROR, _ON = "evilm.score.{}", "evilm.score.{}.standard_error", "evilm.scored_on"
+_SCORE, _ON = "evilm.score.{}", "evilm.scored_on"
+_PLUS_MINUS = " ± "
 
 
 @dataclass(frozen=True)
@@ -53,13 +54,14 @@ def decide(name: str, figure: Mapping[str, float], scored_on: str, champion: Map
     if champion is None:
         return Verdict(CHAMPION, f"{own}, {sigmas:.1f} standard errors above guessing; there was no champion")
     kept = champion.get(_SCORE.format(name))
-    if kept is None or champion.get(_ON) != scored_on:
+    if not kept or champion.get(_ON) != scored_on:
         return Verdict(
             CHALLENGER, f"{own}; the champion has no {name} on these clips: benchmark it on them, then this one again"
         )
-    lead = (float(kept) - value) if name.endswith("rank") else (value - float(kept))
-    needed = math.hypot(error, float(champion.get(_ERROR.format(name), error)))
-    against = f"{own} against the champion's {float(kept):.4g}"
+    its, its_error = (float(number) for number in kept.split(_PLUS_MINUS))
+    lead = (its - value) if name.endswith("rank") else (value - its)
+    needed = math.hypot(error, its_error)
+    against = f"{own} against the champion's {its:.4g}"
     if lead > needed:
         return Verdict(CHAMPION, f"{against}, ahead by more than the standard error of the difference, {needed:.2g}")
     return Verdict(CHALLENGER, f"{against}, not ahead by more than the standard error of the difference, {needed:.2g}")
@@ -104,12 +106,10 @@ def _judge(run: TrackedRun, config: Benchmark, summary: Mapping[str, Any]) -> No
 
 
 def score_tags(metrics: Mapping[str, Mapping[str, float]], scored_on: str) -> dict[str, str]:
-    """Tags of a model version that keep its scores, their standard errors and what they are from."""
-    tags = {_ON: scored_on}
-    for name, figure in metrics.items():
-        tags[_SCORE.format(name)] = repr(float(figure["value"]))
-        tags[_ERROR.format(name)] = repr(float(figure["standard_error"]))
-    return tags
+    """Tags of a model version that keep the scores that may decide, with standard errors, and what they are from."""
+    names = [name for name in PROMOTE_BY if name in metrics]
+    scores = {name: (float(metrics[name]["value"]), float(metrics[name]["standard_error"])) for name in names}
+    return {_ON: scored_on} | {_SCORE.format(n): f"{v:.6f}{_PLUS_MINUS}{e:.6f}" for n, (v, e) in scores.items()}
 
 
 def _version_of(client: Any, run: TrackedRun, model: str) -> str:
@@ -151,7 +151,7 @@ def _move_alias(client: Any, version: str, verdict: Verdict, is_champion: bool) 
 
 def _describe_version(summary: Mapping[str, Any], verdict: Verdict) -> str:
     """Markdown of a version: verdict, scores beside guessing, where it came from."""
-    lines = [f"**{verdict.alias or 'no alias'}**: {verdict.reason}", ""]
+    lines = [f"{verdict.alias or 'no alias'}: {verdict.reason}", ""]
     lines += [f"{summary['num_clips']:,} clips of the split {summary['split']}:", "", "| figure | value |", "|---|---|"]
     lines += [f"| {name} | {value} |" for name, value in main_figures({"metrics": summary["metrics"]})]
     return "\n".join([*lines, "", f"Scored in `{summary['out']}`, from `{summary.get('model', '')}`."])

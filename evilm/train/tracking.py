@@ -68,6 +68,8 @@ class TrackedRun:
     """What its door does."""
     about_experiment: str = ""
     """Markdown for the experiment, if this run is its first."""
+    seconds: float = 0.0
+    """How long ago the work began, where the run is made when it is done."""
 
     @property
     def as_dict(self) -> dict[str, Any]:
@@ -128,7 +130,8 @@ def ensure_run(run: TrackedRun) -> str:
     with _one_at_a_time:
         known = storage.read_json(kept) if storage.exists(kept) else {}
         if known.get("uri") != run.uri or _is_gone(client, known["run_id"]):
-            made = client.create_run(_experiment(client, run), run_name=run.name, tags=run.tags)
+            began = int((time.time() - run.seconds) * 1000)
+            made = client.create_run(_experiment(client, run), began, run.tags, run.name)
             known = {"uri": run.uri, "run_id": str(made.info.run_id), "experiment": run.experiment, "described": False}
             storage.write_json(kept, known)
         else:
@@ -162,7 +165,11 @@ def _experiment(client: Any, run: TrackedRun) -> str:
     found = client.get_experiment_by_name(run.experiment)
     if found:
         return str(found.experiment_id)
-    return str(client.create_experiment(run.experiment, _artifacts(run.uri), {NOTE: run.about_experiment}))
+    tags = {
+        NOTE: run.about_experiment,
+        "mlflow.experimentKind": "custom_model_development",
+    }  # the UI's "Model training"
+    return str(client.create_experiment(run.experiment, _artifacts(run.uri), tags))
 
 
 def _tell(client: Any, run_id: str, run: TrackedRun, summary: dict[str, Any]) -> None:
@@ -182,6 +189,8 @@ def _datasets(inputs: dict[str, tuple[str, str]]) -> list[Any]:
     tags = [InputTag("mlflow.data.context", "training")]
     found = []
     for name, (digest, place) in inputs.items():
+        if not digest:  # of an input that may be left out
+            continue
         kind, source = "s3" if place.startswith("s3:") else "local", json.dumps({"uri": place})
         found.append(DatasetInput(Dataset(name, digest[:36], kind, source), tags))
     return found
