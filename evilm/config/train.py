@@ -93,12 +93,14 @@ class ScheduleConfig(Config):
     max_steps: int = Field(default=0, ge=0)
     """Stop after this many steps; 0 runs all epochs. The learning-rate schedule always spans all epochs."""
     batch_clips: int = Field(default=256, ge=2)
-    """Clips per step over all workers; cluster.num_workers x accumulate must divide it."""
+    """Clips per step over all workers, at most (see `tail`); cluster.num_workers x accumulate must divide it."""
     accumulate: int = Field(default=1, ge=1)
     """Parts that a worker's share of a step is worked off in, one after the other, to need less memory. Where fewer
     workers than cluster.num_workers are there, each takes more parts: step, losses and memory stay the same."""
-    tail: Literal["drop", "pad"] = "pad"
-    """The last step of an epoch, where clips are too few: repeat the epoch's first clips, or leave it out."""
+    tail: Literal["even", "pad", "drop"] = "even"
+    """Where batch_clips does not divide the clips of an epoch. even: its steps are smaller, all alike but for one clip,
+    and no clip is seen twice or missed; pad: its last step repeats the epoch's first clips, so that all steps have one
+    size; drop: its last clips are left out."""
     shuffle_groups: int = Field(default=16, ge=1)
     """Row groups mixed with each other when an epoch is put in order."""
     eval_every_epochs: float = Field(default=1, gt=0)
@@ -119,7 +121,7 @@ class ScheduleConfig(Config):
     """A step whose loss or gradient is NaN or infinite: end the run, or leave out this step's update and count it."""
     audit: bool = False
     """Write down which clips each step consumed, below `audit/` of the output; `python -m evilm.train.audit OUT`
-    proves from it that each epoch saw each clip once."""
+    says from it whether each epoch saw each clip once."""
     log_every_steps: int = Field(default=20, ge=1)
     """Steps between two log lines and metric points."""
     panel_every_steps: int = Field(default=0, ge=0)

@@ -8,13 +8,14 @@ import importlib
 import logging
 from contextlib import ExitStack
 from itertools import islice
-from typing import Any
+from typing import Any, cast
 
 import torch
 
 from evilm.config.train import TrainConfig
 from evilm.data.cluster import pretends_gpus
 from evilm.data.feed import Feed
+from evilm.data.order import TrainOrder
 from evilm.errors import ConfigError, EvilmError
 from evilm.steps.base import Objective
 from evilm.steps.batch import Batch
@@ -86,8 +87,8 @@ class Run:
         self.parts = parts_of(rank, world, self.settings.parts)
         _check_world(self.settings, self.learner.objective, world)
         feed = self._pinned(task.train_feed(self.parts.start, self.settings.parts))
-        self.steps_per_epoch = feed.order.num_steps
-        self.num_clips = int(getattr(feed.order, "num_clips", 0))
+        self.order = cast(TrainOrder, feed.order)
+        self.steps_per_epoch = self.order.num_steps
         self.feed = in_parts(feed, self.settings.parts, self.parts)
         self.schedule_steps = self.steps_per_epoch * schedule.epochs
         self.num_steps = min(self.schedule_steps, schedule.max_steps or self.schedule_steps)
@@ -110,7 +111,7 @@ class Run:
         start, schedule = int(self.state["step"]), self.settings.schedule
         self._begin(restored)
         updater = self.learner.updater(fresh=not restored, some_batches=self._some_batches)
-        progress = self.progress = Progress(self.num_steps, schedule.batch_clips, start, self.state["log"])
+        progress = self.progress = Progress(self.num_steps, self.order.mean_clips, start, self.state["log"])
         count = len(self.parts)
         stream = self.feed.batches(start * count, self.num_steps * count)
         for step in range(start, self.num_steps):
@@ -220,7 +221,7 @@ class Run:
         if self.rank == 0:
             number = attempts.begin_attempt(out, self.state["step"], restored, self.world)
             if schedule.audit:
-                write_plan(out, self.num_clips, schedule.batch_clips, self.steps_per_epoch)
+                write_plan(out, self.order, str(getattr(self.settings, "frames", "")))
         self.attempt = int(broadcast_from_rank_zero(number))
         self.audit = Audit(out, schedule.audit, self.attempt, self.rank)
         self.keeper = Keeper(out, self.attempt, schedule.keep_checkpoints, self.rank, restored)

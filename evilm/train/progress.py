@@ -13,9 +13,12 @@ from evilm.data.feed import Feed
 class Progress:
     """Collects the metrics of steps between two log lines."""
 
-    def __init__(self, num_steps: int, batch_clips: int, start_step: int, kept: dict[str, Any] | None = None) -> None:
-        """The progress of a run from `start_step` on; `kept` is the `state` that its checkpoint has."""
-        self._num_steps, self._batch, self._step = num_steps, batch_clips, start_step
+    def __init__(self, num_steps: int, step_clips: float, start_step: int, kept: dict[str, Any] | None = None) -> None:
+        """The progress of a run from `start_step` on, of so many clips a step on average.
+
+        `kept` is the `state` that its checkpoint has.
+        """
+        self._num_steps, self._batch, self._step = num_steps, step_clips, start_step
         self._sums: dict[str, float] = defaultdict(float, (kept or {}).get("sums", {}))
         self._count = int((kept or {}).get("count", 0))
         self._began, self._waited = time.perf_counter(), 0.0
