@@ -133,7 +133,7 @@ class ScheduleConfig(Config):
 class ClusterConfig(Config):
     """What is asked of Ray.
 
-    `precision` changes numbers; so does another number of workers: in the order of sums, in dropout (drawn per worker)
+    `precision` changes numbers; so does another number of workers: in the order of sums,
     and in the regions that a tokenizer's codebook starts on and is revived with. Data, masks and negatives stay.
     """
 
@@ -149,7 +149,12 @@ class ClusterConfig(Config):
     gpus_per_worker: float = Field(default=0.0, ge=0)
     """GPUs per worker; 0 trains on CPU."""
     max_failures: int = Field(default=3, ge=-1)
-    """Worker failures (a lost spot node) survived per run; -1 without end."""
+    """Worker failures survived per run, such as a node lost without notice; -1 without end."""
+    max_preemptions: int = Field(default=-1, ge=-1)
+    """Losses of nodes that Ray had announced survived per run, which count as no failures; -1 without end."""
+    preemption_grace_s: float = Field(default=0.0, ge=0)
+    """Seconds that workers on other nodes are left past the announced loss of a node, for a checkpoint whose upload
+    takes longer than the notice; 0 restarts them at once."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """auto: bf16 autocast on GPUs and CPUs with units for it, fp32 elsewhere (there bf16 is 10 times slower)."""
     feed_threads: int = Field(default=2, ge=1)

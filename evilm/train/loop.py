@@ -116,7 +116,7 @@ class Run:
         stream = self.feed.batches(start * count, self.num_steps * count)
         for step in range(start, self.num_steps):
             batches = list(islice(stream, count))
-            outcome = updater.step(step, self.schedule_steps, self.parts, batches, self.watch.flags())
+            outcome = updater.step(step, self.schedule_steps, self.parts, batches, self._flags())
             self.audit.note(step, self.parts, batches)
             progress.add(outcome.metrics, bool(outcome.skipped))
             self.state["step"] = done = step + 1
@@ -127,8 +127,8 @@ class Run:
             is_best = self._look(done)
             if self.panels and self.panels.due(done, self.num_steps):
                 self.panels.draw(self.learner.finished, done)
-            stop_run, worker_ends, look = (flag > 0 for flag in outcome.flags)
-            urgent = self._urgent(stop_run, worker_ends, look)
+            stop_run, worker_ends, look, near = (flag > 0 for flag in outcome.flags)
+            urgent = self._urgent(stop_run, worker_ends, look, near)
             if urgent or is_best or done % schedule.checkpoint_every_steps == 0 or done == self.num_steps:
                 self._save(wait=urgent or done == self.num_steps)
             if worker_ends and not stop_run:
@@ -141,9 +141,14 @@ class Run:
         skipped = {"skipped_steps": self.state["skipped"]} if self.state["skipped"] else {}
         return {"steps": self.num_steps, "train": self.state["train"], "val": self.state["val"]} | best | skipped
 
-    def _urgent(self, stop_run: bool, worker_ends: bool, look: bool) -> bool:
+    def _flags(self) -> list[float]:
+        return self.watch.flags(self.keeper.took_s)
+
+    def _urgent(self, stop_run: bool, worker_ends: bool, look: bool, near: bool) -> bool:
         """Whether a checkpoint is wanted now, because something is about to end."""
         leaving = self.watch.leaving() if look else ""
+        if near and not leaving:
+            leaving = "a node will soon be taken away"
         if self.rank == 0 and (stop_run or worker_ends or leaving):
             why = leaving or ("the run was asked to stop" if stop_run else "a worker was told to end")
             logger.warning("%s: checkpoint at step %d", why, self.state["step"])
