@@ -46,6 +46,15 @@ class ObjectivesConfig(Config):
     negatives: Literal["random", "hard"] = "random"
     """Caption that a clip is held against in matching: any other of the step, or one that shares many of its words."""
 
+    @model_validator(mode="after")
+    def _something_to_learn(self) -> "ObjectivesConfig":
+        if not (self.mlm_weight or self.vtm_weight or self.mvm_weight):
+            raise ValueError(
+                "objectives.mlm_weight, vtm_weight and mvm_weight are all 0, which leaves nothing to learn; "
+                "give one of them a weight above 0"
+            )
+        return self
+
 
 class CropConfig(Config):
     """Random crops and flips of the stored frames, resized back to their size; one for all frames of a clip."""
@@ -123,7 +132,7 @@ class ScheduleConfig(Config):
     """Write down which clips each step consumed, below `audit/` of the output; `python -m evilm.train.audit OUT`
     says from it whether each epoch saw each clip once."""
     log_every_steps: int = Field(default=20, ge=1)
-    """Steps between two log lines and metric points."""
+    """Steps between two metric points, and between two lines on the console where these take longer than 5 s."""
     panel_every_steps: int = Field(default=0, ge=0)
     """Steps between two panels, pictures of what the model makes of a few held-out clips; 0 draws one at the end."""
     seed: int = 0

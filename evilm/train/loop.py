@@ -179,7 +179,8 @@ class Run:
         self.state["train"] = {k: v for k, v in metrics.items() if not k.startswith("time/")}
         if self.recorder:
             self.recorder.log({k if "/" in k else f"train/{k}": v for k, v in metrics.items()}, done)
-            logger.info("%s", metrics_line(metrics, done, self.num_steps, self.steps_per_epoch))
+            if self.progress.is_line_due() or done == self.num_steps:
+                logger.info("%s", metrics_line(metrics, done, self.num_steps, self.steps_per_epoch))
 
     def _note_skipped(self, report: dict[str, Any]) -> None:
         """Count a step that made no update, and keep where it happened."""
@@ -235,8 +236,8 @@ class Run:
             self.recorder.log({"time/attempt": number, "time/workers": self.world}, self.state["step"])
 
     def _some_batches(self, count: int) -> Any:
-        """The first batches of training, for a start that depends on data."""
-        return (batch.to(self.device) for batch in self.feed.batches(0, count))
+        """This worker's parts of the first steps of training, for a start that depends on data."""
+        return (batch.to(self.device) for batch in self.feed.batches(0, count * len(self.parts)))
 
     def _pinned(self, feed: Feed) -> Feed:
         """Let the feed put its batches where a GPU copies from while the step before is computed."""

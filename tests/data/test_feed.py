@@ -20,6 +20,8 @@ from evilm.shards import FRAMES_SCHEMA, ShardPair, codes_schema, write_codes, wr
 from evilm.steps.batch import PretrainBatch, PretrainCollate, TokenizerCollate
 from evilm.text.build import train_wordpiece
 from evilm.text.vocab import Vocab
+from evilm.train.loop import Run
+from evilm.train.parts import in_parts
 
 _GROUPS = [[4, 4, 2], [4, 3]]
 _CAPTIONS = [
@@ -132,6 +134,17 @@ def test_negatives_never_have_the_same_caption_and_masks_change_with_the_epoch(
         assert not torch.equal(first.negative_ids[place], first.word_ids[clip])
     masks = {clip: first.mask[k] for k, clip in enumerate(first.clip_ids)}
     assert any(not torch.equal(masks[clip], second.mask[k]) for k, clip in enumerate(second.clip_ids))
+
+
+def test_a_start_on_data_sees_whole_steps_however_they_are_cut(pairs: list[ShardPair], vocab: Vocab) -> None:
+    def first_steps(parts: int) -> list[str]:
+        run = object.__new__(Run)
+        feed = Feed(pairs, TrainOrder(_GROUPS, 4, 0, 2, world=parts), _collate(vocab))
+        run.feed, run.parts, run.device = in_parts(feed, parts, range(parts)), range(parts), torch.device("cpu")
+        return [clip for batch in run._some_batches(2) for clip in batch.clip_ids]
+
+    assert first_steps(2) == first_steps(1)
+    assert len(first_steps(1)) == 8
 
 
 def test_tokenizer_batches_hold_the_words_of_each_caption(pairs: list[ShardPair], vocab: Vocab) -> None:
