@@ -84,6 +84,7 @@ def test_short_flags_of_shard_videos(capsys: pytest.CaptureFixture[str]) -> None
         (["--preset"], "needs a value"),
         (["--preset", "tiny", "--arch.input-px", "128"], "the model has 4 x 4 regions"),
         (["--schedule.batch-clips", "7", "--cluster.num-workers", "2"], "use 8"),
+        ([f"--objectives.{name}-weight=0" for name in ("mlm", "vtm", "mvm")], "nothing to learn"),
         (["stray"], "stray"),
     ],
 )

@@ -82,13 +82,14 @@ class CodebookConfig(Config):
     init: Literal["random", "kmeans"] = "random"
     """random (the paper) or k-means over the first batches."""
     init_batches: int = Field(default=8, ge=1)
-    """Batches the k-means start looks at."""
+    """Steps whose clips the k-means start looks at; of several workers, at the share of the first."""
     update: Literal["gradient", "ema"] = "gradient"
     """gradient: the codebook term of Eq. 7; ema: moving means of the regions that chose a code."""
     ema_decay: float = Field(default=0.99, gt=0, lt=1)
     """Decay of the moving means."""
     revive_below: float = Field(default=0.0, ge=0)
-    """A code chosen less often than this share of the mean is moved onto a fresh region; 0 turns it off."""
+    """A code chosen less often than this share of the mean is moved onto a region of the step, of the last part of the
+    first worker's where a step has several; 0 turns it off."""
     revive_every: int = Field(default=50, ge=1)
     """Steps between two revivals."""
     codebook_weight: float = Field(default=1.0, ge=0)

@@ -46,6 +46,15 @@ class ObjectivesConfig(Config):
     negatives: Literal["random", "hard"] = "random"
     """Caption that a clip is held against in matching: any other of the step, or one that shares many of its words."""
 
+    @model_validator(mode="after")
+    def _something_to_learn(self) -> "ObjectivesConfig":
+        if not (self.mlm_weight or self.vtm_weight or self.mvm_weight):
+            raise ValueError(
+                "objectives.mlm_weight, vtm_weight and mvm_weight are all 0, which leaves nothing to learn; "
+                "give one of them a weight above 0"
+            )
+        return self
+
 
 class CropConfig(Config):
     """Random crops and flips of the stored frames, resized back to their size; one for all frames of a clip."""
@@ -93,12 +102,14 @@ class ScheduleConfig(Config):
     max_steps: int = Field(default=0, ge=0)
     """Stop after this many steps; 0 runs all epochs. The learning-rate schedule always spans all epochs."""
     batch_clips: int = Field(default=256, ge=2)
-    """Clips per step over all workers; cluster.num_workers x accumulate must divide it."""
+    """Clips per step over all workers, at most (see `tail`); cluster.num_workers x accumulate must divide it."""
     accumulate: int = Field(default=1, ge=1)
     """Parts that a worker's share of a step is worked off in, one after the other, to need less memory. Where fewer
     workers than cluster.num_workers are there, each takes more parts: step, losses and memory stay the same."""
-    tail: Literal["drop", "pad"] = "pad"
-    """The last step of an epoch, where clips are too few: repeat the epoch's first clips, or leave it out."""
+    tail: Literal["even", "pad", "drop"] = "even"
+    """Where batch_clips does not divide the clips of an epoch. even: its steps are smaller, all alike but for one clip,
+    and no clip is seen twice or missed; pad: its last step repeats the epoch's first clips, so that all steps have one
+    size; drop: its last clips are left out."""
     shuffle_groups: int = Field(default=16, ge=1)
     """Row groups mixed with each other when an epoch is put in order."""
     eval_every_epochs: float = Field(default=1, gt=0)
@@ -119,9 +130,9 @@ class ScheduleConfig(Config):
     """A step whose loss or gradient is NaN or infinite: end the run, or leave out this step's update and count it."""
     audit: bool = False
     """Write down which clips each step consumed, below `audit/` of the output; `python -m evilm.train.audit OUT`
-    proves from it that each epoch saw each clip once."""
+    says from it whether each epoch saw each clip once."""
     log_every_steps: int = Field(default=20, ge=1)
-    """Steps between two log lines and metric points."""
+    """Steps between two metric points, and between two lines on the console where these take longer than 5 s."""
     panel_every_steps: int = Field(default=0, ge=0)
     """Steps between two panels, pictures of what the model makes of a few held-out clips; 0 draws one at the end."""
     seed: int = 0
@@ -131,7 +142,7 @@ class ScheduleConfig(Config):
 class ClusterConfig(Config):
     """What is asked of Ray.
 
-    `precision` changes numbers; so does another number of workers: in the order of sums, in dropout (drawn per worker)
+    `precision` changes numbers; so does another number of workers: in the order of sums,
     and in the regions that a tokenizer's codebook starts on and is revived with. Data, masks and negatives stay.
     """
 
@@ -147,7 +158,12 @@ class ClusterConfig(Config):
     gpus_per_worker: float = Field(default=0.0, ge=0)
     """GPUs per worker; 0 trains on CPU."""
     max_failures: int = Field(default=3, ge=-1)
-    """Worker failures (a lost spot node) survived per run; -1 without end."""
+    """Worker failures survived per run, such as a node lost without notice; -1 without end."""
+    max_preemptions: int = Field(default=-1, ge=-1)
+    """Losses of nodes that Ray had announced survived per run, which count as no failures; -1 without end."""
+    preemption_grace_s: float = Field(default=0.0, ge=0)
+    """Seconds that workers on other nodes are left past the announced loss of a node, for a checkpoint whose upload
+    takes longer than the notice; 0 restarts them at once."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """auto: bf16 autocast on GPUs and CPUs with units for it, fp32 elsewhere (there bf16 is 10 times slower)."""
     feed_threads: int = Field(default=2, ge=1)

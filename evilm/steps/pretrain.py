@@ -103,9 +103,10 @@ class PretrainScores:
         return {"sums": self._sums, "targets": self._targets, "match": self._match}
 
     def result(self, states: list[dict[str, Any]]) -> dict[str, float]:
-        """Mean loss and accuracy by objective, `loss` as their sum; of the codes `code_usage`, and `mvm_most_frequent`,
-        the accuracy of always guessing the split's most frequent code: what MVM has to beat. `match_auc` is the
-        chance that a clip and its own caption get a higher match score than the clip or the caption with another.
+        """Mean loss and accuracy by objective, `loss` as their sum by the objectives' weights, as in training; of the
+        codes `code_usage`, and `mvm_most_frequent`, the accuracy of always guessing the split's most frequent code:
+        what MVM has to beat. `match_auc` is the chance that a clip and its own caption get a higher match score than
+        the clip or the caption with another.
         """
         metrics: dict[str, float] = {}
         for name in {name: None for state in states for name in state["sums"]}:
@@ -113,7 +114,8 @@ class PretrainScores:
             total, count, correct = (sum(part[k] for part in sums) for k in range(3))
             metrics[f"{name}_loss"] = total / max(1.0, count)
             metrics[f"{name}_accuracy"] = correct / max(1.0, count)
-        losses = [value for name, value in metrics.items() if name.endswith("_loss")]
+        weights = self._objective.weights
+        loss = sum(weights[name] * metrics[f"{name}_loss"] for name in weights if f"{name}_loss" in metrics)
         everywhere, hidden = np.sum([state["targets"] for state in states], axis=0)
         codes = {
             "code_usage": float((everywhere > 0).mean()),
@@ -121,7 +123,7 @@ class PretrainScores:
         }
         won, compared = np.sum([state["match"] for state in states], axis=0)
         matched = {"match_auc": float(won / compared)} if compared else {}
-        return {"loss": sum(losses)} | metrics | codes | matched
+        return {"loss": loss} | metrics | codes | matched
 
 
 def match_wins(student: Student, batch: PretrainBatch, pool_clips: int) -> tuple[float, int]:

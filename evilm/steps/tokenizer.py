@@ -82,7 +82,7 @@ class TokenizerObjective(Objective):
         quantizer = self.tokenizer.quantizer
         if dist.is_initialized() and dist.get_world_size() > 1:
             dist.all_reduce(quantizer.usage)
-            dist.broadcast(pool, src=0)  # every worker revives the same codes onto the same regions
+            pool = _shared(pool)  # every worker revives the same codes onto the same regions
         quantizer.revive(pool, seed * 1_000_003 + step)
 
     def collect_counts(self) -> None:
@@ -100,6 +100,16 @@ class TokenizerObjective(Objective):
     def scores(self) -> "TokenizerScores":
         """Word mAP, losses and code usage of a split."""
         return TokenizerScores(self)
+
+
+def _shared(pool: torch.Tensor) -> torch.Tensor:
+    """The pool of rank 0, whose batch may be one clip larger."""
+    size = torch.tensor(len(pool), device=pool.device)
+    dist.broadcast(size, src=0)
+    if dist.get_rank() != 0:
+        pool = pool.new_empty(int(size), pool.shape[1])
+    dist.broadcast(pool, src=0)
+    return pool
 
 
 class TokenizerScores:

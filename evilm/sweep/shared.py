@@ -32,7 +32,7 @@ class Ground:
     def steps_per_epoch(self, config: Pretrain) -> int:
         """Steps of an epoch, as `evilm.data.order` counts them."""
         full, rest = divmod(self.train_clips, config.schedule.batch_clips)
-        return max(1, full + (1 if rest and config.schedule.tail == "pad" else 0))
+        return max(1, full + (1 if rest and config.schedule.tail != "drop" else 0))
 
 
 class Shared:

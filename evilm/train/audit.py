@@ -1,10 +1,12 @@
-"""Which clips each step consumed: written by every worker, read back as one sequence, proved to be exactly once.
+"""Which clips each step consumed: written by every worker, read back as one sequence, held against the split.
 
 `<out>/audit/plan.json` says what an epoch should be. `<out>/audit/<attempt>/` holds one Parquet file per worker and
 stretch of steps, written before the checkpoint that ends the stretch: steps that a kill threw away are either not
 written or superseded, since a step counts as the attempt did it whose weights live on (`attempts.lineage`).
 
-    python -m evilm.train.audit OUT
+    python -m evilm.train.audit OUT [FRAMES]
+
+The clips that should have been seen are read from the frames of the training, or from the folder FRAMES.
 """
 
 import io
@@ -19,7 +21,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from evilm import storage
+from evilm.data.order import TrainOrder, step_sizes
 from evilm.errors import CheckpointError, EvilmError
+from evilm.outputs import CONFIG
+from evilm.shards import FrameManifest, read_group
 from evilm.train.attempts import lineage
 
 _FOLDER, _PLAN = "audit", "plan.json"
@@ -53,10 +58,10 @@ class Audit:
         self._rows.clear()
 
 
-def write_plan(out: str, num_clips: int, batch_clips: int, steps_per_epoch: int) -> None:
-    """Say what an epoch should be, for whoever reads the audit."""
-    plan = {"num_clips": num_clips, "batch_clips": batch_clips, "steps_per_epoch": steps_per_epoch}
-    storage.write_json(storage.join(out, _FOLDER, _PLAN), plan)
+def write_plan(out: str, order: TrainOrder, frames: str) -> None:
+    """Say what an epoch should be, and of which frames, for whoever reads the audit."""
+    plan = {"num_clips": order.num_clips, "batch_clips": order.batch_clips, "steps_per_epoch": order.num_steps}
+    storage.write_json(storage.join(out, _FOLDER, _PLAN), plan | {"tail": order.tail, "frames": frames})
 
 
 def read_steps(out: str) -> dict[int, list[str]]:
@@ -93,15 +98,44 @@ class EpochReport:
     """Clips consumed more often than once, and how often, the padding of the last step left out."""
     padded: int
     """Clips that filled up the epoch's last step, its first ones once more (`schedule.tail` = pad)."""
+    left_out: int
+    """Clips that a finished epoch has left out (`schedule.tail` = drop)."""
     missing: int
-    """Clips of the split that a finished epoch did not consume; those that `schedule.tail` = drop leaves out not."""
+    """Clips of the split that a finished epoch did not consume, those `left_out` not counted."""
+    foreign: int
+    """Clips consumed that are none of the split's; 0 where these are not known."""
     missing_steps: tuple[int, ...]
-    """Steps without a record, or with fewer clips than a step has."""
+    """Steps without a record, or with another number of clips than the plan has for them."""
+
+    @property
+    def as_planned(self) -> bool:
+        """Whether no clip was seen twice or missed but for what `schedule.tail` asks for."""
+        return not (self.repeated or self.missing or self.foreign or self.missing_steps)
 
     @property
     def exactly_once(self) -> bool:
-        """Whether no clip was seen twice or missed."""
-        return not (self.repeated or self.missing or self.missing_steps)
+        """Whether no clip was seen twice or missed, for whatever reason."""
+        return self.as_planned and not (self.padded or self.left_out)
+
+    def __str__(self) -> str:
+        twice = len(self.repeated) + min(self.padded, self.clips)
+        faults = {
+            "consumed more than once": len(self.repeated),
+            "missing": self.missing,
+            "not of the split": self.foreign,
+            "steps incomplete": len(self.missing_steps),
+        }
+        if self.exactly_once:
+            said = ["each exactly once"]
+        else:
+            planned = {
+                "again, to fill the last step (schedule.tail = pad)": self.padded,
+                "left out (schedule.tail = drop)": self.left_out,
+            }
+            said = [f"{max(0, self.clips - twice)} once"]
+            said += [f"{count} {what}" for what, count in (planned | faults).items() if count]
+        state = "finished" if self.finished else "so far"
+        return f"epoch {self.epoch + 1}, {state}: {self.clips} clips, {', '.join(said)}"
 
 
 def check(out: str, clip_ids: Sequence[str] | None = None) -> list[EpochReport]:
@@ -109,7 +143,7 @@ def check(out: str, clip_ids: Sequence[str] | None = None) -> list[EpochReport]:
 
     Args:
         out: output folder of a training with `schedule.audit`.
-        clip_ids: the clips of the split; without them they are taken from the plan's number alone.
+        clip_ids: the clips of the split (`split_clips`); without them their number alone is held against the plan's.
 
     Raises:
         CheckpointError: there is no audit.
@@ -121,38 +155,66 @@ def check(out: str, clip_ids: Sequence[str] | None = None) -> list[EpochReport]:
     return [_check_epoch(epoch, plan, steps, clip_ids) for epoch in range(max(steps) // per_epoch + 1)]
 
 
+def split_clips(out: str, frames: str = "") -> list[str]:
+    """The clips that a training should have seen, read from its frames.
+
+    Args:
+        out: output folder of a training with `schedule.audit`.
+        frames: where the frames are, if no longer where the training found them.
+
+    Raises:
+        EvilmError: they are not there any more, or others now.
+    """
+    frames = storage.absolute(frames) if frames else str(_plan(out).get("frames", ""))
+    if not frames:
+        raise CheckpointError("the audit does not name its frames; give their folder after OUT")
+    manifest = FrameManifest.load(frames)
+    wanted = dict(storage.read_json(storage.join(out, CONFIG)).get("inputs") or {}).get("frames")
+    if wanted not in (None, manifest.fingerprint):
+        raise CheckpointError(f"{frames} holds other frames now: fingerprint {manifest.fingerprint}, not {wanted}")
+    return [
+        str(clip)
+        for shard in manifest.of_split("train")
+        for group in range(len(shard.row_groups))
+        for clip in read_group(storage.join(manifest.uri, shard.file), group, ["clip_id"])["clip_id"].to_pylist()
+    ]
+
+
 def _check_epoch(
-    epoch: int, plan: dict[str, int], steps: dict[int, list[str]], clip_ids: Sequence[str] | None
+    epoch: int, plan: dict[str, Any], steps: dict[int, list[str]], clip_ids: Sequence[str] | None
 ) -> EpochReport:
-    per_epoch, batch = plan["steps_per_epoch"], plan["batch_clips"]
+    per_epoch, num_clips = plan["steps_per_epoch"], plan["num_clips"]
+    tail = plan.get("tail") or ("pad" if per_epoch * plan["batch_clips"] >= num_clips else "drop")
+    sizes = step_sizes(num_clips, plan["batch_clips"], tail)
     first, last = epoch * per_epoch, max(steps)
     finished = last >= first + per_epoch - 1
     wanted = range(first, first + per_epoch if finished else last + 1)
     consumed = [clip for step in wanted for clip in steps.get(step, [])]
-    padded = max(0, per_epoch * batch - plan["num_clips"]) if finished else 0
+    padded = max(0, int(sizes.sum()) - num_clips) if finished else 0
+    left_out = max(0, num_clips - int(sizes.sum())) if finished else 0
     pad, consumed = (consumed[-padded:], consumed[:-padded]) if padded else ([], consumed)
     counts = Counter(consumed)
     repeated = {clip: count for clip, count in counts.items() if count > 1}
     if padded and pad != (consumed * -(-padded // max(1, len(consumed))))[:padded]:
         repeated |= dict(Counter(pad))  # not the first ones of the epoch, so not what padding would have taken
-    missing = 0
-    if finished:
-        expected = min(plan["num_clips"], per_epoch * batch)
-        missing = expected - len(counts)
-        if clip_ids is not None and expected == plan["num_clips"]:
-            missing = len(set(clip_ids) - set(counts))
+    missing = max(0, num_clips - len(counts)) if finished else 0
+    split = set(counts) if clip_ids is None else set(clip_ids)
+    if clip_ids is not None and finished:
+        missing = len(split - set(counts))
     return EpochReport(
         epoch=epoch,
         finished=finished,
         clips=len(counts),
         repeated=repeated,
         padded=padded,
-        missing=missing,
-        missing_steps=tuple(step for step in wanted if len(steps.get(step, [])) != batch),
+        left_out=left_out,
+        missing=max(0, missing - left_out),
+        foreign=len(set(counts) - split),
+        missing_steps=tuple(step for step in wanted if len(steps.get(step, [])) != sizes[step - first]),
     )
 
 
-def _plan(out: str) -> dict[str, int]:
+def _plan(out: str) -> dict[str, Any]:
     try:
         return storage.read_json(storage.join(out, _FOLDER, _PLAN))
     except FileNotFoundError:
@@ -167,24 +229,27 @@ def _rows(out: str, attempt: int) -> Iterator[dict[str, Any]]:
             yield from table.to_pylist()
 
 
-def main(out: str) -> int:
-    """Print a line per epoch; 0 where each consumed every clip exactly once."""
+def main(out: str, frames: str = "") -> int:
+    """Print a line per epoch; 0 where each consumed its clips as `schedule.tail` says: with even, exactly once each."""
+    out = storage.absolute(out)
     try:
-        reports = check(storage.absolute(out))
+        clip_ids: list[str] | None = None
+        try:
+            clip_ids = split_clips(out, frames)
+        except (EvilmError, OSError) as error:
+            if frames:
+                raise
+            print(f"clips are counted, their ids held against no split: {error}")
+        reports = check(out, clip_ids)
     except EvilmError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     for report in reports:
-        state = "finished" if report.finished else "so far"
-        verdict = "each exactly once" if report.exactly_once else (
-            f"{len(report.repeated)} repeated, {report.missing} missing, {len(report.missing_steps)} steps incomplete"
-        )  # fmt: skip
-        padding = f" (+{report.padded} to fill the last step)" if report.padded else ""
-        print(f"epoch {report.epoch + 1}, {state}: {report.clips} clips{padding}, {verdict}")
-    return 0 if all(report.exactly_once for report in reports) else 1
+        print(report)
+    return 0 if all(report.as_planned for report in reports) else 1
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 2:
-        raise SystemExit("usage: python -m evilm.train.audit OUT")
-    raise SystemExit(main(sys.argv[1]))
+    if len(sys.argv) not in (2, 3):
+        raise SystemExit("usage: python -m evilm.train.audit OUT [FRAMES]")
+    raise SystemExit(main(*sys.argv[1:]))

@@ -31,7 +31,8 @@ print(model.match(["clip.mp4"], ["what it may show", "what else it may show"])) 
 
 ## Figures
 
-On {evaluated} held-out clips of the split `val` after {steps:,} steps, {epochs} epochs of {batch_clips} clips a step:
+On {evaluated} held-out clips of the split `val` after {steps:,} steps, {epochs} epochs of up to {batch_clips} clips a
+step:
 
 | objective | loss | accuracy | guessing |
 |---|---|---|---|

@@ -18,3 +18,4 @@ def log_to_console() -> None:
         ours.propagate = False
     for name in _CHATTY:
         logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("urllib3").setLevel(logging.ERROR)  # it warns of each retry; what comes of them, others tell

@@ -88,7 +88,10 @@ def fit(
 
 
 def finish_tracking(config: Any, run: TrackedRun | None, summary: dict[str, Any]) -> None:
-    """Send what is left of the metrics, draw the losses beside them, and close the MLflow run."""
+    """Send what is left of the metrics, draw the losses beside them, and close the MLflow run.
+
+    A run that lacks metrics stays open, for the same command to bring them (`catch_up`).
+    """
     if run is None and not storage.is_local(config.out):
         return
     with tempfile.TemporaryDirectory(prefix="evilm-figures-") as temporary:
@@ -99,9 +102,9 @@ def finish_tracking(config: Any, run: TrackedRun | None, summary: dict[str, Any]
             metrics.write_bytes(storage.read_bytes(storage.join(out, METRICS_FILE)))
         figures = {"figures": [draw_losses(metrics, folder / "losses.png")]}
         if run:
-            with harmless("send all metrics"):
+            with harmless("send all metrics; the same command sends them, once the server answers"):
                 Shipper(run, metrics).ship()
-            close_run(run, config, summary, figures)
+                close_run(run, config, summary, figures)
 
 
 def catch_up(config: Any, door: str, out: str, summary: dict[str, Any]) -> None:
@@ -138,7 +141,13 @@ def _storage(out: str, cluster: ClusterConfig) -> Any:
     return ray.train.RunConfig(
         name=CHECKPOINTS,
         storage_path=path,
-        failure_config=ray.train.FailureConfig(max_failures=cluster.max_failures),
+        failure_config=ray.train.FailureConfig(
+            max_failures=cluster.max_failures,
+            max_preemption_failures=cluster.max_preemptions,
+            preemption_grace_s=cluster.preemption_grace_s,
+            # Rank 0 alone writes checkpoints, so in that time none lacks what a worker that is gone had of it.
+            relax_collectives_on_preemption=cluster.preemption_grace_s > 0,
+        ),
         **remote,
     )
 

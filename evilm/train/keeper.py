@@ -11,6 +11,7 @@ import re
 import shutil
 import tempfile
 import threading
+import time
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -83,9 +84,8 @@ def publish(uri: str, snapshot: Snapshot) -> None:
         return
     with tempfile.TemporaryDirectory(prefix="evilm-checkpoint-") as local:
         digests = write_snapshot(Path(local), snapshot)
-        fs, path = storage.resolve(uri)
         for name in digests["files"]:
-            fs.put_file(str(Path(local) / name), f"{path}/{name}")
+            storage.put_file(str(Path(local) / name), storage.join(uri, name))
     storage.write_json(storage.join(uri, DIGESTS), digests)
 
 
@@ -114,6 +114,8 @@ class Keeper:
         self._out, self._attempt, self._keep, self._rank = out, attempt, keep, rank
         self._known = [restored] if restored else []
         self._thread: threading.Thread | None = None
+        self.took_s = 0.0
+        """Seconds from the last call of `save` until its checkpoint was kept; 0 before there is one."""
         self._closed = threading.Event()
         if rank == 0 and storage.is_local(out):
             for left in Path(storage.absolute(storage.join(out, CHECKPOINTS))).glob(".step_*.tmp"):
@@ -137,7 +139,7 @@ class Keeper:
             ray.train.report({}, None, name, CheckpointUploadMode.ASYNC)
             return
         self.finish()  # no more than one on its way, lest slow storage fills the memory
-        copied = snapshot()
+        began, copied = time.monotonic(), snapshot()
         place: Any = ray.train.get_context().get_storage()
 
         def upload(_: Checkpoint, folder: str) -> Checkpoint:
@@ -153,7 +155,7 @@ class Keeper:
             CheckpointUploadMode.ASYNC,
             checkpoint_upload_fn=upload,
         )
-        self._thread = threading.Thread(target=self._confirm, args=(name, best), name="checkpoint", daemon=True)
+        self._thread = threading.Thread(target=self._confirm, args=(name, best, began), name="checkpoint", daemon=True)
         self._thread.start()
 
     def finish(self) -> None:
@@ -166,7 +168,7 @@ class Keeper:
         """Wait for nothing any more."""
         self._closed.set()
 
-    def _confirm(self, name: str, best: str) -> None:
+    def _confirm(self, name: str, best: str, began: float) -> None:
         """Wait for Ray to register a checkpoint; from then on it counts, and older ones may go."""
         import ray.exceptions
         import ray.train
@@ -183,6 +185,7 @@ class Keeper:
         except ray.exceptions.RayError as error:  # the group is being ended; the checkpoint stands, unregistered
             logger.warning("checkpoint %s was not registered (%s)", name, " ".join(str(error).split())[:200])
             return
+        self.took_s = time.monotonic() - began
         logger.info("checkpoint %s is kept", name)
         self._known.append(name)
         self._delete_all_but({*self._known[-self._keep :], best or name})

@@ -1,6 +1,7 @@
 """Looks at the val split: its scores over all workers, and which look was the best."""
 
 import logging
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -25,7 +26,7 @@ def evaluate(objective: Objective, feed: Feed, device: torch.device, world: int)
 
 
 def better(metrics: Mapping[str, float], wanted: str, best: Mapping[str, Any]) -> float | None:
-    """The value by which an evaluation is the best so far, None where it is not.
+    """The value by which an evaluation is the best so far, None where it is not, or is not finite.
 
     Args:
         metrics: of the evaluation.
@@ -34,9 +35,11 @@ def better(metrics: Mapping[str, float], wanted: str, best: Mapping[str, Any]) -
     """
     losses = [value for name, value in metrics.items() if name.endswith("_loss")]
     value = metrics.get(wanted, sum(losses) if wanted == "loss" and losses else None)
+    if value is not None and not math.isfinite(value):
+        return None  # nothing would ever be better than NaN
     if value is None:
         if wanted:
             logger.warning("schedule.keep_best: there is no metric %r, only %s", wanted, ", ".join(metrics))
         return None
     sign = 1 if wanted.endswith("loss") else -1
-    return value if not best or sign * value < sign * best["value"] else None
+    return value if not best or not math.isfinite(best["value"]) or sign * value < sign * best["value"] else None

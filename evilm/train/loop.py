@@ -8,13 +8,14 @@ import importlib
 import logging
 from contextlib import ExitStack
 from itertools import islice
-from typing import Any
+from typing import Any, cast
 
 import torch
 
 from evilm.config.train import TrainConfig
 from evilm.data.cluster import pretends_gpus
 from evilm.data.feed import Feed
+from evilm.data.order import TrainOrder
 from evilm.errors import ConfigError, EvilmError
 from evilm.steps.base import Objective
 from evilm.steps.batch import Batch
@@ -86,8 +87,8 @@ class Run:
         self.parts = parts_of(rank, world, self.settings.parts)
         _check_world(self.settings, self.learner.objective, world)
         feed = self._pinned(task.train_feed(self.parts.start, self.settings.parts))
-        self.steps_per_epoch = feed.order.num_steps
-        self.num_clips = int(getattr(feed.order, "num_clips", 0))
+        self.order = cast(TrainOrder, feed.order)
+        self.steps_per_epoch = self.order.num_steps
         self.feed = in_parts(feed, self.settings.parts, self.parts)
         self.schedule_steps = self.steps_per_epoch * schedule.epochs
         self.num_steps = min(self.schedule_steps, schedule.max_steps or self.schedule_steps)
@@ -110,12 +111,12 @@ class Run:
         start, schedule = int(self.state["step"]), self.settings.schedule
         self._begin(restored)
         updater = self.learner.updater(fresh=not restored, some_batches=self._some_batches)
-        progress = self.progress = Progress(self.num_steps, schedule.batch_clips, start, self.state["log"])
+        progress = self.progress = Progress(self.num_steps, self.order.mean_clips, start, self.state["log"])
         count = len(self.parts)
         stream = self.feed.batches(start * count, self.num_steps * count)
         for step in range(start, self.num_steps):
             batches = list(islice(stream, count))
-            outcome = updater.step(step, self.schedule_steps, self.parts, batches, self.watch.flags())
+            outcome = updater.step(step, self.schedule_steps, self.parts, batches, self._flags())
             self.audit.note(step, self.parts, batches)
             progress.add(outcome.metrics, bool(outcome.skipped))
             self.state["step"] = done = step + 1
@@ -126,8 +127,8 @@ class Run:
             is_best = self._look(done)
             if self.panels and self.panels.due(done, self.num_steps):
                 self.panels.draw(self.learner.finished, done)
-            stop_run, worker_ends, look = (flag > 0 for flag in outcome.flags)
-            urgent = self._urgent(stop_run, worker_ends, look)
+            stop_run, worker_ends, look, near = (flag > 0 for flag in outcome.flags)
+            urgent = self._urgent(stop_run, worker_ends, look, near)
             if urgent or is_best or done % schedule.checkpoint_every_steps == 0 or done == self.num_steps:
                 self._save(wait=urgent or done == self.num_steps)
             if worker_ends and not stop_run:
@@ -140,9 +141,14 @@ class Run:
         skipped = {"skipped_steps": self.state["skipped"]} if self.state["skipped"] else {}
         return {"steps": self.num_steps, "train": self.state["train"], "val": self.state["val"]} | best | skipped
 
-    def _urgent(self, stop_run: bool, worker_ends: bool, look: bool) -> bool:
+    def _flags(self) -> list[float]:
+        return self.watch.flags(self.keeper.took_s)
+
+    def _urgent(self, stop_run: bool, worker_ends: bool, look: bool, near: bool) -> bool:
         """Whether a checkpoint is wanted now, because something is about to end."""
         leaving = self.watch.leaving() if look else ""
+        if near and not leaving:
+            leaving = "a node will soon be taken away"
         if self.rank == 0 and (stop_run or worker_ends or leaving):
             why = leaving or ("the run was asked to stop" if stop_run else "a worker was told to end")
             logger.warning("%s: checkpoint at step %d", why, self.state["step"])
@@ -173,7 +179,8 @@ class Run:
         self.state["train"] = {k: v for k, v in metrics.items() if not k.startswith("time/")}
         if self.recorder:
             self.recorder.log({k if "/" in k else f"train/{k}": v for k, v in metrics.items()}, done)
-            logger.info("%s", metrics_line(metrics, done, self.num_steps, self.steps_per_epoch))
+            if self.progress.is_line_due() or done == self.num_steps:
+                logger.info("%s", metrics_line(metrics, done, self.num_steps, self.steps_per_epoch))
 
     def _note_skipped(self, report: dict[str, Any]) -> None:
         """Count a step that made no update, and keep where it happened."""
@@ -220,7 +227,7 @@ class Run:
         if self.rank == 0:
             number = attempts.begin_attempt(out, self.state["step"], restored, self.world)
             if schedule.audit:
-                write_plan(out, self.num_clips, schedule.batch_clips, self.steps_per_epoch)
+                write_plan(out, self.order, str(getattr(self.settings, "frames", "")))
         self.attempt = int(broadcast_from_rank_zero(number))
         self.audit = Audit(out, schedule.audit, self.attempt, self.rank)
         self.keeper = Keeper(out, self.attempt, schedule.keep_checkpoints, self.rank, restored)
@@ -229,8 +236,8 @@ class Run:
             self.recorder.log({"time/attempt": number, "time/workers": self.world}, self.state["step"])
 
     def _some_batches(self, count: int) -> Any:
-        """The first batches of training, for a start that depends on data."""
-        return (batch.to(self.device) for batch in self.feed.batches(0, count))
+        """This worker's parts of the first steps of training, for a start that depends on data."""
+        return (batch.to(self.device) for batch in self.feed.batches(0, count * len(self.parts)))
 
     def _pinned(self, feed: Feed) -> Feed:
         """Let the feed put its batches where a GPU copies from while the step before is computed."""

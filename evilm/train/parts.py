@@ -1,7 +1,7 @@
 """The parts of a step, and who works them off: with fewer workers than wanted, some take several, one after the other.
 
-A step's clips are cut into `TrainConfig.parts` equal slices. Dropout is seeded by the part, and losses are normalised
-over the whole step, so the number of workers changes nothing but the order of sums.
+A step's clips are cut into `TrainConfig.parts` slices, equal but for one clip. Dropout is seeded by the part, and
+losses are normalised over the whole step, so the number of workers changes nothing but the order of sums.
 """
 
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from typing import Any, cast
 import numpy as np
 
 from evilm.data.feed import Feed
-from evilm.data.order import Step, TrainOrder
+from evilm.data.order import Step, TrainOrder, part_of
 
 
 def parts_of(rank: int, world: int, parts: int) -> range:
@@ -41,9 +41,7 @@ class PartsOrder:
         """This worker's part number `number`, counted over all epochs."""
         step, which = divmod(number, len(self.mine))
         whole = self.whole.step(step)
-        share = len(whole.rows) // self.parts
-        part = self.mine[which]
-        return Step(whole.epoch, whole.rows, slice(part * share, (part + 1) * share))
+        return Step(whole.epoch, whole.rows, part_of(len(whole.rows), self.mine[which], self.parts))
 
 
 def in_parts(feed: Feed, parts: int, mine: range) -> Feed:

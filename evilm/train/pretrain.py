@@ -11,6 +11,7 @@ from evilm.config.runs import Pretrain
 from evilm.data.agreement import audit_codes, require_agreement, require_resampler
 from evilm.data.clips import Looks
 from evilm.data.feed import Feed, evaluation_feed, training_feed
+from evilm.data.order import step_sizes
 from evilm.errors import ShardError
 from evilm.outputs import close_output, open_output
 from evilm.shards import CodesManifest, FrameManifest, ShardPair, find_codes, pair
@@ -47,6 +48,7 @@ def pretrain(config: Pretrain) -> dict[str, Any]:
         catch_up(config, "pretrain", out, done)
         publish(config, out, prints)
         return done | {"reused": True}
+    step_sizes(frames.num_clips("train"), config.schedule.batch_clips, config.schedule.tail, config.parts)
     _audit(config, frames, codes)
     from evilm.train.card import write_card
     from evilm.train.fit import fit

@@ -1,7 +1,8 @@
 """What a person watches while it trains: means since the last line, clips per second, waiting, time left."""
 
+import math
 import time
-from collections import defaultdict
+from collections import defaultdict, deque
 from typing import Any
 
 import psutil
@@ -9,16 +10,23 @@ import torch
 
 from evilm.data.feed import Feed
 
+_STRETCHES = 20  # between metric points; the time left is told from their mean speed, evaluations and all
+_LINE_S = 5.0
+
 
 class Progress:
     """Collects the metrics of steps between two log lines."""
 
-    def __init__(self, num_steps: int, batch_clips: int, start_step: int, kept: dict[str, Any] | None = None) -> None:
-        """The progress of a run from `start_step` on; `kept` is the `state` that its checkpoint has."""
-        self._num_steps, self._batch, self._step = num_steps, batch_clips, start_step
+    def __init__(self, num_steps: int, step_clips: float, start_step: int, kept: dict[str, Any] | None = None) -> None:
+        """The progress of a run from `start_step` on, of so many clips a step on average.
+
+        `kept` is the `state` that its checkpoint has.
+        """
+        self._num_steps, self._batch, self._step = num_steps, step_clips, start_step
         self._sums: dict[str, float] = defaultdict(float, (kept or {}).get("sums", {}))
         self._count = int((kept or {}).get("count", 0))
-        self._began, self._waited = time.perf_counter(), 0.0
+        self._began, self._waited, self._told = time.perf_counter(), 0.0, -math.inf
+        self._marks = deque([(self._began, start_step)], maxlen=_STRETCHES + 1)
 
     def add(self, metrics: dict[str, float], skipped: bool = False) -> None:
         """Note the metrics of one step; those of one without update, NaN among them, are left out of the means."""
@@ -41,13 +49,23 @@ class Progress:
         means = {name: value / max(1, self._count) for name, value in self._sums.items()}
         means["time/clips_per_s"] = steps * self._batch / elapsed
         means["time/data_wait_ratio"] = (feed.wait_s - self._waited) / elapsed
-        means["time/eta_s"] = (self._num_steps - step) * elapsed / max(1, steps)
+        since, first = self._marks[0]
+        means["time/eta_s"] = (self._num_steps - step) * (now - since) / max(1, step - first)
+        self._marks.append((now, step))
         means["time/memory_gib"] = psutil.Process().memory_info().rss / 2**30
         if torch.cuda.is_available():
             means["time/gpu_memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
         self._sums.clear()
         self._count, self._step, self._began, self._waited = 0, step, now, feed.wait_s
         return means
+
+    def is_line_due(self) -> bool:
+        """Whether the last line on the console is long enough ago for another; that one is then the last."""
+        now = time.perf_counter()
+        if now - self._told < _LINE_S:
+            return False
+        self._told = now
+        return True
 
 
 def metrics_line(metrics: dict[str, float], step: int, num_steps: int, steps_per_epoch: int) -> str:

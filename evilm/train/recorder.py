@@ -21,6 +21,7 @@ logger = logging.getLogger(__name__)
 _POINTS = 100  # a call; the server takes at most 1,000 metric values
 _VALUES = 900
 SHIP_S, _STORE_S = 5.0, 30.0
+_LONGEST_PAUSE_S = 60.0  # while no server answers
 _NOTES = "{}.jsonl"
 
 
@@ -54,7 +55,7 @@ class Shipper:
         with self._lock:
             self._run_id = self._run_id or ensure_run(self._run)
             sent_file = self._path.with_name(f"{self._path.name}.{self._run_id}.sent")
-            sent = int(sent_file.read_text()) if sent_file.exists() else 0
+            sent = _offset(sent_file)
             client = MlflowClient(tracking_uri=self._run.uri)
             points, end = read_from(self._path, sent)
             for start in range(0, len(points), _POINTS):
@@ -62,7 +63,7 @@ class Shipper:
                 metrics = [Metric(n, v, p["time_ms"], p["step"]) for p in some for n, v in p["metrics"].items()]
                 for first in range(0, len(metrics), _VALUES):
                     client.log_batch(self._run_id, metrics=metrics[first : first + _VALUES])
-            sent_file.write_text(str(end))
+            storage.write_bytes(str(sent_file), str(end).encode())
 
     def close(self) -> None:
         """Ship the rest, within the time that a dead server takes to refuse."""
@@ -73,20 +74,28 @@ class Shipper:
                 self.ship()
 
     def _loop(self) -> None:
-        warned = False
-        while not self._stop.wait(SHIP_S):
+        warned, pause = False, SHIP_S
+        while not self._stop.wait(pause):
             try:
                 self.ship()
                 if warned:
                     logger.info("MLflow answers again; all metrics are sent")
-                warned = False
+                warned, pause = False, SHIP_S
             except Exception as error:  # the server may be down in many ways; training must not notice
                 if not warned and self._run:
                     reason = " ".join(str(error).split())[:200]
                     logger.warning(
                         "MLflow at %s does not answer (%s); metrics are kept and sent later", self._run.uri, reason
                     )
-                warned = True
+                warned, pause = True, min(_LONGEST_PAUSE_S, 2 * pause)
+
+
+def _offset(sent_file: Path) -> int:
+    """How much of the metrics file was sent. Where that can't be read all is sent again, which changes nothing."""
+    try:
+        return int(sent_file.read_text())
+    except (FileNotFoundError, ValueError):
+        return 0
 
 
 class Recorder:

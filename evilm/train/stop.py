@@ -22,6 +22,8 @@ STOP_FILE = "stop.json"
 _ASK_S, _ASK_REMOTE_S = 0.25, 3.0
 _LOOK_S = 2.0  # a look at Ray's preemption notices is a barrier of some milliseconds
 _HEARD_S = 30.0
+_AGAIN_S = 2.0  # `timeout`, job schedulers and shells send the same signal to a process and to its group
+_NEAR_S, _SAVES = 15.0, 3  # how long before a node is taken away there is a last checkpoint: so long, or so many saves
 
 _terminated = threading.Event()
 """This worker process got SIGTERM."""
@@ -69,7 +71,8 @@ class WorkerLeaves(ClusterError):
 class Watch:
     """What one worker knows of the end, as flags to be added up over workers.
 
-    Order of the flags: the run shall stop; a worker was told to end; it is time to look at Ray's notices.
+    Order of the flags: the run shall stop; a worker was told to end; it is time to look at Ray's notices; a node will
+    soon be taken away.
     """
 
     def __init__(self, out: str, rank: int) -> None:
@@ -77,13 +80,23 @@ class Watch:
         self._stop_run, self._closed = threading.Event(), threading.Event()
         self._looked = time.monotonic()
         self._known: set[str] = set()
+        self._deadline = 0.0
+        """When the next node will be taken away that was announced, seconds since 1970; 0 where none was."""
         if rank == 0:
             threading.Thread(target=self._ask, name="stop", daemon=True).start()
 
-    def flags(self) -> list[float]:
-        """This worker's flags for the step to come."""
+    def flags(self, save_s: float = 0.0) -> list[float]:
+        """This worker's flags for the step to come; `save_s` is how long a checkpoint takes."""
         look = self._rank == 0 and time.monotonic() - self._looked > _LOOK_S
-        return [float(self._stop_run.is_set()), float(_terminated.is_set()), float(look)]
+        near = self._rank == 0 and self._is_near(save_s)
+        return [float(self._stop_run.is_set()), float(_terminated.is_set()), float(look), float(near)]
+
+    def _is_near(self, save_s: float) -> bool:
+        """Whether it is time for a last checkpoint before a node is taken away; once for each deadline."""
+        if not self._deadline or self._deadline - time.time() > max(_NEAR_S, _SAVES * save_s):
+            return False
+        self._deadline = 0.0
+        return True
 
     def leaving(self) -> str:
         """A line about nodes that Ray says are being taken away, once for each; '' where there are none.
@@ -98,8 +111,17 @@ class Watch:
         if not info or not fresh:
             return ""
         self._known |= fresh
-        left = f" in {info.deadline_ms / 1000 - time.time():.0f} s" if info.deadline_ms else ""
+        left = ""
+        if info.deadline_ms:
+            deadline = info.deadline_ms / 1000
+            left = f" in {deadline - time.time():.0f} s"
+            self._expect(deadline)
         return f"{len(fresh)} node(s) with workers {info.preempted_ranks} will be taken away{left}"
+
+    def _expect(self, deadline: float) -> None:
+        """Remember when a node will be taken away, unless that is so soon that the checkpoint of now is the last."""
+        if deadline - time.time() > _NEAR_S + _LOOK_S:
+            self._deadline = min(self._deadline or deadline, deadline)
 
     def close(self) -> None:
         """End the thread."""
@@ -119,7 +141,7 @@ class Watch:
 
 
 def run_until_asked(work: Callable[[], Any], out: str) -> Any:
-    """Run a training of Ray, and end it in order on the first SIGINT or SIGTERM; a second one ends it at once.
+    """Run a training of Ray, and end it in order on the first SIGINT or SIGTERM; one that comes later ends it at once.
 
     The training runs in a thread of its own, so that the main one can hear signals; Ray's own handling would throw
     away all steps since the last checkpoint.
@@ -131,10 +153,10 @@ def run_until_asked(work: Callable[[], Any], out: str) -> Any:
     if threading.current_thread() is not threading.main_thread():
         # Only the main thread may handle signals; whoever made this one writes the file to end it.
         return _unless_interrupted(work(), signal.SIGTERM)
-    received: list[int] = []
+    received: list[tuple[int, float]] = []
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     for number in before:
-        signal.signal(number, lambda number, _: received.append(number))
+        signal.signal(number, lambda number, _: received.append((number, time.monotonic())))
     result: dict[str, Any] = {}
 
     def run() -> None:
@@ -152,7 +174,7 @@ def run_until_asked(work: Callable[[], Any], out: str) -> Any:
             signal.signal(number, handler)
     if "error" in result:
         raise result["error"]
-    return _unless_interrupted(result["value"], received[0] if received else signal.SIGTERM)
+    return _unless_interrupted(result["value"], received[0][0] if received else signal.SIGTERM)
 
 
 def _unless_interrupted(value: Any, number: int) -> Any:
@@ -162,19 +184,22 @@ def _unless_interrupted(value: Any, number: int) -> Any:
     return value
 
 
-def _wait(thread: threading.Thread, received: list[int], stop_file: str) -> None:
-    """Wait for the training, passing on the first signal and giving up at the second, or where nobody hears it."""
+def _wait(thread: threading.Thread, received: list[tuple[int, float]], stop_file: str) -> None:
+    """Wait for the training, passing on the first signal and giving up at a later one, or where nobody hears it."""
     asked = 0.0
     while thread.is_alive():
         thread.join(0.1)
         if received and not asked:
             asked = time.monotonic()
-            storage.write_json(stop_file, {"signal": received[0]})
-            logger.info("stopping after this step, with a checkpoint; once more stops at once")
+            storage.write_json(stop_file, {"signal": received[0][0]})
+            logger.info(
+                "stopping after this step, with a checkpoint; once more, %.0f s from now, stops at once", _AGAIN_S
+            )
+        again = len(received) > 1 and received[-1][1] - received[0][1] >= _AGAIN_S
         unheard = bool(asked) and time.monotonic() - asked > _HEARD_S and _there(stop_file)
-        if thread.is_alive() and (len(received) > 1 or unheard):
+        if thread.is_alive() and (again or unheard):
             storage.delete(stop_file)
-            raise stopped(received[0], "between two checkpoints")
+            raise stopped(received[0][0], "between two checkpoints")
 
 
 def _there(uri: str) -> bool:

@@ -10,6 +10,7 @@ from evilm.config.model import VideoTokenizerConfig
 from evilm.config.runs import TrainTokenizer
 from evilm.data.clips import Looks
 from evilm.data.feed import Feed, evaluation_feed, training_feed
+from evilm.data.order import step_sizes
 from evilm.errors import ConfigError
 from evilm.outputs import close_output, open_output
 from evilm.shards import FrameManifest, ShardPair, check_num_frames
@@ -37,6 +38,7 @@ def train_tokenizer(config: TrainTokenizer) -> dict[str, Any]:
 
         catch_up(config, "train_tokenizer", config.out, done)
         return done | {"reused": True}
+    step_sizes(frames.num_clips("train"), config.schedule.batch_clips, config.schedule.tail, config.parts)
     from evilm.model.tokenizer import VideoTokenizer
     from evilm.train.fit import fit
 

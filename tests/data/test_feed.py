@@ -20,6 +20,8 @@ from evilm.shards import FRAMES_SCHEMA, ShardPair, codes_schema, write_codes, wr
 from evilm.steps.batch import PretrainBatch, PretrainCollate, TokenizerCollate
 from evilm.text.build import train_wordpiece
 from evilm.text.vocab import Vocab
+from evilm.train.loop import Run
+from evilm.train.parts import in_parts
 
 _GROUPS = [[4, 4, 2], [4, 3]]
 _CAPTIONS = [
@@ -134,6 +136,17 @@ def test_negatives_never_have_the_same_caption_and_masks_change_with_the_epoch(
     assert any(not torch.equal(masks[clip], second.mask[k]) for k, clip in enumerate(second.clip_ids))
 
 
+def test_a_start_on_data_sees_whole_steps_however_they_are_cut(pairs: list[ShardPair], vocab: Vocab) -> None:
+    def first_steps(parts: int) -> list[str]:
+        run = object.__new__(Run)
+        feed = Feed(pairs, TrainOrder(_GROUPS, 4, 0, 2, world=parts), _collate(vocab))
+        run.feed, run.parts, run.device = in_parts(feed, parts, range(parts)), range(parts), torch.device("cpu")
+        return [clip for batch in run._some_batches(2) for clip in batch.clip_ids]
+
+    assert first_steps(2) == first_steps(1)
+    assert len(first_steps(1)) == 8
+
+
 def test_tokenizer_batches_hold_the_words_of_each_caption(pairs: list[ShardPair], vocab: Vocab) -> None:
     (batch,) = Feed(pairs, TrainOrder(_GROUPS, 4, 0, 2), TokenizerCollate(vocab)).batches(0, 1)
     for clip_id, words in zip(batch.clip_ids, batch.caption_words, strict=True):
@@ -186,5 +199,5 @@ def test_a_read_that_fails_in_passing_is_tried_again(pairs: list[ShardPair]) -> 
 def test_batches_are_finished_in_the_background(pairs: list[ShardPair]) -> None:
     feed, threads = Feed(pairs, TrainOrder(_GROUPS, 4, 0, 2), lambda rows: rows), set()
     feed.finish = lambda rows: threads.add(threading.current_thread().name) or len(rows.clip_ids)
-    assert list(feed.batches(0, 3)) == [4, 4, 4]
+    assert list(feed.batches(0, 3)) == [4, 4, 3]
     assert all(name.startswith("feed") for name in threads)

@@ -79,3 +79,16 @@ def test_pools_are_compared_within_and_the_score_is_left_out_without_them() -> N
     assert "match_auc" not in found[0]
     assert found[2].keys() - found[0].keys() == {"match_auc"}
     assert 0 <= found[2]["match_auc"] <= 1
+
+
+def test_the_loss_of_a_split_is_weighted_as_that_of_a_step() -> None:
+    objective = PretrainObjective(_student(), ObjectivesConfig(mlm_weight=2.0, vtm_weight=0.0, mvm_weight=0.5))
+    objective.eval()
+    words = torch.randint(5, 50, (CLIPS, 6), generator=torch.Generator().manual_seed(1))
+    hidden, mask = torch.zeros(CLIPS, 6, dtype=torch.bool), torch.zeros(CLIPS, 2, 2, 2, dtype=torch.bool)
+    hidden[:, 2], mask[:, :, 0] = True, True
+    scores = objective.scores()
+    with torch.no_grad():
+        scores.add(_batch(words, hidden, mask), torch.device("cpu"))
+    found = scores.result([scores.state()])
+    assert found["loss"] == 2.0 * found["mlm_loss"] + 0.5 * found["mvm_loss"]

@@ -4,9 +4,12 @@ import itertools
 import json
 import logging
 from pathlib import Path
+from typing import Any, ClassVar
 
+import fsspec
 import pytest
 import torch
+from fsspec.implementations.memory import MemoryFileSystem
 from torch import nn
 
 from evilm import storage
@@ -151,6 +154,31 @@ def test_a_checkpoint_is_there_whole_or_not_at_all(tmp_path: Path, monkeypatch: 
     monkeypatch.undo()
     Keeper(str(tmp_path), attempt=1, keep=1, rank=0)
     assert list((tmp_path / "checkpoints").iterdir()) == [], "the next start sweeps up"
+
+
+class _Hiccup(MemoryFileSystem):
+    """A store in memory whose uploads fail as often as it is told."""
+
+    protocol = "hiccup"
+    cachable = False
+    failures: ClassVar[list[OSError]] = []
+
+    @classmethod
+    def _strip_protocol(cls, path: str) -> str:
+        return super()._strip_protocol(path.removeprefix("hiccup://"))
+
+    def put_file(self, lpath: str, rpath: str, *args: Any, **kwargs: Any) -> None:
+        if self.failures:
+            raise self.failures.pop()
+        super().put_file(lpath, rpath, *args, **kwargs)
+
+
+def test_an_upload_that_fails_in_passing_is_tried_again() -> None:
+    fsspec.register_implementation("hiccup", _Hiccup, clobber=True)
+    _Hiccup.failures += [ConnectionError("reset"), ConnectionError("reset")]
+    _published("hiccup://model", "step_00000004-001")
+    assert not _Hiccup.failures
+    assert find_intact("hiccup://model", _state) == ("step_00000004-001", "step_00000004-001")
 
 
 def test_the_lineage_of_weights_through_restarts(out: str) -> None:

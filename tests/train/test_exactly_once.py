@@ -1,5 +1,7 @@
 """Each clip once in an epoch and the same numbers, through kills and other numbers of workers."""
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -65,8 +67,21 @@ def test_one_two_and_four_workers_give_the_same_losses_over_fifty_steps(
         print(f"{workers} workers against one, 50 steps: losses differ by at most {worst:.1e} of themselves")
 
 
+@pytest.mark.slow
+def test_a_batch_that_does_not_divide_the_epoch_costs_no_clip_and_repeats_none(
+    small_workflow: Workflow, tmp_path: Path
+) -> None:
+    out = tmp_path / "model"
+    train(small_workflow, out, (1, 5, "kill"), workers=2, **{"schedule.batch_clips": 6, "schedule.eval_clips": 0})
+    steps = audit.read_steps(str(out))
+    assert [len(clips) for clips in steps.values()] == [6] * 9 + [5] * 2
+    (report,) = audit.check(str(out), audit.split_clips(str(out)))
+    assert (report.exactly_once, report.clips) == (True, 64)
+
+
 def test_an_audit_finds_what_was_seen_twice_or_missed(unbroken: Path, small_workflow: Workflow) -> None:
     clips = all_clips(small_workflow)
+    assert audit.split_clips(str(unbroken)) == clips
     (report,) = audit.check(str(unbroken), clips)
     assert report.exactly_once
     (other,) = audit.check(str(unbroken), [*clips, "never shown"])
@@ -75,7 +90,43 @@ def test_an_audit_finds_what_was_seen_twice_or_missed(unbroken: Path, small_work
     plan = {"num_clips": 64, "batch_clips": 4, "steps_per_epoch": 16}
     twice = audit._check_epoch(0, plan, steps | {3: steps[2]}, clips)
     assert (len(twice.repeated), twice.missing, twice.exactly_once) == (4, 4, False)
+    assert str(twice) == "epoch 1, finished: 60 clips, 56 once, 4 consumed more than once, 4 missing"
     gone = audit._check_epoch(0, plan, {step: ids for step, ids in steps.items() if step != 3}, clips)
     assert (gone.missing_steps, gone.missing, gone.exactly_once) == ((3,), 4, False)
-    padded = audit._check_epoch(0, plan | {"num_clips": 62}, steps | {15: steps[15][:2] + steps[0][:2]}, None)
-    assert (padded.padded, padded.exactly_once, padded.clips) == (2, True, 62)
+    strange = audit._check_epoch(0, plan, steps | {3: ["a", "b", "c", "d"]}, clips)
+    assert (strange.foreign, strange.missing, strange.exactly_once) == (4, 4, False)
+
+
+def test_an_audit_says_what_was_padded_or_left_out(unbroken: Path) -> None:
+    steps, plan = audit.read_steps(str(unbroken)), {"num_clips": 62, "batch_clips": 4, "steps_per_epoch": 16}
+    for more in ({}, {"tail": "pad"}):  # an audit of before there were even steps does not name its tail
+        padded = audit._check_epoch(0, plan | more, steps | {15: steps[15][:2] + steps[0][:2]}, None)
+        assert (padded.padded, padded.as_planned, padded.exactly_once, padded.clips) == (2, True, False, 62)
+        assert str(padded) == (
+            "epoch 1, finished: 62 clips, 60 once, 2 again, to fill the last step (schedule.tail = pad)"
+        )
+    even = audit._check_epoch(0, plan | {"tail": "even"}, steps | {14: steps[14][:3], 15: steps[15][:3]}, None)
+    assert str(even) == "epoch 1, finished: 62 clips, each exactly once"
+    plan |= {"num_clips": 66, "tail": "drop"}
+    left = audit._check_epoch(0, plan, steps, None)
+    assert (left.left_out, left.missing, left.as_planned, left.exactly_once) == (2, 0, True, False)
+    assert str(left) == "epoch 1, finished: 64 clips, 64 once, 2 left out (schedule.tail = drop)"
+
+
+def test_the_command_reads_the_split_from_the_frames(
+    unbroken: Path, small_workflow: Workflow, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert audit.main(str(unbroken)) == 0
+    assert capsys.readouterr().out == "epoch 1, finished: 64 clips, each exactly once\n"
+    out = tmp_path / "model"
+    shutil.copytree(unbroken, out)
+    plan = json.loads((out / "audit" / "plan.json").read_text())
+    (out / "audit" / "plan.json").write_text(json.dumps(plan | {"frames": str(tmp_path / "gone")}))
+    assert audit.main(str(out)) == 0
+    assert "their ids held against no split" in capsys.readouterr().out
+    assert audit.main(str(out), str(tmp_path / "gone")) == 1
+    assert audit.main(str(out), str(small_workflow[0] / "frames")) == 0
+    record = json.loads((out / "run.json").read_text())
+    (out / "run.json").write_text(json.dumps(record | {"inputs": {"frames": "0" * 16}}))
+    assert audit.main(str(out), str(small_workflow[0] / "frames")) == 1
+    assert "holds other frames now" in capsys.readouterr().err

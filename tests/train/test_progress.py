@@ -1,10 +1,12 @@
 """What a person watches: lines for a job log, the same through a restart."""
 
 import json
+import math
 from typing import Any
 
 import pytest
 
+from evilm.train.look import better
 from evilm.train.progress import Progress, metrics_line
 
 
@@ -42,3 +44,36 @@ def test_a_line_says_where_it_is_and_how_long_it_takes(seconds: float, shown: st
         "step 11/40 (epoch 2) | loss 2.5: mlm 1.25  vtm 1.25 | accuracy: vtm 50.0% | 123 clips/s, waiting 3%"
         f" | {shown} left"
     )
+
+
+def test_the_time_left_is_told_from_more_than_the_last_stretch(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, left = 100.0, 0.0
+    monkeypatch.setattr("time.perf_counter", lambda: now)
+    feed: Any = _Feed()
+    progress = Progress(1000, 8, 0)
+    for step in range(10, 101, 10):
+        now += 60.0 if step == 100 else 10.0  # the last one had an evaluation in it
+        left = progress.flush(step, feed)["time/eta_s"]
+    assert left == pytest.approx(900 * 150 / 100)
+    for step in range(110, 501, 10):
+        now += 10.0
+        left = progress.flush(step, feed)["time/eta_s"]
+    assert left == pytest.approx(500), "of long ago nothing is left"
+
+
+def test_lines_come_seconds_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr("time.perf_counter", lambda: now)
+    progress, due = Progress(1000, 8, 0), []
+    for _ in range(12):
+        due.append(progress.is_line_due())
+        now += 1.0
+    assert [second for second, is_due in enumerate(due) if is_due] == [0, 5, 10]
+
+
+def test_nan_is_never_the_best() -> None:
+    assert better({"loss": math.nan}, "loss", {}) is None
+    assert better({"loss": math.inf}, "loss", {}) is None
+    assert better({"loss": 2.0}, "loss", {"value": math.nan}) == 2.0, "of a run of before"
+    assert better({"loss": 2.0}, "loss", {"value": 1.0}) is None
+    assert better({"auc": 2.0}, "auc", {"value": 1.0}) == 2.0

@@ -1,6 +1,7 @@
 """Tracking against real MLflow stores and servers: nothing lost, nothing twice, nothing stopped."""
 
 import json
+import logging
 import time
 from pathlib import Path
 
@@ -10,7 +11,9 @@ from mlflow_server import Server, free_port, wait_for
 from evilm import storage
 from evilm.config.runs import BuildVocab
 from evilm.outputs import open_output
+from evilm.train.console import log_to_console
 from evilm.train.figure import draw_losses
+from evilm.train.fit import catch_up, finish_tracking
 from evilm.train.offline import track
 from evilm.train.recorder import Recorder, Shipper
 from evilm.train.spool import Spool, read_points
@@ -89,6 +92,62 @@ def test_a_dead_server_costs_seconds_and_nothing_else(
     assert track("build_vocab", work, config)["num_words"] == 3
     assert time.monotonic() - began < 60
     assert not storage.exists(storage.join(out, "mlflow.json"))
+
+
+def test_what_could_not_be_sent_all_along_is_sent_by_the_same_command_later(tmp_path: Path, config: BuildVocab) -> None:
+    from mlflow import MlflowClient
+
+    out = tmp_path / "out"
+    open_output(config, str(out), {})
+    dead = config.override({"tracking.uri": f"http://127.0.0.1:{free_port()}"})
+    run = open_run(dead, "build_vocab", str(out), {})
+    assert run
+    recorder = Recorder(str(out), run.as_dict)
+    for step in range(1, 151):
+        recorder.log({"train/loss": 1 / step}, step)
+    recorder.close()
+    finish_tracking(dead, run, {"num_words": 3})
+    assert not (out / "mlflow.json").exists()
+
+    catch_up(config, "build_vocab", str(out), {"num_words": 3})
+    known = json.loads((out / "mlflow.json").read_text())
+    client = MlflowClient(tracking_uri=known["uri"])
+    found = client.get_run(known["run_id"])
+    assert (found.info.status, found.data.metrics["summary/num_words"]) == ("FINISHED", 3)
+    assert [p.step for p in client.get_metric_history(known["run_id"], "train/loss")] == list(range(1, 151))
+    catch_up(config, "build_vocab", str(out), {"num_words": 4})
+    assert client.get_run(known["run_id"]).data.metrics["summary/num_words"] == 3, "it is closed"
+
+
+def test_a_run_that_lacks_metrics_is_not_closed_and_a_torn_note_of_what_was_sent_is_passed_over(
+    tmp_path: Path, config: BuildVocab
+) -> None:
+    from mlflow import MlflowClient
+
+    out = tmp_path / "out"
+    open_output(config, str(out), {})
+    run = open_run(config, "build_vocab", str(out), {})
+    assert run
+    spool = Spool(out / "metrics.jsonl")
+    spool.log({"train/loss": 1.0}, 1)
+    spool.close()
+    run_id = json.loads((out / "mlflow.json").read_text())["run_id"]
+    sent = out / f"metrics.jsonl.{run_id}.sent"
+    sent.mkdir()  # shipping fails, and nothing else
+    finish_tracking(config, run, {"num_words": 3})
+    assert not is_closed(run)
+    sent.rmdir()
+    sent.touch()  # as a kill leaves a write that is not atomic
+    catch_up(config, "build_vocab", str(out), {"num_words": 3})
+    assert is_closed(run)
+    history = MlflowClient(tracking_uri=run.uri).get_metric_history(run_id, "train/loss")
+    assert [point.step for point in history] == [1]
+    assert int(sent.read_text()) == (out / "metrics.jsonl").stat().st_size
+
+
+def test_retries_of_a_dead_server_do_not_fill_the_log() -> None:
+    log_to_console()
+    assert not logging.getLogger("urllib3.connectionpool").isEnabledFor(logging.WARNING)
 
 
 @pytest.mark.slow

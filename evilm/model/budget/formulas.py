@@ -50,7 +50,7 @@ def step_parts_s(
 
 
 def steps_per_epoch(num_clips: int, batch_clips: int) -> int:
-    """Steps of an epoch, its last one filled up."""
+    """Steps of an epoch; where the batch does not divide it, they are smaller, or the last one is filled up."""
     return math.ceil(num_clips / batch_clips)
 
 
