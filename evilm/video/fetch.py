@@ -28,6 +28,7 @@ from evilm.video.reasons import Reason
 from evilm.video.urls import is_url, public_uri
 
 _TAR = re.compile(r"\.tar/", re.IGNORECASE)
+_ENDING = re.compile(r"\.[A-Za-z0-9]{1,10}")
 _PIECE_BYTES = 1 << 23
 
 
@@ -84,6 +85,21 @@ class Fetcher:
                     raise
                 local = self._download(url, stack)
             yield local
+
+    def is_missing(self, path: str, needs_ending: bool = False, offset: int = -1, url: str = "") -> bool:
+        """Whether a look at the local root, and nothing else, shows that there is no such video.
+
+        Raises:
+            SourceError: a root that is gone.
+        """
+        if not self._is_local or offset >= 0 or url or is_url(path):
+            return False
+        try:
+            _check(path)
+            self._local.find(path, needs_ending)
+        except DecodeError as error:
+            return error.reason == Reason.MISSING_FILE
+        return False
 
     def _get(self, path: str, needs_ending: bool, offset: int, num_bytes: int, stack: contextlib.ExitStack) -> Local:
         if is_url(path):
@@ -277,7 +293,7 @@ def _temporary(path: str, stack: contextlib.ExitStack) -> IO[bytes]:
     ending = os.path.splitext(path.rpartition("/")[2])[1]
     try:
         return stack.enter_context(
-            tempfile.NamedTemporaryFile(prefix="evilm-", suffix=ending if len(ending) < 12 else "")
+            tempfile.NamedTemporaryFile(prefix="evilm-", suffix=ending if _ENDING.fullmatch(ending) else "")
         )
     except OSError as error:
         raise ShardError(f"no temporary file in {tempfile.gettempdir()}: {error.strerror}; set TMPDIR") from None
