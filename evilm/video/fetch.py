@@ -1,6 +1,7 @@
 """Videos as local files, from where a manifest says: a folder, an object store, a tar in either, or a URL.
 
-Nothing is read outside of the video root: no absolute path, no '..', no link that leaves it, no other bucket.
+Nothing is read outside of the video root: no absolute path, no '..', no link that leaves it, no other bucket. Tars that
+the user names as manifests may be links to elsewhere, as they are in download caches.
 """
 
 import contextlib
@@ -123,8 +124,8 @@ class Fetcher:
             raise DecodeError(Reason.TOO_LARGE, f"{num_bytes} bytes, more than fetch.max_mb = {self._config.max_mb}")
         copy = _temporary(path, stack)
         if self._is_local:
-            self._local.check(f"{self._root}/{name}")
-            if not self._local.is_file(name):
+            self._local.check(f"{self._root}/{name}".rpartition("/")[0])
+            if not self._local.is_file(name, may_lead_out=True):  # --manifest names it: a cache may keep it elsewhere
                 raise DecodeError(Reason.MISSING_FILE, "its tar")
             with open(f"{self._root}/{name}", "rb") as tar:
                 tar.seek(offset)

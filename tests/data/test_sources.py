@@ -428,6 +428,18 @@ def test_a_damaged_header_in_a_tar_is_named(tmp_path: Path) -> None:
         rows_of(tmp_path / "c.tar")
 
 
+def test_tars_in_a_cache_of_downloads(tmp_path: Path) -> None:
+    """Hugging Face keeps files in blobs/ and links to them in snapshots/."""
+    (tmp_path / "blobs").mkdir()
+    (tmp_path / "snapshots" / "a").mkdir(parents=True)
+    write_tar(tmp_path / "blobs" / "0123", sample("a"))
+    (tmp_path / "snapshots" / "a" / "0.tar").symlink_to("../../blobs/0123")
+    config = ShardVideos(manifest=str(tmp_path / "snapshots" / "a"))
+    (row,) = clips(config.manifest)
+    with Fetcher(videos_root(config), FetchConfig()).fetch(row.path, False, row.offset, row.num_bytes) as local:
+        assert Path(local.path).read_bytes() == b"video" * 300
+
+
 def sample(key: str) -> dict[str, bytes]:
     return {f"{key}.mp4": b"video" * 300, f"{key}.txt": b"Words."}
 
