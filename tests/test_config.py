@@ -119,6 +119,11 @@ def test_a_preset_file_is_checked_section_by_section(tmp_path: Path) -> None:
         file.write_text(text)
         with pytest.raises(ConfigError, match=wanted):
             load(str(file))
+    for data, wanted in [(b"pretrain: {out: caf\xe9}", "not UTF-8"), (b"a: 2024-99-99", "not valid YAML")]:
+        file.write_bytes(data)
+        with pytest.raises(ConfigError, match=wanted) as caught:
+            load(str(file))
+        assert "\n" not in str(caught.value)
 
 
 def test_override_validates_again() -> None:

@@ -37,6 +37,8 @@ KINDS: dict[str, dict[str, Any]] = {
     "packed.avi": {"codec": "mpeg4", "options": {"bf": "2", "g": "6"}},
     "vp8.webm": {"codec": "libvpx", "options": {"auto-alt-ref": "1", "lag-in-frames": "8", "g": "9"}},
     "vp9.webm": {"codec": "libvpx-vp9", "options": {"auto-alt-ref": "1", "lag-in-frames": "8", "g": "9"}},
+    "av1.mp4": {"num_frames": 40, "codec": "libsvtav1", "size": (128, 96), "options": {"preset": "12", "g": "10"}},
+    "av1.webm": {"num_frames": 40, "codec": "libsvtav1", "size": (128, 96), "options": {"preset": "12"}},
     "moving.gif": {"num_frames": 12, "codec": "gif", "pix_fmt": "rgb8", "rate": 10},
     "upright.mp4": {"rotation": 90},
     "over.mp4": {"rotation": 180},

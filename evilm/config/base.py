@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -87,3 +88,17 @@ def without(data: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
     """`data` less the named keys: what is left decides whether two runs are the same."""
     dropped = set(names)
     return {name: value for name, value in data.items() if name not in dropped}
+
+
+def read_yaml(flag: str, place: str) -> str:
+    """The text of a YAML file that a flag names.
+
+    Raises:
+        ConfigError: it can't be read, or is no text.
+    """
+    try:
+        return Path(place).read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise ConfigError(f"{flag} {place}: not valid YAML, as it is not UTF-8 text; save it as UTF-8") from None
+    except OSError as error:
+        raise ConfigError(f"{flag} {place}: {error.strerror or type(error).__name__}") from None

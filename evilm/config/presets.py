@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from evilm.config.base import validate
+from evilm.config.base import read_yaml, validate
 from evilm.config.runs import DOORS, Door, Sweep
 from evilm.errors import ConfigError
 
@@ -33,12 +33,12 @@ def load(preset: str) -> dict[str, Any]:
     if preset in names():
         text = resources.files("evilm.presets").joinpath(f"{preset}.yaml").read_text()
     elif preset.endswith((".yaml", ".yml")) and Path(preset).is_file():
-        text = Path(preset).read_text()
+        text = read_yaml("--preset", preset)
     else:
         raise ConfigError(f"--preset {preset!r} is no preset; use {', '.join(names())}, or the path of a YAML file")
     try:
         sections = yaml.safe_load(text) or {}
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date that is none
         raise ConfigError(f"--preset {preset}: not valid YAML ({' '.join(str(error).split())})") from None
     if not isinstance(sections, dict):
         raise ConfigError(f"--preset {preset}: expected one section per door ({', '.join(DOORS)}), found {sections!r}")

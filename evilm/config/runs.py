@@ -88,7 +88,7 @@ class ShardVideos(Door):
     limit: int = Field(default=0, ge=0)
     """Use only the first N rows; 0 uses all."""
     max_failed_share: float = Field(default=0.5, ge=0, le=1)
-    """Fail (exit 1) when more than this share of the clips is quarantined; in the middle when they can't be got."""
+    """Fail (exit 1) when more than this share of the rows is quarantined; in the middle as soon as that is certain."""
     retry: str = ""
     """Try quarantined clips once more that have one of these reasons (by commas), or `all`, e.g. fetch_error."""
     columns: ColumnsConfig = ColumnsConfig()

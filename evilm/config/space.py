@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from evilm.config.base import Config, flatten
+from evilm.config.base import Config, flatten, read_yaml
 from evilm.errors import ConfigError
 
 _MOST_CHECKED = 2000
@@ -140,12 +140,12 @@ def _load(space: str) -> Any:
     if space in space_names():
         text = (resources.files("evilm.presets") / "spaces" / f"{space}.yaml").read_text()
     elif space.endswith((".yaml", ".yml")) and Path(space).is_file():
-        text = Path(space).read_text()
+        text = read_yaml("--space", space)
     else:
         raise ConfigError(f"--space {space!r} is no space; use {', '.join(space_names())}, or the path of a YAML file")
     try:
         return yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigError(f"--space {space}: not valid YAML ({' '.join(str(error).split())})") from None
 
 

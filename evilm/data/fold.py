@@ -44,16 +44,37 @@ class Ledger:
         for (generation, shard), (_, record) in zip(shards, records, strict=True):
             yield generation, shard, record
 
-    def missing_units(self) -> list[str]:
-        """Shards that are not committed; commits of plans that were given up are taken back."""
-        todo = []
+    def missing_units(self) -> tuple[list[str], int]:
+        """Shards that are not committed; commits of plans that were given up are taken back.
+
+        Returns:
+            The shards, and how many clips of the others are quarantined.
+        """
+        todo, num_bad, retried = [], 0, self.retried()
         for generation, shard, record in self.records():
             if record is not None and record["plan_id"] != generation.plan_id:
                 job.revoke(self.out, shard.name)
                 record = None
             if record is None:
                 todo.append(generation.unit(shard))
-        return todo
+            else:
+                num_bad += sum(not retried.after(generation.number, row["clip_id"]) for row in record["bad"])
+        return todo, num_bad
+
+    def allowance(self, todo: Sequence[str], num_bad: int, max_failed_share: float) -> float:
+        """The share of the clips in `todo` that may fail; with more of them too many rows are quarantined.
+
+        Args:
+            todo: shards that are not committed.
+            num_bad: clips of the others that are quarantined.
+            max_failed_share: of all rows of the manifest.
+        """
+        units, rows = set(todo), [each for each in self.generations if each.kind == "rows"]
+        planned = [shard.num_rows for each in rows for shard in each.shards if each.unit(shard) in units]
+        if len(planned) < len(units):
+            return 1.0  # clips that are tried again have failed before
+        manifest = self.of_manifest
+        return (max_failed_share * manifest.num_rows - manifest.reasons.total - num_bad) / max(sum(planned), 1)
 
     def retried(self) -> Retried:
         """Which clips were planned again after they had been quarantined."""

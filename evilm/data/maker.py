@@ -17,7 +17,7 @@ from evilm.data import job
 from evilm.data.manifest import BadRow, ClipRow
 from evilm.data.plan import read_rows
 from evilm.data.watch import LOST, lost_error, too_many
-from evilm.errors import DecodeError
+from evilm.errors import DecodeError, EvilmError
 from evilm.shards import write_frames
 from evilm.video.child import Decoder
 from evilm.video.decode import DecodedClip
@@ -200,8 +200,12 @@ def _close(arrival: _Arrival) -> None:
 def _get(row: ClipRow, fetcher: Fetcher) -> _Video:
     try:
         return _Video(row, fetcher)
+    except (EvilmError, MemoryError):
+        raise
     except OSError as error:  # a file that vanished or can't be read once it was found
         raise DecodeError(Reason.FETCH_ERROR, error.strerror or type(error).__name__) from None
+    except Exception as error:  # what no one foresaw of one place among millions must not end the job
+        raise DecodeError(Reason.FETCH_ERROR, f"unexpected {type(error).__name__}") from error
 
 
 class _Kept:

@@ -11,11 +11,12 @@ from typing import Any
 from evilm.config.data import VIDEO_ENDINGS
 from evilm.text.layouts import KEY, Roles
 from evilm.text.spans import Span, parse_list, parse_span, show_seconds
-from evilm.text.tables import Fault, as_text
+from evilm.text.tables import Fault, as_text, is_text
 from evilm.video.reasons import Reason
 from evilm.video.urls import is_url, public_text, public_uri
 
-SPLIT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
+SPLIT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
+"""Splits become parts of file names."""
 _TERMINAL_CODES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 _JOINERS = "\u200c\u200d"
 """Format characters that change what is read: Persian words and joined emoji need them."""
@@ -150,10 +151,8 @@ def count_reasons(rows: Iterable[BadRow]) -> dict[str, int]:
 
 
 def _check_text(texts: Mapping[str, str]) -> None:
-    try:
-        "".join(texts.values()).encode()  # bytes that are no UTF-8 were kept as lone surrogates
-    except UnicodeEncodeError:
-        raise _Refused(Reason.BAD_ROW, "not UTF-8") from None
+    if not is_text("".join((*texts, *texts.values()))):
+        raise _Refused(Reason.BAD_ROW, "not UTF-8")
 
 
 def _id_from_place(texts: Mapping[str, str], roles: Roles) -> str:
@@ -189,11 +188,15 @@ def _place(clip_id: str, record: Mapping[str, Any], texts: Mapping[str, str], co
             raise _Refused(
                 Reason.MISSING_FILE, "no URL" if context.urls else "a path below --videos, which is not given"
             )
+        _check_path(url)
         return Place(url)
     if roles.path:
         if not path and not url:
             raise _Refused(Reason.MISSING_FILE, "no path")
-        return Place(_below(path, context.root), url=url) if path else Place(url)
+        if path:
+            return Place(_below(path, context.root), url=url)
+        _check_path(url)
+        return Place(url)
     folder = texts.get(roles.page_dir, "").strip() if roles.page_dir else context.folder
     return Place(_below(f"{folder}/{name}" if folder else name, context.root), needs_ending=True, url=url)
 

@@ -32,8 +32,6 @@ FOLDER = "_plan"
 _PLAN = "plan.json"
 _MOST_SPLITS = 1000
 _UPLOADS = 8
-_MOST_ASKED = 1000
-"""Rows with a taken id whose videos are looked for."""
 Kind = Literal["rows", "retry"]
 
 
@@ -99,7 +97,7 @@ def plan_rows(
     earlier: Sequence[Generation],
     seed: int,
     shard_clips: int,
-    is_there: Callable[[ClipRow], bool],
+    is_missing: Callable[[ClipRow], bool],
 ) -> Generation:
     """Plan the rows of a manifest that are in no earlier generation; memory does not grow with their number.
 
@@ -108,7 +106,7 @@ def plan_rows(
         rows: the whole manifest; of rows with one id, the first one counts.
         manifest: identity of the manifest.
         earlier: what was planned before.
-        is_there: whether a row's video exists; asked only of some rows whose id is taken, to tell which they lack.
+        is_missing: whether a row's video is known not to exist; asked of rows whose id is taken.
 
     Raises:
         ConfigError: rows that were planned before are gone or say something else.
@@ -120,7 +118,7 @@ def plan_rows(
         _Writer(out, earlier, shard_clips) as writer,
         Known([folder(out, plan.number) for plan in earlier if plan.kind == "rows"]) as known,
     ):
-        num_rows = asked = 0
+        num_rows = 0
         for num_rows, row in enumerate(rows, start=1):  # noqa: B007
             if isinstance(row, BadRow):
                 quarantine.add(row)
@@ -129,8 +127,7 @@ def plan_rows(
         for table, end in spill.sorted(in_pieces=not known.is_empty):
             first = _is_first(table)
             for row, head in _doubles(table, first):
-                quarantine.add(_refused(row, head, is_there if asked < _MOST_ASKED else None))
-                asked += row.path != head.path
+                quarantine.add(_refused(row, head, is_missing))
             table = table.filter(first)
             writer.add(table.filter(pa.array(known.is_new(table, end))))
         known.enforce(out)
@@ -185,11 +182,11 @@ def _as_row(values: dict[str, Any]) -> ClipRow:
     return ClipRow(**values | {"extra": json.loads(values["extra"] or "{}")})
 
 
-def _refused(row: ClipRow, head: ClipRow, is_there: Callable[[ClipRow], bool] | None) -> BadRow:
+def _refused(row: ClipRow, head: ClipRow, is_missing: Callable[[ClipRow], bool]) -> BadRow:
     """A row whose id is taken. Where it names another video that does not exist, that is the reason to tell."""
     reason = Reason.DUPLICATE_ID
     detail = f"record {head.record}" + (f" of {head.source}" if head.source else "") + " has this id"
-    if is_there is not None and row.path != head.path and not is_there(row):
+    if row.path != head.path and is_missing(row):
         reason, detail = Reason.MISSING_FILE, f"and {detail}"
     return BadRow(row.record, row.clip_id, reason, detail, row.split, public_uri(row.path), row.source)
 

@@ -21,9 +21,9 @@ from evilm.data.manifest import ClipRow
 from evilm.data.plan import Generation
 from evilm.data.sources import fingerprint_of_manifests, read_manifests, videos_root
 from evilm.data.watch import Watch
-from evilm.errors import ConfigError, DecodeError, SourceError, UsageError
+from evilm.errors import ConfigError, SourceError, UsageError
 from evilm.outputs import close_output, extend_output, open_output
-from evilm.shards import FrameManifest
+from evilm.shards import MANIFEST, FrameManifest
 from evilm.video.fetch import Fetcher
 from evilm.video.reasons import Reason
 
@@ -55,11 +55,11 @@ def shard_videos(config: ShardVideos) -> dict[str, Any]:
     if videos and not storage.exists(videos):
         raise ConfigError(f"--videos {config.videos or videos}: there is no such folder or bucket; mend the place")
     done = open_output(config, out, inputs, _GROWS, _SCRAPS)
-    if done:
+    if done or storage.exists(storage.join(out, MANIFEST)):
         FrameManifest.load(out)  # refuses what another version of this package made
-        if not any(reason in reasons for reason in done["reasons"]):
-            tell_retryable(done["reasons"])
-            return done | {"reused": True}
+    if done and not any(reason in reasons for reason in done["reasons"]):
+        tell_retryable(done["reasons"])
+        return done | {"reused": True}
     ledger = Ledger(out, config.sampling.seed, plan.read_generations(out))
     _plan_rows(ledger, config, inputs, videos)
     made = _make_missing(ledger, config, videos)
@@ -141,7 +141,7 @@ def _plan_retry(
 
 def _make_missing(ledger: Ledger, config: ShardVideos, videos: str) -> job.Tally:
     """Run the tasks of all shards that are not committed."""
-    todo, done = ledger.missing_units(), job.Tally(0)
+    (todo, num_bad), done = ledger.missing_units(), job.Tally(0)
     num_shards = sum(len(generation.shards) for generation in ledger.generations)
     if not todo:
         return done
@@ -161,7 +161,9 @@ def _make_missing(ledger: Ledger, config: ShardVideos, videos: str) -> job.Tally
     )
     workers = min(config.cluster.num_workers, len(todo))
     options = {"fn_args": (work,), "compute": TaskPoolStrategy(size=workers), "num_cpus": 1}
-    watch = Watch(ledger.out, config.max_failed_share)
+    share = config.max_failed_share
+    allowance = 1.0 if config.retry else ledger.allowance(todo, num_bad, share)
+    watch = Watch(ledger.out, work.job, share, allowance)
     try:
         with closing(job.run(todo, make_shards, workers, options, "frames")) as rows:
             for row in rows:
@@ -169,23 +171,15 @@ def _make_missing(ledger: Ledger, config: ShardVideos, videos: str) -> job.Tally
                 done = _sum(done, tally)
                 watch.add(str(row["name"]), tally)
     except SourceError:
-        watch.take_back(todo, work.job)
+        watch.take_back(todo)
         raise
     return done
 
 
 def _finder(videos: str, config: ShardVideos) -> Callable[[ClipRow], bool]:
-    """A function that says whether the video of a row is there."""
+    """A function that says whether the video of a row is surely not there. It asks no server: the plan waits for it."""
     fetcher = Fetcher(videos, config.fetch)
-
-    def is_there(row: ClipRow) -> bool:
-        try:
-            with fetcher.fetch(row.path, row.needs_ending, row.offset, row.num_bytes, row.url):
-                return True
-        except DecodeError as error:
-            return error.reason != Reason.MISSING_FILE
-
-    return is_there
+    return lambda row: fetcher.is_missing(row.path, row.needs_ending, row.offset, row.url)
 
 
 def _sum(one: job.Tally, other: job.Tally) -> job.Tally:

@@ -40,7 +40,7 @@ def read_manifests(config: ShardVideos) -> Iterator[ClipRow | BadRow]:
         ConfigError: settings that don't fit the manifests.
     """
     if not SPLIT.fullmatch(config.split):
-        raise ConfigError(f"split = {config.split!r}; use letters, digits, '_', '-' and '.'")
+        raise ConfigError(f"split = {config.split!r}; use up to 100 letters, digits, '_', '-' and '.'")
     uris = list_manifests(config.manifest)
     root = _root(config, uris)
     sources = names_of(uris) if len(uris) > 1 else [""]

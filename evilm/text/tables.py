@@ -14,7 +14,7 @@ import math
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import IO, Any, cast
 
 import pyarrow as pa
@@ -22,25 +22,14 @@ import pyarrow.parquet as pq
 
 from evilm import storage
 from evilm.errors import ManifestError, StorageError
+from evilm.text.delimited import LINE_CHARS, Delimited, Fault
 
 ENDINGS = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet", ".csv.gz", ".tsv.gz", ".jsonl.gz", ".ndjson.gz")
 """Endings by which a table is known in a folder."""
-_FIELD_CHARS = 1 << 20  # a quote that is never closed takes no more than this with it
-_LINE_CHARS = 1 << 24
 _HEAD_BYTES = 1 << 16
 _BLOCK_BYTES = 1 << 23  # s3fs would take 50 MiB per file
 _BATCH_ROWS = 1024
 _PEEKED = 100
-
-csv.field_size_limit(_FIELD_CHARS)
-
-
-@dataclass(frozen=True, slots=True)
-class Fault:
-    """A record that can't be read, with what could be made of it."""
-
-    detail: str
-    values: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -108,6 +97,15 @@ def as_text(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, default=str) if isinstance(value, list | dict) else str(value)
 
 
+def is_text(text: str) -> bool:
+    """Whether a text can be written as UTF-8; bytes that were none are kept as lone surrogates."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _text(file: IO[bytes], head: bytes, uri: str) -> tuple[list[str], Iterator[dict[str, Any] | Fault]]:
     """A CSV, TSV or JSON lines."""
     first = head.removeprefix(b"\xef\xbb\xbf").lstrip(b"\r\n").split(b"\n", 1)[0]
@@ -128,47 +126,26 @@ def _text(file: IO[bytes], head: bytes, uri: str) -> tuple[list[str], Iterator[d
         return _json_lines(_limited(lines), uri)
     name = uri.lower().removesuffix(".gz")
     is_tsv = name.endswith(".tsv") or (b"\t" in first and b"," not in first)
-    return _csv(_limited(lines), "\t" if is_tsv else ",", uri)
+    return _csv(Delimited(lines, "\t" if is_tsv else ","), uri)
 
 
 def _limited(lines: io.TextIOWrapper) -> Iterator[str]:
     """Lines, those beyond all measure in pieces."""
-    while line := lines.readline(_LINE_CHARS):
+    while line := lines.readline(LINE_CHARS):
         yield line
 
 
-def _csv(lines: Iterator[str], delimiter: str, uri: str) -> tuple[list[str], Iterator[dict[str, Any] | Fault]]:
-    reader = csv.reader(lines, delimiter=delimiter)
+def _csv(table: Delimited, uri: str) -> tuple[list[str], Iterator[dict[str, Any] | Fault]]:
     try:
-        header = [name.strip() for name in next((record for record in reader if record), [])]
+        header = [name.strip() for name in table.header()]
     except csv.Error as error:
         raise ManifestError(f"{uri} has no header line that can be read: {error}") from None
+    if odd := [name for name in header if not is_text(name)]:
+        raise ManifestError(f"{uri} names a column {show(odd[:1])!r} that is not UTF-8; save the file as UTF-8")
     repeated = sorted({name for name in header if name and header.count(name) > 1})
     if repeated:
         raise ManifestError(f"{uri} names column {show(repeated[:1])!r} twice; rename one of them")
-
-    def records() -> Iterator[dict[str, Any] | Fault]:
-        while True:
-            line = reader.line_num
-            try:
-                values = next(reader)
-            except StopIteration:
-                return
-            except csv.Error as error:
-                yield Fault(f"{error}{_extent(line, reader.line_num)}")
-                continue
-            if len(values) == len(header):
-                yield dict(zip(header, values, strict=True))
-            elif values:  # empty lines are no records
-                detail = f"{len(values)} of {len(header)} columns{_extent(line, reader.line_num)}"
-                yield Fault(detail, dict(zip(header, values, strict=False)))
-
-    return header, records()
-
-
-def _extent(before: int, last: int) -> str:
-    """Where a broken record lies, if it goes on over many lines."""
-    return f", lines {before + 1} to {last}: a quote that is not closed?" if last - before > 1 else ""
+    return header, table.records(header)
 
 
 def _json_lines(lines: Iterator[str], uri: str) -> tuple[list[str], Iterator[dict[str, Any] | Fault]]:
@@ -181,8 +158,8 @@ def _json_lines(lines: Iterator[str], uri: str) -> tuple[list[str], Iterator[dic
 
 
 def _json_record(line: str) -> dict[str, Any] | Fault:
-    if len(line) >= _LINE_CHARS:
-        return Fault(f"a line of {_LINE_CHARS} characters and more")
+    if len(line) >= LINE_CHARS:
+        return Fault(f"a line of {LINE_CHARS} characters and more")
     try:
         record = json.loads(line)
     except (ValueError, RecursionError) as error:

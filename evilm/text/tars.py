@@ -2,18 +2,28 @@
 
 import json
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
-from typing import IO, Any
+from typing import IO, Any, Self
 
 from evilm import storage
 from evilm.config.data import VIDEO_ENDINGS
 from evilm.errors import ManifestError, StorageError
 from evilm.text.layouts import KEY
-from evilm.text.tables import Fault
+from evilm.text.tables import Fault, is_text
 
 _TEXT_BYTES = 1 << 20
 _BLOCK_BYTES = 1 << 16  # one range read gives a sample's texts and the next header
+_NAME_TYPES = (
+    tarfile.GNUTYPE_LONGNAME,
+    tarfile.GNUTYPE_LONGLINK,
+    tarfile.XHDTYPE,
+    tarfile.XGLTYPE,
+    tarfile.SOLARIS_XHDTYPE,
+)
+_NO_TAR = "bytes that are no tar follow its end mark,"
+_DAMAGED = (tarfile.TarError, ValueError, OverflowError, RecursionError)
+"""What headers raise that hold numbers that are none, or that follow each other without end."""
 
 
 @dataclass(slots=True)
@@ -94,32 +104,65 @@ class _Problem:
     key: str = ""
 
 
+class _Header(tarfile.TarInfo):
+    """A header whose sizes can be true. Long names and the like are read into memory, whatever size they say."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
+        header = super().frombuf(buf, encoding, errors)
+        if header.size < 0 or (header.type in _NAME_TYPES and header.size > _TEXT_BYTES):
+            raise tarfile.ReadError(f"a header of {header.size} bytes")
+        return header
+
+
 def _members(file: IO[bytes], problem: _Problem) -> Iterator[tarfile.TarInfo]:
-    """The files of a tar whose bytes are all there; why there are no more is left in `problem`."""
-    size = file.seek(0, 2)
-    file.seek(0)
+    """The members of a tar whose bytes are all there, and of others that were appended to it by `cat`, without
+    folders; why there are no more is left in `problem`."""
+    size, begin = file.seek(0, 2), 0
+    while begin is not None and not problem.text:
+        file.seek(begin)
+        begin = yield from _members_of_one(file, size, problem)
+
+
+def _members_of_one(file: IO[bytes], size: int, problem: _Problem) -> Generator[tarfile.TarInfo, None, int | None]:
+    """The members of the tar that begins where `file` stands; where the next one begins, None if there is none."""
+    begin = file.tell()
     try:
-        tar = tarfile.TarFile(fileobj=file)
-    except (tarfile.TarError, ValueError):
-        problem.text = "no tar, or its first header is damaged:"
-        return
+        tar = tarfile.TarFile(fileobj=file, tarinfo=_Header)
+    except _DAMAGED:
+        problem.text = _NO_TAR if begin else "no tar, or its first header is damaged:"
+        return None
     try:
         while (member := tar.next()) is not None:
             tar.members = []  # type: ignore[attr-defined]  # it would keep them all
             if member.offset_data + member.size > size:
                 problem.text, problem.key = "the tar was cut off", split_key(member.name.removeprefix("./"))[0]
-                return
-            if member.isreg():
+                return None
+            if member.size < 0:
+                raise tarfile.ReadError(f"{member.size} bytes")
+            if not member.isdir():
                 yield member
-    except (tarfile.TarError, ValueError):  # ValueError: numbers in a header that are none
+    except _DAMAGED:
         problem.text = "the tar has a damaged header"
-        return
+        return None
     file.seek(tar.offset)
     rest = file.read(512)
     if len(rest) < 512:
         problem.text = "the tar was cut off, it has no end mark"
     elif any(rest):
-        problem.text = "the tar has a damaged header"
+        problem.text = "the tar has a damaged header" if tar.offset > begin else _NO_TAR
+    else:
+        return _after_zeros(file)
+    return None
+
+
+def _after_zeros(file: IO[bytes]) -> int | None:
+    """Where the next block that is not empty begins; None where only zeros follow."""
+    while data := file.read(_BLOCK_BYTES):
+        if any(data):
+            first = len(data) - len(data.lstrip(b"\0"))
+            return file.tell() - len(data) + first // 512 * 512
+    return None
 
 
 def _finished(sample: Sample) -> Sample:
@@ -131,7 +174,12 @@ def _finished(sample: Sample) -> Sample:
 
 def _take(sample: Sample, name: str, ending: str, member: tarfile.TarInfo, file: IO[bytes]) -> None:
     """Add a member to its sample."""
-    if any(ending.endswith(known) for known in VIDEO_ENDINGS):
+    is_video = any(ending.endswith(known) for known in VIDEO_ENDINGS)
+    if (is_video or ending in (".txt", ".json")) and (not member.isreg() or member.issparse()):
+        sample.fault = f"{name[-100:]} is a link, a device or has holes; it can't be read in place"
+    elif not is_text(name):
+        sample.fault = "the name of a member is not UTF-8"
+    elif is_video:
         if sample.member and not sample.fault:
             sample.fault = f"two videos: {sample.member[-100:]} and {name[-100:]}"
         sample.member, sample.offset, sample.num_bytes = name, member.offset_data, member.size

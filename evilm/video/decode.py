@@ -133,6 +133,8 @@ class _Sampler:
         begin = shown_at(found.pts, [start])[0]
         count = bisect_left(found.pts, end) - begin
         if count < 2:
+            if found.time_base >= 1 and not self.wish.is_span:  # no clock, or a broken one: all frames in one tick
+                raise DecodeError(Reason.DECODE_ERROR, f"one frame, by a clock that ticks every {found.time_base} s")
             raise DecodeError(Reason.TOO_SHORT, "one frame")
         pts_us = [int(found.pts[place] * found.time_base * 1_000_000) for place in index]
         if max(map(abs, pts_us)) > _LATEST_US:

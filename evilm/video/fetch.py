@@ -1,6 +1,7 @@
 """Videos as local files, from where a manifest says: a folder, an object store, a tar in either, or a URL.
 
-Nothing is read outside of the video root: no absolute path, no '..', no link that leaves it, no other bucket.
+Nothing is read outside of the video root: no absolute path, no '..', no link that leaves it, no other bucket. Tars that
+the user names as manifests may be links to elsewhere, as they are in download caches.
 """
 
 import contextlib
@@ -28,6 +29,7 @@ from evilm.video.reasons import Reason
 from evilm.video.urls import is_url, public_uri
 
 _TAR = re.compile(r"\.tar/", re.IGNORECASE)
+_ENDING = re.compile(r"\.[A-Za-z0-9]{1,10}")
 _PIECE_BYTES = 1 << 23
 
 
@@ -85,6 +87,21 @@ class Fetcher:
                 local = self._download(url, stack)
             yield local
 
+    def is_missing(self, path: str, needs_ending: bool = False, offset: int = -1, url: str = "") -> bool:
+        """Whether a look at the local root, and nothing else, shows that there is no such video.
+
+        Raises:
+            SourceError: a root that is gone.
+        """
+        if not self._is_local or offset >= 0 or url or is_url(path):
+            return False
+        try:
+            _check(path)
+            self._local.find(path, needs_ending)
+        except DecodeError as error:
+            return error.reason == Reason.MISSING_FILE
+        return False
+
     def _get(self, path: str, needs_ending: bool, offset: int, num_bytes: int, stack: contextlib.ExitStack) -> Local:
         if is_url(path):
             return self._download(path, stack)
@@ -107,8 +124,8 @@ class Fetcher:
             raise DecodeError(Reason.TOO_LARGE, f"{num_bytes} bytes, more than fetch.max_mb = {self._config.max_mb}")
         copy = _temporary(path, stack)
         if self._is_local:
-            self._local.check(f"{self._root}/{name}")
-            if not self._local.is_file(name):
+            self._local.check(f"{self._root}/{name}".rpartition("/")[0])
+            if not self._local.is_file(name, may_lead_out=True):  # --manifest names it: a cache may keep it elsewhere
                 raise DecodeError(Reason.MISSING_FILE, "its tar")
             with open(f"{self._root}/{name}", "rb") as tar:
                 tar.seek(offset)
@@ -277,7 +294,7 @@ def _temporary(path: str, stack: contextlib.ExitStack) -> IO[bytes]:
     ending = os.path.splitext(path.rpartition("/")[2])[1]
     try:
         return stack.enter_context(
-            tempfile.NamedTemporaryFile(prefix="evilm-", suffix=ending if len(ending) < 12 else "")
+            tempfile.NamedTemporaryFile(prefix="evilm-", suffix=ending if _ENDING.fullmatch(ending) else "")
         )
     except OSError as error:
         raise ShardError(f"no temporary file in {tempfile.gettempdir()}: {error.strerror}; set TMPDIR") from None

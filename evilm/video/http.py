@@ -3,6 +3,7 @@
 Redirects are followed here, each through the same check of its address as the first one.
 """
 
+import base64
 import random
 import socket
 import ssl
@@ -14,7 +15,7 @@ from contextlib import contextmanager
 from email.utils import parsedate_to_datetime
 from http.client import HTTPException
 from typing import IO
-from urllib.parse import unquote, urljoin
+from urllib.parse import unquote_to_bytes, urljoin
 
 import urllib3
 from urllib3.exceptions import HTTPError, LocationParseError
@@ -91,8 +92,16 @@ def _attempt(url: str, file: IO[bytes], config: FetchConfig, deadline: Deadline)
             place = response.headers.get("Location")
             if response.status not in _REDIRECTS or not place:
                 return _receive(response, file, config, deadline)
-        url = urljoin(url, place)
+        url = _joined(url, place)
     raise DecodeError(Reason.FETCH_ERROR, f"more than {_MAX_REDIRECTS} redirects")
+
+
+def _joined(url: str, place: str) -> str:
+    """Where a redirect leads."""
+    try:
+        return urljoin(url, place)
+    except ValueError:
+        raise DecodeError(Reason.FETCH_ERROR, "a redirect to no valid URL") from None
 
 
 @contextmanager
@@ -104,7 +113,7 @@ def _request(
     assert parts.host is not None
     headers = {"Accept": "*/*", "Accept-Encoding": "identity", "User-Agent": "evilm"}
     if parts.auth and send_password:
-        headers |= urllib3.make_headers(basic_auth=unquote(parts.auth))
+        headers |= _credentials(parts.auth)
     timeout = max(min(config.timeout_s, deadline.left()), 0.001)
     connection = (Https if parts.scheme == "https" else Http)(parts.host, parts.port, timeout=timeout)
     connection.guard = Guard(config.allow_private, timeout)
@@ -125,11 +134,16 @@ def _request(
         connection.guard.release()
 
 
+def _credentials(auth: str) -> dict[str, str]:
+    """The header for a URL's user and password, whose bytes are sent as they are written."""
+    return {"Authorization": f"Basic {base64.b64encode(unquote_to_bytes(auth)).decode()}"}
+
+
 def _parse(url: str) -> Url:
     """One reading of a URL for all that follows; two parsers could see two hosts."""
     try:
         parts = parse_url(url)
-    except LocationParseError:
+    except (LocationParseError, ValueError):
         raise DecodeError(Reason.FETCH_ERROR, "no valid URL") from None
     if parts.scheme not in ("http", "https") or not parts.host:
         raise DecodeError(
@@ -199,9 +213,9 @@ def _retry_after(value: str | None) -> float:
     """Seconds that a server asks to wait; 0 where it asks for nothing we can read."""
     if not value:
         return 0.0
-    if value.strip().isdigit():
+    if value.isascii() and value.strip().isdigit():
         return float(value)
     try:
         return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, OverflowError):
         return 0.0

@@ -47,8 +47,8 @@ class LocalRoot:
             )
         raise DecodeError(Reason.MISSING_FILE)
 
-    def is_file(self, path: str) -> bool:
-        """Whether there is a file below the root that may be read."""
+    def is_file(self, path: str, may_lead_out: bool = False) -> bool:
+        """Whether there is a file below the root that may be read; `may_lead_out` if it may be a link to elsewhere."""
         place = f"{self._root}/{path}"
         try:
             mode = os.stat(place).st_mode
@@ -58,7 +58,8 @@ class LocalRoot:
             if error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
                 return False
             raise DecodeError(Reason.FETCH_ERROR, error.strerror or type(error).__name__) from None
-        self.check(place)
+        if not may_lead_out:
+            self.check(place)
         if not stat.S_ISREG(mode):
             raise DecodeError(Reason.NOT_A_FILE, "a folder" if stat.S_ISDIR(mode) else "a device or pipe")
         if not os.access(place, os.R_OK):

@@ -4,6 +4,7 @@ import hashlib
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +20,7 @@ from PIL import Image, ImageFont
 from evilm.config.door import parse
 from evilm.config.runs import InspectShards
 from evilm.data.inspection.door import inspect_shards
-from evilm.data.inspection.sheets import choose_clips, wrap
+from evilm.data.inspection.sheets import choose_clips, fit, wrap
 from evilm.data.inspection.stats import Distribution
 from evilm.data.quarantine import SCHEMA as QUARANTINE_SCHEMA
 from evilm.errors import ConfigError, ShardError, UsageError
@@ -274,6 +275,18 @@ def test_wrap() -> None:
     assert len(short) == 3
     assert short[-1].endswith("…")
     assert font.getlength(short[-1]) <= 200
+
+
+@pytest.mark.parametrize("text", ["\u732b" * 60_000, "\u0e41\u0e21\u0e27" * 20_000, "w" * 100_000, "a b " * 30_000])
+def test_wrap_does_not_measure_whole_books(text: str) -> None:
+    font, began = ImageFont.load_default(16), time.monotonic()
+    lines = wrap(text, font, 700, most=4)
+    assert len(lines) == 4
+    assert all(font.getlength(line) <= 700 for line in lines)
+    assert text.startswith(lines[0])
+    assert lines[-1].endswith("…")
+    assert fit(text, font, 700).endswith("…")
+    assert time.monotonic() - began < 20
 
 
 def test_distribution() -> None:

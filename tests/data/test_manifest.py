@@ -13,7 +13,7 @@ from evilm.config.data import ColumnsConfig, FetchConfig
 from evilm.config.runs import ShardVideos
 from evilm.data.manifest import BadRow, ClipRow, clean_caption, count_reasons
 from evilm.data.sources import read_manifests, videos_root
-from evilm.errors import DecodeError, EvilmError
+from evilm.errors import DecodeError, EvilmError, ManifestError
 from evilm.video.fetch import Fetcher
 from evilm.video.reasons import Reason
 
@@ -122,13 +122,77 @@ def test_bytes_that_are_no_text(tmp_path: Path) -> None:
     assert [(row.record, row.clip_id, row.reason) for row in bad] == [(2, "b", Reason.BAD_ROW)]
 
 
-def test_an_open_quote_takes_no_more_than_its_rows(tmp_path: Path) -> None:
-    rows = "".join(f"{n},,,,fine\n" for n in range(200_000))
+def test_an_open_quote_takes_no_row_after_its_own(tmp_path: Path) -> None:
+    rows = "".join(f"{n},,,,{'fine ' * 100}\n" for n in range(3000))  # longer than a field may be
     good, bad = read(as_csv([["a", "", "", "", "hello"]]) + b'b,,,,"never closed\n' + rows.encode(), tmp_path)
-    assert good[0].clip_id == "a"
-    assert good[-1].clip_id == "199999"
-    assert [row.reason for row in bad] == [Reason.BAD_ROW]
+    assert [row.clip_id for row in good] == ["a", *map(str, range(3000))]
+    assert [(row.record, row.clip_id, row.reason) for row in bad] == [(2, "b", Reason.BAD_ROW)]
     assert "lines 3 to" in bad[0].detail
+
+
+BROKEN_QUOTES = [
+    ('1,"a dog\n2,two\n3,three\n', ["bad", "two", "three"]),  # to the end of the file
+    ('1,"a dog\n2,two\n3,"three"\n4,four\n', ["bad", "two", "three", "four"]),
+    ('1,"a dog\n2,"two\n3,"three\n', ["bad", "bad", "bad"]),
+    ('1,"Hello" he said\n2,two\n', ["bad", "two"]),
+    ('1,"a dog\n2,"two,\nand ""more"""\n3,three\n', ["bad", 'two, and "more"', "three"]),
+    ('1,"a dog\n2,two",,\n3,three\n', ["bad", "bad", "three"]),
+    ('1,6" long\n2,"two\r\n\r\nlines"\n\n3,"t,hree"', ['6" long', "two lines", "t,hree"]),
+]
+
+
+@pytest.mark.parametrize(("text", "captions"), BROKEN_QUOTES)
+def test_broken_quotes_lose_no_row(tmp_path: Path, text: str, captions: list[str]) -> None:
+    (tmp_path / "a.csv").write_bytes(b"videoid,name\n" + text.encode())
+    rows = list(read_manifests(ShardVideos(manifest=str(tmp_path / "a.csv"), videos=str(tmp_path))))
+    assert [row.caption if isinstance(row, ClipRow) else "bad" for row in rows] == captions
+    assert [row.record for row in rows] == list(range(1, len(rows) + 1))
+
+
+@pytest.mark.parametrize(
+    ("text", "captions"),
+    [
+        ('1\t"foo\n2\tbar"\n3\tok\n', ['"foo', 'bar"', "ok"]),
+        ('1\t"Hello" he said\n2\t"open\n3\tok\n', ['"Hello" he said', '"open', "ok"]),
+        ('1\t"a ""b""\nc"\n2\t"d"\n', ['a "b" c', "d"]),
+    ],
+)
+def test_quotes_in_a_tsv(tmp_path: Path, text: str, captions: list[str]) -> None:
+    good, bad = read(b"videoid\tname\n" + text.encode(), tmp_path, name="a.tsv")
+    assert ([row.caption for row in good], bad) == (captions, [])
+
+
+def test_a_file_of_open_quotes_ends_soon(tmp_path: Path) -> None:
+    """Each of its lines opens a quote that all others leave open."""
+    number = 15_000
+    good, bad = read(b"videoid,name\n" + b'a""","\n' * number, tmp_path)
+    assert (good, len(bad)) == ([], number)
+
+
+def test_rows_added_after_an_open_quote_are_added(tmp_path: Path) -> None:
+    text = b'videoid,name\n1,one\n2,"two\n3,three\n'
+    good, bad = read(text, tmp_path)
+    grown, grown_bad = read(text + b"4,four\n", tmp_path)
+    assert grown[:-1] == good
+    assert grown[-1].clip_id == "4"
+    assert [row.record for row in grown_bad] == [row.record for row in bad] == [2]
+
+
+def test_names_that_are_no_text(tmp_path: Path) -> None:
+    with pytest.raises(ManifestError, match="column 'caf\\?' that is not UTF-8") as caught:
+        read(b"videoid,name,caf\xe9\na,hello,x\n", tmp_path)
+    assert "\n" not in str(caught.value)
+    lines = b'{"videoid": "a", "name": "x"}\n{"videoid": "b", "name": "x", "\\ud800": 1}\n'
+    good, bad = read(lines, tmp_path, name="a.jsonl")
+    assert [row.clip_id for row in good] == ["a"]
+    assert [(row.clip_id, row.reason, row.detail) for row in bad] == [("b", Reason.BAD_ROW, "not UTF-8")]
+
+
+def test_a_split_is_a_short_name(tmp_path: Path) -> None:
+    data = as_csv([["a", "hello", "s" * 100], ["b", "hello", "s" * 101]], ["videoid", "name", "split"])
+    good, bad = read(data, tmp_path)
+    assert [row.split for row in good] == ["s" * 100]
+    assert [row.reason for row in bad] == [Reason.BAD_ROW]
 
 
 def test_nothing_outside_the_root(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ def plan_of(
     out: Path, rows: Iterable[ClipRow | BadRow], earlier: Sequence[Generation] = (), missing: str = ""
 ) -> Generation:
     name = f"manifest {len(earlier)}"
-    return plan.plan_rows(str(out), rows, name, earlier, 0, 4, lambda row: row.path != missing)
+    return plan.plan_rows(str(out), rows, name, earlier, 0, 4, lambda row: row.path == missing)
 
 
 def shards_of(out: Path, generation: Generation) -> dict[str, list[str]]:
@@ -108,6 +108,11 @@ def test_the_first_row_of_an_id_counts(mode: None, tmp_path: Path) -> None:
     assert told[22][1:3] == ("duplicate_id", "record 7 has this id")
     assert told[23][1] == "duplicate_id"
     assert told[24][1:3] == ("missing_file", "and record 9 has this id"), "where it names another video"
+
+
+def test_equal_doubles_have_equal_reasons_however_many(tmp_path: Path) -> None:
+    plan_of(tmp_path, [clip(1), *[clip(1, record=n, path="nowhere") for n in range(2, 1502)]], missing="nowhere")
+    assert [row["reason"] for row in aside(tmp_path)] == ["missing_file"] * 1500
 
 
 def test_a_manifest_that_gained_rows(mode: None, tmp_path: Path) -> None:
@@ -196,8 +201,8 @@ def test_nothing_to_plan(tmp_path: Path) -> None:
 
 def test_a_plan_in_an_object_store(s3_bucket: str) -> None:
     rows = [clip(number) for number in range(30)]
-    first = plan.plan_rows(s3_bucket, rows, "a", [], 0, 4, lambda _: True)
-    second = plan.plan_rows(s3_bucket, [*rows, clip(30), clip(30)], "b", [first], 0, 4, lambda _: True)
+    first = plan.plan_rows(s3_bucket, rows, "a", [], 0, 4, lambda _: False)
+    second = plan.plan_rows(s3_bucket, [*rows, clip(30), clip(30)], "b", [first], 0, 4, lambda _: False)
     assert plan.read_generations(s3_bucket) == [first, second]
     assert [row.clip_id for row in plan.read_rows(s3_bucket, second.unit(second.shards[0]))] == ["c30"]
     table = pq.read_table(io.BytesIO(storage.read_bytes(f"{s3_bucket}/quarantine/manifest.parquet")))

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import socket
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,24 @@ from evilm import storage
 from evilm.config.data import FetchConfig, FramesConfig
 from evilm.config.runs import ShardVideos
 from evilm.data import job, plan
-from evilm.data.maker import Work, make_shard
+from evilm.data.fold import Ledger
+from evilm.data.maker import Work, _get, make_shard
 from evilm.data.manifest import ClipRow
-from evilm.data.shard import shard_videos
+from evilm.data.quarantine import Reasons
+from evilm.data.shard import _finder, shard_videos
 from evilm.data.watch import too_many
-from evilm.errors import ClusterError, ConfigError, ManifestError, ShardError, SourceError, StorageError, UsageError
+from evilm.errors import (
+    ClusterError,
+    ConfigError,
+    DecodeError,
+    ManifestError,
+    ShardError,
+    SourceError,
+    StorageError,
+    UsageError,
+)
 from evilm.shards import FrameManifest, read_group
+from evilm.video.fetch import Fetcher
 from evilm.video.reasons import Reason
 
 
@@ -148,7 +161,11 @@ def test_shards_of_another_version(growing: Path, ray_local: Any) -> None:
     place.write_text(place.read_text().replace('"schema_version": 2', '"schema_version": 1'))
     with pytest.raises(ShardError, match=r"schema version 1; .* --overwrite$"):
         shard_videos(config)
-    assert shard_videos(config.override({"overwrite": True}))["num_clips"] == 10
+    write_manifest(growing / "clips.csv", [[str(number), f"clip {number}"] for number in range(12)])
+    with pytest.raises(ShardError, match=r"schema version 1; .* --overwrite$"):
+        shard_videos(config)
+    assert '"schema_version": 1' in place.read_text()
+    assert shard_videos(config.override({"overwrite": True}))["num_clips"] == 12
 
 
 def test_missing_flags_are_usage_errors(tmp_path: Path) -> None:
@@ -165,6 +182,25 @@ def test_a_unit_that_kills_its_process_again_and_again(tmp_path: Path) -> None:
         job.begin_attempt(str(tmp_path), "job", "train-00000", 2)
     job.begin_attempt(str(tmp_path), "another", "train-00000", 2)
     job.begin_attempt(str(tmp_path), "job", "train-00000", -1)
+
+
+def test_an_unforeseen_error_costs_one_clip(tmp_path: Path) -> None:
+    row = ClipRow(record=1, clip_id="a", split="train", caption="x", path="\ud800.mp4")
+    with pytest.raises(DecodeError, match="fetch_error: unexpected UnicodeEncodeError"):
+        _get(row, Fetcher(str(tmp_path), FetchConfig()))
+
+
+def test_doubles_ask_no_server(tmp_path: Path) -> None:
+    """A URL that takes a connection and says nothing would hold up the plan."""
+    config = ShardVideos(videos=str(tmp_path), fetch=FetchConfig(urls=True))
+    is_missing, clip = _finder(str(tmp_path), config), {"record": 1, "clip_id": "a", "split": "train", "caption": "x"}
+    (tmp_path / "here.mp4").touch()
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        url = f"http://127.0.0.1:{server.getsockname()[1]}/a.mp4"
+        assert not is_missing(ClipRow(**clip, path=url))
+        assert not is_missing(ClipRow(**clip, path="gone.mp4", url=url))
+    assert is_missing(ClipRow(**clip, path="gone.mp4"))
+    assert not is_missing(ClipRow(**clip, path="here", needs_ending=True))
 
 
 def test_limit(corpus: Path, ray_local: Any, tmp_path: Path) -> None:
@@ -303,10 +339,40 @@ def test_videos_that_went_away(growing: Path, ray_local: Any) -> None:
     assert shard_videos(config)["num_clips"] == 240
 
 
+def test_a_data_set_that_is_broken_ends_early(growing: Path, ray_local: Any) -> None:
+    out = growing / "frames"
+    for number in range(20, 320):
+        (growing / "videos" / f"{number}.mp4").write_bytes(b"<html>no video</html>")
+    write_manifest(growing / "clips.csv", [[str(number), "a clip"] for number in range(320)])
+    config = door(growing, out, **{"sampling.shard_clips": 40, "cluster.num_workers": 1})
+    with pytest.raises(
+        ShardError, match=r"of the first 2\d\d videos failed \(last not_a_video \d+, .*--max-failed-share"
+    ):
+        shard_videos(config)
+    assert not (out / "manifest.json").exists()
+    assert len(list((out / "commits").iterdir())) < 8
+    assert shard_videos(config.override({"max_failed_share": 0.95}))["num_clips"] == 20
+
+
+def test_what_may_fail_of_a_job() -> None:
+    def plans(*numbers: int) -> list[plan.Generation]:
+        kinds = zip(("rows", "rows", "retry"), numbers, strict=False)
+        return [
+            plan.Generation(
+                n, kind, "", "", 1000, [plan.PlannedShard(f"train-{n}", "train", number)], Reasons({"x": 50})
+            )
+            for n, (kind, number) in enumerate(kinds)
+        ]
+
+    assert Ledger("", 0, plans(800)).allowance(["0000/train-0"], 0, 0.5) == 450 / 800
+    assert Ledger("", 0, plans(600, 200)).allowance(["0001/train-1"], 300, 0.5) == 150 / 200, "300 failed before"
+    assert Ledger("", 0, plans(600, 200, 9)).allowance(["0001/train-1", "0002/train-2"], 450, 0.5) == 1
+
+
 def test_a_shard_ends_early_where_its_videos_went_away(tmp_path: Path) -> None:
     out = str(tmp_path / "out")
     rows = [ClipRow(record=n, clip_id=str(n), split="train", caption="x", path=f"{n}.mp4") for n in range(300)]
-    made = plan.plan_rows(out, rows, "m", [], 0, 1000, lambda _: True)
+    made = plan.plan_rows(out, rows, "m", [], 0, 1000, lambda _: False)
     (tmp_path / "videos").mkdir()
     sampling = FramesConfig()
     work = Work(out, str(tmp_path / "videos"), (made.plan_id,), sampling, FetchConfig(), 0.5, "job", 1)

@@ -245,7 +245,7 @@ from evilm.data.maker import Work, make_shard
 from evilm.data.sources import read_manifests
 from evilm.errors import StorageError
 config, out = door(Path({corpus!r}), Path({out!r})), {out!r}
-made = plan.plan_rows(out, read_manifests(config), "m", [], 0, 100, lambda row: True)
+made = plan.plan_rows(out, read_manifests(config), "m", [], 0, 100, lambda row: False)
 free = Path(out, "ballast")
 free.write_bytes(bytes(120_000))
 work = Work(out, config.videos, (made.plan_id,), config.sampling, config.fetch, 0.5, "job", 0)

@@ -428,6 +428,90 @@ def test_a_damaged_header_in_a_tar_is_named(tmp_path: Path) -> None:
         rows_of(tmp_path / "c.tar")
 
 
+def test_tars_in_a_cache_of_downloads(tmp_path: Path) -> None:
+    """Hugging Face keeps files in blobs/ and links to them in snapshots/."""
+    (tmp_path / "blobs").mkdir()
+    (tmp_path / "snapshots" / "a").mkdir(parents=True)
+    write_tar(tmp_path / "blobs" / "0123", sample("a"))
+    (tmp_path / "snapshots" / "a" / "0.tar").symlink_to("../../blobs/0123")
+    config = ShardVideos(manifest=str(tmp_path / "snapshots" / "a"))
+    (row,) = clips(config.manifest)
+    with Fetcher(videos_root(config), FetchConfig()).fetch(row.path, False, row.offset, row.num_bytes) as local:
+        assert Path(local.path).read_bytes() == b"video" * 300
+
+
+def sample(key: str) -> dict[str, bytes]:
+    return {f"{key}.mp4": b"video" * 300, f"{key}.txt": b"Words."}
+
+
+def test_tars_that_were_joined_by_cat(tmp_path: Path) -> None:
+    parts = [write_tar(tmp_path / f"{n}.tar", sample(f"a{n}") | sample(f"b{n}")).read_bytes() for n in range(3)]
+    (tmp_path / "all.tar").write_bytes(parts[0] + bytes(1 << 17) + b"".join(parts[1:]))
+    rows = clips(tmp_path / "all.tar")
+    assert [row.clip_id for row in rows] == ["a0", "b0", "a1", "b1", "a2", "b2"]
+    fetcher = Fetcher(str(tmp_path), FetchConfig())
+    for row in rows:
+        with fetcher.fetch(row.path, row.needs_ending, row.offset, row.num_bytes) as local:
+            assert Path(local.path).read_bytes() == b"video" * 300
+    (tmp_path / "all.tar").write_bytes(parts[0] + parts[1][:6144] + b"\xff" * 512)
+    *good, last = rows_of(tmp_path / "all.tar")
+    assert [row.clip_id for row in good] == ["a0", "b0", "a1", "b1"]
+    assert isinstance(last, BadRow)
+    assert "damaged header after 4 samples" in last.detail
+    (tmp_path / "all.tar").write_bytes(parts[0] + b"no tar" * 100)
+    (lost,) = bad(tmp_path / "all.tar")
+    assert "bytes that are no tar follow its end mark, after 2 samples" in lost.detail
+
+
+def test_headers_of_tars_that_lie(tmp_path: Path) -> None:
+    def header(name: str, size: int, kind: bytes = tarfile.REGTYPE, pax: Mapping[str, str] = {}) -> bytes:
+        info = tarfile.TarInfo(name)
+        info.size, info.type, info.pax_headers = abs(size), kind, dict(pax)
+        data = bytearray(info.tobuf(tarfile.PAX_FORMAT))
+        if size < 0 and not pax:
+            data[-512 + 124 : -512 + 136] = (2**96 + size).to_bytes(12)
+            data[-512 + 148 : -512 + 156] = b"        "
+            data[-512 + 148 : -512 + 156] = b"%06o\0 " % sum(data[-512:])
+        return bytes(data)
+
+    good = write_tar(tmp_path / "a.tar", sample("a")).read_bytes()[: 512 * 6]
+    chain = header("x", 0, tarfile.XHDTYPE) * 3000
+    for lie in (
+        header("b.mp4", -512),
+        header("b.txt", -1),
+        header("b", -1024, tarfile.GNUTYPE_LONGNAME),
+        header("b", 1 << 32, tarfile.XHDTYPE),
+        header("b.txt", 3, pax={"size": "-99"}),
+        chain + header("b.mp4", 0),
+    ):
+        (tmp_path / "a.tar").write_bytes(good + lie + bytes(20_000))
+        first, last = rows_of(tmp_path / "a.tar")
+        assert isinstance(first, ClipRow)
+        assert isinstance(last, BadRow)
+        assert "damaged header after 1 samples" in last.detail
+        (tmp_path / "a.tar").write_bytes(lie + bytes(20_000))
+        assert [row.reason for row in bad(tmp_path / "a.tar")] == [Reason.BAD_ROW]
+
+
+def test_members_of_tars_that_are_no_files(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "a.tar", "w", format=tarfile.GNU_FORMAT, errors="surrogateescape") as tar:
+        for name, data in (sample("a") | {"o.\udcff.mp4": b"x"} | sample("o") | sample("u\udcff")).items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+        for name, kind in (("d.mp4", tarfile.CHRTYPE), ("l.mp4", tarfile.SYMTYPE), ("e.x", tarfile.FIFOTYPE)):
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname = kind, "a.mp4"
+            tar.addfile(info)
+    rows = rows_of(tmp_path / "a.tar")
+    assert [row.clip_id for row in rows if isinstance(row, ClipRow)] == ["a"]
+    told = {row.clip_id: row.detail for row in rows if isinstance(row, BadRow)}
+    assert told["o"] == "the name of a member is not UTF-8"
+    assert told["u?"] == "not UTF-8"
+    assert told["l"].startswith("l.mp4 is a link")
+    assert told["d"].startswith("d.mp4 is a link, a device")
+
+
 def test_all_on_an_object_store(s3_bucket: str, tmp_path: Path) -> None:
     write_csv(tmp_path / "a.csv", HEADER, ["1", "hello", "p"])
     write_json_lines(tmp_path / "b.jsonl", {"videoid": "2", "name": "hello"})

@@ -66,6 +66,7 @@ def test_a_sweep_takes_the_settings_of_pretrain_then_of_sweep_then_its_own(tmp_p
         ("optim.lr: {low: 1e-5, high: 1e-3, log: true}", [], "a range has no grid"),
         ("optim.lr: {low: 1e-5, high: fast}", ["--search", "random"], "'fast' is no number"),
         ("optim.lr: [", [], "not valid YAML"),
+        ("\udcff: [1]", [], "not UTF-8 text"),
         ("", [], "expected lines like"),
         ("out: [a, b]", [], "out can't be swept: each trial has its own"),
         ("cluster.num_workers: [1, 2]", [], "cluster.num_workers can't be swept"),
@@ -78,7 +79,7 @@ def test_what_can_not_work_is_told_in_one_line(
     lines: str, flags: list[str], wanted: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     space = tmp_path / "space.yaml"
-    space.write_text(lines)
+    space.write_text(lines, errors="surrogateescape")
     with pytest.raises(SystemExit) as end:
         parse("sweep", ["--preset", "tiny", "--space", str(space), *flags])
     assert end.value.code == 2

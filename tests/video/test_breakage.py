@@ -168,6 +168,16 @@ def test_absurd_numbers_in_an_index(files: dict[str, Path], look: Look, tmp_path
     assert seen.total() > 5
 
 
+@pytest.mark.parametrize("ticks", [0, 0xFFFFFFFF])
+def test_a_clock_that_does_not_tick(files: dict[str, Path], look: Look, tmp_path: Path, ticks: int) -> None:
+    data = bytearray(files["a.mp4"].read_bytes())
+    struct.pack_into(">I", data, data.index(b"mdhd") + 16, ticks)
+    (tmp_path / "a.mp4").write_bytes(data)
+    error = look(tmp_path / "a.mp4")
+    assert isinstance(error, DecodeError)
+    assert (error.reason, error.detail) == ("decode_error", "one frame, by a clock that ticks every 1 s")
+
+
 def test_an_index_of_four_thousand_million_frames(files: dict[str, Path], look: Look, tmp_path: Path) -> None:
     data = bytearray(files["a.mp4"].read_bytes())
     at = data.index(b"stsz") + 4

@@ -171,6 +171,9 @@ def test_what_passes_is_waited_for(site: Site) -> None:
     assert (error.reason, error.detail) == ("fetch_error", f"1000 of {len(VIDEO)} bytes came after 3 attempts")
     assert failure(f"{site.url}/w.mp4").reason == "fetch_error"  # it asks for more time than there is
     assert site.asked["/w.mp4"] == 1
+    for value in ("Mon, 1 Jan 2024 00:00:00 +99999999999999", "\xb2", "9" * 400, "soon"):
+        site.pages = {"/x.mp4": answer(503, Retry_After=value)}
+        assert failure(f"{site.url}/x.mp4").reason == "fetch_error"
 
 
 def test_slow_servers_end(site: Site) -> None:
@@ -227,6 +230,20 @@ def test_redirects(site: Site) -> None:
     assert failure(f"{site.url}/loop").reason == "fetch_error"
     assert site.asked["/loop"] == 6
     assert failure(f"{site.url}/file").reason == "path_unsafe"
+
+
+@pytest.mark.parametrize("place", ["http://[oops", "//[::1", "http://x.org:port/", "http://\xff\xfe@[/"])
+def test_redirects_to_nowhere(site: Site, place: str) -> None:
+    site.pages = {"/0": answer(302, Location=place)}
+    assert failure(f"{site.url}/0").reason == "fetch_error"
+
+
+def test_odd_characters_in_urls(site: Site) -> None:
+    site.otherwise = answer(200, VIDEO)
+    assert get(site.url.replace("http://", "http://us\u0142r:%C5%82\xe9@") + "/v.mp4") == VIDEO
+    assert site.headers[-1]["Authorization"] == "Basic " + base64.b64encode("us\u0142r:\u0142\xe9".encode()).decode()
+    for name in ("a.m\0p4", "a.m/p4", "a.\udcff", "a.m\np4", "a." + "x" * 300):
+        assert get(f"{site.url}/{name}") == VIDEO
 
 
 def test_redirects_are_checked_like_first_addresses(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:

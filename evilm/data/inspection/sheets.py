@@ -1,6 +1,7 @@
 """Contact sheets: clips as people look at them, one under the other, frames in a row with their times."""
 
 import io
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -182,7 +183,7 @@ def _draw_label(draw: ImageDraw.ImageDraw, number: int, view: dict[str, Any], sc
 def wrap(text: str, font: ImageFont.FreeTypeFont, width_px: float, most: int) -> list[str]:
     """Text in lines that fit; words that are too long are broken, and what exceeds `most` lines ends in `…`."""
     lines, line = list[str](), ""
-    words = " ".join(text.split()).split(" ")
+    words = " ".join(text.split())[: (most + 1) * int(width_px)].split(" ")
     while words and len(lines) <= most:
         word = words.pop(0)
         longer = f"{line} {word}" if line else word
@@ -193,7 +194,7 @@ def wrap(text: str, font: ImageFont.FreeTypeFont, width_px: float, most: int) ->
             line = ""
             words.insert(0, word)
         else:  # one word, longer than a line
-            cut = next(n for n in range(len(word) - 1, 0, -1) if n == 1 or font.getlength(word[:n]) <= width_px)
+            cut = max(_longest(word, font, width_px), 1)
             lines.append(word[:cut])
             words.insert(0, word[cut:])
     lines += [line] if line else []
@@ -204,12 +205,15 @@ def wrap(text: str, font: ImageFont.FreeTypeFont, width_px: float, most: int) ->
 
 def fit(text: str, font: ImageFont.FreeTypeFont, width_px: float) -> str:
     """Text that fits on a line, its end replaced by `…` where it must be."""
-    if font.getlength(text) <= width_px:
+    if len(text) <= width_px and font.getlength(text) <= width_px:  # no more than a character per pixel is looked at
         return text
-    text = text.removesuffix(" …")
-    while text and font.getlength(text + "…") > width_px:
-        text = text[:-1]
-    return text + "…"
+    text = text[: int(width_px)].removesuffix(" …")
+    return text[: _longest(text, font, width_px, "…")] + "…"
+
+
+def _longest(text: str, font: ImageFont.FreeTypeFont, width_px: float, end: str = "") -> int:
+    """How many characters of a text fit on a line with `end` behind them."""
+    return bisect_right(range(1, len(text) + 1), width_px, key=lambda number: font.getlength(text[:number] + end))
 
 
 @cache

@@ -1,0 +1,137 @@
+"""Records of CSV and TSV from files that quote badly: a quote that is not closed takes no row after it along."""
+
+import csv
+import io
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+LINE_CHARS = 1 << 24
+_FIELD_CHARS = 1 << 20
+_RECORD_LINES, _RECORD_CHARS = 10_000, 1 << 25
+_AGAIN_CHARS, _AGAIN_SHARE = 1 << 24, 4
+"""Characters that may be read once more because of open quotes, and as a multiple of the file so far; with more of
+them, quotes hold on their own line only: a file made to keep us busy must not."""
+
+csv.field_size_limit(_FIELD_CHARS)
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """A record that can't be read, with what could be made of it."""
+
+    detail: str
+    values: dict[str, Any] = field(default_factory=dict)
+
+
+class Delimited:
+    """Records of a CSV, strictly read: what is not as it should be is a `Fault` of its first line only, and the lines
+    after that are read anew. In a TSV, which often knows no quotes, such a line is taken as it stands.
+
+    Args:
+        text: the file, its line ends as they are.
+        delimiter: between two fields.
+    """
+
+    def __init__(self, text: io.TextIOWrapper, delimiter: str) -> None:
+        self._lines, self._delimiter = _Lines(text), delimiter
+        self._reader = csv.reader(self._lines, delimiter=delimiter, strict=True)
+
+    def header(self) -> list[str]:
+        """The fields of the first line that is not empty; [] where there is none.
+
+        Raises:
+            csv.Error: it can't be read.
+        """
+        for record in self._records(None):
+            if isinstance(record, Fault):
+                raise csv.Error(record.detail)
+            return record
+        return []
+
+    def records(self, header: list[str]) -> Iterator[dict[str, Any] | Fault]:
+        """The records that follow; those with another number of fields than the header are faults."""
+        for record in self._records(header):
+            yield record if isinstance(record, Fault) else dict(zip(header, record, strict=True))
+
+    def _records(self, header: list[str] | None) -> Iterator[list[str] | Fault]:
+        while True:
+            self._lines.begin()
+            try:
+                values = next(self._reader)
+            except StopIteration:
+                return
+            except csv.Error as error:
+                yield self._again(header, str(error))
+                continue
+            if not values:  # empty lines are no records
+                continue
+            if header is not None and len(values) != len(header):
+                yield self._again(header, f"{len(values)} of {len(header)} columns")
+            elif self._delimiter == "\t" and self._lines.number_taken > 1 and any("\t" in text for text in values):
+                yield self._again(header, "rows in one field")  # quotes of two rows, not around a text of two lines
+            else:
+                yield values
+
+    def _again(self, header: list[str] | None, problem: str) -> list[str] | Fault:
+        """The first line of a record that can't be used, by itself; the others will be read once more."""
+        place = self._lines.place()
+        line = self._lines.give_back()
+        try:
+            quoting = csv.QUOTE_NONE if self._delimiter == "\t" else csv.QUOTE_MINIMAL
+            values = next(csv.reader([line], delimiter=self._delimiter, quoting=quoting), [])
+        except csv.Error:
+            values = []
+        if self._delimiter == "\t" and values and (header is None or len(values) == len(header)):
+            return values
+        return Fault(problem + place, dict(zip(header or [], values, strict=False)))
+
+
+class _Lines(Iterator[str]):
+    """Lines of a file, of which those of the current record can be given back; lines beyond all measure in pieces."""
+
+    def __init__(self, text: io.TextIOWrapper) -> None:
+        self._text = text
+        self._waiting: deque[str] = deque()
+        self._taken: list[str] = []
+        self._chars = self._before = self._read = self._given_back = 0
+        self._most_lines = _RECORD_LINES
+
+    @property
+    def number_taken(self) -> int:
+        """Lines of the current record."""
+        return len(self._taken)
+
+    def __next__(self) -> str:
+        if len(self._taken) >= self._most_lines or self._chars > _RECORD_CHARS:
+            raise csv.Error("a record without end")
+        line = self._waiting.popleft() if self._waiting else self._text.readline(LINE_CHARS)
+        if not line:
+            raise StopIteration
+        self._taken.append(line)
+        self._chars += len(line)
+        return line
+
+    def begin(self) -> None:
+        """A new record begins."""
+        self._before += len(self._taken)
+        self._read += self._chars
+        self._taken.clear()
+        self._chars = 0
+        is_busy = self._given_back > _AGAIN_CHARS + _AGAIN_SHARE * self._read
+        self._most_lines = 1 if is_busy else _RECORD_LINES
+
+    def place(self) -> str:
+        """Where the current record lies, if it goes on over many lines."""
+        first, last = self._before + 1, self._before + len(self._taken)
+        return f", lines {first} to {last}: a quote that is not closed?" if last > first else ""
+
+    def give_back(self) -> str:
+        """The first line of the current record; the others come once more."""
+        first, *others = self._taken
+        self._waiting.extendleft(reversed(others))
+        self._taken = [first]
+        self._given_back += self._chars - len(first)
+        self._chars = len(first)
+        return first
