@@ -11,10 +11,13 @@ _INSTRUCTIONS = {"ARG", "FROM", "WORKDIR", "COPY", "RUN", "ENV", "USER", "LABEL"
 _NEEDED = {"evilm", "pipelines", "tune", "pyproject.toml", "constraints.txt", "cluster/spot_watch.py"}
 """What doors, and the commands in the cluster files, look for in the image."""
 
+INSTALLED = "evilm.__version__"
+"""What a whole package has and an empty one, or a folder of that name, has not."""
+
 
 def check(path: Path) -> list[str]:
     """What is wrong with a Dockerfile, one line each; what its .dockerignore lets through counts too."""
-    steps = list(_steps(path.read_text()))
+    steps = list(steps_of(path.read_text()))
     problems = [f"{word} is no instruction" for word, _ in steps if word not in _INSTRUCTIONS]
     problems += _bases([rest for word, rest in steps if word == "FROM"])
     copied = [_copied(rest) for word, rest in steps if word == "COPY"]
@@ -22,6 +25,8 @@ def check(path: Path) -> list[str]:
     version = ray_version()
     if not any(word == "RUN" and f"ray.__version__ == '{version}'" in rest for word, rest in steps):
         problems.append(f"no RUN makes sure that ray.__version__ == '{version}', as in constraints.txt")
+    if not any(word == "RUN" and "cd / && python" in rest and INSTALLED in rest for word, rest in steps):
+        problems.append(f"no RUN makes sure of {INSTALLED} away from our sources: the installed package may be empty")
     for word, rest in steps:
         if word == "RUN" and "pip install" in rest and "--constraint constraints.txt" not in rest:
             problems.append("pip install without --constraint constraints.txt: nodes could differ")
@@ -40,7 +45,7 @@ def ignore_file(path: Path) -> list[str]:
     return (beside if beside.exists() else TOP / "cluster" / "Dockerfile.dockerignore").read_text().splitlines()
 
 
-def _steps(text: str) -> Iterator[tuple[str, str]]:
+def steps_of(text: str) -> Iterator[tuple[str, str]]:
     """Instructions with what follows them, comments left out and continued lines joined."""
     lines = "\n".join(line for line in text.splitlines() if not line.lstrip().startswith("#"))
     for line in re.sub(r"\\\n\s*", " ", lines).splitlines():

@@ -13,7 +13,7 @@ import yaml
 
 from checks.commands import check_doors, check_files, comments
 from checks.cost import check_cost
-from checks.image import ray_version
+from checks.image import INSTALLED, ray_version
 
 # What is left out is filled in by Ray with values for other software, some of them wrong for us.
 _SPELLED_OUT = (
@@ -146,6 +146,8 @@ def _commands(config: dict[str, Any], types: dict[str, Any]) -> Iterator[str]:
         for commands in [config["setup_commands"], *own]
     ):
         yield f"setup_commands do not check that ray.__version__ == '{ray_version()}', as in constraints.txt"
+    if any(INSTALLED not in " ".join(commands) for commands in [config["setup_commands"], *own]):
+        yield f"setup_commands do not look at {INSTALLED}, so that an image with an empty package would pass"
     head, worker = " ".join(config["head_start_ray_commands"]), " ".join(config["worker_start_ray_commands"])
     if "--autoscaling-config" not in head:
         yield "head_start_ray_commands: without --autoscaling-config no node is ever started"

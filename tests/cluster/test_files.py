@@ -40,6 +40,7 @@ WRONG: dict[str, list[tuple[str, str, str]]] = {
         ("pipelines/all.py", "pipelines/everything.py", "there is no door"),
         ("torch.cuda.is_available()", "torch.cuda", "do not check that torch can use the GPU"),
         ("ray.__version__ == '2.60.0'", "ray.__version__ == '2.59.0'", "as in constraints.txt"),
+        ("evilm.__version__ and ", "", "do not look at evilm.__version__"),
     ],
     "gcp.yaml": [
         ("machineType: n2-highcpu-16", "machinetype: n2-highcpu-16", "machinetype is no field"),
@@ -109,7 +110,8 @@ WRONG: dict[str, list[tuple[str, str, str]]] = {
     "Dockerfile": [
         ("ray:2.60.0-py311-gpu", "ray:2.60.0-py312-gpu", "other nodes can't join"),
         ("RUN mkdir", "RAN mkdir", "RAN is no instruction"),
-        ("ray.__version__ == '2.60.0'", "ray.__version__", "no RUN makes sure"),
+        ("ray.__version__ == '2.60.0'", "ray.__version__", "no RUN makes sure that ray"),
+        ("cd / && ", "", "no RUN makes sure of evilm.__version__"),
         ("install --constraint constraints.txt --no-deps", "install --no-deps", "nodes could differ"),
         ("pipelines pipelines", "pipeline pipeline", "pipeline: it does not exist"),
         ("tune tune", "docs docs", "docs: Dockerfile.dockerignore leaves it out"),
