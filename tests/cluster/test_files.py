@@ -85,6 +85,7 @@ WRONG: dict[str, list[tuple[str, str, str]]] = {
         ('limits: {cpu: "14"', 'limits: {cpu: "16"', "must be there and equal"),
         ("image: evilm:0.1.0-gpu", "image: evilm:0.1.0-cpu", "not the one for gpu"),
         ("tolerations: [*gpu]", "tolerations: []", "toleration of nvidia.com/gpu is missing"),
+        ("name: ray-logs,", "name: logs,", "must be called ray-logs"),
     ],
     "kuberay/all.yaml": [
         ("  shutdownAfterJobFinishes: true\n  ttlSecondsAfterFinished: 600\n", "", "costs money"),
