@@ -5,7 +5,8 @@
 
 Needs boto3, and rights to make roles and networks; people who run `ray up` afterwards need iam/launcher.json alone. Run
 it again after an edit of the policies: what is there is kept or brought up to date. --write leaves a copy of aws.yaml
-with bucket, security group and machine image filled in.
+with bucket, security group, machine image, account and cluster name filled in. The image of the nodes goes
+into the account's ECR repository evilm, which you make: `aws ecr create-repository --repository-name evilm`.
 """
 
 import argparse
@@ -18,6 +19,7 @@ from typing import Any
 HERE = Path(__file__).parent
 ROLES = {"evilm-head": "head", "evilm-worker": "worker"}
 GROUP = "evilm-ray"
+_ACCOUNT = "123456789012"
 # Ubuntu with Docker and the NVIDIA runtime, kept up to date by AWS.
 IMAGE = "/aws/service/deeplearning/ami/x86_64/base-oss-nvidia-driver-gpu-ubuntu-22.04/latest/ami-id"
 
@@ -82,13 +84,13 @@ def make_bucket(s3: Any, ec2: Any, vpc: str, bucket: str, region: str) -> str:
     return str(made["VpcEndpoint"]["VpcEndpointId"])
 
 
-def fill_in(group: str, image: str, region: str, bucket: str) -> str:
-    """cluster/aws.yaml with its placeholders replaced."""
+def fill_in(group: str, image: str, region: str, bucket: str, cluster: str, account: str) -> str:
+    """cluster/aws.yaml with its placeholders replaced, and its name: the policies allow nothing to another cluster."""
     text = (HERE / "aws.yaml").read_text()
-    places = {"sg-0123456789abcdef0": group, "my-bucket": bucket, "us-west-2": region}
+    places = {"sg-0123456789abcdef0": group, "my-bucket": bucket, "us-west-2": region, _ACCOUNT: account}
     for placeholder, value in (places | ({"ami-0123456789abcdef0": image} if image else {})).items():
         text = text.replace(placeholder, value)
-    return text
+    return text.replace("\ncluster_name: evilm\n", f"\ncluster_name: {cluster}\n")
 
 
 def _names(client: Any, operation: str, listed: str, name: str) -> set[str]:
@@ -128,7 +130,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--region", default="us-west-2")
     parser.add_argument("--vpc", default="", help="network of the nodes; '' takes the region's default one")
     parser.add_argument("--image", default="", help="machine image; '' looks AWS's newest deep-learning base up")
-    parser.add_argument("--cluster-name", default="evilm", help="as in aws.yaml; the policies hold for it alone")
+    parser.add_argument("--cluster-name", default="evilm", help="the policies hold for it alone, --write names it")
     parser.add_argument("--write", default="", help="leave aws.yaml here with everything filled in")
     parser.add_argument("--dry-run", action="store_true", help="print the policies and end")
     given = parser.parse_args(arguments)
@@ -148,7 +150,8 @@ def main(arguments: list[str] | None = None) -> int:
     gateway = make_bucket(s3, ec2, vpc, given.bucket, given.region)
     image = given.image or _newest_image(session.client("ssm"))
     if given.write:
-        Path(given.write).write_text(fill_in(group, image, given.region, given.bucket))
+        text = fill_in(group, image, given.region, given.bucket, given.cluster_name, names["ACCOUNT"])
+        Path(given.write).write_text(text)
     made = {
         "roles": list(ROLES),
         "security_group": group,

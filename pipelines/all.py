@@ -1,7 +1,8 @@
 """Run the whole workflow as one job: render or shard, vocabulary, tokenizer, codes, pre-training, scores, one table.
 
     python pipelines/all.py --preset tiny
-    python pipelines/all.py --preset tiny --manifest clips.csv --videos clips/ --split train --root runs/my
+    python pipelines/all.py --preset tiny --manifest clips.csv --videos clips/ --root runs/my \
+        --build.shard-videos.split train --benchmark.split train
     ray job submit --working-dir . -- python pipelines/all.py --preset paper --root s3://bucket/run \
         --manifest s3://bucket/clips.csv --videos s3://bucket/clips --build.shard-videos.cluster.num-workers 64 \
         --cluster.num-workers 4 --cluster.gpus-per-worker 1

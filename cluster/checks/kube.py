@@ -21,6 +21,8 @@ RAY_KINDS = {"RayCluster": 53, "RayJob": 47}
 _MODES = ("K8sJobMode", "HTTPMode", "InteractiveMode", "SidecarMode")
 _RUNTIME_ENV = {"env_vars", "working_dir", "py_modules", "py_executable", "excludes", "pip", "uv", "conda", "config"}
 _GPU = "nvidia.com/gpu"
+_LOGS = "ray-logs"
+"""The operator gives its own containers, the autoscaler among them, the volume of this name."""
 _RAY_IMAGES = {"cpu": "evilm:0.1.0-cpu", "gpu": "evilm:0.1.0-gpu"}
 
 
@@ -238,6 +240,8 @@ def _containers(pod: dict[str, Any]) -> Iterator[str]:
         if not container["image"].endswith(f"-{wanted}"):
             yield f"{container['name']}: image {container['image']} is not the one for {wanted}"
         for mount in container.get("volumeMounts", []):
+            if mount.get("mountPath") == "/tmp/ray" and mount["name"] != _LOGS:
+                yield f"{container['name']}: the volume of /tmp/ray must be called {_LOGS}: the autoscaler needs it"
             if mount["name"] not in volumes:
                 yield f"{container['name']}: there is no volume {mount['name']}"
     if any(_GPU in c.get("resources", {}).get("limits", {}) for c in pod["containers"]) and not any(

@@ -159,11 +159,27 @@ def _commands(config: dict[str, Any], types: dict[str, Any]) -> Iterator[str]:
         yield "docker.run_options: --env RAY_AUTH_MODE=token is missing; a cluster without tokens obeys everybody"
     if "/home/ray/.ray/auth_token" not in config["file_mounts"]:
         yield "file_mounts: /home/ray/.ray/auth_token is missing; with RAY_AUTH_MODE=token Ray would not start"
+    for name, settings in types.items():
+        yield from _before_docker(name, settings, config)
     for target, source in config["file_mounts"].items():
         if not target.startswith("/"):
             yield f"file_mounts: {target} must be a path on the node"
         if not str(source).startswith("~") and not Path(source).exists():
             yield f"file_mounts: {source} does not exist"
+
+
+def _before_docker(name: str, settings: dict[str, Any], config: dict[str, Any]) -> Iterator[str]:
+    """What a node must do before its container starts."""
+    told = " ".join(settings.get("initialization_commands", config["initialization_commands"]))
+    image = settings.get("docker", {}).get("worker_image") or config["docker"].get("image", "")
+    if "/" in image and not re.search(r"\b(docker login|acr login|configure-docker)\b", told):
+        yield f"{name}: initialization_commands do not log in to the registry of {image}"
+    items = settings["node_config"].get("metadata", {}).get("items", [])
+    installs = any(item.get("key") == "install-nvidia-driver" for item in items)
+    if installs and "until nvidia-smi" not in told:
+        yield f"{name}: initialization_commands do not wait until nvidia-smi runs; the driver is still being installed"
+    if config["provider"]["type"] == "azure" and "usermod -aG docker" not in told:
+        yield f"{name}: initialization_commands do not put the user into the group docker"
 
 
 def _node_config(kind: str, node: dict[str, Any]) -> Iterator[str]:

@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 from evilm.config.base import Config
 from evilm.config.data import ColumnsConfig, CorpusConfig, FetchConfig, FramesConfig, VocabConfig
 from evilm.config.model import StudentConfig, VideoTokenizerConfig
-from evilm.config.space import Range, check_space, read_space
+from evilm.config.space import Range, check_score, check_space, read_space
 from evilm.config.train import AugmentConfig, ClusterConfig, CropConfig, ObjectivesConfig, TrackingConfig, TrainConfig
 
 
@@ -327,6 +327,7 @@ class Sweep(Pretrain):
         if self.space:
             space = read_space(self.space, self.values)
             check_space(space, self.base, self.seeds)
+            check_score(self.score, space, self.base)
             if self.search == "grid" and (ranges := [name for name, axis in space.items() if isinstance(axis, Range)]):
                 raise ValueError(f"{', '.join(ranges)}: a range has no grid; list values, or use --search random")
         elif self.values:

@@ -4,14 +4,15 @@ objectives.mask_ratio: [0.2, 0.4, 0.6]
 optim.lr: {low: 1.0e-5, high: 1.0e-3, log: true}
 """
 
+import dataclasses
 import difflib
 import itertools
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 
@@ -48,14 +49,17 @@ class Range:
     high: float
     log: bool = False
     """Drawn evenly in the logarithm."""
+    whole: bool = field(default=False, repr=False)
+    """Only whole numbers are drawn; `typed` finds out."""
 
     def __str__(self) -> str:
         return f"{self.low} to {self.high}" + (" (log)" if self.log else "")
 
     @property
-    def whole(self) -> bool:
-        """Whether only whole numbers are drawn: both ends were written as such."""
-        return isinstance(self.low, int) and isinstance(self.high, int)
+    def middle(self) -> float:
+        """A value between the ends, as one is drawn."""
+        value = math.sqrt(self.low) * math.sqrt(self.high) if self.log else self.low / 2 + self.high / 2
+        return round(value) if self.whole else value
 
 
 Space = dict[str, Choices | Range]
@@ -88,6 +92,7 @@ def check_space(space: Space, base: Config, seeds: int) -> None:
         ConfigError: which setting, which value, what is accepted.
     """
     known = flatten(base.model_dump())
+    space = typed(space, base)
     for name in space:
         why = _OUR_OWN.get(name.split(".")[0]) if name != "cluster.precision" else None
         if why:
@@ -112,9 +117,53 @@ def check_space(space: Space, base: Config, seeds: int) -> None:
             raise ConfigError(f"the space holds {shown}, which can't work: {error}") from None
 
 
+def check_score(score: str, space: Space, base: Config) -> None:
+    """Refuse a score that no evaluation of a pre-training has.
+
+    Raises:
+        ConfigError: which there are.
+    """
+    weights = {task: f"objectives.{task}_weight" for task in ("mlm", "vtm", "mvm")}
+    settings = flatten(base.model_dump())
+    tasks = [task for task, name in weights.items() if name in space or settings.get(name)]
+    known = ["match_auc", "loss", *(f"{task}_{what}" for task in tasks for what in ("loss", "accuracy"))]
+    known += ["code_usage", "mvm_most_frequent"]
+    if score not in known:
+        raise ConfigError(f"--score {score}: no such held-out metric; use {', '.join(known)}")
+
+
+def typed(space: Space, base: Config) -> Space:
+    """The space with whole numbers alone in ranges of settings that take no others.
+
+    Raises:
+        ConfigError: such a range with an end that is no whole number.
+    """
+    found = dict(space)
+    for name, axis in space.items():
+        if isinstance(axis, Range) and _is_whole(name, base):
+            if axis.low != int(axis.low) or axis.high != int(axis.high):
+                raise ConfigError(f"{name}: {axis} is no range; the setting takes whole numbers alone")
+            found[name] = dataclasses.replace(axis, low=int(axis.low), high=int(axis.high), whole=True)
+    return found
+
+
+def _is_whole(name: str, base: Config) -> bool:
+    """Whether the type of a setting has whole numbers and no others; False for one that is not there."""
+    *path, leaf = name.split(".")
+    section: Any = base
+    for part in path:
+        section = getattr(section, part, None)
+    known = type(section).model_fields.get(leaf) if isinstance(section, Config) else None
+    kinds = (get_args(known.annotation) or (known.annotation,)) if known else ()
+    return int in kinds and float not in kinds
+
+
 def corners(space: Space) -> list[dict[str, Any]]:
-    """Every combination of listed values and ends of ranges; of a big space, each value once."""
-    axes = {name: axis.values if isinstance(axis, Choices) else (axis.low, axis.high) for name, axis in space.items()}
+    """Every combination of listed values, and of ends and middles of ranges; of a big space, each value once."""
+    axes = {
+        name: axis.values if isinstance(axis, Choices) else (axis.low, axis.middle, axis.high)
+        for name, axis in space.items()
+    }
     if math.prod(len(values) for values in axes.values()) <= _MOST_CHECKED:
         return [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
     return [{name: value} for name, values in axes.items() for value in values]
@@ -162,9 +211,12 @@ def _axis(where: str, content: Any) -> Choices | Range:
 
 
 def _number(where: str, value: Any) -> float:
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        return value
     try:
-        return float(value)  # `1e-4`, a text in YAML
+        number = float("" if isinstance(value, bool) else value)  # `1e-4` is a text in YAML
     except (TypeError, ValueError):
         raise ConfigError(f"{where}: {value!r} is no number") from None
+    except OverflowError:
+        number = math.inf
+    if not math.isfinite(number):
+        raise ConfigError(f"{where}: {str(value)[:40]} is no end of a range; it must be finite")
+    return value if isinstance(value, int) else number

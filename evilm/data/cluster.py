@@ -2,7 +2,11 @@
 
 import logging
 import os
+import signal
 import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from evilm.errors import ClusterError
 
@@ -40,24 +44,37 @@ def connect(min_cpus: float = 1) -> None:
         if address:
             _probe(address)
         quiet = ray.LoggingConfig(log_level="ERROR")
+        private = {
+            "address": "local",
+            "num_cpus": max(os.cpu_count() or 1, int(-(-min_cpus // 1))),
+            "include_dashboard": False,
+            "object_store_memory": _OBJECT_STORE_BYTES,
+        }
         try:
-            if address:
-                ray.init(configure_logging=False, logging_config=quiet)
-            else:
-                ray.init(
-                    address="local",
-                    num_cpus=max(os.cpu_count() or 1, int(-(-min_cpus // 1))),
-                    include_dashboard=False,
-                    object_store_memory=_OBJECT_STORE_BYTES,
-                    configure_logging=False,
-                    logging_config=quiet,
-                )
+            with _our_sigterm():
+                ray.init(configure_logging=False, logging_config=quiet, **({} if address else private))
         except (ConnectionError, RuntimeError, ValueError, OSError) as error:
             reason = str(error).strip().splitlines()[0]
             raise ClusterError(
                 f"cannot reach Ray at {address or 'this machine'}: {reason}; check RAY_ADDRESS and RAY_AUTH_MODE"
             ) from error
     _quiet()
+
+
+@contextmanager
+def _our_sigterm() -> Iterator[None]:
+    """Keep the handler of SIGTERM that somebody set; Ray puts its own there, which crashes a driver in Ray's calls."""
+    ours = signal.getsignal(signal.SIGTERM)
+    if not callable(ours) or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    try:
+        yield
+    except SystemExit:  # Ray's handler ran meanwhile
+        ours(signal.SIGTERM, None)
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, ours)
 
 
 def _probe(address: str) -> None:

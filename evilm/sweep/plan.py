@@ -9,11 +9,12 @@ import numpy as np
 from evilm import storage
 from evilm.config.base import fingerprint
 from evilm.config.runs import Sweep
-from evilm.config.space import Choices, Range, Space, normal
+from evilm.config.space import Choices, Range, Space, normal, typed
 from evilm.errors import UsageError
 
 _PROPOSALS = "proposals.json"
 _DRAWS = 200
+_TRIES = 5
 
 
 class Plan(Protocol):
@@ -49,6 +50,7 @@ def make_plan(config: Sweep, space: Space, out: str) -> Plan:
         UsageError: Optuna is wanted and not installed.
         ConfigError: a value that no trial can run with.
     """
+    space = typed(space, config.base)
     if config.search == "optuna":
         return Proposed(config, space, out)
     found = _grid(space) if config.search == "grid" else _drawn(space, config.trials, config.search_seed)
@@ -86,10 +88,11 @@ def _draw(axis: Choices | Range, rng: np.random.Generator) -> Any:
 
 
 class Proposed:
-    """Settings that Optuna's TPE proposes from the scores so far.
+    """Settings that Optuna's TPE proposes from the scores so far, each once.
 
     Each proposal is kept before it is tried. A sweep that is started again asks for the kept ones first; the sampler of
-    each proposal is seeded by its number, so that no random state has to survive.
+    each proposal is seeded by its number, so that no random state has to survive. What was proposed before, which runs
+    or has its score, is passed over and asked for again with another seed; the study forgets that it was.
     """
 
     def __init__(self, config: Sweep, space: Space, out: str) -> None:
@@ -99,28 +102,46 @@ class Proposed:
         self._place = storage.join(out, _PROPOSALS)
         kept = storage.read_json(self._place) if storage.exists(self._place) else {}
         print_ = fingerprint([repr(sorted(space.items())), config.search_seed, config.score])
-        self._kept: list[dict[str, Any]] = list(kept.get("values", [])) if kept.get("space") == print_ else []
+        before = list(kept.get("values", [])) if kept.get("space") == print_ else []
+        self._kept: list[dict[str, Any]] = list({self._print(values): values for values in before}.values())
         self._space = print_
         self._study = optuna.create_study(direction="minimize" if config.score.endswith("loss") else "maximize")
         self._distributions = {name: self._distribution(axis) for name, axis in space.items()}
         self._asked: list[Any] = []
+        self._known: set[str] = set()
+        self._size = _size(space)
 
     def propose(self, number: int) -> dict[str, Any] | None:
-        """The next proposal, or the one that was made for this number before."""
-        if number >= self._config.trials:
+        """The next proposal, or the one that was made for this number before; None where there is nothing else."""
+        if number >= self._config.trials or len(self._known) >= self._size:
             return None
-        self._study.sampler = self._optuna.samplers.TPESampler(
-            seed=int(fingerprint([self._config.search_seed, number], 8), 16),
-            n_startup_trials=max(3, self._config.trials // 3),
-        )
         if number < len(self._kept):
             self._study.enqueue_trial(self._kept[number])
-        trial = self._study.ask(self._distributions)
+        for attempt in range(_DRAWS):
+            self._study.sampler = self._sampler(number, attempt)
+            trial = self._study.ask(self._distributions)
+            if (known := self._print(trial.params)) not in self._known:
+                break
+            self._study.tell(trial, state=self._optuna.trial.TrialState.FAIL)
+        else:
+            return None
+        self._known.add(known)
         self._asked.append(trial)
         if number >= len(self._kept):
             self._kept.append(dict(trial.params))
             storage.write_json(self._place, {"space": self._space, "values": self._kept})
         return normal(trial.params, self._config.base)
+
+    def _print(self, values: dict[str, Any]) -> str:
+        """Equal for values that mean the same trial."""
+        return fingerprint(normal(values, self._config.base))
+
+    def _sampler(self, number: int, attempt: int) -> Any:
+        """TPE; for a proposal that was known again and again, evenly at random."""
+        seed = int(fingerprint([self._config.search_seed, number, *([attempt] if attempt else [])], 8), 16)
+        if attempt >= _TRIES:
+            return self._optuna.samplers.RandomSampler(seed=seed)
+        return self._optuna.samplers.TPESampler(seed=seed, n_startup_trials=max(3, self._config.trials // 3))
 
     def tell(self, number: int, score: float | None) -> None:
         """Let the next proposals learn from a score."""
@@ -134,6 +155,15 @@ class Proposed:
         if axis.whole:
             return distributions.IntDistribution(int(axis.low), int(axis.high), log=axis.log)
         return distributions.FloatDistribution(axis.low, axis.high, log=axis.log)
+
+
+def _size(space: Space) -> float:
+    """How many different values there are at most; infinite with a range of fractions."""
+    counts = (
+        len(axis.values) if isinstance(axis, Choices) else axis.high - axis.low + 1 if axis.whole else math.inf
+        for axis in space.values()
+    )
+    return math.prod(counts)
 
 
 def _optuna() -> Any:

@@ -124,7 +124,7 @@ def _conclude(
     logger.info("%s, best first:\n%s", config.score, table)
     storage.write_bytes(storage.join(out, TABLE), results_csv(tried))
     storage.write_json(storage.join(out, RESULTS), results_json(ranked, config.score))
-    _require_score(best, config)
+    _require_score(ranked, config)
     _warn_of_guessing(best, shared.ground(best.values).val_clips)
     storage.write_bytes(storage.join(out, FIGURE), draw_sweep(ranked, config.score))
     first = best.tried[0].trial
@@ -150,18 +150,26 @@ def _conclude(
     }  # fmt: skip
 
 
-def _require_score(best: Setting, config: Sweep) -> None:
+def _require_score(ranked: Sequence[Setting], config: Sweep) -> None:
     """Refuse to name a best setting where nothing ran to its end with a score.
 
     Raises:
         ConfigError: why.
     """
-    if best.scores:
+    if ranked[0].scores:
         return
-    failed = [t.outcome.error for t in best.tried if t.outcome.state == "failed"]
-    if failed:
-        raise ConfigError(f"no trial ran to its end; the first failed with: {failed[0]}")
-    known = sorted({name for t in best.tried for _, metrics in t.outcome.points for name in metrics})
+    tried = [t for setting in ranked for t in setting.tried]
+    states = ("done", "stopped", "failed")
+    by_state = {state: [t.outcome for t in tried if t.outcome.state == state] for state in states}
+    counts = ", ".join(f"{len(found)} {state}" for state, found in by_state.items() if found)
+    if not by_state["done"]:
+        failed = by_state["failed"]
+        why = f"; the first failed with: {failed[0].error}" if failed else "; --stopping none lets all run to the end"
+        raise ConfigError(f"no trial ran to its end ({counts}){why}")
+    metrics = [point for outcome in by_state["done"] for _, point in outcome.points]
+    if any(config.score in point for point in metrics):
+        raise ConfigError(f"no trial ended with a finite {config.score} ({counts}); lower the learning rate, say")
+    known = sorted({name for point in metrics for name in point})
     raise ConfigError(f"no trial has a score {config.score!r}; held-out metrics are {', '.join(known) or 'not there'}")
 
 

@@ -19,6 +19,7 @@ from ray.tune.search import Searcher
 from evilm import storage
 from evilm.config.runs import Pretrain, Sweep
 from evilm.errors import ClusterError
+from evilm.sweep.ending import Ending
 from evilm.sweep.plan import Plan
 from evilm.sweep.shared import Ground
 from evilm.sweep.trials import STOPPED_FILE, Outcome, Trial, make_trials, mode_of, read_outcome
@@ -131,6 +132,11 @@ class Queue(Searcher):
         logger.info("trial %s: %s%s", trial.name, outcome.state, f" ({told})" if told else "")
         self._close(trial, outcome)
 
+    @property
+    def running(self) -> dict[str, str]:
+        """Folders of the trials that have begun and not ended, by name."""
+        return {trial.name: trial.out for trial in self._running.values()}
+
     def save(self, checkpoint_path: str) -> None:
         """Nothing: all that counts lies in the trials' folders."""
 
@@ -174,6 +180,7 @@ def run_search(queue: Queue, halving: Halving | None, slots: int) -> None:
 
     Raises:
         ClusterError: trials failed for reasons that are not their settings'.
+        KeyboardInterrupt: somebody asked for an end; trials that ran have kept a checkpoint.
     """
     from ray import tune
 
@@ -185,6 +192,7 @@ def run_search(queue: Queue, halving: Halving | None, slots: int) -> None:
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # no box on stdout, whose last line is the summary
     os.environ["TUNE_DISABLE_STRICT_METRIC_CHECKING"] = "1"  # a trial that fails before its first evaluation has none
     scheduler: TrialScheduler = halving or FIFOScheduler()
+    ending = Ending()
     with tempfile.TemporaryDirectory(prefix="evilm-tune-") as folder:
         tuner = tune.Tuner(
             # Ray Train asks for its workers by itself; this process waits.
@@ -203,10 +211,15 @@ def run_search(queue: Queue, halving: Halving | None, slots: int) -> None:
                 name="tune",
                 storage_path=folder,
                 verbose=0,
+                callbacks=[ending],
                 checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),  # they are the training's own
             ),
         )
-        results = tuner.fit()
+        try:
+            results = tuner.fit()
+        except KeyboardInterrupt:
+            ending.end(queue.running)
+            raise
     for error in results.errors:
         logger.warning("%s", str(error).strip().splitlines()[-1])
     if queue.errors:

@@ -15,7 +15,7 @@ from evilm.config.runs import Pretrain
 from evilm.errors import ClusterError, EvilmError
 from evilm.sweep.trials import FAILED_FILE, read_outcome
 from evilm.train.pretrain import pretrain
-from evilm.train.stop import STOP_FILE
+from evilm.train.stop import STOP_FILE, Stopped
 
 _LOOK_S, _LOOK_REMOTE_S = 0.5, 5.0
 _STOPPING_S = 600.0
@@ -85,6 +85,8 @@ class PretrainTrial(tune.Trainable):
         if isinstance(error, EvilmError) and not isinstance(error, ClusterError):
             # Of the settings themselves: a diverged loss, say. Tried again it would end the same way.
             storage.write_json(storage.join(self._settings.out, FAILED_FILE), {"error": str(error)})
+        elif isinstance(error, Stopped):  # a KeyboardInterrupt, which Ray takes for a cancelled task
+            raise ClusterError(str(error))
         elif error:
             raise error
         return {"done": True}

@@ -1,6 +1,7 @@
 """A trial of a sweep: a folder that a pre-training writes, and what that folder tells. Nothing else is remembered."""
 
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -46,9 +47,9 @@ class Outcome:
     error: str = ""
 
     def last(self, score: str) -> float | None:
-        """The score of the last evaluation."""
+        """The score of the last evaluation; None where it has none, or one that is not finite."""
         scores = [metrics[score] for _, metrics in self.points if score in metrics]
-        return scores[-1] if scores else None
+        return scores[-1] if scores and math.isfinite(scores[-1]) else None
 
 
 def mode_of(score: str) -> str:

@@ -1,14 +1,23 @@
-"""The whole of a door: parse the command line, call one function, end with its summary as one JSON line."""
+"""The whole of a door: parse the command line, call one function, end with its summary as one JSON line.
+
+SIGTERM, which `ray job stop` and schedulers send, ends a door as Ctrl-C does: by KeyboardInterrupt in the main thread.
+"""
 
 import importlib
 import json
+import signal
 import sys
+import threading
+from typing import NoReturn
 
 from evilm.config.door import fail, parse
 from evilm.errors import EvilmError, UsageError
 from evilm.train.console import log_to_console
 
-_EXIT_FAILED, _EXIT_INTERRUPTED = 1, 130
+_EXIT_FAILED = 1
+
+_received: list[int] = []
+"""Signals heard. An exception can't tell which: Ray's calls raise a plain KeyboardInterrupt in place of ours."""
 
 
 def run(door: str, target: str, tracked: bool = True) -> None:
@@ -23,6 +32,8 @@ def run(door: str, target: str, tracked: bool = True) -> None:
     """
     config = parse(door)
     log_to_console()
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _interrupt)
     module, function = target.split(":")
     try:
         work = getattr(importlib.import_module(module), function)
@@ -38,8 +49,20 @@ def run(door: str, target: str, tracked: bool = True) -> None:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(_EXIT_FAILED) from None
     except KeyboardInterrupt as interrupt:  # a training's own kind says more
-        print(str(interrupt) or "interrupted; the same command goes on from here", file=sys.stderr)
-        raise SystemExit(getattr(interrupt, "exit_code", _EXIT_INTERRUPTED)) from None
+        _end(interrupt)
     print(json.dumps(summary, sort_keys=True, ensure_ascii=False), flush=True)
     if summary.get("num_problems"):
         raise SystemExit(_EXIT_FAILED)
+
+
+def _interrupt(number: int, _: object) -> NoReturn:
+    _received.append(number)
+    raise KeyboardInterrupt
+
+
+def _end(interrupt: KeyboardInterrupt) -> NoReturn:
+    """Say how to go on, and end with what a shell expects of the signal: 130 or 143."""
+    if _received:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # Ray lets go of its processes now, which must not break off
+    print(str(interrupt) or "interrupted; the same command goes on from here", file=sys.stderr)
+    raise SystemExit(getattr(interrupt, "exit_code", 128 + (_received or [signal.SIGINT])[0])) from None

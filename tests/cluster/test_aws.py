@@ -93,6 +93,23 @@ def test_setup_makes_what_the_file_names_and_can_run_again(account: Path) -> Non
     assert all(boto3.client("s3").get_public_access_block(Bucket=BUCKET)["PublicAccessBlockConfiguration"].values())
 
 
+def test_the_file_has_the_name_of_the_cluster_that_the_policies_are_for(account: Path) -> None:
+    written = account.with_name("mine.yaml")
+    given = ["--bucket", BUCKET, "--ssh-from", "198.51.100.0/24", "--image", "ami-12345678", "--write", str(written)]
+    assert aws_setup.main([*given, "--cluster-name", "mine"]) == 0
+    config = yaml.safe_load(written.read_text())
+    assert config["cluster_name"] == "mine"
+    number = boto3.client("sts").get_caller_identity()["Account"]
+    assert config["docker"]["image"].startswith(f"{number}.dkr.ecr.{REGION}.")
+    assert f"{number}.dkr.ecr.{REGION}." in config["initialization_commands"][0]
+    elsewhere = yaml.safe_load(aws_setup.fill_in("sg-1", "ami-1", "eu-west-1", "b", "mine", "999999999999"))
+    image = elsewhere["available_node_types"]["gpu"]["docker"]["worker_image"]
+    assert image == "999999999999.dkr.ecr.eu-west-1.amazonaws.com/evilm:0.1.0-gpu"
+    policy = boto3.client("iam").get_role_policy(RoleName="evilm-head", PolicyName="evilm")["PolicyDocument"]
+    named = {s["Condition"]["StringEquals"].get("aws:RequestTag/ray-cluster-name") for s in policy["Statement"][:1]}
+    assert named == {"mine"}
+
+
 def test_setup_does_not_open_the_cluster_to_everybody(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         aws_setup.main(["--bucket", BUCKET, "--ssh-from", "0.0.0.0/0", "--dry-run"])

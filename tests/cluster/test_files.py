@@ -19,7 +19,7 @@ WRONG: dict[str, list[tuple[str, str, str]]] = {
         ("max_workers: 12", "max_worker: 12", "max_workers is missing"),
         ("idle_timeout_s: 120", "idle_timeout: 120", "Ray's schema"),
         ("resources: {CPU: 16}", "resources: {CPU: 1.5}", "Ray's schema"),
-        ("  image: evilm", "  worker_image: evilm", "Must provide a container"),
+        ("  image: 1", "  worker_image: 1", "Must provide a container"),
         ("  region: us-west-2", "  regoin: us-west-2", "provider.regoin"),
         ("InstanceType: c6i.4xlarge", "InstanceType: c6i.4xxlarge", "not known to EC2"),
         ("MarketType: spot", "MarketType: spott", "not known to EC2"),
@@ -41,6 +41,7 @@ WRONG: dict[str, list[tuple[str, str, str]]] = {
         ("torch.cuda.is_available()", "torch.cuda", "do not check that torch can use the GPU"),
         ("ray.__version__ == '2.60.0'", "ray.__version__ == '2.59.0'", "as in constraints.txt"),
         ("evilm.__version__ and ", "", "do not look at evilm.__version__"),
+        ("docker login", "docker info", "do not log in to the registry of 123456789012."),
     ],
     "gcp.yaml": [
         ("machineType: n2-highcpu-16", "machinetype: n2-highcpu-16", "machinetype is no field"),
@@ -49,6 +50,8 @@ WRONG: dict[str, list[tuple[str, str, str]]] = {
         ("provisioningModel: SPOT", "provisioning: SPOT", "scheduling.provisioning"),
         ("project_id: my-project", "project: my-project", "provider.project"),
         ("max_workers: 16", "max_workers: 9", "less than the groups' together"),
+        ("until nvidia-smi;", "until true;", "do not wait until nvidia-smi runs"),
+        ("auth configure-docker", "auth list", "do not log in"),
     ],
     "azure.yaml": [
         ("evictionPolicy: Delete", "eviction: Delete", "azure_arm_parameters.eviction"),
@@ -56,6 +59,7 @@ WRONG: dict[str, list[tuple[str, str, str]]] = {
         ("location: westus2", "region: westus2", "provider.region"),
         ("ssh_user: ubuntu", "ssh_usr: ubuntu", "Ray"),
         ("        priority: Spot\n", "", "no GPU node type is spot"),
+        ("sudo usermod -aG docker", "sudo usermod -aG sudo", "into the group docker"),
     ],
     "runtime_env.yaml": [
         ('"60"', "60", "must be a string"),
@@ -85,6 +89,7 @@ WRONG: dict[str, list[tuple[str, str, str]]] = {
         ('limits: {cpu: "14"', 'limits: {cpu: "16"', "must be there and equal"),
         ("image: evilm:0.1.0-gpu", "image: evilm:0.1.0-cpu", "not the one for gpu"),
         ("tolerations: [*gpu]", "tolerations: []", "toleration of nvidia.com/gpu is missing"),
+        ("name: ray-logs,", "name: logs,", "must be called ray-logs"),
     ],
     "kuberay/all.yaml": [
         ("  shutdownAfterJobFinishes: true\n  ttlSecondsAfterFinished: 600\n", "", "costs money"),

@@ -38,6 +38,8 @@ def test_what_runs_leave_is_left_out_also_without_git(tmp_path: Path) -> None:
         "a.safetensors",
     ]
     left += [".venv/bin/python", "evilm/__pycache__/a.pyc", "shards/train-00000.tar", ".git/HEAD"]
+    videos = ("MP4", "mov", "MOV", "m4v", "ts", "flv", "webm", "mkv", "avi")
+    left += [f"clips/a.{kind}" for kind in (*videos, "jpg", "JPG", "jpeg", "zip", "tar.gz", "tgz", "distcp")]
     for name in kept + left:
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -65,6 +65,12 @@ def test_a_sweep_takes_the_settings_of_pretrain_then_of_sweep_then_its_own(tmp_p
         ("optim.lr: {low: 1e-3, high: 1e-4}", [], "is no range"),
         ("optim.lr: {low: 1e-5, high: 1e-3, log: true}", [], "a range has no grid"),
         ("optim.lr: {low: 1e-5, high: fast}", ["--search", "random"], "'fast' is no number"),
+        ("optim.lr: {low: 1e-4, high: .inf, log: true}", ["--search", "random"], "inf is no end of a range"),
+        ("optim.lr: {low: .nan, high: 1}", ["--search", "random"], "nan is no end of a range"),
+        ("optim.lr: {low: 1, high: 1" + 400 * "0" + "}", ["--search", "random"], "is no end of a range"),
+        ("schedule.batch_clips: {low: 8, high: 64.5}", ["--search", "random"], "takes whole numbers alone"),
+        ("optim.lr: [1e-3]", ["--score", "nonsense"], "nonsense: no such held-out metric; use match_auc, loss, mlm_"),
+        ("optim.lr: [1e-3]", ["--score", "vtm_loss", "--objectives.vtm-weight", "0"], "no such held-out metric"),
         ("optim.lr: [", [], "not valid YAML"),
         ("\udcff: [1]", [], "not UTF-8 text"),
         ("", [], "expected lines like"),
@@ -124,9 +130,43 @@ def test_equal_settings_have_equal_trials_however_they_are_written(tmp_path: Pat
     assert [name[-3:] for name in names] == ["-s0", "-s1"]
 
 
-def test_ranges_of_whole_numbers_and_a_search_that_needs_a_package(tmp_path: Path) -> None:
-    assert Range(1, 9).whole
-    assert not Range(1.0, 9).whole
+def test_whether_a_range_has_whole_numbers_alone_its_setting_tells(tmp_path: Path) -> None:
+    space = tmp_path / "space.yaml"
+    lines = ["schedule.batch_clips: {low: 8, high: 1e9, log: true}", "optim.lr: {low: 1, high: 2}"]
+    lines += ["schedule.max_steps: {low: 2.0, high: 9}", "build.train_tokenizer.schedule.epochs: {low: 1, high: 99}"]
+    space.write_text("\n".join(lines))
+    for values in _settings("--space", str(space), "--search", "random", "--trials", "5"):
+        batch, rate, *others = values.values()
+        assert isinstance(batch, int)
+        assert 1 < rate < 2
+        assert all(isinstance(value, int) for value in others)
+    assert Range(1e-5, 1e-3, log=True).middle == pytest.approx(1e-4)
+    assert Range(1, 4, whole=True).middle in (2, 3)
+
+
+def test_optuna_tries_each_setting_once_and_ends_where_there_are_no_more(tmp_path: Path) -> None:
+    pytest.importorskip("optuna")
+    space = tmp_path / "space.yaml"
+    space.write_text("schedule.batch_clips: [8, 16]\nobjectives.mask_ratio: ['0.2', 0.2, 0.4]\n")
+    flags = ["--preset", "tiny", "--space", str(space), "--search", "optuna", "--trials", "9"]
+    config = parse("sweep", flags)
+
+    def run(told: int) -> list[dict]:
+        """Settings in their order; the first `told` have a score before the next is asked for, others still run."""
+        plan, found = make_plan(config, read_space(config.space), str(tmp_path)), []
+        while (values := plan.propose(len(found))) is not None:
+            found.append(values)
+            if len(found) <= told:
+                plan.tell(len(found) - 1, 0.5)
+        return found
+
+    found = run(9)
+    assert sorted(map(str, found)) == sorted({str(values) for values in found})
+    assert len(found) == 4
+    assert run(0) == found, "started again, whatever runs"
+
+
+def test_a_search_that_needs_a_package(tmp_path: Path) -> None:
     config = parse("masking_ratio", ["--preset", "tiny", "--search", "optuna"])
     try:
         import optuna  # noqa: F401  # pyright: ignore[reportMissingImports]

@@ -91,3 +91,52 @@ def _check_preset(summary: dict[str, Any], out: Path) -> None:
     assert pretrain(config)["val"]["match_auc"] == best["mean"]  # type: ignore[arg-type]
     same = [(folder / "model.safetensors").read_bytes() for folder in (out, Path(best["trial"]))]
     assert same[0] == same[1]
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1500)
+@pytest.mark.parametrize("door", ["codebook_size", "focal_loss"])
+def test_a_sweep_killed_while_it_builds_what_trials_share_goes_on_and_builds_each_once(
+    door: str, small_workflow: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    """codebook_size is killed in the middle of its second tokenizer, focal_loss in the middle of its second codes."""
+    root, _ = small_workflow
+    space, out = tmp_path / "space.yaml", tmp_path / "sweep"
+    swept = {"codebook_size": "codebook.num_codes: [16, 32]", "focal_loss": "focal.gamma_negative: [1, 2]"}[door]
+    space.write_text(f"build.train_tokenizer.arch.{swept}\n")
+    command = ["--preset", SMALL, f"--frames={root / 'frames'}", f"--vocab={root / 'vocab'}", "--root", str(tmp_path)]
+    command += ["--out", str(out), "--space", str(space), "--seeds", "1", "--stopping", "none", "--concurrent", "1"]
+    command += ["--tracking.no-enabled", "--schedule.epochs", "1", "--cluster.cpus-per-worker", "1"]
+    command += ["--build.train-tokenizer.schedule.checkpoint-every-steps", "2"]
+    command += ["--build.precompute-codes.batch-clips", "1"]
+    begun = "tokenizer/checkpoints/step_*-*" if door == "codebook_size" else "codes/*/commits/*.json"
+
+    def second() -> Path | None:
+        """The folder of the second value, once the part that is to be broken off has begun."""
+        ended = {path.parents[1] for path in out.glob("shared/*/codes/summary.json")}
+        at_work = {path for path in out.glob("shared/*") if any(path.glob(begun))} - ended
+        return next(iter(at_work), None) if len(ended) == 1 else None
+
+    process = start(f"../tune/{door}", *command)
+    wait_for(lambda: second() is not None, process, timeout_s=600)
+    kill(process, and_workers=True)
+    broken = second()
+    (whole,) = [path for path in (out / "shared").iterdir() if path != broken]
+    before = {path: path.read_bytes() for path in whole.rglob("*") if path.is_file()}
+    half = broken is not None and not (broken / begun.split("/")[0] / "summary.json").exists()
+
+    process = start(f"../tune/{door}", *command)
+    said, errors = process.communicate(timeout=600)
+    assert process.returncode == 0, errors.decode()[-3000:]
+    assert json.loads(said.decode().splitlines()[-1])["trials"]["done"] == 2
+    assert {path: path.read_bytes() for path in whole.rglob("*") if path.is_file()} == before, "used as it was"
+    shared = sorted(str(path) for path in (out / "shared").iterdir())
+    assert [len(list(Path(path).glob("codes/*/manifest.json"))) for path in shared] == [1, 1]
+    inputs = [json.loads(path.read_text())["inputs"] for path in (out / "trials").glob("*/summary.json")]
+    assert len({given["tokenizer"] for given in inputs}) == len({given["codes"] for given in inputs}) == 2
+    starts = attempts(str((broken or whole) / "tokenizer"))
+    if half and door == "codebook_size":
+        assert [each.start_step > 0 for each in starts] == [False, True], "from a checkpoint"
+    else:
+        assert len(starts) == 1
+    assert not list(tmp_path.glob("tokenizer*")), "nothing of one value at the place of all"

@@ -11,9 +11,10 @@ import yaml
 from evilm.config.door import parse
 from evilm.config.presets import defaults
 from evilm.config.runs import Pretrain
+from evilm.errors import ConfigError
 from evilm.sweep.figure import draw_sweep
 from evilm.sweep.results import Tried, best_preset, rank, results_csv, results_json, results_table, short_names
-from evilm.sweep.run import trial_config
+from evilm.sweep.run import _require_score, trial_config
 from evilm.sweep.search import Halving, make_halving
 from evilm.sweep.shared import Ground
 from evilm.sweep.trials import Outcome, Trial, make_trials, read_outcome
@@ -43,6 +44,27 @@ def test_settings_are_ranked_by_seeds_that_ran_to_the_end_then_by_their_mean() -
     assert lines[0].split() == ["mask_ratio", "match_auc", "±", "seeds", "trials", "stopped", "at"]
     assert lines[2].split() == ["0.2", "0.7500", "0.0707", "2", "done"]
     assert lines[4].split() == ["0.4", "0.9000", "1", "done,", "1", "stopped", "0.600"]
+
+
+def test_a_score_that_is_not_finite_is_none() -> None:
+    for index, item in enumerate(tried := _tried()):
+        if item.trial.number == 0:
+            points = [*item.outcome.points, (24, {"match_auc": float("nan"), "loss": float("inf")})]
+            tried[index] = Tried(item.trial, Outcome(item.outcome.state, points), 16)
+    for score in ("match_auc", "loss"):
+        ranked = rank(tried, score)
+        assert ranked[-1].values == {"objectives.mask_ratio": 0.2}
+        assert ranked[-1].mean is None
+    with pytest.raises(ConfigError, match=r"no trial ended with a finite match_auc \(2 done\)"):
+        _require_score(ranked[-1:], parse("masking_ratio", ["--preset", "tiny"]))
+
+
+def test_why_there_is_no_best_setting_tells_of_all_trials() -> None:
+    stopped, failed = make_trials(0, {"optim.lr": 1e-3}, 1, "x"), make_trials(1, {"optim.lr": 9.0}, 1, "x")
+    outcomes = [Outcome("stopped", [(8, {"match_auc": 0.5})]), Outcome("failed", error="loss is not finite")]
+    ranked = rank([Tried(t, o, 8) for t, o in zip([*stopped, *failed], outcomes, strict=True)], "match_auc")
+    with pytest.raises(ConfigError, match=r"\(1 stopped, 1 failed\); the first failed with: loss is not finite"):
+        _require_score(ranked, parse("masking_ratio", ["--preset", "tiny"]))
 
 
 def test_files_hold_every_trial_and_evaluation() -> None:

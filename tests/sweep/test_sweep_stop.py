@@ -1,0 +1,73 @@
+"""SIGTERM, as `ray job stop` sends it, at a door that does not train and at a sweep: one line, exit code 143."""
+
+import json
+import signal
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from doors import ROOT, start, wait_for
+
+from evilm.config.door import parse
+from evilm.config.space import check_score
+
+SMALL = str(ROOT / "tests" / "small.yaml")
+GOES_ON = "the same command goes on from here"
+
+
+def _ended(process: Any, timeout_s: float) -> list[str]:
+    """What a process says after a SIGTERM."""
+    process.send_signal(signal.SIGTERM)
+    try:
+        _, errors = process.communicate(timeout=timeout_s)
+    except subprocess.TimeoutExpired:
+        kill(process, and_workers=True)
+        raise
+    said = errors.decode()
+    assert process.returncode == 143, said[-3000:]
+    assert "Traceback" not in said
+    assert "Fatal" not in said
+    assert said.count("interrupted") == 1, said[-3000:]
+    return said.splitlines()
+
+
+@pytest.mark.slow
+def test_a_door_that_does_not_train_ends_in_one_line_and_goes_on(tmp_path: Path) -> None:
+    command = ["--preset", SMALL, "--out", str(tmp_path / "corpus"), "--corpus.train-clips", "2000"]
+    process = start("render_corpus", *command)
+    wait_for(lambda: len(list(tmp_path.rglob("*.mp4"))) > 4, process)
+    assert _ended(process, 90)[-1] == f"interrupted; {GOES_ON}"
+    made = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.mp4")}
+    process = start("render_corpus", *command)
+    wait_for(lambda: len(list(tmp_path.rglob("*.mp4"))) > len(made) + 4, process)
+    _ended(process, 90)
+    assert {path: path.stat().st_mtime_ns for path in made} == made
+
+
+@pytest.mark.slow
+def test_a_stopped_sweep_keeps_a_checkpoint_of_its_trial_and_its_run_is_killed(
+    small_workflow: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    from mlflow import MlflowClient
+
+    root, summary = small_workflow
+    config = parse("masking_ratio", ["--preset", SMALL])
+    for score in summary["val"]:
+        check_score(score, {}, config)
+    places = [f"--{name}={root / name}" for name in ("frames", "vocab", "tokenizer", "codes")]
+    out, store = tmp_path / "sweep", f"sqlite:///{tmp_path / 'tracked.db'}"
+    command = ["--preset", SMALL, *places, "--out", str(out), "--tracking.uri", store, "--seeds", "1"]
+    command += ["--values", "0.25,0.5", "--concurrent", "1", "--cluster.cpus-per-worker", "1"]
+    command += ["--schedule.epochs", "500", "--schedule.checkpoint-every-steps", "100000"]
+    process = start("../tune/masking_ratio", *command)
+    wait_for(lambda: any(out.glob("trials/*/metrics.jsonl")), process, timeout_s=400)
+    assert GOES_ON in _ended(process, 120)[-1]
+    (trial,) = (out / "trials").iterdir()
+    assert list(trial.glob("checkpoints/step_*-*")), "the last step is kept"
+    assert not list(trial.glob("st*.json")), "neither a note that it fell behind nor a wish to stop"
+    client = MlflowClient(tracking_uri=store)
+    experiment = client.get_experiment_by_name("masking_ratio")
+    assert experiment
+    assert {run.info.status for run in client.search_runs([experiment.experiment_id])} == {"KILLED"}
+    assert json.loads((out / "mlflow.json").read_text())["run_id"]
