@@ -10,6 +10,7 @@ import pytest
 import s3fs
 import torch
 from doors import files_of, kill, start, wait_for
+from s3_faults import FAULTS, FaultyS3, at_random
 from stored import GRID, NUM_CODES, PX, SIZES, make_tokenizer, store_frames
 
 from evilm import storage
@@ -224,6 +225,25 @@ def test_on_an_object_store(unbroken: Path, frames: str, tokenizer: str, s3_buck
     far, near = (next(iter(Feed([item], order, lambda rows: rows).batches(0, 1))) for item in (there, local))
     assert np.array_equal(far.frames, near.frames)
     assert np.array_equal(far.code_ids, near.code_ids)
+
+
+@pytest.mark.slow
+def test_codes_in_a_store_with_faults(
+    unbroken: Path, frames: str, tokenizer: str, s3_bucket: str, s3_server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sound = s3fs.S3FileSystem(endpoint_url=s3_server)
+    sound.put(f"{frames}/", f"{s3_bucket}/faulty/frames/", recursive=True)
+    with FaultyS3(s3_server, at_random(0.2)) as faulty:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", faulty.url)
+        where = [f"--frames={s3_bucket}/faulty/frames", f"--tokenizer={tokenizer}", f"--out={s3_bucket}/faulty/codes"]
+        process = start("precompute_codes", *where, f"--batch-clips={BATCH_CLIPS}", "--tracking.no-enabled")
+        printed, complaints = process.communicate(timeout=300)
+        assert process.returncode == 0, complaints.decode()[-3000:]
+        assert json.loads(printed.decode().splitlines()[-1])["clips"] == {"train": 16, "val": 6}
+        assert sum(faulty.counts[fault] for fault in FAULTS) > 5
+    for name, data in files_of(unbroken).items():
+        if name.endswith(".parquet") or name.startswith("commits/"):
+            assert sound.cat_file(f"{s3_bucket}/faulty/codes/{unbroken.name}/{name}") == data, name
 
 
 def test_messages(frames: str, tokenizer: str, tmp_path: Path) -> None:
