@@ -227,7 +227,7 @@ def test_on_an_object_store(unbroken: Path, frames: str, tokenizer: str, s3_buck
     assert np.array_equal(far.code_ids, near.code_ids)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_codes_in_a_store_with_faults(
     unbroken: Path, frames: str, tokenizer: str, s3_bucket: str, s3_server: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -47,7 +47,7 @@ def test_a_door_that_does_not_train_ends_in_one_line_and_goes_on(tmp_path: Path)
     assert {path: path.stat().st_mtime_ns for path in made} == made
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_stopped_sweep_keeps_a_checkpoint_of_its_trial_and_its_run_is_killed(
     small_workflow: tuple[Path, dict[str, Any]], tmp_path: Path
 ) -> None:

@@ -38,7 +38,7 @@ def test_the_pages_show_experiments_runs_links_curves_and_pictures(
             assert len(picture.convert("RGB").getcolors(2**24) or []) > 200, f"{name} is blank"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_what_does_not_come_is_an_error(
     screenshots: Any, small_workflow: tuple[Path, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
