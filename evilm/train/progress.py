@@ -10,7 +10,7 @@ import torch
 
 from evilm.data.feed import Feed
 
-_STRETCHES = 20  # between metric points; the time left is told from their mean speed, evaluations and all
+_STRETCHES = 8  # between metric points; the time left is told from their mean speed, evaluations and all
 _LINE_S = 5.0
 
 
