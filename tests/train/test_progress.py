@@ -54,7 +54,7 @@ def test_the_time_left_is_told_from_more_than_the_last_stretch(monkeypatch: pyte
     for step in range(10, 101, 10):
         now += 60.0 if step == 100 else 10.0  # the last one had an evaluation in it
         left = progress.flush(step, feed)["time/eta_s"]
-    assert left == pytest.approx(900 * 150 / 100)
+    assert left == pytest.approx(900 * 130 / 80)
     for step in range(110, 501, 10):
         now += 10.0
         left = progress.flush(step, feed)["time/eta_s"]
