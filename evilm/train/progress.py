@@ -26,7 +26,7 @@ class Progress:
         self._sums: dict[str, float] = defaultdict(float, (kept or {}).get("sums", {}))
         self._count = int((kept or {}).get("count", 0))
         self._began, self._waited, self._told = time.perf_counter(), 0.0, -math.inf
-        self._marks = deque([(self._began, start_step)], maxlen=_STRETCHES + 1)
+        self._marks = deque([(self._began, start_step)], maxlen=_STRETCHES)
 
     def add(self, metrics: dict[str, float], skipped: bool = False) -> None:
         """Note the metrics of one step; those of one without update, NaN among them, are left out of the means."""
