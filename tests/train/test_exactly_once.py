@@ -67,7 +67,7 @@ def test_one_two_and_four_workers_give_the_same_losses_over_fifty_steps(
         print(f"{workers} workers against one, 50 steps: losses differ by at most {worst:.1e} of themselves")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_batch_that_does_not_divide_the_epoch_costs_no_clip_and_repeats_none(
     small_workflow: Workflow, tmp_path: Path
 ) -> None:
