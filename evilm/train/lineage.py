@@ -5,12 +5,15 @@ found by these in the same store, and named in `evilm.from.<name>` and, as a lin
 """
 
 import inspect
+import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from evilm import storage
 from evilm.config.runs import Door
+
+logger = logging.getLogger(__name__)
 
 RUN_FILE = "mlflow.json"
 """In an output folder: which run it has, in which store, and what that run has been told."""
@@ -86,9 +89,12 @@ def _by_place(client: Any, uri: str, place: str) -> Source | None:
     if not place or any(sign in place for sign in ",*?"):
         return None
     for folder in (place, place.rpartition("/")[0]):
-        note = storage.join(folder, RUN_FILE) if folder else ""
-        if note and storage.exists(note) and (known := storage.read_json(note)).get("uri") == uri:
-            return _source(client.get_run(known["run_id"]))
+        try:
+            known = storage.read_json(storage.join(folder, RUN_FILE)) if folder else {}
+            if known.get("uri") == uri:
+                return _source(client.get_run(known["run_id"]))
+        except Exception as error:  # no note, somebody else's file, a run that is gone: a link less, and no more
+            logger.debug("no run known by %s: %s", folder, error)
     return None
 
 
@@ -102,7 +108,7 @@ def describe_experiment(config: Door, door: str) -> str:
     return (
         f"{about}\n\nOne run for each output folder of `{type(config).folder}/{door}.py`; a restart continues its run. "
         "Filter with `tags.evilm.root = 'demo'`, ``tags.`evilm.input.frames` = '<fingerprint>'``, "
-        '`metrics."summary/val.loss" < 10`.'
+        "``metrics.`summary/val.loss` < 10``."
     )
 
 

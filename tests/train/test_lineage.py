@@ -1,5 +1,6 @@
 """The runs of a whole workflow hang together: tags, links, descriptions, pictures, the champion."""
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from evilm.config.runs import Benchmark, BuildVocab
 from evilm.outputs import close_output, open_output
 from evilm.train.offline import track
 from evilm.train.registry import REGISTERED_NAME
-from evilm.train.tracking import describe_run, ensure_run
+from evilm.train.tracking import close_run, describe_run, ensure_run, is_closed
 
 SMALL = Path(__file__).parents[1] / "small.yaml"
 DOCS = Path(__file__).parents[2] / "docs" / "tracking.md"
@@ -113,6 +114,30 @@ def test_a_result_that_no_server_took_is_sent_by_the_same_command(
     client = MlflowClient(tracking_uri=f"sqlite:///{tmp_path / 'mlflow.db'}")
     (run,) = client.search_runs([client.get_experiment_by_name("build_vocab").experiment_id])
     assert (run.info.status, run.data.metrics["summary/num_words"]) == ("FINISHED", 3)
+
+
+def test_a_note_beside_an_input_that_leads_nowhere_costs_a_link_and_no_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlflow import MlflowClient
+
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    notes = ['["somebody else\'s"]', "no JSON", json.dumps({"uri": uri}), json.dumps({"uri": uri, "run_id": "0" * 32})]
+    for number, note in enumerate(notes):
+        (tmp_path / f"data{number}").mkdir()
+        (tmp_path / f"data{number}" / "mlflow.json").write_text(note)
+        out = str(tmp_path / f"out{number}")
+        config = BuildVocab(manifest=str(tmp_path / f"data{number}" / "clips.csv"))
+        open_output(config, out, {})
+        run = describe_run(config, "build_vocab", out, {"captions": "abc"})
+        close_run(run, config, {"num_words": 3}, {})
+        assert run
+        assert is_closed(run), note
+    client = MlflowClient(tracking_uri=uri)
+    runs = client.search_runs([client.get_experiment_by_name("build_vocab").experiment_id])
+    assert [run.info.status for run in runs] == ["FINISHED"] * len(notes)
+    assert not [tag for run in runs for tag in run.data.tags if tag.startswith("evilm.from.")]
 
 
 def test_a_run_that_was_deleted_gets_a_successor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
