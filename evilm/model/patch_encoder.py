@@ -1,15 +1,17 @@
 """Image encoders of the video tokenizer: CLIP's vision tower, or a ViT from scratch. Both give one vector per patch."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from evilm.config.model import VideoTokenizerConfig
 from evilm.errors import CheckpointError, ConfigError
 from evilm.model.layers import Blocks
+
+if TYPE_CHECKING:
+    from transformers import CLIPVisionModel
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -47,7 +49,7 @@ class ClipEncoder(nn.Module):
     left unused it would get no gradient, which stops distributed training.
     """
 
-    def __init__(self, model: CLIPVisionModel) -> None:
+    def __init__(self, model: "CLIPVisionModel") -> None:
         super().__init__()
         self.model = model
         self.width: int = model.config.hidden_size
@@ -65,6 +67,8 @@ def build_encoder(config: VideoTokenizerConfig, clip: dict[str, Any] | None = No
     """The encoder a config asks for. `clip`, the shape of a saved tower, builds it empty instead of loading it."""
     if not config.encoder_weights:
         return PatchEncoder(config)
+    from transformers import CLIPVisionConfig, CLIPVisionModel  # seconds, which only who has a CLIP should pay
+
     if clip is not None:
         return ClipEncoder(CLIPVisionModel(CLIPVisionConfig(**clip)))
     try:

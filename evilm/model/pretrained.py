@@ -5,13 +5,12 @@ The files follow the conventions of transformers: `config.json` holds the settin
 """
 
 import platform
+from importlib.metadata import version
 from typing import Any, NamedTuple
 
 import safetensors
 import safetensors.torch
-import timm
 import torch
-import transformers
 from torch import Tensor, nn
 
 import evilm
@@ -42,9 +41,9 @@ def versions() -> dict[str, str]:
     return {
         "evilm": evilm.__version__,
         "python": platform.python_version(),
-        "timm": timm.__version__,
+        "timm": version("timm"),
         "torch": torch.__version__,
-        "transformers": transformers.__version__,
+        "transformers": version("transformers"),
     }
 
 
@@ -67,7 +66,7 @@ def save(uri: str, kind: str, config: Config, files: dict[str, dict[str, Tensor]
         "architectures": [known.architecture],
         "dtype": str(weights.dtype).removeprefix("torch."),
         "model_type": known.model_type,
-        "transformers_version": transformers.__version__,
+        "transformers_version": version("transformers"),
         "versions": versions(),
     }
     storage.write_json(storage.join(uri, CONFIG), content)

@@ -3,7 +3,6 @@
 import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
-from transformers.models.bert import BertConfig, BertModel
 
 from evilm.config.model import StudentConfig
 
@@ -12,6 +11,8 @@ class TextEncoder(nn.Module):
     """BERT of 12 layers x 128 by default, without pooler, always from scratch. Paper: Sec. 4.1, Table 8."""
 
     def __init__(self, config: StudentConfig) -> None:
+        from transformers.models.bert import BertConfig, BertModel  # seconds, which only who builds a model should pay
+
         super().__init__()
         bert = BertConfig(
             vocab_size=config.vocab_size,

@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
 from jaxtyping import Float
 from safetensors.torch import load_file
@@ -26,6 +25,8 @@ class VideoEncoder(nn.Module):
     """
 
     def __init__(self, name: str, weights: str = "") -> None:
+        import timm  # seconds, which only who builds a model should pay
+
         super().__init__()
         if not name.startswith("edgenext"):
             raise ConfigError(f"video_encoder = {name!r} is no EdgeNeXt of timm; the paper uses edgenext_small")

@@ -1,0 +1,167 @@
+"""The files of shards: their schemas, and how they are written and read."""
+
+import errno
+import io
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import simplejpeg
+
+from evilm import storage
+from evilm.errors import ShardError
+
+SCHEMA_VERSION = 2
+
+FRAMES_SCHEMA = pa.schema(
+    [
+        pa.field("clip_id", pa.string(), nullable=False),
+        pa.field("row", pa.int32(), nullable=False),
+        pa.field("split", pa.string(), nullable=False),
+        pa.field("caption", pa.string(), nullable=False),
+        pa.field("frames", pa.list_(pa.binary()), nullable=False),  # JPEG, frame_px x frame_px, in time order
+        pa.field("frame_pts_us", pa.list_(pa.int64()), nullable=False),  # when each is shown, in the file's own time
+        pa.field("frame_index", pa.list_(pa.int32()), nullable=False),  # its place among all frames shown
+        pa.field("duration_s", pa.float64(), nullable=False),  # measured: first to end of last frame shown
+        pa.field("fps", pa.float64(), nullable=False),
+        pa.field("width", pa.int32(), nullable=False),  # upright, before resizing
+        pa.field("height", pa.int32(), nullable=False),
+        pa.field("rotation", pa.int16(), nullable=False),  # degrees clockwise that were applied
+        pa.field("codec", pa.string(), nullable=False),
+        pa.field("start_s", pa.float64()),  # span of a longer video that the clip is; null from the start
+        pa.field("end_s", pa.float64()),  # null to the end
+        pa.field("source", pa.string()),  # manifest, where there were several
+        pa.field("source_uri", pa.string(), nullable=False),  # below the video root, or a URL without its secrets
+        pa.field("source_bytes", pa.int64(), nullable=False),
+        pa.field("source_hash", pa.string(), nullable=False),  # SHA-256 of the video file
+        pa.field("crop_box", pa.list_(pa.int32()), nullable=False),  # left, top, width, height of the upright frame
+        pa.field("decoder", pa.string(), nullable=False),
+        pa.field("flags", pa.int32(), nullable=False),  # bits of `evilm.video.reasons.Flag`
+        pa.field("extra", pa.map_(pa.string(), pa.string()), nullable=False),  # columns of the manifest kept aside
+    ]
+)
+"""One row per clip."""
+
+VIEW = pa.struct(
+    [("x", pa.uint16()), ("y", pa.uint16()), ("width", pa.uint16()), ("height", pa.uint16()), ("flip", pa.bool_())]
+)
+"""A crop of the stored frame, in its pixels, that was coded; `flip` mirrors left and right after cropping."""
+
+_HICCUPS = {errno.EIO, errno.ESTALE, errno.EAGAIN, errno.EINTR, errno.ETIMEDOUT, errno.EREMOTEIO, errno.EBUSY}
+_WAITS_S = (0.2, 1.0, 5.0)
+
+_CODES_OPTIONS: dict[str, Any] = {
+    "compression": "zstd",
+    "use_dictionary": False,
+    "column_encoding": {"code_ids.list.element": "BYTE_STREAM_SPLIT"},  # halves what zstd leaves
+}
+
+
+def codes_schema(num_codes_per_clip: int) -> pa.Schema:
+    """One row per clip, row-aligned with its frame shard; `code_ids` are views x frames x grid x grid, row-major."""
+    return pa.schema(
+        [
+            pa.field("clip_id", pa.string(), nullable=False),
+            pa.field("row", pa.int32(), nullable=False),
+            pa.field("views", pa.list_(VIEW), nullable=False),
+            pa.field("code_ids", pa.list_(pa.uint16(), num_codes_per_clip), nullable=False),
+        ]
+    )
+
+
+def write_frames(groups: Iterable[Sequence[Mapping[str, Any]]], metadata: Mapping[str, str], path: str = "") -> bytes:
+    """A frame shard as Parquet bytes; one row group per element of `groups`. Equal rows give equal bytes.
+
+    JPEGs don't compress, so pages are stored as they are, each with a CRC.
+
+    Args:
+        groups: rows as dicts with the columns of `FRAMES_SCHEMA`, already cut into row groups.
+        metadata: what the footer tells: plan id and shard.
+        path: write to this local file instead, group by group.
+    """
+    tables = (pa.Table.from_pylist([dict(row) for row in rows], schema=FRAMES_SCHEMA) for rows in groups)
+    return _to_bytes(tables, FRAMES_SCHEMA, metadata, path, compression="none", use_dictionary=False)
+
+
+def write_codes(tables: Iterable[pa.Table], codes_per_clip: int, metadata: Mapping[str, str], path: str = "") -> bytes:
+    """A code shard as Parquet bytes; one row group per table. Given a `path`, written there table by table instead."""
+    return _to_bytes(tables, codes_schema(codes_per_clip), metadata, path, **_CODES_OPTIONS)
+
+
+def _to_bytes(
+    tables: Iterable[pa.Table], schema: pa.Schema, metadata: Mapping[str, str], path: str = "", **options: Any
+) -> bytes:
+    footer = {"evilm.schema_version": str(SCHEMA_VERSION), **{f"evilm.{k}": v for k, v in metadata.items()}}
+    sink = io.BytesIO()
+    with pq.ParquetWriter(path or sink, schema.with_metadata(footer), write_page_checksum=True, **options) as writer:
+        for table in tables:
+            writer.write_table(table.cast(schema), row_group_size=max(1, table.num_rows))
+    return sink.getvalue()
+
+
+def read_group(uri: str, group: int, columns: Sequence[str]) -> pa.Table:
+    """Some columns of one row group of a shard, page CRCs checked; a read that fails is tried again a few times.
+
+    Raises:
+        ShardError: no such file or row group, or its bytes are damaged.
+    """
+
+    def read() -> pa.Table:
+        with open_shard(uri) as parquet:
+            return parquet.read_row_group(group, columns=list(columns))
+
+    for wait in (*_WAITS_S, None):
+        try:
+            return storage.patiently(uri, read)  # retries what object stores refuse in passing
+        except (OSError, pa.ArrowException, IndexError, KeyError) as error:
+            cause = error.__cause__ or error
+            if wait is not None and isinstance(cause, OSError) and cause.errno in _HICCUPS:
+                time.sleep(wait)  # a hiccup of a network drive must not end a training of days
+                continue
+            reason = str(cause).strip().splitlines()[0]
+            raise ShardError(f"cannot read row group {group} of {uri}: {reason}; make the shards again") from None
+    raise AssertionError("unreachable")
+
+
+@contextmanager
+def open_shard(uri: str) -> Iterator[pq.ParquetFile]:
+    """A shard's file, page CRCs checked; local ones are read by Arrow itself, which needs no lock of Python's."""
+    if storage.is_local(uri):
+        with pq.ParquetFile(storage.absolute(uri), page_checksum_verification=True) as parquet:
+            yield parquet
+        return
+    fs, path = storage.resolve(uri)
+    # Column chunks are asked for in one piece; reading ahead, s3fs would fetch megabytes that nobody wants.
+    with (
+        fs.open(path, "rb", cache_type="none") as file,
+        pq.ParquetFile(file, page_checksum_verification=True, pre_buffer=True) as parquet,
+    ):
+        yield parquet
+
+
+_EXACT: dict[str, Any] = {"colorspace": "RGB", "fastdct": False, "fastupsample": False}
+
+
+def decode_frames(jpegs: Sequence[bytes | memoryview], out: np.ndarray | None = None) -> np.ndarray:
+    """JPEGs of one size to uint8 RGB, (frame, row, col, 3). The one JPEG decoder of training and of coding.
+
+    Args:
+        jpegs: the files' bytes, or views of them.
+        out: contiguous, where the pixels go instead of into a new array.
+    """
+    if out is None:
+        side = jpeg_side(jpegs[0])
+        out = np.empty((len(jpegs), side, side, 3), np.uint8)
+    for jpeg, frame in zip(jpegs, out, strict=True):
+        pixels = simplejpeg.decode_jpeg(jpeg, buffer=frame, **_EXACT)
+        assert pixels.shape == frame.shape, "the frames of a clip are of one size"
+    return out
+
+
+def jpeg_side(jpeg: bytes | memoryview) -> int:
+    """Side of a stored frame, in pixels."""
+    return int(simplejpeg.decode_jpeg_header(jpeg)[0])
