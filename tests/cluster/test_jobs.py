@@ -117,6 +117,7 @@ def test_a_door_without_the_token_says_what_to_check(head: dict[str, str], tmp_p
     assert line.endswith("check RAY_ADDRESS and RAY_AUTH_MODE")
 
 
+@pytest.mark.long
 def test_pretraining_runs_as_a_job(
     head: dict[str, str], small_workflow: tuple[Path, dict[str, Any]], tmp_path: Path
 ) -> None:

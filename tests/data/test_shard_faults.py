@@ -136,7 +136,7 @@ def nodes() -> Iterator[dict[str, Any]]:
             child.kill()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_loss_of_a_node(corpus: Path, unbroken: Path, tmp_path: Path, nodes: dict[str, Any]) -> None:
     out = tmp_path / "frames"
     flags = [*FEW, "--cluster.num-workers=2"]
@@ -164,7 +164,7 @@ def s3(s3_server: str, s3_bucket: str, monkeypatch: pytest.MonkeyPatch) -> Calla
     return use
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_an_object_store_with_faults(
     corpus: Path, unbroken: Path, tmp_path: Path, s3_server: str, s3: Callable[[FaultyS3], str]
 ) -> None:

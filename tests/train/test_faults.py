@@ -65,7 +65,7 @@ def test_ctrl_c_ends_in_order_and_the_same_command_goes_on(
     assert [m.step for m in client.get_metric_history(run_id, "train/loss")] == list(range(1, STEPS + 1))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_loss_that_is_nan_stops_every_worker_or_is_skipped_by_all(small_workflow: Workflow, tmp_path: Path) -> None:
     out, clip = tmp_path / "model", some_clip(small_workflow)
     with pytest.raises(EvilmError, match=rf"step \d+: mvm loss is not finite, at clips .*{clip}.*nonfinite skip") as e:

@@ -150,7 +150,7 @@ def test_retries_of_a_dead_server_do_not_fill_the_log() -> None:
     assert not logging.getLogger("urllib3.connectionpool").isEnabledFor(logging.WARNING)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_server_that_comes_late_is_killed_and_comes_back_gets_every_point_once(
     tmp_path: Path, config: BuildVocab, monkeypatch: pytest.MonkeyPatch
 ) -> None:

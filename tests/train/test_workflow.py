@@ -95,7 +95,7 @@ def test_the_same_seed_gives_the_same_first_20_losses(small_workflow: Workflow, 
     assert _losses(tmp_path / "again") == _losses(root / "model")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_dead_tracking_server_does_not_stop_a_run(small_workflow: Workflow, tmp_path: Path) -> None:
     root, _ = small_workflow
     values = {"tracking.uri": "http://127.0.0.1:9", "schedule.seed": 1, "schedule.max_steps": 2}  # nobody listens there
