@@ -41,7 +41,7 @@ test: .venv/.test
 test-fast: .venv/.test
 	$(BIN)/python -m pytest -m 'not slow and not long'
 
-# What takes minutes each: autoscaling, lost nodes, killed sweeps, four workers, torch.compile. About ten minutes.
+# What takes minutes each: autoscaling, lost nodes, killed sweeps, four workers, torch.compile. Tens of minutes on two cores.
 test-long: .venv/.test
 	$(BIN)/python -m pytest -m long
 
