@@ -26,6 +26,13 @@ def test_words_need_no_torch() -> None:
     assert shown.stdout.strip() == "False"
 
 
+def test_who_only_knows_of_models_loads_no_model_library() -> None:
+    """Ray Train's controller and the driver of a training import it, and build no model."""
+    code = "import sys, evilm.train.pretrain; print([m for m in ('timm', 'transformers') if m in sys.modules])"
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert shown.stdout.strip() == "[]"
+
+
 def test_every_door_is_a_file_and_shadows_no_module() -> None:
     for door in DOORS:
         assert door not in sys.stdlib_module_names
