@@ -202,6 +202,25 @@ def temporary(uri: str) -> Iterator[str]:
 
 
 @contextmanager
+def local_copy(uri: str) -> Iterator[str]:
+    """A local path to read a file from: its own where it is local, else of a copy which lasts as long as the block.
+
+    Raises:
+        FileNotFoundError: there is none.
+        StorageError: it can't be read, after retries.
+    """
+    if is_local(uri):
+        path = absolute(uri)
+        if not os.path.exists(path):
+            raise FileNotFoundError(path)
+        yield path
+        return
+    with temporary(uri) as path:
+        get_file(uri, path)
+        yield path
+
+
+@contextmanager
 def _locked_file() -> Iterator[str]:
     """An empty file in the temporary folder, locked for as long as this process lives, at most."""
     while True:

@@ -66,13 +66,8 @@ class Preprocessor:
 
     def _decode_file(self, uri: str) -> list[np.ndarray]:
         with ExitStack() as stack:
-            path = storage.absolute(uri)
             try:
-                if not storage.is_local(uri):
-                    path = stack.enter_context(storage.temporary(uri))
-                    storage.get_file(uri, path)
-                elif not Path(path).exists():
-                    raise FileNotFoundError(path)
+                path = stack.enter_context(storage.local_copy(uri))
                 with self._one_at_a_time:
                     clip = self._decoder.decode(path, uri)
                 return list(decode_frames(clip.frames))

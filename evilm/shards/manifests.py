@@ -53,11 +53,8 @@ class ShardInfo:
         """
         uri = storage.join(folder, self.file)
         with ExitStack() as stack:
-            path = storage.absolute(uri)
             try:
-                if not storage.is_local(uri):
-                    path = stack.enter_context(storage.temporary(uri))
-                    storage.get_file(uri, path)
+                path = stack.enter_context(storage.local_copy(uri))
                 with open(path, "rb") as file:
                     found = hashlib.file_digest(file, "sha256").hexdigest()
             except FileNotFoundError:

@@ -143,10 +143,7 @@ class _File:
         uri, name = storage.join(self._folder, self._shard.file), self._shard.file
         with ExitStack() as stack:
             try:
-                path = storage.absolute(uri)
-                if not storage.is_local(uri):
-                    path = stack.enter_context(storage.temporary(uri))
-                    storage.get_file(uri, path)
+                path = stack.enter_context(storage.local_copy(uri))
                 yield from self._bytes(path)
                 file = stack.enter_context(pq.ParquetFile(path, page_checksum_verification=True))
             except FileNotFoundError:
