@@ -223,6 +223,16 @@ def test_a_store_that_is_down(s3: Callable[[FaultyS3], str], monkeypatch: pytest
         storage.write_bytes(f"{bucket}/x", b"")
 
 
+def test_a_local_copy_lasts_as_long_as_its_block(s3_bucket: str, tmp_path: Path) -> None:
+    for uri in (str(tmp_path / "a"), f"{s3_bucket}/a"):
+        storage.write_bytes(uri, b"abc")
+        with storage.local_copy(uri) as path:
+            assert Path(path).read_bytes() == b"abc"
+        assert Path(path).exists() == storage.is_local(uri), "files of one's own stay"
+        with pytest.raises(FileNotFoundError), storage.local_copy(uri + "b"):
+            pass
+
+
 def test_temporary_files_of_the_killed_are_swept(
     s3_bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
