@@ -166,14 +166,20 @@ class ClusterConfig(Config):
     takes longer than the notice; 0 restarts them at once."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """auto: bf16 autocast on GPUs and CPUs with units for it, fp32 elsewhere (there bf16 is 10 times slower)."""
-    feed_threads: int = Field(default=2, ge=1)
-    """Threads of a training worker that read and decode batches beside the step; its feed uses no more cores."""
+    feed_threads: int = Field(default=0, ge=0)
+    """Threads of a training worker that read and decode batches beside the step; 0: one less than its CPUs, at least
+    two."""
     fused: bool = False
     """AdamW in one kernel; the same sums, rounded in another order."""
     channels_last: bool = False
     """Weights of convolutions stored channels last, as frames are; faster on GPUs with tensor cores."""
     compile: bool = False
     """torch.compile the model; needs a C++ compiler on the workers, and minutes at the start."""
+
+    @property
+    def num_feed_threads(self) -> int:
+        """`feed_threads`, or as many as a worker's CPUs allow: decoding uses whole cores, as it holds no lock."""
+        return self.feed_threads or max(2, int(self.cpus_per_worker) - 1)
 
 
 class TrackingConfig(Config):
@@ -204,6 +210,11 @@ class TrainConfig(Config):
     def parts(self) -> int:
         """Parts that each step is cut into: one or more for each of the wanted workers, also while some are missing."""
         return self.cluster.num_workers * self.schedule.accumulate
+
+    @property
+    def micro_batch(self) -> int:
+        """The most clips that a worker computes at a time."""
+        return self.schedule.batch_clips // self.parts
 
     @model_validator(mode="after")
     def _workers_divide(self) -> "TrainConfig":

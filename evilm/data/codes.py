@@ -22,7 +22,7 @@ from evilm.errors import ConfigError, ShardError
 from evilm.model.tokenizer import VideoTokenizer
 from evilm.outputs import CONFIG as SETTINGS
 from evilm.outputs import SUMMARY, close_output, open_output
-from evilm.shards import MANIFEST, CodeShardInfo, CodesManifest, FrameManifest, ShardInfo, codes_folder
+from evilm.shards import MANIFEST, CodeShardInfo, CodesManifest, FrameManifest, ShardInfo, codes_folder, publish_side
 from evilm.video.views import resampler
 
 logger = logging.getLogger(__name__)
@@ -188,5 +188,6 @@ def _finalise(frames: FrameManifest, work: Work) -> CodesManifest:
         num_views=work.num_views,
         view_spec=work.view_spec,
     )
+    publish_side(manifest)
     manifest.save()
     return manifest

@@ -144,7 +144,7 @@ def job_of(config: Pretrain, num_clips: int) -> Job:
         num_views=config.build.precompute_codes.views,
         group_clips=sampling.row_group_clips,
         shuffle_groups=config.schedule.shuffle_groups,
-        feed_threads=config.cluster.feed_threads,
+        feed_threads=config.cluster.num_feed_threads,
     )
 
 
