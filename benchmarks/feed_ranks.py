@@ -118,7 +118,8 @@ def print_rows(rows: list[dict[str, Any]]) -> None:
     """Print the table."""
     print("\nA rank's epoch: order, and captions of all clips of its steps\n")
     for row in rows:
-        print(f"{row['rows']:>11,} rows  {row['what']:<9} {row['cpu_s']:8.2f} CPU s  {row['mib']:8.1f} MiB")
+        slowest = f"  slowest step {row['slowest_ms']:.1f} ms" if "slowest_ms" in row else ""
+        print(f"{row['rows']:>11,} rows  {row['what']:<9} {row['cpu_s']:8.2f} CPU s  {row['mib']:8.1f} MiB{slowest}")
 
 
 def _order(size: int, batch: int) -> TrainOrder:
@@ -126,13 +127,15 @@ def _order(size: int, batch: int) -> TrainOrder:
 
 
 def measure_order(size: int, batch: int) -> dict[str, float]:
-    """All steps of an epoch."""
+    """All steps of an epoch, and the start of the next."""
+    before, began, slowest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time(), 0.0
     order = _order(size, batch)
-    before, began = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
-    for step in range(order.num_steps):
+    for step in range(order.num_steps + 1):  # and the first of the next epoch
+        start = time.process_time()
         order.step(step)
-    spent = time.process_time() - began
-    return {"cpu_s": spent, "mib": (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024}
+        slowest = max(slowest, time.process_time() - start)
+    spent, after = time.process_time() - began, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return {"cpu_s": spent, "mib": (after - before) / 1024, "slowest_ms": 1000 * slowest}
 
 
 def measure_captions(size: int, batch: int) -> dict[str, float]:

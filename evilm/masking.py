@@ -25,7 +25,7 @@ _CELLS_FROM = 1 << 32  # counters of the single cells of `_blocks`, far beyond t
 _GOLDEN, _MIX = np.uint64(0x9E3779B97F4A7C15), (np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB))
 
 
-def hash_bits(keys: UInt64[np.ndarray, " key"], counters: Int64[np.ndarray, "*draw"]) -> UInt64[np.ndarray, "key *draw"]:
+def hash_bits(keys: UInt64[np.ndarray, " key"], counters: Int64[np.ndarray, "*d"]) -> UInt64[np.ndarray, "key *d"]:
     """Return random bits for each key and counter: SplitMix64's output number `counter` from the state `key`."""
     bits = keys.reshape(-1, *(1,) * counters.ndim) + (counters.astype(np.uint64) + np.uint64(1)) * _GOLDEN
     for shift, factor in zip((30, 27), _MIX, strict=True):
@@ -33,7 +33,7 @@ def hash_bits(keys: UInt64[np.ndarray, " key"], counters: Int64[np.ndarray, "*dr
     return bits ^ (bits >> np.uint64(31))
 
 
-def uniform(keys: UInt64[np.ndarray, " key"], counters: Int64[np.ndarray, "*draw"]) -> Float64[np.ndarray, "key *draw"]:
+def uniform(keys: UInt64[np.ndarray, " key"], counters: Int64[np.ndarray, "*d"]) -> Float64[np.ndarray, "key *d"]:
     """Return a number in [0, 1) for each key and counter."""
     return (hash_bits(keys, counters) >> np.uint64(11)) * 2.0**-53
 
