@@ -78,7 +78,7 @@ def measure_ranks(chosen: Any) -> None:
     """Print what a rank asks for among many, and what its order and captions cost."""
     found = {}
     if chosen.ranks:
-        clips = 4096 if chosen.quick else 4 * chosen.clips
+        clips = 1024 if chosen.quick else 4 * chosen.clips
         found["requests"] = count_requests(chosen.ranks, clips, chosen.rank_clips)
         print_requests(found["requests"])
     if chosen.rows:

@@ -136,7 +136,7 @@ def test_captions_of_other_clips_are_refused(frames: FrameManifest) -> None:
     publish_side(frames)
     side = Side(open_side(frames, "val").captions, open_side(frames, "train").footers)
     feed = Feed(_pairs(frames, "train"), TrainOrder([[2]], 2, 0, 1), lambda rows: rows, side=side)
-    with pytest.raises(ShardError, match="the captions file has clip val000 where .*; delete the files captions-"):
+    with pytest.raises(ShardError, match=r"the captions file has clip val000 where .*; delete the files captions-"):
         list(feed.batches(0, 1))
 
 
