@@ -150,7 +150,7 @@ def _to(tensor: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
 
 
 def _new_tensor(tensor: OnCard, data: Any, dtype: Any = None, device: Any = None, requires_grad: bool = False, **_: Any) -> Any:
-    return torch.tensor(data, dtype=dtype or tensor.dtype, device=device or CUDA, requires_grad=requires_grad)
+    return _to(torch.tensor(data, dtype=dtype or tensor.dtype), device or CUDA).requires_grad_(requires_grad)
 
 
 def _tolist(tensor: OnCard) -> Any:
@@ -309,7 +309,8 @@ def _wrapped(func: Any, tensors: list[torch.Tensor], out: Any, on_card: bool) ->
             return came[id(x)]
         return OnCard(x) if on_card else x
 
-    return tree_map(wrap, out)
+    with torch.inference_mode(False):  # a view of a tensor from outside of inference mode has to be as that one
+        return tree_map(wrap, out)
 
 
 def _check_devices(func: Any, tensors: list[torch.Tensor], carded: list[OnCard]) -> None:

@@ -13,7 +13,11 @@ _TOTAL, _COUNT, _CORRECT = range(3)
 
 def loss_stats(losses: Mapping[str, LossSum]) -> torch.Tensor:
     """Sum, count and hits of each loss on this worker, (loss, 3); adds up over parts and workers."""
-    return torch.stack([torch.stack([_scalar(x) for x in losses[n][:3]]) for n in losses]).detach()
+    rows = []
+    for total, count, correct in losses.values():
+        total = total.detach().float()
+        rows.append(torch.stack([total, torch.full_like(total, count), correct.float()]))
+    return torch.stack(rows)
 
 
 def sum_over_workers(stats: torch.Tensor, flags: Sequence[float], world: int) -> tuple[torch.Tensor, list[float]]:
