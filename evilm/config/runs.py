@@ -36,7 +36,7 @@ class Door(Config):
         """The settings that decide what the result is: places and machinery left out."""
         data = self.model_dump(mode="json")
         precision = data.get("cluster", {}).get("precision")  # alone of the machinery, it changes the numbers
-        for name in ("preset", "dry_run", "overwrite", *_PLACES, "cluster", "tracking"):
+        for name in ("preset", "dry_run", "overwrite", "profile_steps", *_PLACES, "cluster", "tracking"):
             data.pop(name, None)
         if precision is not None:
             data["precision"] = precision
@@ -47,7 +47,7 @@ class Door(Config):
 
 _CADENCE = (
     *("log_every_steps", "checkpoint_every_steps", "keep_checkpoints", "keep_best"),
-    *("accumulate", "nonfinite", "audit", "panel_every_steps", "eval_pool_clips"),
+    *("accumulate", "nonfinite", "audit", "panel_every_steps", "eval_pool_clips", "eval_at_steps"),
 )
 _PLACES = ("out", "root", "manifest", "videos", "frames", "codes", "vocab", "tokenizer", "model", "corpus_root")
 

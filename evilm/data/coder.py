@@ -18,7 +18,6 @@ from evilm import storage
 from evilm.config.train import CropConfig
 from evilm.data import job
 from evilm.data.clips import Clips
-from evilm.data.cluster import pretends_gpus
 from evilm.errors import ShardError
 from evilm.model.tokenizer import VideoTokenizer
 from evilm.shards import ShardInfo, codes_schema, write_codes
@@ -72,7 +71,7 @@ class Coder:
     def __init__(self, work: Work, shards: dict[str, ShardInfo]) -> None:
         self._work, self._shards = work, shards
         torch.set_num_threads(work.threads)
-        device = "cuda" if work.use_gpu and not pretends_gpus() else "cpu"
+        device = "cuda" if work.use_gpu else "cpu"
         self._tokenizer = VideoTokenizer.from_pretrained(work.tokenizer).to(device).eval()
         found = self._tokenizer.fingerprint()
         if found != work.fingerprint:

@@ -100,7 +100,7 @@ def plan_work(config: PrecomputeCodes, frames: FrameManifest, tokenizer: VideoTo
         view_spec=spec,
         batch_clips=config.batch_clips,
         threads=max(1, int(config.cluster.cpus_per_worker)),
-        use_gpu=config.cluster.gpus_per_worker > 0,
+        use_gpu=config.cluster.uses_gpus,
         job=uuid.uuid4().hex[:8],
         max_failures=config.cluster.max_failures,
     )

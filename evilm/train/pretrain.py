@@ -22,6 +22,8 @@ from evilm.train.panels import NUM_CLIPS, Panels
 
 logger = logging.getLogger(__name__)
 
+_USUAL_WORDS = 20  # word pieces of a caption
+
 
 def pretrain(config: Pretrain) -> dict[str, Any]:
     """Pre-train the student, building first what was not named; or reuse the model that stands at `out`.
@@ -33,6 +35,7 @@ def pretrain(config: Pretrain) -> dict[str, Any]:
         ShardError: codes of another tokenizer, another grid or other frames.
         ConfigError: settings that do not fit the inputs.
     """
+    config = config.with_precision()
     out = storage.absolute(config.out or storage.join(config.root, "model"))
     inputs = build_missing(config)
     frames, codes = open_pairs(inputs, config)
@@ -155,6 +158,12 @@ class PretrainTask:
             return next(iter(feed.batches(0, 1)), None) if feed else None
 
         return Panels(settings.out, schedule.panel_every_steps, self._vocab, settings.tokenizer, batch, tracked)
+
+    def forward_macs(self, objective: Any) -> float:
+        """Count those of the student on captions of usual length."""
+        from evilm.model.budget.work import step_macs
+
+        return sum(step_macs(objective.student, self.settings.objectives, min(_USUAL_WORDS, self.arch.max_words)))
 
     def export(self, objective: Any) -> None:
         """The student with its vocabulary and preprocessing, and how it was masked."""

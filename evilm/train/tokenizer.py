@@ -29,6 +29,7 @@ def train_tokenizer(config: TrainTokenizer) -> dict[str, Any]:
     for name in ("frames", "vocab", "out"):
         if not getattr(config, name):
             raise ConfigError(f"--{name} is missing; name the {name} place")
+    config = config.with_precision()
     config = config.model_copy(update={n: storage.absolute(getattr(config, n)) for n in ("frames", "vocab", "out")})
     frames, vocab = FrameManifest.load(config.frames), Vocab.load(config.vocab)
     check_num_frames(frames, config.arch.num_frames)
@@ -83,6 +84,12 @@ class TokenizerTask:
         schedule, collate = self.settings.schedule, TokenizerCollate(self._vocab)
         threads = self.settings.cluster.feed_threads
         return evaluation_feed(self._pairs("val"), schedule, collate, rank, world, self._looks(), threads)
+
+    def forward_macs(self, objective: Any) -> float:
+        """Count those of encoder, codebook and word decoder."""
+        from evilm.model.budget.work import tokenizer_macs, word_decoder_macs
+
+        return tokenizer_macs(self.arch, self.arch.num_frames) + word_decoder_macs(self.arch)
 
     def export(self, objective: Any) -> None:
         """The tokenizer, its settings and the vocabulary of its words."""
