@@ -87,6 +87,10 @@ class OnCard(torch.Tensor):
     is_cuda = property(lambda self: True)  # type: ignore[assignment]
     is_cpu = property(lambda self: False)  # type: ignore[assignment]
 
+    def record_stream(self, stream: Any) -> None:
+        """`Tensor.record_stream`, whose C++ takes real streams only."""
+        timeline().record(self.key, stream)
+
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -184,7 +188,6 @@ _ON_HOST: dict[Any, Callable[..., Any]] = {
     torch.Tensor.numpy: _no_numpy,
     torch.Tensor.__array__: _no_numpy,
     torch.Tensor.get_device: lambda x: 0,
-    torch.Tensor.record_stream: lambda x, stream: timeline().record(x.key, stream),
 }
 """What C++, which takes tensors of the card for the CPU's, would answer wrongly."""
 

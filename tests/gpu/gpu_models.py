@@ -1,10 +1,12 @@
 """Small models and batches for the tests on cards, real and pretended: neither Ray nor a video decoder is needed."""
 
 from collections.abc import Sequence
+from itertools import islice
 from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 
 from evilm.config.model import StudentConfig, VideoTokenizerConfig
 from evilm.config.runs import Pretrain, TrainTokenizer
@@ -18,8 +20,10 @@ from evilm.steps.pretrain import PretrainObjective
 from evilm.steps.tokenizer import TokenizerObjective
 from evilm.text.build import train_wordpiece
 from evilm.text.vocab import Vocab
-from evilm.train.optim import Mean, make_optimizer
-from evilm.train.precision import autocast
+from evilm.train.copies import on_device
+from evilm.train.learner import Learner
+from evilm.train.stop import NUM_FLAGS
+from evilm.train.timing import StepTimer
 from evilm.train.update import Updater
 
 PX, FRAMES, CODES = 64, 2, 20
@@ -102,27 +106,32 @@ def tokenizer_settings(**values: Any) -> Any:
     return settings(TrainTokenizer, **values)
 
 
-def make_updater(
-    objective: Objective, config: TrainConfig, device: torch.device, world: int = 1, model: Any = None
-) -> tuple[Updater, torch.optim.Optimizer, Mean | None]:
-    """An objective on a device, ready to be updated, as `evilm.train.learner` puts it together without Ray."""
-    objective.to(device)
-    if config.cluster.channels_last:
-        objective.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    mean = Mean(objective, config.optim.ema_decay) if config.optim.ema_decay else None
-    optimizer = make_optimizer(objective, config.optim, config.cluster.fused)
-    cast = autocast(config.cluster.precision, device)
-    updater = Updater(objective, model or objective, optimizer, config, world, cast, device, mean)
-    return updater, optimizer, mean
+def make_learner(
+    objective: Objective, config: TrainConfig, device: str | torch.device, batches: Sequence[Any] = (), world: int = 1
+) -> tuple[Learner, Updater]:
+    """An objective on a device with fresh weights, ready to be updated; `batches` are for a start that looks at data."""
+    device = torch.device(device)
+    learner = Learner(objective, config, device, dist.get_rank() if world > 1 else 0, world)
+    first = (lambda count: [batch.to(device) for batch in batches[:count]]) if batches else lambda _: []
+    return learner, learner.updater(bool(batches), first, StepTimer(device))
 
 
 def train(
     objective: Objective, config: TrainConfig, device: str | torch.device, batches: Sequence[Sequence[Any]]
-) -> tuple[list[dict[str, float]], torch.optim.Optimizer, Mean | None]:
-    """Metrics of steps over the given batches, one list of parts for each step."""
-    updater, optimizer, mean = make_updater(objective, config, torch.device(device))
+) -> tuple[list[dict[str, float]], Learner]:
+    """Metrics of steps over the given batches, one list of micro-batches for each step."""
+    learner, updater = make_learner(objective, config, device)
     objective.train()
-    metrics = []
-    for step, parts in enumerate(batches):
-        metrics.append(dict(updater.step(step, len(batches), range(len(parts)), list(parts), [0.0] * 4).metrics))
-    return metrics, optimizer, mean
+    return run(updater, batches, torch.device(device)), learner
+
+
+def run(
+    updater: Updater, batches: Sequence[Sequence[Any]], device: torch.device, start: int = 0
+) -> list[dict[str, float]]:
+    """Make steps as the training loop does; metrics of each."""
+    outcomes = []
+    stream = on_device((batch for parts in batches for batch in parts), device)
+    for step, parts in enumerate(batches, start):
+        here = list(islice(stream, len(parts)))
+        outcomes += updater.step(step, start + len(batches), range(len(parts)), here, [0.0] * NUM_FLAGS)
+    return [outcome.metrics for outcome in [*outcomes, *updater.settle()]]

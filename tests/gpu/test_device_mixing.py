@@ -16,6 +16,7 @@ from evilm.model.student import Student
 from evilm.train.checkpoint import load_checkpoint, save_checkpoint
 from evilm.train.look import evaluate
 from evilm.train.panel_view import look
+from evilm.train.precision import autocast
 
 sys.path.append(str(Path(__file__).parents[1] / "eval"))
 CUDA = torch.device("cuda", 0)
@@ -54,9 +55,9 @@ def _parts(make: Any, accumulate: int, steps: int = 2, clips: int = 6, **how: An
 def _same_on_both(objective: Any, config: Any, batches: list[list[Any]], rel: float = 1e-5) -> None:
     """Train on the CPU and on the card, and compare losses and weights."""
     twin = copy.deepcopy(objective)
-    wanted, _, _ = small.train(objective, config, "cpu", batches)
+    wanted, _ = small.train(objective, config, "cpu", batches)
     with PretendCard():
-        found, _, _ = small.train(twin, config, CUDA, batches)
+        found, _ = small.train(twin, config, CUDA, batches)
         state = {name: value.cpu() for name, value in twin.state_dict().items()}
     for one, other in zip(found, wanted, strict=True):
         assert one == pytest.approx(other, rel=rel, abs=1e-6)
@@ -85,9 +86,9 @@ def test_objectives_alone_and_in_pairs(weights: tuple[float, float, float]) -> N
 def test_the_student_trains_in_bf16_with_dropout(card: PretendCard) -> None:
     config = small.settings(cluster__precision="bf16", cluster__fused=True)
     objective = small.pretrain_objective(dropout=0.1)
-    metrics, _, _ = small.train(objective, config, CUDA, _parts(small.pretrain_batch, 1))
+    metrics, _ = small.train(objective, config, CUDA, _parts(small.pretrain_batch, 1))
     assert all(np.isfinite(value) for step in metrics for value in step.values())
-    exact, _, _ = small.train(
+    exact, _ = small.train(
         small.pretrain_objective(dropout=0.1), small.settings(), "cpu", _parts(small.pretrain_batch, 1)
     )
     assert metrics[0]["loss"] == pytest.approx(exact[0]["loss"], rel=0.05)
@@ -125,7 +126,7 @@ class _Batches:
 
 def _evaluated(objective: Any, batches: list[Any], device: torch.device) -> dict[str, float]:
     feed: Feed = _Batches(batches)  # type: ignore[assignment]
-    return evaluate(objective.to(device), feed, device, 1)
+    return evaluate(objective.to(device), feed, device, 1, autocast("fp32", device))
 
 
 @pytest.mark.parametrize("kind", ["student", "tokenizer"])
@@ -253,14 +254,16 @@ def test_a_checkpoint_goes_to_the_host_and_back(card: PretendCard, tmp_path: Pat
     config = small.settings(cluster__fused=fused, cluster__channels_last=True)
     parts = _parts(small.pretrain_batch, 1, steps=3)
     objective = small.pretrain_objective()
-    _, optimizer, _ = small.train(objective, config, CUDA, parts[:2])
+    _, learner = small.train(objective, config, CUDA, parts[:2])
+    optimizer = learner._optimizer
     save_checkpoint(tmp_path / "checkpoint", objective, optimizer, {"step": 2})
     other = small.pretrain_objective()
-    updater, restored, _ = small.make_updater(other, config, CUDA)
+    learner, updater = small.make_learner(other, config, CUDA)
+    restored = learner._optimizer
     assert load_checkpoint(tmp_path / "checkpoint", other, restored)["step"] == 2
     for (name, one), two in zip(objective.named_parameters(), other.parameters(), strict=True):
         assert two.device == CUDA
         assert torch.equal(one.detach().cpu(), two.detach().cpu()), name
         moments = optimizer.state[one], restored.state[two]
         assert all(torch.equal(moments[0][key].cpu(), moments[1][key].cpu()) for key in moments[0]), name
-    updater.step(2, 3, range(1), parts[2], [0.0] * 4)
+    small.run(updater, parts[2:], CUDA, start=2)
