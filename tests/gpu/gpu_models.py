@@ -1,19 +1,29 @@
 """Small models and batches for the tests on cards, real and pretended: neither Ray nor a video decoder is needed."""
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import torch
 import torch.distributed as dist
 
+sys.path.append(str(Path(__file__).parents[1] / "eval"))
+import sample
+
+from evilm.config import presets
 from evilm.config.model import StudentConfig, VideoTokenizerConfig
 from evilm.config.runs import Pretrain, TrainTokenizer
 from evilm.config.train import ObjectivesConfig, TrainConfig
-from evilm.data.feed import Rows
+from evilm.data.feed import Feed, Rows, training_feed
+from evilm.eval.clips import choose_clips, make_blocks, open_shards
+from evilm.eval.score import ScoreJob
+from evilm.eval.zero_shot import distinct_captions
 from evilm.model.student import Student
 from evilm.model.tokenizer import VideoTokenizer
+from evilm.shards import CodesManifest, pair
 from evilm.steps.base import Objective
 from evilm.steps.batch import PretrainBatch, PretrainCollate, TokenizerBatch, TokenizerCollate
 from evilm.steps.pretrain import PretrainObjective
@@ -59,7 +69,9 @@ def tokenizer_config(codebook: dict[str, Any] | None = None, **changes: Any) -> 
     return VideoTokenizerConfig.model_validate(settings | changes)
 
 
-def pretrain_objective(objectives: dict[str, Any] | None = None, pool_clips: int = 4, **changes: Any) -> PretrainObjective:
+def pretrain_objective(
+    objectives: dict[str, Any] | None = None, pool_clips: int = 4, **changes: Any
+) -> PretrainObjective:
     """A student with its losses, the same for the same arguments."""
     torch.manual_seed(0)
     return PretrainObjective(Student(student_config(**changes)), ObjectivesConfig(**(objectives or {})), pool_clips)
@@ -95,6 +107,58 @@ def tokenizer_batch(clips: int = 6, epoch: int = 0, mine: slice | None = None) -
     return TokenizerCollate(VOCAB)(rows(clips, epoch, mine))
 
 
+KINDS: dict[str, tuple[Callable[..., Any], Callable[..., Any], Callable[..., Any]]] = {}
+"""Objective, batch and settings of the two trainings."""
+
+
+def pretrain_case(size: str) -> tuple[PretrainObjective, PretrainBatch]:
+    """A student in eval mode, so without dropout, and a batch: tiny, or the paper's model with two clips."""
+    if size == "tiny":
+        objective, batch = pretrain_objective(), pretrain_batch(jitter=0.3)
+    else:
+        arch = cast(Pretrain, presets.defaults("pretrain", "paper")).arch
+        torch.manual_seed(0)
+        student = Student(arch.model_copy(update={"video_weights": ""}), pretrained_video=False)
+        objective = PretrainObjective(student, ObjectivesConfig())
+        collate = PretrainCollate(VOCAB, 0, arch.max_words, arch.grid, 0.15, 0.4, "block")
+        batch = collate(rows(2, px=arch.input_px, frames=arch.num_frames))
+    return cast(PretrainObjective, objective.eval()), batch
+
+
+class Held:
+    """In place of a feed: batches from memory."""
+
+    def __init__(self, batches: list[Any]) -> None:
+        self._batches, self.order = batches, self
+        self.num_steps = len(batches)
+
+    def batches(self, start: int, end: int) -> Iterator[Any]:
+        """Those of some steps."""
+        return iter(self._batches[start:end])
+
+
+def loader(folder: Path) -> Feed:
+    """A feed over shards of JPEGs, written to `folder`."""
+    frames = sample.make_frames(folder / "frames", 24, split="train")
+    sample.make_codes(folder / "codes", frames)
+    codes = CodesManifest.load(str(folder / "codes" / "t0"))
+    pairs = pair(frames, codes, "train", "t0", PX // 32, FRAMES)
+    collate = PretrainCollate(VOCAB, 0, 12, PX // 32, 0.3, 0.5, "block", 0.3)
+    schedule = settings(schedule__batch_clips=6, schedule__epochs=10).schedule
+    return training_feed(pairs, schedule, collate, 0, 1, threads=2)
+
+
+def score_job(folder: Path) -> ScoreJob:
+    """Six clips against their captions, by a model that is written to `folder` with its shards."""
+    sample.make_model(folder / "model")
+    frames = sample.make_frames(folder / "frames", 6)
+    sample.make_codes(folder / "codes", frames)
+    pairs = open_shards(frames, "test", CodesManifest.load(str(folder / "codes" / "t0")))
+    clips = choose_clips(pairs, 6, 0)
+    texts, caption_of = distinct_captions(clips)
+    return ScoreJob(str(folder / "model"), make_blocks(pairs, clips, 4), texts, caption_of, ObjectivesConfig(), 0)
+
+
 def settings(kind: type[TrainConfig] = Pretrain, **values: Any) -> Any:
     """Settings of a training in one process, `section__name=value`."""
     given = {name.replace("__", "."): value for name, value in values.items()}
@@ -126,12 +190,22 @@ def train(
 
 
 def run(
-    updater: Updater, batches: Sequence[Sequence[Any]], device: torch.device, start: int = 0
+    updater: Updater,
+    batches: Sequence[Sequence[Any]],
+    device: torch.device,
+    start: int = 0,
+    num_steps: int = 0,
+    parts: range | None = None,
 ) -> list[dict[str, float]]:
-    """Make steps as the training loop does; metrics of each."""
+    """Make steps as the training loop does, from step `start` of `num_steps` (the last one of these); their metrics."""
     outcomes = []
-    stream = on_device((batch for parts in batches for batch in parts), device)
-    for step, parts in enumerate(batches, start):
-        here = list(islice(stream, len(parts)))
-        outcomes += updater.step(step, start + len(batches), range(len(parts)), here, [0.0] * NUM_FLAGS)
+    stream = on_device((batch for micro_batches in batches for batch in micro_batches), device)
+    for step, micro_batches in enumerate(batches, start):
+        here = list(islice(stream, len(micro_batches)))
+        mine = parts or range(len(micro_batches))
+        outcomes += updater.step(step, num_steps or start + len(batches), mine, here, [0.0] * NUM_FLAGS)
     return [outcome.metrics for outcome in [*outcomes, *updater.settle()]]
+
+
+KINDS["student"] = pretrain_objective, pretrain_batch, settings
+KINDS["tokenizer"] = tokenizer_objective, tokenizer_batch, tokenizer_settings

@@ -62,7 +62,9 @@ def _same_on_both(objective: Any, config: Any, batches: list[list[Any]], rel: fl
     for one, other in zip(found, wanted, strict=True):
         assert one == pytest.approx(other, rel=rel, abs=1e-6)
     for name, value in objective.state_dict().items():
-        torch.testing.assert_close(state[name], value, rtol=1e-4, atol=1e-6, msg=lambda text, name=name: f"{name}: {text}")
+        torch.testing.assert_close(
+            state[name], value, rtol=1e-4, atol=1e-6, msg=lambda text, name=name: f"{name}: {text}"
+        )
 
 
 @pytest.mark.parametrize("option", STUDENTS)
