@@ -173,7 +173,7 @@ def tokenizer_settings(**values: Any) -> Any:
 def make_learner(
     objective: Objective, config: TrainConfig, device: str | torch.device, batches: Sequence[Any] = (), world: int = 1
 ) -> tuple[Learner, Updater]:
-    """An objective on a device with fresh weights, ready to be updated; `batches` are for a start that looks at data."""
+    """An objective on a device, ready to be updated; `batches` are for a start that looks at data."""
     device = torch.device(device)
     learner = Learner(objective, config, device, dist.get_rank() if world > 1 else 0, world)
     first = (lambda count: [batch.to(device) for batch in batches[:count]]) if batches else lambda _: []
