@@ -35,6 +35,8 @@ class Learner:
             world: number of workers.
         """
         self.settings, self._device, self._rank, self._world = settings, device, rank, world
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
         self.objective = objective.to(device)
         if settings.cluster.channels_last:
             self.objective.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
@@ -76,9 +78,6 @@ class Learner:
             some_batches: gives the first n batches of training, for a start that depends on data.
             timer: is told of the phases of each step.
         """
-        from ray.train.torch import prepare_model
-
-        cluster = self.settings.cluster
         if fresh:
             self.objective.prepare(some_batches, self.settings.schedule.seed)
         if self._world > 1:  # a start that looked at data looked at each worker's own slice; rank 0's counts
@@ -88,14 +87,11 @@ class Learner:
                 self.objective.drop_counts()
         if fresh and self._ema:
             self._ema.averaged.module.load_state_dict(self.objective.state_dict())
-        if cluster.compile:
+        if self.settings.cluster.compile:
             self.objective.compile(dynamic=True, fullgraph=True)
-        # Buffers count what this worker saw (code usage); broadcasting rank 0's before each step would lose that.
-        parallel = {"gradient_as_bucket_view": True, "broadcast_buffers": False}
-        model = prepare_model(self.objective, move_to_device=False, parallel_strategy_kwargs=parallel)
         return Updater(
             objective=self.objective,
-            model=model,
+            model=self._shared() if self._world > 1 else self.objective,
             optimizer=self._optimizer,
             settings=self.settings,
             world=self._world,
@@ -103,6 +99,14 @@ class Learner:
             device=self._device,
             ema=self._ema,
             timer=timer,
+        )
+
+    def _shared(self) -> torch.nn.Module:
+        """Wrap the model so that its gradients are averaged over workers."""
+        devices = [self._device] if self._device.type == "cuda" else None
+        # Buffers count what this worker saw (code usage); broadcasting rank 0's before each step would lose that.
+        return torch.nn.parallel.DistributedDataParallel(
+            self.objective, device_ids=devices, gradient_as_bucket_view=True, broadcast_buffers=False
         )
 
     def snapshot(self, state: dict[str, Any]) -> Snapshot:

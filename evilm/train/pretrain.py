@@ -1,7 +1,7 @@
 """Pre-training of E-ViLM under Ray Train, Eq. 8."""
 
 import logging
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from evilm import storage
 from evilm.config.base import validate
@@ -17,8 +17,10 @@ from evilm.outputs import close_output, open_output
 from evilm.shards import CodesManifest, FrameManifest, ShardPair, find_codes, pair
 from evilm.steps.batch import PretrainBatch, PretrainCollate
 from evilm.text.vocab import Vocab
-from evilm.train.build import Inputs, build_missing
 from evilm.train.panels import NUM_CLIPS, Panels
+
+if TYPE_CHECKING:
+    from evilm.train.build import Inputs
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +37,8 @@ def pretrain(config: Pretrain) -> dict[str, Any]:
         ShardError: codes of another tokenizer, another grid or other frames.
         ConfigError: settings that do not fit the inputs.
     """
+    from evilm.train.build import build_missing  # with the video decoders, which a worker needs none of
+
     config = config.with_precision()
     out = storage.absolute(config.out or storage.join(config.root, "model"))
     inputs = build_missing(config)
@@ -65,7 +69,7 @@ def pretrain(config: Pretrain) -> dict[str, Any]:
     return summary
 
 
-def open_pairs(inputs: Inputs, config: Pretrain) -> tuple[FrameManifest, CodesManifest]:
+def open_pairs(inputs: "Inputs", config: Pretrain) -> tuple[FrameManifest, CodesManifest]:
     """Frames and codes, checked to belong to each other, to the tokenizer and to the model.
 
     Raises:
