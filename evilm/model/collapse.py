@@ -31,8 +31,8 @@ def require_code_usage(codebook: CodebookConfig, num_used: int, num_regions: int
     raise CollapseError(
         f"{what}: the tokenizer has collapsed, it uses {num_used} of its {codebook.num_codes:,} codes for "
         f"{num_regions:,} regions{limit}; {wanted} or more are accepted (arch.codebook.min_usage = "
-        f"{codebook.min_usage:g}). Train it again, with --overwrite {_advice(codebook)}; or accept it by running "
-        "train_tokenizer again with the same settings and --arch.codebook.min-usage 0 (in commands that build the "
+        f"{codebook.min_usage:g}). Train it again, with --overwrite {_advice(codebook)}; or accept it: run "
+        "train_tokenizer once more with the same settings and --arch.codebook.min-usage 0 (in commands that build the "
         "tokenizer, these flags begin with --build.train-tokenizer.)"
     )
 
@@ -73,4 +73,6 @@ def _advice(codebook: CodebookConfig) -> str:
         flags.append("--arch.codebook.init kmeans")
     if codebook.revive_below <= 0:
         flags.append("--arch.codebook.revive-below 0.1")
-    return " ".join(flags) or "more clips, a lower --optim.lr or a higher --arch.codebook.revive-below"
+    if not flags:
+        return "and more clips, a lower --optim.lr or a higher --arch.codebook.revive-below"
+    return f"{' '.join(flags)}, or more clips"

@@ -28,8 +28,8 @@ class Quantizer(nn.Module):
     """A codebook on the unit sphere.
 
     The rows may have any length; they are normalised whenever they are compared or used. `usage` counts how often each
-    code was chosen in training since the last revival, on this worker. With `update: ema`, `step_counts` and `step_sums`
-    collect what chose each code since the last `move_means`; they are empty between steps, so they are not saved.
+    code was chosen in training since the last revival, on this worker. With `update: ema`, `step_counts` and
+    `step_sums` add up the vectors that chose each code in this step; they are 0 between steps, so they are not saved.
     """
 
     def __init__(self, config: CodebookConfig) -> None:

@@ -88,6 +88,9 @@ def test_revival_never_uses_vectors_that_are_not_finite():
     assert torch.equal(quantizer.codebook, rows)
 
 
+_READS = ("_local_scalar_dense", "nonzero", "masked_select", "bincount", "unique")
+
+
 class _Reads(TorchDispatchMode):
     """Names of the operations that would make the host wait for a device."""
 
@@ -98,13 +101,8 @@ class _Reads(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         name = str(func)
         indices = args[1] if name.startswith(("aten.index.", "aten.index_put")) else ()
-        if any(i is not None and i.dtype == torch.bool for i in indices) or name.split(".")[1] in (
-            "_local_scalar_dense",
-            "nonzero",
-            "masked_select",
-            "bincount",
-            "unique",
-        ):
+        by_mask = any(index is not None and index.dtype == torch.bool for index in indices)
+        if by_mask or name.split(".")[1] in _READS:
             self.found.append(name)
         return func(*args, **(kwargs or {}))
 

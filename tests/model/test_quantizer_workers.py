@@ -117,6 +117,6 @@ def test_a_start_with_fewer_vectors_than_codes_is_reported(caplog):
     with caplog.at_level(logging.WARNING):
         trainee.prepare(lambda count: [b for step in range(count) for b in micro_batches(step, 1, 0, 1)], seed=0)
     assert [record.getMessage() for record in caplog.records] == [
-        "k-means start: 108 vectors for 500 codes, so no k-means was done and the other 392 codes are random directions; "
-        "raise arch.codebook.init_batches from 1 to at least 5"
+        "k-means start: 108 vectors for 500 codes, so no k-means was done and the other 392 codes are random "
+        "directions; raise arch.codebook.init_batches from 1 to at least 5"
     ]
