@@ -1,6 +1,6 @@
 """One class per door: its places, its settings. A preset holds one section per door, under the door's name."""
 
-from typing import ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 from pydantic import Field, model_validator
 
@@ -114,6 +114,12 @@ class TrainTokenizer(Door, TrainConfig):
     vocab: str = ""
     """Vocabulary of the caption words."""
     arch: VideoTokenizerConfig = VideoTokenizerConfig()
+
+    @property
+    def identity(self) -> dict[str, object]:
+        data: dict[str, Any] = super().identity
+        data["arch"]["codebook"].pop("min_usage")  # decides whether the result is accepted, not what it is
+        return data
 
 
 class PrecomputeCodes(Door):

@@ -146,8 +146,7 @@ class ScheduleConfig(Config):
 class ClusterConfig(Config):
     """What is asked of Ray.
 
-    `precision` changes numbers; so does another number of workers: in the order of sums,
-    and in the regions that a tokenizer's codebook starts on and is revived with. Data, masks and negatives stay.
+    `precision` changes numbers; another number of workers changes only the order of sums.
     """
 
     num_workers: int = Field(default=1, ge=1)

@@ -44,6 +44,10 @@ class TokenizerBatch(Batch):
     frames: UInt8[Tensor, "clip frame row col 3"]
     caption_words: Bool[Tensor, "clip vocab"]
     clip_ids: list[str]
+    first_clip: int = 0
+    """Index of the first of these clips within the global step."""
+    step_clips: int = 0
+    """Clips of the global step, over all micro-batches and workers; 0: just these."""
 
 
 @dataclass
@@ -88,7 +92,9 @@ class TokenizerCollate:
     def __call__(self, rows: Any) -> TokenizerBatch:
         """Collate the rows of one step (`evilm.data.feed.Rows`)."""
         words = torch.from_numpy(self._vocab.caption_words(rows.captions[rows.mine]))
-        return TokenizerBatch(torch.from_numpy(rows.frames), words, rows.clip_ids[rows.mine])
+        mine = range(*rows.mine.indices(len(rows.clip_ids)))
+        clip_ids = rows.clip_ids[rows.mine]
+        return TokenizerBatch(torch.from_numpy(rows.frames), words, clip_ids, mine.start, len(rows.clip_ids))
 
 
 class PretrainCollate:

@@ -13,6 +13,7 @@ from evilm.data.clips import Looks
 from evilm.data.feed import Feed, evaluation_feed, training_feed
 from evilm.data.order import step_sizes
 from evilm.errors import ShardError
+from evilm.model.collapse import require_usage_of_labels
 from evilm.outputs import close_output, open_output
 from evilm.shards import CodesManifest, FrameManifest, ShardPair, find_codes, pair
 from evilm.steps.batch import PretrainBatch, PretrainCollate
@@ -36,6 +37,7 @@ def pretrain(config: Pretrain) -> dict[str, Any]:
     Raises:
         ShardError: codes of another tokenizer, another grid or other frames.
         ConfigError: settings that do not fit the inputs.
+        CollapseError: the codes use too little of the codebook.
     """
     from evilm.train.build import build_missing  # with the video decoders, which a worker needs none of
 
@@ -74,12 +76,14 @@ def open_pairs(inputs: "Inputs", config: Pretrain) -> tuple[FrameManifest, Codes
 
     Raises:
         ShardError: they don't, saying which.
+        CollapseError: the codes use too little of the codebook.
     """
     from evilm.model.tokenizer import VideoTokenizer
 
     arch = config.arch
     frames = FrameManifest.load(inputs.frames)
-    tokenizer = VideoTokenizer.from_pretrained(inputs.tokenizer).fingerprint()
+    model = VideoTokenizer.from_pretrained(inputs.tokenizer)
+    tokenizer = model.fingerprint()
     codes = CodesManifest.load(find_codes(inputs.codes, tokenizer, config.views))
     require_resampler(codes)
     pairs = pair(frames, codes, "train", tokenizer, arch.grid, arch.num_frames)
@@ -87,6 +91,7 @@ def open_pairs(inputs: "Inputs", config: Pretrain) -> tuple[FrameManifest, Codes
         raise ShardError(
             f"{inputs.frames} holds no clips of the split train, only {frames.splits}; shard with --split train"
         )
+    require_usage_of_labels(model.config.codebook, codes.histograms, codes.uri)
     return frames, codes
 
 

@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from evilm.config.model import CodebookConfig
 from evilm.model.quantizer import Quantizer, kmeans
@@ -75,6 +76,52 @@ def test_revival_is_seeded_and_a_small_pool_serves_the_least_used():
     assert rows[1].tolist() == [1, 0]
 
 
+def test_revival_never_uses_vectors_that_are_not_finite():
+    quantizer = build([[1.0, 0.0]] * 6, revive_below=1.0)
+    quantizer.usage.copy_(torch.tensor([60, 1, 2, 3, 4, 5]))
+    pool = torch.tensor([[0.6, 0.8], [torch.nan, 1.0], [0.8, 0.6], [torch.inf, 0.0]])
+    assert quantizer.revive(pool, seed=0) == 2
+    rows = quantizer.codebook.detach()
+    assert sorted(rows[1:3, 0].tolist()) == pytest.approx([0.6, 0.8])
+    assert rows[[0, 3, 4, 5]].tolist() == [[1, 0]] * 4
+    assert quantizer.revive(torch.full((4, 2), torch.nan), seed=0) == 0
+    assert torch.equal(quantizer.codebook, rows)
+
+
+_READS = ("_local_scalar_dense", "nonzero", "masked_select", "bincount", "unique")
+
+
+class _Reads(TorchDispatchMode):
+    """Names of the operations that would make the host wait for a device."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = str(func)
+        indices = args[1] if name.startswith(("aten.index.", "aten.index_put")) else ()
+        by_mask = any(index is not None and index.dtype == torch.bool for index in indices)
+        if by_mask or name.split(".")[1] in _READS:
+            self.found.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.slow  # for the import of torch's compiler, which the mode needs
+@pytest.mark.parametrize("update", ["gradient", "ema"])
+def test_upkeep_never_waits_for_the_device(update):
+    quantizer = Quantizer(CodebookConfig(num_codes=8, code_dim=4, update=update, revive_below=1.0))
+    vectors = F.normalize(torch.randn(1, 20, 4), dim=-1)
+    with _Reads() as reads:
+        quantizer(vectors)
+        quantizer.move_means()
+        quantizer.revive(vectors[0], seed=0)
+    assert reads.found == []
+    with reads:
+        bool(vectors[vectors > 0].sum())
+    assert len(reads.found) == 2, "the mode does see them"
+
+
 def test_kmeans_finds_the_clusters():
     generator = torch.Generator().manual_seed(0)
     truth = F.normalize(torch.randn(6, 8, generator=generator), dim=-1)
@@ -105,10 +152,16 @@ def test_moving_means():
     quantizer = build([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]], update="ema", ema_decay=0.5)
     quantizer.mean_sum.copy_(quantizer.codebook.data)
     assert not quantizer.codebook.requires_grad
-    quantizer(torch.tensor([[[0.8, 0.6], [0.8, 0.6]]]))
+    for _ in range(2):  # micro-batches of one step
+        quantizer(torch.tensor([[[0.8, 0.6]]]))
+    assert quantizer.codebook.tolist() == [[1, 0], [0, 1], [-1, 0]], "not before the end of the step"
+    quantizer.move_means()
     # code 0: 0.5 (1, 0) + 0.5 (1.6, 1.2) = (1.3, 0.6), of length 1.431782; the others were not chosen and stay
     assert quantizer.codebook[0].tolist() == pytest.approx([0.907960, 0.419058], abs=1e-5)
     assert quantizer.codebook[1:].tolist() == [[0, 1], [-1, 0]]
+    moved = quantizer.codebook.clone()
+    quantizer.move_means()  # a step without vectors: what was collected before is gone
+    assert torch.allclose(quantizer.codebook, moved)
 
 
 def test_moving_means_leave_out_what_is_not_a_number():
@@ -119,5 +172,7 @@ def test_moving_means_leave_out_what_is_not_a_number():
     vectors = F.normalize(torch.randn(1, 20, 4), dim=-1)
     clean(vectors)
     spoilt(torch.cat([vectors, torch.full((1, 1, 4), torch.nan)], dim=1))
+    clean.move_means()
+    spoilt.move_means()
     for name, value in clean.state_dict().items():
         assert torch.equal(spoilt.state_dict()[name], value), name
