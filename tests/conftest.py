@@ -1,11 +1,19 @@
-"""Fixtures of all tests: one Ray cluster per session, the shared real data where it is there."""
+"""Fixtures of all tests: one Ray cluster per pytest process, the shared real data where it is there.
+
+Under pytest-xdist (`make test`) each process takes whole files; what takes long to build is built once for all.
+"""
 
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 _HERE = Path(__file__).parent
+# Keep bytecode whatever the environment says. Packages are installed without, and every Ray worker and every started
+# script imports torch, pandas and Ray: compiling them takes 5 to 10 CPU seconds each time.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 # Before the first import of ray, mlflow or torch; inherited by Ray's workers, which unpickle functions of test modules.
 os.environ["PYTHONPATH"] = os.pathsep.join([str(_HERE), str(_HERE.parent), os.environ.get("PYTHONPATH", "")])
 for _name, _value in {
@@ -36,9 +44,24 @@ def shared_data() -> Path:
     return folder
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Under xdist, hand out the files that take longest first, so that no process is left with one at the end."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        from sharing import longest_first
+
+        items[:] = longest_first(items)
+
+
+@pytest.fixture(scope="session")
+def common_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A temporary folder of all pytest processes of this run."""
+    folder = tmp_path_factory.getbasetemp()
+    return folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+
+
 @pytest.fixture(scope="session")
 def ray_local() -> Iterator[Any]:
-    """The session's Ray cluster: four logical CPUs on whatever the machine has."""
+    """The Ray cluster of this process: four logical CPUs on whatever the machine has."""
     import ray
 
     ray.init(
@@ -89,11 +112,13 @@ SMALL = _HERE / "small.yaml"
 
 
 @pytest.fixture(scope="session")
-def small_workflow(ray_local: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+def small_workflow(ray_local: Any, common_folder: Path) -> tuple[Path, dict[str, Any]]:
     """A finished small workflow: its root, and the summary of its pre-training. Read it, don't write into it."""
+    from sharing import build_once
+
     from evilm.config.presets import defaults
     from evilm.train.pretrain import pretrain
 
-    root = tmp_path_factory.mktemp("workflow")
+    root = common_folder / "workflow"
     config = defaults("pretrain", str(SMALL)).model_copy(update={"root": str(root)})
-    return root, pretrain(config)  # type: ignore[arg-type]
+    return root, build_once(root, lambda: pretrain(config))  # type: ignore[arg-type]
