@@ -33,6 +33,8 @@ for _name, _value in {
 os.environ.pop("RAY_ADDRESS", None)
 
 import pytest  # noqa: E402
+from gates import Gate  # noqa: E402
+from s3_faults import FaultyS3  # noqa: E402
 
 
 @pytest.fixture(scope="session")
@@ -60,25 +62,27 @@ def common_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def ray_local() -> Iterator[Any]:
-    """The Ray cluster of this process: four logical CPUs on whatever the machine has."""
+def ray_local(s3_server: str) -> Iterator[Any]:
+    """The Ray cluster of this process: four logical CPUs on whatever the machine has; its workers reach the store."""
     import ray
 
-    ray.init(
-        address="local",
-        num_cpus=4,
-        object_store_memory=256 * 2**20,
-        include_dashboard=False,
-        log_to_driver=False,
-        configure_logging=False,
-    )
+    with pytest.MonkeyPatch.context() as patch:
+        use_store(patch, s3_server)
+        ray.init(
+            address="local",
+            num_cpus=4,
+            object_store_memory=256 * 2**20,
+            include_dashboard=False,
+            log_to_driver=False,
+            configure_logging=False,
+        )
     yield ray
     ray.shutdown()
 
 
 @pytest.fixture(scope="session")
 def s3_server() -> Iterator[str]:
-    """A real S3-protocol server on loopback; the AWS variables point every process of the session at it."""
+    """A real S3-protocol server on loopback."""
     from moto.server import ThreadedMotoServer
 
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
@@ -95,17 +99,29 @@ def s3_bucket(s3_server: str, monkeypatch: pytest.MonkeyPatch, request: pytest.F
 
     import s3fs
 
-    for name, value in {
-        "AWS_ENDPOINT_URL": s3_server,
-        "AWS_ACCESS_KEY_ID": "testing",
-        "AWS_SECRET_ACCESS_KEY": "testing",
-        "AWS_DEFAULT_REGION": "us-east-1",
-    }.items():
-        monkeypatch.setenv(name, value)
+    use_store(monkeypatch, s3_server)
     s3fs.S3FileSystem.clear_instance_cache()
     bucket = "b" + hashlib.sha256(request.node.nodeid.encode()).hexdigest()[:20]
     s3fs.S3FileSystem().mkdir(bucket)
     return f"s3://{bucket}"
+
+
+def use_store(patch: pytest.MonkeyPatch, url: str) -> None:
+    """Point the standard AWS variables at an S3 server."""
+    patch.setenv("AWS_ENDPOINT_URL", url)
+    patch.setenv("AWS_ACCESS_KEY_ID", "testing")
+    patch.setenv("AWS_SECRET_ACCESS_KEY", "testing")
+    patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+
+
+@pytest.fixture
+def store_gate(s3_server: str, s3_bucket: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
+    """A gate before the store of `s3_bucket`, for processes that are started; `ray_local` goes around it."""
+    gate = Gate()
+    with FaultyS3(s3_server, gate) as server:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", server.url)
+        yield gate
+        gate.open()
 
 
 SMALL = _HERE / "small.yaml"

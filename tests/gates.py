@@ -1,7 +1,7 @@
 """Hold a job at a known point: a server withholds its answer for one file until the test has done its part."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -15,11 +15,18 @@ class Gate:
     def __init__(self) -> None:
         self._shut: dict[str, threading.Event] = {}
         self._waiting: set[str] = set()
+        self._once: Callable[[], bool] = lambda: True
 
-    def shut(self, *names: str) -> None:
-        """Withhold answers for files whose URL ends in one of these names, and answers for no others."""
+    def shut(self, *names: str, once: Callable[[], bool] = lambda: True) -> None:
+        """Withhold answers for files whose URL ends in one of these names, and answers for no others.
+
+        Args:
+            names: the ends.
+            once: requests pass as long as this does not hold.
+        """
         self.open()
         self._waiting.clear()
+        self._once = once
         self._shut = {name: threading.Event() for name in names}
 
     def open(self) -> None:
@@ -29,13 +36,13 @@ class Gate:
             event.set()
 
     def holds(self, *names: str) -> bool:
-        """Whether each of these files was asked for since the gate was shut."""
-        return self._waiting >= set(names)
+        """Whether answers for each of these files (of any, where none is named) were withheld since the gate was shut."""
+        return self._waiting >= set(names) and bool(self._waiting)
 
     def __call__(self, method: str, path: str) -> str:
         """Wait, if the gate is shut for a file; for use as `FaultyS3(url, gate)` too, whose answers then are sound."""
         for name, event in list(self._shut.items()):
-            if method == "GET" and path.partition("?")[0].endswith(name):
+            if method == "GET" and path.partition("?")[0].endswith(name) and self._once():
                 self._waiting.add(name)
                 event.wait()
         return ""
