@@ -10,6 +10,7 @@ import pytest
 import s3fs
 import torch
 from doors import files_of, kill, start, wait_for
+from gates import Gate
 from s3_faults import FAULTS, FaultyS3, at_random
 from stored import GRID, NUM_CODES, PX, SIZES, make_tokenizer, store_frames
 
@@ -258,6 +259,7 @@ def test_on_an_object_store(unbroken: Path, frames: str, tokenizer: str, s3_buck
 
 
 @pytest.mark.long
+@pytest.mark.faults
 def test_codes_in_a_store_with_faults(
     unbroken: Path, frames: str, tokenizer: str, s3_bucket: str, s3_server: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -286,16 +288,22 @@ def test_messages(frames: str, tokenizer: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_sigkill_of_the_driver(frames: str, tokenizer: str, unbroken: Path, tmp_path: Path) -> None:
-    root = tmp_path / "run" / "codes"
+@pytest.mark.faults
+def test_sigkill_of_the_driver(
+    frames: str, tokenizer: str, unbroken: Path, s3_bucket: str, store_gate: Gate, tmp_path: Path
+) -> None:
+    root, there = tmp_path / "run" / "codes", f"{s3_bucket}/frames"
     out = root / unbroken.name
-    arguments = ["--frames", frames, "--tokenizer", tokenizer, "--out", str(root), f"--batch-clips={BATCH_CLIPS}"]
+    s3fs.S3FileSystem().put(f"{frames}/", f"{there}/", recursive=True)
+    store_gate.shut(".parquet", once=lambda: any(out.glob("commits/*.json")))
+    arguments = ["--frames", there, "--tokenizer", tokenizer, "--out", str(root), f"--batch-clips={BATCH_CLIPS}"]
     process = start("precompute_codes", *arguments, "--tracking.no-enabled")
-    wait_for(lambda: any(out.glob("commits/*.json")), process)
+    wait_for(store_gate.holds, process)
     kill(process)
+    store_gate.open()
+    done = {path.name: path.read_bytes() for path in out.glob("commits/*.json")}
+    assert 0 < len(done) < 6
     assert not (out / "manifest.json").exists()
-    process = start("precompute_codes", *arguments, "--tracking.no-enabled")
-    printed, complaints = process.communicate(timeout=180)
-    assert process.returncode == 0, complaints.decode()
-    assert json.loads(printed.decode().splitlines()[-1])["clips"] == {"train": 16, "val": 6}
+    summary = precompute_codes(door(there, tokenizer, root))
+    assert summary["clips"] == {"train": 16, "val": 6}
     assert files_of(out) == files_of(unbroken)
