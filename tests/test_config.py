@@ -135,6 +135,14 @@ def test_override_validates_again() -> None:
         config.override({"optim.lr": 0})
 
 
+def test_threads_of_the_feed_follow_from_the_cpus_of_a_worker() -> None:
+    found = {
+        cpus: Pretrain().override({"cluster.cpus_per_worker": cpus}).cluster.num_feed_threads for cpus in (1, 2, 8)
+    }
+    assert found == {1: 2, 2: 2, 8: 7}
+    assert Pretrain().override({"cluster.feed_threads": 5}).cluster.num_feed_threads == 5
+
+
 def test_identity_leaves_out_places_and_machinery() -> None:
     config = Pretrain()
     machinery = {"cluster.num_workers": 2, "tracking.enabled": False, "schedule.checkpoint_every_steps": 7}

@@ -172,8 +172,9 @@ class ClusterConfig(Config):
     collective_timeout_s: float = Field(default=1800.0, gt=0)
     """Seconds that a worker waits for the others in NCCL or gloo before it gives up, and the training starts again from
     the last checkpoint."""
-    feed_threads: int = Field(default=2, ge=1)
-    """Threads of a training worker that read and decode batches beside the step; its feed uses no more cores."""
+    feed_threads: int = Field(default=0, ge=0)
+    """Threads of a training worker that read and decode batches beside the step; 0: one less than its CPUs, at least
+    two."""
     fused: bool = False
     """AdamW in one kernel; the same sums, rounded in another order. On GPUs always."""
     channels_last: bool = False
@@ -185,6 +186,11 @@ class ClusterConfig(Config):
     def uses_gpus(self) -> bool:
         """Whether models go to GPUs: as `gpus_per_worker` says, unless GPUs are simulated (a resource count only)."""
         return self.gpus_per_worker > 0 and not simulates_gpus()
+
+    @property
+    def num_feed_threads(self) -> int:
+        """`feed_threads`, or as many as a worker's CPUs allow: decoding uses whole cores, as it holds no lock."""
+        return self.feed_threads or max(2, int(self.cpus_per_worker) - 1)
 
 
 def simulates_gpus() -> bool:
@@ -238,6 +244,11 @@ class TrainConfig(Config):
     def parts(self) -> int:
         """Parts that each step is cut into: one or more for each of the wanted workers, also while some are missing."""
         return self.cluster.num_workers * self.schedule.accumulate
+
+    @property
+    def micro_batch(self) -> int:
+        """The most clips that a worker computes at a time."""
+        return self.schedule.batch_clips // self.parts
 
     @model_validator(mode="after")
     def _workers_divide(self) -> "TrainConfig":

@@ -23,7 +23,7 @@ from evilm.model.collapse import require_usage_of_labels, require_usage_on_val
 from evilm.model.tokenizer import VideoTokenizer
 from evilm.outputs import CONFIG as SETTINGS
 from evilm.outputs import SUMMARY, close_output, open_output
-from evilm.shards import MANIFEST, CodeShardInfo, CodesManifest, FrameManifest, ShardInfo, codes_folder
+from evilm.shards import MANIFEST, CodeShardInfo, CodesManifest, FrameManifest, ShardInfo, codes_folder, publish_side
 from evilm.video.views import resampler
 
 logger = logging.getLogger(__name__)
@@ -196,5 +196,6 @@ def _finalise(frames: FrameManifest, work: Work) -> CodesManifest:
         num_views=work.num_views,
         view_spec=work.view_spec,
     )
+    publish_side(manifest)
     manifest.save()
     return manifest

@@ -8,6 +8,7 @@ from evilm.config.base import validate
 from evilm.config.data import FramesConfig
 from evilm.config.model import StudentConfig
 from evilm.config.runs import Pretrain
+from evilm.config.train import ScheduleConfig
 from evilm.data.agreement import audit_codes, require_agreement, require_resampler
 from evilm.data.clips import Looks
 from evilm.data.feed import Feed, evaluation_feed, training_feed
@@ -15,7 +16,7 @@ from evilm.data.order import step_sizes
 from evilm.errors import ShardError
 from evilm.model.collapse import require_usage_of_labels
 from evilm.outputs import close_output, open_output
-from evilm.shards import CodesManifest, FrameManifest, ShardPair, find_codes, pair
+from evilm.shards import CodesManifest, FrameManifest, ShardPair, Side, find_codes, open_side, pair, publish_side
 from evilm.steps.batch import PretrainBatch, PretrainCollate
 from evilm.text.vocab import Vocab
 from evilm.train.panels import NUM_CLIPS, Panels
@@ -59,6 +60,8 @@ def pretrain(config: Pretrain) -> dict[str, Any]:
         return done | {"reused": True}
     step_sizes(frames.num_clips("train"), config.schedule.batch_clips, config.schedule.tail, config.parts)
     _audit(config, frames, codes)
+    publish_side(frames, anew=False)
+    publish_side(codes, anew=False)
     from evilm.train.card import write_card
     from evilm.train.fit import fit
     from evilm.train.mlflow_model import publish
@@ -146,24 +149,28 @@ class PretrainTask:
 
     def train_feed(self, rank: int, world: int) -> Feed:
         """Frames, codes, masks and negatives of the train split."""
-        schedule, looks = self.settings.schedule, self._looks()
-        threads = self.settings.cluster.feed_threads
-        return training_feed(self._pairs("train"), schedule, self._collate(), rank, world, looks, threads)
+        schedule, threads = self.settings.schedule, self.settings.cluster.num_feed_threads
+        pairs, side, looks = self._pairs("train"), self._side("train"), self._looks()
+        return training_feed(pairs, schedule, self._collate(), rank, world, looks, threads, side)
 
     def eval_feed(self, rank: int, world: int) -> Feed | None:
         """The same of the val split, each clip once and always masked the same way."""
-        schedule, looks = self.settings.schedule, self._looks()
-        threads = self.settings.cluster.feed_threads
-        return evaluation_feed(self._pairs("val"), schedule, self._collate(), rank, world, looks, threads)
+        return self._evaluation("val", self.settings.schedule, rank, world, self.settings.micro_batch)
+
+    def _evaluation(self, split: str, schedule: ScheduleConfig, rank: int, world: int, micro_batch: int) -> Feed | None:
+        pairs, threads = self._pairs(split), self.settings.cluster.num_feed_threads
+        if not pairs:
+            return None
+        side, looks = self._side(split), self._looks()
+        return evaluation_feed(pairs, schedule, self._collate(), rank, world, micro_batch, looks, threads, side)
 
     def panels(self, tracked: dict[str, Any] | None) -> Panels:
         """Pictures of what the student makes of a few clips of the val split, or of train where there is none."""
         schedule, settings = self.settings.schedule, self.settings
-        few = schedule.model_copy(update={"batch_clips": NUM_CLIPS, "eval_clips": NUM_CLIPS})
+        few = schedule.model_copy(update={"eval_clips": NUM_CLIPS, "eval_pool_clips": 0})
 
         def batch() -> PretrainBatch | None:
-            pairs = self._pairs("val") or self._pairs("train")
-            feed = evaluation_feed(pairs, few, self._collate(), 0, 1, self._looks())
+            feed = self._evaluation("val" if self._pairs("val") else "train", few, 0, 1, NUM_CLIPS)
             return next(iter(feed.batches(0, 1)), None) if feed else None
 
         return Panels(settings.out, schedule.panel_every_steps, self._vocab, settings.tokenizer, batch, tracked)
@@ -188,6 +195,9 @@ class PretrainTask:
 
     def _pairs(self, split: str) -> list[ShardPair]:
         return pair(self._frames, self._codes, split)
+
+    def _side(self, split: str) -> Side:
+        return open_side(self._frames, split, self._codes)
 
     def _looks(self) -> Looks:
         augment = self.settings.augment

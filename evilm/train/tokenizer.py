@@ -14,7 +14,7 @@ from evilm.data.order import step_sizes
 from evilm.errors import ConfigError
 from evilm.model.collapse import require_usage_on_val
 from evilm.outputs import close_output, open_output
-from evilm.shards import FrameManifest, ShardPair, check_num_frames
+from evilm.shards import FrameManifest, ShardPair, check_num_frames, open_side, publish_side
 from evilm.steps.batch import TokenizerCollate
 from evilm.text.vocab import Vocab
 
@@ -48,6 +48,7 @@ def train_tokenizer(config: TrainTokenizer) -> dict[str, Any]:
         require_usage_on_val(config.arch.codebook, done.get("val", {}), config.out)
         return done | {"reused": True}
     step_sizes(frames.num_clips("train"), config.schedule.batch_clips, config.schedule.tail, config.parts)
+    publish_side(frames, anew=False)
     from evilm.model.tokenizer import VideoTokenizer
     from evilm.train.fit import fit
 
@@ -97,15 +98,18 @@ class TokenizerTask:
 
     def train_feed(self, rank: int, world: int) -> Feed:
         """Frames and caption words of the train split."""
-        schedule, collate = self.settings.schedule, TokenizerCollate(self._vocab)
-        threads = self.settings.cluster.feed_threads
-        return training_feed(self._pairs("train"), schedule, collate, rank, world, self._looks(), threads)
+        schedule, threads = self.settings.schedule, self.settings.cluster.num_feed_threads
+        collate, looks, side = TokenizerCollate(self._vocab), self._looks(), open_side(self._frames, "train")
+        return training_feed(self._pairs("train"), schedule, collate, rank, world, looks, threads, side)
 
     def eval_feed(self, rank: int, world: int) -> Feed | None:
         """The same of the val split, each clip once."""
-        schedule, collate = self.settings.schedule, TokenizerCollate(self._vocab)
-        threads = self.settings.cluster.feed_threads
-        return evaluation_feed(self._pairs("val"), schedule, collate, rank, world, self._looks(), threads)
+        settings, pairs = self.settings, self._pairs("val")
+        if not pairs:
+            return None
+        schedule, threads, collate = settings.schedule, settings.cluster.num_feed_threads, TokenizerCollate(self._vocab)
+        looks, side = self._looks(), open_side(self._frames, "val")
+        return evaluation_feed(pairs, schedule, collate, rank, world, settings.micro_batch, looks, threads, side)
 
     def forward_macs(self, objective: Any) -> float:
         """Count those of encoder, codebook and word decoder."""

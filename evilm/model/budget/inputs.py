@@ -38,9 +38,8 @@ CONSTANTS: dict[str, Constant] = {
         428 / 256, "B", "Parquet, BYTE_STREAM_SPLIT and zstd, codes of a trained codebook"
     ),
     "requests_per_file_read": Constant(
-        3, "requests", "counted at s3fs 2026.9: a HEAD, a GET of the footer, a GET of the columns"
+        1, "requests", "counted by benchmarks/feed.py --ranks: a GET of the columns of a row group"
     ),
-    "footer_bytes_per_file_read": Constant(65_536, "B", "counted likewise: the end of the file, where the footer is"),
     "kernels_per_step": Constant(
         3_400, "kernels", "counted by benchmarks/train_step.py: operations of forward and backward that compute"
     ),
@@ -162,7 +161,7 @@ def job_of(config: Pretrain, num_clips: int) -> Job:
         num_views=config.build.precompute_codes.views,
         group_clips=sampling.row_group_clips,
         shuffle_groups=config.schedule.shuffle_groups,
-        feed_threads=config.cluster.feed_threads,
+        feed_threads=config.cluster.num_feed_threads,
     )
 
 
