@@ -35,6 +35,8 @@ aten = torch.ops.aten
 CUDA = torch.device("cuda", 0)
 _REAL_AUTOCAST = torch.autocast
 _REAL_GROUPS = torch._C._group_tensors_by_device_and_dtype
+_REAL_REDUCER = torch.distributed.Reducer
+_COLLECTIVES = {"c10d::allreduce_", "c10d::broadcast_"}
 _MOVES = {aten._to_copy.default, aten.copy_.default}
 _INDEX = {aten.index.Tensor, aten.index_put.default, aten.index_put_.default, aten._index_put_impl_.default}
 _BLOCKING = {
@@ -139,13 +141,19 @@ def _to(tensor: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
     other = kwargs.pop("other", args[0] if args and isinstance(args[0], torch.Tensor) else None)
     if other is not None:
         args = (other.device, other.dtype, *args[1:])
-    copy = kwargs.pop("copy", False) or (len(args) > 3 and args[3]) or (len(args) == 3 and isinstance(args[1], bool) and args[2])
+    copy = (
+        kwargs.pop("copy", False)
+        or (len(args) > 3 and args[3])
+        or (len(args) == 3 and isinstance(args[1], bool) and args[2])
+    )
     device, dtype, non_blocking, memory_format = torch._C._nn._parse_to(*args, **kwargs)
     here = isinstance(tensor, OnCard)
     device = CUDA if device is not None and device.type == "cuda" else device
     if device is None or (device.type == "cuda") == here:
         with torch._C.DisableTorchFunctionSubclass():
-            return torch.Tensor.to(tensor, dtype or tensor.dtype, copy=bool(copy), memory_format=memory_format or torch.preserve_format)
+            return torch.Tensor.to(
+                tensor, dtype or tensor.dtype, copy=bool(copy), memory_format=memory_format or torch.preserve_format
+            )
     if here:
         out = _ToHost.apply(tensor, non_blocking, memory_format)
         return out if dtype in (None, out.dtype) else out.to(dtype)
@@ -153,7 +161,9 @@ def _to(tensor: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         return torch.Tensor.to(tensor, device, dtype or tensor.dtype, non_blocking=non_blocking)
 
 
-def _new_tensor(tensor: OnCard, data: Any, dtype: Any = None, device: Any = None, requires_grad: bool = False, **_: Any) -> Any:
+def _new_tensor(
+    tensor: OnCard, data: Any, dtype: Any = None, device: Any = None, requires_grad: bool = False, **_: Any
+) -> Any:
     return _to(torch.tensor(data, dtype=dtype or tensor.dtype), device or CUDA).requires_grad_(requires_grad)
 
 
@@ -323,6 +333,8 @@ def _check_devices(func: Any, tensors: list[torch.Tensor], carded: list[OnCard])
         RuntimeError: tensors on both devices.
     """
     plain = [x for x in tensors if not isinstance(x, OnCard)]
+    if plain and func._schema.name in _COLLECTIVES:
+        raise RuntimeError(f"{func}: NCCL takes no tensors of the CPU, at {_line().ours}")
     if not carded or not plain:
         return
     if func in _INDEX and isinstance(tensors[0], OnCard):  # indices are moved to the card, and a single value too
@@ -427,6 +439,25 @@ def _note(what: str) -> None:
     _cards[-1].reads.append(_line()._replace(what=what))
 
 
+class _Reducer:
+    """DDP's reducer, whose C++ makes the buckets of gradients: on the card, like the gradients."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        with _from_card(torch.empty):
+            self._real = _REAL_REDUCER(*args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        value = getattr(self._real, name)
+        if not callable(value):
+            return value
+
+        def called(*args: Any, **kwargs: Any) -> Any:
+            with _from_card(torch.empty):
+                return value(*args, **kwargs)
+
+        return called
+
+
 class PretendCard:
     """While it is active, a card is there."""
 
@@ -488,8 +519,17 @@ class PretendCard:
             "memory_reserved": lambda *_: line.allocated, "reset_peak_memory_stats": lambda *_: setattr(line, "peak", line.allocated),
         }  # fmt: skip
         tensor = [(torch.Tensor, "pin_memory", pin_memory), (torch.Tensor, "is_pinned", is_pinned)]
-        health = [(torch.optim.Optimizer, n, lambda _: None) for n in vars(torch.optim.Optimizer) if n.endswith("capture_health_check")]
-        others = [(torch, "autocast", _CudaAutocast), (torch._C, "_group_tensors_by_device_and_dtype", _groups)]
+        health = [
+            (torch.optim.Optimizer, n, lambda _: None)
+            for n in vars(torch.optim.Optimizer)
+            if n.endswith("capture_health_check")
+        ]
+        reducer = [(torch.distributed, "Reducer", _Reducer)] if torch.distributed.is_available() else []
+        others = [
+            *reducer,
+            (torch, "autocast", _CudaAutocast),
+            (torch._C, "_group_tensors_by_device_and_dtype", _groups),
+        ]
         return [*((cuda, name, value) for name, value in values.items()), *tensor, *health, *others]
 
 
