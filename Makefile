@@ -5,7 +5,7 @@ ROOT ?= runs/demo
 # No bytecode at installing: most of 7 GB of packages is never imported, and what is compiles itself once.
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt --editable
 
-.PHONY: setup demo dashboard test test-fast test-long checks style bench clean
+.PHONY: setup demo dashboard test test-fast test-long gpu-check checks style bench clean
 
 setup: .venv/.core
 
@@ -44,6 +44,14 @@ test-fast: .venv/.test
 # What takes minutes each: autoscaling, lost nodes, killed sweeps, four workers, torch.compile. Tens of minutes on two cores.
 test-long: .venv/.test
 	$(BIN)/python -m pytest -m long
+
+# On a machine with a CUDA device: what only a card can show, then its speed. Needs neither Ray, MLflow nor a video
+# decoder, so BIN may name another environment with torch, timm, transformers, pyarrow, simplejpeg and pytest.
+gpu-check: .venv/.test
+	@$(BIN)/python -c 'import sys, torch; sys.exit(0 if torch.cuda.is_available() else "error: torch sees no CUDA device; make test runs the same tests on the CPU")'
+	$(BIN)/python -m pytest -m gpu -rP tests/gpu
+	mkdir -p runs/benchmarks
+	$(BIN)/python benchmarks/gpu.py --json runs/benchmarks/gpu.json
 
 checks: .venv/.dev
 	$(BIN)/ruff check .

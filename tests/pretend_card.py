@@ -5,12 +5,13 @@
         step(model, batch)
         print(card.reads)
 
-To torch a tensor of the card is one of CUDA, so autograd, autocast, inference mode, fused optimizers and foreach kernels
-take the way that they take on a card. An operation that mixes devices raises as it would there: a CPU tensor of no
-dimensions may stand beside others in pointwise operations, and nowhere else. Each time the host has to wait for the card
-is noted with the line of Python that asks for it: item, nonzero, boolean indexing, copies to the host, copies from memory
-that is not pinned. Order between streams and copies in flight: see `pretend_streams`. There is no memory limit, no NCCL,
-no torch.compile, and nothing about speed. Where torch has a real card, use that one.
+To torch a tensor of the card is one of CUDA, so autograd, autocast, inference mode, fused optimizers and foreach
+kernels take the way that they take on a card. An operation that mixes devices raises as it would there: a CPU tensor of
+no dimensions may stand beside others in pointwise operations, and nowhere else. Each time the host has to wait for the
+card is noted with the line of Python that asks for it: item, nonzero, boolean indexing, copies to the host, copies from
+memory that is not pinned. Order between streams and copies in flight: see `pretend_streams`. Ranks with a card each
+talk over gloo. There is no memory limit, no NCCL, no torch.compile, and nothing about speed. Where torch has a real
+card, use that one.
 """
 
 import collections
@@ -67,7 +68,7 @@ class Read(NamedTuple):
 class OnCard(torch.Tensor):
     """A tensor of the card; its numbers are in `inner`, on the CPU.
 
-    Python is told that it is one of CUDA, C++ that it is one of the CPU: without a card its autograd knows no other way.
+    Python is told that it is one of CUDA, C++ that it is one of the CPU: without a card its autograd knows no other.
     """
 
     inner: torch.Tensor
@@ -211,9 +212,10 @@ _FUNCTIONAL = torch.nn.functional
 _EXACT = {
     *(getattr(owner, name) for owner in (torch, torch.Tensor, _FUNCTIONAL) for name in (
         *("exp", "expm1", "log", "log10", "log2", "log1p", "reciprocal", "rsqrt", "tan", "pow", "__pow__", "__rpow__"),
-        *("softplus", "layer_norm", "native_layer_norm", "group_norm", "cosine_similarity", "nll_loss", "kl_div", "l1_loss"),
-        *("smooth_l1_loss", "huber_loss", "mse_loss", "binary_cross_entropy_with_logits", "dist", "cdist", "renorm"),
-        *("logsumexp", "prod", "softmax", "log_softmax", "cumprod", "cumsum", "norm", "sum", "normalize", "cross_entropy"),
+        *("softplus", "layer_norm", "native_layer_norm", "group_norm", "cosine_similarity", "nll_loss", "kl_div"),
+        *("l1_loss", "smooth_l1_loss", "huber_loss", "mse_loss", "binary_cross_entropy_with_logits", "dist", "cdist"),
+        *("renorm", "logsumexp", "prod", "softmax", "log_softmax", "cumprod", "cumsum", "norm", "sum", "normalize"),
+        "cross_entropy",
     ) if hasattr(owner, name)),
 }  # fmt: skip
 """What CUDA's autocast computes in float32 and the CPU's does not (or not always)."""
@@ -511,12 +513,13 @@ class PretendCard:
             "_lazy_call": lambda *_, **__: None, "device_count": lambda: 1, "current_device": lambda: 0,
             "set_device": lambda *_: None, "is_bf16_supported": lambda *_, **__: True,
             "get_device_capability": lambda *_: (9, 0), "get_device_name": lambda *_: "pretended card",
-            "get_device_properties": lambda *_: SimpleNamespace(name="pretended card", total_memory=80 * 2**30, multi_processor_count=1),
+            "get_device_properties": lambda *_: SimpleNamespace(name="pretended card", total_memory=80 * 2**30),
             "is_current_stream_capturing": lambda: False, "Stream": Stream, "Event": Event, "stream": Using,
             "current_stream": lambda *_: line.stream, "default_stream": lambda *_: line.default,
             "synchronize": lambda *_: _note("synchronize"), "empty_cache": lambda: None,
             "memory_allocated": lambda *_: line.allocated, "max_memory_allocated": lambda *_: line.peak,
-            "memory_reserved": lambda *_: line.allocated, "reset_peak_memory_stats": lambda *_: setattr(line, "peak", line.allocated),
+            "memory_reserved": lambda *_: line.allocated,
+            "reset_peak_memory_stats": lambda *_: setattr(line, "peak", line.allocated),
         }  # fmt: skip
         tensor = [(torch.Tensor, "pin_memory", pin_memory), (torch.Tensor, "is_pinned", is_pinned)]
         health = [

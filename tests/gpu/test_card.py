@@ -114,7 +114,7 @@ def test_resumed_equals_unbroken(device: str, kind: str, tmp_path: Path) -> None
 @EVERYWHERE
 @pytest.mark.parametrize("kind", ["student", "tokenizer"])
 def test_ranks_train_as_one(device: str, kind: str, tmp_path: Path) -> None:
-    """NCCL with as many ranks as cards, gloo with two: three uneven micro-batches, channels last, two steps and an evaluation.
+    """NCCL with as many ranks as cards, gloo with two: three uneven micro-batches, channels last, then an evaluation.
 
     Losses, gradient norms and scores within 1e-4 of one process's, on a card 1e-3.
     """
