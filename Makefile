@@ -47,7 +47,7 @@ test-long: .venv/.test
 
 # On a machine with a CUDA device: what only a card can show, then its speed. Needs neither Ray, MLflow nor a video
 # decoder, so BIN may name another environment with torch, timm, transformers, pyarrow, simplejpeg and pytest.
-gpu-check: .venv/.test
+gpu-check: $(if $(filter .venv/bin,$(BIN)),.venv/.test)
 	@$(BIN)/python -c 'import sys, torch; sys.exit(0 if torch.cuda.is_available() else "error: torch sees no CUDA device; make test runs the same tests on the CPU")'
 	$(BIN)/python -m pytest -m gpu -rP tests/gpu
 	mkdir -p runs/benchmarks
