@@ -19,6 +19,7 @@ from evilm.errors import ConfigError, EvilmError
 from evilm.steps.batch import Batch
 from evilm.train import attempts, stop
 from evilm.train.audit import Audit, write_plan
+from evilm.train.cadence import Cadence
 from evilm.train.console import log_to_console
 from evilm.train.copies import on_device
 from evilm.train.keeper import Keeper, checkpoint_name
@@ -119,6 +120,7 @@ class Run:
         restored = self._restore()
         start = self.logged = int(self.state["step"])
         self._begin(restored)
+        self.due = Cadence(self.settings.schedule, self.steps_per_epoch, self.num_steps)
         updater = self.learner.updater(not restored, self._some_batches, self.timer)
         progress = self.progress = Progress(self.num_steps, self.order.mean_clips, start, self.state["log"])
         count = len(self.parts)
@@ -133,16 +135,16 @@ class Run:
             self.state["step"] = done = step + 1
             profiler.after(step)
             is_asked = any(flag > 0 for outcome in outcomes for flag in outcome.flags)
-            if is_asked or self._must_know(done):
+            if is_asked or self.due.numbers(done):
                 outcomes += updater.settle()
             stop_run, worker_ends, look, near = self._take(outcomes)
-            if self._log_due(done):
+            if self.due.log(done):
                 self._log(progress.flush(done, self.feed), done)
             is_best = self._look(done)
             if self.panels and self.panels.due(done, self.num_steps):
                 self.panels.draw(self.learner.finished, done)
             urgent = self._urgent(stop_run, worker_ends, look, near)
-            if urgent or is_best or self._checkpoint_due(done):
+            if urgent or is_best or self.due.checkpoint(done):
                 self._save(wait=urgent or done == self.num_steps)
             if worker_ends and not stop_run:
                 raise stop.WorkerLeaves()
@@ -153,23 +155,6 @@ class Run:
         best = {"best": self.state["best"]} if self.state["best"] else {}
         skipped = {"skipped_steps": self.state["skipped"]} if self.state["skipped"] else {}
         return {"steps": self.num_steps, "train": self.state["train"], "val": self.state["val"]} | best | skipped
-
-    def _log_due(self, done: int) -> bool:
-        return done % self.settings.schedule.log_every_steps == 0 or done == self.num_steps
-
-    def _checkpoint_due(self, done: int) -> bool:
-        return done % self.settings.schedule.checkpoint_every_steps == 0 or done == self.num_steps
-
-    def _evaluation_due(self, done: int) -> bool:
-        schedule = self.settings.schedule
-        every = max(1, round(schedule.eval_every_epochs * self.steps_per_epoch))
-        return done % every == 0 or done in schedule.eval_at_steps or done == self.num_steps
-
-    def _must_know(self, done: int) -> bool:
-        """Whether the numbers of this very step are needed now; the same on every worker, since only steps decide."""
-        panel = self.settings.schedule.panel_every_steps
-        is_panel = panel > 0 and done % panel == 0
-        return is_panel or self._log_due(done) or self._checkpoint_due(done) or self._evaluation_due(done)
 
     def _take(self, outcomes: list[Outcome]) -> list[bool]:
         """Note the numbers of steps, and return which flags any of them raised."""
@@ -195,7 +180,7 @@ class Run:
 
     def _look(self, done: int) -> bool:
         """Evaluate on the val split at the end of an epoch; whether it is the best so far and worth keeping."""
-        if not self._evaluation_due(done):
+        if not self.due.evaluation(done):
             return False
         feed = self.task.eval_feed(self.rank, self.world)
         if feed is None:

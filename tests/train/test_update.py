@@ -1,11 +1,14 @@
 """One update of the weights: the same in parts as in one piece, and the options of the optimizer."""
 
 import shutil
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
 
 from evilm.config.model import StudentConfig
 from evilm.config.runs import Pretrain
@@ -65,9 +68,11 @@ _PER_CLIP = ("frames", "mask", "code_ids", "word_ids", "word_padding", "word_tar
 
 
 def _trained(
-    parts: int, steps: int = 2, spoil: str = "", lag: int = 0, **values: Any
+    parts: int, steps: int = 2, spoil: str = "", lag: int = 0, rank: int = 0, world: int = 1, **values: Any
 ) -> tuple[PretrainObjective, list[Any], Any]:
-    """A small student after some steps on one batch cut into parts: it, the outcomes, and its mean."""
+    """A small student after some steps on one batch cut into parts, of which this worker has its own: it, the
+    outcomes, and its mean.
+    """
     most = -(-8 // parts) * parts
     settings = Pretrain().override(
         {"schedule.batch_clips": most, "schedule.accumulate": parts, "optim.lr": 1e-3} | values
@@ -83,11 +88,12 @@ def _trained(
         objective.compile(dynamic=True)
     mean = EMA(objective, settings.optim.ema_decay) if settings.optim.ema_decay else None
     optimizer = make_optimizer(objective, settings.optim, settings.cluster.fused)
-    updater = Updater(objective, objective, optimizer, settings, 1, autocast("fp32", _CPU), _CPU, mean)
-    batch, slices = _batch(8), [part_of(8, part, parts) for part in range(parts)]
-    batches = [_part(batch, mine.start, mine.stop) for mine in slices]
+    model = DistributedDataParallel(objective, gradient_as_bucket_view=True) if world > 1 else objective
+    updater = Updater(objective, model, optimizer, settings, world, autocast("fp32", _CPU), _CPU, mean)
+    batch, mine = _batch(8), parts_of(rank, world, parts)
+    batches = [_part(batch, cut.start, cut.stop) for cut in (part_of(8, part, parts) for part in mine)]
     updater._lag = lag
-    outcomes = [updater.step(step, 10, range(parts), batches, [0.0, 1.0]) for step in range(steps)]
+    outcomes = [updater.step(step, 10, mine, batches, [0.0, 1.0 / world]) for step in range(steps)]
     return objective, [outcome for known in [*outcomes, updater.settle()] for outcome in known], mean
 
 
@@ -163,6 +169,41 @@ def test_options_of_speed_change_only_the_rounding(flag: str) -> None:
     fast, others, _ = _trained(1, **{flag: True})
     assert others[-1].metrics == pytest.approx(outcomes[-1].metrics, rel=1e-3)
     _assert_same_gradients(plain, fast, atol=1e-3)
+
+
+def _work(rank: int, folder: str, cases: dict[str, tuple[int, dict[str, Any]]]) -> None:
+    """One of two workers, whose parts of a step differ in number or size."""
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    torch.set_num_threads(1)
+    for name, (parts, values) in cases.items():
+        objective, outcomes, _ = _trained(parts, rank=rank, world=2, **values)
+        gradients = {key: p.grad for key, p in objective.named_parameters() if p.grad is not None}
+        torch.save([gradients, [outcome.metrics for outcome in outcomes]], Path(folder) / f"{name}{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_two_workers_have_the_gradients_of_one(tmp_path: Path) -> None:
+    """With one part each; with two parts and one; with uneven parts, accumulated, channels last, and clipped."""
+    cases: dict[str, tuple[int, dict[str, Any]]] = {
+        "even": (2, {}),
+        "uneven": (3, {}),
+        "accumulated": (5, {"optim.ema_decay": 0.9}),
+        "channels_last": (3, {"cluster.channels_last": True}),
+        "clipped": (3, {"optim.clip_norm": 0.01, "cluster.fused": True}),
+    }
+    torch.multiprocessing.spawn(_work, args=(str(tmp_path), cases), nprocs=2)
+    for name, (parts, values) in cases.items():
+        (one, metrics), (other, others) = (torch.load(tmp_path / f"{name}{rank}.pt") for rank in range(2))
+        assert metrics == others, "every worker logs and decides by the same numbers"
+        alone, outcomes, _ = _trained(parts, **values)
+        for step, outcome in enumerate(outcomes):
+            assert metrics[step] == pytest.approx(outcome.metrics, rel=1e-3), name
+        grads = {key: p.grad for key, p in alone.named_parameters() if p.grad is not None}
+        assert grads.keys() == one.keys() == other.keys()
+        for key, gradient in grads.items():
+            assert torch.equal(one[key], other[key]), (name, key)
+            torch.testing.assert_close(one[key], gradient, rtol=1e-3, atol=1e-6, msg=f"{name}: {key}")
 
 
 @pytest.mark.parametrize(("world", "parts"), [(1, 4), (2, 4), (3, 4), (4, 4), (3, 7)])
