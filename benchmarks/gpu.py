@@ -75,6 +75,8 @@ def main() -> None:
         _print_steps(found["steps"], found["launches"])
         found["codes"] = list(_codes(Path(folder), chosen.size, chosen.threads, chosen.rounds))
         _print_codes(found["codes"])
+    kernels = found["launches"].get("eager", {}).get("kernels") if chosen.size == "full" else None
+    found["constants"] = {"kernels_per_step": kernels} if kernels else {}  # for the cost model
     if chosen.json:
         Path(chosen.json).write_text(json.dumps(found, indent=1, sort_keys=True) + "\n")
 

@@ -5,12 +5,13 @@
         step(model, batch)
         print(card.reads)
 
-To torch a tensor of the card is one of CUDA, so autograd, autocast, inference mode, fused optimizers and foreach kernels
-take the way that they take on a card. An operation that mixes devices raises as it would there: a CPU tensor of no
-dimensions may stand beside others in pointwise operations, and nowhere else. Each time the host has to wait for the card
-is noted with the line of Python that asks for it: item, nonzero, boolean indexing, copies to the host, copies from memory
-that is not pinned. Order between streams and copies in flight: see `pretend_streams`. There is no memory limit, no NCCL,
-no torch.compile, and nothing about speed. Where torch has a real card, use that one.
+To torch a tensor of the card is one of CUDA, so autograd, autocast, inference mode, fused optimizers and foreach
+kernels take the way that they take on a card. An operation that mixes devices raises as it would there: a CPU tensor of
+no dimensions may stand beside others in pointwise operations, and nowhere else. Each time the host has to wait for the
+card is noted with the line of Python that asks for it: item, nonzero, boolean indexing, copies to the host, copies from
+memory that is not pinned. Order between streams and copies in flight: see `pretend_streams`. Ranks with a card each
+talk over gloo. There is no memory limit, no NCCL, no torch.compile, and nothing about speed. Where torch has a real
+card, use that one.
 """
 
 import collections
@@ -35,6 +36,8 @@ aten = torch.ops.aten
 CUDA = torch.device("cuda", 0)
 _REAL_AUTOCAST = torch.autocast
 _REAL_GROUPS = torch._C._group_tensors_by_device_and_dtype
+_REAL_REDUCER = torch.distributed.Reducer
+_COLLECTIVES = {"c10d::allreduce_", "c10d::broadcast_"}
 _MOVES = {aten._to_copy.default, aten.copy_.default}
 _INDEX = {aten.index.Tensor, aten.index_put.default, aten.index_put_.default, aten._index_put_impl_.default}
 _BLOCKING = {
@@ -65,7 +68,7 @@ class Read(NamedTuple):
 class OnCard(torch.Tensor):
     """A tensor of the card; its numbers are in `inner`, on the CPU.
 
-    Python is told that it is one of CUDA, C++ that it is one of the CPU: without a card its autograd knows no other way.
+    Python is told that it is one of CUDA, C++ that it is one of the CPU: without a card its autograd knows no other.
     """
 
     inner: torch.Tensor
@@ -139,13 +142,19 @@ def _to(tensor: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
     other = kwargs.pop("other", args[0] if args and isinstance(args[0], torch.Tensor) else None)
     if other is not None:
         args = (other.device, other.dtype, *args[1:])
-    copy = kwargs.pop("copy", False) or (len(args) > 3 and args[3]) or (len(args) == 3 and isinstance(args[1], bool) and args[2])
+    copy = (
+        kwargs.pop("copy", False)
+        or (len(args) > 3 and args[3])
+        or (len(args) == 3 and isinstance(args[1], bool) and args[2])
+    )
     device, dtype, non_blocking, memory_format = torch._C._nn._parse_to(*args, **kwargs)
     here = isinstance(tensor, OnCard)
     device = CUDA if device is not None and device.type == "cuda" else device
     if device is None or (device.type == "cuda") == here:
         with torch._C.DisableTorchFunctionSubclass():
-            return torch.Tensor.to(tensor, dtype or tensor.dtype, copy=bool(copy), memory_format=memory_format or torch.preserve_format)
+            return torch.Tensor.to(
+                tensor, dtype or tensor.dtype, copy=bool(copy), memory_format=memory_format or torch.preserve_format
+            )
     if here:
         out = _ToHost.apply(tensor, non_blocking, memory_format)
         return out if dtype in (None, out.dtype) else out.to(dtype)
@@ -153,7 +162,9 @@ def _to(tensor: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         return torch.Tensor.to(tensor, device, dtype or tensor.dtype, non_blocking=non_blocking)
 
 
-def _new_tensor(tensor: OnCard, data: Any, dtype: Any = None, device: Any = None, requires_grad: bool = False, **_: Any) -> Any:
+def _new_tensor(
+    tensor: OnCard, data: Any, dtype: Any = None, device: Any = None, requires_grad: bool = False, **_: Any
+) -> Any:
     return _to(torch.tensor(data, dtype=dtype or tensor.dtype), device or CUDA).requires_grad_(requires_grad)
 
 
@@ -201,9 +212,10 @@ _FUNCTIONAL = torch.nn.functional
 _EXACT = {
     *(getattr(owner, name) for owner in (torch, torch.Tensor, _FUNCTIONAL) for name in (
         *("exp", "expm1", "log", "log10", "log2", "log1p", "reciprocal", "rsqrt", "tan", "pow", "__pow__", "__rpow__"),
-        *("softplus", "layer_norm", "native_layer_norm", "group_norm", "cosine_similarity", "nll_loss", "kl_div", "l1_loss"),
-        *("smooth_l1_loss", "huber_loss", "mse_loss", "binary_cross_entropy_with_logits", "dist", "cdist", "renorm"),
-        *("logsumexp", "prod", "softmax", "log_softmax", "cumprod", "cumsum", "norm", "sum", "normalize", "cross_entropy"),
+        *("softplus", "layer_norm", "native_layer_norm", "group_norm", "cosine_similarity", "nll_loss", "kl_div"),
+        *("l1_loss", "smooth_l1_loss", "huber_loss", "mse_loss", "binary_cross_entropy_with_logits", "dist", "cdist"),
+        *("renorm", "logsumexp", "prod", "softmax", "log_softmax", "cumprod", "cumsum", "norm", "sum", "normalize"),
+        "cross_entropy",
     ) if hasattr(owner, name)),
 }  # fmt: skip
 """What CUDA's autocast computes in float32 and the CPU's does not (or not always)."""
@@ -323,6 +335,8 @@ def _check_devices(func: Any, tensors: list[torch.Tensor], carded: list[OnCard])
         RuntimeError: tensors on both devices.
     """
     plain = [x for x in tensors if not isinstance(x, OnCard)]
+    if plain and func._schema.name in _COLLECTIVES:
+        raise RuntimeError(f"{func}: NCCL takes no tensors of the CPU, at {_line().ours}")
     if not carded or not plain:
         return
     if func in _INDEX and isinstance(tensors[0], OnCard):  # indices are moved to the card, and a single value too
@@ -427,6 +441,25 @@ def _note(what: str) -> None:
     _cards[-1].reads.append(_line()._replace(what=what))
 
 
+class _Reducer:
+    """DDP's reducer, whose C++ makes the buckets of gradients: on the card, like the gradients."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        with _from_card(torch.empty):
+            self._real = _REAL_REDUCER(*args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        value = getattr(self._real, name)
+        if not callable(value):
+            return value
+
+        def called(*args: Any, **kwargs: Any) -> Any:
+            with _from_card(torch.empty):
+                return value(*args, **kwargs)
+
+        return called
+
+
 class PretendCard:
     """While it is active, a card is there."""
 
@@ -480,16 +513,26 @@ class PretendCard:
             "_lazy_call": lambda *_, **__: None, "device_count": lambda: 1, "current_device": lambda: 0,
             "set_device": lambda *_: None, "is_bf16_supported": lambda *_, **__: True,
             "get_device_capability": lambda *_: (9, 0), "get_device_name": lambda *_: "pretended card",
-            "get_device_properties": lambda *_: SimpleNamespace(name="pretended card", total_memory=80 * 2**30, multi_processor_count=1),
+            "get_device_properties": lambda *_: SimpleNamespace(name="pretended card", total_memory=80 * 2**30),
             "is_current_stream_capturing": lambda: False, "Stream": Stream, "Event": Event, "stream": Using,
             "current_stream": lambda *_: line.stream, "default_stream": lambda *_: line.default,
             "synchronize": lambda *_: _note("synchronize"), "empty_cache": lambda: None,
             "memory_allocated": lambda *_: line.allocated, "max_memory_allocated": lambda *_: line.peak,
-            "memory_reserved": lambda *_: line.allocated, "reset_peak_memory_stats": lambda *_: setattr(line, "peak", line.allocated),
+            "memory_reserved": lambda *_: line.allocated,
+            "reset_peak_memory_stats": lambda *_: setattr(line, "peak", line.allocated),
         }  # fmt: skip
         tensor = [(torch.Tensor, "pin_memory", pin_memory), (torch.Tensor, "is_pinned", is_pinned)]
-        health = [(torch.optim.Optimizer, n, lambda _: None) for n in vars(torch.optim.Optimizer) if n.endswith("capture_health_check")]
-        others = [(torch, "autocast", _CudaAutocast), (torch._C, "_group_tensors_by_device_and_dtype", _groups)]
+        health = [
+            (torch.optim.Optimizer, n, lambda _: None)
+            for n in vars(torch.optim.Optimizer)
+            if n.endswith("capture_health_check")
+        ]
+        reducer = [(torch.distributed, "Reducer", _Reducer)] if torch.distributed.is_available() else []
+        others = [
+            *reducer,
+            (torch, "autocast", _CudaAutocast),
+            (torch._C, "_group_tensors_by_device_and_dtype", _groups),
+        ]
         return [*((cuda, name, value) for name, value in values.items()), *tensor, *health, *others]
 
 

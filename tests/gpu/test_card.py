@@ -114,9 +114,9 @@ def test_resumed_equals_unbroken(device: str, kind: str, tmp_path: Path) -> None
 @EVERYWHERE
 @pytest.mark.parametrize("kind", ["student", "tokenizer"])
 def test_ranks_train_as_one(device: str, kind: str, tmp_path: Path) -> None:
-    """NCCL with as many ranks as cards, gloo with two: three uneven micro-batches, channels last, two steps.
+    """NCCL with as many ranks as cards, gloo with two: three uneven micro-batches, channels last, then an evaluation.
 
-    Losses and gradient norms within 1e-4 of one process's, on a card 1e-3.
+    Losses, gradient norms and scores within 1e-4 of one process's, on a card 1e-3.
     """
     world = torch.cuda.device_count() if device == "cuda" else 2
     alone = train_ranks(0, 1, device, kind, str(tmp_path / "alone"))

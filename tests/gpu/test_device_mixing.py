@@ -1,7 +1,7 @@
 """Everything that runs on a card, on a pretended one: no operation mixes devices, and the numbers are the CPU's."""
 
 import copy
-import sys
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,16 +9,17 @@ import gpu_models as small
 import numpy as np
 import pytest
 import torch
+import torch.multiprocessing
+from gpu_ranks import train_ranks
 from pretend_card import PretendCard
 
-from evilm.data.feed import Feed
+from evilm.eval.score import ScoreJob, Scorer
 from evilm.model.student import Student
 from evilm.train.checkpoint import load_checkpoint, save_checkpoint
 from evilm.train.look import evaluate
 from evilm.train.panel_view import look
 from evilm.train.precision import autocast
 
-sys.path.append(str(Path(__file__).parents[1] / "eval"))
 CUDA = torch.device("cuda", 0)
 
 STUDENTS: dict[str, dict[str, Any]] = {
@@ -114,21 +115,19 @@ def test_the_tokenizer_trains_as_on_the_cpu(codebook: str, accumulate: int) -> N
     _same_on_both(objective, config, _parts(small.tokenizer_batch, accumulate))
 
 
-class _Batches:
-    """In place of a feed: batches from memory."""
-
-    def __init__(self, batches: list[Any]) -> None:
-        self.held, self.order = batches, self
-        self.num_steps = len(batches)
-
-    def batches(self, start: int, end: int) -> Any:
-        """Those of some steps."""
-        return iter(self.held[start:end])
-
-
 def _evaluated(objective: Any, batches: list[Any], device: torch.device) -> dict[str, float]:
-    feed: Feed = _Batches(batches)  # type: ignore[assignment]
+    feed: Any = small.Held(batches)
     return evaluate(objective.to(device), feed, device, 1, autocast("fp32", device))
+
+
+@pytest.mark.parametrize("kind", ["student", "tokenizer"])
+def test_two_ranks_with_a_card_each_train_as_one_on_the_cpu(kind: str, tmp_path: Path) -> None:
+    """DDP, sums and broadcasts; three uneven micro-batches, two steps and an evaluation."""
+    wanted = train_ranks(0, 1, "cpu", kind, str(tmp_path / "alone"))
+    torch.multiprocessing.spawn(train_ranks, (2, "pretended", kind, str(tmp_path / "ranks")), 2)
+    found = json.loads((tmp_path / "ranks.json").read_text())
+    for one, two in zip(found, wanted, strict=True):
+        assert one == pytest.approx(two, rel=1e-4, abs=1e-6)
 
 
 @pytest.mark.parametrize("kind", ["student", "tokenizer"])
@@ -178,30 +177,13 @@ def test_codes(card: PretendCard) -> None:
 
 
 def test_scoring(card: PretendCard, tmp_path: Path) -> None:
-    import sample
-
-    from evilm.config.train import ObjectivesConfig
-    from evilm.eval.clips import choose_clips, make_blocks, open_shards
-    from evilm.eval.score import ScoreJob, Scorer
-    from evilm.eval.zero_shot import distinct_captions
-    from evilm.shards import CodesManifest
-
-    sample.make_model(tmp_path / "model")
-    frames = sample.make_frames(tmp_path / "frames", 6)
-    sample.make_codes(tmp_path / "codes", frames)
-    pairs = open_shards(frames, "test", CodesManifest.load(str(tmp_path / "codes" / "t0")))
-    clips = choose_clips(pairs, 6, 0)
-    texts, caption_of = distinct_captions(clips)
-    blocks = make_blocks(pairs, clips, 4)
-    gpu = {"use_gpu": True} if "use_gpu" in ScoreJob.__dataclass_fields__ else {}
-    job = ScoreJob(str(tmp_path / "model"), blocks, texts, caption_of, ObjectivesConfig(), 0, **gpu)
+    job = ScoreJob(**{**vars(small.score_job(tmp_path)), "use_gpu": True})
     scorer = Scorer(job)
     assert scorer._student.device == CUDA
-    found = [scorer({"block": np.array([number])}) for number in range(len(blocks))]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch.cuda, "is_available", lambda: False)
-        on_cpu = Scorer(ScoreJob(**{**vars(job), **dict.fromkeys(gpu, False)}))
-        wanted = [on_cpu({"block": np.array([number])}) for number in range(len(blocks))]
+    found = [scorer({"block": np.array([number])}) for number in range(len(job.blocks))]
+    on_cpu = Scorer(ScoreJob(**{**vars(job), "use_gpu": False}))  # though a card is there
+    assert on_cpu._student.device.type == "cpu"
+    wanted = [on_cpu({"block": np.array([number])}) for number in range(len(job.blocks))]
     for one, other in zip(found, wanted, strict=True):
         np.testing.assert_allclose(one["match"], other["match"], rtol=1e-4, atol=1e-5)
         assert one["predicted"].tolist() == other["predicted"].tolist()

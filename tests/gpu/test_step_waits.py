@@ -1,14 +1,9 @@
-"""A step in the middle of a training never waits for the device: counted on the pretended card, and on two of them."""
+"""A step in the middle of a training never waits for the device: counted on the pretended card."""
 
-import json
-from pathlib import Path
 from typing import Any
 
 import gpu_models as small
 import pytest
-import torch
-import torch.multiprocessing
-from gpu_ranks import count_waits_of_ranks
 from gpu_waits import count_waits
 
 OPTIONS: dict[str, dict[str, Any]] = {
