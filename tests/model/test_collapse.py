@@ -39,11 +39,12 @@ def test_the_message_names_value_limit_and_advice():
     with pytest.raises(CollapseError) as caught:
         require_usage_on_val(CodebookConfig(num_codes=1024), summary, "runs/tokenizer")
     assert str(caught.value) == (
-        "runs/tokenizer, split val: the tokenizer has collapsed, it uses 2 of its 1,024 codes for 900 regions, of "
-        "which 900 could be used at most; 9 or more are accepted (arch.codebook.min_usage = 0.01). Train it "
-        "again, with --overwrite --arch.codebook.init kmeans --arch.codebook.revive-below 0.1, or more clips; or accept "
-        "it: run train_tokenizer once more with the same settings and --arch.codebook.min-usage 0 (in commands that build the "
-        "tokenizer, these flags begin with --build.train-tokenizer.)"
+        "runs/tokenizer, split val: the tokenizer has collapsed, it uses 2 of its 1,024 codes for 900 "
+        "regions, of which 900 could be used at most; 9 or more are accepted (arch.codebook.min_usage = "
+        "0.01). Train it again, with --overwrite --arch.codebook.init kmeans --arch.codebook.revive-below "
+        "0.1, or more clips; or accept it: run train_tokenizer once more with the same settings and "
+        "--arch.codebook.min-usage 0 (in commands that build the tokenizer, these flags begin with "
+        "--build.train-tokenizer.)"
     )
     alive = CodebookConfig(num_codes=1024, init="kmeans", revive_below=0.1)
     with pytest.raises(CollapseError, match=r"with --overwrite and more clips, a lower --optim\.lr or"):
