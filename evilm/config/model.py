@@ -98,9 +98,11 @@ class CodebookConfig(Config):
     commitment_weight: float = Field(default=1.0, ge=0)
     """Weight of the commitment term of Eq. 7."""
     min_usage: float = Field(default=0.01, ge=0, le=1)
-    """Smallest accepted share of the codebook used on the val split at the end, and in the codes of the train split;
-    of fewer regions than codes, the share of the regions. At least 8 distinct codes in any case. Below it
-    train_tokenizer, precompute_codes and pretrain end with exit code 1; 0 accepts everything."""
+    """Smallest accepted share of the codebook used on the val split at the end of training, and in the codes of the
+    train split; with fewer regions than codes, the share of the regions. At least 8 distinct codes in any case (an
+    eighth of a codebook below 64). Below it train_tokenizer, precompute_codes and pretrain end with exit code 1; 0
+    accepts everything. The default stops a collapse only: that leaves a handful of codes, where a codebook in use has
+    more than half; what lies between is for the student's scores to judge."""
 
 
 class FocalConfig(Config):

@@ -52,8 +52,9 @@ def precompute_codes(config: PrecomputeCodes) -> dict[str, Any]:
     began = time.monotonic()
     frames = FrameManifest.load(config.frames)
     tokenizer = VideoTokenizer.from_pretrained(config.tokenizer)
-    if storage.exists(trained := storage.join(config.tokenizer, SUMMARY)):  # before anything is coded
-        require_usage_on_val(tokenizer.config.codebook, storage.read_json(trained).get("val", {}), config.tokenizer)
+    place = storage.join(config.tokenizer, SUMMARY)
+    trained = storage.read_json(place) if storage.exists(place) else {}
+    require_usage_on_val(tokenizer.config.codebook, trained, config.tokenizer)  # before anything is coded
     work = plan_work(config, frames, tokenizer)
     root, inputs = storage.absolute(config.out), {"frames": frames.fingerprint, "tokenizer": work.fingerprint}
     done = open_output(config, work.out, {"tokenizer": work.fingerprint})

@@ -1,10 +1,14 @@
 """Refuse a collapsed video tokenizer: labels with a handful of distinct codes teach a student nothing."""
 
+import logging
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from evilm.config.model import CodebookConfig
 from evilm.errors import CollapseError
+
+logger = logging.getLogger(__name__)
 
 _FEW = 8  # distinct codes required whatever `min_usage` is; of fewer than 64 regions or codes, an eighth
 
@@ -37,15 +41,29 @@ def require_code_usage(codebook: CodebookConfig, num_used: int, num_regions: int
     )
 
 
-def require_usage_on_val(codebook: CodebookConfig, metrics: Mapping[str, float], what: str) -> None:
-    """Check what the training of a tokenizer measured on the val split at its end; nothing without a val split.
+def require_usage_on_val(codebook: CodebookConfig, summary: Mapping[str, Any], what: str) -> None:
+    """Check what the training of a tokenizer measured on the val split at its end.
+
+    Without that record (no val split, an older training, a copy of the weights only) a warning says so: the codes of
+    the train split are then the first that is checked.
+
+    Args:
+        codebook: settings of the codebook.
+        summary: the training's summary; empty where there is none.
+        what: names the tokenizer, at the start of the message.
 
     Raises:
         CollapseError: too few codes are used.
     """
-    if "code_usage" in metrics and "num_regions" in metrics:
-        num_used = round(metrics["code_usage"] * codebook.num_codes)
-        require_code_usage(codebook, num_used, int(metrics["num_regions"]), f"{what}, split val")
+    metrics = summary.get("val") or {}
+    if not {"code_usage", "num_regions"} <= metrics.keys():
+        logger.warning(
+            "%s has no record of its code usage on a val split; whether it has collapsed is checked on its codes of "
+            "the train split, once they are there", what,
+        )  # fmt: skip
+        return
+    num_used = round(metrics["code_usage"] * codebook.num_codes)
+    require_code_usage(codebook, num_used, int(metrics["num_regions"]), f"{what}, split val")
 
 
 def require_usage_of_labels(codebook: CodebookConfig, histograms: Mapping[str, Sequence[int]], what: str) -> None:

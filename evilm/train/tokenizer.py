@@ -45,7 +45,7 @@ def train_tokenizer(config: TrainTokenizer) -> dict[str, Any]:
 
         catch_up(config, "train_tokenizer", config.out, done)
         _keep_min_usage(config)
-        require_usage_on_val(config.arch.codebook, done.get("val", {}), config.out)
+        require_usage_on_val(config.arch.codebook, done, config.out)
         return done | {"reused": True}
     step_sizes(frames.num_clips("train"), config.schedule.batch_clips, config.schedule.tail, config.parts)
     publish_side(frames, anew=False)
@@ -59,7 +59,7 @@ def train_tokenizer(config: TrainTokenizer) -> dict[str, Any]:
 
     summary = fit(config, "train_tokenizer", "evilm.train.tokenizer:build_task", config.out, inputs, made)
     summary = close_output(config.out, summary)
-    require_usage_on_val(config.arch.codebook, summary.get("val", {}), config.out)
+    require_usage_on_val(config.arch.codebook, summary, config.out)
     return summary
 
 

@@ -204,7 +204,8 @@ def test_collapsed_codes_are_refused_and_accepted_by_a_lower_min_usage(
     model.save_pretrained(str(collapsed))
     message = (
         r"codes/\w+, split train: the tokenizer has collapsed, it uses [23] of its 32 codes for 1,024 regions; 4 or "
-        r"more are accepted \(arch.codebook.min_usage = 0.01\). Train it again, with --overwrite --arch.codebook.init kmeans"
+        r"more are accepted \(arch.codebook.min_usage = 0.01\). Train it again, with --overwrite "
+        r"--arch.codebook.init kmeans"
     )
     for _ in range(2):  # again without coding again
         with pytest.raises(CollapseError, match=message):

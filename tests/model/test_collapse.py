@@ -35,20 +35,29 @@ def test_fewest_codes_accepted(num_codes, min_usage, num_regions, fewest):
 
 
 def test_the_message_names_value_limit_and_advice():
-    metrics = {"code_usage": 2 / 1024, "num_regions": 900.0}
+    summary = {"val": {"code_usage": 2 / 1024, "num_regions": 900.0}}
     with pytest.raises(CollapseError) as caught:
-        require_usage_on_val(CodebookConfig(num_codes=1024), metrics, "runs/tokenizer")
+        require_usage_on_val(CodebookConfig(num_codes=1024), summary, "runs/tokenizer")
     assert str(caught.value) == (
-        "runs/tokenizer, split val: the tokenizer has collapsed, it uses 2 of its 1,024 codes for 900 regions, of "
-        "which 900 could be used at most; 9 or more are accepted (arch.codebook.min_usage = 0.01). Train it again, with "
-        "--overwrite --arch.codebook.init kmeans --arch.codebook.revive-below 0.1, or more clips; or accept it: run "
-        "train_tokenizer once more with the same settings and --arch.codebook.min-usage 0 (in commands that build the "
-        "tokenizer, these flags begin with --build.train-tokenizer.)"
+        "runs/tokenizer, split val: the tokenizer has collapsed, it uses 2 of its 1,024 codes for 900 "
+        "regions, of which 900 could be used at most; 9 or more are accepted (arch.codebook.min_usage = "
+        "0.01). Train it again, with --overwrite --arch.codebook.init kmeans --arch.codebook.revive-below "
+        "0.1, or more clips; or accept it: run train_tokenizer once more with the same settings and "
+        "--arch.codebook.min-usage 0 (in commands that build the tokenizer, these flags begin with "
+        "--build.train-tokenizer.)"
     )
     alive = CodebookConfig(num_codes=1024, init="kmeans", revive_below=0.1)
     with pytest.raises(CollapseError, match=r"with --overwrite and more clips, a lower --optim\.lr or"):
-        require_usage_on_val(alive, metrics, "t")
-    require_usage_on_val(alive, {}, "without a val split")
+        require_usage_on_val(alive, summary, "t")
+
+
+@pytest.mark.parametrize("summary", [{}, {"val": None}, {"val": {}}, {"val": {"code_usage": 0.001}}])
+def test_a_tokenizer_without_the_record_is_named(summary, caplog):
+    require_usage_on_val(CodebookConfig(), summary, "runs/old")
+    assert [record.getMessage() for record in caplog.records] == [
+        "runs/old has no record of its code usage on a val split; whether it has collapsed is checked on its codes of "
+        "the train split, once they are there"
+    ]
 
 
 def test_labels_are_checked_on_the_split_that_is_trained_on():
