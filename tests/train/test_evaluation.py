@@ -121,7 +121,7 @@ def _work(rank: int, pairs: list[ShardPair], meeting: str, out: str) -> None:
     dist.destroy_process_group()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_processes_find_what_one_does(pairs: list[ShardPair], objective: PretrainObjective, tmp_path: Path) -> None:
     torch.multiprocessing.spawn(_work, (pairs, str(tmp_path / "meeting"), str(tmp_path)), nprocs=2)
     alone = _metrics(objective, lambda rank: _feed(pairs, rank, 1, 64), 1)
