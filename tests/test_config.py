@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -153,13 +152,11 @@ def test_identity_leaves_out_places_and_machinery() -> None:
 
 def test_help_and_typos_answer_before_heavy_imports() -> None:
     door = Path(__file__).parents[1] / "pipelines" / "pretrain.py"
-    began = time.monotonic()
     code = "import sys, runpy; sys.argv = ['pretrain.py', '--nope']\n"
     code += f"try: runpy.run_path({str(door)!r}, run_name='__main__')\n"
     code += "except SystemExit as stop: print(stop.code, 'torch' in sys.modules, 'ray' in sys.modules)"
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert shown.stdout.split() == ["2", "False", "False"]
-    assert time.monotonic() - began < 30
 
 
 def test_workers_do_not_share_a_gpu() -> None:
