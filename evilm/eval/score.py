@@ -42,6 +42,7 @@ class ScoreJob:
     objectives: ObjectivesConfig
     seed: int
     threads: int = 1
+    use_gpu: bool = False
     num_views: int = 1
     """Views that were coded; the first, the whole frame, is scored."""
 
@@ -65,7 +66,7 @@ class Scorer:
         """Load the model and encode each caption once."""
         torch.set_num_threads(job.threads)
         self._job = job
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        device = torch.device("cuda" if job.use_gpu else "cpu")
         self._student = Student.from_pretrained(job.model).to(device)
         vocab = Vocab.load(storage.join(job.model, "vocab"))
         word_ids, lengths = vocab.encode_batch(job.captions, self._student.config.max_words)

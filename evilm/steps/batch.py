@@ -26,6 +26,12 @@ class Batch:
         """The same batch in page-locked memory, from where a GPU copies while the host goes on."""
         return self._with(Tensor.pin_memory)
 
+    def record_stream(self, stream: torch.cuda.Stream) -> None:
+        """Keep the tensors' memory until `stream` is done with them, where they were made on another stream."""
+        for item in fields(self):  # type: ignore[arg-type]  # a dataclass
+            if isinstance(value := getattr(self, item.name), Tensor):
+                value.record_stream(stream)
+
     def _with(self, change: Callable[[Tensor], Tensor]) -> Self:
         values = {item.name: getattr(self, item.name) for item in fields(self)}  # type: ignore[arg-type]  # a dataclass
         return type(self)(**{n: change(v) if isinstance(v, Tensor) else v for n, v in values.items()})
@@ -38,6 +44,10 @@ class TokenizerBatch(Batch):
     frames: UInt8[Tensor, "clip frame row col 3"]
     caption_words: Bool[Tensor, "clip vocab"]
     clip_ids: list[str]
+    first_clip: int = 0
+    """Index of the first of these clips within the global step."""
+    step_clips: int = 0
+    """Clips of the global step, over all micro-batches and workers; 0: just these."""
 
 
 @dataclass
@@ -60,16 +70,16 @@ class PretrainBatch(Batch):
     clip_ids: list[str]
     jitter: Float[Tensor, "clip 3"] | None = None
     """Factors of brightness, contrast and saturation for the student's frames; None leaves them as they are."""
-    mlm_positions: Int[Tensor, " masked_word"] | None = None
+    mlm_positions: Int[Tensor, " masked_word"] = None  # type: ignore[assignment]  # set in __post_init__
     """Flat positions in (clip, word) of the words to predict; derived from `word_targets` where not given."""
-    masked_regions: Int[Tensor, " masked_region"] | None = None
+    masked_regions: Int[Tensor, " masked_region"] = None  # type: ignore[assignment]
     """Flat positions in (clip, region) of the masked regions; derived from `mask` where not given."""
 
     def __post_init__(self) -> None:
         # Made once, where the batch is made, on the CPU: indexing by a boolean mask on a GPU waits for its size.
-        if self.mlm_positions is None:
+        if self.mlm_positions is None:  # pyright: ignore[reportUnnecessaryComparison]
             self.mlm_positions = (self.word_targets != IGNORE).flatten().nonzero().flatten()
-        if self.masked_regions is None:
+        if self.masked_regions is None:  # pyright: ignore[reportUnnecessaryComparison]
             self.masked_regions = self.mask.flatten().nonzero().flatten()
 
 
@@ -82,7 +92,9 @@ class TokenizerCollate:
     def __call__(self, rows: Any) -> TokenizerBatch:
         """Collate the rows of one step (`evilm.data.feed.Rows`)."""
         words = torch.from_numpy(self._vocab.caption_words(rows.captions[rows.mine]))
-        return TokenizerBatch(torch.from_numpy(rows.frames), words, rows.clip_ids[rows.mine])
+        mine = range(*rows.mine.indices(len(rows.clip_ids)))
+        clip_ids = rows.clip_ids[rows.mine]
+        return TokenizerBatch(torch.from_numpy(rows.frames), words, clip_ids, mine.start, len(rows.clip_ids))
 
 
 class PretrainCollate:

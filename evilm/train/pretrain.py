@@ -1,7 +1,7 @@
 """Pre-training of E-ViLM under Ray Train, Eq. 8."""
 
 import logging
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from evilm import storage
 from evilm.config.base import validate
@@ -14,14 +14,19 @@ from evilm.data.clips import Looks
 from evilm.data.feed import Feed, evaluation_feed, training_feed
 from evilm.data.order import step_sizes
 from evilm.errors import ShardError
+from evilm.model.collapse import require_usage_of_labels
 from evilm.outputs import close_output, open_output
 from evilm.shards import CodesManifest, FrameManifest, ShardPair, Side, find_codes, open_side, pair, publish_side
 from evilm.steps.batch import PretrainBatch, PretrainCollate
 from evilm.text.vocab import Vocab
-from evilm.train.build import Inputs, build_missing
 from evilm.train.panels import NUM_CLIPS, Panels
 
+if TYPE_CHECKING:
+    from evilm.train.build import Inputs
+
 logger = logging.getLogger(__name__)
+
+_USUAL_WORDS = 20  # word pieces of a caption
 
 
 def pretrain(config: Pretrain) -> dict[str, Any]:
@@ -33,7 +38,11 @@ def pretrain(config: Pretrain) -> dict[str, Any]:
     Raises:
         ShardError: codes of another tokenizer, another grid or other frames.
         ConfigError: settings that do not fit the inputs.
+        CollapseError: the codes use too little of the codebook.
     """
+    from evilm.train.build import build_missing  # with the video decoders, which a worker needs none of
+
+    config = config.with_precision()
     out = storage.absolute(config.out or storage.join(config.root, "model"))
     inputs = build_missing(config)
     frames, codes = open_pairs(inputs, config)
@@ -65,17 +74,19 @@ def pretrain(config: Pretrain) -> dict[str, Any]:
     return summary
 
 
-def open_pairs(inputs: Inputs, config: Pretrain) -> tuple[FrameManifest, CodesManifest]:
+def open_pairs(inputs: "Inputs", config: Pretrain) -> tuple[FrameManifest, CodesManifest]:
     """Frames and codes, checked to belong to each other, to the tokenizer and to the model.
 
     Raises:
         ShardError: they don't, saying which.
+        CollapseError: the codes use too little of the codebook.
     """
     from evilm.model.tokenizer import VideoTokenizer
 
     arch = config.arch
     frames = FrameManifest.load(inputs.frames)
-    tokenizer = VideoTokenizer.from_pretrained(inputs.tokenizer).fingerprint()
+    model = VideoTokenizer.from_pretrained(inputs.tokenizer)
+    tokenizer = model.fingerprint()
     codes = CodesManifest.load(find_codes(inputs.codes, tokenizer, config.views))
     require_resampler(codes)
     pairs = pair(frames, codes, "train", tokenizer, arch.grid, arch.num_frames)
@@ -83,6 +94,7 @@ def open_pairs(inputs: Inputs, config: Pretrain) -> tuple[FrameManifest, CodesMa
         raise ShardError(
             f"{inputs.frames} holds no clips of the split train, only {frames.splits}; shard with --split train"
         )
+    require_usage_of_labels(model.config.codebook, codes.histograms, codes.uri)
     return frames, codes
 
 
@@ -162,6 +174,12 @@ class PretrainTask:
             return next(iter(feed.batches(0, 1)), None) if feed else None
 
         return Panels(settings.out, schedule.panel_every_steps, self._vocab, settings.tokenizer, batch, tracked)
+
+    def forward_macs(self, objective: Any) -> float:
+        """Count those of the student on captions of usual length."""
+        from evilm.model.budget.work import step_macs
+
+        return sum(step_macs(objective.student, self.settings.objectives, min(_USUAL_WORDS, self.arch.max_words)))
 
     def export(self, objective: Any) -> None:
         """The student with its vocabulary and preprocessing, and how it was masked."""
