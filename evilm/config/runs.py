@@ -46,7 +46,7 @@ class Door(Config):
 
 
 _CADENCE = (
-    *("log_every_steps", "checkpoint_every_steps", "keep_checkpoints", "keep_best"),
+    *("max_steps", "log_every_steps", "checkpoint_every_steps", "keep_checkpoints", "keep_best"),
     *("accumulate", "nonfinite", "audit", "panel_every_steps", "eval_pool_clips"),
 )
 _PLACES = ("out", "root", "manifest", "videos", "frames", "codes", "vocab", "tokenizer", "model", "corpus_root")
@@ -299,12 +299,13 @@ class Sweep(Pretrain):
     """Seed of random and optuna searches."""
     score: str = "match_auc"
     """Held-out metric that trials are compared by; low is good for names that end in loss, high for others."""
-    stopping: Literal["asha", "none"] = "asha"
-    """asha: end a trial early whose score is not among the best 1/reduction of those that got as far."""
+    stopping: Literal["halving", "none"] = "halving"
+    """halving: at each rung the best 1/reduction of the settings, by the mean over their seeds, go on; none: all do."""
     grace_epochs: float = Field(default=1, gt=0)
-    """Epochs that every trial gets; then it is looked at after so many, times reduction, times reduction again ..."""
+    """Epochs of the first rung, which every setting reaches; each further rung is at `reduction` times as many."""
     reduction: float = Field(default=3, gt=1)
-    """How much harder each look is than the one before: 3 lets a third go on."""
+    """Share of the settings that go on from a rung, inverted: 3 keeps a third, rounded up. Also the number of settings
+    that Optuna proposes at a time."""
     concurrent: int = Field(default=0, ge=0)
     """Trials at the same time; 0: as many as the CPUs and GPUs of the cluster can hold now."""
 

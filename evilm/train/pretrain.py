@@ -13,7 +13,7 @@ from evilm.data.clips import Looks
 from evilm.data.feed import Feed, evaluation_feed, training_feed
 from evilm.data.order import step_sizes
 from evilm.errors import ShardError
-from evilm.outputs import close_output, open_output
+from evilm.outputs import close_output, extend_output, open_output
 from evilm.shards import CodesManifest, FrameManifest, ShardPair, find_codes, pair
 from evilm.steps.batch import PretrainBatch, PretrainCollate
 from evilm.text.vocab import Vocab
@@ -41,14 +41,19 @@ def pretrain(config: Pretrain) -> dict[str, Any]:
     vocab = Vocab.load(config.vocab)
     prints = {"frames": frames.fingerprint, "codes": codes.fingerprint, "vocab": vocab.fingerprint}
     prints["tokenizer"] = codes.tokenizer
-    if done := open_output(config, out, prints):
+    schedule = config.schedule
+    sizes = step_sizes(frames.num_clips("train"), schedule.batch_clips, schedule.tail, config.parts)
+    num_steps = min(len(sizes) * schedule.epochs, schedule.max_steps or len(sizes) * schedule.epochs)
+    done = open_output(config, out, prints)
+    if done and done["steps"] < num_steps:  # it ended at a lower max_steps
+        extend_output(config, out, prints)
+    elif done:
         from evilm.train.fit import catch_up
         from evilm.train.mlflow_model import publish
 
         catch_up(config, "pretrain", out, done)
         publish(config, out, prints)
         return done | {"reused": True}
-    step_sizes(frames.num_clips("train"), config.schedule.batch_clips, config.schedule.tail, config.parts)
     _audit(config, frames, codes)
     from evilm.train.card import write_card
     from evilm.train.fit import fit

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from doors import ROOT, start, wait_for
+from doors import ROOT, kill, start, wait_for
 
 from evilm.config.door import parse
 from evilm.config.space import check_score
