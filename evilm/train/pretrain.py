@@ -33,6 +33,7 @@ def pretrain(config: Pretrain) -> dict[str, Any]:
         ShardError: codes of another tokenizer, another grid or other frames.
         ConfigError: settings that do not fit the inputs.
     """
+    config = config.resolved()
     out = storage.absolute(config.out or storage.join(config.root, "model"))
     inputs = build_missing(config)
     frames, codes = open_pairs(inputs, config)
