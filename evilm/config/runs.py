@@ -49,7 +49,7 @@ class Door(Config):
 
 _CADENCE = (
     *("worker_clips", "max_steps", "log_every_steps", "checkpoint_every_steps", "keep_checkpoints", "keep_best"),
-    *("accumulate", "nonfinite", "audit", "panel_every_steps", "eval_pool_clips"),
+    *("accumulate", "nonfinite", "audit", "panel_every_steps", "eval_pool_clips", "eval_at_steps"),
 )
 _PLACES = ("out", "root", "manifest", "videos", "frames", "codes", "vocab", "tokenizer", "model", "corpus_root")
 

@@ -122,6 +122,8 @@ class ScheduleConfig(Config):
     """Row groups mixed with each other when an epoch is put in order."""
     eval_every_epochs: float = Field(default=1, gt=0)
     """Epochs between two evaluations on the val split, also parts of one; the last step is always evaluated."""
+    eval_at_steps: tuple[int, ...] = ()
+    """Further steps after which the val split is evaluated."""
     eval_clips: int = Field(default=1024, ge=0)
     """At most this many clips of the val split per evaluation; 0 turns it off."""
     eval_pool_clips: int = Field(default=0, ge=0)

@@ -143,8 +143,14 @@ def _run_rung(config: Sweep, jobs: Sequence[Job], rung: int, slots: int) -> None
 
 
 def _up_to(job: Job, rung: int) -> Pretrain:
-    """Return the settings of a trial that ends at a rung; its learning rates are those of the whole schedule."""
-    schedule = job.settings.schedule.model_copy(update={"max_steps": job.step_of(rung)})
+    """Return the settings of a trial that ends at a rung; its learning rates are those of the whole schedule.
+
+    All rungs are evaluated, also those that it passes without a pause because no setting is dropped there: a sweep that
+    is started again with more settings drops some.
+    """
+    schedule = job.settings.schedule
+    looks = tuple(sorted({*schedule.eval_at_steps, *job.rungs}))
+    schedule = schedule.model_copy(update={"max_steps": job.step_of(rung), "eval_at_steps": looks})
     return job.settings.model_copy(update={"schedule": schedule})
 
 

@@ -141,6 +141,11 @@ class Run:
         skipped = {"skipped_steps": self.state["skipped"]} if self.state["skipped"] else {}
         return {"steps": self.num_steps, "train": self.state["train"], "val": self.state["val"]} | best | skipped
 
+    def _evaluation_due(self, done: int) -> bool:
+        schedule = self.settings.schedule
+        every = max(1, round(schedule.eval_every_epochs * self.steps_per_epoch))
+        return done % every == 0 or done in schedule.eval_at_steps or done == self.num_steps
+
     def _flags(self) -> list[float]:
         return self.watch.flags(self.keeper.took_s)
 
@@ -156,8 +161,7 @@ class Run:
 
     def _look(self, done: int) -> bool:
         """Evaluate on the val split at the end of an epoch; whether it is the best so far and worth keeping."""
-        every = max(1, round(self.settings.schedule.eval_every_epochs * self.steps_per_epoch))
-        if done % every and done != self.num_steps:
+        if not self._evaluation_due(done):
             return False
         feed = self.task.eval_feed(self.rank, self.world)
         if feed is None:

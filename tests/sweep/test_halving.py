@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 
 from evilm.sweep.halving import halve, in_random_order, rung_steps
+from evilm.sweep.results import Tried, rank
+from evilm.sweep.trials import Outcome, make_trials
 
-SETTINGS, SEEDS, EPOCHS = "abcd", 2, 20
+SETTINGS, EPOCHS = "abcd", 20
 
 
 @pytest.mark.parametrize(
@@ -63,31 +65,39 @@ def test_a_setting_with_a_failed_seed_comes_after_those_with_all_scores() -> Non
     assert _run({"a": [[], []], "b": [[9.0], [9]]}, 2)[1] == ["b"]
 
 
-def _win(sweep: int) -> str:
-    """Run a sweep of equal settings: scores rise to the same mean, with noise of the seed and of the evaluation."""
+def _winner(sweep: int, reduction: float, seeds: int, noise: float) -> str:
+    """Simulate a sweep of equal settings, and return the one that its ranking names the best.
+
+    All scores rise to the same mean, with noise of the seed and half as much of each evaluation.
+    """
     rng = np.random.default_rng(sweep)
-    epochs = np.array(rung_steps(1, EPOCHS, 1, 3))
-    rise = 0.5 + 0.2 * (1 - np.exp(-epochs / 5))
-    seeds = rng.normal(0, 0.02, (len(SETTINGS), SEEDS, 1)) + rng.normal(0, 0.01, (len(SETTINGS), SEEDS, len(epochs)))
-    scores = rise + seeds
-    shuffled = in_random_order(SETTINGS, sweep, str)
-    (best,) = halve(
-        shuffled, len(epochs), 3, lambda left, rung: [list(scores[SETTINGS.index(name), :, rung]) for name in left]
-    )
-    return best
+    steps = rung_steps(1, EPOCHS, 1, reduction)
+    rise = 0.5 + 0.2 * (1 - np.exp(-np.array(steps) / 5))
+    of_seeds = rng.normal(0, noise, (len(SETTINGS), seeds, 1))
+    scores = rise + of_seeds + rng.normal(0, noise / 2, (len(SETTINGS), seeds, len(steps)))
+    reached: dict[str, int] = {}
+
+    def advance(left: Sequence[str], rung: int) -> list[list[float]]:
+        reached.update(dict.fromkeys(left, rung))
+        return [list(scores[SETTINGS.index(name), :, rung]) for name in left]
+
+    ended = halve(in_random_order(SETTINGS, sweep, str), len(steps), reduction, advance)
+    tried = []
+    for number, name in enumerate(SETTINGS):
+        for trial in make_trials(number, {"name": name}, seeds, "trials"):
+            rungs = range(reached[name] + 1)
+            points = [(steps[rung], {"match_auc": float(scores[number, trial.repeat, rung])}) for rung in rungs]
+            tried.append(Tried(trial, Outcome("done" if name in ended else "stopped", points), 1))
+    return str(rank(tried, "match_auc")[0].values["name"])
 
 
-def test_each_of_four_equal_settings_wins_a_quarter_of_2000_sweeps() -> None:
-    wins = Counter(_win(sweep) for sweep in range(2000))
-    print("\nshare of 2,000 sweeps won:", {name: f"{wins[name] / 20:.1f} %" for name in SETTINGS})
-    assert all(440 <= wins[name] <= 560 for name in SETTINGS)
-
-
-def test_settings_that_score_exactly_alike_win_equally_often() -> None:
-    def win(sweep: int) -> str:
-        shuffled = in_random_order(SETTINGS, sweep, str)
-        return halve(shuffled, 4, 3, lambda left, _: [[0.5, 0.5] for _ in left])[0]
-
-    wins = Counter(win(sweep) for sweep in range(2000))
-    print("\nshare won with equal scores:", {name: f"{wins[name] / 20:.1f} %" for name in SETTINGS})
+@pytest.mark.parametrize(
+    ("reduction", "seeds", "noise"),
+    [(3, 2, 0.02), (3, 2, 0.0), (2, 2, 0.02), (1.5, 1, 0.02)],
+    ids=["defaults", "exact ties", "reduction 2", "two finalists, one seed"],
+)
+def test_each_of_four_equal_settings_wins_a_quarter_of_2000_sweeps(reduction: float, seeds: int, noise: float) -> None:
+    wins = Counter(_winner(sweep, reduction, seeds, noise) for sweep in range(2000))
+    shown = ", ".join(f"{name} {wins[name] / 20:.1f} %" for name in SETTINGS)
+    print(f"\nreduction {reduction:g}, {seeds} seed(s), noise {noise:g}: won {shown}")
     assert all(440 <= wins[name] <= 560 for name in SETTINGS)
