@@ -1,12 +1,16 @@
-"""The models of the `gpu` preset: their sizes, built without a network."""
+"""The `gpu` preset: its models, built without a network, and what the other commands make of it."""
 
+import json
 import socket
 from typing import NoReturn, cast
 
 import pytest
 
+from evilm.config.door import parse
 from evilm.config.presets import defaults
-from evilm.config.runs import Pretrain
+from evilm.config.runs import DOORS, Pretrain
+from evilm.model.budget.__main__ import main as budget
+from evilm.model.cost import main as cost
 from evilm.model.student import Student
 from evilm.model.tokenizer import VideoTokenizer
 
@@ -27,3 +31,25 @@ def test_the_models_of_the_gpu_preset_are_built_without_a_download(monkeypatch: 
     # The student: 16,313,514 of Table 8, and heads of 1,725,568 + 58,693 for 4,096 codes and 9,157 word pieces, + 1,536
     # of the temporal embedding. The tokenizer: encoder 22.5 M, decoder and word head 10.7 M, codebook 4,096 x 32.
     assert sizes == [18_099_311, 33_375_845]
+
+
+def test_every_command_takes_the_gpu_preset(capsys: pytest.CaptureFixture[str]) -> None:
+    for door in DOORS:
+        with pytest.raises(SystemExit) as ended:
+            parse(door, ["--preset", "gpu", "--dry-run", *(["--values", "0.4"] if door == "masking_ratio" else [])])
+        assert ended.value.code == 0, capsys.readouterr().err
+
+
+def test_the_cost_model_gives_each_gpu_of_the_gpu_preset_as_many_clips(capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--preset", "gpu", "--devices", "a10g", "--gpus", "1", "8"]
+    budget([*flags, "--json"])
+    trainings = json.loads(capsys.readouterr().out)["trainings"]
+    assert [row["clips_per_gpu_step"] for row in trainings] == [64, 64]
+    assert trainings[0]["epoch_s"] > 4 * trainings[1]["epoch_s"]
+    budget([*flags, "--set", "job.batch_clips=128", "--json"])
+    trainings = json.loads(capsys.readouterr().out)["trainings"]
+    assert [row["clips_per_gpu_step"] for row in trainings] == [128, 16]
+    budget(flags)
+    assert "64 clips per GPU and step" in capsys.readouterr().out
+    cost(["--config", "gpu"])
+    assert "textual encoder" in capsys.readouterr().out

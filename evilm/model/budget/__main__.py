@@ -27,7 +27,7 @@ def main(arguments: list[str] | None = None) -> None:
     if min(options.clips, options.words, *options.gpus) < 1:
         parser.error("--clips, --words and --gpus take numbers from 1 on")
     try:
-        config = cast(Pretrain, presets.defaults("pretrain", options.preset)).resolved()
+        config = cast(Pretrain, presets.defaults("pretrain", options.preset))
         constants = measured(CONSTANTS, options.measured)
         job, kinds, constants = override(job_of(config, options.clips), DEVICES, constants, options.set)
     except ConfigError as error:

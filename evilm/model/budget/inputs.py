@@ -128,6 +128,12 @@ class Job:
     """Background threads of a worker's feed, so the most cores that it uses."""
     num_runs: int = 1
     """Trainings that share one set of codes."""
+    worker_clips: int = 0
+    """Clips per step of each GPU, where the step grows with them; 0: batch_clips on any number of GPUs."""
+
+    def on(self, num_gpus: int) -> "Job":
+        """Return the job with the batch size that it has on so many GPUs."""
+        return replace(self, batch_clips=self.worker_clips * num_gpus) if self.worker_clips else self
 
 
 def job_of(config: Pretrain, num_clips: int) -> Job:
@@ -136,7 +142,7 @@ def job_of(config: Pretrain, num_clips: int) -> Job:
     return Job(
         num_clips=num_clips,
         num_epochs=config.schedule.epochs,
-        batch_clips=config.schedule.batch_clips,
+        batch_clips=config.resolved().schedule.batch_clips,
         num_frames=config.arch.num_frames,
         stored_frames=sampling.stored,
         frame_px=sampling.frame_px,
@@ -145,6 +151,7 @@ def job_of(config: Pretrain, num_clips: int) -> Job:
         group_clips=sampling.row_group_clips,
         shuffle_groups=config.schedule.shuffle_groups,
         feed_threads=config.cluster.feed_threads,
+        worker_clips=config.schedule.worker_clips * config.schedule.accumulate,
     )
 
 
@@ -189,6 +196,7 @@ def override(
             ) from None
         if owner == "job":
             job = _put(job, field, value, setting)
+            job = replace(job, worker_clips=0) if field == "batch_clips" else job
         elif owner in kinds:
             kinds[owner] = _put(kinds[owner], field, value, setting)
         elif owner:

@@ -101,6 +101,7 @@ def compute_s_per_clip(work: Work, device: Device, values: Values) -> float:
 
 def training(job: Job, work: Work, device: Device, num_gpus: int, values: Values) -> Training:
     """A training with cached codes on `num_gpus` GPUs, one worker each."""
+    job = job.on(num_gpus)
     clips = job.batch_clips / num_gpus
     steps = formulas.steps_per_epoch(job.num_clips, job.batch_clips)
     nodes = -(-num_gpus // device.gpus_per_node)
