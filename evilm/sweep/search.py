@@ -139,10 +139,10 @@ def _run_rung(config: Sweep, jobs: Sequence[Job], rung: int, slots: int) -> None
         result = outcome.error or f"step {outcome.step}" + ("" if score is None else f", {config.score} {score:.4g}")
         logger.info("trial %s: %s", name, result)
 
-    run_round({name: _up_to(by_name[name], rung) for name in order}, slots, ended)
+    run_round({name: up_to(by_name[name], rung) for name in order}, slots, ended)
 
 
-def _up_to(job: Job, rung: int) -> Pretrain:
+def up_to(job: Job, rung: int) -> Pretrain:
     """Return the settings of a trial that ends at a rung; its learning rates are those of the whole schedule.
 
     All rungs are evaluated, also those that it passes without a pause because no setting is dropped there: a sweep that

@@ -14,7 +14,7 @@ from evilm.errors import ConfigError
 from evilm.sweep.figure import draw_sweep
 from evilm.sweep.results import Tried, best_preset, rank, results_csv, results_json, results_table, short_names
 from evilm.sweep.run import _require_score, trial_config
-from evilm.sweep.search import Job, make_job
+from evilm.sweep.search import Job, make_job, up_to
 from evilm.sweep.shared import Ground
 from evilm.sweep.trials import Outcome, Trial, make_trials, read_outcome
 from evilm.train.build import Inputs
@@ -174,6 +174,14 @@ def test_a_failed_trial_has_a_score_up_to_where_it_failed(tmp_path: Path) -> Non
     _write(job, {4: 0.6, 8: 0.7}, failed={"error": "loss is not finite"})
     assert all(job.has_reached(rung) for rung in range(3))
     assert [job.score("match_auc", rung) for rung in range(3)] == [0.6, None, None]
+
+
+def test_a_trial_ends_at_a_rung_and_all_rungs_are_evaluated(tmp_path: Path) -> None:
+    job = _job(tmp_path, "--grace-epochs", "0.6")
+    assert job.rungs == (3, 8, 16), "of 2.4 and 7.2 steps"
+    settings = up_to(job, 1)
+    assert (settings.schedule.max_steps, settings.schedule.eval_at_steps) == (8, (3, 8, 16))
+    assert settings.identity == job.settings.identity, "so that the next rung goes on from here"
 
 
 def test_without_stopping_the_end_is_the_only_rung(tmp_path: Path) -> None:
