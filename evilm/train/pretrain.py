@@ -15,7 +15,7 @@ from evilm.data.feed import Feed, evaluation_feed, training_feed
 from evilm.data.order import step_sizes
 from evilm.errors import ShardError
 from evilm.model.collapse import require_usage_of_labels
-from evilm.outputs import close_output, open_output
+from evilm.outputs import close_output, extend_output, open_output
 from evilm.shards import CodesManifest, FrameManifest, ShardPair, Side, find_codes, open_side, pair, publish_side
 from evilm.steps.batch import PretrainBatch, PretrainCollate
 from evilm.text.vocab import Vocab
@@ -42,7 +42,7 @@ def pretrain(config: Pretrain) -> dict[str, Any]:
     """
     from evilm.train.build import build_missing  # with the video decoders, which a worker needs none of
 
-    config = config.with_precision()
+    config = config.resolved().with_precision()
     out = storage.absolute(config.out or storage.join(config.root, "model"))
     inputs = build_missing(config)
     frames, codes = open_pairs(inputs, config)
@@ -51,14 +51,19 @@ def pretrain(config: Pretrain) -> dict[str, Any]:
     vocab = Vocab.load(config.vocab)
     prints = {"frames": frames.fingerprint, "codes": codes.fingerprint, "vocab": vocab.fingerprint}
     prints["tokenizer"] = codes.tokenizer
-    if done := open_output(config, out, prints):
+    schedule = config.schedule
+    sizes = step_sizes(frames.num_clips("train"), schedule.batch_clips, schedule.tail, config.parts)
+    num_steps = min(len(sizes) * schedule.epochs, schedule.max_steps or len(sizes) * schedule.epochs)
+    done = open_output(config, out, prints)
+    if done and done["steps"] < num_steps:  # it ended at a lower max_steps
+        extend_output(config, out, prints)
+    elif done:
         from evilm.train.fit import catch_up
         from evilm.train.mlflow_model import publish
 
         catch_up(config, "pretrain", out, done)
         publish(config, out, prints)
         return done | {"reused": True}
-    step_sizes(frames.num_clips("train"), config.schedule.batch_clips, config.schedule.tail, config.parts)
     _audit(config, frames, codes)
     publish_side(frames, anew=False)
     publish_side(codes, anew=False)

@@ -35,7 +35,7 @@ def train_tokenizer(config: TrainTokenizer) -> dict[str, Any]:
     for name in ("frames", "vocab", "out"):
         if not getattr(config, name):
             raise ConfigError(f"--{name} is missing; name the {name} place")
-    config = config.with_precision()
+    config = config.resolved().with_precision()
     config = config.model_copy(update={n: storage.absolute(getattr(config, n)) for n in ("frames", "vocab", "out")})
     frames, vocab = FrameManifest.load(config.frames), Vocab.load(config.vocab)
     check_num_frames(frames, config.arch.num_frames)
