@@ -47,7 +47,7 @@ def test_the_cost_model_gives_each_gpu_of_the_gpu_preset_as_many_clips(capsys: p
     flags = ["--preset", "gpu", "--devices", "a10g", "--gpus", "1", "8"]
     budget([*flags, "--json"])
     trainings = json.loads(capsys.readouterr().out)["trainings"]
-    assert [row["clips_per_gpu_step"] for row in trainings] == [64, 64]
+    assert {row["clips_per_gpu_step"] for row in trainings} == {64}
     assert trainings[0]["epoch_s"] > 4 * trainings[1]["epoch_s"]
     budget([*flags, "--set", "job.batch_clips=128", "--json"])
     trainings = json.loads(capsys.readouterr().out)["trainings"]

@@ -70,8 +70,8 @@ def _once(found: Once, job: Mapping[str, Any]) -> str:
 
 def _trainings(rows: Sequence[Training], mode: str) -> str:
     rows = [row for row in rows if row.is_compiled == (mode == "compiled")]
-    header = ("GPUs", "clips/GPU", "step ms", "bound by", "clips/s/GPU", "epoch min", "start min", "all h", "GPU h", "USD",
-              "cores/GPU (has)", "all_reduce", "read/epoch", "Gbit/s/node", "requests/epoch")  # fmt: skip
+    header = ("GPUs", "clips/GPU", "step ms", "bound by", "clips/s/GPU", "epoch min", "start min", "all h", "GPU h",
+              "USD", "cores/GPU (has)", "all_reduce", "read/epoch", "Gbit/s/node", "requests/epoch")  # fmt: skip
     cells = [
         (
             f"{row.num_gpus} {row.device}",
