@@ -100,7 +100,8 @@ class ScheduleConfig(Config):
     epochs: int = Field(default=20, ge=1)
     """Passes over the train split (Sec. 4.1: 20; the tokenizer 10)."""
     max_steps: int = Field(default=0, ge=0)
-    """Stop after this many steps; 0 runs all epochs. The learning-rate schedule always spans all epochs."""
+    """Stop after this many steps; 0 runs all epochs. The learning-rate schedule always spans all epochs, so the same
+    command with more steps continues a finished training as if it had never ended."""
     batch_clips: int = Field(default=256, ge=2)
     """Clips per step over all workers, at most (see `tail`); cluster.num_workers x accumulate must divide it."""
     accumulate: int = Field(default=1, ge=1)
@@ -196,6 +197,9 @@ class TrackingConfig(Config):
 class TrainConfig(Config):
     """What the two trainings, tokenizer and student, have in common."""
 
+    export: Literal["last", "best"] = "last"
+    """Step that is published: the last one, or the best kept one by schedule.keep_best. On a finished training the
+    other one is published from its checkpoint, without training."""
     optim: OptimConfig = OptimConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     cluster: ClusterConfig = ClusterConfig()
@@ -204,6 +208,15 @@ class TrainConfig(Config):
     def parts(self) -> int:
         """Parts that each step is cut into: one or more for each of the wanted workers, also while some are missing."""
         return self.cluster.num_workers * self.schedule.accumulate
+
+    @model_validator(mode="after")
+    def _best_is_known(self) -> "TrainConfig":
+        for name in ("eval_clips", "keep_best"):
+            if self.export == "best" and not (value := getattr(self.schedule, name)):
+                raise ValueError(
+                    f"export = 'best' needs evaluations, but schedule.{name} = {value!r}; use --export last"
+                )
+        return self
 
     @model_validator(mode="after")
     def _workers_divide(self) -> "TrainConfig":

@@ -7,8 +7,8 @@ from evilm import storage
 from evilm.config.base import fingerprint, validate
 from evilm.config.train import ObjectivesConfig
 from evilm.errors import CheckpointError
-from evilm.model import pretrained
-from evilm.model.student import KIND, WEIGHTS
+from evilm.model import checkpoint, pretrained
+from evilm.model.student import KIND, PREFIX, WEIGHTS
 
 OBJECTIVES_FILE = "pretrain.json"
 
@@ -16,14 +16,18 @@ OBJECTIVES_FILE = "pretrain.json"
 def model_fingerprint(model: str) -> str:
     """The fingerprint of the student saved at `model`, by which its scores and its MLflow run name it.
 
+    A checkpoint has the fingerprint that the model published from it has.
+
     Raises:
-        CheckpointError: no model is there, or its training has not ended.
+        CheckpointError: no model is there, it is damaged, or its training has not ended.
     """
+    kept = checkpoint.read_model(model, PREFIX)
     content = pretrained.read_config(model, KIND)
     try:
-        weights = hashlib.sha256(storage.read_bytes(storage.join(model, WEIGHTS))).hexdigest()
+        data = storage.read_bytes(storage.join(model, WEIGHTS)) if kept is None else pretrained.weight_bytes(kept)
     except FileNotFoundError:
         raise CheckpointError(f"{model} has no {WEIGHTS}; the training that writes it has not ended") from None
+    weights = hashlib.sha256(data).hexdigest()
     objectives, _ = read_objectives(model)
     return fingerprint({"config": content["config"], "weights": weights, "objectives": objectives.model_dump()})
 

@@ -1,7 +1,7 @@
 """What learns: the model with its optimizer and the running mean of its weights, the same on every worker."""
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +93,7 @@ class Learner:
             self.objective, model, self._optimizer, self.settings, self._world, cast, self._device, self._mean
         )
 
-    def snapshot(self, state: dict[str, Any]) -> Snapshot:
-        """A copy in main memory, for a checkpoint."""
-        return take_snapshot(self.objective, self._optimizer, state, self._mean.averaged if self._mean else None)
+    def snapshot(self, state: dict[str, Any], files: Mapping[str, bytes]) -> Snapshot:
+        """A copy in main memory, for a checkpoint with these files beside the weights."""
+        ema = self._mean.averaged if self._mean else None
+        return take_snapshot(self.objective, self._optimizer, state, ema, files)

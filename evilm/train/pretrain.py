@@ -3,6 +3,8 @@
 import logging
 from typing import Any
 
+import torch
+
 from evilm import storage
 from evilm.config.base import validate
 from evilm.config.data import FramesConfig
@@ -13,11 +15,12 @@ from evilm.data.clips import Looks
 from evilm.data.feed import Feed, evaluation_feed, training_feed
 from evilm.data.order import step_sizes
 from evilm.errors import ShardError
-from evilm.outputs import close_output, open_output
+from evilm.outputs import close_output
 from evilm.shards import CodesManifest, FrameManifest, ShardPair, find_codes, pair
 from evilm.steps.batch import PretrainBatch, PretrainCollate
 from evilm.text.vocab import Vocab
 from evilm.train.build import Inputs, build_missing
+from evilm.train.finished import Training
 from evilm.train.panels import NUM_CLIPS, Panels
 
 logger = logging.getLogger(__name__)
@@ -41,24 +44,28 @@ def pretrain(config: Pretrain) -> dict[str, Any]:
     vocab = Vocab.load(config.vocab)
     prints = {"frames": frames.fingerprint, "codes": codes.fingerprint, "vocab": vocab.fingerprint}
     prints["tokenizer"] = codes.tokenizer
-    if done := open_output(config, out, prints):
-        from evilm.train.fit import catch_up
-        from evilm.train.mlflow_model import publish
-
-        catch_up(config, "pretrain", out, done)
-        publish(config, out, prints)
-        return done | {"reused": True}
-    step_sizes(frames.num_clips("train"), config.schedule.batch_clips, config.schedule.tail, config.parts)
-    _audit(config, frames, codes)
+    from evilm.model.inference import EViLM
     from evilm.train.card import write_card
-    from evilm.train.fit import fit
+    from evilm.train.fit import catch_up
     from evilm.train.mlflow_model import publish
 
-    facts = {"out": out, "inputs": prints, "clips": frames.splits}
-    summary = fit(config, "pretrain", "evilm.train.pretrain:build_task", out, prints, lambda: facts | _made(out))
+    def describe() -> dict[str, Any]:
+        return {"out": out, "inputs": prints, "clips": frames.splits} | _made(out)
+
+    task = "evilm.train.pretrain:build_task"
+    training = Training(config, "pretrain", task, out, prints, EViLM.from_pretrained, describe)
+    done = training.open(frames)
+    if done and training.is_published(done):
+        catch_up(config, "pretrain", out, done)
+        publish(config, out, done)
+        return done | {"reused": True}
+    if not done:
+        step_sizes(frames.num_clips("train"), config.schedule.batch_clips, config.schedule.tail, config.parts)
+        _audit(config, frames, codes)
+    summary = training.finish(done)
     write_card(out, config, summary)
     summary = close_output(out, summary)
-    publish(config, out, prints)
+    publish(config, out, summary)
     return summary
 
 
@@ -156,17 +163,25 @@ class PretrainTask:
 
         return Panels(settings.out, schedule.panel_every_steps, self._vocab, settings.tokenizer, batch, tracked)
 
-    def export(self, objective: Any) -> None:
-        """The student with its vocabulary and preprocessing, and how it was masked."""
+    def describe(self, folder: str, objective: Any) -> None:
+        """Write settings, vocabulary and preprocessing, and how regions were masked."""
+        from evilm.model import pretrained
         from evilm.model.identity import OBJECTIVES_FILE
-        from evilm.model.inference import EViLM
+        from evilm.model.inference import save_rules
         from evilm.model.preprocess import Preprocessor
+        from evilm.model.student import KIND
 
         sampling = validate(FramesConfig, self._frames.sampling, where=self._frames.uri)
-        preprocessor = Preprocessor(sampling, self.arch.num_frames)
-        EViLM(objective.student, self._vocab, preprocessor).save_pretrained(self.settings.out)
+        save_rules(folder, self._vocab, Preprocessor(sampling, self.arch.num_frames), self.arch)
         settings = self.settings.objectives.model_dump(mode="json") | {"tokenizer": self._codes.tokenizer}
-        storage.write_json(storage.join(self.settings.out, OBJECTIVES_FILE), settings)
+        storage.write_json(storage.join(folder, OBJECTIVES_FILE), settings)
+        pretrained.save_config(folder, KIND, objective.student.config)
+
+    def export(self, objective: Any) -> None:
+        """Write the student with its vocabulary and preprocessing, and how regions were masked."""
+        self.describe(self.settings.out, objective)
+        with torch.no_grad():
+            objective.student.save_pretrained(self.settings.out)
 
     def _pairs(self, split: str) -> list[ShardPair]:
         return pair(self._frames, self._codes, split)

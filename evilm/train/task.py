@@ -25,6 +25,10 @@ class Task(Protocol):
         """Batches of the val split for one worker; None where there is none."""
         ...
 
+    def describe(self, folder: str, objective: Objective) -> None:
+        """Write what a published model has beside its weights: settings, vocabulary, preprocessing."""
+        ...
+
     def export(self, objective: Objective) -> None:
         """Write the finished model to its place."""
         ...

@@ -12,10 +12,11 @@ from evilm.data.clips import Looks
 from evilm.data.feed import Feed, evaluation_feed, training_feed
 from evilm.data.order import step_sizes
 from evilm.errors import ConfigError
-from evilm.outputs import close_output, open_output
+from evilm.outputs import close_output
 from evilm.shards import FrameManifest, ShardPair, check_num_frames
 from evilm.steps.batch import TokenizerCollate
 from evilm.text.vocab import Vocab
+from evilm.train.finished import Training
 
 logger = logging.getLogger(__name__)
 
@@ -33,22 +34,22 @@ def train_tokenizer(config: TrainTokenizer) -> dict[str, Any]:
     frames, vocab = FrameManifest.load(config.frames), Vocab.load(config.vocab)
     check_num_frames(frames, config.arch.num_frames)
     inputs = {"frames": frames.fingerprint, "vocab": vocab.fingerprint}
-    if done := open_output(config, config.out, inputs):
-        from evilm.train.fit import catch_up
-
-        catch_up(config, "train_tokenizer", config.out, done)
-        return done | {"reused": True}
-    step_sizes(frames.num_clips("train"), config.schedule.batch_clips, config.schedule.tail, config.parts)
     from evilm.model.tokenizer import VideoTokenizer
-    from evilm.train.fit import fit
+    from evilm.train.fit import catch_up
 
-    facts = {"out": config.out, "inputs": inputs, "num_codes": config.arch.codebook.num_codes}
-
-    def made() -> dict[str, Any]:
+    def describe() -> dict[str, Any]:
+        facts = {"out": config.out, "inputs": inputs, "num_codes": config.arch.codebook.num_codes}
         return facts | {"fingerprint": VideoTokenizer.from_pretrained(config.out).fingerprint()}
 
-    summary = fit(config, "train_tokenizer", "evilm.train.tokenizer:build_task", config.out, inputs, made)
-    return close_output(config.out, summary)
+    task = "evilm.train.tokenizer:build_task"
+    training = Training(config, "train_tokenizer", task, config.out, inputs, VideoTokenizer.from_pretrained, describe)
+    done = training.open(frames)
+    if done and training.is_published(done):
+        catch_up(config, "train_tokenizer", config.out, done)
+        return done | {"reused": True}
+    if not done:
+        step_sizes(frames.num_clips("train"), config.schedule.batch_clips, config.schedule.tail, config.parts)
+    return close_output(config.out, training.finish(done))
 
 
 def build_task(settings: dict[str, Any]) -> "TokenizerTask":
@@ -83,6 +84,11 @@ class TokenizerTask:
         schedule, collate = self.settings.schedule, TokenizerCollate(self._vocab)
         threads = self.settings.cluster.feed_threads
         return evaluation_feed(self._pairs("val"), schedule, collate, rank, world, self._looks(), threads)
+
+    def describe(self, folder: str, objective: Any) -> None:
+        """Write settings and vocabulary, for a checkpoint."""
+        objective.tokenizer.save_config(folder)
+        self._vocab.save(storage.join(folder, "vocab"))
 
     def export(self, objective: Any) -> None:
         """The tokenizer, its settings and the vocabulary of its words."""
