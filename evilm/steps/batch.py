@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
-from evilm.masking import Shape, WordMasker, region_mask
+from evilm.masking import IGNORE, Shape, WordMasker, region_mask
 from evilm.steps.negatives import NEGATIVES, Negatives
 from evilm.steps.seeds import clip_rng
 from evilm.text.vocab import Vocab
@@ -60,6 +60,17 @@ class PretrainBatch(Batch):
     clip_ids: list[str]
     jitter: Float[Tensor, "clip 3"] | None = None
     """Factors of brightness, contrast and saturation for the student's frames; None leaves them as they are."""
+    mlm_positions: Int[Tensor, " masked_word"] | None = None
+    """Flat positions in (clip, word) of the words to predict; derived from `word_targets` where not given."""
+    masked_regions: Int[Tensor, " masked_region"] | None = None
+    """Flat positions in (clip, region) of the masked regions; derived from `mask` where not given."""
+
+    def __post_init__(self) -> None:
+        # Made once, where the batch is made, on the CPU: indexing by a boolean mask on a GPU waits for its size.
+        if self.mlm_positions is None:
+            self.mlm_positions = (self.word_targets != IGNORE).flatten().nonzero().flatten()
+        if self.masked_regions is None:
+            self.masked_regions = self.mask.flatten().nonzero().flatten()
 
 
 class TokenizerCollate:
