@@ -9,6 +9,7 @@ from evilm.config.train import ObjectivesConfig
 from evilm.errors import CheckpointError
 from evilm.model import checkpoint, pretrained
 from evilm.model.student import KIND, PREFIX, WEIGHTS
+from evilm.model.tokenizer import VideoTokenizer
 
 OBJECTIVES_FILE = "pretrain.json"
 
@@ -30,6 +31,20 @@ def model_fingerprint(model: str) -> str:
     weights = hashlib.sha256(data).hexdigest()
     objectives, _ = read_objectives(model)
     return fingerprint({"config": content["config"], "weights": weights, "objectives": objectives.model_dump()})
+
+
+def tokenizer_fingerprints(uri: str, name: str) -> dict[str, str]:
+    """The fingerprint of a video tokenizer as an input called `name`, and besides that of its decoder, if there.
+
+    Raises:
+        CheckpointError: no tokenizer is there, or it is damaged.
+    """
+    tokenizer = VideoTokenizer.from_pretrained(uri)
+    prints = {name: tokenizer.fingerprint()}  # the one by which the run that made it is found; covers what codes need
+    if tokenizer.decoder is not None:
+        weights = pretrained.weight_bytes(tokenizer.decoder.state_dict())
+        prints[f"{name}_decoder"] = hashlib.sha256(weights).hexdigest()[:16]
+    return prints
 
 
 def read_objectives(model: str) -> tuple[ObjectivesConfig, str]:

@@ -164,11 +164,11 @@ class VideoTokenizer(nn.Module):
         files = {WEIGHTS: self._label_state()}
         if self.decoder is not None:
             files[DECODER_WEIGHTS] = self.decoder.state_dict()
-        pretrained.save(uri, KIND, self.config, files, clip=self._clip(), fingerprint=self.fingerprint())
+        pretrained.save(uri, KIND, self.config, files, clip=self.clip_shape(), fingerprint=self.fingerprint())
 
     def save_config(self, uri: str) -> None:
         """Write the `config.json` of a checkpoint, whose weights change: without their fingerprint."""
-        pretrained.save_config(uri, KIND, self.config, clip=self._clip())
+        pretrained.save_config(uri, KIND, self.config, clip=self.clip_shape())
 
     @classmethod
     def from_pretrained(cls, uri: str) -> "VideoTokenizer":
@@ -203,7 +203,8 @@ class VideoTokenizer(nn.Module):
             )
         return tokenizer.eval()
 
-    def _clip(self) -> dict[str, Any] | None:
+    def clip_shape(self) -> dict[str, Any] | None:
+        """Return the shape of the CLIP tower, None if the encoder is none."""
         return self.encoder.shape() if isinstance(self.encoder, ClipEncoder) else None
 
     def _decoder(self) -> WordDecoder:

@@ -50,7 +50,7 @@ Clips by split: {clips}. What it was trained from, by the fingerprints in its ma
 
 ## Training
 
-- AdamW, learning rate {lr:g}, weight decay {weight_decay:g}, seed {seed}; the video encoder began with {start}
+- AdamW, learning rate {lr:g}, weight decay {weight_decay:g}, seed {seed}; {start}
 - hidden: {mask_ratio:.0%} of the regions ({mask_shape}), {mlm_ratio:.0%} of the words
 - captions held against a clip in matching: {negatives}
 
@@ -105,10 +105,16 @@ def make_card(config: Pretrain, summary: Mapping[str, Any], about: Mapping[str, 
         weight_decay=config.optim.weight_decay,
         seed=schedule.seed,
         **{name: getattr(objectives, name) for name in ("mask_ratio", "mask_shape", "mlm_ratio", "negatives")},
-        start={"": "random weights", "timm": "ImageNet weights of timm"}.get(
-            config.arch.video_weights, "weights it was given"
-        ),
+        start=_start(config),
     )
+
+
+def _start(config: Pretrain) -> str:
+    """Say what the weights were before training."""
+    if config.init:
+        return f"started from the model `{config.init.rstrip('/').rsplit('/', 1)[-1]}` (input `init`)"
+    weights = {"": "random weights", "timm": "ImageNet weights of timm"}
+    return f"the video encoder began with {weights.get(config.arch.video_weights, 'weights it was given')}"
 
 
 def _figures(val: Mapping[str, float]) -> list[str]:

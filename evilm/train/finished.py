@@ -1,5 +1,7 @@
 """A training from its command to its summary: continued, published from a kept checkpoint, or reused."""
 
+import dataclasses
+import importlib
 import logging
 import math
 from collections.abc import Callable
@@ -50,13 +52,15 @@ class Training:
             The summary of a training that has made all steps; None if there are steps to make.
 
         Raises:
-            ConfigError: the folder holds the result of other settings or inputs; its checkpoints were deleted; the
-                best step is asked for and nothing will be evaluated.
+            ConfigError: the folder holds the result of other settings or inputs, or the model to start from; its
+                checkpoints were deleted; the best step is asked for and nothing will be evaluated.
         """
         if self.config.export == "best" and not frames.num_clips("val"):
             raise ConfigError(
                 f"--export best needs evaluations, and {frames.uri} has no clips of the split val; use --export last"
             )
+        if storage.join(self.config.init, "").startswith(storage.join(self.out, "")):
+            raise ConfigError(f"--init {self.config.init} lies in --out {self.out}; choose another --out")
         done = open_output(self.config, self.out, self.inputs)
         if done is None:
             return None
@@ -74,6 +78,22 @@ class Training:
         logger.info("%s was trained to step %d; training continues to step %d", self.out, reached, wanted)
         self._reopen()
         return None
+
+    def warm_start(self) -> dict[str, Any]:
+        """Try out the start from another model before workers do, and log what is taken of it.
+
+        Returns:
+            The summary's field about it; empty if the training starts from fresh weights.
+
+        Raises:
+            CheckpointError: nothing of that model fits.
+        """
+        if not self.config.init:
+            return {}
+        module, function = self.task.split(":")
+        _, report = getattr(importlib.import_module(module), function)(self.config.model_dump(mode="json")).start()
+        logger.info("%s", report)
+        return {"init": dataclasses.asdict(report)}
 
     def is_published(self, summary: dict[str, Any]) -> bool:
         """Check whether a finished training has published the step that is asked for."""

@@ -40,17 +40,21 @@ def pretrain(config: Pretrain) -> dict[str, Any]:
     inputs = build_missing(config)
     frames, codes = open_pairs(inputs, config)
     places = {"frames": inputs.frames, "codes": codes.uri, "vocab": inputs.vocab, "tokenizer": inputs.tokenizer}
-    config = config.model_copy(update={**places, "out": out})
+    config = config.model_copy(update={**places, "out": out, "init": config.init and storage.absolute(config.init)})
     vocab = Vocab.load(config.vocab)
     prints = {"frames": frames.fingerprint, "codes": codes.fingerprint, "vocab": vocab.fingerprint}
     prints["tokenizer"] = codes.tokenizer
+    from evilm.model.identity import model_fingerprint
     from evilm.model.inference import EViLM
     from evilm.train.card import write_card
     from evilm.train.fit import catch_up
     from evilm.train.mlflow_model import publish
 
+    prints |= {"init": model_fingerprint(config.init)} if config.init else {}
+    started: dict[str, Any] = {}
+
     def describe() -> dict[str, Any]:
-        return {"out": out, "inputs": prints, "clips": frames.splits} | _made(out)
+        return {"out": out, "inputs": prints, "clips": frames.splits} | started | _made(out)
 
     task = "evilm.train.pretrain:build_task"
     training = Training(config, "pretrain", task, out, prints, EViLM.from_pretrained, describe)
@@ -62,6 +66,7 @@ def pretrain(config: Pretrain) -> dict[str, Any]:
     if not done:
         step_sizes(frames.num_clips("train"), config.schedule.batch_clips, config.schedule.tail, config.parts)
         _audit(config, frames, codes)
+        started |= training.warm_start()
     summary = training.finish(done)
     write_card(out, config, summary)
     summary = close_output(out, summary)
@@ -132,12 +137,19 @@ class PretrainTask:
         self.arch: StudentConfig = settings.arch.model_copy(update=sizes)
 
     def objective(self) -> Any:
-        """A fresh student with the losses of Eq. 8."""
-        from evilm.model.student import Student
+        """A student with the losses of Eq. 8, fresh or warm-started."""
         from evilm.steps.pretrain import PretrainObjective
 
-        settings = self.settings
-        return PretrainObjective(Student(self.arch), settings.objectives, settings.schedule.eval_pool_clips)
+        student, _ = self.start()
+        return PretrainObjective(student, self.settings.objectives, self.settings.schedule.eval_pool_clips)
+
+    def start(self) -> tuple[Any, Any]:
+        """Build the student and, if it starts from another one, report what it took."""
+        from evilm.model.student import Student
+        from evilm.model.warm_start import start_student
+
+        init, codes = self.settings.init, self._codes.tokenizer
+        return start_student(self.arch, init, self._vocab, codes) if init else (Student(self.arch), None)
 
     def train_feed(self, rank: int, world: int) -> Feed:
         """Frames, codes, masks and negatives of the train split."""

@@ -30,16 +30,21 @@ def train_tokenizer(config: TrainTokenizer) -> dict[str, Any]:
     for name in ("frames", "vocab", "out"):
         if not getattr(config, name):
             raise ConfigError(f"--{name} is missing; name the {name} place")
-    config = config.model_copy(update={n: storage.absolute(getattr(config, n)) for n in ("frames", "vocab", "out")})
+    places = {name: storage.absolute(getattr(config, name)) for name in ("frames", "vocab", "out")}
+    config = config.model_copy(update=places | {"init": config.init and storage.absolute(config.init)})
     frames, vocab = FrameManifest.load(config.frames), Vocab.load(config.vocab)
     check_num_frames(frames, config.arch.num_frames)
     inputs = {"frames": frames.fingerprint, "vocab": vocab.fingerprint}
+    from evilm.model.identity import tokenizer_fingerprints
     from evilm.model.tokenizer import VideoTokenizer
     from evilm.train.fit import catch_up
 
+    inputs |= tokenizer_fingerprints(config.init, "init") if config.init else {}
+    started: dict[str, Any] = {}
+
     def describe() -> dict[str, Any]:
         facts = {"out": config.out, "inputs": inputs, "num_codes": config.arch.codebook.num_codes}
-        return facts | {"fingerprint": VideoTokenizer.from_pretrained(config.out).fingerprint()}
+        return facts | started | {"fingerprint": VideoTokenizer.from_pretrained(config.out).fingerprint()}
 
     task = "evilm.train.tokenizer:build_task"
     training = Training(config, "train_tokenizer", task, config.out, inputs, VideoTokenizer.from_pretrained, describe)
@@ -49,6 +54,7 @@ def train_tokenizer(config: TrainTokenizer) -> dict[str, Any]:
         return done | {"reused": True}
     if not done:
         step_sizes(frames.num_clips("train"), config.schedule.batch_clips, config.schedule.tail, config.parts)
+        started |= training.warm_start()
     return close_output(config.out, training.finish(done))
 
 
@@ -67,11 +73,23 @@ class TokenizerTask:
         self.arch: VideoTokenizerConfig = settings.arch.model_copy(update={"vocab_size": self._vocab.size})
 
     def objective(self) -> Any:
-        """A fresh tokenizer with its losses."""
-        from evilm.model.tokenizer import VideoTokenizer
+        """A tokenizer with its losses, fresh or warm-started."""
+        from evilm.model.warm_start import has_codebook
         from evilm.steps.tokenizer import TokenizerObjective
 
-        return TokenizerObjective(VideoTokenizer(self.arch), self.arch)
+        tokenizer, report = self.start()
+        settings = self.arch
+        if report and has_codebook(report):  # no start by k-means, which would overwrite it
+            settings = settings.model_copy(update={"codebook": settings.codebook.model_copy(update={"init": "random"})})
+        return TokenizerObjective(tokenizer, settings)
+
+    def start(self) -> tuple[Any, Any]:
+        """Build the tokenizer and, if it starts from another one, report what it took."""
+        from evilm.model.tokenizer import VideoTokenizer
+        from evilm.model.warm_start import start_tokenizer
+
+        init = self.settings.init
+        return start_tokenizer(self.arch, init, self._vocab) if init else (VideoTokenizer(self.arch), None)
 
     def train_feed(self, rank: int, world: int) -> Feed:
         """Frames and caption words of the train split."""
