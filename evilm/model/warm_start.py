@@ -140,8 +140,8 @@ def _take(
         with torch.no_grad():
             own[name].copy_(start)
         taken.add(name)
-    if not taken:
-        raise CheckpointError(f"none of the {len(state)} weights of {uri} fit this model; give one of the same sizes")
+    if not any(state[name].ndim > 1 for name in taken):  # a bias or two always fit
+        raise CheckpointError(f"no weight matrix of {uri} fits this model; give a model of the same widths")
     unused, fresh = _brief(state.keys() - taken, state), _brief(own.keys() - taken, own)
     return WarmStart(uri, len(taken), resized, unused, fresh)
 

@@ -132,15 +132,20 @@ class Training:
         """Find the step to be published, and its checkpoint.
 
         Raises:
-            ConfigError: no evaluation was the best one.
+            ConfigError: no evaluation was the best one, or the best one is known by another metric.
         """
         last = int(summary["steps"])
         if self.config.export == "last":
             names = [name for name in newest_first(self.out) if step_of(name) == last]
             return {"export": "last", "step": last, "checkpoint": names[0] if names else ""}
         best: dict[str, Any] = summary.get("best") or {}
+        keep = self.config.schedule.keep_best
+        if best and best["metric"] != keep:
+            raise ConfigError(
+                f"--export best: the best step of {self.out} is known by {best['metric']}, not by {keep}; use "
+                f"--schedule.keep-best {best['metric']}"
+            )
         if not best:
-            keep = self.config.schedule.keep_best
             raise ConfigError(
                 f"--export best: no evaluation of {self.out} gave a finite value of schedule.keep_best = {keep!r}; "
                 "use --export last"
