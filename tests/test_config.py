@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -135,6 +134,14 @@ def test_override_validates_again() -> None:
         config.override({"optim.lr": 0})
 
 
+def test_threads_of_the_feed_follow_from_the_cpus_of_a_worker() -> None:
+    found = {
+        cpus: Pretrain().override({"cluster.cpus_per_worker": cpus}).cluster.num_feed_threads for cpus in (1, 2, 8)
+    }
+    assert found == {1: 2, 2: 2, 8: 7}
+    assert Pretrain().override({"cluster.feed_threads": 5}).cluster.num_feed_threads == 5
+
+
 def test_identity_leaves_out_places_and_machinery() -> None:
     config = Pretrain()
     machinery = {"cluster.num_workers": 2, "tracking.enabled": False, "schedule.checkpoint_every_steps": 7}
@@ -145,10 +152,30 @@ def test_identity_leaves_out_places_and_machinery() -> None:
 
 def test_help_and_typos_answer_before_heavy_imports() -> None:
     door = Path(__file__).parents[1] / "pipelines" / "pretrain.py"
-    began = time.monotonic()
     code = "import sys, runpy; sys.argv = ['pretrain.py', '--nope']\n"
     code += f"try: runpy.run_path({str(door)!r}, run_name='__main__')\n"
     code += "except SystemExit as stop: print(stop.code, 'torch' in sys.modules, 'ray' in sys.modules)"
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert shown.stdout.split() == ["2", "False", "False"]
-    assert time.monotonic() - began < 30
+
+
+def test_workers_do_not_share_a_gpu() -> None:
+    one = Pretrain().override({"cluster.gpus_per_worker": 0.5})
+    assert one.cluster.uses_gpus
+    with pytest.raises(
+        ConfigError, match=r"cluster\.gpus_per_worker = 0\.5 with cluster\.num_workers = 2: NCCL refuses"
+    ):
+        Pretrain().override({"cluster.gpus_per_worker": 0.5, "cluster.num_workers": 2})
+
+
+@pytest.mark.parametrize("steps", ["20", "5:5", "b:c", "-1:4"])
+def test_steps_to_profile_are_a_range(steps: str) -> None:
+    with pytest.raises(ConfigError, match="use A:B with A below B"):
+        Pretrain().override({"profile_steps": steps})
+    assert Pretrain().override({"profile_steps": "20:25"}).profiled == range(20, 25)
+
+
+def test_the_precision_is_settled_before_it_enters_an_identity() -> None:
+    on_cpu = Pretrain().with_precision()
+    on_gpu = Pretrain().override({"cluster.gpus_per_worker": 1}).with_precision()
+    assert (on_cpu.identity["precision"], on_gpu.identity["precision"]) == ("fp32", "bf16")

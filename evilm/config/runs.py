@@ -1,6 +1,6 @@
 """One class per door: its places, its settings. A preset holds one section per door, under the door's name."""
 
-from typing import ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 from pydantic import Field, model_validator
 
@@ -36,7 +36,7 @@ class Door(Config):
         """The settings that decide what the result is: places and machinery left out."""
         data = self.model_dump(mode="json")
         precision = data.get("cluster", {}).get("precision")  # alone of the machinery, it changes the numbers
-        for name in ("preset", "dry_run", "overwrite", "export", *_PLACES, "cluster", "tracking"):
+        for name in ("preset", "dry_run", "overwrite", "export", "profile_steps", *_PLACES, "cluster", "tracking"):
             data.pop(name, None)
         if precision is not None:
             data["precision"] = precision
@@ -49,7 +49,7 @@ _LENGTH = ("max_steps", "eval_clips", "eval_every_epochs")
 """How far a training goes and what it is evaluated on: no step depends on them, so they may change between runs."""
 _CADENCE = (
     *("log_every_steps", "checkpoint_every_steps", "keep_checkpoints", "keep_best"),
-    *("accumulate", "nonfinite", "audit", "panel_every_steps", "eval_pool_clips"),
+    *("accumulate", "nonfinite", "audit", "panel_every_steps", "eval_pool_clips", "eval_at_steps"),
     *_LENGTH,
 )
 _PLACES = ("out", "root", "manifest", "videos", "frames", "codes", "vocab", "tokenizer", "model", "corpus_root", "init")
@@ -117,6 +117,12 @@ class TrainTokenizer(Door, TrainConfig):
     vocab: str = ""
     """Vocabulary of the caption words."""
     arch: VideoTokenizerConfig = VideoTokenizerConfig()
+
+    @property
+    def identity(self) -> dict[str, object]:
+        data: dict[str, Any] = super().identity
+        data["arch"]["codebook"].pop("min_usage")  # decides whether the result is accepted, not what it is
+        return data
 
 
 class PrecomputeCodes(Door):

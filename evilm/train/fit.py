@@ -65,7 +65,7 @@ def fit(
     trainer = TorchTrainer(
         train_worker,
         train_loop_config=spec.__dict__,
-        torch_config=stop.torch_config(),
+        torch_config=stop.torch_config(cluster),
         scaling_config=_scaling(cluster),
         run_config=_storage(out, cluster),
     )

@@ -1,7 +1,7 @@
 """Pre-training of E-ViLM under Ray Train, Eq. 8."""
 
 import logging
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -10,20 +10,26 @@ from evilm.config.base import validate
 from evilm.config.data import FramesConfig
 from evilm.config.model import StudentConfig
 from evilm.config.runs import Pretrain
+from evilm.config.train import ScheduleConfig
 from evilm.data.agreement import audit_codes, require_agreement, require_resampler
 from evilm.data.clips import Looks
 from evilm.data.feed import Feed, evaluation_feed, training_feed
 from evilm.data.order import step_sizes
 from evilm.errors import ShardError
+from evilm.model.collapse import require_usage_of_labels
 from evilm.outputs import close_output
-from evilm.shards import CodesManifest, FrameManifest, ShardPair, find_codes, pair
+from evilm.shards import CodesManifest, FrameManifest, ShardPair, Side, find_codes, open_side, pair, publish_side
 from evilm.steps.batch import PretrainBatch, PretrainCollate
 from evilm.text.vocab import Vocab
-from evilm.train.build import Inputs, build_missing
 from evilm.train.finished import Training
 from evilm.train.panels import NUM_CLIPS, Panels
 
+if TYPE_CHECKING:
+    from evilm.train.build import Inputs
+
 logger = logging.getLogger(__name__)
+
+_USUAL_WORDS = 20  # word pieces of a caption
 
 
 def pretrain(config: Pretrain) -> dict[str, Any]:
@@ -35,7 +41,11 @@ def pretrain(config: Pretrain) -> dict[str, Any]:
     Raises:
         ShardError: codes of another tokenizer, another grid or other frames.
         ConfigError: settings that do not fit the inputs.
+        CollapseError: the codes use too little of the codebook.
     """
+    from evilm.train.build import build_missing  # with the video decoders, which a worker needs none of
+
+    config = config.with_precision()
     out = storage.absolute(config.out or storage.join(config.root, "model"))
     inputs = build_missing(config)
     frames, codes = open_pairs(inputs, config)
@@ -66,6 +76,8 @@ def pretrain(config: Pretrain) -> dict[str, Any]:
     if not done:
         step_sizes(frames.num_clips("train"), config.schedule.batch_clips, config.schedule.tail, config.parts)
         _audit(config, frames, codes)
+        publish_side(frames, anew=False)
+        publish_side(codes, anew=False)
         started |= training.warm_start()
     summary = training.finish(done)
     write_card(out, config, summary)
@@ -74,17 +86,19 @@ def pretrain(config: Pretrain) -> dict[str, Any]:
     return summary
 
 
-def open_pairs(inputs: Inputs, config: Pretrain) -> tuple[FrameManifest, CodesManifest]:
+def open_pairs(inputs: "Inputs", config: Pretrain) -> tuple[FrameManifest, CodesManifest]:
     """Frames and codes, checked to belong to each other, to the tokenizer and to the model.
 
     Raises:
         ShardError: they don't, saying which.
+        CollapseError: the codes use too little of the codebook.
     """
     from evilm.model.tokenizer import VideoTokenizer
 
     arch = config.arch
     frames = FrameManifest.load(inputs.frames)
-    tokenizer = VideoTokenizer.from_pretrained(inputs.tokenizer).fingerprint()
+    model = VideoTokenizer.from_pretrained(inputs.tokenizer)
+    tokenizer = model.fingerprint()
     codes = CodesManifest.load(find_codes(inputs.codes, tokenizer, config.views))
     require_resampler(codes)
     pairs = pair(frames, codes, "train", tokenizer, arch.grid, arch.num_frames)
@@ -92,6 +106,7 @@ def open_pairs(inputs: Inputs, config: Pretrain) -> tuple[FrameManifest, CodesMa
         raise ShardError(
             f"{inputs.frames} holds no clips of the split train, only {frames.splits}; shard with --split train"
         )
+    require_usage_of_labels(model.config.codebook, codes.histograms, codes.uri)
     return frames, codes
 
 
@@ -153,27 +168,37 @@ class PretrainTask:
 
     def train_feed(self, rank: int, world: int) -> Feed:
         """Frames, codes, masks and negatives of the train split."""
-        schedule, looks = self.settings.schedule, self._looks()
-        threads = self.settings.cluster.feed_threads
-        return training_feed(self._pairs("train"), schedule, self._collate(), rank, world, looks, threads)
+        schedule, threads = self.settings.schedule, self.settings.cluster.num_feed_threads
+        pairs, side, looks = self._pairs("train"), self._side("train"), self._looks()
+        return training_feed(pairs, schedule, self._collate(), rank, world, looks, threads, side)
 
     def eval_feed(self, rank: int, world: int) -> Feed | None:
         """The same of the val split, each clip once and always masked the same way."""
-        schedule, looks = self.settings.schedule, self._looks()
-        threads = self.settings.cluster.feed_threads
-        return evaluation_feed(self._pairs("val"), schedule, self._collate(), rank, world, looks, threads)
+        return self._evaluation("val", self.settings.schedule, rank, world, self.settings.micro_batch)
+
+    def _evaluation(self, split: str, schedule: ScheduleConfig, rank: int, world: int, micro_batch: int) -> Feed | None:
+        pairs, threads = self._pairs(split), self.settings.cluster.num_feed_threads
+        if not pairs:
+            return None
+        side, looks = self._side(split), self._looks()
+        return evaluation_feed(pairs, schedule, self._collate(), rank, world, micro_batch, looks, threads, side)
 
     def panels(self, tracked: dict[str, Any] | None) -> Panels:
         """Pictures of what the student makes of a few clips of the val split, or of train where there is none."""
         schedule, settings = self.settings.schedule, self.settings
-        few = schedule.model_copy(update={"batch_clips": NUM_CLIPS, "eval_clips": NUM_CLIPS})
+        few = schedule.model_copy(update={"eval_clips": NUM_CLIPS, "eval_pool_clips": 0})
 
         def batch() -> PretrainBatch | None:
-            pairs = self._pairs("val") or self._pairs("train")
-            feed = evaluation_feed(pairs, few, self._collate(), 0, 1, self._looks())
+            feed = self._evaluation("val" if self._pairs("val") else "train", few, 0, 1, NUM_CLIPS)
             return next(iter(feed.batches(0, 1)), None) if feed else None
 
         return Panels(settings.out, schedule.panel_every_steps, self._vocab, settings.tokenizer, batch, tracked)
+
+    def forward_macs(self, objective: Any) -> float:
+        """Count those of the student on captions of usual length."""
+        from evilm.model.budget.work import step_macs
+
+        return sum(step_macs(objective.student, self.settings.objectives, min(_USUAL_WORDS, self.arch.max_words)))
 
     def describe(self, folder: str, objective: Any) -> None:
         """Write settings, vocabulary and preprocessing, and how regions were masked."""
@@ -197,6 +222,9 @@ class PretrainTask:
 
     def _pairs(self, split: str) -> list[ShardPair]:
         return pair(self._frames, self._codes, split)
+
+    def _side(self, split: str) -> Side:
+        return open_side(self._frames, split, self._codes)
 
     def _looks(self) -> Looks:
         augment = self.settings.augment

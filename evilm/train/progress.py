@@ -56,7 +56,7 @@ class Progress:
         means["time/eta_s"] = (self._num_steps - step) * (now - since) / max(1, step - first)
         self._marks.append((now, step))
         means["time/memory_gib"] = psutil.Process().memory_info().rss / 2**30
-        if torch.cuda.is_available():
+        if torch.cuda.is_initialized():
             means["time/gpu_memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
         if not keep:
             self._sums.clear()
@@ -84,6 +84,7 @@ def metrics_line(metrics: dict[str, float], step: int, num_steps: int, steps_per
         f"step {step}/{num_steps} (epoch {1 + (step - 1) // steps_per_epoch}) | {loss}"
         + (f" | accuracy: {accuracies}" if accuracies else "")
         + f" | {metrics['time/clips_per_s']:.0f} clips/s, waiting {metrics['time/data_wait_ratio']:.0%}"
+        + (f", {metrics['time/mfu']:.0%} of the matrix peak" if "time/mfu" in metrics else "")
         + f" | {_clock(metrics['time/eta_s'])} left"
     )
 

@@ -6,14 +6,15 @@ from typing import Any
 import torch
 
 from evilm import storage
-from evilm.config.model import VideoTokenizerConfig
+from evilm.config.model import CodebookConfig, VideoTokenizerConfig
 from evilm.config.runs import TrainTokenizer
 from evilm.data.clips import Looks
 from evilm.data.feed import Feed, evaluation_feed, training_feed
 from evilm.data.order import step_sizes
 from evilm.errors import ConfigError
+from evilm.model.collapse import require_usage_on_val
 from evilm.outputs import close_output
-from evilm.shards import FrameManifest, ShardPair, check_num_frames
+from evilm.shards import FrameManifest, ShardPair, check_num_frames, open_side, publish_side
 from evilm.steps.batch import TokenizerCollate
 from evilm.text.vocab import Vocab
 from evilm.train.finished import Training
@@ -26,10 +27,16 @@ def train_tokenizer(config: TrainTokenizer) -> dict[str, Any]:
 
     Returns:
         The summary: fingerprint, steps, held-out code usage and word mAP, seconds.
+
+    Raises:
+        ConfigError: settings that do not fit the inputs.
+        CollapseError: the finished tokenizer uses too little of its codebook on the val split. It is kept, for a later
+            run with the same settings and a lower `min_usage` to accept it.
     """
     for name in ("frames", "vocab", "out"):
         if not getattr(config, name):
             raise ConfigError(f"--{name} is missing; name the {name} place")
+    config = config.with_precision()
     places = {name: storage.absolute(getattr(config, name)) for name in ("frames", "vocab", "out")}
     config = config.model_copy(update=places | {"init": config.init and storage.absolute(config.init)})
     frames, vocab = FrameManifest.load(config.frames), Vocab.load(config.vocab)
@@ -51,11 +58,29 @@ def train_tokenizer(config: TrainTokenizer) -> dict[str, Any]:
     done = training.open(frames)
     if done and training.is_published(done):
         catch_up(config, "train_tokenizer", config.out, done)
+        _keep_min_usage(config)
+        require_usage_on_val(config.arch.codebook, done, config.out)
         return done | {"reused": True}
     if not done:
         step_sizes(frames.num_clips("train"), config.schedule.batch_clips, config.schedule.tail, config.parts)
+        publish_side(frames, anew=False)
         started |= training.warm_start()
-    return close_output(config.out, training.finish(done))
+    summary = close_output(config.out, training.finish(done))
+    _keep_min_usage(config)
+    require_usage_on_val(config.arch.codebook, summary, config.out)
+    return summary
+
+
+def _keep_min_usage(config: TrainTokenizer) -> None:
+    """Write a changed `min_usage` to the finished tokenizer, where later stages read it."""
+    from evilm.model import pretrained
+
+    place = storage.join(config.out, pretrained.CONFIG)
+    content = storage.read_json(place)
+    codebook = content.get("config", content)["codebook"]  # models of evilm before model_type have `config`
+    if codebook.get("min_usage", CodebookConfig().min_usage) != config.arch.codebook.min_usage:
+        codebook["min_usage"] = config.arch.codebook.min_usage
+        storage.write_json(place, content)
 
 
 def build_task(settings: dict[str, Any]) -> "TokenizerTask":
@@ -93,15 +118,24 @@ class TokenizerTask:
 
     def train_feed(self, rank: int, world: int) -> Feed:
         """Frames and caption words of the train split."""
-        schedule, collate = self.settings.schedule, TokenizerCollate(self._vocab)
-        threads = self.settings.cluster.feed_threads
-        return training_feed(self._pairs("train"), schedule, collate, rank, world, self._looks(), threads)
+        schedule, threads = self.settings.schedule, self.settings.cluster.num_feed_threads
+        collate, looks, side = TokenizerCollate(self._vocab), self._looks(), open_side(self._frames, "train")
+        return training_feed(self._pairs("train"), schedule, collate, rank, world, looks, threads, side)
 
     def eval_feed(self, rank: int, world: int) -> Feed | None:
         """The same of the val split, each clip once."""
-        schedule, collate = self.settings.schedule, TokenizerCollate(self._vocab)
-        threads = self.settings.cluster.feed_threads
-        return evaluation_feed(self._pairs("val"), schedule, collate, rank, world, self._looks(), threads)
+        settings, pairs = self.settings, self._pairs("val")
+        if not pairs:
+            return None
+        schedule, threads, collate = settings.schedule, settings.cluster.num_feed_threads, TokenizerCollate(self._vocab)
+        looks, side = self._looks(), open_side(self._frames, "val")
+        return evaluation_feed(pairs, schedule, collate, rank, world, settings.micro_batch, looks, threads, side)
+
+    def forward_macs(self, objective: Any) -> float:
+        """Count those of encoder, codebook and word decoder."""
+        from evilm.model.budget.work import tokenizer_macs, word_decoder_macs
+
+        return tokenizer_macs(self.arch, self.arch.num_frames) + word_decoder_macs(self.arch)
 
     def describe(self, folder: str, objective: Any) -> None:
         """Write settings and vocabulary, for a checkpoint."""

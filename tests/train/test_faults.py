@@ -16,6 +16,8 @@ from evilm.train.stop import Stopped
 Workflow = tuple[Path, dict[str, Any]]
 STEPS = 16
 
+pytestmark = pytest.mark.faults
+
 
 @pytest.fixture(scope="module")
 def interrupted(small_workflow: Workflow, tmp_path_factory: pytest.TempPathFactory) -> Path:
