@@ -37,7 +37,7 @@ class Door(Config):
         config = self.resolved().with_precision() if isinstance(self, TrainConfig) else self
         data = config.model_dump(mode="json")
         precision = data.get("cluster", {}).get("precision")  # alone of the machinery, it changes the numbers
-        for name in ("preset", "dry_run", "overwrite", "profile_steps", *_PLACES, "cluster", "tracking"):
+        for name in ("preset", "dry_run", "overwrite", "export", "profile_steps", *_PLACES, "cluster", "tracking"):
             data.pop(name, None)
         if precision is not None:
             data["precision"] = precision
@@ -47,11 +47,14 @@ class Door(Config):
         return data
 
 
+_LENGTH = ("max_steps", "eval_clips", "eval_every_epochs")
+"""How far a training goes and what it is evaluated on: no step depends on them, so they may change between runs."""
 _CADENCE = (
     *("worker_clips", "max_steps", "log_every_steps", "checkpoint_every_steps", "keep_checkpoints", "keep_best"),
     *("accumulate", "nonfinite", "audit", "panel_every_steps", "eval_pool_clips", "eval_at_steps"),
+    *_LENGTH,
 )
-_PLACES = ("out", "root", "manifest", "videos", "frames", "codes", "vocab", "tokenizer", "model", "corpus_root")
+_PLACES = ("out", "root", "manifest", "videos", "frames", "codes", "vocab", "tokenizer", "model", "corpus_root", "init")
 
 
 class RenderCorpus(Door):
@@ -334,7 +337,9 @@ class Sweep(Pretrain):
         for name in Sweep.model_fields.keys() - Pretrain.model_fields.keys():
             data.pop(name, None)
         build = {name: getattr(self.build, name).identity for name in Upstream.model_fields}
-        return data | {"build": build, "views": self.views}
+        schedule = dict(self.schedule.model_dump(mode="json"))
+        length = {name: schedule[name] for name in _LENGTH}  # trials are compared by these evaluations
+        return data | {"build": build, "views": self.views, "length": length}
 
     @model_validator(mode="after")
     def _space_fits(self) -> "Sweep":

@@ -106,7 +106,8 @@ class ScheduleConfig(Config):
     epochs: int = Field(default=20, ge=1)
     """Passes over the train split (Sec. 4.1: 20; the tokenizer 10)."""
     max_steps: int = Field(default=0, ge=0)
-    """Stop after this many steps; 0 runs all epochs. The learning-rate schedule always spans all epochs."""
+    """Stop after this many steps; 0 runs all epochs. The learning-rate schedule always spans all epochs, so the same
+    command with more steps continues a finished training as if it had never ended."""
     batch_clips: int = Field(default=256, ge=0)
     """Clips per step over all workers, at most (see `tail`); cluster.num_workers x accumulate must divide it. 0 leaves
     it to worker_clips."""
@@ -237,6 +238,12 @@ class TrackingConfig(Config):
 class TrainConfig(Config):
     """What the two trainings, tokenizer and student, have in common."""
 
+    init: str = ""
+    """Model to start from, a published one or a checkpoint; vocabulary, grid and frames may be others than its own, and
+    what does not fit begins anew and is named. '' starts from fresh weights."""
+    export: Literal["last", "best"] = "last"
+    """Step that is published: the last one, or the best kept one by schedule.keep_best. On a finished training the
+    other one is published from its checkpoint, without training."""
     optim: OptimConfig = OptimConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     cluster: ClusterConfig = ClusterConfig()
@@ -286,6 +293,15 @@ class TrainConfig(Config):
         lr = optim.lr * math.sqrt(batch / optim.lr_batch_clips) if optim.lr_batch_clips else optim.lr
         sizes = {"schedule.batch_clips": batch, "schedule.worker_clips": 0}
         return self.override(sizes | {"optim.lr": lr, "optim.lr_batch_clips": 0})
+
+    @model_validator(mode="after")
+    def _best_is_known(self) -> "TrainConfig":
+        for name in ("eval_clips", "keep_best"):
+            if self.export == "best" and not (value := getattr(self.schedule, name)):
+                raise ValueError(
+                    f"export = 'best' needs evaluations, but schedule.{name} = {value!r}; use --export last"
+                )
+        return self
 
     @model_validator(mode="after")
     def _workers_divide(self) -> "TrainConfig":
