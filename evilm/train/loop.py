@@ -12,10 +12,9 @@ from typing import Any, cast
 
 import torch
 
-from evilm.config.train import TrainConfig
 from evilm.data.feed import Feed
 from evilm.data.order import TrainOrder
-from evilm.errors import ConfigError, EvilmError
+from evilm.errors import EvilmError
 from evilm.steps.batch import Batch
 from evilm.train import attempts, stop
 from evilm.train.audit import Audit, write_plan
@@ -27,7 +26,7 @@ from evilm.train.copies import on_device
 from evilm.train.keeper import Keeper
 from evilm.train.learner import Learner
 from evilm.train.look import evaluate
-from evilm.train.parts import in_parts, parts_of
+from evilm.train.parts import check_world, in_parts, parts_of
 from evilm.train.precision import make_deterministic
 from evilm.train.profiling import StepProfiler
 from evilm.train.progress import Progress, metrics_line
@@ -87,7 +86,7 @@ class Run:
             torch.set_num_threads(max(1, round(cluster.cpus_per_worker)))
             make_deterministic()
         torch.manual_seed(schedule.seed)
-        _check_world(self.settings, world)
+        check_world(self.settings, world)
         objective = task.objective()
         # Forward and backward, two FLOPs a multiply-accumulate; the backward pass costs twice the forward one.
         self.flops_per_clip = 6 * task.forward_macs(objective) if rank == 0 else 0.0
@@ -293,17 +292,3 @@ class Run:
     def close(self) -> None:
         """Flush the metrics, end the threads."""
         self.ends.close()
-
-
-def _check_world(settings: TrainConfig, world: int) -> None:
-    """Refuse numbers of workers that the steps can't be dealt to.
-
-    Raises:
-        ConfigError: it says which numbers can be.
-    """
-    parts = settings.parts
-    if world > parts:
-        raise ConfigError(
-            f"{world} workers can't share the {parts} micro-batches of a step (cluster.num_workers x "
-            f"schedule.accumulate); use at most {parts} workers"
-        )

@@ -9,8 +9,10 @@ from typing import Any, cast
 
 import numpy as np
 
+from evilm.config.train import TrainConfig
 from evilm.data.feed import Feed
 from evilm.data.order import Step, TrainOrder, part_of
+from evilm.errors import ConfigError
 
 
 def parts_of(rank: int, world: int, parts: int) -> range:
@@ -51,3 +53,17 @@ def in_parts(feed: Feed, parts: int, mine: range) -> Feed:
     if len(mine) > 1:
         feed.order = cast(Any, PartsOrder(cast(TrainOrder, feed.order), parts, mine))
     return feed
+
+
+def check_world(settings: TrainConfig, world: int) -> None:
+    """Refuse numbers of workers that the steps can't be dealt to.
+
+    Raises:
+        ConfigError: it says which numbers can be.
+    """
+    parts = settings.parts
+    if world > parts:
+        raise ConfigError(
+            f"{world} workers can't share the {parts} micro-batches of a step (cluster.num_workers x "
+            f"schedule.accumulate); use at most {parts} workers"
+        )

@@ -48,10 +48,11 @@ def test_the_cost_model_gives_each_gpu_of_the_gpu_preset_as_many_clips(capsys: p
     budget([*flags, "--json"])
     trainings = json.loads(capsys.readouterr().out)["trainings"]
     assert {row["clips_per_gpu_step"] for row in trainings} == {64}
-    assert trainings[0]["epoch_s"] > 4 * trainings[1]["epoch_s"]
+    eager = [row["epoch_s"] for row in trainings if not row["is_compiled"]]
+    assert eager[0] > 4 * eager[1]
     budget([*flags, "--set", "job.batch_clips=128", "--json"])
     trainings = json.loads(capsys.readouterr().out)["trainings"]
-    assert [row["clips_per_gpu_step"] for row in trainings] == [128, 16]
+    assert [row["clips_per_gpu_step"] for row in trainings if not row["is_compiled"]] == [128, 16]
     budget(flags)
     assert "64 clips per GPU and step" in capsys.readouterr().out
     cost(["--config", "gpu"])
