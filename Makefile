@@ -9,7 +9,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no
 # it each of Ray's workers compiles torch, pandas and Ray from source, which takes it 5 to 10 seconds.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: setup demo dashboard test test-fast test-long test-faults checks style bench clean
+.PHONY: setup demo dashboard test test-fast test-long test-faults gpu-check checks style bench clean
 
 setup: .venv/.core
 
@@ -60,6 +60,14 @@ test-long: .venv/.test
 RUNS ?= 1
 test-faults: .venv/.test
 	set -e; for run in $$(seq $(RUNS)); do echo "run $$run of $(RUNS)"; $(PYTEST) $(PARALLEL) -m 'faults and not long'; done
+
+# On a machine with a CUDA device: what only a card can show, then its speed. Needs neither Ray, MLflow nor a video
+# decoder, so BIN may name another environment with torch, timm, transformers, pyarrow, simplejpeg and pytest.
+gpu-check: $(if $(filter .venv/bin,$(BIN)),.venv/.test)
+	@$(BIN)/python -c 'import sys, torch; sys.exit(0 if torch.cuda.is_available() else "error: torch sees no CUDA device; make test runs the same tests on the CPU")'
+	$(BIN)/python -m pytest -m gpu -rP tests/gpu
+	mkdir -p runs/benchmarks
+	$(BIN)/python benchmarks/gpu.py --json runs/benchmarks/gpu.json
 
 checks: .venv/.dev
 	$(BIN)/ruff check .

@@ -1,7 +1,7 @@
 """A training step as the workers of pre-training make it, outside Ray: for the benchmarks of steps."""
 
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing
 from dataclasses import replace
 from itertools import islice
@@ -15,14 +15,17 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from evilm.config import presets
 from evilm.config.model import VideoTokenizerConfig
 from evilm.config.runs import Pretrain
+from evilm.data.feed import Feed
 from evilm.model.budget.work import Work, work_of
 from evilm.model.tokenizer import VideoTokenizer
-from evilm.steps.batch import PretrainBatch
+from evilm.steps.batch import Batch, PretrainBatch
 from evilm.text.vocab import Vocab
-from evilm.train.optim import make_optimizer
-from evilm.train.precision import autocast, has_bf16, make_deterministic
+from evilm.train import learner
+from evilm.train.copies import on_device
+from evilm.train.precision import make_deterministic
 from evilm.train.pretrain import PretrainTask
-from evilm.train.update import Updater
+from evilm.train.stop import NUM_FLAGS
+from evilm.train.timing import StepTimer
 
 _GROUPS = 40
 """Row groups stored, more than a feed remembers, so that it goes on reading."""
@@ -72,39 +75,49 @@ class Learner:
 
     def __init__(self, config: Pretrain, rank: int = 0, world: int = 1) -> None:
         """A worker's; with `world` above 1 inside Ray Train, where the process group stands."""
+        config = config.with_precision()
         self.settings, self.task = config, PretrainTask(config)
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = torch.device("cuda" if config.cluster.uses_gpus else "cpu")
         if self.device.type == "cpu":
             torch.set_num_threads(max(1, round(config.cluster.cpus_per_worker)))
             make_deterministic()
         torch.manual_seed(config.schedule.seed)
-        self.objective = self.task.objective().to(self.device)
-        optimizer = make_optimizer(self.objective, config.optim, config.cluster.fused)
-        cast_to = autocast(config.cluster.precision, self.device)
-        self._rank, self._world = rank, world
-        model = self._shared() if world > 1 else self.objective
-        self._updater = Updater(self.objective, model, optimizer, config, world, cast_to, self.device, None)
-        self.feed = self.task.train_feed(rank, world)
+        self.timer = StepTimer(self.device)
+        trained = learner.Learner(self.task.objective(), config, self.device, rank, world)
+        self.objective, self.autocast = trained.objective, trained.autocast
+        self._updater = trained.updater(False, lambda count: [], self.timer)
+        self._parts = range(rank, rank + 1)
+        self.feed = self.open_feed(config, rank, world)
         self._step = self._fed = 0
 
-    def _shared(self) -> torch.nn.Module:
-        from ray.train.torch import prepare_model
-
-        parallel = {"find_unused_parameters": self.objective.sparse, "broadcast_buffers": False}
-        return prepare_model(self.objective, parallel_strategy_kwargs=parallel)
+    def open_feed(self, config: Pretrain, rank: int = 0, world: int = 1) -> Feed:
+        """The feed of a training with these settings, in page-locked memory where the step runs on a GPU."""
+        feed = PretrainTask(config).train_feed(rank, world)
+        if self.device.type == "cuda":
+            feed.finish = Batch.pin_memory
+        return feed
 
     @property
     def precision(self) -> str:
         """What the step computes in."""
-        chosen = self.settings.cluster.precision
-        return ("bf16" if has_bf16(self.device) else "fp32") if chosen == "auto" else chosen
+        return self.settings.cluster.precision
 
     def train(self, batch: PretrainBatch) -> None:
         """One update; returns when it is done."""
-        self._updater.step(self._step, 1_000_000, range(self._rank, self._rank + 1), [batch], [0.0, 0.0, 0.0])
-        self._step += 1
+        self.train_all([batch])
+
+    def train_all(self, batches: Iterable[PretrainBatch]) -> None:
+        """A step for each batch, as a training makes them; returns when all are done."""
+        self.queue(batches)
+        self._updater.settle()
         if self.device.type == "cuda":
             torch.cuda.synchronize()
+
+    def queue(self, batches: Iterable[PretrainBatch]) -> None:
+        """A step for each batch; on a GPU they are only queued, and nothing waits for it."""
+        for batch in on_device(batches, self.device, self.timer):
+            self._updater.step(self._step, 1_000_000, self._parts, [batch], [0.0] * NUM_FLAGS)
+            self._step += 1
 
     def held(self, count: int) -> list[PretrainBatch]:
         """Batches on the device, in memory of their own: the feed uses its buffers again."""
@@ -167,7 +180,7 @@ class Kernels(TorchDispatchMode):
 def count_kernels(learner: Learner, batch: PretrainBatch) -> int:
     """Operations of a forward and a backward pass that compute; the optimizer's are few where they are fused."""
     learner.objective.zero_grad(set_to_none=True)
-    with Kernels() as counted, autocast(learner.settings.cluster.precision, learner.device):
+    with Kernels() as counted, learner.autocast:
         losses = learner.objective(batch)
         torch.stack([loss.total.float() for loss in losses.values()]).sum().backward()
     return counted.count

@@ -91,11 +91,6 @@ def _probe(address: str) -> None:
         ) from None
 
 
-def pretends_gpus() -> bool:
-    """Whether GPUs are a number in Ray's books alone, and models stay on the CPU: on `cluster/local.py`, in tests."""
-    return os.environ.get("EVILM_PRETEND_GPUS") == "1"
-
-
 def num_cpus() -> int:
     """Logical CPUs of the connected cluster as it stands."""
     import ray

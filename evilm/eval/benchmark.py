@@ -75,7 +75,7 @@ def benchmark(config: Benchmark) -> dict[str, Any]:
     blocks = make_blocks(pairs, clips, _BLOCK_CLIPS)
     threads = max(1, int(config.cluster.cpus_per_worker))
     job = ScoreJob(
-        subject.model, blocks, captions, caption_of, subject.objectives, config.seed, threads,
+        subject.model, blocks, captions, caption_of, subject.objectives, config.seed, threads, config.cluster.uses_gpus,
         subject.codes.num_views if subject.codes else 1,
     )  # fmt: skip
     logger.info("scoring %d clips against %d captions", len(clips), len(captions))

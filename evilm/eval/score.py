@@ -18,9 +18,9 @@ from evilm.data.cluster import connect, num_cpus
 from evilm.data.job import our_error
 from evilm.data.order import EVAL_EPOCH
 from evilm.eval.clips import Block
-from evilm.masking import region_mask
+from evilm.masking import region_masks
 from evilm.model.student import Student
-from evilm.steps.seeds import clip_rng
+from evilm.steps.seeds import clip_keys
 from evilm.text.vocab import Vocab
 
 logger = logging.getLogger(__name__)
@@ -42,6 +42,7 @@ class ScoreJob:
     objectives: ObjectivesConfig
     seed: int
     threads: int = 1
+    use_gpu: bool = False
     num_views: int = 1
     """Views that were coded; the first, the whole frame, is scored."""
 
@@ -65,7 +66,7 @@ class Scorer:
         """Load the model and encode each caption once."""
         torch.set_num_threads(job.threads)
         self._job = job
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        device = torch.device("cuda" if job.use_gpu else "cpu")
         self._student = Student.from_pretrained(job.model).to(device)
         vocab = Vocab.load(storage.join(job.model, "vocab"))
         word_ids, lengths = vocab.encode_batch(job.captions, self._student.config.max_words)
@@ -105,8 +106,7 @@ class Scorer:
     ) -> dict[str, np.ndarray]:
         """Codes of regions hidden as in pre-training, given the visible regions and the whole caption."""
         job = self._job
-        masks = [self._mask(clip_id) for clip_id in clip_ids]
-        mask = torch.from_numpy(np.stack(masks)).to(self._device)
+        mask = torch.from_numpy(self._masks(clip_ids)).to(self._device)
         captions = torch.tensor([job.caption_of[place] for place in places], device=self._device)
         _, text, padding = self._encode(captions)
         video = self._student.encode_video(frames.to(self._device), mask)
@@ -116,10 +116,10 @@ class Scorer:
         truth = code_ids[hidden.cpu().numpy()].reshape(len(clip_ids), -1)
         return {"code_ids": truth, "predicted": predicted.cpu().numpy()}
 
-    def _mask(self, clip_id: str) -> np.ndarray:
+    def _masks(self, clip_ids: Sequence[str]) -> np.ndarray:
         config, how = self._student.config, self._job.objectives
-        rng = clip_rng("benchmark", self._job.seed, 0, clip_id)
-        return region_mask(how.mask_shape, config.grid, config.num_frames, how.mask_ratio, rng)
+        keys = clip_keys("benchmark", self._job.seed, 0, clip_ids)
+        return region_masks(how.mask_shape, config.grid, config.num_frames, how.mask_ratio, keys)
 
     def _encode(self, places: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Some captions, cut to the longest of them: their indices, words ready for the decoder, and padding."""

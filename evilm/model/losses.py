@@ -8,11 +8,12 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from evilm.config.model import FocalConfig
-from evilm.masking import IGNORE
 
 
 class LossSum(NamedTuple):
     """A loss added over `num_items` items, of which `correct` were guessed right (-1 where that means nothing).
+
+    `num_items` is known on the host, from shapes; `total` and `correct` stay on the device.
 
     The mean over all workers is sum of totals / sum of items; a mean of the workers' means would weigh items
     differently by where they are.
@@ -46,9 +47,8 @@ def mvm_loss(logits: Float[Tensor, "region num_codes"], code_ids: Int64[Tensor, 
 
 
 def mlm_loss(logits: Float[Tensor, "word vocab"], targets: Int64[Tensor, "word"]) -> LossSum:
-    """Masked language modelling: -log p(word) where the target is a word; IGNORE marks the others. Paper: Sec. 3.2."""
-    asked = targets != IGNORE
-    return classification(logits[asked], targets[asked])
+    """Masked language modelling: -log p(word) over the masked words, which alone are passed in. Paper: Sec. 3.2."""
+    return classification(logits, targets)
 
 
 def vtm_loss(logits: Float[Tensor, "pair 2"], matched: Bool[Tensor, "pair"]) -> LossSum:

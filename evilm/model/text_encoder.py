@@ -1,6 +1,5 @@
 """The small BERT that encodes captions, Sec. 3.1."""
 
-import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
@@ -39,4 +38,9 @@ class TextEncoder(nn.Module):
         self, word_ids: Int64[Tensor, "clip word"], padding: Bool[Tensor, "clip word"]
     ) -> Float[Tensor, "clip word text_dim"]:
         """One vector per word; `padding` True marks the fill behind a caption."""
-        return self.bert(input_ids=word_ids, attention_mask=(~padding).to(torch.int64)).last_hidden_state
+        visible = ~padding
+        if self.bert.config._attn_implementation == "sdpa":
+            # A finished mask is taken as it is; given one row per caption, transformers would ask the device whether
+            # there is any padding, and wait for the answer.
+            visible = visible[:, None, None, :].expand(-1, 1, padding.shape[1], -1)
+        return self.bert(input_ids=word_ids, attention_mask=visible).last_hidden_state

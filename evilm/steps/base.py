@@ -30,10 +30,6 @@ class Objective(nn.Module):
 
     weights: dict[str, float]
     """Weight of each loss that `forward` returns."""
-    sparse: bool = False
-    """Whether some parameters get no gradient, which DDP has to know."""
-    together: bool = False
-    """Whether `forward` talks to the other workers, who then have to call it equally often."""
 
     def forward(self, batch: Any) -> dict[str, LossSum]:
         """Losses of a batch by name."""
@@ -52,7 +48,10 @@ class Objective(nn.Module):
         """
 
     def after_step(self, step: int, seed: int) -> None:
-        """Upkeep after update number `step`, the same on every worker."""
+        """Upkeep after step number `step`, the same on every worker, also after a step without update.
+
+        It must not wait for the device: whether the step made an update is known one step later.
+        """
 
     def collect_counts(self) -> None:
         """Bring what each worker has counted by itself to rank 0, whose state is saved; every worker calls it."""

@@ -23,7 +23,8 @@ def jitter_colours(
 
 def _jitter(frames: Tensor, factors: Tensor) -> Tensor:
     pixels = frames.float()
-    grey = (pixels * pixels.new_tensor(_GREY)).sum(-1, keepdim=True)
+    weights = torch.cat([pixels.new_full((1,), weight) for weight in _GREY])  # a list would be copied from the host
+    grey = (pixels * weights).sum(-1, keepdim=True)
     brightness, contrast, saturation = factors.view(-1, 3, 1, 1, 1, 1).unbind(1)
     mean = grey.mean(dim=(1, 2, 3, 4), keepdim=True)
     mixed = contrast * (saturation * pixels + (1 - saturation) * grey) + (1 - contrast) * mean

@@ -1,7 +1,7 @@
-"""What learns: the model with its optimizer and the running mean of its weights, the same on every worker."""
+"""Hold what learns: the model with its optimizer and the moving average of its weights, the same on every worker."""
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +11,9 @@ from evilm.config.train import TrainConfig
 from evilm.steps.base import Objective
 from evilm.train.checkpoint import Snapshot, load_checkpoint, take_snapshot
 from evilm.train.keeper import find_intact, load_named
-from evilm.train.optim import Mean, make_optimizer
+from evilm.train.optim import EMA, make_optimizer
 from evilm.train.precision import autocast
+from evilm.train.timing import StepTimer
 from evilm.train.update import Updater
 
 logger = logging.getLogger(__name__)
@@ -34,17 +35,22 @@ class Learner:
             world: number of workers.
         """
         self.settings, self._device, self._rank, self._world = settings, device, rank, world
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
         self.objective = objective.to(device)
         if settings.cluster.channels_last:
             self.objective.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         decay = settings.optim.ema_decay
-        self._mean = Mean(self.objective, decay) if decay else None
-        self._optimizer = make_optimizer(self.objective, settings.optim, settings.cluster.fused)
+        self._ema = EMA(self.objective, decay) if decay else None
+        fused = settings.cluster.fused or device.type == "cuda"  # whose kernel decides on the device about NaN
+        self._optimizer = make_optimizer(self.objective, settings.optim, fused)
+        self.autocast = autocast(settings.cluster.precision, device)
+        """Context of forward passes, in training and evaluation."""
 
     @property
     def finished(self) -> Objective:
         """What is evaluated and published: the mean of the weights where one is kept."""
-        return self._mean.module if self._mean else self.objective  # type: ignore[return-value]
+        return self._ema.module if self._ema else self.objective  # type: ignore[return-value]
 
     def restore(self, out: str) -> tuple[str, dict[str, Any]]:
         """Load the newest intact checkpoint, the same on all workers.
@@ -61,19 +67,17 @@ class Learner:
         return name, found[1] if found else load_named(out, name, self._load)
 
     def _load(self, folder: Path) -> dict[str, Any]:
-        averaged = self._mean.averaged if self._mean else None
+        averaged = self._ema.averaged if self._ema else None
         return load_checkpoint(folder, self.objective, self._optimizer, averaged)
 
-    def updater(self, fresh: bool, some_batches: Callable[[int], Iterable[Any]]) -> Updater:
-        """The model ready to be trained.
+    def updater(self, fresh: bool, some_batches: Callable[[int], Iterable[Any]], timer: StepTimer) -> Updater:
+        """Make the model ready to be trained.
 
         Args:
             fresh: no checkpoint was restored.
-            some_batches: the first so many batches of training, for a start that depends on data.
+            some_batches: gives the first n batches of training, for a start that depends on data.
+            timer: is told of the phases of each step.
         """
-        from ray.train.torch import prepare_model
-
-        cluster = self.settings.cluster
         if fresh:
             self.objective.prepare(some_batches, self.settings.schedule.seed)
         if self._world > 1:  # a start that looked at data looked at each worker's own slice; rank 0's counts
@@ -81,18 +85,31 @@ class Learner:
                 torch.distributed.broadcast(tensor, src=0)
             if self._rank != 0:
                 self.objective.drop_counts()
-        if fresh and self._mean:
-            self._mean.averaged.module.load_state_dict(self.objective.state_dict())
-        if cluster.compile:
-            self.objective.compile(dynamic=True)
-        # Buffers count what this worker saw (code usage); broadcasting rank 0's before each step would lose that.
-        parallel = {"find_unused_parameters": self.objective.sparse, "broadcast_buffers": False}
-        model = prepare_model(self.objective, move_to_device=False, parallel_strategy_kwargs=parallel)
-        cast = autocast(cluster.precision, self._device)
+        if fresh and self._ema:
+            self._ema.averaged.module.load_state_dict(self.objective.state_dict())
+        if self.settings.cluster.compile:
+            self.objective.compile(dynamic=True, fullgraph=True)
         return Updater(
-            self.objective, model, self._optimizer, self.settings, self._world, cast, self._device, self._mean
+            objective=self.objective,
+            model=self._shared() if self._world > 1 else self.objective,
+            optimizer=self._optimizer,
+            settings=self.settings,
+            world=self._world,
+            autocast=self.autocast,
+            device=self._device,
+            ema=self._ema,
+            timer=timer,
         )
 
-    def snapshot(self, state: dict[str, Any]) -> Snapshot:
-        """A copy in main memory, for a checkpoint."""
-        return take_snapshot(self.objective, self._optimizer, state, self._mean.averaged if self._mean else None)
+    def _shared(self) -> torch.nn.Module:
+        """Wrap the model so that its gradients are averaged over workers."""
+        devices = [self._device] if self._device.type == "cuda" else None
+        # Buffers count what this worker saw (code usage); broadcasting rank 0's before each step would lose that.
+        return torch.nn.parallel.DistributedDataParallel(
+            self.objective, device_ids=devices, gradient_as_bucket_view=True, broadcast_buffers=False
+        )
+
+    def snapshot(self, state: dict[str, Any], files: Mapping[str, bytes]) -> Snapshot:
+        """A copy in main memory, for a checkpoint with these files beside the weights."""
+        ema = self._ema.averaged if self._ema else None
+        return take_snapshot(self.objective, self._optimizer, state, ema, files)

@@ -15,12 +15,21 @@ logger = logging.getLogger(__name__)
 
 
 @torch.no_grad()
-def evaluate(objective: Objective, feed: Feed, device: torch.device, world: int) -> dict[str, float]:
-    """Scores of a split, summed over workers; the model is back in train mode afterwards."""
+def evaluate(objective: Objective, feed: Feed, device: torch.device, world: int, autocast: Any) -> dict[str, float]:
+    """Score a split, summed over workers; the model is back in train mode afterwards.
+
+    Args:
+        objective: with the model that is scored.
+        feed: this worker's batches; it may have none.
+        device: where the model is.
+        world: number of workers, which all call this at the same step.
+        autocast: context of the forward passes, that of training.
+    """
     objective.eval()
     scores = objective.scores()
-    for batch in feed.batches(0, feed.order.num_steps):
-        scores.add(batch, device)
+    with autocast:
+        for batch in feed.batches(0, feed.order.num_steps):
+            scores.add(batch, device)
     objective.train()
     return scores.result(gather(scores.state(), world))
 

@@ -13,24 +13,28 @@ from typing import Any, cast
 import torch
 
 from evilm.config.train import TrainConfig
-from evilm.data.cluster import pretends_gpus
 from evilm.data.feed import Feed
 from evilm.data.order import TrainOrder
 from evilm.errors import ConfigError, EvilmError
-from evilm.steps.base import Objective
 from evilm.steps.batch import Batch
 from evilm.train import attempts, stop
 from evilm.train.audit import Audit, write_plan
+from evilm.train.best import note_best
+from evilm.train.cadence import Cadence
+from evilm.train.checkpoint import files_beside
 from evilm.train.console import log_to_console
-from evilm.train.keeper import Keeper, checkpoint_name
+from evilm.train.copies import on_device
+from evilm.train.keeper import Keeper
 from evilm.train.learner import Learner
-from evilm.train.look import better, evaluate
+from evilm.train.look import evaluate
 from evilm.train.parts import in_parts, parts_of
 from evilm.train.precision import make_deterministic
+from evilm.train.profiling import StepProfiler
 from evilm.train.progress import Progress, metrics_line
 from evilm.train.recorder import Recorder
 from evilm.train.task import Task, WorkerSpec
-from evilm.train.update import NonFiniteError
+from evilm.train.timing import StepTimer, matmul_peak
+from evilm.train.update import NonFiniteError, Outcome
 
 logger = logging.getLogger(__name__)
 
@@ -78,21 +82,30 @@ class Run:
         self.task, self.spec, self.rank, self.world = task, spec, rank, world
         self.settings = task.settings
         schedule, cluster = self.settings.schedule, self.settings.cluster
-        self.device = torch.device("cpu") if pretends_gpus() else ray.train.torch.get_device()
+        self.device = ray.train.torch.get_device() if cluster.uses_gpus else torch.device("cpu")
         if self.device.type == "cpu":
             torch.set_num_threads(max(1, round(cluster.cpus_per_worker)))
             make_deterministic()
         torch.manual_seed(schedule.seed)
-        self.learner = Learner(task.objective(), self.settings, self.device, rank, world)
+        _check_world(self.settings, world)
+        objective = task.objective()
+        # Forward and backward, two FLOPs a multiply-accumulate; the backward pass costs twice the forward one.
+        self.flops_per_clip = 6 * task.forward_macs(objective) if rank == 0 else 0.0
+        self.learner = Learner(objective, self.settings, self.device, rank, world)
+        self.peak = 0.0
+        if rank == 0:
+            dtype = torch.bfloat16 if cluster.precision == "bf16" else torch.float32
+            self.peak = matmul_peak(self.device, dtype)
+        self.timer = StepTimer(self.device)
         self.parts = parts_of(rank, world, self.settings.parts)
-        _check_world(self.settings, self.learner.objective, world)
         feed = self._pinned(task.train_feed(self.parts.start, self.settings.parts))
         self.order = cast(TrainOrder, feed.order)
         self.steps_per_epoch = self.order.num_steps
         self.feed = in_parts(feed, self.settings.parts, self.parts)
         self.schedule_steps = self.steps_per_epoch * schedule.epochs
         self.num_steps = min(self.schedule_steps, schedule.max_steps or self.schedule_steps)
-        self.state: dict[str, Any] = {"step": 0, "train": {}, "val": {}, "best": {}, "skipped": 0, "log": {}}
+        self.state: dict[str, Any] = {"step": 0, "skipped": 0, "train": {}, "val": {}, "best": {}, "log": {}}
+        self.state |= {"ended": -1}  # the step that was logged, evaluated and kept as the last one
         self.saved = -1
         self.ends = ExitStack()  # what was opened last is closed first
         self.recorder = Recorder(spec.out, spec.tracked) if rank == 0 else None
@@ -108,38 +121,66 @@ class Run:
     def train(self) -> dict[str, Any]:
         """All steps that are left, then the export of the model."""
         restored = self._restore()
-        start, schedule = int(self.state["step"]), self.settings.schedule
+        start = self.logged = int(self.state["step"])
+        self.num_steps = max(self.num_steps, start)  # restored behind a lowered schedule.max_steps: nothing is left
         self._begin(restored)
-        updater = self.learner.updater(fresh=not restored, some_batches=self._some_batches)
+        self.due = Cadence(self.settings.schedule, self.steps_per_epoch, self.num_steps)
+        updater = self.learner.updater(not restored, self._some_batches, self.timer)
         progress = self.progress = Progress(self.num_steps, self.order.mean_clips, start, self.state["log"])
         count = len(self.parts)
-        stream = self.feed.batches(start * count, self.num_steps * count)
+        fed = self.feed.batches(start * count, self.num_steps * count)
+        stream = on_device(fed, self.device, self.timer)
+        profiler = StepProfiler(self.spec.out, self.settings.profiled if self.rank == 0 else range(0), self.device)
         for step in range(start, self.num_steps):
             batches = list(islice(stream, count))
-            outcome = updater.step(step, self.schedule_steps, self.parts, batches, self._flags())
+            profiler.before(step)
+            outcomes = updater.step(step, self.schedule_steps, self.parts, batches, self._flags())
             self.audit.note(step, self.parts, batches)
-            progress.add(outcome.metrics, bool(outcome.skipped))
             self.state["step"] = done = step + 1
-            if outcome.skipped:
-                self._note_skipped(outcome.skipped)
-            if done % schedule.log_every_steps == 0 or done == self.num_steps:
-                self._log(progress.flush(done, self.feed), done)
+            profiler.after(step)
+            is_asked = any(flag > 0 for outcome in outcomes for flag in outcome.flags)
+            if is_asked or self.due.numbers(done):
+                outcomes += updater.settle()
+            stop_run, worker_ends, look, near = self._take(outcomes)
+            if self.due.log(done):
+                self._log(progress.flush(done, self.feed, keep=not self.due.log_in_any_run(done)), done)
             is_best = self._look(done)
             if self.panels and self.panels.due(done, self.num_steps):
                 self.panels.draw(self.learner.finished, done)
-            stop_run, worker_ends, look, near = (flag > 0 for flag in outcome.flags)
             urgent = self._urgent(stop_run, worker_ends, look, near)
-            if urgent or is_best or done % schedule.checkpoint_every_steps == 0 or done == self.num_steps:
+            self.state["ended"] = done if done == self.num_steps else -1
+            if urgent or is_best or self.due.checkpoint(done):
                 self._save(wait=urgent or done == self.num_steps)
             if worker_ends and not stop_run:
                 raise stop.WorkerLeaves()
             if stop_run and done < self.num_steps:
                 return {"interrupted": done}
+        self._end_restored()
         if self.rank == 0:
             self.task.export(self.learner.finished)
-        best = {"best": self.state["best"]} if self.state["best"] else {}
+        more = {name: self.state[name] for name in ("best", "eval_clips") if self.state.get(name)}
         skipped = {"skipped_steps": self.state["skipped"]} if self.state["skipped"] else {}
-        return {"steps": self.num_steps, "train": self.state["train"], "val": self.state["val"]} | best | skipped
+        return {"steps": self.num_steps, "train": self.state["train"], "val": self.state["val"]} | more | skipped
+
+    def _end_restored(self) -> None:
+        """Log, evaluate and keep a restored step that has become the last one, as the loop does with the last step."""
+        done = int(self.state["step"])
+        if self.state["ended"] == done:
+            return
+        if self.progress.state["count"]:
+            self._log(self.progress.flush(done, self.feed, keep=True), done)
+        self._look(done)
+        self.state["ended"], self.saved = done, -1
+        self._save(wait=True)
+
+    def _take(self, outcomes: list[Outcome]) -> list[bool]:
+        """Note the numbers of steps, and return which flags any of them raised."""
+        for outcome in outcomes:
+            self.progress.add(outcome.metrics, bool(outcome.skipped))
+            if outcome.skipped:
+                self._note_skipped(outcome.skipped)
+        flags = [outcome.flags for outcome in outcomes] or [[0.0] * stop.NUM_FLAGS]
+        return [any(flag > 0 for flag in column) for column in zip(*flags, strict=True)]
 
     def _flags(self) -> list[float]:
         return self.watch.flags(self.keeper.took_s)
@@ -156,28 +197,31 @@ class Run:
 
     def _look(self, done: int) -> bool:
         """Evaluate on the val split at the end of an epoch; whether it is the best so far and worth keeping."""
-        every = max(1, round(self.settings.schedule.eval_every_epochs * self.steps_per_epoch))
-        if done % every and done != self.num_steps:
+        if not self.due.evaluation(done):
             return False
         feed = self.task.eval_feed(self.rank, self.world)
         if feed is None:
             return False
-        metrics = evaluate(self.learner.finished, self._pinned(feed), self.device, self.world)
-        self.state["val"] = metrics
+        autocast = self.learner.autocast
+        metrics = evaluate(self.learner.finished, self._pinned(feed), self.device, self.world, autocast)
+        self.state |= {"val": metrics, "eval_clips": self.settings.schedule.eval_clips}
         if self.recorder:
             shown = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
             logger.info("epoch %d/%d val: %s", -(-done // self.steps_per_epoch), self.settings.schedule.epochs, shown)
             self.recorder.log({f"val/{name}": value for name, value in metrics.items()}, done)
-        wanted = self.settings.schedule.keep_best
-        value = better(metrics, wanted, self.state["best"])
-        if value is not None:
-            name = checkpoint_name(done, self.attempt)
-            self.state["best"] = {"checkpoint": name, "metric": wanted, "value": value, "step": done}
-        return value is not None
+        best = note_best(self.state["best"], metrics, self.settings.schedule, done, self.attempt)
+        if best:
+            self.state["best"] = best
+        return bool(best)
 
     def _log(self, metrics: dict[str, float], done: int) -> None:
         self.state["train"] = {k: v for k, v in metrics.items() if not k.startswith("time/")}
+        steps, phases = max(1, done - self.logged), self.timer.read()
+        self.logged = done
         if self.recorder:
+            metrics |= {f"time/step_{phase}_s": seconds / steps for phase, seconds in phases.items()}
+            speed = metrics["time/clips_per_s"] / self.world
+            metrics["time/mfu"] = self.flops_per_clip * speed / self.peak
             self.recorder.log({k if "/" in k else f"train/{k}": v for k, v in metrics.items()}, done)
             if self.progress.is_line_due() or done == self.num_steps:
                 logger.info("%s", metrics_line(metrics, done, self.num_steps, self.steps_per_epoch))
@@ -204,7 +248,7 @@ class Run:
             self.state["log"] = self.progress.state
             before = self.recorder.store if self.recorder else lambda: None
             best = self.state["best"].get("checkpoint", "")
-            self.keeper.save(self.saved, lambda: self.learner.snapshot(self.state), best, before)
+            self.keeper.save(self.saved, lambda: self.learner.snapshot(self.state, self.files), best, before)
         if wait:
             self.keeper.finish()
             ray.train.collective.barrier()
@@ -231,6 +275,7 @@ class Run:
         self.attempt = int(broadcast_from_rank_zero(number))
         self.audit = Audit(out, schedule.audit, self.attempt, self.rank)
         self.keeper = Keeper(out, self.attempt, schedule.keep_checkpoints, self.rank, restored)
+        self.files = files_beside(lambda folder: self.task.describe(folder, self.learner.objective))
         self.ends.callback(self.keeper.close)
         if self.recorder:
             self.recorder.log({"time/attempt": number, "time/workers": self.world}, self.state["step"])
@@ -250,16 +295,15 @@ class Run:
         self.ends.close()
 
 
-def _check_world(settings: TrainConfig, objective: Objective, world: int) -> None:
+def _check_world(settings: TrainConfig, world: int) -> None:
     """Refuse numbers of workers that the steps can't be dealt to.
 
     Raises:
         ConfigError: it says which numbers can be.
     """
     parts = settings.parts
-    if world > parts or (objective.together and parts % world):
-        possible = [n for n in range(1, parts + 1) if not objective.together or parts % n == 0]
+    if world > parts:
         raise ConfigError(
-            f"{world} workers can't share the {parts} parts of a step (cluster.num_workers x schedule.accumulate); "
-            f"possible: {', '.join(map(str, possible))} workers"
+            f"{world} workers can't share the {parts} micro-batches of a step (cluster.num_workers x "
+            f"schedule.accumulate); use at most {parts} workers"
         )

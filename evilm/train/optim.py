@@ -1,11 +1,11 @@
-"""The optimizer, its learning rate, and the running mean of the weights."""
+"""The optimizer, its learning rate, and the exponential moving average of the weights."""
 
 import math
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 
 from evilm.config.train import OptimConfig
 
@@ -30,17 +30,30 @@ def learning_rate(settings: OptimConfig, step: int, num_steps: int) -> float:
     return settings.lr * (low + (1 - low) * 0.5 * (1 + math.cos(math.pi * min(1.0, share))))
 
 
-class Mean:
-    """A running mean of a module's weights; its buffers are those of the module."""
+class EMA:
+    """An exponential moving average of a module's weights; its buffers are those of the module."""
 
     def __init__(self, module: nn.Module, decay: float) -> None:
-        self.averaged = AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(decay))
+        self.averaged = AveragedModel(module)
+        self._decay = decay
 
     @property
     def module(self) -> nn.Module:
-        """The module with mean weights."""
+        """The module with averaged weights."""
         return cast(nn.Module, self.averaged.module)
 
+    @torch.no_grad()
     def update(self, module: nn.Module) -> None:
-        """Take in the weights after an update."""
-        self.averaged.update_parameters(module)
+        """Take in the weights after a step: m <- decay m + (1 - decay) w, and w itself at the first.
+
+        As `AveragedModel.update_parameters` does, which copies its counter to the device in each step and waits.
+        """
+        ours: Any = list(self.module.parameters())
+        theirs: Any = list(module.parameters())
+        if int(self.averaged.n_averaged) == 0:  # a tensor on the CPU, wherever the weights are
+            torch._foreach_copy_(ours, theirs)  # pyright: ignore[reportPrivateImportUsage]
+        else:
+            torch._foreach_lerp_(ours, theirs, 1 - self._decay)  # pyright: ignore[reportPrivateImportUsage]
+        for kept, buffer in zip(self.module.buffers(), module.buffers(), strict=True):
+            kept.copy_(buffer)
+        self.averaged.n_averaged += 1

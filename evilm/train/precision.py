@@ -4,6 +4,8 @@ from typing import Any
 
 import torch
 
+from evilm.errors import ConfigError
+
 
 def has_bf16(device: torch.device) -> bool:
     """Whether bf16 is fast there: GPUs from Ampere on, CPUs with AVX512-BF16 or AMX. On other CPUs it is 10x slower."""
@@ -14,9 +16,21 @@ def has_bf16(device: torch.device) -> bool:
 
 
 def autocast(precision: str, device: torch.device) -> Any:
-    """The autocast context of a training: `precision` is auto, fp32 or bf16."""
-    on = precision == "bf16" or (precision == "auto" and has_bf16(device))
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=on)
+    """Return the autocast context of a training.
+
+    Args:
+        precision: fp32 or bf16, as `TrainConfig.with_precision` leaves it.
+        device: where it computes.
+
+    Raises:
+        ConfigError: bf16 on a GPU without units for it.
+    """
+    if precision == "bf16" and device.type == "cuda" and not has_bf16(device):
+        raise ConfigError(
+            f"cluster.precision = bf16: {torch.cuda.get_device_name(device)} has no bf16 units; use fp32, or GPUs from "
+            "Ampere on"
+        )
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
 
 
 def make_deterministic() -> None:

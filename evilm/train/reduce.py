@@ -1,4 +1,7 @@
-"""Sums over workers and parts, so that a loss does not depend on how many workers share a step."""
+"""Sums over workers and micro-batches, so that a loss does not depend on how many workers share a step.
+
+All of it is on the device: nothing here waits for the host, or lets the host wait.
+"""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -8,49 +11,60 @@ import torch.distributed as dist
 
 from evilm.model.losses import LossSum
 
-_TOTAL, _COUNT, _CORRECT = range(3)
+TOTAL, COUNT, CORRECT = range(3)
+"""Columns of the statistics of losses."""
+
+
+def to_device(values: Sequence[float], device: torch.device) -> torch.Tensor:
+    """Copy numbers to `device`, float32, without waiting: a plain copy to a GPU ends when all its work is done."""
+    numbers = torch.tensor(values, dtype=torch.float32)
+    return numbers.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else numbers
 
 
 def loss_stats(losses: Mapping[str, LossSum]) -> torch.Tensor:
-    """Sum, count and hits of each loss on this worker, (loss, 3); adds up over parts and workers."""
-    return torch.stack([torch.stack([_scalar(x) for x in losses[n][:3]]) for n in losses]).detach()
+    """Sum, count and hits of each loss on this worker, (loss, 3); adds up over micro-batches and workers.
+
+    The hits of a loss without an accuracy are -1, and stay negative when summed.
+    """
+    totals = torch.stack([loss.total.detach().float() for loss in losses.values()])
+    correct = torch.stack([loss.correct.detach().float() for loss in losses.values()])
+    counts = to_device([loss.num_items for loss in losses.values()], totals.device)
+    return torch.stack([totals, counts, correct], dim=1)
 
 
-def sum_over_workers(stats: torch.Tensor, flags: Sequence[float], world: int) -> tuple[torch.Tensor, list[float]]:
-    """Stats of all workers together, and flags added up on the same journey."""
+def sum_over_workers(stats: torch.Tensor, flags: torch.Tensor, world: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Stats and flags of all workers added up, in one message."""
     if world == 1:
-        return stats, list(flags)
-    joined = torch.cat([stats.flatten(), stats.new_tensor(flags)])
+        return stats, flags
+    joined = torch.cat([stats.flatten(), flags])
     dist.all_reduce(joined)
-    return joined[: stats.numel()].view_as(stats), joined[stats.numel() :].tolist()
+    return joined[: stats.numel()].view_as(stats), joined[stats.numel() :]
 
 
 def weighted_loss(
-    losses: Mapping[str, LossSum], counts: torch.Tensor, weights: Mapping[str, float], world: int
+    losses: Mapping[str, LossSum], counts: torch.Tensor, weights: torch.Tensor, world: int
 ) -> torch.Tensor:
     """The loss to differentiate: each sum of these items over the count of the whole step's.
 
     DDP averages gradients over workers, hence the factor `world`.
     """
-    weight = counts.new_tensor([weights[name] for name in losses])
-    total = torch.stack([losses[name].total for name in losses])
-    return (total.float() * weight * world / counts.clamp(min=1)).sum()
+    total = torch.stack([loss.total for loss in losses.values()])
+    return (total.float() * weights * world / counts.clamp(min=1)).sum()
 
 
-def step_metrics(stats: torch.Tensor, weights: Mapping[str, float], names: Sequence[str]) -> dict[str, float]:
-    """Global means for the log: `loss`, `{name}_loss`, and `{name}_accuracy` where there is one."""
-    means = stats[:, _TOTAL] / stats[:, _COUNT].clamp(min=1)
-    weight = stats.new_tensor([weights[name] for name in names])
+def weighted_mean(stats: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """The loss of a step, Eq. 8: the mean of each loss times its weight."""
+    return (stats[:, TOTAL] / stats[:, COUNT].clamp(min=1) * weights).sum()
+
+
+def step_metrics(stats: torch.Tensor, names: Sequence[str]) -> dict[str, float]:
+    """Global means for the log, of stats on the CPU: `{name}_loss`, and `{name}_accuracy` where there is one."""
+    means = stats[:, TOTAL] / stats[:, COUNT].clamp(min=1)
     metrics = {f"{name}_loss": float(mean) for name, mean in zip(names, means, strict=True)}
     for name, (_, count, correct) in zip(names, stats.tolist(), strict=True):
         if correct >= 0:
             metrics[f"{name}_accuracy"] = correct / max(1.0, count)
-    return {"loss": float((means * weight).sum())} | metrics
-
-
-def _scalar(value: Any) -> torch.Tensor:
-    """A 0-d float tensor; an accuracy that a loss does not have is -1 and stays negative when summed."""
-    return torch.as_tensor(-1.0 if value is None else value).detach().float()
+    return metrics
 
 
 def gather(state: Any, world: int) -> list[Any]:

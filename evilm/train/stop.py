@@ -6,6 +6,7 @@ all workers stop at the same one.
 """
 
 import logging
+import math
 import signal
 import threading
 import time
@@ -13,7 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 from evilm import storage
-from evilm.data.cluster import pretends_gpus
+from evilm.config.train import ClusterConfig, simulates_gpus
 from evilm.errors import ClusterError
 
 logger = logging.getLogger(__name__)
@@ -42,7 +43,7 @@ def _listen() -> None:
     signal.signal(signal.SIGTERM, lambda *_: _terminated.set())
 
 
-def torch_config() -> Any:
+def torch_config(cluster: ClusterConfig) -> Any:
     """Ray's set-up of torch, and SIGTERM understood as a request by each worker."""
     from ray.train.torch import TorchConfig
 
@@ -58,7 +59,8 @@ def torch_config() -> Any:
         def backend_cls(self) -> Any:
             return Backend
 
-    return Config(backend="gloo" if pretends_gpus() else None)
+    backend = "gloo" if simulates_gpus() else None  # None: NCCL with GPUs, gloo without
+    return Config(backend=backend, timeout_s=math.ceil(cluster.collective_timeout_s))
 
 
 class WorkerLeaves(ClusterError):
@@ -66,6 +68,9 @@ class WorkerLeaves(ClusterError):
 
     def __init__(self) -> None:
         super().__init__("a worker was told to end (SIGTERM); a checkpoint was kept, and the run goes on from it")
+
+
+NUM_FLAGS = 4
 
 
 class Watch:

@@ -25,6 +25,14 @@ class Task(Protocol):
         """Batches of the val split for one worker; None where there is none."""
         ...
 
+    def forward_macs(self, objective: Objective) -> float:
+        """Count the multiply-accumulates of a forward pass in training, per clip; called with a model on the CPU."""
+        ...
+
+    def describe(self, folder: str, objective: Objective) -> None:
+        """Write what a published model has beside its weights: settings, vocabulary, preprocessing."""
+        ...
+
     def export(self, objective: Objective) -> None:
         """Write the finished model to its place."""
         ...

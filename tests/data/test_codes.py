@@ -23,7 +23,7 @@ from evilm.data.coder import Coder
 from evilm.data.codes import plan_work, precompute_codes
 from evilm.data.feed import Feed
 from evilm.data.order import TrainOrder
-from evilm.errors import CheckpointError, ConfigError, ShardError
+from evilm.errors import CheckpointError, CollapseError, ConfigError, ShardError
 from evilm.model.tokenizer import VideoTokenizer
 from evilm.shards import CodesManifest, FrameManifest, ShardPair, decode_frames, find_codes, pair, read_group
 from evilm.video.views import View, replay
@@ -83,8 +83,11 @@ def test_codes_are_the_tokenizers(unbroken: Path, frames: str, tokenizer: str) -
     assert codes.code_usage["train"] == pytest.approx((counts["train"] > 0).mean(), abs=1e-5)
 
 
-def test_same_bytes_with_other_workers_and_batches(unbroken: Path, frames: str, tokenizer: str, tmp_path: Path) -> None:
-    summary = precompute_codes(door(frames, tokenizer, tmp_path / "codes", batch_clips=64))
+def test_same_bytes_with_other_workers_batches_and_decoding_threads(
+    unbroken: Path, frames: str, tokenizer: str, tmp_path: Path
+) -> None:
+    threads = {"cluster.cpus_per_worker": 3.0}
+    summary = precompute_codes(door(frames, tokenizer, tmp_path / "codes", batch_clips=64, **threads))
     assert files_of(Path(summary["codes"])) == files_of(unbroken)
     assert json.loads((tmp_path / "codes" / "summary.json").read_text()) == summary
 
@@ -190,6 +193,34 @@ def test_an_audit_codes_random_clips_again(
     require_agreement(found, 1.0, views)
     with pytest.raises(ShardError, match=r"7 clips got the stored code in only .*audit_agreement = 0.99"):
         require_agreement(wrong, 0.99, views)
+
+
+def test_collapsed_codes_are_refused_and_accepted_by_a_lower_min_usage(
+    frames: str, tokenizer: str, tmp_path: Path
+) -> None:
+    model = VideoTokenizer.from_pretrained(tokenizer)
+    model.quantizer.codebook.data[2:] = -model.quantizer.codebook.data[:1]  # of 32 codes, 2 or 3 are left
+    collapsed = tmp_path / "collapsed"
+    model.save_pretrained(str(collapsed))
+    message = (
+        r"codes/\w+, split train: the tokenizer has collapsed, it uses [23] of its 32 codes for 1,024 regions; 4 or "
+        r"more are accepted \(arch.codebook.min_usage = 0.01\). Train it again, with --overwrite "
+        r"--arch.codebook.init kmeans"
+    )
+    for _ in range(2):  # again without coding again
+        with pytest.raises(CollapseError, match=message):
+            precompute_codes(door(frames, str(collapsed), tmp_path / "codes"))
+    config = json.loads((collapsed / "config.json").read_text())
+    config["codebook"]["min_usage"] = 0
+    (collapsed / "config.json").write_text(json.dumps(config))
+    assert precompute_codes(door(frames, str(collapsed), tmp_path / "codes"))["reused"]
+    # known to have collapsed by its training: refused before anything is coded
+    config["codebook"]["min_usage"] = 0.5
+    (collapsed / "config.json").write_text(json.dumps(config))
+    (collapsed / "summary.json").write_text(json.dumps({"val": {"code_usage": 0.125, "num_regions": 9000.0}}))
+    with pytest.raises(CollapseError, match=r"collapsed, split val: .* 4 of its 32 codes .* 16 or more are accepted"):
+        precompute_codes(door(frames, str(collapsed), tmp_path / "never"))
+    assert not (tmp_path / "never").exists()
 
 
 def test_damaged_frames_are_refused(frames: str, tokenizer: str, tmp_path: Path) -> None:

@@ -105,5 +105,5 @@ def test_every_tensor_of_a_batch_is_pinned(rows: Rows, monkeypatch: pytest.Monke
     pinned = batch.pin_memory()
     assert pinned.clip_ids == batch.clip_ids
     tensors = [value for value in vars(batch).values() if isinstance(value, torch.Tensor)]
-    assert len(asked) == len(tensors) == 10
+    assert len(asked) == len(tensors) == 12
     assert all(a is b for a, b in zip(asked, tensors, strict=True))

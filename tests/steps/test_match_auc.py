@@ -43,8 +43,9 @@ def test_it_is_won_comparisons_of_full_clips_and_captions() -> None:
     masks = torch.zeros(2, CLIPS, 2, 2, 2, dtype=torch.bool)
     masks[1, :, :, 0] = True
     with torch.no_grad():
-        won, compared = match_wins(student, _batch(words, nothing, masks[0]), CLIPS)
-        assert match_wins(student, _batch(words, some, masks[1]), CLIPS) == (won, compared), "hiding changes nothing"
+        won, compared = match_wins(student, _batch(words, nothing, masks[0]), CLIPS).tolist()
+        hidden = match_wins(student, _batch(words, some, masks[1]), CLIPS).tolist()
+        assert hidden == [won, compared], "hiding changes nothing"
         video = student.encode_video(_batch(words, nothing, masks[0]).frames)
         text, padding = student.encode_text(words, torch.zeros(CLIPS, 6, dtype=torch.bool)), nothing
         match = torch.empty(CLIPS, CLIPS)
@@ -66,9 +67,9 @@ def test_it_is_won_comparisons_of_full_clips_and_captions() -> None:
 
 def test_pools_are_compared_within_and_the_score_is_left_out_without_them() -> None:
     words = torch.arange(5, 5 + CLIPS * 6).view(CLIPS, 6)
-    batch = _batch(words, torch.zeros(CLIPS, 6, dtype=torch.bool), torch.zeros(CLIPS, 2, 2, 2, dtype=torch.bool))
-    batch.mask[:, :, 0] = True
-    batch.word_targets[:, 1] = words[:, 1]
+    hidden, mask = torch.zeros(CLIPS, 6, dtype=torch.bool), torch.zeros(CLIPS, 2, 2, 2, dtype=torch.bool)
+    hidden[:, 1], mask[:, :, 0] = True, True
+    batch = _batch(words, hidden, mask)
     with torch.no_grad():
         assert match_wins(_student(), batch, 2)[1] == 2 * (2 + 2), "pools of 2, 2 and 1"
         found = {}

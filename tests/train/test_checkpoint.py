@@ -18,7 +18,7 @@ from evilm.errors import CheckpointError
 from evilm.train.attempts import begin_attempt, lineage
 from evilm.train.checkpoint import load_checkpoint, save_checkpoint, take_snapshot, verify
 from evilm.train.keeper import Keeper, find_intact, newest_first, publish
-from evilm.train.optim import Mean, learning_rate, make_optimizer
+from evilm.train.optim import EMA, learning_rate, make_optimizer
 
 
 def _fresh() -> tuple[nn.Module, torch.optim.Optimizer]:
@@ -80,7 +80,7 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
 
 def test_a_snapshot_is_of_its_moment_and_keeps_the_mean(tmp_path: Path) -> None:
     module, optimizer = _fresh()
-    mean = Mean(module, 0.5)
+    mean = EMA(module, 0.5)
     _train(module, optimizer, range(3))
     mean.update(module)
     snapshot = take_snapshot(module, optimizer, {"step": 3}, mean.averaged)
@@ -89,7 +89,7 @@ def test_a_snapshot_is_of_its_moment_and_keeps_the_mean(tmp_path: Path) -> None:
     mean.update(module)
     publish(str(tmp_path / "c"), snapshot)
     module, optimizer = _fresh()
-    mean = Mean(module, 0.5)
+    mean = EMA(module, 0.5)
     load_checkpoint(tmp_path / "c", module, optimizer, mean.averaged)
     for name, tensor in module.state_dict().items():
         assert torch.equal(tensor, before[name])

@@ -1,11 +1,14 @@
 """One update of the weights: the same in parts as in one piece, and the options of the optimizer."""
 
 import shutil
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
 
 from evilm.config.model import StudentConfig
 from evilm.config.runs import Pretrain
@@ -14,12 +17,16 @@ from evilm.data.order import TrainOrder, part_of
 from evilm.model.student import Student
 from evilm.steps.batch import PretrainBatch
 from evilm.steps.pretrain import PretrainObjective
-from evilm.train.optim import Mean, make_optimizer
+from evilm.train.optim import EMA, make_optimizer
 from evilm.train.parts import PartsOrder, parts_of
 from evilm.train.precision import autocast
 from evilm.train.update import NonFiniteError, Updater
 
 _CPU = torch.device("cpu")
+_ARCH = StudentConfig(
+    video_encoder="edgenext_xx_small", input_px=64, num_frames=2, text_dim=16, text_layers=1, text_heads=2,
+    text_positions=16, max_words=8, dim=16, decoder_layers=1, decoder_heads=2, dropout=0.0, vocab_size=40, num_codes=8,
+)  # fmt: skip
 
 
 def _batch(clips: int) -> PretrainBatch:
@@ -60,19 +67,18 @@ def _part(batch: PretrainBatch, start: int, stop: int) -> PretrainBatch:
 _PER_CLIP = ("frames", "mask", "code_ids", "word_ids", "word_padding", "word_targets", "clip_ids")
 
 
-def _trained(parts: int, steps: int = 2, spoil: str = "", **values: Any) -> tuple[PretrainObjective, list[Any], Any]:
-    """A small student after some steps on one batch cut into parts: it, the outcomes, and its mean."""
+def _trained(
+    parts: int, steps: int = 2, spoil: str = "", lag: int = 0, rank: int = 0, world: int = 1, **values: Any
+) -> tuple[PretrainObjective, list[Any], Any]:
+    """A small student after some steps on one batch cut into parts, of which this worker has its own: it, the
+    outcomes, and its mean.
+    """
     most = -(-8 // parts) * parts
     settings = Pretrain().override(
         {"schedule.batch_clips": most, "schedule.accumulate": parts, "optim.lr": 1e-3} | values
     )
-    arch = StudentConfig(
-        video_encoder="edgenext_xx_small", input_px=64, num_frames=2, text_dim=16, text_layers=1, text_heads=2,
-        text_positions=16, max_words=8, dim=16, decoder_layers=1, decoder_heads=2, dropout=0.0, vocab_size=40,
-        num_codes=8,
-    )  # fmt: skip
     torch.manual_seed(0)
-    objective = PretrainObjective(Student(arch), ObjectivesConfig())
+    objective = PretrainObjective(Student(_ARCH), ObjectivesConfig())
     objective.train()
     if settings.cluster.channels_last:
         objective.to(memory_format=torch.channels_last)
@@ -80,13 +86,15 @@ def _trained(parts: int, steps: int = 2, spoil: str = "", **values: Any) -> tupl
         objective.get_parameter(spoil).data.flatten()[0] = torch.nan
     if settings.cluster.compile:
         objective.compile(dynamic=True)
-    mean = Mean(objective, settings.optim.ema_decay) if settings.optim.ema_decay else None
+    mean = EMA(objective, settings.optim.ema_decay) if settings.optim.ema_decay else None
     optimizer = make_optimizer(objective, settings.optim, settings.cluster.fused)
-    updater = Updater(objective, objective, optimizer, settings, 1, autocast("fp32", _CPU), _CPU, mean)
-    batch, slices = _batch(8), [part_of(8, part, parts) for part in range(parts)]
-    batches = [_part(batch, mine.start, mine.stop) for mine in slices]
-    outcomes = [updater.step(step, 10, range(parts), batches, [0.0, 1.0]) for step in range(steps)]
-    return objective, outcomes, mean
+    model = DistributedDataParallel(objective, gradient_as_bucket_view=True) if world > 1 else objective
+    updater = Updater(objective, model, optimizer, settings, world, autocast("fp32", _CPU), _CPU, mean)
+    batch, mine = _batch(8), parts_of(rank, world, parts)
+    batches = [_part(batch, cut.start, cut.stop) for cut in (part_of(8, part, parts) for part in mine)]
+    updater._lag = lag
+    outcomes = [updater.step(step, 10, mine, batches, [0.0, 1.0 / world]) for step in range(steps)]
+    return objective, [outcome for known in [*outcomes, updater.settle()] for outcome in known], mean
 
 
 def _assert_same_gradients(one: torch.nn.Module, other: torch.nn.Module, atol: float = 1e-6) -> None:
@@ -163,6 +171,41 @@ def test_options_of_speed_change_only_the_rounding(flag: str) -> None:
     _assert_same_gradients(plain, fast, atol=1e-3)
 
 
+def _work(rank: int, folder: str, cases: dict[str, tuple[int, dict[str, Any]]]) -> None:
+    """One of two workers, whose parts of a step differ in number or size."""
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    torch.set_num_threads(1)
+    for name, (parts, values) in cases.items():
+        objective, outcomes, _ = _trained(parts, rank=rank, world=2, **values)
+        gradients = {key: p.grad for key, p in objective.named_parameters() if p.grad is not None}
+        torch.save([gradients, [outcome.metrics for outcome in outcomes]], Path(folder) / f"{name}{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_two_workers_have_the_gradients_of_one(tmp_path: Path) -> None:
+    """With one part each; with two parts and one; with uneven parts, accumulated, channels last, and clipped."""
+    cases: dict[str, tuple[int, dict[str, Any]]] = {
+        "even": (2, {}),
+        "uneven": (3, {}),
+        "accumulated": (5, {"optim.ema_decay": 0.9}),
+        "channels_last": (3, {"cluster.channels_last": True}),
+        "clipped": (3, {"optim.clip_norm": 0.01, "cluster.fused": True}),
+    }
+    torch.multiprocessing.spawn(_work, args=(str(tmp_path), cases), nprocs=2)
+    for name, (parts, values) in cases.items():
+        (one, metrics), (other, others) = (torch.load(tmp_path / f"{name}{rank}.pt") for rank in range(2))
+        assert metrics == others, "every worker logs and decides by the same numbers"
+        alone, outcomes, _ = _trained(parts, **values)
+        for step, outcome in enumerate(outcomes):
+            assert metrics[step] == pytest.approx(outcome.metrics, rel=1e-3), name
+        grads = {key: p.grad for key, p in alone.named_parameters() if p.grad is not None}
+        assert grads.keys() == one.keys() == other.keys()
+        for key, gradient in grads.items():
+            assert torch.equal(one[key], other[key]), (name, key)
+            torch.testing.assert_close(one[key], gradient, rtol=1e-3, atol=1e-6, msg=f"{name}: {key}")
+
+
 @pytest.mark.parametrize(("world", "parts"), [(1, 4), (2, 4), (3, 4), (4, 4), (3, 7)])
 def test_parts_are_dealt_to_workers_once_each(world: int, parts: int) -> None:
     dealt = [parts_of(rank, world, parts) for rank in range(world)]
@@ -197,3 +240,34 @@ def test_a_compiled_model_takes_the_same_steps() -> None:
     compiled, others, _ = _trained(2, **{"cluster.compile": True})
     assert others[-1].metrics == pytest.approx(outcomes[-1].metrics, rel=1e-3)
     _assert_same_gradients(plain, compiled, atol=1e-3)
+
+
+def test_numbers_read_one_step_late_are_the_same_numbers() -> None:
+    """As on a GPU, where the host does not wait for the step that it has just queued."""
+    now, late = _trained(2, steps=4), _trained(2, steps=4, lag=1)
+    assert [outcome.metrics for outcome in late[1]] == [outcome.metrics for outcome in now[1]]
+    assert [outcome.flags for outcome in late[1]] == [[0.0, 1.0]] * 4
+    for a, b in zip(now[0].parameters(), late[0].parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("lag", [0, 1])
+def test_the_fused_optimizer_leaves_weights_and_moments_alone_where_a_loss_is_nan(lag: int) -> None:
+    name = next(n for n, p in _trained(1, steps=0)[0].named_parameters() if "match" in n and p.ndim > 1)
+    settings = {"schedule.nonfinite": "skip", "cluster.fused": True}
+    before, _, _ = _trained(1, steps=0, spoil=name)
+    after, outcomes, _ = _trained(1, steps=3, spoil=name, lag=lag, **settings)
+    assert [outcome.skipped["step"] for outcome in outcomes] == [1, 2, 3]
+    for a, b in zip(before.parameters(), after.parameters(), strict=True):
+        assert bool(((a == b) | (a.isnan() & b.isnan())).all())
+    with pytest.raises(NonFiniteError, match="step 1: vtm loss is not finite"):
+        _trained(1, steps=2, spoil=name, lag=lag, **{"cluster.fused": True})
+
+
+def test_heads_without_a_weight_are_not_trained() -> None:
+    """DDP waits for the gradient of each parameter that is to be trained."""
+    for mlm, vtm, mvm in ((1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 0, 1)):
+        weights = ObjectivesConfig(mlm_weight=mlm, vtm_weight=vtm, mvm_weight=mvm)
+        objective = PretrainObjective(Student(_ARCH), weights)
+        sum(loss.total for loss in objective(_batch(8)).values()).backward()
+        assert all((p.grad is not None) == p.requires_grad for p in objective.parameters()), (mlm, vtm, mvm)

@@ -88,6 +88,8 @@ def test_other_settings_against_a_finished_model_are_refused(small_workflow: Wor
     root, _ = small_workflow
     with pytest.raises(ConfigError, match=r"optim\.lr: 0\.001 there, 0\.01 now.*--overwrite"):
         pretrain(_config(root, **{"optim.lr": 0.01}))
+    with pytest.raises(ConfigError, match=r"precision: 'fp32' there, 'bf16' now"):
+        pretrain(_config(root, **{"cluster.precision": "bf16"}))
 
 
 @pytest.mark.long

@@ -30,20 +30,30 @@ def all_reduce_s(
     return sent / (slowest * 1e9)
 
 
+def device_s(clips: float, s_per_clip: float, num_kernels: float, gap_s: float) -> float:
+    """Seconds that a GPU needs for a step: its clips, and the gap after each kernel, which no batch makes smaller."""
+    return clips * s_per_clip + num_kernels * gap_s
+
+
+def host_s(clips: float, python_s_per_clip: float, num_kernels: float, launch_s: float) -> float:
+    """Seconds of a worker's Python in a step: launches and the loader's own work take turns, as one lock is theirs."""
+    return clips * python_s_per_clip + num_kernels * launch_s
+
+
 def step_parts_s(
-    compute_s: float, network_s: float, launch_s: float, feed_s: float, storage_s: float
+    compute_s: float, network_s: float, host_s: float, feed_s: float, storage_s: float
 ) -> dict[str, float]:
     """What may limit a step, each as if it were alone.
 
     Gradients travel while the backward pass runs, so the network counts where it is slower than that; kernels are
-    launched, clips decoded and shards read while the GPU computes.
+    launched, clips decoded and shards read while the GPU computes, as the host never waits for it.
     """
     forward_s = compute_s / (1 + BACKWARD)
     backward_s = compute_s - forward_s
     return {
         "compute": compute_s,
         "gradients": forward_s + max(backward_s, network_s),
-        "launches": launch_s,
+        "host": host_s,
         "decoding": feed_s,
         "storage": storage_s,
     }
@@ -54,9 +64,14 @@ def steps_per_epoch(num_clips: int, batch_clips: int) -> int:
     return math.ceil(num_clips / batch_clips)
 
 
-def gpu_hours(num_gpus: int, epoch_s: float, num_epochs: int) -> float:
-    """GPU hours of a training."""
-    return num_gpus * epoch_s * num_epochs / 3600
+def start_s(node_s: float, image_gbyte: float, image_gbyte_per_s: float, process_s: float, compile_s: float) -> float:
+    """Seconds from asking for machines to the first step: nodes start, pull their image, start workers, compile."""
+    return node_s + image_gbyte / image_gbyte_per_s + process_s + compile_s
+
+
+def gpu_hours(num_gpus: int, epoch_s: float, num_epochs: int, start_s: float) -> float:
+    """GPU hours of a training, its start with it: GPUs are paid from the moment that their node starts."""
+    return num_gpus * (epoch_s * num_epochs + start_s) / 3600
 
 
 def cores_wanted(clips_per_s: float, core_s_per_clip: float) -> float:

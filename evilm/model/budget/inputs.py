@@ -22,6 +22,7 @@ class Constant:
 
 _OURS = "measured here on one core of an AMD EPYC (Milan)"
 _TIMM = "timm's results/benchmark-train-amp-nhwc-pt112-cu113-rtx3090.csv"
+_TIMM_INFER = "timm's results/benchmark-infer-amp-nchw-pt291-cu128-4090.csv and -4090-dynamo.csv"
 
 CONSTANTS: dict[str, Constant] = {
     "shard_core_s_per_clip": Constant(
@@ -37,13 +38,30 @@ CONSTANTS: dict[str, Constant] = {
         428 / 256, "B", "Parquet, BYTE_STREAM_SPLIT and zstd, codes of a trained codebook"
     ),
     "requests_per_file_read": Constant(
-        3, "requests", "counted at s3fs 2026.9: a HEAD, a GET of the footer, a GET of the columns"
+        1, "requests", "counted by benchmarks/feed.py --ranks: a GET of the columns of a row group"
     ),
-    "footer_bytes_per_file_read": Constant(65_536, "B", "counted likewise: the end of the file, where the footer is"),
     "kernels_per_step": Constant(
         3_400, "kernels", "counted by benchmarks/train_step.py: operations of forward and backward that compute"
     ),
     "launch_s_per_kernel": Constant(10e-6, "s", "assumption: what eager PyTorch needs to launch one"),
+    "gap_s_per_kernel": Constant(1.5e-6, "s", "assumption: from the end of one kernel to the start of the next"),
+    "loader_python_s_per_clip": Constant(
+        0.41e-3,
+        "s",
+        f"{_OURS}: masks 0.255 ms, words of two captions 0.132, other draws 0.023; decoding lets Python go on",
+    ),
+    "compile_speedup": Constant(
+        10367.22 / 5621.06,
+        "times",
+        "of the video encoder: EdgeNeXt-small, 256 px, infers 5,621.06 images/s eager and 10,367.22 compiled on an RTX "
+        f"4090 in {_TIMM_INFER} (1.95 times on a 5090); that training gains as much is an assumption",
+    ),
+    "compiled_kernel_share": Constant(1 / 3, "of the kernels", "assumption: those left when pointwise ones are fused"),
+    "node_start_s": Constant(180, "s", "assumption: from asking for a GPU node until it runs containers"),
+    "image_gbyte": Constant(10, "GB", "assumption: the GPU image with torch's CUDA libraries, as it is pulled"),
+    "image_gbyte_per_s": Constant(0.1, "GB/s", "assumption: pulling and unpacking from a registry in the same region"),
+    "process_start_s": Constant(60, "s", "assumption: Ray, imports, NCCL, order of the first epoch, first batch"),
+    "compile_s": Constant(180, "s", "assumption: torch.compile of the student, forward and backward, on first use"),
     "encoder_flop_per_byte": Constant(
         1127.71 * 6 * 1.2529e9 / 936.2e9,
         "FLOP per byte of memory bandwidth",
@@ -80,10 +98,11 @@ class Device:
     link_gbyte_per_s: float
     """What all_reduce moves per GPU within a node."""
 
-    def encoder_tflops(self, constants: Mapping[str, float]) -> float:
+    def encoder_tflops(self, constants: Mapping[str, float], is_compiled: bool = False) -> float:
         """Effective rate of the convolutional video encoder, which memory limits; float32 moves twice the bytes."""
         rate = self.memory_gbyte_per_s * constants["encoder_flop_per_byte"] / 1e3
-        return rate if self.half_peak_tflops else rate / 2
+        rate = rate if self.half_peak_tflops else rate / 2
+        return rate * constants["compile_speedup"] if is_compiled else rate
 
     def matmul_tflops(self, constants: Mapping[str, float]) -> float:
         """Effective rate of matrix products in training."""
@@ -128,6 +147,12 @@ class Job:
     """Background threads of a worker's feed, so the most cores that it uses."""
     num_runs: int = 1
     """Trainings that share one set of codes."""
+    worker_clips: int = 0
+    """Clips per step of each GPU, where the step grows with them; 0: batch_clips on any number of GPUs."""
+
+    def on(self, num_gpus: int) -> "Job":
+        """Return the job with the batch size that it has on so many GPUs."""
+        return replace(self, batch_clips=self.worker_clips * num_gpus) if self.worker_clips else self
 
 
 def job_of(config: Pretrain, num_clips: int) -> Job:
@@ -136,7 +161,7 @@ def job_of(config: Pretrain, num_clips: int) -> Job:
     return Job(
         num_clips=num_clips,
         num_epochs=config.schedule.epochs,
-        batch_clips=config.schedule.batch_clips,
+        batch_clips=config.resolved().schedule.batch_clips,
         num_frames=config.arch.num_frames,
         stored_frames=sampling.stored,
         frame_px=sampling.frame_px,
@@ -144,7 +169,8 @@ def job_of(config: Pretrain, num_clips: int) -> Job:
         num_views=config.build.precompute_codes.views,
         group_clips=sampling.row_group_clips,
         shuffle_groups=config.schedule.shuffle_groups,
-        feed_threads=config.cluster.feed_threads,
+        feed_threads=config.cluster.num_feed_threads,
+        worker_clips=config.schedule.worker_clips * config.schedule.accumulate,
     )
 
 
@@ -189,6 +215,7 @@ def override(
             ) from None
         if owner == "job":
             job = _put(job, field, value, setting)
+            job = replace(job, worker_clips=0) if field == "batch_clips" else job
         elif owner in kinds:
             kinds[owner] = _put(kinds[owner], field, value, setting)
         elif owner:

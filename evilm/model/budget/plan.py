@@ -30,6 +30,7 @@ class Training:
 
     device: str
     num_gpus: int
+    is_compiled: bool
     clips_per_gpu_step: float
     step_s: float
     limits_s: dict[str, float]
@@ -37,6 +38,8 @@ class Training:
     bound_by: str
     clips_per_s_per_gpu: float
     epoch_s: float
+    start_s: float
+    """From asking for the machines to the first step."""
     gpu_hours: float
     usd: float
     decoding_cores_per_gpu: float
@@ -93,14 +96,17 @@ def once(job: Job, values: Values) -> Once:
     )
 
 
-def compute_s_per_clip(work: Work, device: Device, values: Values) -> float:
+def compute_s_per_clip(work: Work, device: Device, values: Values, is_compiled: bool = False) -> float:
     """GPU seconds of a clip in a step, nothing in the way."""
-    rates = device.encoder_tflops(values), device.matmul_tflops(values)
+    rates = device.encoder_tflops(values, is_compiled), device.matmul_tflops(values)
     return formulas.train_s_per_clip(work.encoder_macs, work.other_macs, *rates)
 
 
-def training(job: Job, work: Work, device: Device, num_gpus: int, values: Values) -> Training:
-    """A training with cached codes on `num_gpus` GPUs, one worker each."""
+def training(
+    job: Job, work: Work, device: Device, num_gpus: int, values: Values, is_compiled: bool = False
+) -> Training:
+    """A training with cached codes on `num_gpus` GPUs, one worker each, by eager kernels or compiled ones."""
+    job = job.on(num_gpus)
     clips = job.batch_clips / num_gpus
     steps = formulas.steps_per_epoch(job.num_clips, job.batch_clips)
     nodes = -(-num_gpus // device.gpus_per_node)
@@ -109,25 +115,33 @@ def training(job: Job, work: Work, device: Device, num_gpus: int, values: Values
     )
     cores = device.cores_per_node / device.gpus_per_node
     read, requests = reading(job, num_gpus, values)
+    kernels = values["kernels_per_step"] * (values["compiled_kernel_share"] if is_compiled else 1)
+    s_per_clip = compute_s_per_clip(work, device, values, is_compiled)
     limits = formulas.step_parts_s(
-        compute_s=clips * compute_s_per_clip(work, device, values),
+        compute_s=formulas.device_s(clips, s_per_clip, kernels, values["gap_s_per_kernel"]),
         network_s=network_s,
-        launch_s=values["kernels_per_step"] * values["launch_s_per_kernel"],
+        host_s=formulas.host_s(clips, values["loader_python_s_per_clip"], kernels, values["launch_s_per_kernel"]),
         feed_s=clips * values["feed_core_s_per_clip"] / min(cores, job.feed_threads),
         storage_s=8 * read / steps / nodes / (device.node_gbit_per_s * 1e9),
     )
     step_s = max(limits.values())
     rate = clips / step_s
-    hours = formulas.gpu_hours(num_gpus, steps * step_s, job.num_epochs)
+    start_s = formulas.start_s(
+        values["node_start_s"], values["image_gbyte"], values["image_gbyte_per_s"], values["process_start_s"],
+        values["compile_s"] if is_compiled else 0.0,
+    )  # fmt: skip
+    hours = formulas.gpu_hours(num_gpus, steps * step_s, job.num_epochs, start_s)
     return Training(
         device=device.name,
         num_gpus=num_gpus,
+        is_compiled=is_compiled,
         clips_per_gpu_step=clips,
         step_s=step_s,
         limits_s=limits,
         bound_by=max(limits, key=lambda name: limits[name]),  # the first of equals: compute before gradients
         clips_per_s_per_gpu=rate,
         epoch_s=steps * step_s,
+        start_s=start_s,
         gpu_hours=hours,
         usd=hours * device.usd_per_gpu_hour,
         decoding_cores_per_gpu=formulas.cores_wanted(rate, values["feed_core_s_per_clip"]),
@@ -142,15 +156,15 @@ def training(job: Job, work: Work, device: Device, num_gpus: int, values: Values
 
 
 def reading(job: Job, num_workers: int, values: Values) -> tuple[float, float]:
-    """Bytes and requests of an epoch, all workers together: row groups of frames and codes, captions of the others."""
+    """Return bytes and requests of an epoch, all workers together: row groups of frames and of codes.
+
+    Captions and footers are in a file that a node copies once.
+    """
     groups = job.num_clips / job.group_clips
     whole = formulas.group_reads_per_epoch(groups, job.group_clips, job.shuffle_groups, num_workers, job.batch_clips)
-    captions = groups * num_workers - whole  # negatives come from the whole global step
-    files = 2 * whole + captions
     stored = once(job, values)
     per_group = (stored.frame_bytes + stored.code_bytes_per_view * job.num_views) / groups
-    read = whole * per_group + files * values["footer_bytes_per_file_read"]
-    return read, files * values["requests_per_file_read"]
+    return whole * per_group, 2 * whole * values["requests_per_file_read"]
 
 
 def labels(job: Job, work: Work, device: Device, values: Values) -> Labels:

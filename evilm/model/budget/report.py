@@ -21,7 +21,12 @@ def report(
         "devices": [asdict(device) for device in devices],
         "constants": {name: asdict(constant) for name, constant in constants.items()},
         "once": asdict(once(job, values)),
-        "trainings": [asdict(training(job, work, d, n, values)) for d in devices for n in numbers_of_gpus],
+        "trainings": [
+            asdict(training(job, work, device, number, values, is_compiled))
+            for is_compiled in (False, True)
+            for device in devices
+            for number in numbers_of_gpus
+        ],
         "labels": [asdict(labels(job, work, device, values)) for device in devices],
     }
 
@@ -29,8 +34,13 @@ def report(
 def as_text(figures: Mapping[str, Any]) -> str:
     """The report as tables."""
     job, work = figures["job"], Work(**{k: v for k, v in figures["work"].items() if k != "student_macs"})
+    batch = (
+        f"{job['worker_clips']} clips per GPU and step"
+        if job["worker_clips"]
+        else f"{job['batch_clips']} clips per step"
+    )
     head = (
-        f"{job['num_clips']:,} clips x {job['num_epochs']} epochs, {job['batch_clips']} clips per step; "
+        f"{job['num_clips']:,} clips x {job['num_epochs']} epochs, {batch}; "
         f"forward {work.student_macs / 1e9:.2f} GMACs per clip in the student (video encoder "
         f"{work.encoder_macs / 1e9:.2f}), {work.tokenizer_macs / 1e9:.2f} in the tokenizer; "
         f"gradients {bytes_as_text(work.gradient_bytes)}"
@@ -38,7 +48,7 @@ def as_text(figures: Mapping[str, Any]) -> str:
     parts = [
         head,
         "once\n" + _once(Once(**figures["once"]), job),
-        "training with cached codes\n" + _trainings([Training(**row) for row in figures["trainings"]]),
+        *(_trainings([Training(**row) for row in figures["trainings"]], mode) for mode in ("eager", "compiled")),
         "labels: codes made beforehand, or in every step\n"
         + _labels([Labels(**row) for row in figures["labels"]], job),
         "GPUs as assumed: data sheets and list prices, rounded\n" + _devices(figures["devices"]),
@@ -58,9 +68,10 @@ def _once(found: Once, job: Mapping[str, Any]) -> str:
     return text_table(("what", "how much"), rows)
 
 
-def _trainings(rows: Sequence[Training]) -> str:
-    header = ("GPUs", "clips/GPU", "step ms", "bound by", "clips/s/GPU", "epoch min", "all h", "GPU h", "USD",
-              "cores/GPU (has)", "all_reduce", "read/epoch", "Gbit/s/node", "requests/epoch")  # fmt: skip
+def _trainings(rows: Sequence[Training], mode: str) -> str:
+    rows = [row for row in rows if row.is_compiled == (mode == "compiled")]
+    header = ("GPUs", "clips/GPU", "step ms", "bound by", "clips/s/GPU", "epoch min", "start min", "all h", "GPU h",
+              "USD", "cores/GPU (has)", "all_reduce", "read/epoch", "Gbit/s/node", "requests/epoch")  # fmt: skip
     cells = [
         (
             f"{row.num_gpus} {row.device}",
@@ -69,6 +80,7 @@ def _trainings(rows: Sequence[Training]) -> str:
             row.bound_by,
             f"{row.clips_per_s_per_gpu:.0f}",
             f"{row.epoch_s / 60:.1f}",
+            f"{row.start_s / 60:.1f}",
             f"{row.gpu_hours / row.num_gpus:.1f}",
             f"{row.gpu_hours:.0f}",
             f"{row.usd:,.0f}",
@@ -80,7 +92,7 @@ def _trainings(rows: Sequence[Training]) -> str:
         )
         for row in rows
     ]
-    return text_table(header, cells, right=[1, 2, *range(4, 14)])
+    return f"training with cached codes, {mode}\n" + text_table(header, cells, right=[1, 2, *range(4, 15)])
 
 
 def _labels(rows: Sequence[Labels], job: Mapping[str, Any]) -> str:

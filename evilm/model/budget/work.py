@@ -71,3 +71,11 @@ def tokenizer_macs(config: VideoTokenizerConfig, num_frames: int) -> float:
     per_position = (4 + 2 * _MLP_RATIO) * width**2 + 2 * length * width
     codes = regions * config.codebook.code_dim * (width + config.codebook.num_codes)
     return num_frames * (patches + config.encoder_layers * length * per_position + codes)
+
+
+def word_decoder_macs(config: VideoTokenizerConfig) -> float:
+    """MACs of the word scores of a clip from its codes: blocks over all regions, one head."""
+    regions, width = config.num_frames * config.grid**2, config.decoder_dim
+    per_position = (4 + 2 * _MLP_RATIO) * width**2 + 2 * regions * width
+    layers = config.decoder_layers * regions * per_position
+    return regions * config.codebook.code_dim * width + layers + width * config.vocab_size

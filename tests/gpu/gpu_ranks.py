@@ -1,0 +1,62 @@
+"""One rank of a training that several processes share; imported by name in each of them."""
+
+import contextlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import gpu_models as small
+import torch
+import torch.distributed as dist
+from pretend_card import PretendCard
+
+from evilm.data.order import part_of
+from evilm.train.look import evaluate
+from evilm.train.parts import parts_of
+
+PARTS, CLIPS, STEPS = 3, 7, 2
+
+
+def train_ranks(rank: int, world: int, device: str, kind: str, place: str) -> list[dict[str, float]]:
+    """Make steps of seven clips in three micro-batches, dealt to the ranks; rank 0 writes the metrics to `place`.json.
+
+    Args:
+        rank: this process.
+        world: number of processes; without others there is no process group.
+        device: cpu (gloo), cuda (NCCL, a card for each rank) or pretended (a pretended card for each, over gloo).
+        kind: student or tokenizer.
+        place: path without ending, also that of the ranks' meeting point.
+    """
+    torch.set_num_threads(1)
+    here = {"cpu": torch.device("cpu"), "cuda": torch.device("cuda", rank)}.get(device, torch.device("cuda", 0))
+    is_group = Path(place).name == "ranks"  # also of one rank, so that one card shows that NCCL works
+    if is_group:
+        os.environ |= {"MASTER_ADDR": "127.0.0.1"}
+        backend = "nccl" if device == "cuda" else "gloo"
+        dist.init_process_group(backend, init_method=f"file://{place}", rank=rank, world_size=world)
+    try:
+        with PretendCard() if device == "pretended" else contextlib.nullcontext() as card:
+            found = _train(rank, world, here, kind)
+            if isinstance(card, PretendCard) and is_group:
+                Path(f"{place}-reads-{rank}.json").write_text(json.dumps(list(map(str, card.reads))))
+        if rank == 0:
+            Path(f"{place}.json").write_text(json.dumps(found))
+        return found
+    finally:
+        if is_group:
+            dist.destroy_process_group()
+
+
+def _train(rank: int, world: int, device: torch.device, kind: str) -> list[dict[str, float]]:
+    make, batch, settings = small.KINDS[kind]
+    config = settings(
+        schedule__batch_clips=3 * PARTS, schedule__accumulate=PARTS, cluster__channels_last=True, cluster__fused=True
+    )
+    mine = parts_of(rank, world, PARTS)
+    slices = [part_of(CLIPS, part, PARTS) for part in mine]
+    batches = [[batch(CLIPS, step, part) for part in slices] for step in range(STEPS)]
+    learner, updater = small.make_learner(make(), config, device, world=world)
+    metrics = small.run(updater, batches, device, parts=mine)
+    feed: Any = small.Held([batch(CLIPS, -1, part_of(CLIPS, rank, world))])
+    return [*metrics, evaluate(learner.finished, feed, device, world, learner.autocast)]

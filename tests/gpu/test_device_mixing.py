@@ -1,0 +1,254 @@
+"""Everything that runs on a card, on a pretended one: no operation mixes devices, and the numbers are the CPU's."""
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import gpu_models as small
+import numpy as np
+import pytest
+import torch
+import torch.multiprocessing
+from gpu_ranks import train_ranks
+from pretend_card import PretendCard
+
+from evilm.eval.score import ScoreJob, Scorer
+from evilm.model.student import Student
+from evilm.train.checkpoint import load_checkpoint, save_checkpoint
+from evilm.train.look import evaluate
+from evilm.train.panel_view import look
+from evilm.train.precision import autocast
+
+CUDA = torch.device("cuda", 0)
+
+STUDENTS: dict[str, dict[str, Any]] = {
+    "as it is": {},
+    "channels last": {"cluster__channels_last": True},
+    "mean of the weights": {"optim__ema_decay": 0.9},
+    "not clipped": {"optim__clip_norm": 0.0},
+    "in two parts": {"schedule__accumulate": 2},
+}
+BATCHES: dict[str, dict[str, Any]] = {"jitter": {"jitter": 0.3}, "hard negatives": {"negatives": "hard"}}
+WEIGHTS = [(1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 1, 0), (1, 0, 1), (0, 1, 1)]
+CODEBOOKS: dict[str, dict[str, Any]] = {
+    "gradient": {},
+    "moving means": {"update": "ema"},
+    "k-means": {"init": "kmeans", "init_batches": 2},
+    "revival": {"revive_below": 0.5, "revive_every": 1},
+    "all": {"update": "ema", "init": "kmeans", "init_batches": 2, "revive_below": 0.5, "revive_every": 1},
+}
+
+
+@pytest.fixture
+def card() -> Any:
+    with PretendCard() as card:
+        yield card
+
+
+def _parts(make: Any, accumulate: int, steps: int = 2, clips: int = 6, **how: Any) -> list[list[Any]]:
+    """The parts of some steps."""
+    size = clips // accumulate
+    slices = [slice(k * size, (k + 1) * size) for k in range(accumulate)]
+    return [[make(clips, step, mine, **how) for mine in slices] for step in range(steps)]
+
+
+def _same_on_both(objective: Any, config: Any, batches: list[list[Any]], rel: float = 1e-5) -> None:
+    """Train on the CPU and on the card, and compare losses and weights; both by the fused AdamW, which a card takes."""
+    config = config.override({"cluster.fused": True})
+    twin = copy.deepcopy(objective)
+    wanted, _ = small.train(objective, config, "cpu", batches)
+    with PretendCard():
+        found, _ = small.train(twin, config, CUDA, batches)
+        state = {name: value.cpu() for name, value in twin.state_dict().items()}
+    for one, other in zip(found, wanted, strict=True):
+        assert one == pytest.approx(other, rel=rel, abs=1e-6)
+    for name, value in objective.state_dict().items():
+        torch.testing.assert_close(
+            state[name], value, rtol=1e-4, atol=1e-6, msg=lambda text, name=name: f"{name}: {text}"
+        )
+
+
+@pytest.mark.parametrize("option", STUDENTS)
+def test_the_student_trains_as_on_the_cpu(option: str) -> None:
+    config = small.settings(**STUDENTS[option])
+    parts = _parts(small.pretrain_batch, config.schedule.accumulate)
+    _same_on_both(small.pretrain_objective(), config, parts)
+
+
+@pytest.mark.parametrize("option", BATCHES)
+def test_batches_of_every_kind(option: str) -> None:
+    _same_on_both(small.pretrain_objective(), small.settings(), _parts(small.pretrain_batch, 1, **BATCHES[option]))
+
+
+@pytest.mark.parametrize("weights", WEIGHTS)
+def test_objectives_alone_and_in_pairs(weights: tuple[float, float, float]) -> None:
+    objectives = dict(zip(("mlm_weight", "vtm_weight", "mvm_weight"), weights, strict=True))
+    _same_on_both(small.pretrain_objective(objectives), small.settings(), _parts(small.pretrain_batch, 1))
+
+
+def test_the_student_trains_in_bf16_with_dropout(card: PretendCard) -> None:
+    config = small.settings(cluster__precision="bf16", cluster__fused=True)
+    objective = small.pretrain_objective(dropout=0.1)
+    metrics, _ = small.train(objective, config, CUDA, _parts(small.pretrain_batch, 1))
+    assert all(np.isfinite(value) for step in metrics for value in step.values())
+    exact, _ = small.train(
+        small.pretrain_objective(dropout=0.1), small.settings(), "cpu", _parts(small.pretrain_batch, 1)
+    )
+    assert metrics[0]["loss"] == pytest.approx(exact[0]["loss"], rel=0.05)
+
+
+@pytest.mark.parametrize("codebook", CODEBOOKS)
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_the_tokenizer_trains_as_on_the_cpu(codebook: str, accumulate: int) -> None:
+    objective = small.tokenizer_objective(CODEBOOKS[codebook])
+    config = small.tokenizer_settings(schedule__accumulate=accumulate, cluster__fused=True)
+    twin = copy.deepcopy(objective)
+    first = [batch for step in _parts(small.tokenizer_batch, 1) for batch in step]
+    objective.prepare(lambda count: first[:count], 0)
+    with PretendCard():
+        twin.to(CUDA)
+        twin.prepare(lambda count: [batch.to(CUDA) for batch in first[:count]], 0)
+        codes = twin.tokenizer.quantizer.codebook.detach().cpu()
+        twin.cpu()
+    torch.testing.assert_close(codes, objective.tokenizer.quantizer.codebook.detach())
+    twin.load_state_dict(objective.state_dict())
+    _same_on_both(objective, config, _parts(small.tokenizer_batch, accumulate))
+
+
+def _evaluated(objective: Any, batches: list[Any], device: torch.device) -> dict[str, float]:
+    feed: Any = small.Held(batches)
+    return evaluate(objective.to(device), feed, device, 1, autocast("fp32", device))
+
+
+@pytest.mark.parametrize("kind", ["student", "tokenizer"])
+def test_two_ranks_with_a_card_each_train_as_one_on_the_cpu(kind: str, tmp_path: Path) -> None:
+    """DDP, sums and broadcasts; three uneven micro-batches, two steps and an evaluation."""
+    wanted = train_ranks(0, 1, "cpu", kind, str(tmp_path / "alone"))
+    torch.multiprocessing.spawn(train_ranks, (2, "pretended", kind, str(tmp_path / "ranks")), 2)
+    found = json.loads((tmp_path / "ranks.json").read_text())
+    for one, two in zip(found, wanted, strict=True):
+        assert one == pytest.approx(two, rel=1e-4, abs=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["student", "tokenizer"])
+def test_evaluation_gives_the_same_scores(kind: str) -> None:
+    if kind == "student":
+        objective, batches = small.pretrain_objective(), [small.pretrain_batch(6, -1), small.pretrain_batch(5, -1)]
+    else:
+        objective, batches = small.tokenizer_objective(), [small.tokenizer_batch(6, -1), small.tokenizer_batch(5, -1)]
+    twin = copy.deepcopy(objective)
+    wanted = _evaluated(objective, batches, torch.device("cpu"))
+    with PretendCard():
+        found = _evaluated(twin, batches, CUDA)
+    assert found == pytest.approx(wanted, rel=1e-5)
+    assert ("match_auc" in found) == (kind == "student")
+
+
+def test_panels(card: PretendCard) -> None:
+    student, batch = small.pretrain_objective().student, small.pretrain_batch()
+    wanted = look(copy.deepcopy(student), small.VOCAB, batch)
+    found = look(student.to(CUDA), small.VOCAB, batch)
+    for one, other in zip(found, wanted, strict=True):
+        assert one.guesses.tolist() == other.guesses.tolist()
+        assert one.match == pytest.approx(other.match, rel=1e-5)
+        assert [str(word) for word in one.caption][:3] == [str(word) for word in other.caption][:3]
+    print(len(card.reads), *card.reads, sep="\n")
+    assert len(card.reads) < 40, "one copy for each kind of number, not for each clip"
+
+
+def test_words_of_codes(card: PretendCard) -> None:
+    from evilm.model.code_words import CodeWords
+
+    tokenizer = small.tokenizer_objective().tokenizer.eval()
+    wanted = CodeWords(copy.deepcopy(tokenizer), small.VOCAB).words([0, 3, 7])
+    assert CodeWords(tokenizer.to(CUDA), small.VOCAB).words([0, 3, 7]) == wanted
+
+
+def test_codes(card: PretendCard) -> None:
+    tokenizer = small.tokenizer_objective().tokenizer
+    frames = torch.from_numpy(small.rows(21).frames)  # lots of 16 frames, the last one filled up
+    wanted = copy.deepcopy(tokenizer).encode(frames)
+    tokenizer.to(CUDA)
+    with torch.autocast("cuda", torch.bfloat16):
+        found = tokenizer.encode(frames.to(CUDA))
+    card.clear()
+    assert torch.equal(found.cpu(), wanted)
+    assert tokenizer.fingerprint()
+
+
+def test_scoring(card: PretendCard, tmp_path: Path) -> None:
+    job = ScoreJob(**{**vars(small.score_job(tmp_path)), "use_gpu": True})
+    scorer = Scorer(job)
+    assert scorer._student.device == CUDA
+    found = [scorer({"block": np.array([number])}) for number in range(len(job.blocks))]
+    on_cpu = Scorer(ScoreJob(**{**vars(job), "use_gpu": False}))  # though a card is there
+    assert on_cpu._student.device.type == "cpu"
+    wanted = [on_cpu({"block": np.array([number])}) for number in range(len(job.blocks))]
+    for one, other in zip(found, wanted, strict=True):
+        np.testing.assert_allclose(one["match"], other["match"], rtol=1e-4, atol=1e-5)
+        assert one["predicted"].tolist() == other["predicted"].tolist()
+        assert one["code_ids"].tolist() == other["code_ids"].tolist()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_published_model(card: PretendCard, tmp_path: Path, dtype: torch.dtype) -> None:
+    pytest.importorskip("av")
+    from evilm.config.data import FramesConfig
+    from evilm.model.inference import EViLM
+    from evilm.model.preprocess import Preprocessor
+
+    sampling = FramesConfig(num_frames=small.FRAMES, frame_px=small.PX, resize="squash")
+    student = Student(small.student_config())
+    on_cpu = EViLM(copy.deepcopy(student), small.VOCAB, Preprocessor(sampling, small.FRAMES))
+    model = EViLM(student.cast(dtype).to(CUDA), small.VOCAB, Preprocessor(sampling, small.FRAMES))
+    frames = small.rows(3).frames
+    videos, texts = list(frames), small.captions(3)
+    mask = np.zeros((small.FRAMES, 2, 2), dtype=bool)
+    mask[:, 0] = True
+    close = {"rtol": 1e-4, "atol": 1e-5} if dtype == torch.float32 else {"rtol": 0.1, "atol": 0.1}
+    np.testing.assert_allclose(model.match(videos, texts), on_cpu.match(videos, texts), **close)
+    np.testing.assert_allclose(model.match_pairs(videos, texts), on_cpu.match_pairs(videos, texts), **close)
+    embedded = model.embed_texts(texts)
+    np.testing.assert_allclose(model.match(model.embed_videos(videos), embedded), on_cpu.match(videos, texts), **close)
+    filled = model.fill_words(videos[0], "a red [MASK] moves")
+    assert [guess.value for guess in filled[0]]
+    assert len(model.fill_words(None, "a [MASK] [MASK]")) == 2
+    assert len(model.fill_regions(videos[0], texts[0], mask)) == int(mask.sum())
+    assert model.embed_videos([]).shape == (0, small.REGIONS, 48)
+    assert len(model.match([], texts)) == 0
+    assert model.match(videos, []).shape == (3, 0)
+    model.save_pretrained(str(tmp_path / "model"))
+    again = EViLM.from_pretrained(str(tmp_path / "model"), device="cuda:0")
+    np.testing.assert_allclose(again.match(videos, texts), model.match(videos, texts), **close)
+
+
+def test_a_step_that_is_not_finite_is_skipped(card: PretendCard) -> None:
+    objective = small.pretrain_objective()
+    name = next(n for n, p in objective.named_parameters() if "match" in n and p.ndim > 1)
+    objective.get_parameter(name).data.flatten()[0] = torch.nan
+    config = small.settings(schedule__nonfinite="skip", cluster__fused=True)
+    before = {n: p.clone() for n, p in objective.named_parameters()}
+    small.train(objective, config, CUDA, _parts(small.pretrain_batch, 1, steps=3))
+    for n, p in objective.named_parameters():
+        assert torch.equal(p.detach().cpu().nan_to_num(), before[n].detach().nan_to_num()), n
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_checkpoint_goes_to_the_host_and_back(card: PretendCard, tmp_path: Path, fused: bool) -> None:
+    config = small.settings(cluster__fused=fused, cluster__channels_last=True)
+    parts = _parts(small.pretrain_batch, 1, steps=3)
+    objective = small.pretrain_objective()
+    _, learner = small.train(objective, config, CUDA, parts[:2])
+    optimizer = learner._optimizer
+    save_checkpoint(tmp_path / "checkpoint", objective, optimizer, {"step": 2})
+    other = small.pretrain_objective()
+    learner, updater = small.make_learner(other, config, CUDA)
+    restored = learner._optimizer
+    assert load_checkpoint(tmp_path / "checkpoint", other, restored)["step"] == 2
+    for (name, one), two in zip(objective.named_parameters(), other.parameters(), strict=True):
+        assert two.device == CUDA
+        assert torch.equal(one.detach().cpu(), two.detach().cpu()), name
+        moments = optimizer.state[one], restored.state[two]
+        assert all(torch.equal(moments[0][key].cpu(), moments[1][key].cpu()) for key in moments[0]), name
+    small.run(updater, parts[2:], CUDA, start=2)

@@ -1,0 +1,32 @@
+"""torch.compile of the student: one graph without breaks, compiled once for all batches, none for the evaluation."""
+
+from typing import Any
+
+import gpu_models as small
+import torch
+
+from evilm.train.look import evaluate
+
+
+def test_the_student_is_one_graph_that_evaluation_does_not_compile_again() -> None:
+    graphs: list[torch.fx.GraphModule] = []
+
+    def keep(graph: torch.fx.GraphModule, _: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    torch._dynamo.reset()
+    objective = small.pretrain_objective()
+    learner, updater = small.make_learner(objective, small.settings(), "cpu")
+    batches = [[small.pretrain_batch(clips, epoch, jitter=0.3)] for epoch, clips in enumerate((6, 5, 8))]
+    eager = small.run(updater, batches, torch.device("cpu"))
+    objective = small.pretrain_objective()
+    learner, updater = small.make_learner(objective, small.settings(), "cpu")
+    objective.compile(dynamic=True, fullgraph=True, backend=keep)  # as Learner does, with a backend that takes no time
+    compiled = small.run(updater, batches, torch.device("cpu"))
+    assert len(graphs) == 1, f"{len(graphs)} graphs: batches of other sizes were compiled anew"
+    assert compiled == eager
+    feed: Any = small.Held([small.pretrain_batch(6, -1), small.pretrain_batch(3, -1)])
+    found = evaluate(learner.finished, feed, torch.device("cpu"), 1, learner.autocast)
+    assert found["match_auc"] > 0
+    assert len(graphs) == 1, "the evaluation was compiled"

@@ -1,0 +1,32 @@
+"""A step in the middle of a training never waits for the device: counted on the pretended card."""
+
+from typing import Any
+
+import gpu_models as small
+import pytest
+from gpu_waits import count_waits
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "as it is": {},
+    "weights averaged": {"optim__ema_decay": 0.9},
+    "not clipped": {"optim__clip_norm": 0.0},
+    "three micro-batches": {"schedule__accumulate": 3},
+    "bf16, channels last": {"cluster__precision": "bf16", "cluster__channels_last": True},
+    "skips what is not finite": {"schedule__nonfinite": "skip"},
+}
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_a_step_of_the_student_has_no_blocking_read(option: str) -> None:
+    config = small.settings(**OPTIONS[option])
+    found = count_waits("student", config)
+    assert found.reads == [], "\n".join(map(str, found.reads))
+    # Numbers are waited for one step late: by then all of another step is queued behind them.
+    assert min(found.queued) > 300, found.queued
+
+
+@pytest.mark.parametrize("codebook", [{}, {"update": "ema"}])
+def test_a_step_of_the_tokenizer_has_no_blocking_read(codebook: dict[str, Any]) -> None:
+    found = count_waits("tokenizer", small.tokenizer_settings(), codebook)
+    assert found.reads == [], "\n".join(map(str, found.reads))
+    assert min(found.queued) > 100, found.queued
