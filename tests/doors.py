@@ -20,7 +20,7 @@ def start(door: str, *arguments: str, **variables: str) -> subprocess.Popen[byte
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment, cwd=ROOT)
 
 
-def wait_for(what: Callable[[], bool], process: subprocess.Popen[bytes], timeout_s: float = 120) -> None:
+def wait_for(what: Callable[[], bool], process: subprocess.Popen[bytes], timeout_s: float = 500) -> None:
     """Wait until `what` holds, while the process lives."""
     deadline = time.monotonic() + timeout_s
     while not what():

@@ -26,8 +26,8 @@ from evilm.errors import StorageError
 
 _SHARDS = 24
 _ONE, _OTHER = "17.mp4", "10.mp4"
-"""Videos that come from a web server, which can withhold them: a job waits there as long as a test wants. The other one is
-later in the plan."""
+"""Videos that come from a web server, which can withhold them: a job waits there as long as a test wants. The other one
+is later in the plan."""
 _VALUES = {
     "sampling.shard_clips": 1,
     "columns.url": "url",

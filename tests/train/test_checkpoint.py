@@ -173,6 +173,7 @@ class _Hiccup(MemoryFileSystem):
         super().put_file(lpath, rpath, *args, **kwargs)
 
 
+@pytest.mark.faults
 def test_an_upload_that_fails_in_passing_is_tried_again() -> None:
     fsspec.register_implementation("hiccup", _Hiccup, clobber=True)
     _Hiccup.failures += [ConnectionError("reset"), ConnectionError("reset")]

@@ -107,8 +107,9 @@ def test_a_fresh_process_loads_the_logged_model_and_serves_the_direct_scores(
         "import evilm; print(evilm.__file__); print('ray' in sys.modules)"
     )
     run = subprocess.run(
-        [sys.executable, "-c", code], input=json.dumps(rows), capture_output=True, text=True, check=True, cwd=tmp_path
-    )
+        [sys.executable, "-B", "-c", code],  # no bytecode beside the code that was logged
+        input=json.dumps(rows), capture_output=True, text=True, check=True, cwd=tmp_path,
+    )  # fmt: skip
     scores, place, has_ray = run.stdout.strip().splitlines()
     direct = evilm.EViLM.from_pretrained(root / "model").match_pairs(rows["video"], rows["caption"])
     assert json.loads(scores) == direct.astype(float).tolist()

@@ -550,6 +550,7 @@ def s3_error(status: int, code: str) -> Callable[[BaseHTTPRequestHandler], None]
     )
 
 
+@pytest.mark.faults
 def test_faults_of_an_object_store_pass(faulty: tuple[str, list[Any]]) -> None:
     bucket, faults = faulty
     fetcher = Fetcher(bucket, FetchConfig(retries=3, timeout_s=1))
