@@ -70,14 +70,21 @@ def ray_local(s3_server: str) -> Iterator[Any]:
 
     with pytest.MonkeyPatch.context() as patch:
         use_store(patch, s3_server)
-        ray.init(
-            address="local",
-            num_cpus=4,
-            object_store_memory=256 * 2**20,
-            include_dashboard=False,
-            log_to_driver=False,
-            configure_logging=False,
-        )
+        for attempts_left in (2, 1, 0):
+            try:
+                ray.init(
+                    address="local",
+                    num_cpus=4,
+                    object_store_memory=256 * 2**20,
+                    include_dashboard=False,
+                    log_to_driver=False,
+                    configure_logging=False,
+                )
+                break
+            except Exception:  # Ray gives its node 30 s to start, which may not be enough on a busy machine
+                ray.shutdown()
+                if not attempts_left:
+                    raise
     yield ray
     ray.shutdown()
 

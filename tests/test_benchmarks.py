@@ -129,6 +129,23 @@ def test_a_rank_asks_an_object_store_for_its_own_row_groups(tmp_path: Path) -> N
     assert [row["what"] for row in found["rows"]] == ["order", "captions"]
 
 
+def test_the_benchmark_of_a_card_runs_on_a_cpu(tmp_path: Path) -> None:
+    file = tmp_path / "gpu.json"
+    flags = ["--size", "tiny", "--batches", "4", "--modes", "eager", "--threads", "1", "--quick", "--json", str(file)]
+    done = subprocess.run([sys.executable, str(BENCHMARKS / "gpu.py"), *flags], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(file.read_text())
+    (step,) = found["steps"]
+    assert step["memory_clips_per_s"] > 0
+    assert step["loader_clips_per_s"] > 0
+    assert 0 < step["share_of_peak"] < 1
+    assert {"forward", "backward", "optimizer", "wait"} <= step["phases_ms"].keys()
+    assert found["launches"]["eager"]["operations"] > 100
+    assert [row["views"] for row in found["codes"]] == [1, 4]
+    assert all(row["memory_clips_per_s"] > 0 and row["jpeg_clips_per_s"] > 0 for row in found["codes"])
+    assert "forward ms" in done.stdout
+
+
 def test_table_of_scaling_counts_each_worker_beyond_the_first() -> None:
     def run(step_s: float, cpu_s: float, first_s: float, reduce_s: float) -> dict:
         times = {"steps_s": [step_s, step_s, 9.0], "cpu_s": cpu_s, "all_reduce_s": [reduce_s] if reduce_s else []}

@@ -3,6 +3,8 @@
 import logging
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from evilm import storage
 from evilm.config.base import validate
 from evilm.config.data import FramesConfig
@@ -15,10 +17,11 @@ from evilm.data.feed import Feed, evaluation_feed, training_feed
 from evilm.data.order import step_sizes
 from evilm.errors import ShardError
 from evilm.model.collapse import require_usage_of_labels
-from evilm.outputs import close_output, open_output
+from evilm.outputs import close_output
 from evilm.shards import CodesManifest, FrameManifest, ShardPair, Side, find_codes, open_side, pair, publish_side
 from evilm.steps.batch import PretrainBatch, PretrainCollate
 from evilm.text.vocab import Vocab
+from evilm.train.finished import Training
 from evilm.train.panels import NUM_CLIPS, Panels
 
 if TYPE_CHECKING:
@@ -42,35 +45,44 @@ def pretrain(config: Pretrain) -> dict[str, Any]:
     """
     from evilm.train.build import build_missing  # with the video decoders, which a worker needs none of
 
-    config = config.with_precision()
+    config = config.resolved().with_precision()
     out = storage.absolute(config.out or storage.join(config.root, "model"))
     inputs = build_missing(config)
     frames, codes = open_pairs(inputs, config)
     places = {"frames": inputs.frames, "codes": codes.uri, "vocab": inputs.vocab, "tokenizer": inputs.tokenizer}
-    config = config.model_copy(update={**places, "out": out})
+    config = config.model_copy(update={**places, "out": out, "init": config.init and storage.absolute(config.init)})
     vocab = Vocab.load(config.vocab)
     prints = {"frames": frames.fingerprint, "codes": codes.fingerprint, "vocab": vocab.fingerprint}
     prints["tokenizer"] = codes.tokenizer
-    if done := open_output(config, out, prints):
-        from evilm.train.fit import catch_up
-        from evilm.train.mlflow_model import publish
-
-        catch_up(config, "pretrain", out, done)
-        publish(config, out, prints)
-        return done | {"reused": True}
-    step_sizes(frames.num_clips("train"), config.schedule.batch_clips, config.schedule.tail, config.parts)
-    _audit(config, frames, codes)
-    publish_side(frames, anew=False)
-    publish_side(codes, anew=False)
+    from evilm.model.identity import model_fingerprint
+    from evilm.model.inference import EViLM
     from evilm.train.card import write_card
-    from evilm.train.fit import fit
+    from evilm.train.fit import catch_up
     from evilm.train.mlflow_model import publish
 
-    facts = {"out": out, "inputs": prints, "clips": frames.splits}
-    summary = fit(config, "pretrain", "evilm.train.pretrain:build_task", out, prints, lambda: facts | _made(out))
+    prints |= {"init": model_fingerprint(config.init)} if config.init else {}
+    started: dict[str, Any] = {}
+
+    def describe() -> dict[str, Any]:
+        return {"out": out, "inputs": prints, "clips": frames.splits} | started | _made(out)
+
+    task = "evilm.train.pretrain:build_task"
+    training = Training(config, "pretrain", task, out, prints, EViLM.from_pretrained, describe)
+    done = training.open(frames)
+    if done and training.is_published(done):
+        catch_up(config, "pretrain", out, done)
+        publish(config, out, done)
+        return done | {"reused": True}
+    if not done:
+        step_sizes(frames.num_clips("train"), config.schedule.batch_clips, config.schedule.tail, config.parts)
+        _audit(config, frames, codes)
+        publish_side(frames, anew=False)
+        publish_side(codes, anew=False)
+        started |= training.warm_start()
+    summary = training.finish(done)
     write_card(out, config, summary)
     summary = close_output(out, summary)
-    publish(config, out, prints)
+    publish(config, out, summary)
     return summary
 
 
@@ -140,12 +152,19 @@ class PretrainTask:
         self.arch: StudentConfig = settings.arch.model_copy(update=sizes)
 
     def objective(self) -> Any:
-        """A fresh student with the losses of Eq. 8."""
-        from evilm.model.student import Student
+        """A student with the losses of Eq. 8, fresh or warm-started."""
         from evilm.steps.pretrain import PretrainObjective
 
-        settings = self.settings
-        return PretrainObjective(Student(self.arch), settings.objectives, settings.schedule.eval_pool_clips)
+        student, _ = self.start()
+        return PretrainObjective(student, self.settings.objectives, self.settings.schedule.eval_pool_clips)
+
+    def start(self) -> tuple[Any, Any]:
+        """Build the student and, if it starts from another one, report what it took."""
+        from evilm.model.student import Student
+        from evilm.model.warm_start import start_student
+
+        init, codes = self.settings.init, self._codes.tokenizer
+        return start_student(self.arch, init, self._vocab, codes) if init else (Student(self.arch), None)
 
     def train_feed(self, rank: int, world: int) -> Feed:
         """Frames, codes, masks and negatives of the train split."""
@@ -181,17 +200,25 @@ class PretrainTask:
 
         return sum(step_macs(objective.student, self.settings.objectives, min(_USUAL_WORDS, self.arch.max_words)))
 
-    def export(self, objective: Any) -> None:
-        """The student with its vocabulary and preprocessing, and how it was masked."""
+    def describe(self, folder: str, objective: Any) -> None:
+        """Write settings, vocabulary and preprocessing, and how regions were masked."""
+        from evilm.model import pretrained
         from evilm.model.identity import OBJECTIVES_FILE
-        from evilm.model.inference import EViLM
+        from evilm.model.inference import save_rules
         from evilm.model.preprocess import Preprocessor
+        from evilm.model.student import KIND
 
         sampling = validate(FramesConfig, self._frames.sampling, where=self._frames.uri)
-        preprocessor = Preprocessor(sampling, self.arch.num_frames)
-        EViLM(objective.student, self._vocab, preprocessor).save_pretrained(self.settings.out)
+        save_rules(folder, self._vocab, Preprocessor(sampling, self.arch.num_frames), self.arch)
         settings = self.settings.objectives.model_dump(mode="json") | {"tokenizer": self._codes.tokenizer}
-        storage.write_json(storage.join(self.settings.out, OBJECTIVES_FILE), settings)
+        storage.write_json(storage.join(folder, OBJECTIVES_FILE), settings)
+        pretrained.save_config(folder, KIND, objective.student.config)
+
+    def export(self, objective: Any) -> None:
+        """Write the student with its vocabulary and preprocessing, and how regions were masked."""
+        self.describe(self.settings.out, objective)
+        with torch.no_grad():
+            objective.student.save_pretrained(self.settings.out)
 
     def _pairs(self, split: str) -> list[ShardPair]:
         return pair(self._frames, self._codes, split)

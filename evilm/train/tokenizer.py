@@ -13,10 +13,11 @@ from evilm.data.feed import Feed, evaluation_feed, training_feed
 from evilm.data.order import step_sizes
 from evilm.errors import ConfigError
 from evilm.model.collapse import require_usage_on_val
-from evilm.outputs import close_output, open_output
+from evilm.outputs import close_output
 from evilm.shards import FrameManifest, ShardPair, check_num_frames, open_side, publish_side
 from evilm.steps.batch import TokenizerCollate
 from evilm.text.vocab import Vocab
+from evilm.train.finished import Training
 
 logger = logging.getLogger(__name__)
 
@@ -35,30 +36,37 @@ def train_tokenizer(config: TrainTokenizer) -> dict[str, Any]:
     for name in ("frames", "vocab", "out"):
         if not getattr(config, name):
             raise ConfigError(f"--{name} is missing; name the {name} place")
-    config = config.with_precision()
-    config = config.model_copy(update={n: storage.absolute(getattr(config, n)) for n in ("frames", "vocab", "out")})
+    config = config.resolved().with_precision()
+    places = {name: storage.absolute(getattr(config, name)) for name in ("frames", "vocab", "out")}
+    config = config.model_copy(update=places | {"init": config.init and storage.absolute(config.init)})
     frames, vocab = FrameManifest.load(config.frames), Vocab.load(config.vocab)
     check_num_frames(frames, config.arch.num_frames)
     inputs = {"frames": frames.fingerprint, "vocab": vocab.fingerprint}
-    if done := open_output(config, config.out, inputs):
-        from evilm.train.fit import catch_up
+    from evilm.model.identity import tokenizer_fingerprints
+    from evilm.model.tokenizer import VideoTokenizer
+    from evilm.train.fit import catch_up
 
+    inputs |= tokenizer_fingerprints(config.init, "init") if config.init else {}
+    started: dict[str, Any] = {}
+
+    def describe() -> dict[str, Any]:
+        facts = {"out": config.out, "inputs": inputs, "num_codes": config.arch.codebook.num_codes}
+        return facts | started | {"fingerprint": VideoTokenizer.from_pretrained(config.out).fingerprint()}
+
+    task = "evilm.train.tokenizer:build_task"
+    training = Training(config, "train_tokenizer", task, config.out, inputs, VideoTokenizer.from_pretrained, describe)
+    done = training.open(frames)
+    if done and training.is_published(done):
         catch_up(config, "train_tokenizer", config.out, done)
         _keep_min_usage(config)
         require_usage_on_val(config.arch.codebook, done, config.out)
         return done | {"reused": True}
-    step_sizes(frames.num_clips("train"), config.schedule.batch_clips, config.schedule.tail, config.parts)
-    publish_side(frames, anew=False)
-    from evilm.model.tokenizer import VideoTokenizer
-    from evilm.train.fit import fit
-
-    facts = {"out": config.out, "inputs": inputs, "num_codes": config.arch.codebook.num_codes}
-
-    def made() -> dict[str, Any]:
-        return facts | {"fingerprint": VideoTokenizer.from_pretrained(config.out).fingerprint()}
-
-    summary = fit(config, "train_tokenizer", "evilm.train.tokenizer:build_task", config.out, inputs, made)
-    summary = close_output(config.out, summary)
+    if not done:
+        step_sizes(frames.num_clips("train"), config.schedule.batch_clips, config.schedule.tail, config.parts)
+        publish_side(frames, anew=False)
+        started |= training.warm_start()
+    summary = close_output(config.out, training.finish(done))
+    _keep_min_usage(config)
     require_usage_on_val(config.arch.codebook, summary, config.out)
     return summary
 
@@ -90,11 +98,23 @@ class TokenizerTask:
         self.arch: VideoTokenizerConfig = settings.arch.model_copy(update={"vocab_size": self._vocab.size})
 
     def objective(self) -> Any:
-        """A fresh tokenizer with its losses."""
-        from evilm.model.tokenizer import VideoTokenizer
+        """A tokenizer with its losses, fresh or warm-started."""
+        from evilm.model.warm_start import has_codebook
         from evilm.steps.tokenizer import TokenizerObjective
 
-        return TokenizerObjective(VideoTokenizer(self.arch), self.arch)
+        tokenizer, report = self.start()
+        settings = self.arch
+        if report and has_codebook(report):  # no start by k-means, which would overwrite it
+            settings = settings.model_copy(update={"codebook": settings.codebook.model_copy(update={"init": "random"})})
+        return TokenizerObjective(tokenizer, settings)
+
+    def start(self) -> tuple[Any, Any]:
+        """Build the tokenizer and, if it starts from another one, report what it took."""
+        from evilm.model.tokenizer import VideoTokenizer
+        from evilm.model.warm_start import start_tokenizer
+
+        init = self.settings.init
+        return start_tokenizer(self.arch, init, self._vocab) if init else (VideoTokenizer(self.arch), None)
 
     def train_feed(self, rank: int, world: int) -> Feed:
         """Frames and caption words of the train split."""
@@ -116,6 +136,11 @@ class TokenizerTask:
         from evilm.model.budget.work import tokenizer_macs, word_decoder_macs
 
         return tokenizer_macs(self.arch, self.arch.num_frames) + word_decoder_macs(self.arch)
+
+    def describe(self, folder: str, objective: Any) -> None:
+        """Write settings and vocabulary, for a checkpoint."""
+        objective.tokenizer.save_config(folder)
+        self._vocab.save(storage.join(folder, "vocab"))
 
     def export(self, objective: Any) -> None:
         """The tokenizer, its settings and the vocabulary of its words."""

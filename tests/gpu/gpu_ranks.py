@@ -50,7 +50,9 @@ def train_ranks(rank: int, world: int, device: str, kind: str, place: str) -> li
 
 def _train(rank: int, world: int, device: torch.device, kind: str) -> list[dict[str, float]]:
     make, batch, settings = small.KINDS[kind]
-    config = settings(schedule__batch_clips=3 * PARTS, schedule__accumulate=PARTS, cluster__channels_last=True)
+    config = settings(
+        schedule__batch_clips=3 * PARTS, schedule__accumulate=PARTS, cluster__channels_last=True, cluster__fused=True
+    )
     mine = parts_of(rank, world, PARTS)
     slices = [part_of(CLIPS, part, PARTS) for part in mine]
     batches = [[batch(CLIPS, step, part) for part in slices] for step in range(STEPS)]

@@ -35,6 +35,15 @@ ROUND = {
     "requests_per_file_read": 3,
     "kernels_per_step": 1000,
     "launch_s_per_kernel": 1e-5,
+    "gap_s_per_kernel": 1e-6,
+    "loader_python_s_per_clip": 0.5e-3,
+    "compile_speedup": 2.0,
+    "compiled_kernel_share": 0.5,
+    "node_start_s": 100.0,
+    "image_gbyte": 10.0,
+    "image_gbyte_per_s": 0.1,
+    "process_start_s": 60.0,
+    "compile_s": 40.0,
     "encoder_flop_per_byte": 10,
     "matmul_share": 0.5,
     "exact_share": 0.5,
@@ -54,8 +63,10 @@ GPU = Device("gpu", 1000, 100, 10, 2.0, 8, 64, 80, 50)
 def test_time_of_a_step_by_hand() -> None:
     # 6 FLOPs per forward MAC: 30e9 at 10 TFLOP/s (1,000 GB/s x 10 FLOP/B) and 30e9 at 50 (half of 100)
     found = training(JOB, WORK, GPU, 8, ROUND)
-    assert found.limits_s["compute"] == pytest.approx(8 * (3e-3 + 0.6e-3))
-    assert found.limits_s["launches"] == pytest.approx(0.01)
+    # and a gap of 1 us after each of 1,000 kernels
+    assert found.limits_s["compute"] == pytest.approx(8 * (3e-3 + 0.6e-3) + 1e-3)
+    # 1,000 launches of 10 us, and 0.5 ms of the loader's Python for each clip
+    assert found.limits_s["host"] == pytest.approx(0.01 + 8 * 0.5e-3)
     # 8 clips x 10 ms on two cores: the feed has two threads, though the machine has eight cores per GPU
     assert found.limits_s["decoding"] == pytest.approx(0.04)
     assert found.cores_per_gpu == 8
@@ -65,17 +76,25 @@ def test_time_of_a_step_by_hand() -> None:
     assert found.limits_s["gradients"] == found.limits_s["compute"]
     assert (found.bound_by, found.step_s) == ("decoding", pytest.approx(0.04))
     assert found.epoch_s == pytest.approx(15_625 * 0.04)
-    assert found.gpu_hours == pytest.approx(8 * 10 * 625 / 3600)
+    assert found.start_s == pytest.approx(100 + 10 / 0.1 + 60)
+    assert found.gpu_hours == pytest.approx(8 * (10 * 625 + 260) / 3600)
     assert found.usd == pytest.approx(2 * found.gpu_hours)
     assert found.clips_per_s_per_gpu == pytest.approx(200)
     assert found.decoding_cores_per_gpu == pytest.approx(2)
 
 
+def test_compiled_kernels_are_fewer_and_the_encoder_is_faster() -> None:
+    found = training(JOB, WORK, GPU, 8, ROUND, is_compiled=True)
+    assert found.limits_s["compute"] == pytest.approx(8 * (1.5e-3 + 0.6e-3) + 0.5e-3)
+    assert found.limits_s["host"] == pytest.approx(0.005 + 8 * 0.5e-3)
+    assert found.start_s == pytest.approx(300)  # 40 s of compiling more
+
+
 def test_gradients_between_nodes_limit_where_they_outlast_the_backward_pass() -> None:
     found = training(JOB, WORK, GPU, 64, ROUND)
-    # 2 x 63/64 of 80 MB at 80 Gbit/s = 10 GB/s; forward of one clip 1.2 ms
+    # 2 x 63/64 of 80 MB at 80 Gbit/s = 10 GB/s; forward of one clip and its gaps a third of 4.6 ms
     assert found.all_reduce_s == pytest.approx(15.75e-3)
-    assert found.limits_s["gradients"] == pytest.approx(1.2e-3 + 15.75e-3)
+    assert found.limits_s["gradients"] == pytest.approx(4.6e-3 / 3 + 15.75e-3)
     assert found.bound_by == "gradients"
     assert formulas.all_reduce_bytes_per_gpu(80e6, 1) == 0
 
@@ -231,7 +250,8 @@ def test_command(capsys, tmp_path) -> None:
     flags = ["--preset", str(preset), "--clips", "1000", "--gpus", "8"]
     main([*flags, "--json", "--devices", "a10g"])
     figures = json.loads(capsys.readouterr().out)
-    assert [row["num_gpus"] for row in figures["trainings"]] == [8]
+    assert [row["num_gpus"] for row in figures["trainings"]] == [8, 8]
+    assert [row["is_compiled"] for row in figures["trainings"]] == [False, True]
     assert figures["constants"]["matmul_share"]["source"].startswith("assumption")
     assert figures["job"]["num_clips"] == 1000
     main([*flags, "--set", "job.batch_clips=64"])

@@ -1,6 +1,7 @@
 """Metrics of an evaluation do not depend on the size of its batches or on the number of workers."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -116,7 +117,7 @@ def expected(pairs: list[ShardPair], objective: PretrainObjective) -> dict[str, 
 
 def _work(rank: int, pairs: list[ShardPair], meeting: str, out: str) -> None:
     dist.init_process_group("gloo", f"file://{meeting}", rank=rank, world_size=2)
-    metrics = evaluate(_objective(), _feed(pairs, rank, 2, 32), torch.device("cpu"), 2)
+    metrics = evaluate(_objective(), _feed(pairs, rank, 2, 32), torch.device("cpu"), 2, nullcontext())
     torch.save(metrics, f"{out}/{rank}.pt")
     dist.destroy_process_group()
 

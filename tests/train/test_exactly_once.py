@@ -32,7 +32,7 @@ def test_a_killed_worker_is_replaced_and_the_run_equals_the_unbroken_one(
     assert audit.read(str(out)) == audit.read(str(unbroken))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.faults
 def test_two_workers_then_one_then_two_again_see_each_clip_once(
     small_workflow: Workflow, unbroken: Path, tmp_path: Path

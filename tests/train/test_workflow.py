@@ -92,7 +92,7 @@ def test_other_settings_against_a_finished_model_are_refused(small_workflow: Wor
         pretrain(_config(root, **{"cluster.precision": "bf16"}))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_same_seed_gives_the_same_first_20_losses(small_workflow: Workflow, tmp_path: Path) -> None:
     root, _ = small_workflow
     pretrain(_config(root, out=str(tmp_path / "again")))

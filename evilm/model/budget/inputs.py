@@ -46,7 +46,9 @@ CONSTANTS: dict[str, Constant] = {
     "launch_s_per_kernel": Constant(10e-6, "s", "assumption: what eager PyTorch needs to launch one"),
     "gap_s_per_kernel": Constant(1.5e-6, "s", "assumption: from the end of one kernel to the start of the next"),
     "loader_python_s_per_clip": Constant(
-        0.41e-3, "s", f"{_OURS}: masks 0.255 ms, words of two captions 0.132, other draws 0.023; decoding lets Python go on"
+        0.41e-3,
+        "s",
+        f"{_OURS}: masks 0.255 ms, words of two captions 0.132, other draws 0.023; decoding lets Python go on",
     ),
     "compile_speedup": Constant(
         10367.22 / 5621.06,
@@ -145,6 +147,12 @@ class Job:
     """Background threads of a worker's feed, so the most cores that it uses."""
     num_runs: int = 1
     """Trainings that share one set of codes."""
+    worker_clips: int = 0
+    """Clips per step of each GPU, where the step grows with them; 0: batch_clips on any number of GPUs."""
+
+    def on(self, num_gpus: int) -> "Job":
+        """Return the job with the batch size that it has on so many GPUs."""
+        return replace(self, batch_clips=self.worker_clips * num_gpus) if self.worker_clips else self
 
 
 def job_of(config: Pretrain, num_clips: int) -> Job:
@@ -153,7 +161,7 @@ def job_of(config: Pretrain, num_clips: int) -> Job:
     return Job(
         num_clips=num_clips,
         num_epochs=config.schedule.epochs,
-        batch_clips=config.schedule.batch_clips,
+        batch_clips=config.resolved().schedule.batch_clips,
         num_frames=config.arch.num_frames,
         stored_frames=sampling.stored,
         frame_px=sampling.frame_px,
@@ -162,6 +170,7 @@ def job_of(config: Pretrain, num_clips: int) -> Job:
         group_clips=sampling.row_group_clips,
         shuffle_groups=config.schedule.shuffle_groups,
         feed_threads=config.cluster.num_feed_threads,
+        worker_clips=config.schedule.worker_clips * config.schedule.accumulate,
     )
 
 
@@ -206,6 +215,7 @@ def override(
             ) from None
         if owner == "job":
             job = _put(job, field, value, setting)
+            job = replace(job, worker_clips=0) if field == "batch_clips" else job
         elif owner in kinds:
             kinds[owner] = _put(kinds[owner], field, value, setting)
         elif owner:

@@ -106,6 +106,7 @@ def training(
     job: Job, work: Work, device: Device, num_gpus: int, values: Values, is_compiled: bool = False
 ) -> Training:
     """A training with cached codes on `num_gpus` GPUs, one worker each, by eager kernels or compiled ones."""
+    job = job.on(num_gpus)
     clips = job.batch_clips / num_gpus
     steps = formulas.steps_per_epoch(job.num_clips, job.batch_clips)
     nodes = -(-num_gpus // device.gpus_per_node)
