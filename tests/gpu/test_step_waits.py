@@ -25,7 +25,10 @@ def test_a_step_of_the_student_has_no_blocking_read(option: str) -> None:
     assert min(found.queued) > 300, found.queued
 
 
-@pytest.mark.parametrize("codebook", [{}, {"update": "ema"}])
+REVIVED = {"revive_below": 0.9, "revive_every": 1}
+
+
+@pytest.mark.parametrize("codebook", [{}, {"update": "ema"}, REVIVED, {"update": "ema"} | REVIVED])
 def test_a_step_of_the_tokenizer_has_no_blocking_read(codebook: dict[str, Any]) -> None:
     found = count_waits("tokenizer", small.tokenizer_settings(), codebook)
     assert found.reads == [], "\n".join(map(str, found.reads))
