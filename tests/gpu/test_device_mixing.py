@@ -1,7 +1,6 @@
 """Everything that runs on a card, on a pretended one: no operation mixes devices, and the numbers are the CPU's."""
 
 import copy
-import json
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +8,7 @@ import gpu_models as small
 import numpy as np
 import pytest
 import torch
-import torch.multiprocessing
-from gpu_ranks import train_ranks
+from gpu_ranks import start_ranks, train_ranks
 from pretend_card import PretendCard
 
 from evilm.eval.score import ScoreJob, Scorer
@@ -115,8 +113,7 @@ def _evaluated(objective: Any, batches: list[Any], device: torch.device) -> dict
 def test_two_ranks_with_a_card_each_train_as_one_on_the_cpu(kind: str, tmp_path: Path) -> None:
     """DDP, sums and broadcasts; three uneven micro-batches, two steps and an evaluation."""
     wanted = train_ranks(0, 1, "cpu", kind, str(tmp_path / "alone"))
-    torch.multiprocessing.spawn(train_ranks, (2, "pretended", kind, str(tmp_path / "ranks")), 2)
-    found = json.loads((tmp_path / "ranks.json").read_text())
+    found = start_ranks(2, "pretended", kind, tmp_path)
     for one, two in zip(found, wanted, strict=True):
         assert one == pytest.approx(two, rel=1e-4, abs=1e-6)
 
