@@ -442,11 +442,17 @@ def _note(what: str) -> None:
 
 
 class _Reducer:
-    """DDP's reducer, whose C++ makes the buckets of gradients: on the card, like the gradients."""
+    """DDP's reducer, whose C++ makes the buckets of gradients: on the card, like the gradients.
+
+    Buckets stay as they are first: C++ would write the order of new ones by itself into memory that is not there.
+    """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         with _from_card(torch.empty):
             self._real = _REAL_REDUCER(*args, **kwargs)
+
+    def _rebuild_buckets(self) -> bool:
+        return False
 
     def __getattr__(self, name: str) -> Any:
         value = getattr(self._real, name)
@@ -527,7 +533,8 @@ class PretendCard:
             for n in vars(torch.optim.Optimizer)
             if n.endswith("capture_health_check")
         ]
-        reducer = [(torch.distributed, "Reducer", _Reducer)] if torch.distributed.is_available() else []
+        check = (torch.distributed, "_verify_params_across_processes", lambda *_: None)  # of shapes, by the same C++
+        reducer = [(torch.distributed, "Reducer", _Reducer), check]
         others = [
             *reducer,
             (torch, "autocast", _CudaAutocast),

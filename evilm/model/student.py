@@ -104,7 +104,7 @@ class Student(nn.Module):
     ) -> DecoderOutput:
         """Both modalities, or one alone, seen together behind [CLS]. Paper: Eq. 2."""
         given = [part for part in (text, video) if part is not None]
-        assert given, "decode needs a video, a text or both"
+        assert len(given) > 0, "decode needs a video, a text or both"
         clips = given[0].shape[0]
         cls = self.tokens.weight[0].expand(clips, 1, -1)
         num_words = 0 if text is None else text.shape[1]

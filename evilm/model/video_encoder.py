@@ -41,7 +41,8 @@ class VideoEncoder(nn.Module):
 
     def forward(self, pixels: Float[Tensor, "images 3 height width"]) -> Float[Tensor, "images row col channels"]:
         """Normalised pixels to one vector per region."""
-        features: Tensor = self.backbone.forward_features(pixels)
+        with pixels.device:  # where timm then makes its positions; copied from the CPU, they would wait for the GPU
+            features: Tensor = self.backbone.forward_features(pixels)
         return self.backbone.head.norm(features).permute(0, 2, 3, 1)
 
 

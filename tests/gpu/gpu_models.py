@@ -53,8 +53,8 @@ def student_config(**changes: Any) -> StudentConfig:
     """A student of 2 x 2 regions a frame."""
     settings = {
         "video_encoder": "edgenext_xx_small", "input_px": PX, "num_frames": FRAMES, "vocab_size": VOCAB.size,
-        "max_words": 12, "text_dim": 32, "text_layers": 2, "text_heads": 2, "text_positions": 16, "dim": 48,
-        "decoder_layers": 2, "decoder_heads": 3, "num_codes": CODES,
+        "max_words": 12, "text_dim": 32, "text_layers": 1, "text_heads": 2, "text_positions": 16, "dim": 48,
+        "decoder_layers": 1, "decoder_heads": 3, "num_codes": CODES,
     }  # fmt: skip
     return StudentConfig.model_validate(settings | changes)
 

@@ -9,6 +9,7 @@ from typing import Any
 import gpu_models as small
 import torch
 import torch.distributed as dist
+import torch.multiprocessing
 from pretend_card import PretendCard
 
 from evilm.data.order import part_of
@@ -16,6 +17,14 @@ from evilm.train.look import evaluate
 from evilm.train.parts import parts_of
 
 PARTS, CLIPS, STEPS = 3, 7, 2
+
+
+def start_ranks(world: int, device: str, kind: str, folder: Path) -> list[dict[str, float]]:
+    """Run `train_ranks` in a process for each rank, and return the metrics of rank 0."""
+    how = "spawn" if device == "cuda" else "fork"  # CUDA does not survive a fork; else it saves seconds of imports
+    arguments = (world, device, kind, str(folder / "ranks"))
+    torch.multiprocessing.start_processes(train_ranks, arguments, world, start_method=how)
+    return json.loads((folder / "ranks.json").read_text())
 
 
 def train_ranks(rank: int, world: int, device: str, kind: str, place: str) -> list[dict[str, float]]:

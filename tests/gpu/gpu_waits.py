@@ -11,7 +11,7 @@ from evilm.config.train import TrainConfig
 from evilm.data.order import part_of
 from evilm.steps.batch import Batch
 
-WARM_UP, STEPS, CLIPS = 2, 3, 6
+WARM_UP, STEPS, CLIPS = 2, 2, 6
 """Steps before those that are counted: the optimizer makes its moments in the first, the average is a copy in it."""
 
 

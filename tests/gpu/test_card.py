@@ -6,7 +6,6 @@ the card's. Tolerances are stated beside each comparison. Neither Ray, MLflow no
 
 import copy
 import gc
-import json
 from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
@@ -16,8 +15,7 @@ import gpu_models as small
 import numpy as np
 import pytest
 import torch
-import torch.multiprocessing
-from gpu_ranks import train_ranks
+from gpu_ranks import start_ranks, train_ranks
 from torch import nn
 
 from evilm.eval.score import ScoreJob, Scorer
@@ -120,8 +118,7 @@ def test_ranks_train_as_one(device: str, kind: str, tmp_path: Path) -> None:
     """
     world = torch.cuda.device_count() if device == "cuda" else 2
     alone = train_ranks(0, 1, device, kind, str(tmp_path / "alone"))
-    torch.multiprocessing.spawn(train_ranks, (world, device, kind, str(tmp_path / "ranks")), world)
-    found = json.loads((tmp_path / "ranks.json").read_text())
+    found = start_ranks(world, device, kind, tmp_path)
     for one, two in zip(found, alone, strict=True):
         assert one == pytest.approx(two, rel=1e-4 if device == "cpu" else 1e-3, abs=1e-6)
 

@@ -8,11 +8,13 @@ from gpu_waits import count_waits
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "as it is": {},
-    "weights averaged": {"optim__ema_decay": 0.9},
-    "not clipped": {"optim__clip_norm": 0.0},
-    "three micro-batches": {"schedule__accumulate": 3},
-    "bf16, channels last": {"cluster__precision": "bf16", "cluster__channels_last": True},
-    "skips what is not finite": {"schedule__nonfinite": "skip"},
+    "three micro-batches, averaged weights, bf16, channels last": {
+        "schedule__accumulate": 3,
+        "optim__ema_decay": 0.9,
+        "cluster__precision": "bf16",
+        "cluster__channels_last": True,
+        "schedule__nonfinite": "skip",
+    },
 }
 
 
