@@ -87,7 +87,7 @@ def test_the_student_trains_in_bf16_with_dropout(card: PretendCard) -> None:
     assert metrics[0]["loss"] == pytest.approx(exact[0]["loss"], rel=0.05)
 
 
-@pytest.mark.parametrize(("codebook", "accumulate"), zip(CODEBOOKS, (1, 1, 2), strict=True))
+@pytest.mark.parametrize(("codebook", "accumulate"), list(zip(CODEBOOKS, (1, 1, 2), strict=True)))
 def test_the_tokenizer_trains_as_on_the_cpu(codebook: str, accumulate: int) -> None:
     objective = small.tokenizer_objective(CODEBOOKS[codebook])
     config = small.tokenizer_settings(schedule__accumulate=accumulate, cluster__fused=True)
