@@ -4,6 +4,7 @@ Under pytest-xdist (`make test`) each process takes whole files; what takes long
 """
 
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -33,6 +34,8 @@ for _name, _value in {
 }.items():
     os.environ.setdefault(_name, _value)
 os.environ.pop("RAY_ADDRESS", None)
+# A shell that puts the tests in the background has them ignore Ctrl-C, and whatever they start inherits that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import pytest  # noqa: E402
 from gates import Gate  # noqa: E402

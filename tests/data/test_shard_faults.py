@@ -118,7 +118,7 @@ def test_sigkill_and_ctrl_c_of_the_driver(corpus: Path, unbroken: Path, tmp_path
     wait_for(lambda: gate.holds(_OTHER) and commits(out) > before, process)
     family = psutil.Process(process.pid).children(recursive=True)
     process.send_signal(signal.SIGINT)
-    _, complaints = process.communicate(timeout=120)
+    _, complaints = process.communicate(timeout=400)
     assert process.returncode == 130, complaints.decode()
     assert complaints.decode().splitlines()[-1] == "interrupted; the same command goes on from here"
     psutil.wait_procs(family, timeout=30)
