@@ -5,7 +5,11 @@ ROOT ?= runs/demo
 # No bytecode at installing: most of 7 GB of packages is never imported, and what is compiles itself once.
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt --editable
 
-.PHONY: setup demo dashboard test test-fast test-long gpu-check checks style bench clean
+# Modules keep their bytecode once they are imported, also where the environment forbids it (as many images do): without
+# it each of Ray's workers compiles torch, pandas and Ray from source, which takes it 5 to 10 seconds.
+unexport PYTHONDONTWRITEBYTECODE
+
+.PHONY: setup demo dashboard test test-fast test-long test-faults gpu-check checks style bench clean
 
 setup: .venv/.core
 
@@ -35,15 +39,27 @@ dashboard: .venv/.core
 	@test -f $(ROOT)/mlflow.db || { echo "error: $(ROOT)/mlflow.db is not there; run make demo first, or name a root that has runs: make dashboard ROOT=runs/my" >&2; exit 1; }
 	$(BIN)/mlflow ui --backend-store-uri sqlite:///$(abspath $(ROOT))/mlflow.db --port $(PORT)
 
+# Tests run in JOBS processes, each with a Ray of its own, and each file of tests in one of them. FLAGS go to pytest.
+JOBS ?= 2
+FLAGS ?= --durations=20
+PYTEST := $(BIN)/python -m pytest $(FLAGS)
+PARALLEL := -n $(JOBS) --dist loadfile --no-loadscope-reorder
+
 test: .venv/.test
-	$(BIN)/python -m pytest
+	$(PYTEST) $(PARALLEL)
 
 test-fast: .venv/.test
-	$(BIN)/python -m pytest -m 'not slow and not long'
+	$(PYTEST) $(PARALLEL) -m 'not slow and not long'
 
-# What takes minutes each: autoscaling, lost nodes, killed sweeps, four workers, torch.compile. Tens of minutes on two cores.
+# What takes half a minute to minutes each: autoscaling, lost nodes, killed sweeps, four workers, torch.compile. One after
+# the other, since most of them start several Rays or need both cores.
 test-long: .venv/.test
-	$(BIN)/python -m pytest -m long
+	$(PYTEST) -m long
+
+# Kills, signals and outages, RUNS times in a row, without those that are long.
+RUNS ?= 1
+test-faults: .venv/.test
+	set -e; for run in $$(seq $(RUNS)); do echo "run $$run of $(RUNS)"; $(PYTEST) $(PARALLEL) -m 'faults and not long'; done
 
 # On a machine with a CUDA device: what only a card can show, then its speed. Needs neither Ray, MLflow nor a video
 # decoder, so BIN may name another environment with torch, timm, transformers, pyarrow, simplejpeg and pytest.

@@ -1,6 +1,7 @@
 """Clips per second of the training feed, shards and codes to batches, against JPEG decoding and peer readers.
 
     python benchmarks/feed.py --json feed.json
+    python benchmarks/feed.py --ranks 1 8 64 --rows 2500000 10000000      # what a rank asks an object store for
     python benchmarks/feed.py --peer-python peer-readers/bin/python    # WebDataset, mosaicml-streaming: see README.md
 
 `feed` is what a training worker runs: the planned order, Parquet with its CRCs, pixels, codes, masks, hidden words and
@@ -21,6 +22,7 @@ from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
+from feed_ranks import count_requests, measure_rows, print_requests, print_rows
 from harness import Bench, Sample, flags
 from peers.export import write_tars
 from stored import store_codes, store_frames, vocab
@@ -44,7 +46,13 @@ def main() -> None:
         "--threads", type=int, default=len(os.sched_getaffinity(0)), help="decoding threads (all cores)"
     )
     parser.add_argument("--peer-python", default=sys.executable, metavar="EXE", help="interpreter with the peers")
+    parser.add_argument("--ranks", type=int, nargs="+", help="count the requests of a rank among so many, instead")
+    parser.add_argument("--rank-clips", type=int, default=32, help="clips of a step on each of these ranks (32)")
+    parser.add_argument("--rows", type=int, nargs="+", help="CPU time for order and captions of so many rows, instead")
     chosen = parser.parse_args()
+    if chosen.ranks or chosen.rows:
+        measure_ranks(chosen)
+        return
     clips, rounds = (256, 1) if chosen.quick else (chosen.clips, chosen.rounds)
     bench = Bench(f"feed: {clips} clips of 4 x 256 px, {chosen.threads} threads", rounds, unit="clips")
     with tempfile.TemporaryDirectory() as scratch:
@@ -64,6 +72,20 @@ def main() -> None:
                 bench.ratio(name, other, per)
     bench.print()
     bench.save(chosen.json)
+
+
+def measure_ranks(chosen: Any) -> None:
+    """Print what a rank asks for among many, and what its order and captions cost."""
+    found = {}
+    if chosen.ranks:
+        clips = 1024 if chosen.quick else 4 * chosen.clips
+        found["requests"] = count_requests(chosen.ranks, clips, chosen.rank_clips)
+        print_requests(found["requests"])
+    if chosen.rows:
+        found["rows"] = measure_rows(chosen.rows, 64 * chosen.rank_clips)
+        print_rows(found["rows"])
+    if chosen.json:
+        Path(chosen.json).write_text(json.dumps(found, indent=1))
 
 
 def add_feed(

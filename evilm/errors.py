@@ -51,5 +51,9 @@ class CheckpointError(EvilmError, RuntimeError):
     """A model, tokenizer or training checkpoint that can't be read or does not fit."""
 
 
+class CollapseError(EvilmError, RuntimeError):
+    """A video tokenizer that uses too little of its codebook to give useful labels."""
+
+
 class ClusterError(EvilmError, RuntimeError):
     """A Ray cluster that can't be reached or can't give what is asked of it."""

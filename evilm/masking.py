@@ -1,6 +1,7 @@
-"""Which regions and which words are hidden from the model. True = hidden. Numpy only.
+"""Choose regions and words that are hidden from the model. True = hidden. Numpy only.
 
-All randomness comes from the generator passed in, so a clip's masks depend on nothing but its seed.
+Draws are counter-based: number n of a clip is a hash of the clip's key and n. So the masks of many clips are drawn
+together, and those of one depend on nothing but its key.
 """
 
 import math
@@ -8,7 +9,7 @@ from collections.abc import Collection
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
+from jaxtyping import Bool, Float64, Int, Int64, UInt64
 
 from evilm.errors import ConfigError
 
@@ -18,12 +19,29 @@ IGNORE = -1
 
 _MIN_AREA_RATIO = 16 / 196
 """Smallest rectangle over the grid: BEiT's 16 of 14 x 14 cells, kept in proportion on smaller grids."""
-_LOG_ASPECT = math.log(0.3)  # of the flattest rectangle, height over width
+_LOG_ASPECT = math.log(1 / 0.3)  # of the steepest rectangle, height over width
 _TRIES = 10
+_CELLS_FROM = 1 << 32  # counters of the single cells of `_blocks`, far beyond those of its rectangles
+_GOLDEN, _MIX = np.uint64(0x9E3779B97F4A7C15), (np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB))
 
 
-def region_mask(shape: Shape, grid: int, num_frames: int, ratio: float, rng: np.random.Generator) -> NDArray[np.bool_]:
-    """A bool mask (frame, row, col) with the same number of hidden regions in every frame.
+def hash_bits(keys: UInt64[np.ndarray, " key"], counters: Int64[np.ndarray, "*d"]) -> UInt64[np.ndarray, "key *d"]:
+    """Return random bits for each key and counter: SplitMix64's output number `counter` from the state `key`."""
+    bits = keys.reshape(-1, *(1,) * counters.ndim) + (counters.astype(np.uint64) + np.uint64(1)) * _GOLDEN
+    for shift, factor in zip((30, 27), _MIX, strict=True):
+        bits = (bits ^ (bits >> np.uint64(shift))) * factor
+    return bits ^ (bits >> np.uint64(31))
+
+
+def uniform(keys: UInt64[np.ndarray, " key"], counters: Int64[np.ndarray, "*d"]) -> Float64[np.ndarray, "key *d"]:
+    """Return a number in [0, 1) for each key and counter."""
+    return (hash_bits(keys, counters) >> np.uint64(11)) * 2.0**-53
+
+
+def region_masks(
+    shape: Shape, grid: int, num_frames: int, ratio: float, keys: UInt64[np.ndarray, " clip"]
+) -> Bool[np.ndarray, "clip frame row col"]:
+    """Draw a mask for each clip, with the same number of hidden regions in every frame.
 
     That number is round(ratio x grid^2), at least 1 and never all. `block` draws rectangles per frame, `tube` one
     frame's rectangles for all frames, `random` single regions per frame. A grid of one region per frame hides whole
@@ -37,88 +55,87 @@ def region_mask(shape: Shape, grid: int, num_frames: int, ratio: float, rng: np.
     if grid * grid * num_frames < 2:
         raise ConfigError("clips of one frame with one region have nothing left to see when masked; raise input_px")
     if grid == 1:
-        return _scattered(num_frames, 1, ratio, rng).reshape(num_frames, 1, 1)
-    if shape == "random":
-        return np.stack([_scattered(grid, grid, ratio, rng) for _ in range(num_frames)])
-    if shape == "tube":
-        return np.repeat(_blocks(grid, ratio, rng)[None], num_frames, axis=0)
-    return np.stack([_blocks(grid, ratio, rng) for _ in range(num_frames)])
+        return _scattered(keys, num_frames, ratio).reshape(-1, num_frames, 1, 1)
+    drawn = 1 if shape == "tube" else num_frames
+    frame_keys = hash_bits(keys, np.arange(drawn)).reshape(-1)
+    masks = _scattered(frame_keys, grid * grid, ratio) if shape == "random" else _blocks(frame_keys, grid, ratio)
+    return np.repeat(masks.reshape(-1, drawn, grid, grid), num_frames // drawn, axis=1)
 
 
 def num_masked(num_regions: int, ratio: float) -> int:
-    """How many of a frame's regions are hidden: the ratio rounded half up, at least 1, never all."""
+    """Return how many of a frame's regions are hidden: the ratio rounded half up, at least 1, never all."""
     return min(max(math.floor(ratio * num_regions + 0.5), 1), num_regions - 1)
 
 
-def _scattered(rows: int, cols: int, ratio: float, rng: np.random.Generator) -> NDArray[np.bool_]:
-    """Cells hidden one by one, without order."""
-    mask = np.zeros(rows * cols, dtype=bool)
-    mask[rng.choice(mask.size, num_masked(mask.size, ratio), replace=False)] = True
-    return mask.reshape(rows, cols)
+def _scattered(keys: UInt64[np.ndarray, " mask"], cells: int, ratio: float) -> Bool[np.ndarray, "mask cell"]:
+    """Hide cells one by one, wherever they are: those with the smallest draws."""
+    mask = np.zeros((len(keys), cells), dtype=bool)
+    count = num_masked(cells, ratio)
+    smallest = np.argpartition(uniform(keys, np.arange(cells)), count - 1, axis=1)[:, :count]
+    np.put_along_axis(mask, smallest, True, axis=1)
+    return mask
 
 
-def _blocks(grid: int, ratio: float, rng: np.random.Generator) -> NDArray[np.bool_]:
-    """Rectangles as in BEiT, then single cells up to the exact count.
+def _blocks(keys: UInt64[np.ndarray, " mask"], grid: int, ratio: float) -> Bool[np.ndarray, "mask row col"]:
+    """Hide rectangles as in BEiT, then single cells up to the exact count; ten tries without a fit end the former.
 
     The last few cells prefer to touch what is hidden already, so that small grids stay blocky too.
     """
     target = num_masked(grid * grid, ratio)
-    smallest = max(1, round(_MIN_AREA_RATIO * grid * grid))
-    mask = np.zeros((grid, grid), dtype=bool)
-    hidden = 0
-    while hidden < target:
-        added = _add_rectangle(mask, target - hidden, smallest, rng)
-        if not added:
-            break
-        hidden += added
-    while hidden < target:
-        border = _touching(mask) & ~mask
-        cells = np.flatnonzero(border if border.any() else ~mask)
-        mask.flat[rng.choice(cells)] = True
-        hidden += 1
+    mask = np.zeros((len(keys), grid, grid), dtype=bool)
+    misses = np.zeros(len(keys), dtype=np.int64)
+    some, attempt = np.arange(len(keys)), 0
+    while some.size:
+        added = _add_rectangles(mask, some, target, uniform(keys[some], 4 * attempt + np.arange(4)))
+        misses[some] = np.where(added, 0, misses[some] + 1)
+        some = some[(misses[some] < _TRIES) & (mask[some].sum((1, 2)) < target)]
+        attempt += 1
+    cells = _CELLS_FROM + np.arange(grid * grid)
+    while (some := np.flatnonzero(mask.sum((1, 2)) < target)).size:
+        border = (_touching(mask[some]) & ~mask[some]).reshape(len(some), -1)
+        free = np.where(border.any(1, keepdims=True), border, ~mask[some].reshape(len(some), -1))
+        chosen = np.where(free, uniform(keys[some], cells), 1).argmin(1)
+        mask.reshape(len(keys), -1)[some, chosen] = True
+        cells = cells + grid * grid
     return mask
 
 
-def _add_rectangle(mask: NDArray[np.bool_], remaining: int, smallest: int, rng: np.random.Generator) -> int:
-    """Hide one more rectangle in place; how many cells it added, 0 if ten tries found no fit."""
-    grid = mask.shape[0]
-    for _ in range(_TRIES):
-        area = rng.uniform(min(smallest, remaining), remaining)
-        aspect = math.exp(rng.uniform(_LOG_ASPECT, -_LOG_ASPECT))
-        height, width = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
-        if not (0 < height < grid and 0 < width < grid):
-            continue
-        top, left = rng.integers(0, grid - height + 1), rng.integers(0, grid - width + 1)
-        window = mask[top : top + height, left : left + width]
-        added = height * width - int(np.count_nonzero(window))
-        if 1 <= added <= remaining:
-            window[:] = True
-            return added
-    return 0
+def _add_rectangles(
+    mask: Bool[np.ndarray, "mask row col"],
+    some: Int64[np.ndarray, " some"],
+    target: int,
+    draws: Float64[np.ndarray, "some 4"],
+) -> Bool[np.ndarray, " some"]:
+    """Hide one more rectangle in each of some masks, in place; returns where the one that was drawn fits."""
+    grid, smallest = mask.shape[1], max(1, round(_MIN_AREA_RATIO * mask[0].size))
+    remaining = target - mask[some].sum((1, 2))
+    least = np.minimum(smallest, remaining)
+    area, aspect = least + draws[:, 0] * (remaining - least), np.exp(_LOG_ASPECT * (2 * draws[:, 1] - 1))
+    size = np.rint(np.sqrt(np.stack([area * aspect, area / aspect])))  # height and width
+    first = np.floor(draws[:, 2:].T * (grid - size + 1))  # top and left
+    cell = np.arange(grid)
+    rows, cols = (cell >= first[..., None]) & (cell < (first + size)[..., None])
+    window = rows[:, :, None] & cols[:, None, :]
+    added = (window & ~mask[some]).sum((1, 2))
+    fits = ((size > 0) & (size < grid)).all(0) & (added >= 1) & (added <= remaining)
+    mask[some[fits]] |= window[fits]
+    return fits
 
 
-def _touching(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Cells with a hidden neighbour above, below, left or right."""
-    padded = np.pad(mask, 1)
-    return padded[:-2, 1:-1] | padded[2:, 1:-1] | padded[1:-1, :-2] | padded[1:-1, 2:]
-
-
-def word_mask(num_words: int, ratio: float, rng: np.random.Generator) -> NDArray[np.bool_]:
-    """Which of a caption's `num_words` words (special ones not counted) to ask for: each with `ratio`, at least one.
-
-    A caption without words gives an empty mask. Paper: Sec. 4.1 (15 %).
-    """
-    mask = rng.random(num_words) < ratio
-    if num_words and not mask.any():
-        mask[rng.integers(num_words)] = True
-    return mask
+def _touching(mask: Bool[np.ndarray, "mask row col"]) -> Bool[np.ndarray, "mask row col"]:
+    """Find cells with a hidden neighbour above, below, left or right."""
+    padded = np.pad(mask, ((0, 0), (1, 1), (1, 1)))
+    return padded[:, :-2, 1:-1] | padded[:, 2:, 1:-1] | padded[:, 1:-1, :-2] | padded[:, 1:-1, 2:]
 
 
 class WordMasker:
-    """Hides words as BERT does: 80 % become [MASK], 10 % a random word, 10 % stay."""
+    """Hides words as BERT does: each with `ratio`, at least one; 80 % become [MASK], 10 % a random word, 10 % stay.
+
+    A caption without words has none to hide. Paper: Sec. 4.1 (15 %).
+    """
 
     def __init__(self, special: Collection[int], mask_id: int, vocab_size: int, ratio: float) -> None:
-        """What all captions share.
+        """Take what all captions share.
 
         Args:
             special: ids that are neither asked for nor drawn as a random word ([PAD], [CLS], [SEP], [MASK], ...).
@@ -126,23 +143,23 @@ class WordMasker:
             vocab_size: random words are drawn below it.
             ratio: share of a caption's words that is asked for.
         """
-        self._special = np.fromiter(special, dtype=np.int64)
-        self._words = np.setdiff1d(np.arange(vocab_size), self._special)
+        self._is_word = np.ones(vocab_size, dtype=bool)
+        self._is_word[list(special)] = False
+        self._words = np.flatnonzero(self._is_word)
         self._mask_id, self._ratio = mask_id, ratio
 
     def __call__(
-        self, word_ids: NDArray[np.integer], rng: np.random.Generator
-    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """What the model reads of a caption, special words included, and the targets, IGNORE where nothing is asked."""
+        self, word_ids: Int[np.ndarray, "caption word"], keys: UInt64[np.ndarray, " caption"]
+    ) -> tuple[Int64[np.ndarray, "caption word"], Int64[np.ndarray, "caption word"]]:
+        """Return what the model reads, special words included, and the targets, IGNORE where nothing is asked."""
         truth = np.asarray(word_ids, dtype=np.int64)
-        maskable = np.flatnonzero((truth[:, None] != self._special).all(axis=1))
-        chosen = maskable[word_mask(maskable.size, self._ratio, rng)]
-        targets = np.full_like(truth, IGNORE)
-        targets[chosen] = truth[chosen]
-        inputs = truth.copy()
-        fate = rng.random(chosen.size)
-        inputs[chosen[fate < 0.8]] = self._mask_id
-        swapped = chosen[fate >= 0.9]
+        asks, fate, swap = uniform(keys, np.arange(3)[:, None] + 3 * np.arange(truth.shape[1])).transpose(1, 0, 2)
+        is_word = self._is_word[truth]
+        asked = is_word & (asks < self._ratio)
+        without = np.flatnonzero(is_word.any(1) & ~asked.any(1))
+        asked[without, np.where(is_word, asks, 1)[without].argmin(1)] = True
+        inputs = np.where(asked & (fate < 0.8), self._mask_id, truth)
         if self._words.size:
-            inputs[swapped] = rng.choice(self._words, swapped.size)
-        return inputs, targets
+            drawn = self._words[(swap * self._words.size).astype(np.int64)]
+            inputs = np.where(asked & (fate >= 0.9), drawn, inputs)
+        return inputs, np.where(asked, truth, IGNORE)

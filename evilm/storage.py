@@ -109,6 +109,12 @@ def read_bytes(uri: str) -> bytes:
     return patiently(uri, lambda: fs.cat_file(path))
 
 
+def read_tail(uri: str, num_bytes: int) -> bytes:
+    """The last bytes of a file, by one request; raises as `read_bytes`."""
+    fs, path = resolve(uri)
+    return patiently(uri, lambda: fs.cat_file(path, start=-num_bytes))
+
+
 def get_file(uri: str, local: str) -> None:
     """Copy a file to a local path, without holding it in memory; raises as `read_bytes`."""
     fs, path = resolve(uri)

@@ -1,11 +1,19 @@
-"""Fixtures of all tests: one Ray cluster per session, the shared real data where it is there."""
+"""Fixtures of all tests: one Ray cluster per pytest process, the shared real data where it is there.
+
+Under pytest-xdist (`make test`) each process takes whole files; what takes long to build is built once for all.
+"""
 
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 _HERE = Path(__file__).parent
+# Keep bytecode whatever the environment says. Packages are installed without, and every Ray worker and every started
+# script imports torch, pandas and Ray: compiling them takes 5 to 10 CPU seconds each time.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 # Before the first import of ray, mlflow or torch; inherited by Ray's workers, which unpickle functions of test modules.
 os.environ["PYTHONPATH"] = os.pathsep.join([str(_HERE), str(_HERE.parent), os.environ.get("PYTHONPATH", "")])
 for _name, _value in {
@@ -15,6 +23,8 @@ for _name, _value in {
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # an actor of 3 CPU seconds for each training; tests of notices set 1
+    "RAY_memory_monitor_refresh_ms": "0",  # what else runs on this machine must not cost a test its workers
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "GIT_PYTHON_REFRESH": "quiet",
     "HF_HUB_OFFLINE": "1",
@@ -25,6 +35,8 @@ for _name, _value in {
 os.environ.pop("RAY_ADDRESS", None)
 
 import pytest  # noqa: E402
+from gates import Gate  # noqa: E402
+from s3_faults import FaultyS3  # noqa: E402
 
 
 @pytest.fixture(scope="session")
@@ -36,26 +48,50 @@ def shared_data() -> Path:
     return folder
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Under xdist, hand out the files that take longest first, so that no process is left with one at the end."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        from sharing import longest_first
+
+        items[:] = longest_first(items)
+
+
 @pytest.fixture(scope="session")
-def ray_local() -> Iterator[Any]:
-    """The session's Ray cluster: four logical CPUs on whatever the machine has."""
+def common_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A temporary folder of all pytest processes of this run."""
+    folder = tmp_path_factory.getbasetemp()
+    return folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+
+
+@pytest.fixture(scope="session")
+def ray_local(s3_server: str) -> Iterator[Any]:
+    """The Ray cluster of this process: four logical CPUs on whatever the machine has; its workers reach the store."""
     import ray
 
-    ray.init(
-        address="local",
-        num_cpus=4,
-        object_store_memory=256 * 2**20,
-        include_dashboard=False,
-        log_to_driver=False,
-        configure_logging=False,
-    )
+    with pytest.MonkeyPatch.context() as patch:
+        use_store(patch, s3_server)
+        for attempts_left in (2, 1, 0):
+            try:
+                ray.init(
+                    address="local",
+                    num_cpus=4,
+                    object_store_memory=256 * 2**20,
+                    include_dashboard=False,
+                    log_to_driver=False,
+                    configure_logging=False,
+                )
+                break
+            except Exception:  # Ray gives its node 30 s to start, which may not be enough on a busy machine
+                ray.shutdown()
+                if not attempts_left:
+                    raise
     yield ray
     ray.shutdown()
 
 
 @pytest.fixture(scope="session")
 def s3_server() -> Iterator[str]:
-    """A real S3-protocol server on loopback; the AWS variables point every process of the session at it."""
+    """A real S3-protocol server on loopback."""
     from moto.server import ThreadedMotoServer
 
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
@@ -72,28 +108,42 @@ def s3_bucket(s3_server: str, monkeypatch: pytest.MonkeyPatch, request: pytest.F
 
     import s3fs
 
-    for name, value in {
-        "AWS_ENDPOINT_URL": s3_server,
-        "AWS_ACCESS_KEY_ID": "testing",
-        "AWS_SECRET_ACCESS_KEY": "testing",
-        "AWS_DEFAULT_REGION": "us-east-1",
-    }.items():
-        monkeypatch.setenv(name, value)
+    use_store(monkeypatch, s3_server)
     s3fs.S3FileSystem.clear_instance_cache()
     bucket = "b" + hashlib.sha256(request.node.nodeid.encode()).hexdigest()[:20]
     s3fs.S3FileSystem().mkdir(bucket)
     return f"s3://{bucket}"
 
 
+def use_store(patch: pytest.MonkeyPatch, url: str) -> None:
+    """Point the standard AWS variables at an S3 server."""
+    patch.setenv("AWS_ENDPOINT_URL", url)
+    patch.setenv("AWS_ACCESS_KEY_ID", "testing")
+    patch.setenv("AWS_SECRET_ACCESS_KEY", "testing")
+    patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+
+
+@pytest.fixture
+def store_gate(s3_server: str, s3_bucket: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
+    """A gate before the store of `s3_bucket`, for processes that are started; `ray_local` goes around it."""
+    gate = Gate()
+    with FaultyS3(s3_server, gate) as server:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", server.url)
+        yield gate
+        gate.open()
+
+
 SMALL = _HERE / "small.yaml"
 
 
 @pytest.fixture(scope="session")
-def small_workflow(ray_local: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+def small_workflow(ray_local: Any, common_folder: Path) -> tuple[Path, dict[str, Any]]:
     """A finished small workflow: its root, and the summary of its pre-training. Read it, don't write into it."""
+    from sharing import build_once
+
     from evilm.config.presets import defaults
     from evilm.train.pretrain import pretrain
 
-    root = tmp_path_factory.mktemp("workflow")
+    root = common_folder / "workflow"
     config = defaults("pretrain", str(SMALL)).model_copy(update={"root": str(root)})
-    return root, pretrain(config)  # type: ignore[arg-type]
+    return root, build_once(root, lambda: pretrain(config))  # type: ignore[arg-type]

@@ -58,7 +58,7 @@ def train(
     settings |= {"cluster.cpus_per_worker": 1, "cluster.num_workers": workers, "out": str(out), "root": str(root)}
     config = defaults("pretrain", str(SMALL)).override(settings | places | values)
     plan = {"driver": os.getpid(), "nan_at": nan_at, "faults": [list(fault) for fault in faults]}
-    plan_file = _plan_file(str(out))
+    plan_file = _plan_file(config)
     plan_file.parent.mkdir(parents=True, exist_ok=True)
     plan_file.write_text(json.dumps(plan))
     for left in plan_file.parent.glob(f"{plan_file.name}.*"):
@@ -77,7 +77,7 @@ class FaultyTask(PretrainTask):
 
     def __init__(self, settings: Pretrain) -> None:
         super().__init__(settings)
-        self._plan_file = _plan_file(settings.out)
+        self._plan_file = _plan_file(settings)
         self._plan = json.loads(self._plan_file.read_text())
 
     def objective(self) -> Any:
@@ -177,9 +177,10 @@ def _wait(what: Callable[[], bool]) -> None:
         time.sleep(0.02)
 
 
-def _plan_file(out: str) -> Path:
-    """Beside the output, or where the environment of driver and workers says, for outputs that are not on a disk."""
-    return Path(os.environ.get("FAULTS_FILE") or f"{out}.faults.json")
+def _plan_file(settings: Pretrain) -> Path:
+    """Beside the output; for one that is not on a disk, beside the workflow that it is made from."""
+    out = settings.out if storage.is_local(settings.out) else f"{settings.root}-{settings.out.replace('/', '-')}"
+    return Path(f"{out}.faults.json")
 
 
 def losses(out: Path) -> dict[int, dict[str, float]]:

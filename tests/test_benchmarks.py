@@ -114,6 +114,21 @@ def test_train_step_measures_and_feeds_the_cost_model(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_a_rank_asks_an_object_store_for_its_own_row_groups(tmp_path: Path) -> None:
+    file = tmp_path / "ranks.json"
+    command = [sys.executable, str(BENCHMARKS / "feed.py"), "--quick", "--ranks", "1", "8", "--rows", "20000"]
+    done = subprocess.run([*command, "--json", str(file)], capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stderr
+    assert "Requests of a rank" in done.stdout
+    found = json.loads(file.read_text())
+    assert [(row["ranks"], row["epoch"]) for row in found["requests"]] == [(1, 0), (1, 1), (8, 0), (8, 1)]
+    for row in found["requests"]:
+        assert row["needed"] > 0
+        assert row["MB"] > 0
+        assert row["sent"] <= (row["allowed"] if row["epoch"] == 0 else 1.2 * row["needed"]), row
+    assert [row["what"] for row in found["rows"]] == ["order", "captions"]
+
+
 def test_the_benchmark_of_a_card_runs_on_a_cpu(tmp_path: Path) -> None:
     file = tmp_path / "gpu.json"
     flags = ["--size", "tiny", "--batches", "4", "--modes", "eager", "--threads", "1", "--quick", "--json", str(file)]

@@ -6,9 +6,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from evilm.errors import ConfigError
-from evilm.masking import IGNORE, WordMasker, num_masked, region_mask, word_mask
+from evilm.masking import IGNORE, WordMasker, num_masked, region_masks, uniform
+from evilm.steps.seeds import clip_keys
 
 SHAPES = ["block", "tube", "random"]
+
+
+def keys(count: int, seed: int = 0) -> np.ndarray:
+    return clip_keys("test", seed, 0, [str(number) for number in range(count)])
+
+
+def test_draws_are_uniform_and_independent_over_counters_and_keys():
+    counters, many = uniform(keys(2000), np.arange(40)).T, uniform(keys(40), np.arange(2000))
+    for draws in (counters, many):
+        assert ((draws >= 0) & (draws < 1)).all()
+        assert np.histogram(draws, 10, (0, 1))[0] / draws.size == pytest.approx(np.full(10, 0.1), abs=0.005)
+        assert np.abs(np.corrcoef(draws) - np.eye(40)).max() < 0.1
+    assert np.array_equal(uniform(keys(3), np.array([7])), uniform(keys(3), np.arange(8))[:, 7:])
 
 
 @settings(max_examples=150, deadline=None)
@@ -20,38 +34,39 @@ SHAPES = ["block", "tube", "random"]
     seed=st.integers(0, 2**32),
 )
 def test_every_frame_hides_the_exact_count(shape, grid, frames, ratio, seed):
-    mask = region_mask(shape, grid, frames, ratio, np.random.default_rng(seed))
-    assert mask.shape == (frames, grid, grid)
-    assert mask.dtype == bool
-    assert set(mask.sum((1, 2)).tolist()) == {num_masked(grid * grid, ratio)}
-    assert 0 < mask[0].sum() < grid * grid
+    masks = region_masks(shape, grid, frames, ratio, keys(3, seed))
+    assert masks.shape == (3, frames, grid, grid)
+    assert masks.dtype == bool
+    assert set(masks.sum((2, 3)).ravel().tolist()) == {num_masked(grid * grid, ratio)}
+    assert 0 < masks[0, 0].sum() < grid * grid
 
 
 def test_the_papers_count():
     # 40 % of 8 x 8 = 25.6, so 26 of 64
-    assert region_mask("block", 8, 4, 0.4, np.random.default_rng(0)).sum() == 4 * 26
+    assert region_masks("block", 8, 4, 0.4, keys(1)).sum() == 4 * 26
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_same_seed_same_mask(shape):
-    def draw(seed):
-        return region_mask(shape, 8, 4, 0.4, np.random.default_rng(seed))
-
-    assert np.array_equal(draw(5), draw(5))
-    assert not np.array_equal(draw(5), draw(6))
+@pytest.mark.parametrize("grid", [1, 4, 8])
+def test_a_mask_belongs_to_its_key(shape, grid):
+    many = region_masks(shape, grid, 4, 0.4, keys(20))
+    assert np.array_equal(many[7:9], region_masks(shape, grid, 4, 0.4, keys(20)[7:9]))
+    assert np.array_equal(many[::-1], region_masks(shape, grid, 4, 0.4, keys(20)[::-1]))
+    assert not np.array_equal(many, region_masks(shape, grid, 4, 0.4, keys(20, seed=1)))
+    assert len(np.unique(many.reshape(20, -1), axis=0)) > (3 if grid == 1 else 19)
+    assert region_masks(shape, grid, 4, 0.4, keys(0)).shape == (0, 4, grid, grid)
 
 
 def test_tube_is_equal_in_all_frames_and_block_is_not():
-    tube = region_mask("tube", 8, 4, 0.4, np.random.default_rng(1))
+    tube = region_masks("tube", 8, 4, 0.4, keys(1))[0]
     assert (tube == tube[0]).all()
-    block = region_mask("block", 8, 4, 0.4, np.random.default_rng(1))
+    block = region_masks("block", 8, 4, 0.4, keys(1))[0]
     assert not (block == block[0]).all()
 
 
-def neighbour_agreement(shape: str, grid: int) -> float:
+def neighbour_agreement(shape: str, grid: int, ratio: float = 0.4) -> float:
     """Share of a hidden cell's neighbours that are hidden too, over many masks."""
-    rng = np.random.default_rng(0)
-    masks = np.stack([region_mask(shape, grid, 4, 0.4, rng) for _ in range(200)]).reshape(-1, grid, grid)
+    masks = region_masks(shape, grid, 4, ratio, keys(500)).reshape(-1, grid, grid)
     pairs = [(masks[:, 1:], masks[:, :-1]), (masks[:, :, 1:], masks[:, :, :-1])]
     both = sum((a & b).sum() for a, b in pairs)
     one = sum((a | b).sum() for a, b in pairs)
@@ -70,7 +85,7 @@ def test_blocks_are_blocky(grid):
 
 def test_blocks_reach_every_place():
     # rectangles inside the frame cover its corners less often than its middle, as BEiT's do
-    where = region_mask("block", 8, 4000, 0.4, np.random.default_rng(0)).mean(0)
+    where = region_masks("block", 8, 4, 0.4, keys(1000)).mean((0, 1))
     assert where.min() > 0.1
     assert where.max() < 0.75
 
@@ -78,40 +93,63 @@ def test_blocks_reach_every_place():
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize(("frames", "ratio", "hidden"), [(4, 0.4, 2), (4, 0.01, 1), (4, 0.99, 3), (2, 0.5, 1)])
 def test_one_region_per_frame_hides_whole_frames(shape, frames, ratio, hidden):
-    mask = region_mask(shape, 1, frames, ratio, np.random.default_rng(0))
-    assert mask.shape == (frames, 1, 1)
-    assert mask.sum() == hidden
+    masks = region_masks(shape, 1, frames, ratio, keys(400))
+    assert masks.shape == (400, frames, 1, 1)
+    assert set(masks.sum((1, 2, 3)).tolist()) == {hidden}
+    assert masks.mean(0).ravel() == pytest.approx(np.full(frames, hidden / frames), abs=0.1)
 
 
 def test_a_single_region_cannot_be_masked():
     with pytest.raises(ConfigError, match="raise input_px"):
-        region_mask("block", 1, 1, 0.4, np.random.default_rng(0))
+        region_masks("block", 1, 1, 0.4, keys(1))
+
+
+SPECIAL, MASK_ID = {0, 1, 2, 3, 4}, 4
 
 
 @settings(max_examples=100, deadline=None)
 @given(num_words=st.integers(1, 40), ratio=st.floats(0, 0.99), seed=st.integers(0, 2**32))
 def test_at_least_one_word_is_asked_for(num_words, ratio, seed):
-    assert 1 <= word_mask(num_words, ratio, np.random.default_rng(seed)).sum() <= num_words
+    _, targets = WordMasker(SPECIAL, MASK_ID, 50, ratio)(np.full((3, num_words), 5), keys(3, seed))
+    asked = (targets != IGNORE).sum(1)
+    assert ((asked >= 1) & (asked <= num_words)).all()
 
 
 def test_words_are_hidden_as_in_bert():
-    special, mask_id = {0, 1, 2, 3, 4}, 4
-    rng = np.random.default_rng(0)
-    words = rng.integers(5, 1000, 200_000)
-    words[::10] = 2
-    inputs, targets = WordMasker(special, mask_id, 1000, 0.15)(words, rng)
+    words = np.random.default_rng(0).integers(5, 1000, (5000, 40))
+    words[:, ::10] = 2
+    inputs, targets = WordMasker(SPECIAL, MASK_ID, 1000, 0.15)(words, keys(5000))
     asked = targets != IGNORE
-    assert not asked[::10].any()
+    assert not asked[:, ::10].any()
     assert np.array_equal(inputs[~asked], words[~asked])
     assert asked.sum() / 180_000 == pytest.approx(0.15, abs=0.005)
     assert np.array_equal(targets[asked], words[asked])
-    masked, kept = inputs[asked] == mask_id, inputs[asked] == words[asked]
+    masked, kept = inputs[asked] == MASK_ID, inputs[asked] == words[asked]
     assert masked.mean() == pytest.approx(0.8, abs=0.01)
     assert kept.mean() == pytest.approx(0.1, abs=0.01)
-    assert not np.isin(inputs[asked][~masked], list(special)).any()
+    swapped = inputs[asked][~masked & ~kept]
+    assert not np.isin(swapped, list(SPECIAL)).any()
+    assert (swapped.min(), swapped.max()) == (5, 999)
+    assert swapped.mean() == pytest.approx(502, abs=20)
+
+
+def test_the_one_word_of_captions_without_another_is_any():
+    # 5 words at 1 %: one is asked for in nearly all captions, each as often
+    _, targets = WordMasker(SPECIAL, MASK_ID, 50, 0.01)(np.full((4000, 5), 7), keys(4000))
+    assert (targets != IGNORE).mean(0) == pytest.approx(np.full(5, 0.2), abs=0.03)
+    assert (targets != IGNORE).sum(1).mean() < 1.1
+
+
+def test_words_hidden_belong_to_key_and_caption_not_to_the_batch():
+    words = np.random.default_rng(0).integers(5, 1000, (30, 12))
+    masker = WordMasker(SPECIAL, MASK_ID, 1000, 0.15)
+    together = masker(words, keys(30))
+    wider = masker(np.pad(words[4:6], ((0, 0), (0, 9))), keys(30)[4:6])  # beside a longer caption
+    for many, few in zip(together, wider, strict=True):
+        assert np.array_equal(many[4:6], few[:, :12])
 
 
 def test_a_caption_of_special_words_only_stays_as_it_is():
-    inputs, targets = WordMasker({0, 2, 3}, 4, 10, 0.15)(np.array([2, 3, 0]), np.random.default_rng(0))
-    assert inputs.tolist() == [2, 3, 0]
+    inputs, targets = WordMasker({0, 2, 3}, 4, 10, 0.15)(np.array([[2, 3, 0]]), keys(1))
+    assert inputs.tolist() == [[2, 3, 0]]
     assert (targets == IGNORE).all()

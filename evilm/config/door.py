@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from evilm.config.base import describe
 from evilm.config.presets import defaults
 from evilm.config.runs import DOORS, Door
+from evilm.config.train import TrainConfig
 from evilm.errors import ConfigError
 
 _EXIT_USAGE = 2
@@ -39,6 +40,7 @@ def parse(door: str, argv: Sequence[str] | None = None) -> Any:
                 prog=f"{DOORS[door].folder}/{door}.py",
                 description=DOORS[door].__doc__,
             )
+        config = config.resolved() if isinstance(config, TrainConfig) else config
     except ValidationError as error:
         fail(describe(error))
     except ConfigError as error:
@@ -102,7 +104,7 @@ def _preset_of(arguments: Sequence[str]) -> str:
     for index, argument in enumerate(arguments):
         if argument == "--preset":
             if index + 1 == len(arguments):
-                raise ConfigError("--preset needs a value: tiny, paper, or the path of a YAML file")
+                raise ConfigError("--preset needs a value: tiny, gpu, paper, or the path of a YAML file")
             return arguments[index + 1]
         if argument.startswith("--preset="):
             return argument.removeprefix("--preset=")

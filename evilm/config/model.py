@@ -80,22 +80,29 @@ class CodebookConfig(Config):
     code_dim: int = Field(default=32, ge=2)
     """Width of a prototype (Sec. 4.1: 32)."""
     init: Literal["random", "kmeans"] = "random"
-    """random (the paper) or k-means over the first batches."""
+    """random (the paper) or k-means over the first batches. From scratch, a random codebook collapses within an epoch
+    unless dead codes are revived."""
     init_batches: int = Field(default=8, ge=1)
-    """Steps whose clips the k-means start looks at; of several workers, at the share of the first."""
+    """Steps whose regions, of all workers, the k-means start uses; at most 64 regions per code are drawn from them."""
     update: Literal["gradient", "ema"] = "gradient"
     """gradient: the codebook term of Eq. 7; ema: moving means of the regions that chose a code."""
     ema_decay: float = Field(default=0.99, gt=0, lt=1)
     """Decay of the moving means."""
     revive_below: float = Field(default=0.0, ge=0)
-    """A code chosen less often than this share of the mean is moved onto a region of the step, of the last part of the
-    first worker's where a step has several; 0 turns it off."""
+    """A code chosen less often than this share of the mean is moved onto a random region of the step, drawn from up to
+    4,096 of all workers; 0 turns it off."""
     revive_every: int = Field(default=50, ge=1)
     """Steps between two revivals."""
     codebook_weight: float = Field(default=1.0, ge=0)
     """Weight of the codebook term of Eq. 7."""
     commitment_weight: float = Field(default=1.0, ge=0)
     """Weight of the commitment term of Eq. 7."""
+    min_usage: float = Field(default=0.01, ge=0, le=1)
+    """Smallest accepted share of the codebook used on the val split at the end of training, and in the codes of the
+    train split; with fewer regions than codes, the share of the regions. At least 8 distinct codes in any case (an
+    eighth of a codebook below 64). Below it train_tokenizer, precompute_codes and pretrain end with exit code 1; 0
+    accepts everything. The default stops a collapse only: that leaves a handful of codes, where a codebook in use has
+    more than half; what lies between is for the student's scores to judge."""
 
 
 class FocalConfig(Config):

@@ -1,6 +1,6 @@
 """One class per door: its places, its settings. A preset holds one section per door, under the door's name."""
 
-from typing import ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal, Self, get_args
 
 from pydantic import Field, model_validator
 
@@ -22,7 +22,7 @@ class Door(Config):
     """Short names of nested flags that are much used."""
 
     preset: str = ""
-    """tiny, paper, or the path of a YAML file; flags go over it."""
+    """tiny, gpu, paper, or the path of a YAML file; flags go over it."""
     dry_run: bool = False
     """Print the resolved settings and end."""
     overwrite: bool = False
@@ -34,22 +34,27 @@ class Door(Config):
     @property
     def identity(self) -> dict[str, object]:
         """The settings that decide what the result is: places and machinery left out."""
-        data = self.model_dump(mode="json")
+        config = self.resolved().with_precision() if isinstance(self, TrainConfig) else self
+        data = config.model_dump(mode="json")
         precision = data.get("cluster", {}).get("precision")  # alone of the machinery, it changes the numbers
-        for name in ("preset", "dry_run", "overwrite", "profile_steps", *_PLACES, "cluster", "tracking"):
+        for name in ("preset", "dry_run", "overwrite", "export", "profile_steps", *_PLACES, "cluster", "tracking"):
             data.pop(name, None)
         if precision is not None:
             data["precision"] = precision
         for name in _CADENCE:
             data.get("schedule", {}).pop(name, None)
+        data.get("optim", {}).pop("lr_batch_clips", None)  # as worker_clips, resolved above
         return data
 
 
+_LENGTH = ("max_steps", "eval_clips", "eval_every_epochs")
+"""How far a training goes and what it is evaluated on: no step depends on them, so they may change between runs."""
 _CADENCE = (
-    *("log_every_steps", "checkpoint_every_steps", "keep_checkpoints", "keep_best"),
+    *("worker_clips", "max_steps", "log_every_steps", "checkpoint_every_steps", "keep_checkpoints", "keep_best"),
     *("accumulate", "nonfinite", "audit", "panel_every_steps", "eval_pool_clips", "eval_at_steps"),
+    *_LENGTH,
 )
-_PLACES = ("out", "root", "manifest", "videos", "frames", "codes", "vocab", "tokenizer", "model", "corpus_root")
+_PLACES = ("out", "root", "manifest", "videos", "frames", "codes", "vocab", "tokenizer", "model", "corpus_root", "init")
 
 
 class RenderCorpus(Door):
@@ -114,6 +119,12 @@ class TrainTokenizer(Door, TrainConfig):
     vocab: str = ""
     """Vocabulary of the caption words."""
     arch: VideoTokenizerConfig = VideoTokenizerConfig()
+
+    @property
+    def identity(self) -> dict[str, object]:
+        data: dict[str, Any] = super().identity
+        data["arch"]["codebook"].pop("min_usage")  # decides whether the result is accepted, not what it is
+        return data
 
 
 class PrecomputeCodes(Door):
@@ -180,6 +191,11 @@ class Pretrain(Door, TrainConfig):
     """Share of codes that must agree in that test; codes made on other hardware may differ in near ties."""
     columns: ColumnsConfig = ColumnsConfig()
     build: Upstream = Upstream()
+
+    def resolved(self) -> Self:
+        config = super().resolved()
+        tokenizer = config.build.train_tokenizer.resolved()
+        return config.model_copy(update={"build": config.build.model_copy(update={"train_tokenizer": tokenizer})})
 
     @property
     def identity(self) -> dict[str, object]:
@@ -299,19 +315,20 @@ class Sweep(Pretrain):
     """Seed of random and optuna searches."""
     score: str = "match_auc"
     """Held-out metric that trials are compared by; low is good for names that end in loss, high for others."""
-    stopping: Literal["asha", "none"] = "asha"
-    """asha: end a trial early whose score is not among the best 1/reduction of those that got as far."""
+    stopping: Literal["halving", "none"] = "halving"
+    """halving: at each rung the best 1/reduction of the settings, by the mean over their seeds, go on; none: all do."""
     grace_epochs: float = Field(default=1, gt=0)
-    """Epochs that every trial gets; then it is looked at after so many, times reduction, times reduction again ..."""
+    """Epochs of the first rung, which every setting reaches; each further rung is at `reduction` times as many."""
     reduction: float = Field(default=3, gt=1)
-    """How much harder each look is than the one before: 3 lets a third go on."""
+    """Share of the settings that go on from a rung, inverted: 3 keeps a third, rounded up. Also the number of settings
+    that Optuna proposes at a time."""
     concurrent: int = Field(default=0, ge=0)
     """Trials at the same time; 0: as many as the CPUs and GPUs of the cluster can hold now."""
 
     @property
     def base(self) -> Pretrain:
         """What all trials have in common."""
-        return Pretrain.model_validate(self.model_dump(include=set(Pretrain.model_fields)))
+        return Pretrain.model_validate(self.model_dump(include=set(Pretrain.model_fields))).resolved()
 
     @property
     def identity(self) -> dict[str, object]:
@@ -320,7 +337,9 @@ class Sweep(Pretrain):
         for name in Sweep.model_fields.keys() - Pretrain.model_fields.keys():
             data.pop(name, None)
         build = {name: getattr(self.build, name).identity for name in Upstream.model_fields}
-        return data | {"build": build, "views": self.views}
+        schedule = dict(self.schedule.model_dump(mode="json"))
+        length = {name: schedule[name] for name in _LENGTH}  # trials are compared by these evaluations
+        return data | {"build": build, "views": self.views, "length": length}
 
     @model_validator(mode="after")
     def _space_fits(self) -> "Sweep":

@@ -1,5 +1,6 @@
 """Settings of training: optimizer, objectives, feed, checkpoints, cluster, tracking."""
 
+import math
 import os
 import re
 from typing import Literal, Self
@@ -14,6 +15,9 @@ class OptimConfig(Config):
 
     lr: float = Field(default=1e-4, gt=0)
     """Highest learning rate."""
+    lr_batch_clips: int = Field(default=0, ge=0)
+    """Clips per step that `lr` is meant for. With another number of them the learning rate is
+    lr x sqrt(schedule.batch_clips / lr_batch_clips). 0 takes `lr` as it is."""
     weight_decay: float = Field(default=0.01, ge=0)
     """Decoupled weight decay; biases and normalisations are exempt."""
     beta1: float = Field(default=0.9, ge=0, lt=1)
@@ -102,9 +106,14 @@ class ScheduleConfig(Config):
     epochs: int = Field(default=20, ge=1)
     """Passes over the train split (Sec. 4.1: 20; the tokenizer 10)."""
     max_steps: int = Field(default=0, ge=0)
-    """Stop after this many steps; 0 runs all epochs. The learning-rate schedule always spans all epochs."""
-    batch_clips: int = Field(default=256, ge=2)
-    """Clips per step over all workers, at most (see `tail`); cluster.num_workers x accumulate must divide it."""
+    """Stop after this many steps; 0 runs all epochs. The learning-rate schedule always spans all epochs, so the same
+    command with more steps continues a finished training as if it had never ended."""
+    batch_clips: int = Field(default=256, ge=0)
+    """Clips per step over all workers, at most (see `tail`); cluster.num_workers x accumulate must divide it. 0 leaves
+    it to worker_clips."""
+    worker_clips: int = Field(default=0, ge=0)
+    """Clips that a worker computes at a time, instead of batch_clips, which then is
+    worker_clips x cluster.num_workers x accumulate. 0 leaves it to batch_clips."""
     accumulate: int = Field(default=1, ge=1)
     """Parts that a worker's share of a step is worked off in, one after the other, to need less memory. Where fewer
     workers than cluster.num_workers are there, each takes more parts: step, losses and memory stay the same."""
@@ -142,12 +151,22 @@ class ScheduleConfig(Config):
     seed: int = 0
     """Seed of initial weights, order, masks, negatives and dropout."""
 
+    @model_validator(mode="after")
+    def _one_batch_size(self) -> "ScheduleConfig":
+        batch, worker = self.batch_clips, self.worker_clips
+        if bool(batch) == bool(worker):
+            raise ValueError(
+                f"schedule.batch_clips = {batch} and schedule.worker_clips = {worker}; set exactly one to 0"
+            )
+        if batch == 1:
+            raise ValueError("schedule.batch_clips = 1; use 2 or more, a clip is matched with another one's caption")
+        return self
+
 
 class ClusterConfig(Config):
     """What is asked of Ray.
 
-    `precision` changes numbers; so does another number of workers: in the order of sums,
-    and in the regions that a tokenizer's codebook starts on and is revived with. Data, masks and negatives stay.
+    `precision` changes numbers; another number of workers changes only the order of sums.
     """
 
     num_workers: int = Field(default=1, ge=1)
@@ -173,8 +192,9 @@ class ClusterConfig(Config):
     collective_timeout_s: float = Field(default=1800.0, gt=0)
     """Seconds that a worker waits for the others in NCCL or gloo before it gives up, and the training starts again from
     the last checkpoint."""
-    feed_threads: int = Field(default=2, ge=1)
-    """Threads of a training worker that read and decode batches beside the step; its feed uses no more cores."""
+    feed_threads: int = Field(default=0, ge=0)
+    """Threads of a training worker that read and decode batches beside the step; 0: one less than its CPUs, at least
+    two."""
     fused: bool = False
     """AdamW in one kernel; the same sums, rounded in another order. On GPUs always."""
     channels_last: bool = False
@@ -186,6 +206,11 @@ class ClusterConfig(Config):
     def uses_gpus(self) -> bool:
         """Whether models go to GPUs: as `gpus_per_worker` says, unless GPUs are simulated (a resource count only)."""
         return self.gpus_per_worker > 0 and not simulates_gpus()
+
+    @property
+    def num_feed_threads(self) -> int:
+        """`feed_threads`, or as many as a worker's CPUs allow: decoding uses whole cores, as it holds no lock."""
+        return self.feed_threads or max(2, int(self.cpus_per_worker) - 1)
 
 
 def simulates_gpus() -> bool:
@@ -213,6 +238,12 @@ class TrackingConfig(Config):
 class TrainConfig(Config):
     """What the two trainings, tokenizer and student, have in common."""
 
+    init: str = ""
+    """Model to start from, a published one or a checkpoint; vocabulary, grid and frames may be others than its own, and
+    what does not fit begins anew and is named. '' starts from fresh weights."""
+    export: Literal["last", "best"] = "last"
+    """Step that is published: the last one, or the best kept one by schedule.keep_best. On a finished training the
+    other one is published from its checkpoint, without training."""
     optim: OptimConfig = OptimConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     cluster: ClusterConfig = ClusterConfig()
@@ -239,6 +270,38 @@ class TrainConfig(Config):
     def parts(self) -> int:
         """Parts that each step is cut into: one or more for each of the wanted workers, also while some are missing."""
         return self.cluster.num_workers * self.schedule.accumulate
+
+    @property
+    def micro_batch(self) -> int:
+        """The most clips that a worker computes at a time."""
+        return self.schedule.batch_clips // self.parts
+
+    def resolved(self) -> Self:
+        """Return the settings with the batch size and the learning rate that follow from the number of workers.
+
+        AdamW divides gradients by their own size, so noise of the gradient, which falls with the root of the batch
+        size, is kept by a learning rate that rises with it (Malladi et al. 2022, arXiv:2205.10287; SGD's rule is
+        linear). The wanted number of workers counts, so workers that come and go change nothing.
+
+        Raises:
+            ConfigError: the batch size that follows is not possible.
+        """
+        optim, schedule = self.optim, self.schedule
+        if not (schedule.worker_clips or optim.lr_batch_clips):
+            return self
+        batch = schedule.batch_clips or schedule.worker_clips * self.parts
+        lr = optim.lr * math.sqrt(batch / optim.lr_batch_clips) if optim.lr_batch_clips else optim.lr
+        sizes = {"schedule.batch_clips": batch, "schedule.worker_clips": 0}
+        return self.override(sizes | {"optim.lr": lr, "optim.lr_batch_clips": 0})
+
+    @model_validator(mode="after")
+    def _best_is_known(self) -> "TrainConfig":
+        for name in ("eval_clips", "keep_best"):
+            if self.export == "best" and not (value := getattr(self.schedule, name)):
+                raise ValueError(
+                    f"export = 'best' needs evaluations, but schedule.{name} = {value!r}; use --export last"
+                )
+        return self
 
     @model_validator(mode="after")
     def _workers_divide(self) -> "TrainConfig":

@@ -15,7 +15,7 @@ from jaxtyping import Int, UInt8, UInt16
 from evilm.config.train import CropConfig
 from evilm.data.order import EVAL_EPOCH
 from evilm.errors import ShardError
-from evilm.shards import ShardPair, decode_frames, jpeg_side, read_group
+from evilm.shards import Footers, ShardPair, decode_frames, jpeg_side, read_group
 from evilm.steps.seeds import clip_rng
 from evilm.video.views import View, draw_view, nearest_cells, pick_frames, replay
 
@@ -161,29 +161,28 @@ def show(
     return frames, np.stack(found).astype(np.int64) if found else None
 
 
-def load_clips(pair: ShardPair, group: int, views: bool = False) -> Clips:
+def load_clips(pair: ShardPair, group: int, views: bool = False, footers: Footers | None = None) -> Clips:
     """A row group with captions and frames, and with its codes where the pair has them.
 
     Args:
         pair: the files.
         group: number of the row group.
         views: read the numbers of the views too.
+        footers: of the files, where they are known.
 
     Raises:
         ShardError: a row of the codes belongs to another clip than the row of the frames.
     """
-    table = read_group(pair.frames_uri, group, ["clip_id", "caption", "frames"])
+    footer_of = footers.of if footers else lambda uri: None
+    columns = ["clip_id", "caption", "frames"]
+    table = read_group(pair.frames_uri, group, columns, footer_of(pair.frames_uri))
     if not pair.codes_uri:
         return Clips(table)
-    codes = read_group(pair.codes_uri, group, ["clip_id", "code_ids", *(["views"] if views else [])])
+    columns = ["clip_id", "code_ids", *(["views"] if views else [])]
+    codes = read_group(pair.codes_uri, group, columns, footer_of(pair.codes_uri))
     if not codes["clip_id"].equals(table["clip_id"]):
         raise ShardError(
             f"row group {group} of {pair.codes_uri} holds other clips than that of {pair.frames_uri}; "
             "make the codes again with pipelines/precompute_codes.py --overwrite"
         )
     return Clips(table, codes)
-
-
-def load_captions(pair: ShardPair, group: int) -> Clips:
-    """Ids and captions of a row group."""
-    return Clips(read_group(pair.frames_uri, group, ["clip_id", "caption"]))

@@ -1,11 +1,12 @@
-"""The actor that codes frame shards: reads, decodes and crops in a background thread while the tokenizer runs.
+"""The actor that codes frame shards: reads, decodes and crops in background threads while the tokenizer runs.
 
 Codes are written as they come, so memory does not grow with the shard: a row group of codes and a few clips of pixels
-are held at a time.
+are held at a time, however many threads decode.
 """
 
+from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
@@ -64,6 +65,11 @@ class Part(NamedTuple):
     """Of each view, uint8 (clip, frame, row, col, 3)."""
     ends_group: bool
 
+    @property
+    def size(self) -> int:
+        """Clips of the part."""
+        return len(self.views)
+
 
 class Coder:
     """An actor that holds the tokenizer and codes one frame shard per call."""
@@ -103,7 +109,22 @@ class Coder:
         return job.Tally(shard.num_clips)
 
     def _parts(self, shard: ShardInfo) -> Iterator[Part]:
-        """The clips of a shard in order, at most `batch_clips` at a time; runs in a background thread."""
+        """The clips of a shard in order, at most `batch_clips` at a time; runs in a background thread.
+
+        Clips are decoded by as many threads as the worker has CPUs, those of the next part while this one is finished.
+        """
+        coming: deque[tuple[Part, list[Future[None]]]] = deque()
+        with ThreadPoolExecutor(self._work.threads, thread_name_prefix="decode") as pool:
+            for part, clips, first in self._undecoded(shard):
+                tasks = [pool.submit(self._decode, clips, first + place, part, place) for place in range(part.size)]
+                coming.append((part, tasks))
+                if len(coming) > 1:
+                    yield _finished(*coming.popleft())
+            while coming:
+                yield _finished(*coming.popleft())
+
+    def _undecoded(self, shard: ShardInfo) -> Iterator[tuple[Part, Clips, int]]:
+        """Parts whose pixels are still to be written, with their row group's clips and the first clip's row there."""
         work = self._work
         with shard.open_file(work.frames) as file:
             for group, size in enumerate(shard.row_groups):
@@ -112,11 +133,16 @@ class Coder:
                 for start in range(0, size, work.batch_clips):
                     rows = range(start, min(start + work.batch_clips, size))
                     views = [self._views(clips.clip_ids[row], clips.captions[row]) for row in rows]
-                    pixels = np.empty((len(rows), work.num_frames, work.frame_px, work.frame_px, 3), np.uint8)
-                    for row, out in zip(rows, pixels, strict=True):
-                        clips.decode(row, range(work.num_frames), out)
-                    seen = [_seen(pixels, [of[view] for of in views]) for view in range(1, work.num_views)]
-                    yield Part(ids.slice(start, len(rows)), views, [pixels, *seen], rows.stop == size)
+                    shape = (len(rows), work.num_frames, work.frame_px, work.frame_px, 3)
+                    frames = [np.empty(shape, np.uint8) for _ in range(work.num_views)]
+                    yield Part(ids.slice(start, len(rows)), views, frames, rows.stop == size), clips, start
+
+    def _decode(self, clips: Clips, row: int, part: Part, place: int) -> None:
+        """Write the pixels of one clip in each of its views; called by several threads at a time."""
+        pixels, *others = (frames[place] for frames in part.frames)
+        clips.decode(row, range(self._work.num_frames), pixels)
+        for view, out in zip(part.views[place][1:], others, strict=True):
+            replay(pixels, view, out)
 
     def _views(self, clip_id: str, caption: str) -> list[View]:
         """The views of a clip: the whole frame, then crops drawn from (seed, number of the view, clip id)."""
@@ -159,12 +185,11 @@ class Coder:
         return pa.table(columns, schema)
 
 
-def _seen(pixels: np.ndarray, views: list[View]) -> np.ndarray:
-    """Clips (clip, frame, row, col, 3), each in its view."""
-    shown = np.empty_like(pixels)
-    for frames, view, out in zip(pixels, views, shown, strict=True):
-        replay(frames, view, out)
-    return shown
+def _finished(part: Part, tasks: list[Future[None]]) -> Part:
+    """The part, once its clips are decoded."""
+    for task in tasks:
+        task.result()
+    return part
 
 
 @contextmanager

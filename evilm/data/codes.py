@@ -19,10 +19,11 @@ from evilm.data.agreement import audit_codes
 from evilm.data.cluster import connect, num_cpus
 from evilm.data.coder import Coder, Work
 from evilm.errors import ConfigError, ShardError
+from evilm.model.collapse import require_usage_of_labels, require_usage_on_val
 from evilm.model.tokenizer import VideoTokenizer
 from evilm.outputs import CONFIG as SETTINGS
 from evilm.outputs import SUMMARY, close_output, open_output
-from evilm.shards import MANIFEST, CodeShardInfo, CodesManifest, FrameManifest, ShardInfo, codes_folder
+from evilm.shards import MANIFEST, CodeShardInfo, CodesManifest, FrameManifest, ShardInfo, codes_folder, publish_side
 from evilm.video.views import resampler
 
 logger = logging.getLogger(__name__)
@@ -42,6 +43,8 @@ def precompute_codes(config: PrecomputeCodes) -> dict[str, Any]:
     Raises:
         ShardError: the frame shards are missing, damaged, or others than those that were coded.
         CheckpointError: the tokenizer can't be read.
+        CollapseError: it uses too little of its codebook: on the val split, by its training's summary, or in its codes
+            of the train split, which are kept.
     """
     for name in ("frames", "tokenizer", "out"):
         if not getattr(config, name):
@@ -49,10 +52,14 @@ def precompute_codes(config: PrecomputeCodes) -> dict[str, Any]:
     began = time.monotonic()
     frames = FrameManifest.load(config.frames)
     tokenizer = VideoTokenizer.from_pretrained(config.tokenizer)
+    place = storage.join(config.tokenizer, SUMMARY)
+    trained = storage.read_json(place) if storage.exists(place) else {}
+    require_usage_on_val(tokenizer.config.codebook, trained, config.tokenizer)  # before anything is coded
     work = plan_work(config, frames, tokenizer)
     root, inputs = storage.absolute(config.out), {"frames": frames.fingerprint, "tokenizer": work.fingerprint}
     done = open_output(config, work.out, {"tokenizer": work.fingerprint})
     if done and done["inputs"] == inputs:
+        require_usage_of_labels(tokenizer.config.codebook, CodesManifest.load(work.out).histograms, work.out)
         return done | {"reused": True} | _audit(config, frames, tokenizer, work.out)
     _refuse_other_frames(frames, work)
     _code_shards(config.cluster, frames, work)
@@ -73,7 +80,9 @@ def precompute_codes(config: PrecomputeCodes) -> dict[str, Any]:
     }
     for name, content in ((SETTINGS, storage.read_json(storage.join(work.out, SETTINGS))), (SUMMARY, summary)):
         storage.write_json(storage.join(root, name), content)  # beside all tokenizers' folders: the newest run
-    return close_output(work.out, summary) | _audit(config, frames, tokenizer, work.out)
+    summary = close_output(work.out, summary)
+    require_usage_of_labels(tokenizer.config.codebook, manifest.histograms, work.out)
+    return summary | _audit(config, frames, tokenizer, work.out)
 
 
 def plan_work(config: PrecomputeCodes, frames: FrameManifest, tokenizer: VideoTokenizer) -> Work:
@@ -188,5 +197,6 @@ def _finalise(frames: FrameManifest, work: Work) -> CodesManifest:
         num_views=work.num_views,
         view_spec=work.view_spec,
     )
+    publish_side(manifest)
     manifest.save()
     return manifest

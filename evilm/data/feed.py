@@ -6,8 +6,8 @@ resumes anywhere, with any number of workers, and sees the same batches.
 
 import logging
 import time
-from collections import OrderedDict, deque
-from collections.abc import Callable, Iterator, Sequence, Set
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from threading import Lock
@@ -17,9 +17,10 @@ import numpy as np
 
 from evilm.config.train import ScheduleConfig
 from evilm.data.buffers import Buffers
-from evilm.data.clips import Clips, Looks, load_captions, load_clips, show
+from evilm.data.clips import Clips, Looks, load_clips, show
 from evilm.data.order import EvalOrder, Step, TrainOrder
-from evilm.shards import ShardPair
+from evilm.errors import ShardError
+from evilm.shards import Captions, ShardPair, Side
 
 logger = logging.getLogger(__name__)
 
@@ -46,29 +47,37 @@ class Rows:
 
 
 class _GroupCache:
-    """The last row groups read; a window of the order touches each of its groups many times."""
+    """Row groups from the first step that needs them to the last one, so that each is read once in that time."""
 
-    def __init__(self, size: int) -> None:
-        self._size, self._tables, self._lock = size, OrderedDict[Key, Future[Clips]](), Lock()
+    def __init__(self) -> None:
+        self._clips, self._until, self._lock = dict[Key, Future[Clips]](), dict[Key, int](), Lock()
 
-    def get(self, key: Key, load: Callable[[], Clips]) -> Clips:
-        """The row group `key`; concurrent callers wait for one load."""
+    def get(self, key: Key, until: int, load: Callable[[], Clips]) -> Clips:
+        """The row group `key`, which is kept until the batch of step `until` is taken.
+
+        Concurrent callers wait for one load.
+        """
         with self._lock:
-            future = self._tables.get(key)
+            self._until[key] = max(until, self._until.get(key, until))
+            future = self._clips.get(key)
             mine = future is None
             if future is None:
-                future = self._tables[key] = Future()
-                while len(self._tables) > self._size:
-                    self._tables.popitem(last=False)
-            self._tables.move_to_end(key)
+                future = self._clips[key] = Future()
         if mine:
             try:
                 future.set_result(load())
             except BaseException as error:
                 with self._lock:
-                    self._tables.pop(key, None)  # the next to ask tries again
+                    self._clips.pop(key, None)  # the next to ask tries again
                 future.set_exception(error)
         return future.result()
+
+    def drop(self, step: int) -> None:
+        """Let go of what no step after this one needs."""
+        with self._lock:
+            for key in [key for key, until in self._until.items() if until <= step]:
+                del self._until[key]
+                self._clips.pop(key, None)
 
 
 class Feed:
@@ -82,6 +91,7 @@ class Feed:
         looks: Looks = _WHOLE,
         prefetch: int = 3,
         threads: int = 2,
+        side: Side | None = None,
     ) -> None:
         """A feed over frame shards, with or without their code shards (an empty `codes_uri`).
 
@@ -92,14 +102,17 @@ class Feed:
             looks: which frames and which view of a clip an epoch shows.
             prefetch: batches made ahead.
             threads: background threads.
+            side: the side files of the split. Without, the captions of the whole split are read into memory, and the
+                footer of a file each time that one of its row groups is read: for small data sets.
         """
         self.order = order
         self.finish: Callable[[Any], Any] | None = None
         """Applied to each batch in the background, such as moving it to page-locked memory."""
         self._pairs, self._collate, self._looks = pairs, collate, looks
         self._prefetch, self._threads = prefetch, threads
-        self._groups = _GroupCache(2 * order.window + threads)
-        self._texts = _GroupCache(8 * order.window + threads)
+        self._captions = side.captions if side else Captions.of_pairs(pairs)
+        self._footers = side.footers if side else None
+        self._groups = _GroupCache()
         self._buffers = Buffers(prefetch + threads + 2)  # ahead, in the making, in use and just used
         self._readers = ThreadPoolExecutor(threads * _READERS, thread_name_prefix="feed-read")
         self.wait_s = 0.0
@@ -118,6 +131,7 @@ class Feed:
                     began = time.perf_counter()
                     batch = ahead.popleft().result()
                     self.wait_s += time.perf_counter() - began
+                    self._groups.drop(step - len(ahead) - 1)
                     yield batch
             finally:
                 for future in ahead:
@@ -128,32 +142,33 @@ class Feed:
         return self.finish(batch) if self.finish else batch
 
     def _read(self, step: Step) -> Rows:
-        """The rows of one global step: texts of all, frames and codes of this worker's slice."""
-        places = [(int(s), int(g), int(r)) for s, g, r in step.rows]
-        mine = places[step.mine]
-        groups = self._load({(s, g) for s, g, _ in mine}, self._clips)
-        texts = groups | self._load({(s, g) for s, g, _ in places} - groups.keys(), self._captions)
+        """The rows of one global step: captions of all, frames and codes of this worker's slice."""
+        clip_ids, captions = self._captions.take(step.numbers)
+        mine = [(int(s), int(g), int(r)) for s, g, r in step.rows[step.mine]]
+        until = {(s, g): int(last) for (s, g, _), last in zip(mine, step.until[step.mine], strict=True)}
+        groups = self._load(until)
+        for (s, g, r), clip_id in zip(mine, clip_ids[step.mine], strict=True):
+            if groups[s, g].clip_ids[r] != clip_id:
+                raise ShardError(
+                    f"the captions file has clip {clip_id} where {self._pairs[s].frames_uri} has "
+                    f"{groups[s, g].clip_ids[r]}; delete the files captions-*.arrow beside it, they are made again"
+                )
         frames, code_ids = show(self._looks, [(groups[s, g], r) for s, g, r in mine], step.epoch, self._buffers.take)
         return Rows(
-            epoch=step.epoch,
-            clip_ids=[texts[s, g].clip_ids[r] for s, g, r in places],
-            captions=[texts[s, g].captions[r] for s, g, r in places],
-            mine=step.mine,
-            frames=frames,
-            code_ids=code_ids,
+            epoch=step.epoch, clip_ids=clip_ids, captions=captions, mine=step.mine, frames=frames, code_ids=code_ids
         )
 
-    def _load(self, keys: Set[Key], load: Callable[[Key], Clips]) -> dict[Key, Clips]:
-        """Row groups, those that are not at hand read side by side."""
-        ordered = sorted(keys)
-        return dict(zip(ordered, self._readers.map(load, ordered), strict=True))
-
-    def _clips(self, key: Key) -> Clips:
+    def _load(self, until: Mapping[Key, int]) -> dict[Key, Clips]:
+        """Row groups by the last step that needs them; those that are not at hand are read side by side."""
         views = self._looks.num_views > 1 and self._looks.crop is None
-        return self._groups.get(key, lambda: load_clips(self._pairs[key[0]], key[1], views))
 
-    def _captions(self, key: Key) -> Clips:
-        return self._texts.get(key, lambda: load_captions(self._pairs[key[0]], key[1]))
+        def clips(key: Key) -> Clips:
+            shard, group = key
+            return self._groups.get(
+                key, until[key], lambda: load_clips(self._pairs[shard], group, views, self._footers)
+            )
+
+        return dict(zip(until, self._readers.map(clips, until), strict=True))
 
 
 def training_feed(
@@ -164,6 +179,7 @@ def training_feed(
     world: int,
     looks: Looks = _WHOLE,
     threads: int = 2,
+    side: Side | None = None,
 ) -> Feed:
     """The feed of one worker over all epochs of a schedule."""
     order = TrainOrder(
@@ -178,7 +194,7 @@ def training_feed(
     if rank == 0 and order.num_padded:
         kind = "repeated" if order.num_padded > 0 else "left out"
         logger.info("%d clips of %d are %s per epoch", abs(order.num_padded), order.num_clips, kind)
-    return Feed(pairs, order, collate, looks, prefetch=threads + 1, threads=threads)
+    return Feed(pairs, order, collate, looks, prefetch=threads + 1, threads=threads, side=side)
 
 
 def evaluation_feed(
@@ -187,12 +203,26 @@ def evaluation_feed(
     collate: Callable[[Rows], Any],
     rank: int,
     world: int,
+    micro_batch: int,
     looks: Looks = _WHOLE,
     threads: int = 2,
+    side: Side | None = None,
 ) -> Feed | None:
-    """The feed of one worker over a split, each clip once; None where the split is empty or not asked for."""
+    """The feed of one worker over a split, each clip once; None where the split is empty or not asked for.
+
+    Args:
+        pairs: the shards of the split.
+        schedule: says how many clips are evaluated, and among how many they are matched.
+        collate: turns rows into a batch.
+        rank: this worker.
+        world: number of workers.
+        micro_batch: the most clips of a batch, unless a matching pool has more: as many as training computes at a time.
+        looks: which frames are shown.
+        threads: background threads.
+        side: the side files of the split.
+    """
     if not pairs or not schedule.eval_clips:
         return None
-    groups = [pair.row_groups for pair in pairs]
-    order = EvalOrder(groups, schedule.batch_clips, schedule.eval_clips, rank, world)
-    return Feed(pairs, order, collate, looks, prefetch=threads + 1, threads=threads)
+    groups, pool = [pair.row_groups for pair in pairs], max(1, schedule.eval_pool_clips)
+    order = EvalOrder(groups, micro_batch, schedule.eval_clips, pool, rank, world)
+    return Feed(pairs, order, collate, looks, prefetch=threads + 1, threads=threads, side=side)

@@ -14,7 +14,7 @@ from evilm.data.plan import Generation, PlannedShard
 from evilm.data.quarantine import Quarantine, Reasons
 from evilm.data.watch import LOST, bad_rows
 from evilm.errors import ShardError
-from evilm.shards import FrameManifest, ShardInfo
+from evilm.shards import FrameManifest, ShardInfo, publish_side
 from evilm.video.reasons import Reason
 
 logger = logging.getLogger(__name__)
@@ -137,6 +137,7 @@ def finalise(ledger: Ledger, config: ShardVideos) -> tuple[FrameManifest, Reason
     enforce(ledger, config, reasons, total.empty)
     job.clean(ledger.out, total.files)
     manifest = _manifest_of(ledger, config, total, reasons)
+    publish_side(manifest)  # before readers see the shards
     manifest.save()
     _tell(manifest, reasons)
     return manifest, reasons

@@ -4,10 +4,15 @@ Row groups are permuted, and rows are mixed within a window of several groups, s
 pieces of a few megabytes. A global step is the next rows of that order, sorted by row group: `batch_clips` of them, or
 some less where they don't divide the epoch. Each worker takes its slice, so that it reads few of the groups that the
 step touches.
+
+An epoch is mixed window by window as its steps are asked for: no worker ever holds a list of all rows.
 """
 
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import chain
 from threading import Lock
 from typing import Literal
 
@@ -16,32 +21,79 @@ from jaxtyping import Int64
 
 from evilm.errors import ConfigError
 
+_KEPT_ROWS = 1 << 18
+"""Rows behind the newest step that can be asked for again without mixing the epoch from its start."""
 
-def epoch_order(groups: Sequence[Sequence[int]], seed: int, epoch: int, window: int) -> np.ndarray:
-    """All rows of an epoch in training order.
 
-    Args:
-        groups: rows of each row group of each shard, `groups[shard][group]`.
-        seed: seed of the run.
-        epoch: number of the pass; every epoch has another order.
-        window: row groups mixed with each other.
+class RowGroups:
+    """The row groups of a split, numbered through as they are stored, and its rows, numbered through likewise."""
 
-    Returns:
-        int64 (row, 3): shard, group and row within the group. Each row of the data set stands in it exactly once.
-    """
-    rng = np.random.default_rng([seed, epoch])
-    units = np.array([(s, g, rows) for s, sizes in enumerate(groups) for g, rows in enumerate(sizes)], dtype=np.int64)
-    if len(units) == 0:
-        return np.zeros((0, 3), dtype=np.int64)
-    units = units[rng.permutation(len(units))]
-    mixed = []
-    for start in range(0, len(units), window):
-        rows = [
-            np.stack([np.full(n, s), np.full(n, g), np.arange(n)], axis=1) for s, g, n in units[start : start + window]
-        ]
-        block = np.concatenate(rows)
-        mixed.append(block[rng.permutation(len(block))])
-    return np.concatenate(mixed)
+    def __init__(self, groups: Sequence[Sequence[int]]) -> None:
+        """Number row groups whose sizes are `groups[shard][group]`."""
+        counts = np.fromiter(map(len, groups), dtype=np.int64, count=len(groups))
+        self.sizes = np.fromiter(chain.from_iterable(groups), dtype=np.int64, count=int(counts.sum()))
+        self.first = np.concatenate([[0], np.cumsum(self.sizes)])
+        """First row of each group, and the number of rows."""
+        self._shard = np.repeat(np.arange(len(counts)), counts)
+        self._first_group = np.concatenate([[0], np.cumsum(counts)])
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of all groups."""
+        return int(self.first[-1])
+
+    def group_of(self, numbers: Int64[np.ndarray, " row"]) -> Int64[np.ndarray, " row"]:
+        """Number of the row group of each row."""
+        return np.searchsorted(self.first, numbers, side="right") - 1
+
+    def places(self, numbers: Int64[np.ndarray, " row"]) -> Int64[np.ndarray, "row 3"]:
+        """Shard, group in the shard and row in the group of each row."""
+        group = self.group_of(numbers)
+        shard = self._shard[group]
+        return np.stack([shard, group - self._first_group[shard], numbers - self.first[group]], axis=1)
+
+
+class _Epoch:
+    """The rows of one epoch in training order, mixed window by window as they are asked for."""
+
+    def __init__(self, groups: RowGroups, seed: int, epoch: int, window: int) -> None:
+        self._groups, self._window = groups, window
+        self._begin = partial(np.random.default_rng, [seed, epoch])
+        self._restart()
+        starts = np.arange(0, len(self._order), window)
+        self._ends = np.concatenate([[0], np.cumsum(np.add.reduceat(groups.sizes[self._order], starts))])
+
+    def rows(self, start: int, stop: int) -> tuple[Int64[np.ndarray, " row"], Int64[np.ndarray, " row"]]:
+        """Numbers of the rows at places start .. stop - 1 of the epoch, and where the window of each of them ends."""
+        window = np.searchsorted(self._ends, np.arange(start, stop), side="right") - 1
+        first, last = int(window[0]), int(window[-1])
+        if first < self._next - len(self._mixed):
+            self._restart()
+        while self._next <= last:
+            self._mix(keep=self._next >= first)
+        rows = np.concatenate([self._mixed[number] for number in range(first, last + 1)])
+        while self._ends[(oldest := next(iter(self._mixed))) + 1] < start - _KEPT_ROWS:
+            del self._mixed[oldest]
+        return rows[start - self._ends[first] : stop - self._ends[first]], self._ends[window + 1]
+
+    def _restart(self) -> None:
+        self._rng = self._begin()
+        self._order = self._rng.permutation(len(self._groups.sizes)).astype(np.int32)
+        self._mixed: dict[int, np.ndarray] = {}
+        self._next = 0  # window to mix next; those before it that are held are consecutive
+
+    def _mix(self, keep: bool) -> None:
+        """Mix the next window; where it is passed over, draw only as much, and hold nothing before the one after it."""
+        units = self._order[self._next * self._window : (self._next + 1) * self._window]
+        sizes = self._groups.sizes[units]
+        ends = np.cumsum(sizes)
+        mixed = self._rng.permutation(ends[-1])
+        if keep:
+            block = np.repeat(self._groups.first[units] - ends + sizes, sizes) + np.arange(ends[-1])
+            self._mixed[self._next] = block[mixed]
+        else:
+            self._mixed.clear()
+        self._next += 1
 
 
 Tail = Literal["even", "pad", "drop"]
@@ -90,11 +142,16 @@ def _evenly(count: int, shares: int) -> Int64[np.ndarray, " share"]:
 
 @dataclass(frozen=True)
 class Step:
-    """The rows of one global step, int64 (row, 3), and the slice of them that is this worker's."""
+    """The clips of one global step, and which of them are this worker's."""
 
     epoch: int
-    rows: np.ndarray
+    numbers: Int64[np.ndarray, " clip"]
+    """Number of each clip in the split as it is stored."""
+    rows: Int64[np.ndarray, "clip 3"]
+    """Shard, row group and row of each clip."""
     mine: slice
+    until: Int64[np.ndarray, " clip"]
+    """Number of this worker's last step that may need the row group of each clip."""
 
 
 class TrainOrder:
@@ -125,8 +182,9 @@ class TrainOrder:
         Raises:
             ConfigError: there is not a single step, or one that has no clip for some worker.
         """
-        self.groups, self.batch_clips, self.seed, self.window, self.tail = groups, batch_clips, seed, window, tail
-        self.num_clips = sum(sum(sizes) for sizes in groups)
+        self.batch_clips, self.seed, self.window, self.tail = batch_clips, seed, window, tail
+        self._groups = RowGroups(groups)
+        self.num_clips = self._groups.num_rows
         sizes = step_sizes(self.num_clips, batch_clips, tail, world)
         self._ends = np.concatenate([[0], np.cumsum(sizes)])
         self.num_steps = len(sizes)
@@ -134,7 +192,7 @@ class TrainOrder:
         self.num_padded = int(self._ends[-1]) - self.num_clips
         """Clips seen twice in an epoch; negative: clips left out."""
         self._rank, self._world = rank, world
-        self._cached: tuple[int, np.ndarray] | None = None
+        self._epochs: OrderedDict[int, tuple[_Epoch, np.ndarray]] = OrderedDict()
         self._lock = Lock()
 
     @property
@@ -145,41 +203,87 @@ class TrainOrder:
     def step(self, step: int) -> Step:
         """Global step number `step`, counted over all epochs from 0."""
         epoch, within = divmod(step, self.num_steps)
+        start, stop = int(self._ends[within]), int(self._ends[within + 1])
         with self._lock:
-            if self._cached is None or self._cached[0] != epoch:
-                self._cached = (epoch, self._epoch(epoch))
-            rows = self._cached[1][self._ends[within] : self._ends[within + 1]]
-        return Step(epoch, rows, part_of(len(rows), self._rank, self._world))
+            rows, padding = self._epoch(epoch)
+            numbers, ends = rows.rows(start, min(stop, self.num_clips))
+        until = np.minimum(np.searchsorted(self._ends, ends, side="left"), self.num_steps) - 1 + epoch * self.num_steps
+        place = np.argsort(numbers, kind="stable")
+        numbers, until = numbers[place], until[place]
+        if stop > self.num_clips:  # after the rows that are left, whatever their group
+            numbers = np.concatenate([numbers, padding])
+            until = np.concatenate([until, np.full(len(padding), step)])
+        mine = part_of(len(numbers), self._rank, self._world)
+        return Step(epoch, numbers, self._groups.places(numbers), mine, until)
 
-    def _epoch(self, epoch: int) -> np.ndarray:
-        """Rows of all steps of an epoch; those that fill up its last step stand at its end, whatever their group."""
-        rows = epoch_order(self.groups, self.seed, epoch, self.window)
-        step = np.searchsorted(self._ends, np.arange(len(rows)), side="right")
-        rows = rows[np.lexsort((rows[:, 2], rows[:, 1], rows[:, 0], step))]
-        wanted = int(self._ends[-1])
-        return np.concatenate([rows] * -(-wanted // len(rows)))[:wanted]
+    def _epoch(self, epoch: int) -> tuple[_Epoch, np.ndarray]:
+        """The rows of an epoch, and those that fill up its last step: its first ones, as its first step has them."""
+        if epoch not in self._epochs:
+            rows = _Epoch(self._groups, self.seed, epoch, self.window)
+            padding = np.zeros(0, np.int64)
+            if self.num_padded > 0:
+                first, _ = rows.rows(0, min(int(self._ends[1]), self.num_clips))
+                padding = np.resize(np.sort(first), self.num_padded)
+            self._epochs[epoch] = rows, padding
+            while len(self._epochs) > 2:  # steps of two epochs are in the making at a border
+                self._epochs.popitem(last=False)
+        return self._epochs[epoch]
+
+
+NEGATIVE_GROUP_CLIPS = 256
+"""Clips of an evaluation among which negatives are chosen, rounded up to whole pools."""
 
 
 class EvalOrder:
-    """Rows as they are stored, each once; whole batches are dealt to workers in turn. The same in every evaluation."""
+    """The first rows as they are stored, each once, in micro-batches that are dealt to workers in turn.
+
+    Negatives are chosen in groups of consecutive clips with fixed borders. Batches are cut inside of these, and inside
+    of no matching pool, so that neither depends on the size of batches or on the number of workers.
+    """
 
     def __init__(
-        self, groups: Sequence[Sequence[int]], batch_clips: int, max_clips: int, rank: int = 0, world: int = 1
+        self,
+        groups: Sequence[Sequence[int]],
+        micro_batch: int,
+        max_clips: int,
+        pool_clips: int = 1,
+        rank: int = 0,
+        world: int = 1,
     ) -> None:
-        """The first `max_clips` rows in batches of `batch_clips`; clips lie in shards in a seeded random order."""
-        rows = [(s, g, r) for s, sizes in enumerate(groups) for g, n in enumerate(sizes) for r in range(n)]
-        self._rows = np.array(rows[:max_clips], dtype=np.int64).reshape(-1, 3)
-        self._batch, self._rank, self._world = batch_clips, rank, world
+        """An order of the first `max_clips` rows; clips are stored in a seeded random order.
+
+        Args:
+            groups: rows of each row group of each shard.
+            micro_batch: the most clips of a batch, unless a pool has more.
+            max_clips: the most clips of the evaluation.
+            pool_clips: clips that are matched with each other; a batch holds whole pools.
+            rank: this worker.
+            world: number of workers.
+        """
+        self._groups = RowGroups(groups)
+        num_clips = min(max_clips, self._groups.num_rows)
+        size = max(1, micro_batch // pool_clips) * pool_clips
+        self._whole = -(-NEGATIVE_GROUP_CLIPS // pool_clips) * pool_clips
+        starts = [
+            start
+            for first in range(0, num_clips, self._whole)
+            for start in range(first, min(first + self._whole, num_clips), size)
+        ]
+        self._starts = np.array(starts[rank::world], dtype=np.int64)
+        self._size, self._num_clips = size, num_clips
         self.window = 1
-        batches = -(-len(self._rows) // batch_clips)
-        self.num_steps = len(range(rank, batches, world))
+        self.num_steps = len(self._starts)
         """Batches of this worker."""
 
     def step(self, step: int) -> Step:
-        """This worker's batch number `step`."""
-        start = (step * self._world + self._rank) * self._batch
-        rows = self._rows[start : start + self._batch]
-        return Step(EVAL_EPOCH, rows, slice(0, len(rows)))
+        """This worker's batch number `step`, within the clips that its negatives are chosen from."""
+        start = int(self._starts[step])
+        first = start - start % self._whole
+        numbers = np.arange(first, min(first + self._whole, self._num_clips))
+        mine = slice(start - first, min(start - first + self._size, len(numbers)))
+        ends = self._groups.first[self._groups.group_of(numbers) + 1]
+        until = np.searchsorted(self._starts, ends, side="left") - 1
+        return Step(EVAL_EPOCH, numbers, self._groups.places(numbers), mine, until)
 
 
 EVAL_EPOCH = -1

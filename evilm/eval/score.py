@@ -18,9 +18,9 @@ from evilm.data.cluster import connect, num_cpus
 from evilm.data.job import our_error
 from evilm.data.order import EVAL_EPOCH
 from evilm.eval.clips import Block
-from evilm.masking import region_mask
+from evilm.masking import region_masks
 from evilm.model.student import Student
-from evilm.steps.seeds import clip_rng
+from evilm.steps.seeds import clip_keys
 from evilm.text.vocab import Vocab
 
 logger = logging.getLogger(__name__)
@@ -106,8 +106,7 @@ class Scorer:
     ) -> dict[str, np.ndarray]:
         """Codes of regions hidden as in pre-training, given the visible regions and the whole caption."""
         job = self._job
-        masks = [self._mask(clip_id) for clip_id in clip_ids]
-        mask = torch.from_numpy(np.stack(masks)).to(self._device)
+        mask = torch.from_numpy(self._masks(clip_ids)).to(self._device)
         captions = torch.tensor([job.caption_of[place] for place in places], device=self._device)
         _, text, padding = self._encode(captions)
         video = self._student.encode_video(frames.to(self._device), mask)
@@ -117,10 +116,10 @@ class Scorer:
         truth = code_ids[hidden.cpu().numpy()].reshape(len(clip_ids), -1)
         return {"code_ids": truth, "predicted": predicted.cpu().numpy()}
 
-    def _mask(self, clip_id: str) -> np.ndarray:
+    def _masks(self, clip_ids: Sequence[str]) -> np.ndarray:
         config, how = self._student.config, self._job.objectives
-        rng = clip_rng("benchmark", self._job.seed, 0, clip_id)
-        return region_mask(how.mask_shape, config.grid, config.num_frames, how.mask_ratio, rng)
+        keys = clip_keys("benchmark", self._job.seed, 0, clip_ids)
+        return region_masks(how.mask_shape, config.grid, config.num_frames, how.mask_ratio, keys)
 
     def _encode(self, places: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Some captions, cut to the longest of them: their indices, words ready for the decoder, and padding."""

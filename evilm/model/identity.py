@@ -7,8 +7,9 @@ from evilm import storage
 from evilm.config.base import fingerprint, validate
 from evilm.config.train import ObjectivesConfig
 from evilm.errors import CheckpointError
-from evilm.model import pretrained
-from evilm.model.student import KIND, WEIGHTS
+from evilm.model import checkpoint, pretrained
+from evilm.model.student import KIND, PREFIX, WEIGHTS
+from evilm.model.tokenizer import VideoTokenizer
 
 OBJECTIVES_FILE = "pretrain.json"
 
@@ -16,16 +17,34 @@ OBJECTIVES_FILE = "pretrain.json"
 def model_fingerprint(model: str) -> str:
     """The fingerprint of the student saved at `model`, by which its scores and its MLflow run name it.
 
+    A checkpoint has the fingerprint that the model published from it has.
+
     Raises:
-        CheckpointError: no model is there, or its training has not ended.
+        CheckpointError: no model is there, it is damaged, or its training has not ended.
     """
+    kept = checkpoint.read_model(model, PREFIX)
     content = pretrained.read_config(model, KIND)
     try:
-        weights = hashlib.sha256(storage.read_bytes(storage.join(model, WEIGHTS))).hexdigest()
+        data = storage.read_bytes(storage.join(model, WEIGHTS)) if kept is None else pretrained.weight_bytes(kept)
     except FileNotFoundError:
         raise CheckpointError(f"{model} has no {WEIGHTS}; the training that writes it has not ended") from None
+    weights = hashlib.sha256(data).hexdigest()
     objectives, _ = read_objectives(model)
     return fingerprint({"config": content["config"], "weights": weights, "objectives": objectives.model_dump()})
+
+
+def tokenizer_fingerprints(uri: str, name: str) -> dict[str, str]:
+    """The fingerprint of a video tokenizer as an input called `name`, and besides that of its decoder, if there.
+
+    Raises:
+        CheckpointError: no tokenizer is there, or it is damaged.
+    """
+    tokenizer = VideoTokenizer.from_pretrained(uri)
+    prints = {name: tokenizer.fingerprint()}  # the one by which the run that made it is found; covers what codes need
+    if tokenizer.decoder is not None:
+        weights = pretrained.weight_bytes(tokenizer.decoder.state_dict())
+        prints[f"{name}_decoder"] = hashlib.sha256(weights).hexdigest()[:16]
+    return prints
 
 
 def read_objectives(model: str) -> tuple[ObjectivesConfig, str]:

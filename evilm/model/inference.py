@@ -16,6 +16,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from evilm import storage
+from evilm.config.model import StudentConfig
 from evilm.errors import ConfigError
 from evilm.model.preprocess import Preprocessor, Video
 from evilm.model.student import Student
@@ -82,7 +83,8 @@ class EViLM:
         """The model saved at `uri`.
 
         Args:
-            uri: the folder that pre-training or `save_pretrained` wrote, a local path or s3://bucket/key.
+            uri: the folder that pre-training or `save_pretrained` wrote, or one of the checkpoints below it, a local
+                path or s3://bucket/key.
             dtype: float32, bfloat16 or float16; None as it was saved.
             device: cpu, cuda, cuda:1, ...
 
@@ -98,12 +100,7 @@ class EViLM:
     def save_pretrained(self, uri: str | Path) -> None:
         """Write weights, config, vocabulary and preprocessing; `from_pretrained` gives back an equal model."""
         place = str(uri)
-        self.vocab.save(storage.join(place, VOCAB))
-        # With this, transformers' BertTokenizer loads the vocabulary folder and cuts captions alike.
-        rules = {"tokenizer_class": "BertTokenizer", "do_lower_case": True, "strip_accents": None}
-        rules |= {"model_max_length": self.student.config.max_words}
-        storage.write_json(storage.join(place, VOCAB, "tokenizer_config.json"), rules)
-        self.preprocessor.save(place, self.student.config)
+        save_rules(place, self.vocab, self.preprocessor, self.student.config)
         with torch.no_grad():
             self.student.save_pretrained(place)
 
@@ -212,6 +209,16 @@ class EViLM:
         for part in rest:
             ids += [self.vocab.mask_id, *part]
         return [self.vocab.cls_id, *ids[: self.student.config.max_words - 2], self.vocab.sep_id]
+
+
+def save_rules(place: str, vocab: Vocab, preprocessor: Preprocessor, config: StudentConfig) -> None:
+    """Write vocabulary and preprocessing beside the weights of a model."""
+    vocab.save(storage.join(place, VOCAB))
+    # With this, transformers' BertTokenizer loads the vocabulary folder and cuts captions alike.
+    rules = {"tokenizer_class": "BertTokenizer", "do_lower_case": True, "strip_accents": None}
+    rules |= {"model_max_length": config.max_words}
+    storage.write_json(storage.join(place, VOCAB, "tokenizer_config.json"), rules)
+    preprocessor.save(place, config)
 
 
 def _top(chances: Tensor, count: int) -> tuple[list[int], list[float]]:

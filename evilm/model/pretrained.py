@@ -57,14 +57,19 @@ def save(uri: str, kind: str, config: Config, files: dict[str, dict[str, Tensor]
     """Write weight files, then the config, which thereby says that the weights are all there."""
     for name, state in files.items():
         storage.write_bytes(storage.join(uri, name), weight_bytes(state))
+    weights = next(tensor for state in files.values() for tensor in state.values() if tensor.is_floating_point())
+    save_config(uri, kind, config, str(weights.dtype).removeprefix("torch."), **facts)
+
+
+def save_config(uri: str, kind: str, config: Config, dtype: str = "float32", **facts: Any) -> None:
+    """Write the config of a model whose weights have this dtype."""
     known = _KINDS[kind]
     assert set(facts) <= set(known.facts)
-    weights = next(tensor for state in files.values() for tensor in state.values() if tensor.is_floating_point())
     content = {
         **config.model_dump(mode="json"),
         **facts,
         "architectures": [known.architecture],
-        "dtype": str(weights.dtype).removeprefix("torch."),
+        "dtype": dtype,
         "model_type": known.model_type,
         "transformers_version": version("transformers"),
         "versions": versions(),

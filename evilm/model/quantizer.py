@@ -28,7 +28,8 @@ class Quantizer(nn.Module):
     """A codebook on the unit sphere.
 
     The rows may have any length; they are normalised whenever they are compared or used. `usage` counts how often each
-    code was chosen in training since the last revival, on this worker.
+    code was chosen in training since the last revival, on this worker. With `update: ema`, `step_counts` and
+    `step_sums` add up the vectors that chose each code in this step; they are 0 between steps, so they are not saved.
     """
 
     def __init__(self, config: CodebookConfig) -> None:
@@ -38,12 +39,16 @@ class Quantizer(nn.Module):
         self.codebook = nn.Parameter(rows, requires_grad=config.update == "gradient")
         self.usage: Tensor
         self.mean_sum: Tensor
+        self.step_counts: Tensor
+        self.step_sums: Tensor
         self.register_buffer("usage", torch.zeros(config.num_codes, dtype=torch.int64))
         if config.update == "ema":
             self.register_buffer("mean_sum", rows.clone())
+            self.register_buffer("step_counts", torch.zeros(config.num_codes), persistent=False)
+            self.register_buffer("step_sums", torch.zeros_like(rows), persistent=False)
 
     def forward(self, vectors: Float[Tensor, "clip region code_dim"]) -> Quantized:
-        """The nearest code of every l2-normalised vector; in training also counts, and moves the means (ema).
+        """The nearest code of every l2-normalised vector; in training also counts what chose each code.
 
         The gradient at the codes is copied straight to the vectors. Paper: Eq. 4 and 7, Sec. 3.3.
         """
@@ -67,61 +72,90 @@ class Quantizer(nn.Module):
     @torch.no_grad()
     def init_kmeans(self, vectors: Float[Tensor, "region code_dim"], seed: int, rounds: int = 10) -> None:
         """Put the codes where the encoder's vectors are."""
-        centres = kmeans(vectors.to(self.codebook), self.config.num_codes, seed, rounds)
-        self._move(torch.arange(self.config.num_codes, device=centres.device), centres)
+        self.set_codes(kmeans(vectors.to(self.codebook), self.config.num_codes, seed, rounds))
 
     @torch.no_grad()
-    def revive(self, pool: Float[Tensor, "region code_dim"], seed: int) -> int:
-        """Move codes that are hardly chosen onto random vectors of the pool; how many were moved.
-
-        Hardly: less often than `revive_below` x the mean since the last revival. The least used go first where the
-        pool is small. `usage` starts again at 0. With several workers, sum `usage` over them and share one pool before.
-        """
-        usage = self.usage.float()
-        dead = (usage < self.config.revive_below * usage.mean()).nonzero().flatten()
-        dead = dead[usage[dead].argsort(stable=True)][: len(pool)]
-        if len(dead):
-            self._move(
-                dead, F.normalize(pool[_pick(len(pool), len(dead), seed, pool.device)].to(self.codebook), dim=-1)
-            )
-        self.usage.zero_()
-        return len(dead)
-
-    def _move(self, code_ids: Int64[Tensor, "some"], vectors: Float[Tensor, "some code_dim"]) -> None:
-        """Overwrite codes, and what ema remembers of them."""
-        self.codebook.data[code_ids] = vectors
+    def set_codes(self, vectors: Float[Tensor, "num_codes code_dim"]) -> None:
+        """Replace the whole codebook, and what ema remembers of it."""
+        self.codebook.data.copy_(vectors)
         if self.config.update == "ema":
-            self.mean_sum[code_ids] = vectors
+            self.mean_sum.copy_(vectors)
+
+    @torch.no_grad()
+    def move_means(self) -> None:
+        """With ema, move each code towards the sum of the vectors that chose it in this step, over all workers.
+
+        Call once per step on every worker, after its last micro-batch. Never waits for the device.
+        """
+        if self.config.update != "ema":
+            return
+        counts, sums = self.step_counts, self.step_sums
+        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+            joined = torch.cat([counts[:, None], sums], dim=1)
+            dist.all_reduce(joined)
+            counts, sums = joined[:, 0], joined[:, 1:]
+        # Only direction matters on the sphere, so no count is kept; a code that nobody chose does not move.
+        moved = torch.where(counts[:, None] > 0, self.mean_sum.lerp(sums, 1 - self.config.ema_decay), self.mean_sum)
+        self.mean_sum.copy_(moved)
+        self.codebook.data.copy_(F.normalize(moved, dim=-1))
+        self.step_counts.zero_()
+        self.step_sums.zero_()
+
+    @torch.no_grad()
+    def revive(self, pool: Float[Tensor, "region code_dim"], seed: int) -> Int64[Tensor, ""]:
+        """Move rarely chosen codes onto random vectors of the pool; return how many were moved, on the device.
+
+        Rarely: less often than `revive_below` x the mean since the last revival. The least used come first if the pool
+        is too small for all; vectors that are not finite are never used. Resets `usage` to 0. With several workers, sum
+        `usage` over them and give all of them one pool before. Never waits for the device.
+        """
+        usage, size = self.usage.float(), len(pool)
+        rank = usage.argsort(stable=True).argsort()  # place of each code among all, the least used first
+        order = _to_device(_pick(size, size, seed), pool.device)
+        finite = pool.isfinite().all(-1)[order]
+        order = order[finite.logical_not().to(torch.int8).argsort(stable=True)]
+        revived = (usage < self.config.revive_below * usage.mean()) & (rank < finite.sum())
+        fresh = F.normalize(pool[order[rank.clamp(max=size - 1)]].to(self.codebook), dim=-1)
+        self.codebook.data.copy_(torch.where(revived[:, None], fresh, self.codebook))
+        if self.config.update == "ema":
+            self.mean_sum.copy_(torch.where(revived[:, None], fresh, self.mean_sum))
+        self.usage.zero_()
+        return revived.sum()
 
     @torch.no_grad()
     def _observe(self, vectors: Float[Tensor, "region code_dim"], code_ids: Int64[Tensor, "region"]) -> None:
-        """Count codes; with ema also move them towards the mean of the regions that chose them, over all workers."""
+        """Count codes, and with ema add up the vectors that chose each, until `move_means`."""
         finite = vectors.isfinite().all(-1)  # one NaN would spoil a code for good, in a step that is skipped for it
         vectors = vectors.masked_fill(~finite[:, None], 0)
         counts = torch.zeros_like(self.usage).index_add_(0, code_ids, finite.to(code_ids))
         self.usage += counts
-        if self.config.update != "ema":
-            return
-        sums = torch.zeros_like(self.mean_sum).index_add_(0, code_ids, vectors.to(self.mean_sum))
-        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-            dist.all_reduce(counts)
-            dist.all_reduce(sums)
-        # Only direction matters on the sphere, so no count is kept; a code that nobody chose stays where it is.
-        moved = torch.where(counts[:, None] > 0, self.mean_sum.lerp(sums, 1 - self.config.ema_decay), self.mean_sum)
-        self.mean_sum.copy_(moved)
-        self.codebook.data.copy_(F.normalize(moved, dim=-1))
+        if self.config.update == "ema":
+            self.step_counts += counts
+            self.step_sums.index_add_(0, code_ids, vectors.to(self.step_sums))
+
+
+def kmeans_rows(size: int, num_codes: int, seed: int) -> Int64[Tensor, " picked"]:
+    """Random rows of `size` vectors for k-means, at most 64 per code; on CPU, so the same for every device."""
+    return _pick(size, num_codes * _KMEANS_VECTORS_PER_CODE, seed)
 
 
 def kmeans(
     vectors: Float[Tensor, "region code_dim"], num_codes: int, seed: int, rounds: int = 10
 ) -> Float[Tensor, "num_codes code_dim"]:
-    """Cosine k-means: unit centres, started on random vectors; an empty one moves to the worst served vector.
+    """Unit centres of cosine k-means, on at most 64 random vectors per centre; see `kmeans_of_sample`."""
+    rows = kmeans_rows(len(vectors), num_codes, seed)
+    return kmeans_of_sample(vectors[rows.to(vectors.device)], num_codes, seed, rounds)
 
-    Uses at most 64 vectors per centre. Where there are fewer vectors than centres, the rest are random directions.
+
+def kmeans_of_sample(
+    vectors: Float[Tensor, "region code_dim"], num_codes: int, seed: int, rounds: int = 10
+) -> Float[Tensor, "num_codes code_dim"]:
+    """Unit centres of cosine k-means, started on the first vectors, so these must come in random order.
+
+    An empty centre moves to the worst served vector. With fewer vectors than centres, the centres are these vectors and
+    random directions.
     """
     vectors = F.normalize(vectors.float(), dim=-1)
-    order = _pick(len(vectors), min(len(vectors), num_codes * _KMEANS_VECTORS_PER_CODE), seed, vectors.device)
-    vectors = vectors[order]
     missing = max(0, num_codes - len(vectors))
     noise = torch.randn(missing, vectors.shape[1], generator=torch.Generator().manual_seed(seed))
     centres = torch.cat([vectors[:num_codes], F.normalize(noise, dim=-1).to(vectors)])
@@ -145,6 +179,13 @@ def _nearest(vectors: Tensor, codebook: Tensor) -> Tensor:
     return torch.cat(parts) if parts else torch.empty(0, dtype=torch.int64, device=vectors.device)
 
 
-def _pick(size: int, wanted: int, seed: int, device: torch.device) -> Tensor:
-    """`wanted` distinct row numbers below `size`; drawn on CPU, so the same on every device."""
-    return torch.randperm(size, generator=torch.Generator().manual_seed(seed))[:wanted].to(device)
+def _pick(size: int, wanted: int, seed: int) -> Tensor:
+    """At most `wanted` distinct row numbers below `size`; drawn on CPU, so the same for every device."""
+    return torch.randperm(size, generator=torch.Generator().manual_seed(seed))[:wanted]
+
+
+def _to_device(values: Tensor, device: torch.device) -> Tensor:
+    """Copy CPU values to a device without waiting for it."""
+    if device.type == "cuda" and torch.cuda.is_available():
+        values = values.pin_memory()
+    return values.to(device, non_blocking=True)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from evilm.config.base import validate
 from evilm.config.model import StudentConfig
 from evilm.errors import ConfigError
-from evilm.model import pretrained
+from evilm.model import checkpoint, pretrained
 from evilm.model.heads import MatchHead, MlmHead, MvmHead
 from evilm.model.layers import Blocks, PixelNorm, init_linear, use_explicit_attention
 from evilm.model.text_encoder import TextEncoder
@@ -17,6 +17,8 @@ from evilm.model.video_encoder import IMAGENET_MEAN, IMAGENET_STD, VideoEncoder
 
 KIND = "student"
 WEIGHTS = "model.safetensors"
+PREFIX = "student."
+"""In front of the names of the weights in a checkpoint of pre-training."""
 
 
 class DecoderOutput(NamedTuple):
@@ -142,21 +144,22 @@ class Student(nn.Module):
         """The model saved at `uri`, in eval mode.
 
         Args:
-            uri: folder, a local path or s3://bucket/key.
+            uri: folder of a saved model or of a training checkpoint, a local path or s3://bucket/key.
             dtype: float32, bfloat16 or float16; None as it was saved.
             device: where to put it.
 
         Raises:
-            CheckpointError: nothing is there, or it does not fit.
+            CheckpointError: nothing is there, it is damaged, or it does not fit.
             ConfigError: a dtype that is none, or a device that is not there.
         """
         place = pretrained.as_device(device)
+        kept = checkpoint.read_model(uri, PREFIX)
         content = pretrained.read_config(uri, KIND)
         config = validate(StudentConfig, content["config"], where=uri)
         wanted = pretrained.as_dtype(dtype or content.get("dtype", "float32"))
         with torch.random.fork_rng(devices=[]):  # the weights drawn here are overwritten; leave the caller's seed alone
             student = cls(config, pretrained_video=False)
-        pretrained.load_into(student, pretrained.read_weights(uri, WEIGHTS), uri)
+        pretrained.load_into(student, pretrained.read_weights(uri, WEIGHTS) if kept is None else kept, uri)
         return student.cast(wanted).to(place).eval()
 
     def cast(self, dtype: torch.dtype) -> "Student":

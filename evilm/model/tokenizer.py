@@ -13,7 +13,7 @@ from evilm import storage
 from evilm.config.base import validate
 from evilm.config.model import VideoTokenizerConfig
 from evilm.errors import CheckpointError
-from evilm.model import pretrained
+from evilm.model import checkpoint, pretrained
 from evilm.model.layers import Blocks, PixelNorm, init_linear
 from evilm.model.patch_encoder import CLIP_MEAN, CLIP_STD, ClipEncoder, build_encoder
 from evilm.model.quantizer import Quantizer
@@ -21,6 +21,8 @@ from evilm.model.quantizer import Quantizer
 KIND = "tokenizer"
 WEIGHTS = "tokenizer.safetensors"
 DECODER_WEIGHTS = "decoder.safetensors"
+PREFIX = "tokenizer."
+"""In front of the names of the weights in a checkpoint of the tokenizer's training."""
 RESIZE = "bilinear, antialiased, float32"
 _FIRST_PROBABILITY = 0.1
 _TOGETHER = 16  # frames coded at a time, whatever the batch: matrix products of other shapes round in other places
@@ -162,20 +164,29 @@ class VideoTokenizer(nn.Module):
         files = {WEIGHTS: self._label_state()}
         if self.decoder is not None:
             files[DECODER_WEIGHTS] = self.decoder.state_dict()
-        clip = self.encoder.shape() if isinstance(self.encoder, ClipEncoder) else None
-        pretrained.save(uri, KIND, self.config, files, clip=clip, fingerprint=self.fingerprint())
+        pretrained.save(uri, KIND, self.config, files, clip=self.clip_shape(), fingerprint=self.fingerprint())
+
+    def save_config(self, uri: str) -> None:
+        """Write the `config.json` of a checkpoint, whose weights change: without their fingerprint."""
+        pretrained.save_config(uri, KIND, self.config, clip=self.clip_shape())
 
     @classmethod
     def from_pretrained(cls, uri: str) -> "VideoTokenizer":
         """The tokenizer saved at `uri`, on CPU and in eval mode; without decoder where that file was taken away.
 
+        `uri` may also be a checkpoint of the tokenizer's training.
+
         Raises:
             CheckpointError: nothing is there, it does not fit, or the weights are not those that were saved.
         """
+        kept = checkpoint.read_model(uri, PREFIX)
         content = pretrained.read_config(uri, KIND)
         config = validate(VideoTokenizerConfig, content["config"], where=uri)
         with torch.random.fork_rng(devices=[]):  # the weights drawn here are overwritten; leave the caller's seed alone
             tokenizer = cls(config, clip=content.get("clip"))
+        if kept is not None:
+            pretrained.load_into(tokenizer, kept, uri)
+            return tokenizer.eval()
         usage = {name: tensor for name, tensor in tokenizer.quantizer.state_dict().items() if name != "codebook"}
         labels = nn.ModuleDict({name: getattr(tokenizer, name) for name in ("encoder", "projection", "quantizer")})
         state = pretrained.read_weights(uri, WEIGHTS)
@@ -191,6 +202,10 @@ class VideoTokenizer(nn.Module):
                 f"{uri} has fingerprint {found}, its config says {saved}; the files are mixed up, save again"
             )
         return tokenizer.eval()
+
+    def clip_shape(self) -> dict[str, Any] | None:
+        """Return the shape of the CLIP tower, None if the encoder is none."""
+        return self.encoder.shape() if isinstance(self.encoder, ClipEncoder) else None
 
     def _decoder(self) -> WordDecoder:
         if self.decoder is None:

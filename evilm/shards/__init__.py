@@ -13,23 +13,29 @@ from evilm.shards.files import (
     decode_frames,
     jpeg_side,
     open_shard,
+    read_columns,
+    read_footer,
     read_group,
     write_codes,
     write_frames,
 )
 from evilm.shards.manifests import MANIFEST, CodeShardInfo, CodesManifest, FrameManifest, ShardInfo
 from evilm.shards.pairing import ShardPair, check_num_frames, codes_folder, find_codes, pair
+from evilm.shards.side import Captions, Footers, Side, open_side, publish_side
 
 __all__ = [
     "FRAMES_SCHEMA",
     "MANIFEST",
     "SCHEMA_VERSION",
     "VIEW",
+    "Captions",
     "CodeShardInfo",
     "CodesManifest",
+    "Footers",
     "FrameManifest",
     "ShardInfo",
     "ShardPair",
+    "Side",
     "check_num_frames",
     "codes_folder",
     "codes_schema",
@@ -37,7 +43,11 @@ __all__ = [
     "find_codes",
     "jpeg_side",
     "open_shard",
+    "open_side",
     "pair",
+    "publish_side",
+    "read_columns",
+    "read_footer",
     "read_group",
     "write_codes",
     "write_frames",

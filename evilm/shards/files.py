@@ -3,9 +3,9 @@
 import errno
 import io
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -14,6 +14,8 @@ import simplejpeg
 
 from evilm import storage
 from evilm.errors import ShardError
+
+T = TypeVar("T")
 
 SCHEMA_VERSION = 2
 
@@ -53,6 +55,8 @@ VIEW = pa.struct(
 
 _HICCUPS = {errno.EIO, errno.ESTALE, errno.EAGAIN, errno.EINTR, errno.ETIMEDOUT, errno.EREMOTEIO, errno.EBUSY}
 _WAITS_S = (0.2, 1.0, 5.0)
+_TAIL_BYTES = 64 * 2**10
+"""Read at once for a footer; that of a shard of 16 row groups has 44 KB."""
 
 _CODES_OPTIONS: dict[str, Any] = {
     "compression": "zstd",
@@ -103,17 +107,59 @@ def _to_bytes(
     return sink.getvalue()
 
 
-def read_group(uri: str, group: int, columns: Sequence[str]) -> pa.Table:
+def read_group(uri: str, group: int, columns: Sequence[str], footer: pq.FileMetaData | None = None) -> pa.Table:
     """Some columns of one row group of a shard, page CRCs checked; a read that fails is tried again a few times.
+
+    Args:
+        uri: the file.
+        group: number of the row group.
+        columns: their names.
+        footer: of the file, where it is known; a remote row group is then read by a single request.
 
     Raises:
         ShardError: no such file or row group, or its bytes are damaged.
     """
 
     def read() -> pa.Table:
-        with open_shard(uri) as parquet:
+        with open_shard(uri) if footer is None else _open_group(uri, group, columns, footer) as parquet:
             return parquet.read_row_group(group, columns=list(columns))
 
+    return _persistently(uri, f"row group {group} of {uri}", read)
+
+
+def read_columns(uri: str, columns: Sequence[str]) -> pa.Table:
+    """Some columns of a shard, as `read_group` reads them."""
+
+    def read() -> pa.Table:
+        with open_shard(uri) as parquet:
+            return parquet.read(columns=list(columns))
+
+    return _persistently(uri, uri, read)
+
+
+def read_footer(uri: str) -> bytes:
+    """The end of a shard's file from its footer on, which by itself can be read as a Parquet file without row groups.
+
+    Raises:
+        ShardError: no such file, or it has no footer.
+    """
+
+    def read() -> bytes:
+        tail = storage.read_tail(uri, _TAIL_BYTES)
+        length = int.from_bytes(tail[-8:-4], "little") + 8
+        if tail[-4:] != b"PAR1":
+            raise pa.ArrowInvalid("not a Parquet file")
+        return tail[-length:] if length <= len(tail) else storage.read_tail(uri, length)
+
+    return _persistently(uri, uri, read)
+
+
+def _persistently(uri: str, what: str, read: Callable[[], T]) -> T:
+    """What `read` returns, tried again where the place fails in passing.
+
+    Raises:
+        ShardError: it can't be read.
+    """
     for wait in (*_WAITS_S, None):
         try:
             return storage.patiently(uri, read)  # retries what object stores refuse in passing
@@ -123,7 +169,7 @@ def read_group(uri: str, group: int, columns: Sequence[str]) -> pa.Table:
                 time.sleep(wait)  # a hiccup of a network drive must not end a training of days
                 continue
             reason = str(cause).strip().splitlines()[0]
-            raise ShardError(f"cannot read row group {group} of {uri}: {reason}; make the shards again") from None
+            raise ShardError(f"cannot read {what}: {reason}; make the shards again") from None
     raise AssertionError("unreachable")
 
 
@@ -141,6 +187,52 @@ def open_shard(uri: str) -> Iterator[pq.ParquetFile]:
         pq.ParquetFile(file, page_checksum_verification=True, pre_buffer=True) as parquet,
     ):
         yield parquet
+
+
+@contextmanager
+def _open_group(uri: str, group: int, columns: Sequence[str], footer: pq.FileMetaData) -> Iterator[pq.ParquetFile]:
+    """A shard's file to read these columns of one row group from; of a remote file only their bytes are fetched."""
+    options: dict[str, Any] = {"metadata": footer, "page_checksum_verification": True, "pre_buffer": False}
+    if storage.is_local(uri):
+        with pq.ParquetFile(storage.absolute(uri), **options) as parquet:
+            yield parquet
+        return
+    row_group = footer.row_group(group)
+    chunks = [row_group.column(number) for number in range(row_group.num_columns)]
+    chunks = [chunk for chunk in chunks if chunk.path_in_schema.partition(".")[0] in columns]
+    starts = [chunk.dictionary_page_offset or chunk.data_page_offset for chunk in chunks]
+    stops = [start + chunk.total_compressed_size for start, chunk in zip(starts, chunks, strict=True)]
+    fs, path = storage.resolve(uri)
+    data = fs.cat_file(path, start=min(starts), end=max(stops))  # what lies between the columns is small
+    with pq.ParquetFile(pa.PythonFile(_Piece(data, min(starts)), "r"), **options) as parquet:
+        yield parquet
+
+
+class _Piece(io.RawIOBase):
+    """The bytes of a file from some place on, in memory; to Arrow they are the file."""
+
+    def __init__(self, data: bytes, start: int) -> None:
+        self._data, self._start, self._place = memoryview(data), start, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._place
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        end = self._start + len(self._data)
+        self._place = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._place, io.SEEK_END: end}[whence]
+        return self._place
+
+    def read(self, size: int = -1) -> memoryview:  # type: ignore[override]  # a view, which Arrow does not copy
+        first = self._place - self._start
+        piece = self._data[first : first + size] if size >= 0 else self._data[first:]
+        self._place += len(piece)
+        return piece
 
 
 _EXACT: dict[str, Any] = {"colorspace": "RGB", "fastdct": False, "fastupsample": False}

@@ -9,9 +9,9 @@ import torch
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
-from evilm.masking import IGNORE, Shape, WordMasker, region_mask
+from evilm.masking import IGNORE, Shape, WordMasker, region_masks
 from evilm.steps.negatives import NEGATIVES, Negatives
-from evilm.steps.seeds import clip_rng
+from evilm.steps.seeds import clip_keys, clip_rng
 from evilm.text.vocab import Vocab
 
 
@@ -44,6 +44,10 @@ class TokenizerBatch(Batch):
     frames: UInt8[Tensor, "clip frame row col 3"]
     caption_words: Bool[Tensor, "clip vocab"]
     clip_ids: list[str]
+    first_clip: int = 0
+    """Index of the first of these clips within the global step."""
+    step_clips: int = 0
+    """Clips of the global step, over all micro-batches and workers; 0: just these."""
 
 
 @dataclass
@@ -88,7 +92,9 @@ class TokenizerCollate:
     def __call__(self, rows: Any) -> TokenizerBatch:
         """Collate the rows of one step (`evilm.data.feed.Rows`)."""
         words = torch.from_numpy(self._vocab.caption_words(rows.captions[rows.mine]))
-        return TokenizerBatch(torch.from_numpy(rows.frames), words, rows.clip_ids[rows.mine])
+        mine = range(*rows.mine.indices(len(rows.clip_ids)))
+        clip_ids = rows.clip_ids[rows.mine]
+        return TokenizerBatch(torch.from_numpy(rows.frames), words, clip_ids, mine.start, len(rows.clip_ids))
 
 
 class PretrainCollate:
@@ -108,67 +114,56 @@ class PretrainCollate:
     ) -> None:
         """How words and regions are hidden is `ObjectivesConfig`'s; how much colours vary, `AugmentConfig`'s."""
         self._vocab, self._seed, self._max_words, self._grid = vocab, seed, max_words, grid
-        self._mlm_ratio, self._mask_ratio, self._jitter = mlm_ratio, mask_ratio, jitter
+        self._hide = WordMasker(vocab.special_ids, vocab.mask_id, vocab.size, mlm_ratio)
+        self._mask_ratio, self._jitter = mask_ratio, jitter
         self._mask_shape: Shape = mask_shape
         self._negatives: Negatives = negatives
 
     def __call__(self, rows: Any) -> PretrainBatch:
-        """Collate the rows of one global step (`evilm.data.feed.Rows`)."""
+        """Collate the rows of one step (`evilm.data.feed.Rows`)."""
         mine = range(*rows.mine.indices(len(rows.clip_ids)))
         partners = NEGATIVES[self._negatives](self._seed, rows.epoch, rows.clip_ids, rows.captions)
-        negatives = [(place, partners[clip]) for place, clip in enumerate(mine)]
-        negatives = [(place, partner) for place, partner in negatives if partner is not None]
-        words = self._words(rows, sorted({*mine, *(partner for _, partner in negatives)}))
-        own = [words[clip] for clip in mine]
-        others = [words[partner] for _, partner in negatives]
-        word_ids, word_padding = self._pad([inputs for inputs, _ in own], self._vocab.pad_id)
-        targets, _ = self._pad([targets for _, targets in own], -1)
-        negative_ids, negative_padding = self._pad([inputs for inputs, _ in others], self._vocab.pad_id)
-        masks = [self._mask(rows, clip) for clip in mine]
+        found = [(place, partners[clip]) for place, clip in enumerate(mine)]
+        negatives = [(place, partner) for place, partner in found if partner is not None]
+        clips = sorted({*mine, *(partner for _, partner in negatives)})
+        inputs, targets, padding = self._words(rows, clips)
+        own = _cut(padding, np.searchsorted(clips, mine))
+        others = _cut(padding, np.searchsorted(clips, [partner for _, partner in negatives]))
+        clip_ids = rows.clip_ids[rows.mine]
+        keys = clip_keys("regions", self._seed, rows.epoch, clip_ids)
+        mask = region_masks(self._mask_shape, self._grid, rows.frames.shape[1], self._mask_ratio, keys)
         return PretrainBatch(
             frames=torch.from_numpy(rows.frames),
-            mask=torch.from_numpy(np.stack(masks)),
+            mask=torch.from_numpy(mask),
             code_ids=torch.from_numpy(rows.code_ids),
-            word_ids=word_ids,
-            word_padding=word_padding,
-            word_targets=targets,
-            negative_ids=negative_ids,
-            negative_padding=negative_padding,
+            word_ids=torch.from_numpy(inputs[own]),
+            word_padding=torch.from_numpy(padding[own]),
+            word_targets=torch.from_numpy(targets[own]),
+            negative_ids=torch.from_numpy(inputs[others]),
+            negative_padding=torch.from_numpy(padding[others]),
             negative_of=torch.tensor([place for place, _ in negatives], dtype=torch.int64),
-            clip_ids=[rows.clip_ids[clip] for clip in mine],
-            jitter=self._factors(rows, mine) if self._jitter else None,
+            clip_ids=clip_ids,
+            jitter=self._factors(rows.epoch, clip_ids) if self._jitter else None,
         )
 
-    def _factors(self, rows: Any, mine: range) -> Tensor | None:
-        """Each clip's own factors in training; none in an evaluation, which shows frames as they are."""
-        if rows.epoch < 0:
+    def _factors(self, epoch: int, clip_ids: list[str]) -> Tensor | None:
+        """Draw each clip's own factors in training; none in an evaluation, which shows frames as they are."""
+        if epoch < 0:
             return None
-        rngs = (clip_rng("jitter", self._seed, rows.epoch, rows.clip_ids[clip]) for clip in mine)
+        rngs = (clip_rng("jitter", self._seed, epoch, clip_id) for clip_id in clip_ids)
         factors = np.stack([rng.uniform(1 - self._jitter, 1 + self._jitter, 3) for rng in rngs])
         return torch.from_numpy(factors.astype(np.float32))
 
-    def _words(self, rows: Any, clips: list[int]) -> dict[int, tuple[np.ndarray, np.ndarray]]:
-        """Input and target words of some clips' captions with some hidden.
+    def _words(self, rows: Any, clips: list[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return inputs, targets and padding of some clips' captions with some words hidden, each (clip, word).
 
         A negative has words hidden as its own clip would have them; else a hidden word would give the match away.
         """
-        vocab = self._vocab
-        word_ids, lengths = vocab.encode_batch([rows.captions[clip] for clip in clips], self._max_words)
-        hide = WordMasker(vocab.special_ids, vocab.mask_id, vocab.size, self._mlm_ratio)
-        rngs = [clip_rng("words", self._seed, rows.epoch, rows.clip_ids[clip]) for clip in clips]
-        found = (hide(ids[:length], rng) for ids, length, rng in zip(word_ids, lengths, rngs, strict=True))
-        return dict(zip(clips, found, strict=True))
+        word_ids, lengths = self._vocab.encode_batch([rows.captions[clip] for clip in clips], self._max_words)
+        keys = clip_keys("words", self._seed, rows.epoch, [rows.clip_ids[clip] for clip in clips])
+        return *self._hide(word_ids, keys), np.arange(word_ids.shape[1]) >= lengths[:, None]
 
-    def _mask(self, rows: Any, clip: int) -> np.ndarray:
-        rng = clip_rng("regions", self._seed, rows.epoch, rows.clip_ids[clip])
-        return region_mask(self._mask_shape, self._grid, rows.frames.shape[1], self._mask_ratio, rng)
 
-    @staticmethod
-    def _pad(rows: list[np.ndarray], value: int) -> tuple[Tensor, Tensor]:
-        """Rows of different lengths as one tensor, and where it is padding."""
-        longest = max((len(row) for row in rows), default=1)
-        padded = np.full((len(rows), longest), value, dtype=np.int64)
-        padding = np.ones((len(rows), longest), dtype=bool)
-        for index, row in enumerate(rows):
-            padded[index, : len(row)], padding[index, : len(row)] = row, False
-        return torch.from_numpy(padded), torch.from_numpy(padding)
+def _cut(padding: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, slice]:
+    """Index some rows of padded words, cut to the longest of them."""
+    return rows, slice(int((~padding[rows]).sum(1).max(initial=1)))

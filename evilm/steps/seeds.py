@@ -1,14 +1,25 @@
 """Randomness that belongs to a clip, not to a worker: drawn from (seed, epoch, clip id)."""
 
 import hashlib
+from collections.abc import Sequence
 
 import numpy as np
+from jaxtyping import UInt64
 
 
 def clip_rng(purpose: str, seed: int, epoch: int, clip_id: str) -> np.random.Generator:
-    """The generator of one clip in one epoch for one purpose (words, regions)."""
+    """Return the generator of one clip in one epoch for one purpose (view, crop)."""
+    return np.random.Generator(np.random.PCG64(_key(purpose, seed, epoch, clip_id)))
+
+
+def clip_keys(purpose: str, seed: int, epoch: int, clip_ids: Sequence[str]) -> UInt64[np.ndarray, " clip"]:
+    """Return a key for each clip in one epoch, for draws that are made for many clips together (words, regions)."""
+    return np.array([_key(purpose, seed, epoch, clip_id) for clip_id in clip_ids], dtype=np.uint64)
+
+
+def _key(purpose: str, seed: int, epoch: int, clip_id: str) -> int:
     digest = hashlib.blake2b(f"{purpose}\0{seed}\0{epoch}\0{clip_id}".encode(), digest_size=8).digest()
-    return np.random.Generator(np.random.PCG64(int.from_bytes(digest, "big")))
+    return int.from_bytes(digest, "big")
 
 
 def derangement(seed: int, epoch: int, clip_ids: list[str], captions: list[str]) -> list[int | None]:

@@ -20,6 +20,9 @@ _TRIES = 5
 class Plan(Protocol):
     """Settings to try, by number."""
 
+    group_size: int
+    """Settings that are compared with each other; the next group is proposed when all of them have a score."""
+
     def propose(self, number: int) -> dict[str, Any] | None:
         """The values of setting `number`, asked for in order; None after the last."""
         ...
@@ -33,7 +36,7 @@ class Listed:
     """Settings that are known from the start."""
 
     def __init__(self, settings: list[dict[str, Any]]) -> None:
-        self.settings = settings
+        self.settings, self.group_size = settings, len(settings)
 
     def propose(self, number: int) -> dict[str, Any] | None:
         """The next of the list."""
@@ -93,6 +96,9 @@ class Proposed:
     Each proposal is kept before it is tried. A sweep that is started again asks for the kept ones first; the sampler of
     each proposal is seeded by its number, so that no random state has to survive. What was proposed before, which runs
     or has its score, is passed over and asked for again with another seed; the study forgets that it was.
+
+    Groups are as large as `reduction` says, so that one of each runs to the end, and later groups learn from earlier
+    ones. They do not depend on how many trials run at a time, so neither do the proposals.
     """
 
     def __init__(self, config: Sweep, space: Space, out: str) -> None:
@@ -110,6 +116,7 @@ class Proposed:
         self._asked: list[Any] = []
         self._known: set[str] = set()
         self._size = _size(space)
+        self.group_size = math.ceil(config.reduction)
 
     def propose(self, number: int) -> dict[str, Any] | None:
         """The next proposal, or the one that was made for this number before; None where there is nothing else."""

@@ -68,9 +68,10 @@ class Setting:
 
 
 def rank(tried: Sequence[Tried], score: str) -> list[Setting]:
-    """Settings, the best first: more seeds run to the end before fewer, then by their mean score.
+    """Sort settings, the best first: by seeds that ran to the end, then by epochs, then by mean score.
 
-    A setting with one lucky seed and one that was stopped early must not win against one whose seeds all kept up.
+    A setting with one lucky seed must not win against one of which all seeds ran to the end, nor one that was stopped
+    at the first rung against one that went further.
     """
     by_number: dict[int, list[Tried]] = {}
     for item in tried:
@@ -78,10 +79,11 @@ def rank(tried: Sequence[Tried], score: str) -> list[Setting]:
     settings = [Setting(items[0].trial.values, items, score) for items in by_number.values()]
     sign = -1 if mode_of(score) == "max" else 1
 
-    def place(setting: Setting) -> tuple[float, float]:
+    def place(setting: Setting) -> tuple[float, float, float]:
         early = setting.early_scores
         value = setting.mean if setting.mean is not None else statistics.fmean(early) if early else None
-        return -len(setting.scores), float("inf") if value is None else sign * value
+        epochs = 0.0 if setting.scores else max(t.epochs for t in setting.tried)
+        return -len(setting.scores), -epochs, float("inf") if value is None else sign * value
 
     return sorted(settings, key=place)
 
@@ -107,11 +109,11 @@ def results_csv(tried: Sequence[Tried]) -> bytes:
     values = list(tried[0].trial.values)
     sink = io.StringIO()
     writer = csv.writer(sink, lineterminator="\n")
-    writer.writerow(["trial", *values, "seed", "state", "epochs", "seconds", *metrics, "error"])
+    writer.writerow(["trial", *values, "seed", "state", "epochs", *metrics, "error"])
     for t in tried:
         last = t.outcome.points[-1][1] if t.outcome.points else {}
         row = [t.trial.name, *t.trial.values.values(), t.trial.repeat, t.outcome.state, f"{t.epochs:.4g}"]
-        row += [t.outcome.summary.get("seconds", ""), *(last.get(name, "") for name in metrics), t.outcome.error]
+        row += [*(last.get(name, "") for name in metrics), t.outcome.error]
         writer.writerow(row)
     return sink.getvalue().encode()
 

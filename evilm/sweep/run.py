@@ -18,7 +18,7 @@ from evilm.outputs import close_output, extend_output, open_output
 from evilm.sweep.plan import make_plan
 from evilm.sweep.results import Setting, Tried, best_preset, rank, results_csv, results_json, results_table
 from evilm.sweep.shared import Ground, Shared
-from evilm.sweep.trials import Trial, read_outcome
+from evilm.sweep.trials import Trial
 
 logger = logging.getLogger(__name__)
 
@@ -52,25 +52,22 @@ def sweep(config: Sweep) -> dict[str, Any]:
         return done | {"reused": True}
     extend_output(config, out, inputs)
 
-    from evilm.sweep.search import Queue, count_slots, make_halving, run_search
+    from evilm.sweep.search import Job, count_slots, make_job, run_search
     from evilm.train.tracking import end_run
 
     slots = count_slots(config.base, config.concurrent)
     run, parent = _parent(config, door, out, space)
     try:
         shared = Shared(config.base, out, run.uri if run else "")
-        halving = make_halving(config)
 
-        def settings(trial: Trial, ground: Ground) -> Pretrain:
-            return trial_config(config, trial, ground, door, run.uri if run else "", parent)
+        def prepare(trial: Trial) -> Job:
+            ground = shared.ground(trial.values)
+            settings = trial_config(config, trial, ground, door, run.uri if run else "", parent)
+            return make_job(config, trial, settings, ground.steps_per_epoch(settings))
 
-        queue = Queue(config, plan, out, shared.ground, settings, halving)
-        for values in getattr(plan, "settings", []):  # known from the start: built before any trial waits for it
-            shared.ground(values)
         logger.info("%d trial(s) at a time", slots)
-        run_search(queue, halving, slots)
-        tried = [_read(trial, shared, settings) for trial in queue.trials]
-        summary = _conclude(config, door, out, tried, shared, settings)
+        tried = run_search(config, plan, out, prepare, slots)
+        summary = _conclude(config, door, out, tried, shared, prepare)
     except KeyboardInterrupt:
         end_run(run, "KILLED")
         raise
@@ -107,13 +104,8 @@ def _fingerprint(config: Sweep, space: Space) -> str:
     return fingerprint([repr(sorted(space.items())), config.model_dump(mode="json", include=set(names))])
 
 
-def _read(trial: Trial, shared: Shared, settings: Any) -> Tried:
-    ground = shared.ground(trial.values)
-    return Tried(trial, read_outcome(trial.out), ground.steps_per_epoch(settings(trial, ground)))
-
-
 def _conclude(
-    config: Sweep, door: str, out: str, tried: Sequence[Tried], shared: Shared, settings: Any
+    config: Sweep, door: str, out: str, tried: Sequence[Tried], shared: Shared, prepare: Any
 ) -> dict[str, Any]:
     """Write table, figure and preset."""
     from evilm.sweep.figure import draw_sweep
@@ -128,9 +120,8 @@ def _conclude(
     _warn_of_guessing(best, shared.ground(best.values).val_clips)
     storage.write_bytes(storage.join(out, FIGURE), draw_sweep(ranked, config.score))
     first = best.tried[0].trial
-    ground = shared.ground(first.values)
-    places = dataclasses.asdict(ground.inputs)
-    preset = best_preset(settings(first, ground), door, best, places)
+    places = dataclasses.asdict(shared.ground(first.values).inputs)
+    preset = best_preset(prepare(first).settings, door, best, places)
     storage.write_bytes(storage.join(out, BEST), preset.encode())
     states = [t.outcome.state for t in tried]
     return {

@@ -1,27 +1,20 @@
-"""The search itself: Ray Tune asks for trials, runs some at a time, and ends those early that fall behind.
+"""The search: groups of settings by successive halving, each rung a round of trials under Ray Tune.
 
-Tune's own state is thrown away. What counts lies in the trials' folders, and a sweep that is started again tells the
-scheduler and the plan what stands there before it asks for more.
+Nothing is remembered besides the trials' folders: a sweep that is started again makes the same decisions from them, and
+runs what is missing.
 """
 
 import logging
-import math
 import os
-import tempfile
-from collections import deque
-from collections.abc import Callable
-from types import SimpleNamespace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
-
-from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
-from ray.tune.search import Searcher
 
 from evilm import storage
 from evilm.config.runs import Pretrain, Sweep
-from evilm.errors import ClusterError
-from evilm.sweep.ending import Ending
+from evilm.sweep.halving import halve, in_random_order, rung_steps
 from evilm.sweep.plan import Plan
-from evilm.sweep.shared import Ground
+from evilm.sweep.results import Tried
 from evilm.sweep.trials import STOPPED_FILE, Outcome, Trial, make_trials, mode_of, read_outcome
 
 logger = logging.getLogger(__name__)
@@ -29,202 +22,136 @@ logger = logging.getLogger(__name__)
 TRIALS = "trials"
 
 
-class Halving(ASHAScheduler):
-    """Asynchronous successive halving that can be told of trials of an earlier start."""
+@dataclass(frozen=True)
+class Job:
+    """A trial with all that is needed to run it."""
 
-    def remember(self, name: str, points: list[tuple[float, float]]) -> None:
-        """Epochs and scores (high is good) of an ended trial; new ones have to keep up with it."""
-        for epochs, score in points:
-            self._brackets[0].on_result(SimpleNamespace(trial_id=name), epochs, score)  # type: ignore[arg-type]
-
-
-class Queue(Searcher):
-    """Hands trials to Tune, those of one setting after the other, and notes how they end.
-
-    Attributes:
-        trials: all trials so far, also those that had ended before.
-        errors: what went wrong outside of the settings, by trial name.
-    """
-
-    def __init__(
-        self, config: Sweep, plan: Plan, out: str, ground: Callable[[dict[str, Any]], Ground],
-        settings: Callable[[Trial, Ground], Pretrain], halving: Halving | None,
-    ) -> None:  # fmt: skip
-        """A queue.
-
-        Args:
-            config: the sweep's settings.
-            plan: which values to try.
-            out: the sweep's folder.
-            ground: builds what a trial with some values needs.
-            settings: the pre-training of a trial.
-            halving: is told of trials that have ended before.
-        """
-        super().__init__(metric="score", mode=mode_of(config.score))
-        self._config, self._plan, self._folder = config, plan, storage.join(out, TRIALS)
-        self._ground, self._settings, self._halving = ground, settings, halving
-        self._waiting: deque[Trial] = deque()
-        self._running: dict[str, Trial] = {}
-        self._open: dict[int, dict[str, float | None]] = {}
-        self._number = 0
-        self.trials: list[Trial] = []
-        self.errors: dict[str, str] = {}
-
-    def fill(self) -> bool:
-        """See that a trial waits; False where all have been handed out."""
-        while not self._waiting:
-            values = self._plan.propose(self._number)
-            if values is None:
-                return False
-            group = make_trials(self._number, values, self._config.seeds, self._folder)
-            self.trials += group
-            self._open[self._number] = {}
-            for trial in group:
-                outcome = read_outcome(trial.out)
-                if outcome.state == "stopped" and not self._halving:  # now all shall run to the end
-                    storage.delete(storage.join(trial.out, STOPPED_FILE))
-                    outcome = read_outcome(trial.out)
-                if outcome.state == "unfinished":
-                    self._waiting.append(trial)
-                else:
-                    self._recall(trial, outcome)
-            self._number += 1
-        return True
-
-    def suggest(self, trial_id: str) -> Any:
-        """The next trial, as `PretrainTrial` takes it."""
-        if not self.fill():
-            return Searcher.FINISHED
-        trial = self._waiting.popleft()
-        ground = self._ground(trial.values)
-        config = self._settings(trial, ground)
-        self._running[trial_id] = trial
-        logger.info("trial %s begins", trial.name)
-        return {
-            "name": trial.name,
-            "settings": config.model_dump_json(),
-            "score": self._config.score,
-            "steps_per_epoch": (per_epoch := ground.steps_per_epoch(config)),
-            "last_step": min(per_epoch * config.schedule.epochs, config.schedule.max_steps or math.inf),
-        }
-
-    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        """One line for each evaluation."""
-        if "score" in result:
-            logger.info(
-                "trial %s: epoch %.2f, %s %.4g",
-                *(self._running[trial_id].name, result["epochs"], self._config.score, result["score"]),
-            )
-
-    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Note the end of a trial, whoever ended it."""
-        trial = self._running.pop(trial_id)
-        outcome = read_outcome(trial.out)
-        if outcome.state == "unfinished" and error:
-            self.errors[trial.name] = "its process failed"
-        elif outcome.state == "unfinished":  # the scheduler's decision
-            steps = [step for step, _ in outcome.points]
-            storage.write_json(storage.join(trial.out, STOPPED_FILE), {"step": steps[-1] if steps else 0})
-            outcome = Outcome("stopped", outcome.points)
-        told = outcome.error or (f"step {outcome.points[-1][0]}" if outcome.points else "")
-        score = outcome.last(self._config.score)
-        told += "" if score is None else f", {self._config.score} {score:.4g}"
-        logger.info("trial %s: %s%s", trial.name, outcome.state, f" ({told})" if told else "")
-        self._close(trial, outcome)
+    trial: Trial
+    settings: Pretrain
+    steps_per_epoch: int
+    rungs: tuple[int, ...]
 
     @property
-    def running(self) -> dict[str, str]:
-        """Folders of the trials that have begun and not ended, by name."""
-        return {trial.name: trial.out for trial in self._running.values()}
+    def outcome(self) -> Outcome:
+        """Read how far it has got."""
+        return read_outcome(self.trial.out, self.rungs[-1])
 
-    def save(self, checkpoint_path: str) -> None:
-        """Nothing: all that counts lies in the trials' folders."""
+    def step_of(self, rung: int) -> int:
+        """Return the step of a rung; the last one where other trials have more rungs."""
+        return self.rungs[min(rung, len(self.rungs) - 1)]
 
-    def restore(self, checkpoint_path: str) -> None:
-        """Nothing, as above."""
+    def has_reached(self, rung: int) -> bool:
+        """Return True where its score at a rung is known, or will never be."""
+        outcome, step = self.outcome, self.step_of(rung)
+        if outcome.state in ("done", "failed"):
+            return True
+        return outcome.step >= step and step < self.rungs[-1]
 
-    def _recall(self, trial: Trial, outcome: Outcome) -> None:
-        """Tell scheduler and plan of a trial that had ended before this start."""
-        logger.info("trial %s: %s before", trial.name, outcome.state)
-        if self._halving:
-            sign = -1 if mode_of(self._config.score) == "min" else 1
-            per_epoch = (ground := self._ground(trial.values)).steps_per_epoch(self._settings(trial, ground))
-            scored = [(step, metrics.get(self._config.score)) for step, metrics in outcome.points]
-            self._halving.remember(trial.name, [(s / per_epoch, sign * v) for s, v in scored if v is not None])
-        self._close(trial, outcome)
-
-    def _close(self, trial: Trial, outcome: Outcome) -> None:
-        scores = self._open[trial.number]
-        scores[trial.name] = outcome.last(self._config.score) if outcome.state in ("done", "stopped") else None
-        if len(scores) == self._config.seeds:
-            known = [score for score in scores.values() if score is not None]
-            self._plan.tell(trial.number, sum(known) / len(known) if known else None)
+    def score(self, name: str, rung: int) -> float | None:
+        """Return its score at a rung; None where it failed before, or the score is not finite."""
+        outcome, step = self.outcome, self.step_of(rung)
+        return None if outcome.state == "failed" and outcome.step < step else outcome.at(name, step)
 
 
-def make_halving(config: Sweep) -> Halving | None:
-    """The scheduler, where trials may end early."""
-    epochs = config.schedule.epochs
-    if config.stopping == "none" or config.grace_epochs >= epochs:
-        return None
-    return Halving(
-        time_attr="epochs",
-        max_t=epochs,
-        grace_period=config.grace_epochs,  # type: ignore[arg-type]  # compared, not counted: parts of epochs will do
-        reduction_factor=config.reduction,
-        stop_last_trials=False,
-    )
+def make_job(config: Sweep, trial: Trial, settings: Pretrain, steps_per_epoch: int) -> Job:
+    """Return a trial with its rungs."""
+    schedule = settings.schedule
+    last = steps_per_epoch * schedule.epochs
+    last = min(last, schedule.max_steps or last)
+    stops = config.stopping == "halving"
+    rungs = rung_steps(steps_per_epoch, last, config.grace_epochs, config.reduction) if stops else (last,)
+    return Job(trial, settings, steps_per_epoch, rungs)
 
 
-def run_search(queue: Queue, halving: Halving | None, slots: int) -> None:
-    """Run all trials that are left, `slots` at a time.
+def run_search(config: Sweep, plan: Plan, out: str, prepare: Callable[[Trial], Job], slots: int) -> list[Tried]:
+    """Run all trials of a plan that have not run, `slots` at a time.
+
+    Args:
+        config: settings of the sweep.
+        plan: the values to try.
+        out: folder of the sweep.
+        prepare: builds what a trial needs.
+        slots: trials at the same time.
+
+    Returns:
+        All trials, also those of an earlier start.
 
     Raises:
-        ClusterError: trials failed for reasons that are not their settings'.
-        KeyboardInterrupt: somebody asked for an end; trials that ran have kept a checkpoint.
+        ClusterError: trials failed for reasons other than their settings.
+        KeyboardInterrupt: an end was requested; running trials have kept a checkpoint.
     """
-    from ray import tune
+    tried: list[Tried] = []
+    first = 0
+    while group := _propose(plan, first):
+        folder = storage.join(out, TRIALS)
+        trials = [make_trials(first + at, values, config.seeds, folder) for at, values in enumerate(group)]
+        settings = [[prepare(trial) for trial in each] for each in trials]
+        _run_group(config, settings, slots)
+        for number, jobs in enumerate(settings, start=first):
+            ended = [Tried(job.trial, job.outcome, job.steps_per_epoch) for job in jobs]
+            scores = [t.outcome.last(config.score) for t in ended if t.outcome.state != "failed"]
+            known = [score for score in scores if score is not None]
+            plan.tell(number, sum(known) / len(known) if known else None)
+            tried += ended
+        first += len(group)
+    return tried
 
-    from evilm.sweep.trial import PretrainTrial
 
-    if not queue.fill():
-        return
-    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # Ctrl-C ends the sweep; what stands is found again
-    os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # no box on stdout, whose last line is the summary
-    os.environ["TUNE_DISABLE_STRICT_METRIC_CHECKING"] = "1"  # a trial that fails before its first evaluation has none
-    scheduler: TrialScheduler = halving or FIFOScheduler()
-    ending = Ending()
-    with tempfile.TemporaryDirectory(prefix="evilm-tune-") as folder:
-        tuner = tune.Tuner(
-            # Ray Train asks for its workers by itself; this process waits.
-            tune.with_resources(PretrainTrial, {"CPU": 0.01}),
-            tune_config=tune.TuneConfig(
-                metric="score",
-                mode=queue.mode,
-                search_alg=queue,
-                scheduler=scheduler,
-                num_samples=-1,
-                max_concurrent_trials=slots,
-                trial_name_creator=lambda trial: trial.config["name"],
-                trial_dirname_creator=lambda trial: trial.trial_id,
-            ),
-            run_config=tune.RunConfig(
-                name="tune",
-                storage_path=folder,
-                verbose=0,
-                callbacks=[ending],
-                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),  # they are the training's own
-            ),
-        )
-        try:
-            results = tuner.fit()
-        except KeyboardInterrupt:
-            ending.end(queue.running)
-            raise
-    for error in results.errors:
-        logger.warning("%s", str(error).strip().splitlines()[-1])
-    if queue.errors:
-        names = ", ".join(queue.errors)
-        raise ClusterError(f"{len(queue.errors)} trial(s) failed: {names}; run the same command again to go on")
+def _propose(plan: Plan, first: int) -> list[dict[str, Any]]:
+    """Return the values of the next group of settings."""
+    group = (plan.propose(number) for number in range(first, first + plan.group_size))
+    return [values for values in group if values is not None]
+
+
+def _run_group(config: Sweep, settings: Sequence[Sequence[Job]], slots: int) -> None:
+    """Run settings, each with its seeds, from rung to rung, and note in their folders which trials were stopped."""
+    sign = -1 if mode_of(config.score) == "min" else 1
+
+    def advance(left: Sequence[Sequence[Job]], rung: int) -> list[list[float]]:
+        behind = [job for jobs in left for job in jobs if not job.has_reached(rung)]
+        if behind:
+            _run_rung(config, behind, rung, slots)
+        found = [[job.score(config.score, rung) for job in jobs] for jobs in left]
+        return [[sign * score for score in scores if score is not None] for scores in found]
+
+    shuffled = in_random_order(settings, config.search_seed, lambda jobs: jobs[0].trial.values)
+    num_rungs = max(len(job.rungs) for jobs in settings for job in jobs)
+    halve(shuffled, num_rungs, config.reduction, advance)
+    for job in (job for jobs in settings for job in jobs):
+        outcome = job.outcome
+        if outcome.state == "unfinished":
+            storage.write_json(storage.join(job.trial.out, STOPPED_FILE), {"step": outcome.step})
+
+
+def _run_rung(config: Sweep, jobs: Sequence[Job], rung: int, slots: int) -> None:
+    """Run trials up to a rung, in random order."""
+    from evilm.sweep.trial import run_round
+
+    by_name = {job.trial.name: job for job in jobs}
+    order = in_random_order(by_name, config.search_seed, str)
+    logger.info("rung %d: %d trial(s)", rung + 1, len(order))
+    for job in jobs:
+        storage.delete(storage.join(job.trial.out, STOPPED_FILE))  # of a sweep with fewer settings, say
+
+    def ended(name: str) -> None:
+        outcome = by_name[name].outcome
+        score = outcome.last(config.score)
+        result = outcome.error or f"step {outcome.step}" + ("" if score is None else f", {config.score} {score:.4g}")
+        logger.info("trial %s: %s", name, result)
+
+    run_round({name: up_to(by_name[name], rung) for name in order}, slots, ended)
+
+
+def up_to(job: Job, rung: int) -> Pretrain:
+    """Return the settings of a trial that ends at a rung; its learning rates are those of the whole schedule.
+
+    All rungs are evaluated, also those that it passes without a pause because no setting is dropped there: a sweep that
+    is started again with more settings drops some.
+    """
+    schedule = job.settings.schedule
+    looks = tuple(sorted({*schedule.eval_at_steps, *job.rungs}))
+    schedule = schedule.model_copy(update={"max_steps": job.step_of(rung), "eval_at_steps": looks})
+    return job.settings.model_copy(update={"schedule": schedule})
 
 
 def count_slots(config: Pretrain, wanted: int) -> int:

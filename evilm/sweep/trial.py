@@ -1,11 +1,16 @@
-"""What Ray Tune runs: one pre-training, the door's own function, with its evaluations told to Tune as they come.
+"""One round of trials under Ray Tune. Each is a pre-training by the command's own function, from its newest checkpoint.
 
-Ray Train runs inside, with as many workers as the settings say; this process only waits and reads along. It tells Tune
-what stands in the trial's metrics file, so a trial that goes on after a kill is judged by all of its evaluations.
+Ray Train runs inside of a trial, with as many workers as the settings say; the trial's own process only waits. Tune's
+state is thrown away: trials are described by their folders.
 """
 
+import logging
+import os
+import signal
+import tempfile
 import threading
 import time
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from ray import tune
@@ -13,80 +18,115 @@ from ray import tune
 from evilm import storage
 from evilm.config.runs import Pretrain
 from evilm.errors import ClusterError, EvilmError
-from evilm.sweep.trials import FAILED_FILE, read_outcome
+from evilm.outputs import CONFIG
+from evilm.sweep.trials import FAILED_FILE
 from evilm.train.pretrain import pretrain
 from evilm.train.stop import STOP_FILE, Stopped
 
-_LOOK_S, _LOOK_REMOTE_S = 0.5, 5.0
-_STOPPING_S = 600.0
+logger = logging.getLogger(__name__)
+
+_ENDING_S = 50.0
+"""Less than the minute that `ray job stop` waits, see cluster/runtime_env.yaml."""
 
 
-class PretrainTrial(tune.Trainable):
-    """A pre-training in a thread; each of Tune's steps is one evaluation."""
+def run_round(settings: Mapping[str, Pretrain], slots: int, ended: Callable[[str], None]) -> None:
+    """Run trials, `slots` at a time, until all have ended.
 
-    def setup(self, config: dict[str, Any]) -> None:
-        """Nothing yet: evaluations of an earlier start are told first, and may be the end of the trial.
+    Args:
+        settings: pre-trainings by trial name, in the order in which they begin.
+        slots: trials at the same time.
+        ended: called with the name of each trial that has ended.
+
+    Raises:
+        ClusterError: trials failed for reasons other than their settings.
+        KeyboardInterrupt: an end was requested; running trials have kept a checkpoint.
+    """
+    os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # no box on stdout, whose last line is the summary
+    running = _Running(ended)
+    texts = {name: config.model_dump_json() for name, config in settings.items()}
+    with tempfile.TemporaryDirectory(prefix="evilm-tune-", ignore_cleanup_errors=True) as folder:
+        tuner = tune.Tuner(
+            # Ray Train asks for its workers by itself.
+            tune.with_resources(tune.with_parameters(_run_trial, settings=texts), {"CPU": 0.01}),
+            param_space={"trial": tune.grid_search(list(texts))},
+            tune_config=tune.TuneConfig(
+                max_concurrent_trials=slots, trial_dirname_creator=lambda trial: trial.trial_id
+            ),
+            run_config=tune.RunConfig(name="tune", storage_path=folder, verbose=0, callbacks=[running]),
+        )
+        results: list[Any] = []
+        # In a thread of its own, so that Ctrl-C leaves Tune's loop at work until trials have kept a checkpoint.
+        thread = threading.Thread(target=lambda: results.append(tuner.fit()), name="tune", daemon=True)
+        thread.start()
+        try:
+            while thread.is_alive():
+                thread.join(0.2)
+        except KeyboardInterrupt:
+            running.end({name: config.out for name, config in settings.items()})
+            raise
+    if not results:
+        raise ClusterError("Ray Tune ended without a result; run the same command again to go on")
+    errors = {result.config["trial"]: result.error for result in results[0] if result.error}
+    for name, error in errors.items():
+        logger.warning("trial %s: %s", name, str(error).strip().splitlines()[-1])
+    if errors:
+        raise ClusterError(f"{len(errors)} trial(s) failed: {', '.join(errors)}; run the same command again to go on")
+
+
+def _run_trial(config: dict[str, Any], settings: Mapping[str, str]) -> None:
+    """Pre-train in a process of Tune.
+
+    Raises:
+        ClusterError: Ray could not go on, or an end was requested; the same sweep tries the trial again.
+    """
+    trial = Pretrain.model_validate_json(settings[config["trial"]])
+    try:
+        pretrain(trial)
+    except ClusterError:
+        raise
+    except EvilmError as error:  # of the settings, such as a diverged loss: tried again it would end the same way
+        storage.write_json(storage.join(trial.out, FAILED_FILE), {"error": str(error)})
+    except Stopped as stopped:  # a KeyboardInterrupt, which Ray takes for a cancelled task
+        raise ClusterError(str(stopped)) from None
+
+
+class _Running(tune.Callback):
+    """Keeps the names of running trials."""
+
+    def __init__(self, ended: Callable[[str], None]) -> None:
+        self._ended = ended
+        self._names: set[str] = set()
+
+    def on_trial_start(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+        """Add a trial."""
+        name = trial.config["trial"]
+        logger.info("trial %s begins", name)
+        self._names.add(name)
+
+    def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+        """Remove a trial, and report its end."""
+        self._names.discard(trial.config["trial"])
+        self._ended(trial.config["trial"])
+
+    def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+        """Remove a trial; its error is reported at the end of the round."""
+        self._names.discard(trial.config["trial"])
+
+    def end(self, outs: Mapping[str, str]) -> None:
+        """Stop the running trials after their step, and wait until they have kept a checkpoint.
 
         Args:
-            config: `settings` of the pre-training as JSON, the name of the `score`, `steps_per_epoch` and `last_step`.
+            outs: folder of each trial by name.
         """
-        self._spec = config
-        self._settings = Pretrain.model_validate_json(config["settings"])
-        self._error: BaseException | None = None
-        self._told = 0
-        self._thread: threading.Thread | None = None
-
-    def step(self) -> dict[str, Any]:
-        """Wait for the next evaluation: `epochs` and `score`; with the last one, the trial is done.
-
-        Raises:
-            ClusterError: Ray could not go on; the same sweep tries the trial again.
-        """
-        while True:
-            alive = not self._thread or self._thread.is_alive()  # before the look: the last look sees everything
-            fresh = self._points(alive)[self._told :]
-            if fresh:
-                self._told += 1
-                step, score = fresh[0]
-                at = {"epochs": step / self._spec["steps_per_epoch"], "score": score}
-                return at if alive or len(fresh) > 1 else self._end() | at
-            if not alive:
-                return self._end()
-            if not self._thread:  # from the newest checkpoint, where there is one
-                self._thread = threading.Thread(target=self._work, name="pretrain", daemon=True)
-                self._thread.start()
-            self._thread.join(_LOOK_S if storage.is_local(self._settings.out) else _LOOK_REMOTE_S)
-
-    def cleanup(self) -> None:
-        """End the pre-training where Tune has stopped the trial, in order: with a checkpoint, its workers let go.
-
-        Were this process just killed, Ray could keep the workers' CPUs reserved, and the next trial wait for them.
-        """
-        place = storage.join(self._settings.out, STOP_FILE)
-        until = time.monotonic() + _STOPPING_S
-        while self._thread and self._thread.is_alive() and time.monotonic() < until:
-            storage.write_json(place, {"signal": 0})  # again and again: a training that begins deletes an old one
-            self._thread.join(1.0)
-
-    def _work(self) -> None:
+        waiting, until = set(self._names), time.monotonic() + _ENDING_S
+        if waiting:
+            logger.info("stopping %d trial(s) with a checkpoint; once more stops at once", len(waiting))
         try:
-            pretrain(self._settings)
-        except BaseException as error:  # raised again, or written down, where Tune asks
-            self._error = error
-
-    def _points(self, alive: bool) -> list[tuple[int, float]]:
-        """Steps and scores so far. The last one waits for the model, lest a trial be stopped at its very end."""
-        name, last = self._spec["score"], self._spec["last_step"]
-        points = read_outcome(self._settings.out).points
-        return [(step, found[name]) for step, found in points if name in found and (step < last or not alive)]
-
-    def _end(self) -> dict[str, Any]:
-        error = self._error
-        if isinstance(error, EvilmError) and not isinstance(error, ClusterError):
-            # Of the settings themselves: a diverged loss, say. Tried again it would end the same way.
-            storage.write_json(storage.join(self._settings.out, FAILED_FILE), {"error": str(error)})
-        elif isinstance(error, Stopped):  # a KeyboardInterrupt, which Ray takes for a cancelled task
-            raise ClusterError(str(error))
-        elif error:
-            raise error
-        return {"done": True}
+            while waiting & self._names and time.monotonic() < until:
+                for name in set(self._names):  # again and again: a training that begins deletes an old one
+                    if storage.exists(storage.join(outs[name], CONFIG)):  # else the folder is not claimed yet
+                        storage.write_json(storage.join(outs[name], STOP_FILE), {"signal": int(signal.SIGTERM)})
+                time.sleep(1.0)
+        finally:
+            for out in outs.values():
+                storage.delete(storage.join(out, STOP_FILE))

@@ -46,10 +46,23 @@ class Outcome:
     summary: dict[str, Any] = field(default_factory=dict)
     error: str = ""
 
+    @property
+    def step(self) -> int:
+        """Return the step of its last evaluation; 0 before the first."""
+        return self.points[-1][0] if self.points else 0
+
     def last(self, score: str) -> float | None:
         """The score of the last evaluation; None where it has none, or one that is not finite."""
-        scores = [metrics[score] for _, metrics in self.points if score in metrics]
-        return scores[-1] if scores and math.isfinite(scores[-1]) else None
+        return self.at(score, self.step)
+
+    def at(self, score: str, step: int) -> float | None:
+        """Return the score of the last evaluation up to a step, of the first one where all came later.
+
+        A trial that went on before a rung was moved has no evaluation at exactly that step.
+        """
+        scored = [(done, metrics[score]) for done, metrics in self.points if score in metrics]
+        up_to = [value for done, value in scored if done <= step] or [value for _, value in scored[:1]]
+        return up_to[-1] if up_to and math.isfinite(up_to[-1]) else None
 
 
 def mode_of(score: str) -> str:
@@ -66,12 +79,18 @@ def make_trials(number: int, values: Mapping[str, Any], seeds: int, folder: str)
     return [Trial(number, k, dict(values), storage.join(folder, f"{stem}-s{k}")) for k in range(seeds)]
 
 
-def read_outcome(out: str) -> Outcome:
-    """What a trial's folder tells; a summary counts more than a note that the trial was to be stopped."""
+def read_outcome(out: str, last_step: int) -> Outcome:
+    """Read how far a trial has got from its folder.
+
+    Args:
+        out: the folder.
+        last_step: where it is done; a summary of fewer steps is that of a rung.
+    """
     names = set(storage.list_names(out))
     points = list(_points(out)) if METRICS_FILE in names else []
-    if SUMMARY in names:
-        return Outcome("done", points, storage.read_json(storage.join(out, SUMMARY)))
+    summary = storage.read_json(storage.join(out, SUMMARY)) if SUMMARY in names else {}
+    if summary and summary["steps"] >= last_step:
+        return Outcome("done", points, summary)
     if FAILED_FILE in names:
         return Outcome("failed", points, error=str(storage.read_json(storage.join(out, FAILED_FILE))["error"]))
     return Outcome("stopped" if STOPPED_FILE in names else "unfinished", points)

@@ -18,6 +18,10 @@ class Cadence:
         """Whether metrics are logged once `done` steps are made."""
         return self._every(self.schedule.log_every_steps, done)
 
+    def log_in_any_run(self, done: int) -> bool:
+        """Whether metrics would be logged also if the run went on, so that the next point begins after this one."""
+        return done % self.schedule.log_every_steps == 0
+
     def checkpoint(self, done: int) -> bool:
         """Whether a checkpoint is saved, also if nothing is about to end."""
         return self._every(self.schedule.checkpoint_every_steps, done)

@@ -31,8 +31,8 @@ print(model.match(["clip.mp4"], ["what it may show", "what else it may show"])) 
 
 ## Figures
 
-On {evaluated} held-out clips of the split `val` after {steps:,} steps, {epochs} epochs of up to {batch_clips} clips a
-step:
+On {evaluated} held-out clips of the split `val` after {steps:,} steps of up to {batch_clips} clips each{choice}, in a
+schedule of {epochs} epochs:
 
 | objective | loss | accuracy | guessing |
 |---|---|---|---|
@@ -50,7 +50,7 @@ Clips by split: {clips}. What it was trained from, by the fingerprints in its ma
 
 ## Training
 
-- AdamW, learning rate {lr:g}, weight decay {weight_decay:g}, seed {seed}; the video encoder began with {start}
+- AdamW, learning rate {lr:g}, weight decay {weight_decay:g}, seed {seed}; {start}
 - hidden: {mask_ratio:.0%} of the regions ({mask_shape}), {mlm_ratio:.0%} of the words
 - captions held against a clip in matching: {negatives}
 
@@ -72,7 +72,7 @@ def write_card(out: str, config: Pretrain, summary: Mapping[str, Any]) -> None:
     Args:
         out: folder of the model.
         config: settings of the pre-training.
-        summary: what it gave: parameters, steps, clips, inputs, val.
+        summary: what it gave: parameters, steps, which of them is published, clips, inputs, val.
     """
     storage.write_bytes(storage.join(out, CARD), make_card(config, summary, _about(out)).encode())
 
@@ -85,13 +85,16 @@ def make_card(config: Pretrain, summary: Mapping[str, Any], about: Mapping[str, 
     """
     clips = dict(summary.get("clips") or {})
     schedule, objectives = config.schedule, config.objectives
-    held_out = min(clips.get("val", 0), schedule.eval_clips)
+    held_out = min(clips.get("val", 0), int(summary.get("eval_clips", schedule.eval_clips)))
+    published, best = dict(summary.get("published") or {}), dict(summary.get("best") or {})
+    choice = f", the best of {summary['steps']:,} by `{best.get('metric')}`"
     return _TEXT.format(
         version=dict(about.get("versions") or {}).get("evilm", ""),
         parameters=summary.get("parameters", 0),
         **{name: about[name] for name in ("num_frames", "input_px", "max_words", "vocab_size")},
         evaluated=f"{held_out:,}",
-        steps=summary.get("steps", 0),
+        steps=published.get("step", summary.get("steps", 0)),
+        choice=choice if published.get("export") == "best" else "",
         epochs=schedule.epochs,
         batch_clips=schedule.batch_clips,
         figures="\n".join(_figures(dict(summary.get("val") or {}))) or "| not evaluated | | | |",
@@ -102,10 +105,16 @@ def make_card(config: Pretrain, summary: Mapping[str, Any], about: Mapping[str, 
         weight_decay=config.optim.weight_decay,
         seed=schedule.seed,
         **{name: getattr(objectives, name) for name in ("mask_ratio", "mask_shape", "mlm_ratio", "negatives")},
-        start={"": "random weights", "timm": "ImageNet weights of timm"}.get(
-            config.arch.video_weights, "weights it was given"
-        ),
+        start=_start(config),
     )
+
+
+def _start(config: Pretrain) -> str:
+    """Say what the weights were before training."""
+    if config.init:
+        return f"started from the model `{config.init.rstrip('/').rsplit('/', 1)[-1]}` (input `init`)"
+    weights = {"": "random weights", "timm": "ImageNet weights of timm"}
+    return f"the video encoder began with {weights.get(config.arch.video_weights, 'weights it was given')}"
 
 
 def _figures(val: Mapping[str, float]) -> list[str]:

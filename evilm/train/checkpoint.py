@@ -1,15 +1,14 @@
 """Training checkpoints: weights and AdamW's moments as safetensors, the rest as JSON. Never a pickle.
 
-A checkpoint is a folder: `weights.safetensors`, `optimizer.safetensors`, `ema.safetensors` where a mean of the weights
-is kept, `state.json`, and last of all `digests.json`, the SHA-256 of the others. Without it, or with a file that does
-not match it, a folder is no checkpoint. The generators of masks, words, negatives and dropout are functions of (seed,
+The files of the folder are described in `evilm.model.checkpoint`. Without `digests.json`, or with a file that does not
+match it, a folder is no checkpoint. The generators of masks, words, negatives and dropout are functions of (seed,
 epoch, step, clip), so no random state has to be kept.
 """
 
-import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from evilm.errors import CheckpointError
-
-DIGESTS = "digests.json"
-_WEIGHTS, _OPTIMIZER, _EMA, _STATE = "weights.safetensors", "optimizer.safetensors", "ema.safetensors", "state.json"
+from evilm.model.checkpoint import DIGESTS, EMA, OPTIMIZER, STATE, WEIGHTS, sha256, unusable, verify
 
 
 @dataclass(frozen=True)
@@ -34,10 +30,16 @@ class Snapshot:
     ema: dict[str, torch.Tensor]
     state: dict[str, Any]
     """JSON-able: step, metrics, shape of the run."""
+    files: dict[str, bytes] = field(default_factory=dict)
+    """What a published model has beside its weights, by file name: settings, vocabulary, preprocessing."""
 
 
 def take_snapshot(
-    module: nn.Module, optimizer: torch.optim.Optimizer, state: Mapping[str, Any], ema: nn.Module | None = None
+    module: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    state: Mapping[str, Any],
+    ema: nn.Module | None = None,
+    files: Mapping[str, bytes] | None = None,
 ) -> Snapshot:
     """Copy weights, moments and state.
 
@@ -46,6 +48,7 @@ def take_snapshot(
         optimizer: over `module.named_parameters()`; its state tensors are kept by parameter name.
         state: JSON-able.
         ema: the module with the mean weights, where there is one.
+        files: what a published model has beside its weights, so that the checkpoint can be loaded as a model.
     """
     moments: dict[str, torch.Tensor] = {}
     for name, parameter in module.named_parameters():
@@ -56,11 +59,20 @@ def take_snapshot(
         moments=moments,
         ema={name: _copy(tensor) for name, tensor in ema.state_dict().items()} if ema else {},
         state=json.loads(json.dumps(state)),
+        files=dict(files or {}),
     )
 
 
 def _copy(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+
+
+def files_beside(write: Callable[[str], None]) -> dict[str, bytes]:
+    """Collect the small files that `write` puts into a folder, by their names below it."""
+    with tempfile.TemporaryDirectory(prefix="evilm-") as folder:
+        write(folder)
+        paths = [path for path in sorted(Path(folder).rglob("*")) if path.is_file()]
+        return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
 
 
 def write_snapshot(folder: Path, snapshot: Snapshot) -> dict[str, Any]:
@@ -70,12 +82,19 @@ def write_snapshot(folder: Path, snapshot: Snapshot) -> dict[str, Any]:
         What belongs into `digests.json`, to be written after everything else has reached its place.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(snapshot.weights, folder / _WEIGHTS)
-    save_file(snapshot.moments, folder / _OPTIMIZER)
+    save_file(snapshot.weights, folder / WEIGHTS)
+    save_file(snapshot.moments, folder / OPTIMIZER)
     if snapshot.ema:
-        save_file(snapshot.ema, folder / _EMA)
-    (folder / _STATE).write_text(json.dumps(snapshot.state, sort_keys=True))
-    files = {path.name: {"sha256": _sha256(path), "bytes": path.stat().st_size} for path in sorted(folder.iterdir())}
+        save_file(snapshot.ema, folder / EMA)
+    (folder / STATE).write_text(json.dumps(snapshot.state, sort_keys=True))
+    for name, data in snapshot.files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(data)
+    files = {
+        path.relative_to(folder).as_posix(): {"sha256": sha256(path), "bytes": path.stat().st_size}
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
     return {"files": files, "step": snapshot.state.get("step")}
 
 
@@ -83,30 +102,6 @@ def save_checkpoint(folder: Path, module: nn.Module, optimizer: torch.optim.Opti
     """Write a whole checkpoint into an empty local folder."""
     digests = write_snapshot(folder, take_snapshot(module, optimizer, state))
     (folder / DIGESTS).write_text(json.dumps(digests, sort_keys=True))
-
-
-def verify(folder: Path, name: str = "") -> None:
-    """Compare every file of a local checkpoint with its digest.
-
-    Args:
-        folder: where it is.
-        name: what to call it in an error, where the folder is a copy.
-
-    Raises:
-        CheckpointError: a file is missing, cut short or changed.
-    """
-    try:
-        wanted: dict[str, Any] = json.loads((folder / DIGESTS).read_text())["files"]
-        for file, digest in wanted.items():
-            size = (folder / file).stat().st_size
-            if size != digest["bytes"]:
-                raise ValueError(f"{file} has {size} bytes instead of {digest['bytes']}")
-            if _sha256(folder / file) != digest["sha256"]:
-                raise ValueError(f"{file} has another SHA-256 than when it was written")
-    except FileNotFoundError as error:
-        raise _unusable(name or folder.name, f"{Path(error.filename).name} is missing") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise _unusable(name or folder.name, error) from None
 
 
 def load_checkpoint(
@@ -122,13 +117,13 @@ def load_checkpoint(
     """
     verify(folder)
     try:
-        module.load_state_dict(load_file(folder / _WEIGHTS))
-        moments = load_file(folder / _OPTIMIZER)
-        state = json.loads((folder / _STATE).read_text())
+        module.load_state_dict(load_file(folder / WEIGHTS))
+        moments = load_file(folder / OPTIMIZER)
+        state = json.loads((folder / STATE).read_text())
         if ema is not None:
-            ema.load_state_dict(load_file(folder / _EMA))
+            ema.load_state_dict(load_file(folder / EMA))
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise _unusable(folder.name, error) from None
+        raise unusable(folder.name, error) from None
     by_name: dict[str, dict[str, torch.Tensor]] = {}
     for name, value in moments.items():
         parameter, key = name.rsplit("/", 1)
@@ -150,13 +145,3 @@ def _as_kept(key: str, value: torch.Tensor, parameter: nn.Parameter, fused: bool
     if key == "step":
         return value.to(parameter.device) if fused else value
     return torch.empty_like(parameter, dtype=value.dtype).copy_(value)
-
-
-def _unusable(name: str, reason: object) -> CheckpointError:
-    text = " ".join(str(reason).split())[:300]
-    return CheckpointError(f"checkpoint {name} can't be used: {text}; start over with --overwrite")
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

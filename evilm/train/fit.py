@@ -29,7 +29,7 @@ def fit(
     task: str,
     out: str,
     inputs: dict[str, str],
-    made: Callable[[], dict[str, Any]] = dict,
+    made: Callable[[dict[str, Any]], dict[str, Any]] = dict,
 ) -> dict[str, Any]:
     """Train `task` under Ray Train until it is done, through worker failures.
 
@@ -39,10 +39,10 @@ def fit(
         task: `module:function` that builds the task in each worker.
         out: output folder, claimed by `open_output`.
         inputs: fingerprints of the inputs.
-        made: what the summary says of the finished output; called once it is there.
+        made: gets the result of the training once the model is written, and returns more fields of the summary.
 
     Returns:
-        The summary: what `made` says, the final metrics of train and val, steps and seconds.
+        The summary: the fields of `made`, the final metrics of train and val, steps and seconds.
 
     Raises:
         ClusterError: the training failed more often than `cluster.max_failures` allows, or for a reason of its own.
@@ -82,7 +82,7 @@ def fit(
     except BaseException:  # whatever it was, the run must not be left as if it went on
         end_run(run, "FAILED")
         raise
-    summary = made() | returned | {"seconds": round(time.monotonic() - began, 1)}
+    summary = returned | made(returned) | {"seconds": round(time.monotonic() - began, 1)}
     finish_tracking(config, run, summary)
     return summary
 

@@ -19,7 +19,8 @@ from typing import Any
 
 from evilm import storage
 from evilm.errors import CheckpointError
-from evilm.train.checkpoint import DIGESTS, Snapshot, verify, write_snapshot
+from evilm.model.checkpoint import DIGESTS, verify
+from evilm.train.checkpoint import Snapshot, write_snapshot
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +32,11 @@ _REGISTRY = "checkpoint_manager_snapshot.json"  # Ray's list of the checkpoints 
 def checkpoint_name(step: int, attempt: int) -> str:
     """The folder's name: a resumed run that makes a step again does not meet the earlier attempt's folder."""
     return f"step_{step:08d}-{attempt:03d}"
+
+
+def step_of(name: str) -> int:
+    """Return the step in a checkpoint's name."""
+    return int(name.removeprefix("step_").partition("-")[0])
 
 
 def newest_first(out: str) -> list[str]:
@@ -77,9 +83,10 @@ def publish(uri: str, snapshot: Snapshot) -> None:
         folder = Path(storage.absolute(uri))
         temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.tmp")
         storage.write_json(str(temporary / DIGESTS), write_snapshot(temporary, snapshot))
-        for path in temporary.iterdir():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
+        for path in temporary.rglob("*"):
+            if path.is_file():
+                with path.open("rb") as file:
+                    os.fsync(file.fileno())
         os.rename(temporary, folder)
         return
     with tempfile.TemporaryDirectory(prefix="evilm-checkpoint-") as local:

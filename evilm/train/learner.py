@@ -1,7 +1,7 @@
 """Hold what learns: the model with its optimizer and the moving average of its weights, the same on every worker."""
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +109,7 @@ class Learner:
             self.objective, device_ids=devices, gradient_as_bucket_view=True, broadcast_buffers=False
         )
 
-    def snapshot(self, state: dict[str, Any]) -> Snapshot:
-        """A copy in main memory, for a checkpoint."""
-        return take_snapshot(self.objective, self._optimizer, state, self._ema.averaged if self._ema else None)
+    def snapshot(self, state: dict[str, Any], files: Mapping[str, bytes]) -> Snapshot:
+        """A copy in main memory, for a checkpoint with these files beside the weights."""
+        ema = self._ema.averaged if self._ema else None
+        return take_snapshot(self.objective, self._optimizer, state, ema, files)

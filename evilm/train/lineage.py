@@ -152,6 +152,7 @@ _FIGURES = {
     "num_codes": "{:,}",
     "parameters": "{:,}",
     "steps": "{:,}",
+    "published.step": "{:,}",
     "val.loss": "{:.4f}",
     "val.code_usage": "{:.1%}",
     "val.word_map": "{:.3f}",

@@ -19,12 +19,14 @@ from evilm.errors import ConfigError, EvilmError
 from evilm.steps.batch import Batch
 from evilm.train import attempts, stop
 from evilm.train.audit import Audit, write_plan
+from evilm.train.best import note_best
 from evilm.train.cadence import Cadence
+from evilm.train.checkpoint import files_beside
 from evilm.train.console import log_to_console
 from evilm.train.copies import on_device
-from evilm.train.keeper import Keeper, checkpoint_name
+from evilm.train.keeper import Keeper
 from evilm.train.learner import Learner
-from evilm.train.look import better, evaluate
+from evilm.train.look import evaluate
 from evilm.train.parts import in_parts, parts_of
 from evilm.train.precision import make_deterministic
 from evilm.train.profiling import StepProfiler
@@ -102,7 +104,8 @@ class Run:
         self.feed = in_parts(feed, self.settings.parts, self.parts)
         self.schedule_steps = self.steps_per_epoch * schedule.epochs
         self.num_steps = min(self.schedule_steps, schedule.max_steps or self.schedule_steps)
-        self.state: dict[str, Any] = {"step": 0, "train": {}, "val": {}, "best": {}, "skipped": 0, "log": {}}
+        self.state: dict[str, Any] = {"step": 0, "skipped": 0, "train": {}, "val": {}, "best": {}, "log": {}}
+        self.state |= {"ended": -1}  # the step that was logged, evaluated and kept as the last one
         self.saved = -1
         self.ends = ExitStack()  # what was opened last is closed first
         self.recorder = Recorder(spec.out, spec.tracked) if rank == 0 else None
@@ -119,6 +122,7 @@ class Run:
         """All steps that are left, then the export of the model."""
         restored = self._restore()
         start = self.logged = int(self.state["step"])
+        self.num_steps = max(self.num_steps, start)  # restored behind a lowered schedule.max_steps: nothing is left
         self._begin(restored)
         self.due = Cadence(self.settings.schedule, self.steps_per_epoch, self.num_steps)
         updater = self.learner.updater(not restored, self._some_batches, self.timer)
@@ -139,22 +143,35 @@ class Run:
                 outcomes += updater.settle()
             stop_run, worker_ends, look, near = self._take(outcomes)
             if self.due.log(done):
-                self._log(progress.flush(done, self.feed), done)
+                self._log(progress.flush(done, self.feed, keep=not self.due.log_in_any_run(done)), done)
             is_best = self._look(done)
             if self.panels and self.panels.due(done, self.num_steps):
                 self.panels.draw(self.learner.finished, done)
             urgent = self._urgent(stop_run, worker_ends, look, near)
+            self.state["ended"] = done if done == self.num_steps else -1
             if urgent or is_best or self.due.checkpoint(done):
                 self._save(wait=urgent or done == self.num_steps)
             if worker_ends and not stop_run:
                 raise stop.WorkerLeaves()
             if stop_run and done < self.num_steps:
                 return {"interrupted": done}
+        self._end_restored()
         if self.rank == 0:
             self.task.export(self.learner.finished)
-        best = {"best": self.state["best"]} if self.state["best"] else {}
+        more = {name: self.state[name] for name in ("best", "eval_clips") if self.state.get(name)}
         skipped = {"skipped_steps": self.state["skipped"]} if self.state["skipped"] else {}
-        return {"steps": self.num_steps, "train": self.state["train"], "val": self.state["val"]} | best | skipped
+        return {"steps": self.num_steps, "train": self.state["train"], "val": self.state["val"]} | more | skipped
+
+    def _end_restored(self) -> None:
+        """Log, evaluate and keep a restored step that has become the last one, as the loop does with the last step."""
+        done = int(self.state["step"])
+        if self.state["ended"] == done:
+            return
+        if self.progress.state["count"]:
+            self._log(self.progress.flush(done, self.feed, keep=True), done)
+        self._look(done)
+        self.state["ended"], self.saved = done, -1
+        self._save(wait=True)
 
     def _take(self, outcomes: list[Outcome]) -> list[bool]:
         """Note the numbers of steps, and return which flags any of them raised."""
@@ -187,17 +204,15 @@ class Run:
             return False
         autocast = self.learner.autocast
         metrics = evaluate(self.learner.finished, self._pinned(feed), self.device, self.world, autocast)
-        self.state["val"] = metrics
+        self.state |= {"val": metrics, "eval_clips": self.settings.schedule.eval_clips}
         if self.recorder:
             shown = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
             logger.info("epoch %d/%d val: %s", -(-done // self.steps_per_epoch), self.settings.schedule.epochs, shown)
             self.recorder.log({f"val/{name}": value for name, value in metrics.items()}, done)
-        wanted = self.settings.schedule.keep_best
-        value = better(metrics, wanted, self.state["best"])
-        if value is not None:
-            name = checkpoint_name(done, self.attempt)
-            self.state["best"] = {"checkpoint": name, "metric": wanted, "value": value, "step": done}
-        return value is not None
+        best = note_best(self.state["best"], metrics, self.settings.schedule, done, self.attempt)
+        if best:
+            self.state["best"] = best
+        return bool(best)
 
     def _log(self, metrics: dict[str, float], done: int) -> None:
         self.state["train"] = {k: v for k, v in metrics.items() if not k.startswith("time/")}
@@ -233,7 +248,7 @@ class Run:
             self.state["log"] = self.progress.state
             before = self.recorder.store if self.recorder else lambda: None
             best = self.state["best"].get("checkpoint", "")
-            self.keeper.save(self.saved, lambda: self.learner.snapshot(self.state), best, before)
+            self.keeper.save(self.saved, lambda: self.learner.snapshot(self.state, self.files), best, before)
         if wait:
             self.keeper.finish()
             ray.train.collective.barrier()
@@ -260,6 +275,7 @@ class Run:
         self.attempt = int(broadcast_from_rank_zero(number))
         self.audit = Audit(out, schedule.audit, self.attempt, self.rank)
         self.keeper = Keeper(out, self.attempt, schedule.keep_checkpoints, self.rank, restored)
+        self.files = files_beside(lambda folder: self.task.describe(folder, self.learner.objective))
         self.ends.callback(self.keeper.close)
         if self.recorder:
             self.recorder.log({"time/attempt": number, "time/workers": self.world}, self.state["step"])

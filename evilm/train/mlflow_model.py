@@ -9,7 +9,7 @@ import base64
 import io
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -33,11 +33,12 @@ _NEEDS = (
 """What loading and scoring import; `evilm` itself comes along as code."""
 
 
-def publish(config: Pretrain, out: str, inputs: dict[str, str]) -> None:
+def publish(config: Pretrain, out: str, summary: Mapping[str, Any]) -> None:
     """Bring the panels and the model of a finished pre-training to its MLflow run, once.
 
     Nothing happens where the run could not be closed, since no server answers; the same command tries again.
     """
+    inputs, step = dict(summary["inputs"]), (summary.get("published") or {}).get("step", summary["steps"])
     run = describe_run(config, "pretrain", out, inputs)
     if run is None or not is_closed(run):
         return
@@ -49,12 +50,18 @@ def publish(config: Pretrain, out: str, inputs: dict[str, str]) -> None:
     with harmless("log the model; the same command tries again"):
         from mlflow import MlflowClient
 
-        uri = log_model(run, out, inputs) if config.tracking.log_model else ""
+        uri = log_model(run, out, inputs, tags={"evilm.step": str(step)}) if config.tracking.log_model else ""
         MlflowClient(tracking_uri=run.uri).set_terminated(ensure_run(run))
         storage.write_json(kept, storage.read_json(kept) | {"model": uri})
 
 
-def log_model(run: TrackedRun, model: str, facts: dict[str, str], name: str = REGISTERED_NAME) -> str:
+def log_model(
+    run: TrackedRun,
+    model: str,
+    facts: dict[str, str],
+    name: str = REGISTERED_NAME,
+    tags: Mapping[str, str] | None = None,
+) -> str:
     """Log the model saved at `model` to a run. Raises whatever MLflow raises.
 
     Args:
@@ -62,6 +69,7 @@ def log_model(run: TrackedRun, model: str, facts: dict[str, str], name: str = RE
         model: folder of the model, a local path or URI.
         facts: kept with the model: fingerprints of its inputs.
         name: the registered model that it becomes a version of.
+        tags: of that version, beside `facts`.
 
     Returns:
         Its URI, `models:/...`, the registered version's where there is a registry.
@@ -76,7 +84,7 @@ def log_model(run: TrackedRun, model: str, facts: dict[str, str], name: str = RE
         with with_patience(), _copied(model) as folder, mlflow.start_run(run_id=run_id):
             uri = str(mlflow.pyfunc.log_model(name=name, **_flavour(folder), metadata=facts).model_uri)
         with harmless("register the model; it is logged all the same"):
-            uri = f"models:/{name}/{mlflow.register_model(uri, name, tags=facts).version}"
+            uri = f"models:/{name}/{mlflow.register_model(uri, name, tags={**facts, **(tags or {})}).version}"
         return uri
     finally:
         mlflow.set_tracking_uri(before)

@@ -4,7 +4,7 @@ A step's clips are cut into `TrainConfig.parts` slices, equal but for one clip. 
 losses are normalised over the whole step, so the number of workers changes nothing but the order of sums.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import numpy as np
@@ -39,9 +39,11 @@ class PartsOrder:
 
     def step(self, number: int) -> Step:
         """This worker's part number `number`, counted over all epochs."""
-        step, which = divmod(number, len(self.mine))
+        count = len(self.mine)
+        step, which = divmod(number, count)
         whole = self.whole.step(step)
-        return Step(whole.epoch, whole.rows, part_of(len(whole.rows), self.mine[which], self.parts))
+        mine = part_of(len(whole.rows), self.mine[which], self.parts)
+        return replace(whole, mine=mine, until=whole.until * count + count - 1)
 
 
 def in_parts(feed: Feed, parts: int, mine: range) -> Feed:

@@ -3,20 +3,25 @@
 import logging
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from evilm import storage
 from evilm.config.base import validate
 from evilm.config.data import FramesConfig
 from evilm.config.model import StudentConfig
 from evilm.config.runs import Pretrain
+from evilm.config.train import ScheduleConfig
 from evilm.data.agreement import audit_codes, require_agreement, require_resampler
 from evilm.data.clips import Looks
 from evilm.data.feed import Feed, evaluation_feed, training_feed
 from evilm.data.order import step_sizes
 from evilm.errors import ShardError
-from evilm.outputs import close_output, open_output
-from evilm.shards import CodesManifest, FrameManifest, ShardPair, find_codes, pair
+from evilm.model.collapse import require_usage_of_labels
+from evilm.outputs import close_output
+from evilm.shards import CodesManifest, FrameManifest, ShardPair, Side, find_codes, open_side, pair, publish_side
 from evilm.steps.batch import PretrainBatch, PretrainCollate
 from evilm.text.vocab import Vocab
+from evilm.train.finished import Training
 from evilm.train.panels import NUM_CLIPS, Panels
 
 if TYPE_CHECKING:
@@ -36,36 +41,48 @@ def pretrain(config: Pretrain) -> dict[str, Any]:
     Raises:
         ShardError: codes of another tokenizer, another grid or other frames.
         ConfigError: settings that do not fit the inputs.
+        CollapseError: the codes use too little of the codebook.
     """
     from evilm.train.build import build_missing  # with the video decoders, which a worker needs none of
 
-    config = config.with_precision()
+    config = config.resolved().with_precision()
     out = storage.absolute(config.out or storage.join(config.root, "model"))
     inputs = build_missing(config)
     frames, codes = open_pairs(inputs, config)
     places = {"frames": inputs.frames, "codes": codes.uri, "vocab": inputs.vocab, "tokenizer": inputs.tokenizer}
-    config = config.model_copy(update={**places, "out": out})
+    config = config.model_copy(update={**places, "out": out, "init": config.init and storage.absolute(config.init)})
     vocab = Vocab.load(config.vocab)
     prints = {"frames": frames.fingerprint, "codes": codes.fingerprint, "vocab": vocab.fingerprint}
     prints["tokenizer"] = codes.tokenizer
-    if done := open_output(config, out, prints):
-        from evilm.train.fit import catch_up
-        from evilm.train.mlflow_model import publish
-
-        catch_up(config, "pretrain", out, done)
-        publish(config, out, prints)
-        return done | {"reused": True}
-    step_sizes(frames.num_clips("train"), config.schedule.batch_clips, config.schedule.tail, config.parts)
-    _audit(config, frames, codes)
+    from evilm.model.identity import model_fingerprint
+    from evilm.model.inference import EViLM
     from evilm.train.card import write_card
-    from evilm.train.fit import fit
+    from evilm.train.fit import catch_up
     from evilm.train.mlflow_model import publish
 
-    facts = {"out": out, "inputs": prints, "clips": frames.splits}
-    summary = fit(config, "pretrain", "evilm.train.pretrain:build_task", out, prints, lambda: facts | _made(out))
+    prints |= {"init": model_fingerprint(config.init)} if config.init else {}
+    started: dict[str, Any] = {}
+
+    def describe() -> dict[str, Any]:
+        return {"out": out, "inputs": prints, "clips": frames.splits} | started | _made(out)
+
+    task = "evilm.train.pretrain:build_task"
+    training = Training(config, "pretrain", task, out, prints, EViLM.from_pretrained, describe)
+    done = training.open(frames)
+    if done and training.is_published(done):
+        catch_up(config, "pretrain", out, done)
+        publish(config, out, done)
+        return done | {"reused": True}
+    if not done:
+        step_sizes(frames.num_clips("train"), config.schedule.batch_clips, config.schedule.tail, config.parts)
+        _audit(config, frames, codes)
+        publish_side(frames, anew=False)
+        publish_side(codes, anew=False)
+        started |= training.warm_start()
+    summary = training.finish(done)
     write_card(out, config, summary)
     summary = close_output(out, summary)
-    publish(config, out, prints)
+    publish(config, out, summary)
     return summary
 
 
@@ -74,12 +91,14 @@ def open_pairs(inputs: "Inputs", config: Pretrain) -> tuple[FrameManifest, Codes
 
     Raises:
         ShardError: they don't, saying which.
+        CollapseError: the codes use too little of the codebook.
     """
     from evilm.model.tokenizer import VideoTokenizer
 
     arch = config.arch
     frames = FrameManifest.load(inputs.frames)
-    tokenizer = VideoTokenizer.from_pretrained(inputs.tokenizer).fingerprint()
+    model = VideoTokenizer.from_pretrained(inputs.tokenizer)
+    tokenizer = model.fingerprint()
     codes = CodesManifest.load(find_codes(inputs.codes, tokenizer, config.views))
     require_resampler(codes)
     pairs = pair(frames, codes, "train", tokenizer, arch.grid, arch.num_frames)
@@ -87,6 +106,7 @@ def open_pairs(inputs: "Inputs", config: Pretrain) -> tuple[FrameManifest, Codes
         raise ShardError(
             f"{inputs.frames} holds no clips of the split train, only {frames.splits}; shard with --split train"
         )
+    require_usage_of_labels(model.config.codebook, codes.histograms, codes.uri)
     return frames, codes
 
 
@@ -132,33 +152,44 @@ class PretrainTask:
         self.arch: StudentConfig = settings.arch.model_copy(update=sizes)
 
     def objective(self) -> Any:
-        """A fresh student with the losses of Eq. 8."""
-        from evilm.model.student import Student
+        """A student with the losses of Eq. 8, fresh or warm-started."""
         from evilm.steps.pretrain import PretrainObjective
 
-        settings = self.settings
-        return PretrainObjective(Student(self.arch), settings.objectives, settings.schedule.eval_pool_clips)
+        student, _ = self.start()
+        return PretrainObjective(student, self.settings.objectives, self.settings.schedule.eval_pool_clips)
+
+    def start(self) -> tuple[Any, Any]:
+        """Build the student and, if it starts from another one, report what it took."""
+        from evilm.model.student import Student
+        from evilm.model.warm_start import start_student
+
+        init, codes = self.settings.init, self._codes.tokenizer
+        return start_student(self.arch, init, self._vocab, codes) if init else (Student(self.arch), None)
 
     def train_feed(self, rank: int, world: int) -> Feed:
         """Frames, codes, masks and negatives of the train split."""
-        schedule, looks = self.settings.schedule, self._looks()
-        threads = self.settings.cluster.feed_threads
-        return training_feed(self._pairs("train"), schedule, self._collate(), rank, world, looks, threads)
+        schedule, threads = self.settings.schedule, self.settings.cluster.num_feed_threads
+        pairs, side, looks = self._pairs("train"), self._side("train"), self._looks()
+        return training_feed(pairs, schedule, self._collate(), rank, world, looks, threads, side)
 
     def eval_feed(self, rank: int, world: int) -> Feed | None:
         """The same of the val split, each clip once and always masked the same way."""
-        schedule, looks = self.settings.schedule, self._looks()
-        threads = self.settings.cluster.feed_threads
-        return evaluation_feed(self._pairs("val"), schedule, self._collate(), rank, world, looks, threads)
+        return self._evaluation("val", self.settings.schedule, rank, world, self.settings.micro_batch)
+
+    def _evaluation(self, split: str, schedule: ScheduleConfig, rank: int, world: int, micro_batch: int) -> Feed | None:
+        pairs, threads = self._pairs(split), self.settings.cluster.num_feed_threads
+        if not pairs:
+            return None
+        side, looks = self._side(split), self._looks()
+        return evaluation_feed(pairs, schedule, self._collate(), rank, world, micro_batch, looks, threads, side)
 
     def panels(self, tracked: dict[str, Any] | None) -> Panels:
         """Pictures of what the student makes of a few clips of the val split, or of train where there is none."""
         schedule, settings = self.settings.schedule, self.settings
-        few = schedule.model_copy(update={"batch_clips": NUM_CLIPS, "eval_clips": NUM_CLIPS})
+        few = schedule.model_copy(update={"eval_clips": NUM_CLIPS, "eval_pool_clips": 0})
 
         def batch() -> PretrainBatch | None:
-            pairs = self._pairs("val") or self._pairs("train")
-            feed = evaluation_feed(pairs, few, self._collate(), 0, 1, self._looks())
+            feed = self._evaluation("val" if self._pairs("val") else "train", few, 0, 1, NUM_CLIPS)
             return next(iter(feed.batches(0, 1)), None) if feed else None
 
         return Panels(settings.out, schedule.panel_every_steps, self._vocab, settings.tokenizer, batch, tracked)
@@ -169,20 +200,31 @@ class PretrainTask:
 
         return sum(step_macs(objective.student, self.settings.objectives, min(_USUAL_WORDS, self.arch.max_words)))
 
-    def export(self, objective: Any) -> None:
-        """The student with its vocabulary and preprocessing, and how it was masked."""
+    def describe(self, folder: str, objective: Any) -> None:
+        """Write settings, vocabulary and preprocessing, and how regions were masked."""
+        from evilm.model import pretrained
         from evilm.model.identity import OBJECTIVES_FILE
-        from evilm.model.inference import EViLM
+        from evilm.model.inference import save_rules
         from evilm.model.preprocess import Preprocessor
+        from evilm.model.student import KIND
 
         sampling = validate(FramesConfig, self._frames.sampling, where=self._frames.uri)
-        preprocessor = Preprocessor(sampling, self.arch.num_frames)
-        EViLM(objective.student, self._vocab, preprocessor).save_pretrained(self.settings.out)
+        save_rules(folder, self._vocab, Preprocessor(sampling, self.arch.num_frames), self.arch)
         settings = self.settings.objectives.model_dump(mode="json") | {"tokenizer": self._codes.tokenizer}
-        storage.write_json(storage.join(self.settings.out, OBJECTIVES_FILE), settings)
+        storage.write_json(storage.join(folder, OBJECTIVES_FILE), settings)
+        pretrained.save_config(folder, KIND, objective.student.config)
+
+    def export(self, objective: Any) -> None:
+        """Write the student with its vocabulary and preprocessing, and how regions were masked."""
+        self.describe(self.settings.out, objective)
+        with torch.no_grad():
+            objective.student.save_pretrained(self.settings.out)
 
     def _pairs(self, split: str) -> list[ShardPair]:
         return pair(self._frames, self._codes, split)
+
+    def _side(self, split: str) -> Side:
+        return open_side(self._frames, split, self._codes)
 
     def _looks(self) -> Looks:
         augment = self.settings.augment

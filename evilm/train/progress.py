@@ -41,8 +41,11 @@ class Progress:
         """What was collected since the last line, JSON-able, so that a resumed run logs what the unbroken one does."""
         return {"sums": dict(self._sums), "count": self._count}
 
-    def flush(self, step: int, feed: Feed) -> dict[str, float]:
-        """Means since the last call, with speed; `lr` too is a mean, over a stretch where it hardly moves."""
+    def flush(self, step: int, feed: Feed, keep: bool = False) -> dict[str, float]:
+        """Means since the last call, with speed; `lr` too is a mean, over a stretch where it hardly moves.
+
+        With `keep` the next call averages over these steps again, as if this call had not been.
+        """
         now = time.perf_counter()
         elapsed = max(1e-9, now - self._began)
         steps = step - self._step
@@ -55,8 +58,10 @@ class Progress:
         means["time/memory_gib"] = psutil.Process().memory_info().rss / 2**30
         if torch.cuda.is_initialized():
             means["time/gpu_memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
-        self._sums.clear()
-        self._count, self._step, self._began, self._waited = 0, step, now, feed.wait_s
+        if not keep:
+            self._sums.clear()
+            self._count = 0
+        self._step, self._began, self._waited = step, now, feed.wait_s
         return means
 
     def is_line_due(self) -> bool:

@@ -29,6 +29,10 @@ class Task(Protocol):
         """Count the multiply-accumulates of a forward pass in training, per clip; called with a model on the CPU."""
         ...
 
+    def describe(self, folder: str, objective: Objective) -> None:
+        """Write what a published model has beside its weights: settings, vocabulary, preprocessing."""
+        ...
+
     def export(self, objective: Objective) -> None:
         """Write the finished model to its place."""
         ...

@@ -6,16 +6,18 @@ from typing import Any
 import torch
 
 from evilm import storage
-from evilm.config.model import VideoTokenizerConfig
+from evilm.config.model import CodebookConfig, VideoTokenizerConfig
 from evilm.config.runs import TrainTokenizer
 from evilm.data.clips import Looks
 from evilm.data.feed import Feed, evaluation_feed, training_feed
 from evilm.data.order import step_sizes
 from evilm.errors import ConfigError
-from evilm.outputs import close_output, open_output
-from evilm.shards import FrameManifest, ShardPair, check_num_frames
+from evilm.model.collapse import require_usage_on_val
+from evilm.outputs import close_output
+from evilm.shards import FrameManifest, ShardPair, check_num_frames, open_side, publish_side
 from evilm.steps.batch import TokenizerCollate
 from evilm.text.vocab import Vocab
+from evilm.train.finished import Training
 
 logger = logging.getLogger(__name__)
 
@@ -25,31 +27,60 @@ def train_tokenizer(config: TrainTokenizer) -> dict[str, Any]:
 
     Returns:
         The summary: fingerprint, steps, held-out code usage and word mAP, seconds.
+
+    Raises:
+        ConfigError: settings that do not fit the inputs.
+        CollapseError: the finished tokenizer uses too little of its codebook on the val split. It is kept, for a later
+            run with the same settings and a lower `min_usage` to accept it.
     """
     for name in ("frames", "vocab", "out"):
         if not getattr(config, name):
             raise ConfigError(f"--{name} is missing; name the {name} place")
-    config = config.with_precision()
-    config = config.model_copy(update={n: storage.absolute(getattr(config, n)) for n in ("frames", "vocab", "out")})
+    config = config.resolved().with_precision()
+    places = {name: storage.absolute(getattr(config, name)) for name in ("frames", "vocab", "out")}
+    config = config.model_copy(update=places | {"init": config.init and storage.absolute(config.init)})
     frames, vocab = FrameManifest.load(config.frames), Vocab.load(config.vocab)
     check_num_frames(frames, config.arch.num_frames)
     inputs = {"frames": frames.fingerprint, "vocab": vocab.fingerprint}
-    if done := open_output(config, config.out, inputs):
-        from evilm.train.fit import catch_up
-
-        catch_up(config, "train_tokenizer", config.out, done)
-        return done | {"reused": True}
-    step_sizes(frames.num_clips("train"), config.schedule.batch_clips, config.schedule.tail, config.parts)
+    from evilm.model.identity import tokenizer_fingerprints
     from evilm.model.tokenizer import VideoTokenizer
-    from evilm.train.fit import fit
+    from evilm.train.fit import catch_up
 
-    facts = {"out": config.out, "inputs": inputs, "num_codes": config.arch.codebook.num_codes}
+    inputs |= tokenizer_fingerprints(config.init, "init") if config.init else {}
+    started: dict[str, Any] = {}
 
-    def made() -> dict[str, Any]:
-        return facts | {"fingerprint": VideoTokenizer.from_pretrained(config.out).fingerprint()}
+    def describe() -> dict[str, Any]:
+        facts = {"out": config.out, "inputs": inputs, "num_codes": config.arch.codebook.num_codes}
+        return facts | started | {"fingerprint": VideoTokenizer.from_pretrained(config.out).fingerprint()}
 
-    summary = fit(config, "train_tokenizer", "evilm.train.tokenizer:build_task", config.out, inputs, made)
-    return close_output(config.out, summary)
+    task = "evilm.train.tokenizer:build_task"
+    training = Training(config, "train_tokenizer", task, config.out, inputs, VideoTokenizer.from_pretrained, describe)
+    done = training.open(frames)
+    if done and training.is_published(done):
+        catch_up(config, "train_tokenizer", config.out, done)
+        _keep_min_usage(config)
+        require_usage_on_val(config.arch.codebook, done, config.out)
+        return done | {"reused": True}
+    if not done:
+        step_sizes(frames.num_clips("train"), config.schedule.batch_clips, config.schedule.tail, config.parts)
+        publish_side(frames, anew=False)
+        started |= training.warm_start()
+    summary = close_output(config.out, training.finish(done))
+    _keep_min_usage(config)
+    require_usage_on_val(config.arch.codebook, summary, config.out)
+    return summary
+
+
+def _keep_min_usage(config: TrainTokenizer) -> None:
+    """Write a changed `min_usage` to the finished tokenizer, where later stages read it."""
+    from evilm.model import pretrained
+
+    place = storage.join(config.out, pretrained.CONFIG)
+    content = storage.read_json(place)
+    codebook = content.get("config", content)["codebook"]  # models of evilm before model_type have `config`
+    if codebook.get("min_usage", CodebookConfig().min_usage) != config.arch.codebook.min_usage:
+        codebook["min_usage"] = config.arch.codebook.min_usage
+        storage.write_json(place, content)
 
 
 def build_task(settings: dict[str, Any]) -> "TokenizerTask":
@@ -67,29 +98,49 @@ class TokenizerTask:
         self.arch: VideoTokenizerConfig = settings.arch.model_copy(update={"vocab_size": self._vocab.size})
 
     def objective(self) -> Any:
-        """A fresh tokenizer with its losses."""
-        from evilm.model.tokenizer import VideoTokenizer
+        """A tokenizer with its losses, fresh or warm-started."""
+        from evilm.model.warm_start import has_codebook
         from evilm.steps.tokenizer import TokenizerObjective
 
-        return TokenizerObjective(VideoTokenizer(self.arch), self.arch)
+        tokenizer, report = self.start()
+        settings = self.arch
+        if report and has_codebook(report):  # no start by k-means, which would overwrite it
+            settings = settings.model_copy(update={"codebook": settings.codebook.model_copy(update={"init": "random"})})
+        return TokenizerObjective(tokenizer, settings)
+
+    def start(self) -> tuple[Any, Any]:
+        """Build the tokenizer and, if it starts from another one, report what it took."""
+        from evilm.model.tokenizer import VideoTokenizer
+        from evilm.model.warm_start import start_tokenizer
+
+        init = self.settings.init
+        return start_tokenizer(self.arch, init, self._vocab) if init else (VideoTokenizer(self.arch), None)
 
     def train_feed(self, rank: int, world: int) -> Feed:
         """Frames and caption words of the train split."""
-        schedule, collate = self.settings.schedule, TokenizerCollate(self._vocab)
-        threads = self.settings.cluster.feed_threads
-        return training_feed(self._pairs("train"), schedule, collate, rank, world, self._looks(), threads)
+        schedule, threads = self.settings.schedule, self.settings.cluster.num_feed_threads
+        collate, looks, side = TokenizerCollate(self._vocab), self._looks(), open_side(self._frames, "train")
+        return training_feed(self._pairs("train"), schedule, collate, rank, world, looks, threads, side)
 
     def eval_feed(self, rank: int, world: int) -> Feed | None:
         """The same of the val split, each clip once."""
-        schedule, collate = self.settings.schedule, TokenizerCollate(self._vocab)
-        threads = self.settings.cluster.feed_threads
-        return evaluation_feed(self._pairs("val"), schedule, collate, rank, world, self._looks(), threads)
+        settings, pairs = self.settings, self._pairs("val")
+        if not pairs:
+            return None
+        schedule, threads, collate = settings.schedule, settings.cluster.num_feed_threads, TokenizerCollate(self._vocab)
+        looks, side = self._looks(), open_side(self._frames, "val")
+        return evaluation_feed(pairs, schedule, collate, rank, world, settings.micro_batch, looks, threads, side)
 
     def forward_macs(self, objective: Any) -> float:
         """Count those of encoder, codebook and word decoder."""
         from evilm.model.budget.work import tokenizer_macs, word_decoder_macs
 
         return tokenizer_macs(self.arch, self.arch.num_frames) + word_decoder_macs(self.arch)
+
+    def describe(self, folder: str, objective: Any) -> None:
+        """Write settings and vocabulary, for a checkpoint."""
+        objective.tokenizer.save_config(folder)
+        self._vocab.save(storage.join(folder, "vocab"))
 
     def export(self, objective: Any) -> None:
         """The tokenizer, its settings and the vocabulary of its words."""

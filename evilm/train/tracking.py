@@ -265,6 +265,14 @@ def is_closed(run: TrackedRun) -> bool:
     return storage.exists(kept) and bool(storage.read_json(kept).get("closed"))
 
 
+def reopen_run(out: str) -> None:
+    """Let the run of a finished output be closed anew, with other figures and another model; the run stays the same."""
+    kept = storage.join(out, RUN_FILE)
+    if storage.exists(kept):
+        known = storage.read_json(kept)
+        storage.write_json(kept, {name: value for name, value in known.items() if name not in ("closed", "model")})
+
+
 def end_run(run: TrackedRun | None, status: str) -> None:
     """End the run without a summary: FAILED, or KILLED where somebody asked for it."""
     if run:

@@ -34,8 +34,7 @@ Workflow = tuple[Path, dict[str, Any]]
 
 @pytest.fixture(scope="module")
 def jobs() -> Iterator[Jobs]:
-    # Ray looks at the memory of the whole machine: what else runs there must not cost this cluster its jobs.
-    running = Jobs(environment={"PYTHONPATH": "", "RAY_memory_monitor_refresh_ms": "0"})
+    running = Jobs(environment={"PYTHONPATH": "", "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "1"})
     yield running
     running.close()
 

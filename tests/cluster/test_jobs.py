@@ -18,7 +18,7 @@ import pytest
 from doors import ROOT
 from local import free_port
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 _RAY = Path(sys.executable).with_name("ray")
 _TOKEN = "0123456789abcdef" * 2
 
@@ -107,7 +107,6 @@ def test_without_the_token_nothing_runs(head: dict[str, str], variables: dict[st
     assert said in asked.stdout + asked.stderr
 
 
-@pytest.mark.long
 def test_a_door_without_the_token_says_what_to_check(head: dict[str, str], tmp_path: Path) -> None:
     outside = head | {"RAY_ADDRESS": head["TEST_GCS"], "RAY_AUTH_MODE": "disabled"}
     door = ROOT / "pipelines" / "render_corpus.py"
@@ -117,7 +116,6 @@ def test_a_door_without_the_token_says_what_to_check(head: dict[str, str], tmp_p
     assert line.endswith("check RAY_ADDRESS and RAY_AUTH_MODE")
 
 
-@pytest.mark.long
 def test_pretraining_runs_as_a_job(
     head: dict[str, str], small_workflow: tuple[Path, dict[str, Any]], tmp_path: Path
 ) -> None:

@@ -10,6 +10,7 @@ import pytest
 import s3fs
 import torch
 from doors import files_of, kill, start, wait_for
+from gates import Gate
 from s3_faults import FAULTS, FaultyS3, at_random
 from stored import GRID, NUM_CODES, PX, SIZES, make_tokenizer, store_frames
 
@@ -22,7 +23,7 @@ from evilm.data.coder import Coder
 from evilm.data.codes import plan_work, precompute_codes
 from evilm.data.feed import Feed
 from evilm.data.order import TrainOrder
-from evilm.errors import CheckpointError, ConfigError, ShardError
+from evilm.errors import CheckpointError, CollapseError, ConfigError, ShardError
 from evilm.model.tokenizer import VideoTokenizer
 from evilm.shards import CodesManifest, FrameManifest, ShardPair, decode_frames, find_codes, pair, read_group
 from evilm.video.views import View, replay
@@ -82,8 +83,11 @@ def test_codes_are_the_tokenizers(unbroken: Path, frames: str, tokenizer: str) -
     assert codes.code_usage["train"] == pytest.approx((counts["train"] > 0).mean(), abs=1e-5)
 
 
-def test_same_bytes_with_other_workers_and_batches(unbroken: Path, frames: str, tokenizer: str, tmp_path: Path) -> None:
-    summary = precompute_codes(door(frames, tokenizer, tmp_path / "codes", batch_clips=64))
+def test_same_bytes_with_other_workers_batches_and_decoding_threads(
+    unbroken: Path, frames: str, tokenizer: str, tmp_path: Path
+) -> None:
+    threads = {"cluster.cpus_per_worker": 3.0}
+    summary = precompute_codes(door(frames, tokenizer, tmp_path / "codes", batch_clips=64, **threads))
     assert files_of(Path(summary["codes"])) == files_of(unbroken)
     assert json.loads((tmp_path / "codes" / "summary.json").read_text()) == summary
 
@@ -191,6 +195,34 @@ def test_an_audit_codes_random_clips_again(
         require_agreement(wrong, 0.99, views)
 
 
+def test_collapsed_codes_are_refused_and_accepted_by_a_lower_min_usage(
+    frames: str, tokenizer: str, tmp_path: Path
+) -> None:
+    model = VideoTokenizer.from_pretrained(tokenizer)
+    model.quantizer.codebook.data[2:] = -model.quantizer.codebook.data[:1]  # of 32 codes, 2 or 3 are left
+    collapsed = tmp_path / "collapsed"
+    model.save_pretrained(str(collapsed))
+    message = (
+        r"codes/\w+, split train: the tokenizer has collapsed, it uses [23] of its 32 codes for 1,024 regions; 4 or "
+        r"more are accepted \(arch.codebook.min_usage = 0.01\). Train it again, with --overwrite "
+        r"--arch.codebook.init kmeans"
+    )
+    for _ in range(2):  # again without coding again
+        with pytest.raises(CollapseError, match=message):
+            precompute_codes(door(frames, str(collapsed), tmp_path / "codes"))
+    config = json.loads((collapsed / "config.json").read_text())
+    config["codebook"]["min_usage"] = 0
+    (collapsed / "config.json").write_text(json.dumps(config))
+    assert precompute_codes(door(frames, str(collapsed), tmp_path / "codes"))["reused"]
+    # known to have collapsed by its training: refused before anything is coded
+    config["codebook"]["min_usage"] = 0.5
+    (collapsed / "config.json").write_text(json.dumps(config))
+    (collapsed / "summary.json").write_text(json.dumps({"val": {"code_usage": 0.125, "num_regions": 9000.0}}))
+    with pytest.raises(CollapseError, match=r"collapsed, split val: .* 4 of its 32 codes .* 16 or more are accepted"):
+        precompute_codes(door(frames, str(collapsed), tmp_path / "never"))
+    assert not (tmp_path / "never").exists()
+
+
 def test_damaged_frames_are_refused(frames: str, tokenizer: str, tmp_path: Path) -> None:
     shard = FrameManifest.load(frames).shards[0]
     path = Path(frames) / shard.file
@@ -228,6 +260,7 @@ def test_on_an_object_store(unbroken: Path, frames: str, tokenizer: str, s3_buck
 
 
 @pytest.mark.long
+@pytest.mark.faults
 def test_codes_in_a_store_with_faults(
     unbroken: Path, frames: str, tokenizer: str, s3_bucket: str, s3_server: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -256,16 +289,22 @@ def test_messages(frames: str, tokenizer: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_sigkill_of_the_driver(frames: str, tokenizer: str, unbroken: Path, tmp_path: Path) -> None:
-    root = tmp_path / "run" / "codes"
+@pytest.mark.faults
+def test_sigkill_of_the_driver(
+    frames: str, tokenizer: str, unbroken: Path, s3_bucket: str, store_gate: Gate, tmp_path: Path
+) -> None:
+    root, there = tmp_path / "run" / "codes", f"{s3_bucket}/frames"
     out = root / unbroken.name
-    arguments = ["--frames", frames, "--tokenizer", tokenizer, "--out", str(root), f"--batch-clips={BATCH_CLIPS}"]
+    s3fs.S3FileSystem().put(f"{frames}/", f"{there}/", recursive=True)
+    store_gate.shut(".parquet", once=lambda: any(out.glob("commits/*.json")))
+    arguments = ["--frames", there, "--tokenizer", tokenizer, "--out", str(root), f"--batch-clips={BATCH_CLIPS}"]
     process = start("precompute_codes", *arguments, "--tracking.no-enabled")
-    wait_for(lambda: any(out.glob("commits/*.json")), process)
+    wait_for(store_gate.holds, process)
     kill(process)
+    store_gate.open()
+    done = {path.name: path.read_bytes() for path in out.glob("commits/*.json")}
+    assert 0 < len(done) < 6
     assert not (out / "manifest.json").exists()
-    process = start("precompute_codes", *arguments, "--tracking.no-enabled")
-    printed, complaints = process.communicate(timeout=180)
-    assert process.returncode == 0, complaints.decode()
-    assert json.loads(printed.decode().splitlines()[-1])["clips"] == {"train": 16, "val": 6}
+    summary = precompute_codes(door(there, tokenizer, root))
+    assert summary["clips"] == {"train": 16, "val": 6}
     assert files_of(out) == files_of(unbroken)

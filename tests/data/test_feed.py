@@ -187,13 +187,14 @@ def test_a_read_that_fails_in_passing_is_tried_again(pairs: list[ShardPair]) -> 
         moved.append(ShardPair(*uris, pair.num_clips, pair.row_groups))
     order = TrainOrder(_GROUPS, 4, 0, 2)
     wanted = list(Feed(pairs, order, lambda rows: rows).batches(0, 2))
+    feed, late = Feed(moved, order, lambda rows: rows), Feed(moved[:1], TrainOrder([[4]], 4, 0, 1), lambda rows: rows)
     _Flaky.failures += [ConnectionError("reset"), OSError(errno.EIO, "I/O error")]
-    found = list(Feed(moved, order, lambda rows: rows).batches(0, 2))
+    found = list(feed.batches(0, 2))
     assert not _Flaky.failures
     assert all(np.array_equal(a.frames, b.frames) for a, b in zip(wanted, found, strict=True))
     _Flaky().rm(pairs[0].frames_uri)
     with pytest.raises(ShardError, match=r"cannot read row group 0 of flaky://.*f0\.parquet"):
-        list(Feed(moved[:1], TrainOrder([[4]], 4, 0, 1), lambda rows: rows).batches(0, 1))
+        list(late.batches(0, 1))
 
 
 def test_batches_are_finished_in_the_background(pairs: list[ShardPair]) -> None:

@@ -1,11 +1,13 @@
 """The order of clips: each once per epoch, the same for any number of workers, other in each epoch."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evilm.data.order import EVAL_EPOCH, EvalOrder, TrainOrder, epoch_order, part_of, step_sizes
+from evilm.data.order import EVAL_EPOCH, NEGATIVE_GROUP_CLIPS, EvalOrder, TrainOrder, part_of, step_sizes
 from evilm.errors import ConfigError
 
 _GROUPS = [[5, 5, 3], [5, 1], [4]]
@@ -16,23 +18,82 @@ def _rows(array: np.ndarray) -> list[tuple[int, ...]]:
     return [tuple(row) for row in array.tolist()]
 
 
-@settings(max_examples=50, deadline=None)
+def _listed(groups: Sequence[Sequence[int]], seed: int, epoch: int, window: int, ends: np.ndarray) -> np.ndarray:
+    """The definition of the order, with all rows of the epoch in one list: (row, 3), padded where `ends` go beyond."""
+    rng = np.random.default_rng([seed, epoch])
+    units = np.array([(s, g, rows) for s, sizes in enumerate(groups) for g, rows in enumerate(sizes)], dtype=np.int64)
+    units = units[rng.permutation(len(units))]
+    mixed = []
+    for start in range(0, len(units), window):
+        block = np.array([(s, g, row) for s, g, rows in units[start : start + window] for row in range(rows)])
+        mixed.append(block[rng.permutation(len(block))])
+    rows = np.concatenate(mixed)
+    step = np.searchsorted(ends, np.arange(len(rows)), side="right")
+    rows = rows[np.lexsort((rows[:, 2], rows[:, 1], rows[:, 0], step))]
+    return np.concatenate([rows] * -(-int(ends[-1]) // len(rows)))[: ends[-1]]
+
+
+_groups = st.lists(st.lists(st.integers(1, 7), min_size=1, max_size=4), min_size=1, max_size=4)
+
+
+@settings(max_examples=100, deadline=None)
 @given(
-    groups=st.lists(st.lists(st.integers(1, 7), min_size=1, max_size=4), min_size=1, max_size=4),
+    groups=_groups,
+    batch=st.integers(1, 30),
+    tail=st.sampled_from(["even", "pad", "drop"]),
     seed=st.integers(0, 2**31),
     epoch=st.integers(0, 50),
     window=st.integers(1, 8),
 )
-def test_every_row_stands_in_an_epoch_exactly_once(groups: list[list[int]], seed: int, epoch: int, window: int) -> None:
-    everything = sorted((s, g, r) for s, sizes in enumerate(groups) for g, n in enumerate(sizes) for r in range(n))
-    assert sorted(_rows(epoch_order(groups, seed, epoch, window))) == everything
+def test_steps_are_cut_from_the_listed_order(groups, batch, tail, seed, epoch, window) -> None:
+    num_clips = sum(map(sum, groups))
+    if tail == "drop":
+        batch = min(batch, num_clips)
+    order = TrainOrder(groups, batch, seed, window, tail)
+    ends = np.concatenate([[0], np.cumsum(step_sizes(num_clips, batch, tail))])
+    listed = _listed(groups, seed, epoch, window, ends)
+    for step in [*range(order.num_steps), 0, order.num_steps // 2]:  # in turn, and back again
+        assert np.array_equal(order.step(epoch * order.num_steps + step).rows, listed[ends[step] : ends[step + 1]])
+
+
+def test_every_row_is_in_an_epoch_exactly_once() -> None:
+    order = TrainOrder(_GROUPS, 4, 7, 2)
+    rows = [row for step in range(order.num_steps) for row in _rows(order.step(step).rows)]
+    assert sorted(rows) == sorted((s, g, r) for s, gs in enumerate(_GROUPS) for g, n in enumerate(gs) for r in range(n))
 
 
 def test_order_repeats_by_seed_and_epoch_and_differs_otherwise() -> None:
-    first = _rows(epoch_order(_GROUPS, 1, 0, 2))
-    assert first == _rows(epoch_order(_GROUPS, 1, 0, 2))
-    assert first != _rows(epoch_order(_GROUPS, 1, 1, 2))
-    assert first != _rows(epoch_order(_GROUPS, 2, 0, 2))
+    def epoch(seed: int, number: int) -> list[tuple[int, ...]]:
+        order = TrainOrder(_GROUPS, 4, seed, 2)
+        return [
+            row for step in range(order.num_steps) for row in _rows(order.step(number * order.num_steps + step).rows)
+        ]
+
+    assert epoch(1, 0) == epoch(1, 0)
+    assert epoch(1, 0) != epoch(1, 1)
+    assert epoch(1, 0) != epoch(2, 0)
+
+
+@pytest.mark.parametrize(("batch", "tail", "world"), [(3, "even", 1), (8, "pad", 2), (20, "drop", 1), (6, "even", 3)])
+def test_no_step_needs_a_row_group_after_it_was_let_go(batch, tail, world) -> None:
+    order = TrainOrder(_GROUPS, batch, 5, 2, tail, rank=world - 1, world=world)
+    for epoch in range(2):
+        last: dict[tuple[int, int], int] = {}
+        for step in range(epoch * order.num_steps, (epoch + 1) * order.num_steps):
+            found = order.step(step)
+            for index, (s, g, _) in enumerate(_rows(found.rows)):
+                padded = tail == "pad" and found.until[index] == step
+                assert last.get((s, g), step) >= step or padded
+                last[s, g] = max(last.get((s, g), 0), int(found.until[index]))
+            assert (found.until >= step).all()
+
+
+def test_a_resumed_epoch_goes_on_as_an_unbroken_one_does() -> None:
+    groups = [[9] * 50] * 20
+    whole, late = TrainOrder(groups, 16, 0, 4), TrainOrder(groups, 16, 0, 4)
+    steps = [whole.step(step) for step in range(whole.num_steps)]
+    for step in (500, 501, 30, 502):
+        assert np.array_equal(late.step(step).numbers, steps[step].numbers)
 
 
 @pytest.mark.parametrize("world", [1, 2, 4])
@@ -102,6 +163,30 @@ def test_an_evaluation_sees_each_row_once_over_all_workers(world: int) -> None:
     rows = [row for step in steps for row in _rows(step.rows[step.mine])]
     assert len(rows) == len(set(rows)) == 22
     assert {step.epoch for step in steps} == {EVAL_EPOCH}
+
+
+@settings(max_examples=50, deadline=None)
+@given(micro_batch=st.integers(1, 300), pool=st.integers(1, 40), world=st.integers(1, 5), clips=st.integers(1, 1200))
+def test_negatives_and_pools_of_an_evaluation_do_not_depend_on_batches(micro_batch, pool, world, clips) -> None:
+    size = -(-NEGATIVE_GROUP_CLIPS // pool) * pool
+    seen: list[int] = []
+    for rank in range(world):
+        order = EvalOrder([[7] * 10] * 30, micro_batch, clips, pool, rank, world)
+        for step in map(order.step, range(order.num_steps)):
+            mine = step.numbers[step.mine]
+            first = int(mine[0]) // size * size
+            assert step.numbers.tolist() == list(range(first, min(first + size, clips, 2100)))
+            assert mine[0] % pool == 0
+            assert len(mine) % pool == 0 or mine[-1] == step.numbers[-1]
+            assert len(mine) <= max(micro_batch, pool)
+            seen += mine.tolist()
+    assert sorted(seen) == list(range(min(clips, 2100)))
+
+
+def test_evaluation_batches_are_dealt_to_workers_in_turn() -> None:
+    orders = [EvalOrder([[64] * 4], 32, 256, rank=rank, world=3) for rank in range(3)]
+    assert [order.num_steps for order in orders] == [3, 3, 2]
+    assert [order.step(0).mine.start for order in orders] == [0, 32, 64]
 
 
 def test_a_worker_touches_few_of_the_row_groups_of_a_step() -> None:

@@ -1,10 +1,13 @@
 """Sharding that is killed, interrupted, robbed of a node, of space, or of answers: nothing is lost or done twice."""
 
+import csv
 import json
 import os
 import signal
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +16,7 @@ import psutil
 import pytest
 import s3fs
 from doors import ROOT, files_of, kill, start, wait_for
+from gates import Gate, serve
 from s3_faults import FaultyS3, at_random
 from sharding import clips_of, door, make_corpus, quarantine_of
 
@@ -20,21 +24,60 @@ from evilm import storage
 from evilm.data.shard import shard_videos
 from evilm.errors import StorageError
 
-FEW = ["--sampling.frame-px=64", "--sampling.row-group-clips=3", "--sampling.shard-clips=1", "--tracking.no-enabled"]
-"""Shards of one clip, so that no machine is done before it is killed."""
 _SHARDS = 24
+_ONE, _OTHER = "17.mp4", "10.mp4"
+"""Videos that come from a web server, which can withhold them: a job waits there as long as a test wants. The other one is
+later in the plan."""
+_VALUES = {
+    "sampling.shard_clips": 1,
+    "columns.url": "url",
+    "fetch.urls": True,
+    "fetch.allow_private": True,
+    "fetch.timeout_s": 3000.0,
+    "fetch.deadline_s": 3000.0,
+}
+_FLAGS = [
+    "--sampling.frame-px=64", "--sampling.row-group-clips=3", "--sampling.shard-clips=1", "--columns.url=url",
+    "--fetch.urls", "--fetch.allow-private", "--fetch.timeout-s=3000", "--fetch.deadline-s=3000",
+    "--tracking.no-enabled",
+]  # fmt: skip
+
+pytestmark = pytest.mark.faults
 
 
 @pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_corpus(tmp_path_factory.mktemp("corpus"))
+def gate() -> Gate:
+    """Before the server of two of the videos."""
+    return Gate()
+
+
+@pytest.fixture(autouse=True)
+def open_gate(gate: Gate) -> Iterator[None]:
+    """Every test begins and ends with an open gate."""
+    yield
+    gate.open()
+
+
+@pytest.fixture(scope="module")
+def corpus(gate: Gate, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The corpus, with two of its videos on the server instead of in the folder."""
+    folder, web = make_corpus(tmp_path_factory.mktemp("corpus")), tmp_path_factory.mktemp("web")
+    for name in (_ONE, _OTHER):
+        (folder / "videos" / "p" / name).rename(web / name)
+    with serve(web, gate) as url:
+        with (folder / "clips.csv").open() as file:
+            header, *rows = csv.reader(file)
+        with (folder / "clips.csv").open("w", newline="") as file:
+            there = {_ONE: f"{url}/{_ONE}", _OTHER: f"{url}/{_OTHER}"}
+            csv.writer(file).writerows([[*header, "url"], *([*row, there.get(f"{row[0]}.mp4", "")] for row in rows)])
+        yield folder
 
 
 @pytest.fixture(scope="module")
 def unbroken(corpus: Path, ray_local: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Shards of one clip made in one go."""
     out = tmp_path_factory.mktemp("unbroken") / "frames"
-    shard_videos(door(corpus, out, **{"sampling.shard_clips": 1, "cluster.num_workers": 2}))
+    shard_videos(door(corpus, out, **_VALUES, **{"cluster.num_workers": 2}))
     return out
 
 
@@ -60,27 +103,29 @@ def assert_same(out: Path, unbroken: Path) -> None:
 
 
 @pytest.mark.slow
-def test_sigkill_and_ctrl_c_of_the_driver(corpus: Path, unbroken: Path, tmp_path: Path) -> None:
-    for attempt in range(3):  # a machine that is busy may hear of the signal only when all is done
-        out = tmp_path / str(attempt) / "frames"
-        process = start("shard_videos", *places(corpus, out), *FEW)
-        wait_for(lambda out=out: commits(out) > 0, process)
-        kill(process, and_workers=True)
-        before = commits(out)
-        assert 0 < before < _SHARDS
-        assert not (out / "manifest.json").exists()
-        process = start("shard_videos", *places(corpus, out), *FEW)
-        wait_for(lambda out=out, before=before: commits(out) > before, process)
-        family = psutil.Process(process.pid).children(recursive=True)
-        process.send_signal(signal.SIGINT)
-        _, complaints = process.communicate(timeout=120)
-        if process.returncode:
-            break
+def test_sigkill_and_ctrl_c_of_the_driver(corpus: Path, unbroken: Path, tmp_path: Path, gate: Gate) -> None:
+    out = tmp_path / "frames"
+    gate.shut(_ONE)
+    process = start("shard_videos", *places(corpus, out), *_FLAGS)
+    wait_for(lambda: gate.holds(_ONE) and commits(out) > 0, process)
+    kill(process, and_workers=True)
+    before = commits(out)
+    assert 0 < before < _SHARDS - 1
+    assert not (out / "manifest.json").exists()
+
+    gate.shut(_OTHER)
+    process = start("shard_videos", *places(corpus, out), *_FLAGS)
+    wait_for(lambda: gate.holds(_OTHER) and commits(out) > before, process)
+    family = psutil.Process(process.pid).children(recursive=True)
+    process.send_signal(signal.SIGINT)
+    _, complaints = process.communicate(timeout=120)
     assert process.returncode == 130, complaints.decode()
     assert complaints.decode().splitlines()[-1] == "interrupted; the same command goes on from here"
     psutil.wait_procs(family, timeout=30)
     assert not (out / "manifest.json").exists()
-    summary = finish(start("shard_videos", *places(corpus, out), *FEW))
+
+    gate.open()
+    summary = shard_videos(door(corpus, out, **_VALUES))
     assert (summary["num_clips"], summary["num_quarantined"]) == (22, 4)
     assert_same(out, unbroken)
 
@@ -99,21 +144,24 @@ def busy_workers(among: Sequence[psutil.Process]) -> list[psutil.Process]:
 
 
 @pytest.mark.slow
-def test_sigkill_of_a_worker(corpus: Path, unbroken: Path, tmp_path: Path) -> None:
-    out = tmp_path / "frames"
-    process = start("shard_videos", *places(corpus, out), *FEW)
-    wait_for(lambda: commits(out) > 0, process)
-    busy: list[psutil.Process] = []
+def test_sigkill_of_a_worker(corpus: Path, unbroken: Path, tmp_path: Path, gate: Gate) -> None:
+    out, killed = tmp_path / "frames", list[int]()
+    gate.shut(_ONE)
 
-    def is_working() -> bool:
-        """Between two tasks a worker's title says that it is idle."""
-        busy[:] = busy_workers(psutil.Process(process.pid).children(recursive=True))
-        return bool(busy)
+    def kill_the_worker() -> None:
+        """Runs beside the job, whose worker waits for the server."""
+        while not gate.holds(_ONE):
+            time.sleep(0.05)
+        for worker in busy_workers(psutil.Process().children(recursive=True)):
+            worker.kill()
+            killed.append(worker.pid)
+        gate.open()
 
-    wait_for(is_working, process)
-    for child in busy:
-        child.kill()
-    finish(process)
+    thread = threading.Thread(target=kill_the_worker, daemon=True)
+    thread.start()
+    shard_videos(door(corpus, out, **_VALUES))
+    thread.join()
+    assert killed
     assert_same(out, unbroken)
 
 
@@ -137,16 +185,19 @@ def nodes() -> Iterator[dict[str, Any]]:
 
 
 @pytest.mark.long
-def test_loss_of_a_node(corpus: Path, unbroken: Path, tmp_path: Path, nodes: dict[str, Any]) -> None:
+def test_loss_of_a_node(corpus: Path, unbroken: Path, tmp_path: Path, nodes: dict[str, Any], gate: Gate) -> None:
     out = tmp_path / "frames"
-    flags = [*FEW, "--cluster.num-workers=2"]
+    flags = [*_FLAGS, "--cluster.num-workers=2"]
+    gate.shut(_ONE, _OTHER)  # as many as nodes: each has a worker that waits
     process = start("shard_videos", *places(corpus, out), *flags, RAY_ADDRESS=nodes["address"])
+    wait_for(lambda: gate.holds(_ONE, _OTHER) and commits(out) > 0, process)
     raylet = psutil.Process(nodes["pids"][0])
-    wait_for(lambda: commits(out) > 0 and bool(busy_workers(raylet.children(recursive=True))), process)
+    assert busy_workers(raylet.children(recursive=True))
     lost = [raylet, *raylet.children(recursive=True)]
     for part in lost:  # the raylet first: it must not see its workers go
         part.kill()
-    assert commits(out) < _SHARDS
+    assert commits(out) < _SHARDS - 1
+    gate.open()
     summary = finish(process)
     assert (summary["num_clips"], summary["num_quarantined"]) == (22, 4)
     assert_same(out, unbroken)
@@ -173,7 +224,7 @@ def test_an_object_store_with_faults(
         bucket = s3(faulty)
         sound.put(f"{corpus}/", f"{bucket}/corpus/", recursive=True)
         where = [f"--manifest={bucket}/corpus/clips.csv", f"--videos={bucket}/corpus/videos", f"--out={bucket}/frames"]
-        summary = finish(start("shard_videos", *where, *FEW, "--cluster.num-workers=2"))
+        summary = finish(start("shard_videos", *where, *_FLAGS, "--cluster.num-workers=2"))
         assert summary["reasons"] == {"duplicate_id": 1, "empty_caption": 1, "missing_file": 1, "truncated": 1}
         assert sum(faulty.counts[fault] for fault in ("500", "503", "drop", "lost", "cut", "silence")) > 20
         sound.get(f"{bucket}/frames/", f"{tmp_path}/frames/", recursive=True)

@@ -12,10 +12,10 @@ from evilm import storage
 from evilm.config.runs import Benchmark
 from evilm.errors import CheckpointError, ConfigError, ShardError
 from evilm.eval.benchmark import benchmark
-from evilm.masking import region_mask
+from evilm.masking import region_masks
 from evilm.model.student import Student
 from evilm.shards import FrameManifest, decode_frames, read_group
-from evilm.steps.seeds import clip_rng
+from evilm.steps.seeds import clip_keys
 from evilm.text.vocab import Vocab
 
 
@@ -75,7 +75,7 @@ def test_masked_codes_are_counted_on_the_hidden_regions(root: Path, summary: dic
     student, vocab = Student.from_pretrained(str(root / "model")), Vocab.load(str(root / "model" / "vocab"))
     hits = always_3 = 0
     for n, (clip_id, frames) in enumerate(sorted(clips_of(root).items())):
-        mask = region_mask("block", PX // 32, FRAMES, 0.5, clip_rng("benchmark", 0, 0, clip_id))
+        (mask,) = region_masks("block", PX // 32, FRAMES, 0.5, clip_keys("benchmark", 0, 0, [clip_id]))
         ids = torch.tensor([vocab.encode(captions(26)[n], student.config.max_words)])
         text = student.encode_text(ids, torch.zeros_like(ids, dtype=torch.bool))
         out = student.decode(student.encode_video(frames, torch.from_numpy(mask)[None]), text)

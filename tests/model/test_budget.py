@@ -33,7 +33,6 @@ ROUND = {
     "jpeg_bytes_per_pixel": 0.5,
     "stored_bytes_per_code": 1.5,
     "requests_per_file_read": 3,
-    "footer_bytes_per_file_read": 1000,
     "kernels_per_step": 1000,
     "launch_s_per_kernel": 1e-5,
     "gap_s_per_kernel": 1e-6,
@@ -111,9 +110,9 @@ def test_storage_by_hand() -> None:
 
 
 def test_reading_by_hand() -> None:
-    # one worker reads each of 20,000 groups once: frames with codes of two views, and two footers
+    # one worker reads each of 20,000 groups once: frames with codes of two views, in two files
     read, requests = reading(JOB, 1, ROUND)
-    assert read == pytest.approx(80e9 + 2 * 384e6 + 2 * 20_000 * 1000)
+    assert read == pytest.approx(80e9 + 2 * 384e6)
     assert requests == pytest.approx(2 * 3 * 20_000)
     # a step is all of a window of 10 groups: cut in two, one group of the ten is read by both workers
     assert formulas.group_reads_per_epoch(20_000, 50, 10, 2, 500) == pytest.approx(22_000)

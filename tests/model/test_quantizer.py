@@ -75,6 +75,18 @@ def test_revival_is_seeded_and_a_small_pool_serves_the_least_used():
     assert rows[1].tolist() == [1, 0]
 
 
+def test_revival_never_uses_vectors_that_are_not_finite():
+    quantizer = build([[1.0, 0.0]] * 6, revive_below=1.0)
+    quantizer.usage.copy_(torch.tensor([60, 1, 2, 3, 4, 5]))
+    pool = torch.tensor([[0.6, 0.8], [torch.nan, 1.0], [0.8, 0.6], [torch.inf, 0.0]])
+    assert quantizer.revive(pool, seed=0) == 2
+    rows = quantizer.codebook.detach()
+    assert sorted(rows[1:3, 0].tolist()) == pytest.approx([0.6, 0.8])
+    assert rows[[0, 3, 4, 5]].tolist() == [[1, 0]] * 4
+    assert quantizer.revive(torch.full((4, 2), torch.nan), seed=0) == 0
+    assert torch.equal(quantizer.codebook, rows)
+
+
 def test_kmeans_finds_the_clusters():
     generator = torch.Generator().manual_seed(0)
     truth = F.normalize(torch.randn(6, 8, generator=generator), dim=-1)
@@ -105,10 +117,16 @@ def test_moving_means():
     quantizer = build([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]], update="ema", ema_decay=0.5)
     quantizer.mean_sum.copy_(quantizer.codebook.data)
     assert not quantizer.codebook.requires_grad
-    quantizer(torch.tensor([[[0.8, 0.6], [0.8, 0.6]]]))
+    for _ in range(2):  # micro-batches of one step
+        quantizer(torch.tensor([[[0.8, 0.6]]]))
+    assert quantizer.codebook.tolist() == [[1, 0], [0, 1], [-1, 0]], "not before the end of the step"
+    quantizer.move_means()
     # code 0: 0.5 (1, 0) + 0.5 (1.6, 1.2) = (1.3, 0.6), of length 1.431782; the others were not chosen and stay
     assert quantizer.codebook[0].tolist() == pytest.approx([0.907960, 0.419058], abs=1e-5)
     assert quantizer.codebook[1:].tolist() == [[0, 1], [-1, 0]]
+    moved = quantizer.codebook.clone()
+    quantizer.move_means()  # a step without vectors: what was collected before is gone
+    assert torch.allclose(quantizer.codebook, moved)
 
 
 def test_moving_means_leave_out_what_is_not_a_number():
@@ -119,5 +137,7 @@ def test_moving_means_leave_out_what_is_not_a_number():
     vectors = F.normalize(torch.randn(1, 20, 4), dim=-1)
     clean(vectors)
     spoilt(torch.cat([vectors, torch.full((1, 1, 4), torch.nan)], dim=1))
+    clean.move_means()
+    spoilt.move_means()
     for name, value in clean.state_dict().items():
         assert torch.equal(spoilt.state_dict()[name], value), name

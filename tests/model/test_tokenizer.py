@@ -80,8 +80,11 @@ def test_save_and_load(tmp_path, update):
 
 def test_a_moved_mean_is_saved(tmp_path):
     tokenizer = build(codebook={"update": "ema", "ema_decay": 0.5})
+    before = tokenizer.quantizer.codebook.clone()
     for _ in range(3):
         tokenizer(frames())
+        tokenizer.quantizer.move_means()
+    assert not torch.equal(tokenizer.quantizer.codebook, before)
     tokenizer.save_pretrained(str(tmp_path))
     codebook = VideoTokenizer.from_pretrained(str(tmp_path)).quantizer.codebook
     assert torch.equal(codebook, tokenizer.quantizer.codebook)

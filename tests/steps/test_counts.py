@@ -33,7 +33,8 @@ def _work(rank: int, folder: str) -> None:
         frames = torch.randint(
             0, 256, (clips, 2, 64, 64, 3), generator=torch.Generator().manual_seed(10 * number + rank)
         )
-        objective(TokenizerBatch(frames.to(torch.uint8), torch.zeros(clips, 40, dtype=torch.bool), ["a"] * clips))
+        words = torch.zeros(clips, 40, dtype=torch.bool)
+        objective(TokenizerBatch(frames.to(torch.uint8), words, ["a"] * clips, first_clip=4 * rank, step_clips=7))
         objective.after_step(number, seed=0)
 
     unbroken = _objective()

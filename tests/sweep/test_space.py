@@ -152,7 +152,7 @@ def test_optuna_tries_each_setting_once_and_ends_where_there_are_no_more(tmp_pat
     config = parse("sweep", flags)
 
     def run(told: int) -> list[dict]:
-        """Settings in their order; the first `told` have a score before the next is asked for, others still run."""
+        """Return settings in their order; the first `told` have a score before the next is asked for."""
         plan, found = make_plan(config, read_space(config.space), str(tmp_path)), []
         while (values := plan.propose(len(found))) is not None:
             found.append(values)

@@ -1,9 +1,8 @@
-"""What a sweep says in the end: ranking, files, figure, preset; and how it remembers ended trials."""
+"""The end of a sweep: ranking, files, figure, preset; and what it reads from the folders of its trials."""
 
 import csv
 import json
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -15,7 +14,7 @@ from evilm.errors import ConfigError
 from evilm.sweep.figure import draw_sweep
 from evilm.sweep.results import Tried, best_preset, rank, results_csv, results_json, results_table, short_names
 from evilm.sweep.run import _require_score, trial_config
-from evilm.sweep.search import Halving, make_halving
+from evilm.sweep.search import Job, make_job, up_to
 from evilm.sweep.shared import Ground
 from evilm.sweep.trials import Outcome, Trial, make_trials, read_outcome
 from evilm.train.build import Inputs
@@ -40,6 +39,14 @@ def test_settings_are_ranked_by_seeds_that_ran_to_the_end_then_by_their_mean() -
     assert ranked[0].spread == pytest.approx(0.0707107)
     assert ranked[2].early_scores == [0.6]
     assert rank(_tried(), "loss")[0].mean == 8.0
+    ends = {1: [(8, 0.9)], 2: [(8, 0.6), (16, 0.5)], 3: [(8, 0.7), (16, 0.6)]}
+    stopped = [
+        Tried(
+            make_trials(number, {"optim.lr": number}, 1, "x")[0], Outcome("stopped", [(s, {"a": v}) for s, v in at]), 8
+        )
+        for number, at in ends.items()
+    ]
+    assert [setting.values["optim.lr"] for setting in rank(stopped, "a")] == [3, 2, 1], "later rungs first"
     lines = results_table(ranked, "match_auc").splitlines()
     assert lines[0].split() == ["mask_ratio", "match_auc", "±", "seeds", "trials", "stopped", "at"]
     assert lines[2].split() == ["0.2", "0.7500", "0.0707", "2", "done"]
@@ -72,7 +79,7 @@ def test_files_hold_every_trial_and_evaluation() -> None:
     rows = list(csv.DictReader(results_csv(tried).decode().splitlines()))
     assert [row["state"] for row in rows] == ["done", "done", "done", "stopped", "done", "done"]
     assert rows[3] | {"trial": ""} == {
-        "trial": "", "objectives.mask_ratio": "0.4", "seed": "1", "state": "stopped", "epochs": "1", "seconds": "",
+        "trial": "", "objectives.mask_ratio": "0.4", "seed": "1", "state": "stopped", "epochs": "1",
         "loss": "8.0", "match_auc": "0.6", "error": "",
     }  # fmt: skip
     settings = results_json(rank(tried, "match_auc"), "match_auc")["settings"]
@@ -127,24 +134,64 @@ def test_each_trial_differs_by_its_values_and_seed_alone(tmp_path: Path) -> None
     assert ground.steps_per_epoch(first.override({"schedule.tail": "drop"})) == 3
 
 
-def test_new_trials_are_measured_against_those_of_an_earlier_start() -> None:
-    config = parse("masking_ratio", ["--preset", "tiny", "--grace-epochs", "1"])
-    fresh, later = make_halving(config), make_halving(config)
-    assert isinstance(fresh, Halving)
-    assert isinstance(later, Halving)
-    later.remember("ended", [(0.5, 0.8), (1.0, 0.9)])
-    trial, poor = SimpleNamespace(trial_id="new"), {"epochs": 1.0, "score": 0.6}
-    for halving, verdict in ((fresh, "CONTINUE"), (later, "STOP")):
-        halving.set_search_properties("score", "max")
-        halving.on_trial_add(None, trial)  # type: ignore[arg-type]
-        assert halving.on_trial_result(None, trial, poor | {"epochs": 0.5}) == "CONTINUE", "within its grace"  # type: ignore[arg-type]
-        assert halving.on_trial_result(None, trial, poor) == verdict  # type: ignore[arg-type]
-    assert make_halving(parse("masking_ratio", ["--preset", "tiny", "--stopping", "none"])) is None
+def _job(tmp_path: Path, *flags: str) -> Job:
+    """A trial of 4 epochs of 4 steps, with rungs at steps 4 and 12, and 16."""
+    config = parse("masking_ratio", ["--preset", "tiny", "--schedule.epochs", "4", "--grace-epochs", "1", *flags])
+    config = config.override({"reduction": 3, "schedule.batch_clips": 32})
+    (trial,) = make_trials(0, {"objectives.mask_ratio": 0.4}, 1, str(tmp_path))
+    ground = Ground(Inputs("f", "c", "v", "t"), 128, 96)
+    settings = trial_config(config, trial, ground)
+    return make_job(config, trial, settings, ground.steps_per_epoch(settings))
+
+
+def _write(job: Job, scores: dict[int, float], **files: dict) -> None:
+    """Make the folder of a trial with these scores by step."""
+    folder = Path(job.trial.out)
+    folder.mkdir(exist_ok=True)
+    points = [{"step": step, "metrics": {"val/match_auc": score}} for step, score in scores.items()]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(point) + "\n" for point in points))
+    for name, content in files.items():
+        (folder / f"{name}.json").write_text(json.dumps(content))
+
+
+def test_a_trial_has_reached_a_rung_when_its_folder_has_that_score(tmp_path: Path) -> None:
+    job = _job(tmp_path)
+    assert job.rungs == (4, 12, 16)
+    assert not job.has_reached(0)
+    _write(job, {2: 0.5, 4: 0.6}, summary={"steps": 4})
+    assert [job.has_reached(rung) for rung in range(3)] == [True, False, False]
+    assert (job.outcome.state, job.score("match_auc", 0)) == ("unfinished", 0.6), "the summary is a rung's"
+    _write(job, {4: 0.6, 8: 0.7, 12: 0.8, 16: 0.9})
+    assert [job.has_reached(rung) for rung in range(3)] == [True, True, False], "the model is still missing"
+    assert [job.score("match_auc", rung) for rung in range(3)] == [0.6, 0.8, 0.9]
+    _write(job, {8: 0.7, 16: 0.9}, summary={"steps": 16})
+    assert job.outcome.state == "done"
+    assert [job.score("match_auc", rung) for rung in range(4)] == [0.7, 0.7, 0.9, 0.9], "other rungs than before"
+
+
+def test_a_failed_trial_has_a_score_up_to_where_it_failed(tmp_path: Path) -> None:
+    job = _job(tmp_path)
+    _write(job, {4: 0.6, 8: 0.7}, failed={"error": "loss is not finite"})
+    assert all(job.has_reached(rung) for rung in range(3))
+    assert [job.score("match_auc", rung) for rung in range(3)] == [0.6, None, None]
+
+
+def test_a_trial_ends_at_a_rung_and_all_rungs_are_evaluated(tmp_path: Path) -> None:
+    job = _job(tmp_path, "--grace-epochs", "0.6")
+    assert job.rungs == (3, 8, 16), "of 2.4 and 7.2 steps"
+    settings = up_to(job, 1)
+    assert (settings.schedule.max_steps, settings.schedule.eval_at_steps) == (8, (3, 8, 16))
+    assert settings.identity == job.settings.identity, "so that the next rung goes on from here"
+
+
+def test_without_stopping_the_end_is_the_only_rung(tmp_path: Path) -> None:
+    assert _job(tmp_path, "--stopping", "none").rungs == (16,)
+    assert _job(tmp_path, "--schedule.max-steps", "10").rungs == (4, 10)
 
 
 def test_a_trial_is_what_its_folder_tells(tmp_path: Path) -> None:
     trial = Trial(0, 0, {}, str(tmp_path / "t"))
-    assert read_outcome(trial.out).state == "unfinished"
+    assert read_outcome(trial.out, 8).state == "unfinished"
     (tmp_path / "t").mkdir()
     points = [
         {"step": 2, "metrics": {"train/loss": 3}},
@@ -152,11 +199,12 @@ def test_a_trial_is_what_its_folder_tells(tmp_path: Path) -> None:
     ]
     text = "".join(json.dumps(point) + "\n" for point in points)
     (tmp_path / "t" / "metrics.jsonl").write_text(text + '{"step": 6, "metr')
-    outcome = read_outcome(trial.out)
+    outcome = read_outcome(trial.out, 8)
     assert (outcome.state, outcome.points) == ("unfinished", [(4, {"loss": 2.5, "match_auc": 0.5})])
     (tmp_path / "t" / "stopped.json").write_text("{}")
-    assert read_outcome(trial.out).state == "stopped"
-    (tmp_path / "t" / "summary.json").write_text('{"seconds": 1}')
-    assert read_outcome(trial.out).state == "done", "what has come to its end counts"
+    assert read_outcome(trial.out, 8).state == "stopped"
+    (tmp_path / "t" / "summary.json").write_text('{"steps": 8}')
+    assert read_outcome(trial.out, 8).state == "done", "what has come to its end counts"
+    assert read_outcome(trial.out, 9).state == "stopped", "at a rung"
     assert outcome.last("match_auc") == 0.5
     assert outcome.last("t2v_r1") is None

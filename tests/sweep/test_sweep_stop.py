@@ -7,13 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from doors import ROOT, start, wait_for
+from doors import ROOT, kill, start, wait_for
 
 from evilm.config.door import parse
 from evilm.config.space import check_score
 
 SMALL = str(ROOT / "tests" / "small.yaml")
 GOES_ON = "the same command goes on from here"
+
+pytestmark = [pytest.mark.long, pytest.mark.faults]
 
 
 def _ended(process: Any, timeout_s: float) -> list[str]:
@@ -32,7 +34,6 @@ def _ended(process: Any, timeout_s: float) -> list[str]:
     return said.splitlines()
 
 
-@pytest.mark.long
 def test_a_door_that_does_not_train_ends_in_one_line_and_goes_on(tmp_path: Path) -> None:
     command = ["--preset", SMALL, "--out", str(tmp_path / "corpus"), "--corpus.train-clips", "2000"]
     process = start("render_corpus", *command)
@@ -47,7 +48,6 @@ def test_a_door_that_does_not_train_ends_in_one_line_and_goes_on(tmp_path: Path)
     assert {path: path.stat().st_mtime_ns for path in made} == made
 
 
-@pytest.mark.long
 def test_a_stopped_sweep_keeps_a_checkpoint_of_its_trial_and_its_run_is_killed(
     small_workflow: tuple[Path, dict[str, Any]], tmp_path: Path
 ) -> None:

@@ -7,10 +7,12 @@ import pytest
 
 
 @pytest.fixture(scope="session")
-def unbroken(small_workflow: tuple[Path, dict[str, Any]], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def unbroken(small_workflow: tuple[Path, dict[str, Any]], common_folder: Path) -> Path:
     """The output of an unbroken training of `faults.train`: one worker, both parts of each step. Read it only."""
     from faults import train
+    from sharing import build_once
 
-    out = tmp_path_factory.mktemp("unbroken") / "model"
-    train(small_workflow, out)
-    return out
+    folder = common_folder / "unbroken"
+    folder.mkdir(exist_ok=True)
+    build_once(folder / "model", lambda: train(small_workflow, folder / "model"))
+    return folder / "model"

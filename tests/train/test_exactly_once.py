@@ -16,6 +16,7 @@ Workflow = tuple[Path, dict[str, Any]]
 
 
 @pytest.mark.slow
+@pytest.mark.faults
 def test_a_killed_worker_is_replaced_and_the_run_equals_the_unbroken_one(
     small_workflow: Workflow, unbroken: Path, tmp_path: Path
 ) -> None:
@@ -31,7 +32,8 @@ def test_a_killed_worker_is_replaced_and_the_run_equals_the_unbroken_one(
     assert audit.read(str(out)) == audit.read(str(unbroken))
 
 
-@pytest.mark.slow
+@pytest.mark.long
+@pytest.mark.faults
 def test_two_workers_then_one_then_two_again_see_each_clip_once(
     small_workflow: Workflow, unbroken: Path, tmp_path: Path
 ) -> None:
@@ -68,6 +70,7 @@ def test_one_two_and_four_workers_give_the_same_losses_over_fifty_steps(
 
 
 @pytest.mark.long
+@pytest.mark.faults
 def test_a_batch_that_does_not_divide_the_epoch_costs_no_clip_and_repeats_none(
     small_workflow: Workflow, tmp_path: Path
 ) -> None:

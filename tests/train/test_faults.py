@@ -16,6 +16,8 @@ from evilm.train.stop import Stopped
 Workflow = tuple[Path, dict[str, Any]]
 STEPS = 16
 
+pytestmark = pytest.mark.faults
+
 
 @pytest.fixture(scope="module")
 def interrupted(small_workflow: Workflow, tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -27,7 +29,7 @@ def interrupted(small_workflow: Workflow, tmp_path_factory: pytest.TempPathFacto
     return out
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(
     small_workflow: Workflow, unbroken: Path, interrupted: Path, tmp_path: Path
 ) -> None:

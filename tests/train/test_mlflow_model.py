@@ -185,7 +185,7 @@ def test_the_model_is_published_once(small_workflow: Workflow) -> None:
     config = config.model_copy(update={"root": str(root), "out": str(root / "model")})
     kept = (root / "model" / "mlflow.json").read_bytes()
     assert json.loads(kept)["model"] == f"models:/{REGISTERED_NAME}/1"
-    publish(config, str(root / "model"), summary["inputs"])
+    publish(config, str(root / "model"), summary)
     assert (root / "model" / "mlflow.json").read_bytes() == kept
     client = mlflow.MlflowClient(tracking_uri=f"sqlite:///{root / 'mlflow.db'}")
     assert len(client.search_model_versions(f"name = '{REGISTERED_NAME}'")) == 1

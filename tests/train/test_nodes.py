@@ -14,6 +14,7 @@ from evilm.train.attempts import attempts, lineage
 
 
 @pytest.mark.long
+@pytest.mark.faults
 def test_a_notice_a_lost_node_and_a_new_one_cost_no_clip_and_change_no_number(
     small_workflow: tuple[Path, dict[str, Any]], unbroken: Path, tmp_path: Path
 ) -> None:

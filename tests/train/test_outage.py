@@ -12,7 +12,8 @@ from mlflow_server import Server, wait_for
 from evilm.train.attempts import attempts
 
 
-@pytest.mark.slow
+@pytest.mark.long
+@pytest.mark.faults
 def test_a_server_down_from_the_start_and_killed_in_the_middle_loses_nothing(
     small_workflow: tuple[Path, dict[str, Any]], unbroken: Path, tmp_path: Path
 ) -> None:

@@ -10,6 +10,8 @@ import pytest
 from evilm.train import stop
 from evilm.train.stop import STOP_FILE, Stopped, Watch, run_until_asked
 
+pytestmark = pytest.mark.faults
+
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_the_same_signal_twice_in_a_moment_is_one(number: int, tmp_path: Path) -> None:

@@ -79,6 +79,7 @@ def test_a_run_has_parameters_metrics_figures_and_is_continued(tmp_path: Path, c
     assert artifacts >= {"config.yaml", "summary.json", "figures/losses.png"}
 
 
+@pytest.mark.faults
 def test_a_dead_server_costs_seconds_and_nothing_else(
     tmp_path: Path, config: BuildVocab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -151,6 +152,7 @@ def test_retries_of_a_dead_server_do_not_fill_the_log() -> None:
 
 
 @pytest.mark.long
+@pytest.mark.faults
 def test_a_server_that_comes_late_is_killed_and_comes_back_gets_every_point_once(
     tmp_path: Path, config: BuildVocab, monkeypatch: pytest.MonkeyPatch
 ) -> None:

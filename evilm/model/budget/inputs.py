@@ -38,9 +38,8 @@ CONSTANTS: dict[str, Constant] = {
         428 / 256, "B", "Parquet, BYTE_STREAM_SPLIT and zstd, codes of a trained codebook"
     ),
     "requests_per_file_read": Constant(
-        3, "requests", "counted at s3fs 2026.9: a HEAD, a GET of the footer, a GET of the columns"
+        1, "requests", "counted by benchmarks/feed.py --ranks: a GET of the columns of a row group"
     ),
-    "footer_bytes_per_file_read": Constant(65_536, "B", "counted likewise: the end of the file, where the footer is"),
     "kernels_per_step": Constant(
         3_400, "kernels", "counted by benchmarks/train_step.py: operations of forward and backward that compute"
     ),
@@ -148,6 +147,12 @@ class Job:
     """Background threads of a worker's feed, so the most cores that it uses."""
     num_runs: int = 1
     """Trainings that share one set of codes."""
+    worker_clips: int = 0
+    """Clips per step of each GPU, where the step grows with them; 0: batch_clips on any number of GPUs."""
+
+    def on(self, num_gpus: int) -> "Job":
+        """Return the job with the batch size that it has on so many GPUs."""
+        return replace(self, batch_clips=self.worker_clips * num_gpus) if self.worker_clips else self
 
 
 def job_of(config: Pretrain, num_clips: int) -> Job:
@@ -156,7 +161,7 @@ def job_of(config: Pretrain, num_clips: int) -> Job:
     return Job(
         num_clips=num_clips,
         num_epochs=config.schedule.epochs,
-        batch_clips=config.schedule.batch_clips,
+        batch_clips=config.resolved().schedule.batch_clips,
         num_frames=config.arch.num_frames,
         stored_frames=sampling.stored,
         frame_px=sampling.frame_px,
@@ -164,7 +169,8 @@ def job_of(config: Pretrain, num_clips: int) -> Job:
         num_views=config.build.precompute_codes.views,
         group_clips=sampling.row_group_clips,
         shuffle_groups=config.schedule.shuffle_groups,
-        feed_threads=config.cluster.feed_threads,
+        feed_threads=config.cluster.num_feed_threads,
+        worker_clips=config.schedule.worker_clips * config.schedule.accumulate,
     )
 
 
@@ -209,6 +215,7 @@ def override(
             ) from None
         if owner == "job":
             job = _put(job, field, value, setting)
+            job = replace(job, worker_clips=0) if field == "batch_clips" else job
         elif owner in kinds:
             kinds[owner] = _put(kinds[owner], field, value, setting)
         elif owner:

@@ -106,6 +106,7 @@ def training(
     job: Job, work: Work, device: Device, num_gpus: int, values: Values, is_compiled: bool = False
 ) -> Training:
     """A training with cached codes on `num_gpus` GPUs, one worker each, by eager kernels or compiled ones."""
+    job = job.on(num_gpus)
     clips = job.batch_clips / num_gpus
     steps = formulas.steps_per_epoch(job.num_clips, job.batch_clips)
     nodes = -(-num_gpus // device.gpus_per_node)
@@ -155,15 +156,15 @@ def training(
 
 
 def reading(job: Job, num_workers: int, values: Values) -> tuple[float, float]:
-    """Bytes and requests of an epoch, all workers together: row groups of frames and codes, captions of the others."""
+    """Return bytes and requests of an epoch, all workers together: row groups of frames and of codes.
+
+    Captions and footers are in a file that a node copies once.
+    """
     groups = job.num_clips / job.group_clips
     whole = formulas.group_reads_per_epoch(groups, job.group_clips, job.shuffle_groups, num_workers, job.batch_clips)
-    captions = groups * num_workers - whole  # negatives come from the whole global step
-    files = 2 * whole + captions
     stored = once(job, values)
     per_group = (stored.frame_bytes + stored.code_bytes_per_view * job.num_views) / groups
-    read = whole * per_group + files * values["footer_bytes_per_file_read"]
-    return read, files * values["requests_per_file_read"]
+    return whole * per_group, 2 * whole * values["requests_per_file_read"]
 
 
 def labels(job: Job, work: Work, device: Device, values: Values) -> Labels:

@@ -34,8 +34,13 @@ def report(
 def as_text(figures: Mapping[str, Any]) -> str:
     """The report as tables."""
     job, work = figures["job"], Work(**{k: v for k, v in figures["work"].items() if k != "student_macs"})
+    batch = (
+        f"{job['worker_clips']} clips per GPU and step"
+        if job["worker_clips"]
+        else f"{job['batch_clips']} clips per step"
+    )
     head = (
-        f"{job['num_clips']:,} clips x {job['num_epochs']} epochs, {job['batch_clips']} clips per step; "
+        f"{job['num_clips']:,} clips x {job['num_epochs']} epochs, {batch}; "
         f"forward {work.student_macs / 1e9:.2f} GMACs per clip in the student (video encoder "
         f"{work.encoder_macs / 1e9:.2f}), {work.tokenizer_macs / 1e9:.2f} in the tokenizer; "
         f"gradients {bytes_as_text(work.gradient_bytes)}"
@@ -65,8 +70,8 @@ def _once(found: Once, job: Mapping[str, Any]) -> str:
 
 def _trainings(rows: Sequence[Training], mode: str) -> str:
     rows = [row for row in rows if row.is_compiled == (mode == "compiled")]
-    header = ("GPUs", "clips/GPU", "step ms", "bound by", "clips/s/GPU", "epoch min", "start min", "all h", "GPU h", "USD",
-              "cores/GPU (has)", "all_reduce", "read/epoch", "Gbit/s/node", "requests/epoch")  # fmt: skip
+    header = ("GPUs", "clips/GPU", "step ms", "bound by", "clips/s/GPU", "epoch min", "start min", "all h", "GPU h",
+              "USD", "cores/GPU (has)", "all_reduce", "read/epoch", "Gbit/s/node", "requests/epoch")  # fmt: skip
     cells = [
         (
             f"{row.num_gpus} {row.device}",

@@ -1,0 +1,219 @@
+"""Start values of a model from a trained one of its kind, whose vocabulary, grid and frames may be others.
+
+Weights of the same name and shape are taken as they are. Rows of words follow their word piece, and positions are
+interpolated over the frame and over time, as both show the same clip with more or fewer of them. Whatever else has
+another shape, or another meaning, keeps its fresh values, and is named.
+"""
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from evilm import storage
+from evilm.config.model import StudentConfig, VideoTokenizerConfig
+from evilm.errors import CheckpointError
+from evilm.model.identity import read_objectives
+from evilm.model.inference import VOCAB
+from evilm.model.student import Student
+from evilm.model.tokenizer import VideoTokenizer
+from evilm.text.vocab import Vocab
+
+Change = Callable[[Tensor, Tensor], Tensor]
+"""From an old weight and the fresh one in its place to start values; of another shape than the fresh one if unfit."""
+
+_STUDENT_NEEDS = {
+    "video_encoder": ("video_encoder.", "video_projection."),
+    "text_heads": ("text_encoder.bert.encoder.",),
+    "decoder_heads": ("decoder.",),
+}
+_TOKENIZER_NEEDS = {"encoder_heads": ("encoder.blocks.",), "decoder_heads": ("decoder.blocks.",)}
+"""Settings that have to agree for weights to mean the same, which their shapes may not tell."""
+
+
+@dataclass(frozen=True)
+class WarmStart:
+    """What a model took from another one, by names of weights; `decoder.*` stands for all that begin so."""
+
+    model: str
+    """Folder of the other model."""
+    taken: int
+    """Weights that start from its own."""
+    resized: list[str]
+    """Those among them that were interpolated, or of which only some rows were taken."""
+    unused: list[str]
+    """Weights of the other model that fit nowhere."""
+    fresh: list[str]
+    """Weights that start from random values."""
+
+    def __str__(self) -> str:
+        parts = {"resized": self.resized, "not used": self.unused, "begun anew": self.fresh}
+        return f"{self.taken} weights start from {self.model}; " + "; ".join(
+            f"{name}: {', '.join(found) or 'none'}" for name, found in parts.items()
+        )
+
+
+def start_student(config: StudentConfig, uri: str, vocab: Vocab, tokenizer: str) -> tuple[Student, WarmStart]:
+    """Build a student whose weights start from those of another.
+
+    Args:
+        config: of the new student; `vocab_size` is that of `vocab`.
+        uri: folder of the other one, a published model or a checkpoint, a local path or s3://bucket/key.
+        vocab: of the new student.
+        tokenizer: fingerprint of the video tokenizer whose codes it learns; the scores of another one's codes are not
+            taken.
+
+    Raises:
+        CheckpointError: no student is there, it is damaged, or nothing of it fits.
+        VocabError: its vocabulary is missing.
+    """
+    old = Student.from_pretrained(uri, dtype=torch.float32)
+    student = Student(config, pretrained_video=old.config.video_encoder != config.video_encoder)
+    words, codes = _by_piece(_vocab_of(uri, old.config.vocab_size), vocab), read_objectives(uri)[1]
+    changes: dict[str, Change] = {
+        "text_encoder.bert.embeddings.word_embeddings.weight": words,
+        "text_encoder.bert.embeddings.position_embeddings.weight": _first_rows,
+        "mlm_head.bias": words,
+        "temporal_embedding": _over_time,
+        "spatial_embedding": partial(_over_frame, old_grid=old.config.grid, grid=config.grid),
+    }
+    other = _differing(old.config, config, _STUDENT_NEEDS) + (() if codes == tokenizer else ("mvm_head.codes.",))
+    return student, _take(student, old.state_dict(), changes, other, uri)
+
+
+def start_tokenizer(config: VideoTokenizerConfig, uri: str, vocab: Vocab) -> tuple[VideoTokenizer, WarmStart]:
+    """Build a tokenizer whose weights start from those of another, its codebook too if it has as many codes.
+
+    Args:
+        config: of the new tokenizer; `vocab_size` is that of `vocab`.
+        uri: folder of the other one, a published tokenizer or a checkpoint, a local path or s3://bucket/key.
+        vocab: of the new tokenizer.
+
+    Raises:
+        CheckpointError: no tokenizer is there, it is damaged, or nothing of it fits.
+        VocabError: its vocabulary is missing.
+    """
+    old = VideoTokenizer.from_pretrained(uri)
+    clip = old.clip_shape() or {}
+    tokenizer = VideoTokenizer(config, clip if clip.get("patch_size") == config.patch_px else None)
+    # Counts and moving means are no part of a published model: its checkpoint has to start the same training.
+    state = {name: value for name, value in old.state_dict().items() if name not in _COUNTS}
+    words = _by_piece(_vocab_of(uri, old.config.vocab_size), vocab)
+    grids = {"old_grid": old.config.grid, "grid": config.grid}
+    changes: dict[str, Change] = {
+        "encoder.positions": partial(_over_frame, **grids),
+        "decoder.positions": partial(_over_clip, **grids),
+        "decoder.head.weight": words,
+        "decoder.head.bias": words,
+    }
+    report = _take(tokenizer, state, changes, _differing(old.config, config, _TOKENIZER_NEEDS), uri)
+    if has_codebook(report) and config.codebook.update == "ema":
+        tokenizer.quantizer.mean_sum.copy_(F.normalize(tokenizer.quantizer.codebook.detach(), dim=-1))
+    return tokenizer, report
+
+
+_CODEBOOK, _COUNTS = "quantizer.codebook", ("quantizer.usage", "quantizer.mean_sum")
+
+
+def has_codebook(report: WarmStart) -> bool:
+    """Check whether a tokenizer took the codebook of the other one, which then must not be begun anew."""
+    return _CODEBOOK not in report.fresh
+
+
+def _take(
+    module: nn.Module, state: Mapping[str, Tensor], changes: Mapping[str, Change], other: tuple[str, ...], uri: str
+) -> WarmStart:
+    """Overwrite weights of `module` by those of `state` that fit, but for names that begin with one of `other`."""
+    own = {name: tensor for name, tensor in module.state_dict().items() if name not in _COUNTS}
+    taken, resized = set[str](), list[str]()
+    for name, value in state.items():
+        if name not in own or name.startswith(other):
+            continue
+        start = changes[name](value, own[name]) if name in changes else value
+        if start.shape != own[name].shape:
+            continue
+        if value.shape != start.shape or (name in changes and not torch.equal(start, value)):
+            resized.append(f"{name} {tuple(value.shape)} to {tuple(start.shape)}")
+        with torch.no_grad():
+            own[name].copy_(start)
+        taken.add(name)
+    if not any(state[name].ndim > 1 for name in taken):  # a bias or two always fit
+        raise CheckpointError(f"no weight matrix of {uri} fits this model; give a model of the same widths")
+    unused, fresh = _brief(state.keys() - taken, state), _brief(own.keys() - taken, own)
+    return WarmStart(uri, len(taken), resized, unused, fresh)
+
+
+def _differing(old: object, new: object, needs: Mapping[str, tuple[str, ...]]) -> tuple[str, ...]:
+    """Beginnings of the names of weights whose settings differ."""
+    return tuple(p for name, parts in needs.items() if getattr(old, name) != getattr(new, name) for p in parts)
+
+
+def _vocab_of(uri: str, size: int) -> Vocab:
+    vocab = Vocab.load(storage.join(uri, VOCAB))
+    if vocab.size != size:
+        raise CheckpointError(
+            f"the vocabulary of {uri} has {vocab.size} pieces, the model {size}; give the folder it was saved to"
+        )
+    return vocab
+
+
+def _by_piece(old: Vocab, new: Vocab) -> Change:
+    """Give each word piece the row that it has in the old table; the others keep their fresh rows."""
+    at = {piece: row for row, piece in enumerate(old.pieces)}
+    pairs = [(row, at[piece]) for row, piece in enumerate(new.pieces) if piece in at]
+    rows, old_rows = torch.tensor(pairs).unbind(1)  # never empty: both have the special pieces
+
+    def change(value: Tensor, fresh: Tensor) -> Tensor:
+        return fresh.index_copy(0, rows, value[old_rows]) if value.shape[1:] == fresh.shape[1:] else value
+
+    return change
+
+
+def _first_rows(value: Tensor, fresh: Tensor) -> Tensor:
+    """Take as many of the first rows as there are, of a table by position."""
+    if value.shape[1:] != fresh.shape[1:]:
+        return value
+    return torch.cat([value[: len(fresh)], fresh[len(value) :]])
+
+
+def _over_time(value: Tensor, fresh: Tensor) -> Tensor:
+    """Interpolate a vector per frame (frame, dim): frames are the middles of equal stretches of a clip."""
+    if len(value) == len(fresh):
+        return value
+    return F.interpolate(value.T[None], len(fresh), mode="linear", align_corners=False)[0].T
+
+
+def _over_frame(value: Tensor, fresh: Tensor, old_grid: int, grid: int) -> Tensor:
+    """Interpolate a vector per region of a frame (row x col, dim)."""
+    from timm.layers import resample_abs_pos_embed  # type: ignore[attr-defined]  # seconds to import
+
+    return resample_abs_pos_embed(value[None], [grid, grid], [old_grid, old_grid], num_prefix_tokens=0)[0]
+
+
+def _over_clip(value: Tensor, fresh: Tensor, old_grid: int, grid: int) -> Tensor:
+    """Interpolate a vector per region of a clip (frame x row x col, dim)."""
+    dim = value.shape[1]
+    by_region = value.view(-1, old_grid**2, dim).transpose(0, 1).flatten(1)
+    by_region = _over_frame(by_region, fresh, old_grid, grid)
+    by_frame = by_region.view(grid**2, -1, dim).transpose(0, 1).flatten(1)
+    frames = max(1, len(fresh) // grid**2)
+    return _over_time(by_frame, by_frame.new_empty(frames, 0)).reshape(-1, dim)
+
+
+def _brief(names: Collection[str], every: Collection[str]) -> list[str]:
+    """Sort names of weights, those of a part of which all are meant replaced by `part.*`."""
+    found: dict[str, None] = {}
+    for name in sorted(names):
+        parts = name.split(".")
+        for count in range(1, len(parts)):
+            part = ".".join(parts[:count]) + "."
+            under = [other for other in every if other.startswith(part)]
+            if len(under) > 1 and all(other in names for other in under):
+                found[f"{part}*"] = None
+                break
+        else:
+            found[name] = None
+    return list(found)

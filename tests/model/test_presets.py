@@ -1,0 +1,58 @@
+"""The `gpu` preset: its models, built without a network, and what the other commands make of it."""
+
+import json
+import socket
+from typing import NoReturn, cast
+
+import pytest
+
+from evilm.config.door import parse
+from evilm.config.presets import defaults
+from evilm.config.runs import Pretrain
+from evilm.model.budget.__main__ import main as budget
+from evilm.model.cost import main as cost
+from evilm.model.student import Student
+from evilm.model.tokenizer import VideoTokenizer
+
+
+def _no_network(*_: object) -> NoReturn:
+    raise AssertionError("a model of the preset wants to download something")
+
+
+def test_the_models_of_the_gpu_preset_are_built_without_a_download(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(socket.socket, "connect", _no_network)
+    config = cast(Pretrain, defaults("pretrain", "gpu"))
+    paper = cast(Pretrain, defaults("pretrain", "paper"))
+    tokenizer = config.build.train_tokenizer.arch
+    assert (config.arch.video_weights, tokenizer.encoder_weights, config.build.build_vocab.base_vocab) == ("", "", "")
+    assert config.arch == paper.arch.model_copy(update={"video_weights": ""}), "the paper's student"
+    arch = config.arch.model_copy(update={"num_codes": tokenizer.codebook.num_codes})
+    sizes = [sum(p.numel() for p in model.parameters()) for model in (Student(arch), VideoTokenizer(tokenizer))]
+    # The student: 16,313,514 of Table 8, and heads of 1,725,568 + 58,693 for 4,096 codes and 9,157 word pieces, + 1,536
+    # of the temporal embedding. The tokenizer: encoder 22.5 M, decoder and word head 10.7 M, codebook 4,096 x 32.
+    assert sizes == [18_099_311, 33_375_845]
+
+
+@pytest.mark.parametrize("door", ["all", "masking_ratio"])
+def test_the_gpu_preset_has_settings_for_the_whole_workflow_and_for_sweeps(
+    door: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        parse(door, ["--preset", "gpu", "--cluster.num-workers", "8", "--dry-run"])
+    assert ended.value.code == 0
+    assert "batch_clips: 512" in capsys.readouterr().out
+
+
+def test_the_cost_model_gives_each_gpu_of_the_gpu_preset_as_many_clips(capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--preset", "gpu", "--devices", "a10g", "--gpus", "1", "8"]
+    budget([*flags, "--json"])
+    trainings = json.loads(capsys.readouterr().out)["trainings"]
+    assert {row["clips_per_gpu_step"] for row in trainings} == {64}
+    assert trainings[0]["epoch_s"] > 4 * trainings[1]["epoch_s"]
+    budget([*flags, "--set", "job.batch_clips=128", "--json"])
+    trainings = json.loads(capsys.readouterr().out)["trainings"]
+    assert [row["clips_per_gpu_step"] for row in trainings] == [128, 16]
+    budget(flags)
+    assert "64 clips per GPU and step" in capsys.readouterr().out
+    cost(["--config", "gpu"])
+    assert "textual encoder" in capsys.readouterr().out
