@@ -42,8 +42,8 @@ class VideoEncoder(nn.Module):
 
     def forward(self, pixels: Float[Tensor, "images 3 height width"]) -> Float[Tensor, "images row col channels"]:
         """Normalised pixels to one vector per region."""
-        # timm makes its positions on the default device. If that is not the GPU, the host waits for a copy in each step,
-        # but for compiled models: there the compiler makes them on the GPU.
+        # timm makes its positions on the default device. If that is not the GPU, the host waits for a copy in each
+        # step; compiled, they are made on the GPU as it is, and the compiler knows no such context.
         with contextlib.nullcontext() if torch.compiler.is_compiling() else pixels.device:
             features: Tensor = self.backbone.forward_features(pixels)
         return self.backbone.head.norm(features).permute(0, 2, 3, 1)
