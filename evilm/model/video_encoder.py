@@ -1,5 +1,6 @@
 """EdgeNeXt as an encoder of regions, Eq. 1."""
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,9 @@ class VideoEncoder(nn.Module):
 
     def forward(self, pixels: Float[Tensor, "images 3 height width"]) -> Float[Tensor, "images row col channels"]:
         """Normalised pixels to one vector per region."""
-        with pixels.device:  # where timm then makes its positions; copied from the CPU, they would wait for the GPU
+        # timm makes its positions on the default device. If that is not the GPU, the host waits for a copy in each
+        # step; compiled, they are made on the GPU as it is, and the compiler knows no such context.
+        with contextlib.nullcontext() if torch.compiler.is_compiling() else pixels.device:
             features: Tensor = self.backbone.forward_features(pixels)
         return self.backbone.head.norm(features).permute(0, 2, 3, 1)
 
