@@ -74,6 +74,9 @@ def look(model: Student, vocab: Vocab, batch: PretrainBatch) -> list[ClipView]:
         words = model.mlm_logits(out.words).float().softmax(-1).max(-1)
     finally:
         model.train(was_training)
+    chances, guesses = (part.cpu() for part in codes)  # all at once: each copy waits for the device
+    word_chances, word_guesses = (part.tolist() for part in words)
+    match_scores, wrong_scores = match.tolist(), wrong.tolist()
     wrong_captions = dict(zip(batch.negative_of.tolist(), batch.negative_ids.tolist(), strict=True))
     views = []
     for clip, clip_id in enumerate(batch.clip_ids):
@@ -84,12 +87,12 @@ def look(model: Student, vocab: Vocab, batch: PretrainBatch) -> list[ClipView]:
                 frames=batch.frames[clip].cpu().numpy(),
                 mask=batch.mask[clip].cpu().numpy(),
                 codes=batch.code_ids[clip][hidden].numpy().astype(np.int64),
-                guesses=codes.indices[clip].cpu()[hidden].numpy(),
-                chances=codes.values[clip].cpu()[hidden].numpy(),
-                caption=_caption(vocab, batch, clip, words.indices[clip].tolist(), words.values[clip].tolist()),
-                match=float(match[clip]),
+                guesses=guesses[clip][hidden].numpy(),
+                chances=chances[clip][hidden].numpy(),
+                caption=_caption(vocab, batch, clip, word_guesses[clip], word_chances[clip]),
+                match=match_scores[clip],
                 wrong_caption=vocab.decode(wrong_captions.get(clip, [])),
-                wrong_match=float(wrong[clip]),
+                wrong_match=wrong_scores[clip],
             )
         )
     return views

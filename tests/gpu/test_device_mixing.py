@@ -143,7 +143,7 @@ def test_panels(card: PretendCard) -> None:
         assert one.match == pytest.approx(other.match, rel=1e-5)
         assert [str(word) for word in one.caption][:3] == [str(word) for word in other.caption][:3]
     print(len(card.reads), *card.reads, sep="\n")
-    assert len(card.reads) < 40, "one copy for each kind of number, not for each clip"
+    assert len(card.reads) < 24, "one copy for each kind of number, not for each clip"
 
 
 def test_words_of_codes(card: PretendCard) -> None:
