@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.fx.experimental._config
 
 from evilm.config.train import TrainConfig
 from evilm.steps.base import Objective
@@ -88,7 +89,7 @@ class Learner:
         if fresh and self._ema:
             self._ema.averaged.module.load_state_dict(self.objective.state_dict())
         if self.settings.cluster.compile:
-            self.objective.compile(dynamic=True, fullgraph=True)
+            compile_objective(self.objective)
         return Updater(
             objective=self.objective,
             model=self._shared() if self._world > 1 else self.objective,
@@ -113,3 +114,13 @@ class Learner:
         """A copy in main memory, for a checkpoint with these files beside the weights."""
         ema = self._ema.averaged if self._ema else None
         return take_snapshot(self.objective, self._optimizer, state, ema, files)
+
+
+def compile_objective(objective: Objective, **options: Any) -> None:
+    """Compile an objective in place into one graph for batches of all sizes; `options` go to torch.compile.
+
+    Sizes that happen to be equal in the first batch, such as its clips and its masked words, are not taken for a rule:
+    the next batch would be compiled anew.
+    """
+    torch.fx.experimental._config.use_duck_shape = False  # pyright: ignore[reportAttributeAccessIssue]
+    objective.compile(dynamic=True, fullgraph=True, **options)

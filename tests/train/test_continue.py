@@ -69,7 +69,7 @@ def test_a_continued_training_equals_an_unbroken_one(
     (run,) = client.search_runs([client.get_experiment_by_name("pretrain").experiment_id])  # type: ignore[union-attr]
     assert run.info.status == "FINISHED"
     assert run.data.metrics["summary/steps"] == 20
-    assert run.data.tags["evilm.fingerprint"] == unbroken["fingerprint"]
+    assert run.data.tags["evilm.made"] == unbroken["fingerprint"]
     assert len(client.get_metric_history(run.info.run_id, "train/mvm_loss")) == 20
     versions = client.search_model_versions("name='evilm'")
     assert len(versions) == 3, "each end publishes its model"
