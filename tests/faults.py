@@ -55,7 +55,13 @@ def train(
     workers = values.pop("workers", 1)
     schedule = {"epochs": 1, "batch_clips": 4, "checkpoint_every_steps": 3, "eval_clips": 8, "accumulate": 2 // workers}
     settings = {f"schedule.{name}": value for name, value in schedule.items() | {("audit", True)}}
-    settings |= {"cluster.cpus_per_worker": 1, "cluster.num_workers": workers, "out": str(out), "root": str(root)}
+    settings |= {
+        "tracking.log_model": False,
+        "cluster.cpus_per_worker": 1,
+        "cluster.num_workers": workers,
+        "out": str(out),
+        "root": str(root),
+    }
     config = defaults("pretrain", str(SMALL)).override(settings | places | values)
     plan = {"driver": os.getpid(), "nan_at": nan_at, "faults": [list(fault) for fault in faults]}
     plan_file = _plan_file(config)

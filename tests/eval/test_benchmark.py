@@ -92,6 +92,7 @@ def _codes(root: Path) -> np.ndarray:
     return np.array([ids for file in files for ids in pq.read_table(file)["code_ids"].to_pylist()])
 
 
+@pytest.mark.long
 def test_workers_and_overwriting_change_nothing(root: Path, summary: dict, tmp_path: Path):
     config = Benchmark(root=str(root), out=str(tmp_path / "two")).override({"cluster.num_workers": 2})
     again = benchmark(config)
@@ -100,6 +101,7 @@ def test_workers_and_overwriting_change_nothing(root: Path, summary: dict, tmp_p
     assert first.equals(second)
 
 
+@pytest.mark.long
 def test_max_clips_takes_a_stable_part(root: Path, ray_local, tmp_path: Path):
     config = Benchmark(root=str(root), out=str(tmp_path / "b"), max_clips=10, codes="none")
     summary = benchmark(config)

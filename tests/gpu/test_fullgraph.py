@@ -3,12 +3,14 @@
 from typing import Any
 
 import gpu_models as small
+import pytest
 import torch
 
 from evilm.train.learner import compile_objective
 from evilm.train.look import evaluate
 
 
+@pytest.mark.long
 def test_the_student_is_one_graph_that_evaluation_does_not_compile_again() -> None:
     graphs: list[torch.fx.GraphModule] = []
 

@@ -22,7 +22,7 @@ def batch(step: int, clips: slice, step_clips: int = 9) -> TokenizerBatch:
     return TokenizerBatch(part, words, ["a"] * len(part), clips.start, step_clips)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("update", ["gradient", "ema"])
 def test_forward_compiles_to_one_graph_whatever_the_place_in_the_step(update):
     eager, compiled, graphs = objective(update=update), objective(update=update), []

@@ -45,7 +45,7 @@ def out(seven_steps: Path, tmp_path: Path) -> Path:
     return tmp_path / "run" / "model"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_continued_training_equals_an_unbroken_one(
     small_workflow: Workflow, seven_steps: Path, tmp_path: Path
 ) -> None:
@@ -75,7 +75,7 @@ def test_a_continued_training_equals_an_unbroken_one(
     assert len(versions) == 3, "each end publishes its model"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_fewer_steps_reuse_what_was_trained(
     small_workflow: Workflow, out: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -89,7 +89,7 @@ def test_fewer_steps_reuse_what_was_trained(
     assert before == {p: p.stat().st_mtime_ns for p in before}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_training_without_checkpoints_is_not_trained_again_from_the_start(
     small_workflow: Workflow, out: Path
 ) -> None:
@@ -100,7 +100,7 @@ def test_a_training_without_checkpoints_is_not_trained_again_from_the_start(
     assert (out / "summary.json").exists(), "nothing was changed"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_an_unfinished_training_behind_the_last_step_is_evaluated_and_published(
     small_workflow: Workflow, out: Path
 ) -> None:

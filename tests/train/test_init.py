@@ -26,7 +26,9 @@ Workflow = tuple[Path, dict[str, Any]]
 
 def _pretrain(root: Path, out: Path, init: Path, **values: Any) -> dict[str, Any]:
     places = {"root": str(root), "out": str(out), "init": str(init)}
-    config = defaults("pretrain", str(SMALL)).override(places | {"schedule.max_steps": 2} | values)
+    config = defaults("pretrain", str(SMALL)).override(
+        places | {"schedule.max_steps": 2, "tracking.log_model": False} | values
+    )
     assert isinstance(config, Pretrain)
     return pretrain(config)
 
@@ -53,6 +55,7 @@ def test_a_pretraining_starts_where_another_ended(small_workflow: Workflow, star
     assert f"| init | `{source['fingerprint']}` |" in card
 
 
+@pytest.mark.long
 def test_a_checkpoint_starts_the_same_training_as_the_model_published_from_it(
     small_workflow: Workflow, started: Workflow, tmp_path: Path
 ) -> None:
@@ -75,6 +78,7 @@ def test_another_model_to_start_from_is_another_training(small_workflow: Workflo
         _pretrain(root, out, root / "tokenizer")
 
 
+@pytest.mark.long
 def test_more_words_and_other_frames(
     small_workflow: Workflow, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -98,6 +102,7 @@ def test_more_words_and_other_frames(
     assert (model.config.vocab_size, model.config.num_frames) == (new.size, 2)
 
 
+@pytest.mark.long
 def test_a_tokenizer_starts_with_the_codebook_of_another(small_workflow: Workflow, tmp_path: Path) -> None:
     root, source = small_workflow
     places = {"frames": str(root / "frames"), "vocab": str(root / "vocab"), "out": str(tmp_path / "tokenizer")}

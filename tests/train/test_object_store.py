@@ -13,7 +13,7 @@ from evilm.train.keeper import CHECKPOINTS, newest_first
 from evilm.train.stop import Stopped
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.faults
 def test_a_training_on_an_object_store_is_stopped_and_goes_on(
     small_workflow: tuple[Path, dict[str, Any]], unbroken: Path, s3_bucket: str, tmp_path: Path

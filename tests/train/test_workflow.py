@@ -119,7 +119,13 @@ def test_a_killed_pretraining_ends_in_the_figures_of_an_unbroken_one(
     places |= {"frames": f"{s3_bucket}/frames", "out": str(out)}
     s3fs.S3FileSystem().put(f"{root}/frames/", f"{s3_bucket}/frames/", recursive=True)
     store_gate.shut(".parquet", once=lambda: max(_losses(out), default=0) >= 5)
-    door = start("pretrain", "--preset", str(SMALL), *(f"--{name}={place}" for name, place in places.items()))
+    door = start(
+        "pretrain",
+        "--preset",
+        str(SMALL),
+        *(f"--{name}={place}" for name, place in places.items()),
+        "--tracking.no-log-model",
+    )
     wait_for(store_gate.holds, door)
     kill(door, and_workers=True)
     store_gate.open()
