@@ -31,6 +31,7 @@ def _config(root: Path, *flags: str) -> All:
     return config
 
 
+@pytest.mark.long
 def test_all_scores_the_model_and_ends_in_one_summary(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     summary = run_all(_config(root))
     assert {name: stage["state"] for name, stage in summary["stages"].items()} == dict.fromkeys(

@@ -19,7 +19,7 @@ from evilm.train.keeper import newest_first
 from evilm.train.pretrain import pretrain
 from evilm.train.tokenizer import train_tokenizer
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 Workflow = tuple[Path, dict[str, Any]]
 
@@ -55,7 +55,6 @@ def test_a_pretraining_starts_where_another_ended(small_workflow: Workflow, star
     assert f"| init | `{source['fingerprint']}` |" in card
 
 
-@pytest.mark.long
 def test_a_checkpoint_starts_the_same_training_as_the_model_published_from_it(
     small_workflow: Workflow, started: Workflow, tmp_path: Path
 ) -> None:
@@ -78,7 +77,6 @@ def test_another_model_to_start_from_is_another_training(small_workflow: Workflo
         _pretrain(root, out, root / "tokenizer")
 
 
-@pytest.mark.long
 def test_more_words_and_other_frames(
     small_workflow: Workflow, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -102,7 +100,6 @@ def test_more_words_and_other_frames(
     assert (model.config.vocab_size, model.config.num_frames) == (new.size, 2)
 
 
-@pytest.mark.long
 def test_a_tokenizer_starts_with_the_codebook_of_another(small_workflow: Workflow, tmp_path: Path) -> None:
     root, source = small_workflow
     places = {"frames": str(root / "frames"), "vocab": str(root / "vocab"), "out": str(tmp_path / "tokenizer")}

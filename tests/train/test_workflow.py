@@ -131,7 +131,7 @@ def test_a_killed_pretraining_ends_in_the_figures_of_an_unbroken_one(
     store_gate.open()
     assert not (out / "summary.json").exists()
     assert 5 <= max(_losses(out)) < 20
-    summary = pretrain(_config(root, **places))
+    summary = pretrain(_config(root, **places, **{"tracking.log_model": False}))
     unbroken = _losses(root / "model")
     assert {step: unbroken[step] for step in _losses(out)} == _losses(out)
     assert sorted(_losses(out)) == list(range(1, 21))
