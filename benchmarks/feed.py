@@ -46,9 +46,11 @@ def main() -> None:
         "--threads", type=int, default=len(os.sched_getaffinity(0)), help="decoding threads (all cores)"
     )
     parser.add_argument("--peer-python", default=sys.executable, metavar="EXE", help="interpreter with the peers")
-    parser.add_argument("--ranks", type=int, nargs="+", help="count the requests of a rank among so many, instead")
+    parser.add_argument("--ranks", type=int, nargs="+", help="count requests of one of N ranks instead")
     parser.add_argument("--rank-clips", type=int, default=32, help="clips of a step on each of these ranks (32)")
-    parser.add_argument("--rows", type=int, nargs="+", help="CPU time for order and captions of so many rows, instead")
+    parser.add_argument(
+        "--rows", type=int, nargs="+", help="CPU time for order and captions of this many rows, instead"
+    )
     chosen = parser.parse_args()
     if chosen.ranks or chosen.rows:
         measure_ranks(chosen)

@@ -59,7 +59,7 @@ class CountingStore:
         self.url = f"http://127.0.0.1:{self._server.server_port}"
 
     def take(self) -> Count:
-        """Return the count since the last call, and begin anew."""
+        """Return the count since the last call, and start fresh."""
         with self._lock:
             found = Count(self._count.requests, self._count.num_bytes)
             self._count.requests = self._count.num_bytes = 0

@@ -240,7 +240,7 @@ class TrainConfig(Config):
 
     init: str = ""
     """Model to start from, a published one or a checkpoint; vocabulary, grid and frames may be others than its own, and
-    what does not fit begins anew and is named. '' starts from fresh weights."""
+    what does not fit starts fresh and is named. '' starts from fresh weights."""
     export: Literal["last", "best"] = "last"
     """Step that is published: the last one, or the best kept one by schedule.keep_best. On a finished training the
     other one is published from its checkpoint, without training."""
