@@ -139,7 +139,7 @@ def measure_order(size: int, batch: int) -> dict[str, float]:
 
 
 def measure_captions(size: int, batch: int) -> dict[str, float]:
-    """Texts of all steps of an epoch: from a side file of that size, or group by group where there are none."""
+    """Texts of all steps of an epoch: from a side file of that size, or row group by row group without one."""
     with tempfile.TemporaryDirectory() as folder:
         if not hasattr(__import__("evilm.shards").shards, "Captions"):
             return _by_groups(size, Path(folder))

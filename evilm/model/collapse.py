@@ -49,7 +49,7 @@ def require_usage_on_val(codebook: CodebookConfig, summary: Mapping[str, Any], w
 
     Args:
         codebook: settings of the codebook.
-        summary: the training's summary; empty where there is none.
+        summary: the training's summary; empty if it has none.
         what: names the tokenizer, at the start of the message.
 
     Raises:

@@ -204,7 +204,7 @@ class VideoTokenizer(nn.Module):
         return tokenizer.eval()
 
     def clip_shape(self) -> dict[str, Any] | None:
-        """Return the shape of the CLIP tower, None if the encoder is none."""
+        """Return the shape of the CLIP tower, None if the encoder is not a CLIP tower."""
         return self.encoder.shape() if isinstance(self.encoder, ClipEncoder) else None
 
     def _decoder(self) -> WordDecoder:

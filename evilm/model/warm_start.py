@@ -50,7 +50,7 @@ class WarmStart:
     """Weights that start from random values."""
 
     def __str__(self) -> str:
-        parts = {"resized": self.resized, "not used": self.unused, "begun anew": self.fresh}
+        parts = {"resized": self.resized, "not used": self.unused, "started fresh": self.fresh}
         return f"{self.taken} weights start from {self.model}; " + "; ".join(
             f"{name}: {', '.join(found) or 'none'}" for name, found in parts.items()
         )
@@ -119,7 +119,7 @@ _CODEBOOK, _COUNTS = "quantizer.codebook", ("quantizer.usage", "quantizer.mean_s
 
 
 def has_codebook(report: WarmStart) -> bool:
-    """Check whether a tokenizer took the codebook of the other one, which then must not be begun anew."""
+    """Check whether a tokenizer took the codebook of the other one, which must then be kept."""
     return _CODEBOOK not in report.fresh
 
 

@@ -111,13 +111,13 @@ def open_side(frames: FrameManifest, split: str, codes: CodesManifest | None = N
     return Side(Captions(captions, [shard.num_clips for shard in shards]), Footers(footers))
 
 
-def publish_side(manifest: FrameManifest | CodesManifest, anew: bool = True) -> None:
+def publish_side(manifest: FrameManifest | CodesManifest, replace: bool = True) -> None:
     """Write the side files of all splits beside the shards, those that are missing.
 
     Args:
         manifest: of the shards.
-        anew: the manifest is being published: side files of other shards are removed. Otherwise they were made before
-            there were side files, and a place that can't be written is left as it is.
+        replace: the manifest is being published: side files of other shards are removed. Otherwise they were made
+            before there were side files, and a place that can't be written is left as it is.
 
     Raises:
         ShardError: the shards can't be read.
@@ -134,10 +134,10 @@ def publish_side(manifest: FrameManifest | CodesManifest, anew: bool = True) -> 
                 if name not in there:
                     _publish(manifest.uri, kind, shards, name)
             except StorageError as error:
-                if anew:
+                if replace:
                     raise
                 logger.info("%s; every machine makes its own %s", error, name)
-    if anew:
+    if replace:
         for name in there - wanted:
             if _NAME.fullmatch(name):
                 storage.delete(storage.join(manifest.uri, name))

@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 
 class Learner:
-    """A model on one worker: begun anew or gone on with, ready to be updated, copied for a checkpoint."""
+    """A model on one worker: fresh or resumed, ready to be updated, copied for a checkpoint."""
 
     def __init__(
         self, objective: Objective, settings: TrainConfig, device: torch.device, rank: int, world: int
@@ -120,7 +120,7 @@ def compile_objective(objective: Objective, **options: Any) -> None:
     """Compile an objective in place into one graph for batches of all sizes; `options` go to torch.compile.
 
     Sizes that happen to be equal in the first batch, such as its clips and its masked words, are not taken for a rule:
-    the next batch would be compiled anew.
+    the next batch would be compiled again.
     """
     torch.fx.experimental._config.use_duck_shape = False  # pyright: ignore[reportAttributeAccessIssue]
     objective.compile(dynamic=True, fullgraph=True, **options)

@@ -76,8 +76,8 @@ def pretrain(config: Pretrain) -> dict[str, Any]:
     if not done:
         step_sizes(frames.num_clips("train"), config.schedule.batch_clips, config.schedule.tail, config.parts)
         _audit(config, frames, codes)
-        publish_side(frames, anew=False)
-        publish_side(codes, anew=False)
+        publish_side(frames, replace=False)
+        publish_side(codes, replace=False)
         started |= training.warm_start()
     summary = training.finish(done)
     write_card(out, config, summary)

@@ -63,7 +63,7 @@ def train_tokenizer(config: TrainTokenizer) -> dict[str, Any]:
         return done | {"reused": True}
     if not done:
         step_sizes(frames.num_clips("train"), config.schedule.batch_clips, config.schedule.tail, config.parts)
-        publish_side(frames, anew=False)
+        publish_side(frames, replace=False)
         started |= training.warm_start()
     summary = close_output(config.out, training.finish(done))
     _keep_min_usage(config)

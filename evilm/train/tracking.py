@@ -266,7 +266,7 @@ def is_closed(run: TrackedRun) -> bool:
 
 
 def reopen_run(out: str) -> None:
-    """Let the run of a finished output be closed anew, with other figures and another model; the run stays the same."""
+    """Let the run of a finished output be closed again, with other figures and model; the run stays the same."""
     kept = storage.join(out, RUN_FILE)
     if storage.exists(kept):
         known = storage.read_json(kept)

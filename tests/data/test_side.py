@@ -105,7 +105,7 @@ def test_shards_of_before_there_were_side_files_are_read(frames: FrameManifest, 
 
     made = rows()
     assert _side_files(cache) == ["captions-train", "footers-train"]
-    publish_side(frames, anew=False)
+    publish_side(frames, replace=False)
     assert rows() == made
     without = Feed(pairs, order, lambda rows: rows).batches(0, 2 * order.num_steps)
     assert [(r.clip_ids, r.captions, int(r.frames.sum())) for r in without] == made

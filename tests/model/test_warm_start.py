@@ -60,7 +60,7 @@ def test_the_same_student_takes_everything(student: str) -> None:
     old = Student.from_pretrained(student).state_dict()
     assert all(torch.equal(value, old[name]) for name, value in new.state_dict().items())
     assert (report.taken, report.resized, report.unused, report.fresh) == (len(old), [], [], [])
-    assert str(report).endswith("resized: none; not used: none; begun anew: none")
+    assert str(report).endswith("resized: none; not used: none; started fresh: none")
 
 
 def test_rows_of_words_follow_their_pieces_and_new_ones_come_from_the_seed(student: str) -> None:
@@ -114,7 +114,7 @@ def test_what_means_something_else_is_not_used_and_named(student: str) -> None:
     state = new.state_dict()
     assert not torch.equal(state["mvm_head.codes.weight"], old["mvm_head.codes.weight"])
     assert torch.equal(state["mvm_head.transform.0.weight"], old["mvm_head.transform.0.weight"])
-    assert f"not used: {', '.join(report.unused)}; begun anew: decoder.*, mvm_head.codes.*" in str(report)
+    assert f"not used: {', '.join(report.unused)}; started fresh: decoder.*, mvm_head.codes.*" in str(report)
 
 
 def test_a_model_that_cannot_be_started_from_is_refused_in_a_line(student: str, tokenizer: str, tmp_path: Path) -> None:

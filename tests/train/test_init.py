@@ -93,7 +93,7 @@ def test_more_words_and_other_frames(
     with caplog.at_level(logging.INFO, "evilm"):
         summary = _pretrain(root, tmp_path / "model", root / "model", tokenizer=str(root / "tokenizer"), **grown)
     (line,) = [record.getMessage() for record in caplog.records if "weights start from" in record.getMessage()]
-    assert "not used: none; begun anew: none" in line
+    assert "not used: none; started fresh: none" in line
     assert "temporal_embedding (4, 32) to (2, 32)" in line
     assert summary["init"]["resized"][0].startswith("temporal_embedding") or len(summary["init"]["resized"]) == 3
     model = Student.from_pretrained(str(tmp_path / "model"))

@@ -149,7 +149,7 @@ class Job:
     """Clips per step of each GPU, where the step grows with them; 0: batch_clips on any number of GPUs."""
 
     def on(self, num_gpus: int) -> "Job":
-        """Return the job with the batch size that it has on so many GPUs."""
+        """Return the job with the batch size that it has on `num_gpus` GPUs."""
         return replace(self, batch_clips=self.worker_clips * num_gpus) if self.worker_clips else self
 
 
