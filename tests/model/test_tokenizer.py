@@ -5,7 +5,6 @@ import json
 import pytest
 import torch
 from model.small import frames, tokenizer_config
-from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from evilm.errors import CheckpointError, ConfigError
 from evilm.model.tokenizer import VideoTokenizer
@@ -115,6 +114,8 @@ def test_mixed_up_files_are_refused(tmp_path):
 @pytest.fixture(scope="module")
 def clip_folder(tmp_path_factory):
     """A small CLIP vision tower with random weights: 64 px, so its position table is 2 x 2."""
+    from transformers import CLIPVisionConfig, CLIPVisionModel  # here, since collecting the tests should be fast
+
     folder = tmp_path_factory.mktemp("clip")
     torch.manual_seed(0)
     shape = CLIPVisionConfig(
@@ -146,6 +147,8 @@ def test_clip_by_path_at_another_size(clip_folder, tmp_path):
 
 
 def test_clip_weights_are_the_ones_on_disk(clip_folder):
+    from transformers import CLIPVisionModel
+
     source = CLIPVisionModel.from_pretrained(clip_folder)
     tokenizer = build(encoder_weights=str(clip_folder))
     pixels = tokenizer.pixels(frames(1, 1))

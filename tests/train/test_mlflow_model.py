@@ -9,9 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import mlflow
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 
@@ -39,11 +37,25 @@ def stored(small_workflow: Workflow) -> list[tuple[str, str, list[bytes]]]:
 @pytest.fixture(scope="module")
 def served(small_workflow: Workflow) -> Iterator[Any]:
     """The model as MLflow loads it."""
+    import mlflow  # here, since collecting the tests should be fast
+
     root, _ = small_workflow
     before: Any = mlflow.get_tracking_uri() if mlflow.is_tracking_uri_set() else None
     mlflow.set_tracking_uri(f"sqlite:///{root / 'mlflow.db'}")
     yield mlflow.pyfunc.load_model(f"models:/{REGISTERED_NAME}/1")
     mlflow.set_tracking_uri(before)
+
+
+def predict(model: Any, rows: list[dict[str, Any]]) -> Any:
+    import pandas as pd
+
+    return model.predict(pd.DataFrame(rows))
+
+
+def registry(root: Path) -> Any:
+    import mlflow
+
+    return mlflow.MlflowClient(tracking_uri=f"sqlite:///{root / 'mlflow.db'}")
 
 
 def test_a_file_is_scored_as_its_frame_shard_is(
@@ -118,10 +130,10 @@ def test_a_fresh_process_loads_the_logged_model_and_serves_the_direct_scores(
 
 
 def test_frames_as_base64_score_as_the_file_does(served: Any, stored: list[tuple[str, str, list[bytes]]]) -> None:
-    by_path = served.predict(pd.DataFrame([{"video": path, "caption": caption} for path, caption, _ in stored]))
+    by_path = predict(served, [{"video": path, "caption": caption} for path, caption, _ in stored])
     encoded = [[base64.b64encode(jpeg).decode() for jpeg in jpegs] for *_, jpegs in stored]
     rows = [{"frames": frames, "caption": caption} for frames, (_, caption, _) in zip(encoded, stored, strict=True)]
-    assert served.predict(pd.DataFrame(rows)).equals(by_path)
+    assert predict(served, rows).equals(by_path)
     assert served.predict(served.input_example)["score"].between(0, 1).all()
 
 
@@ -137,7 +149,7 @@ def test_frames_as_base64_score_as_the_file_does(served: Any, stored: list[tuple
 )
 def test_a_row_that_can_not_be_scored_says_why(served: Any, row: dict[str, Any], message: str) -> None:
     with pytest.raises(Exception, match=message) as caught:
-        served.predict(pd.DataFrame([row]))
+        predict(served, [row])
     assert "\n" not in str(caught.value)
 
 
@@ -147,13 +159,13 @@ def test_a_served_model_can_be_kept_to_one_folder(
     path, caption, _ = stored[0]
     root = Path(path).parents[1]
     monkeypatch.setenv("EVILM_VIDEO_ROOT", str(root))
-    below = pd.DataFrame([{"video": str(Path(path).relative_to(root)), "caption": caption}])
-    assert len(served.predict(below)) == 1
+    below = {"video": str(Path(path).relative_to(root)), "caption": caption}
+    assert len(predict(served, [below])) == 1
     (tmp_path / "link.mp4").symlink_to(path)
     monkeypatch.setenv("EVILM_VIDEO_ROOT", str(tmp_path))
     for outside in (path, "../clip.mp4", "link.mp4"):
         with pytest.raises(Exception, match="lies outside EVILM_VIDEO_ROOT"):
-            served.predict(pd.DataFrame([{"video": outside, "caption": caption}]))
+            predict(served, [{"video": outside, "caption": caption}])
 
 
 def test_what_is_logged_is_signed_pinned_and_not_pickled(small_workflow: Workflow, served: Any) -> None:
@@ -171,7 +183,7 @@ def test_what_is_logged_is_signed_pinned_and_not_pickled(small_workflow: Workflo
     pins = (models.parent / "requirements.txt").read_text().split()
     assert any(pin.startswith("torch==") for pin in pins)
     assert not [pin for pin in pins if "+" in pin]
-    client = mlflow.MlflowClient(tracking_uri=f"sqlite:///{root / 'mlflow.db'}")
+    client = registry(root)
     version = client.get_model_version(REGISTERED_NAME, "1")
     assert version.tags.items() >= summary["inputs"].items()  # and, once it is scored, its scores
     assert version.run_id == json.loads((root / "model" / "mlflow.json").read_text())["run_id"]
@@ -188,5 +200,5 @@ def test_the_model_is_published_once(small_workflow: Workflow) -> None:
     assert json.loads(kept)["model"] == f"models:/{REGISTERED_NAME}/1"
     publish(config, str(root / "model"), summary)
     assert (root / "model" / "mlflow.json").read_bytes() == kept
-    client = mlflow.MlflowClient(tracking_uri=f"sqlite:///{root / 'mlflow.db'}")
+    client = registry(root)
     assert len(client.search_model_versions(f"name = '{REGISTERED_NAME}'")) == 1
