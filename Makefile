@@ -51,8 +51,8 @@ test: .venv/.test
 test-fast: .venv/.test
 	$(PYTEST) $(PARALLEL) -m 'not slow and not long'
 
-# What takes half a minute to minutes each: autoscaling, lost nodes, killed sweeps, four workers, torch.compile. One after
-# the other, since most of them start several Rays or need both cores.
+# What takes half a minute to minutes each: autoscaling, lost nodes, killed sweeps, four workers, torch.compile, a
+# browser. One after the other, since most of them start several Rays or need both cores.
 test-long: .venv/.test
 	$(PYTEST) -m long
 

@@ -30,7 +30,7 @@ def environment(tmp_path: Path) -> dict[str, str]:
     return kept | offline | {"PATH": f"{home}/bin:{os.environ['PATH']}", "EXTRAS": "", "VIRTUAL_ENV": str(home)}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_image_has_the_whole_package(tmp_path: Path, environment: dict[str, str]) -> None:
     work = tmp_path / "evilm-image"
     work.mkdir()

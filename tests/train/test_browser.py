@@ -25,7 +25,7 @@ def screenshots() -> Any:
     return module
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_pages_show_experiments_runs_links_curves_and_pictures(
     screenshots: Any, small_workflow: tuple[Path, dict[str, Any]], tmp_path: Path
 ) -> None:

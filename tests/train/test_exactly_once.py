@@ -15,23 +15,6 @@ from evilm.train.attempts import attempts, lineage
 Workflow = tuple[Path, dict[str, Any]]
 
 
-@pytest.mark.slow
-@pytest.mark.faults
-def test_a_killed_worker_is_replaced_and_the_run_equals_the_unbroken_one(
-    small_workflow: Workflow, unbroken: Path, tmp_path: Path
-) -> None:
-    out = tmp_path / "model"
-    train(small_workflow, out, (0, 8, "kill"))
-    first, second = attempts(str(out))
-    assert first.start_step == 0
-    assert second.start_step in (3, 6), "the newest checkpoint, or the one before where it was not complete yet"
-    assert losses(out) == losses(unbroken)
-    assert (out / "model.safetensors").read_bytes() == (unbroken / "model.safetensors").read_bytes()
-    (report,) = audit.check(str(out), all_clips(small_workflow))
-    assert report.exactly_once
-    assert audit.read(str(out)) == audit.read(str(unbroken))
-
-
 @pytest.mark.long
 @pytest.mark.faults
 def test_two_workers_then_one_then_two_again_see_each_clip_once(

@@ -21,7 +21,7 @@ from evilm.train.finished import Training
 from evilm.train.keeper import newest_first
 from evilm.train.pretrain import pretrain
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 Workflow = tuple[Path, dict[str, Any]]
 # Of the val split's codes, so all evaluations have the same value, and the first one is the best.

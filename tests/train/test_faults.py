@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from faults import losses, some_clip, train
+from faults import all_clips, losses, some_clip, train
 
 from evilm.errors import ClusterError, EvilmError
-from evilm.train.attempts import lineage
+from evilm.train import audit
+from evilm.train.attempts import attempts, lineage
 from evilm.train.keeper import newest_first
 from evilm.train.stop import Stopped
 
@@ -21,12 +22,20 @@ pytestmark = pytest.mark.faults
 
 @pytest.fixture(scope="module")
 def interrupted(small_workflow: Workflow, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The output of a training that got Ctrl-C between steps 7 and 8."""
+    """The output of a training whose worker was killed after step 8, and that got Ctrl-C between steps 11 and 12."""
     out = tmp_path_factory.mktemp("interrupted") / "model"
-    with pytest.raises(Stopped, match="at step 8, which is kept; the same command goes on") as stopped:
-        train(small_workflow, out, (0, 7, "interrupt driver"))
+    with pytest.raises(Stopped, match="at step 12, which is kept; the same command goes on") as stopped:
+        train(small_workflow, out, (0, 8, "kill"), (0, 11, "interrupt driver"))
     assert stopped.value.exit_code == 130
     return out
+
+
+def _restart(out: Path) -> int:
+    """The step from which the replacement of the killed worker went on."""
+    first, second, *_ = attempts(str(out))
+    assert first.start_step == 0
+    assert second.start_step in (3, 6), "the newest checkpoint, or the one before where it was not complete yet"
+    return second.start_step
 
 
 @pytest.mark.long
@@ -36,19 +45,20 @@ def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(
     out = tmp_path / "model"
     shutil.copytree(interrupted, out)
     newest, before = newest_first(str(out))
-    assert (newest, before) == ("step_00000008-001", "step_00000006-001")
+    assert (newest, before) == ("step_00000012-002", "step_00000009-002")
     weights = out / "checkpoints" / newest / "weights.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1])
     registry = out / "checkpoints" / "checkpoint_manager_snapshot.json"
     registry.write_text(registry.read_text()[:40])  # as a kill may leave Ray's own list
     train(small_workflow, out)
-    assert lineage(str(out)) == [(1, 0, 6), (2, 6, None)]
+    start = _restart(out)
+    assert lineage(str(out)) == [(1, 0, start), (2, start, 9), (3, 9, None)]
     assert losses(out) == losses(unbroken)
-    assert newest_first(str(out)) == ["step_00000016-002", "step_00000015-002"], "the last two; the best is the last"
+    assert newest_first(str(out)) == ["step_00000016-003", "step_00000015-003"], "the last two; the best is the last"
 
 
 @pytest.mark.slow
-def test_ctrl_c_ends_in_order_and_the_same_command_goes_on(
+def test_a_killed_worker_is_replaced_and_ctrl_c_ends_in_order_and_the_same_command_goes_on(
     small_workflow: Workflow, unbroken: Path, interrupted: Path
 ) -> None:
     from mlflow import MlflowClient
@@ -56,15 +66,19 @@ def test_ctrl_c_ends_in_order_and_the_same_command_goes_on(
     run_id = json.loads((interrupted / "mlflow.json").read_text())["run_id"]
     client = MlflowClient(tracking_uri=f"sqlite:///{interrupted.parent / 'mlflow.db'}")
     assert client.get_run(run_id).info.status == "KILLED"
-    assert newest_first(str(interrupted))[0] == "step_00000008-001"
+    assert newest_first(str(interrupted))[0] == "step_00000012-002"
     assert not (interrupted / "stop.json").exists()
 
     train(small_workflow, interrupted)
-    assert lineage(str(interrupted)) == [(1, 0, 8), (2, 8, None)], "no step was lost"
+    start = _restart(interrupted)
+    assert lineage(str(interrupted)) == [(1, 0, start), (2, start, 12), (3, 12, None)], "Ctrl-C cost no step"
     assert losses(interrupted) == losses(unbroken)
     assert (interrupted / "model.safetensors").read_bytes() == (unbroken / "model.safetensors").read_bytes()
     assert client.get_run(run_id).info.status == "FINISHED"
     assert [m.step for m in client.get_metric_history(run_id, "train/loss")] == list(range(1, STEPS + 1))
+    (report,) = audit.check(str(interrupted), all_clips(small_workflow))
+    assert report.exactly_once
+    assert audit.read(str(interrupted)) == audit.read(str(unbroken))
 
 
 @pytest.mark.long

@@ -106,6 +106,7 @@ def test_the_card_tells_the_figures_of_the_run(small_workflow: Workflow) -> None
     assert "{" not in card
 
 
+@pytest.mark.long
 def test_a_fresh_process_loads_the_logged_model_and_serves_the_direct_scores(
     small_workflow: Workflow, stored: list[tuple[str, str, list[bytes]]], tmp_path: Path
 ) -> None:

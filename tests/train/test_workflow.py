@@ -109,7 +109,7 @@ def test_a_dead_tracking_server_does_not_stop_a_run(small_workflow: Workflow, tm
     assert _losses(tmp_path / "other")[1] != _losses(root / "model")[1], "another seed, other losses"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.faults
 def test_a_killed_pretraining_ends_in_the_figures_of_an_unbroken_one(
     small_workflow: Workflow, s3_bucket: str, store_gate: Gate, tmp_path: Path
