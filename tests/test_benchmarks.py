@@ -113,7 +113,7 @@ def test_train_step_measures_and_feeds_the_cost_model(tmp_path: Path) -> None:
     assert set(measured(CONSTANTS, [str(file)])) == set(CONSTANTS)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_rank_asks_an_object_store_for_its_own_row_groups(tmp_path: Path) -> None:
     file = tmp_path / "ranks.json"
     command = [sys.executable, str(BENCHMARKS / "feed.py"), "--quick", "--ranks", "1", "8", "--rows", "20000"]
@@ -129,6 +129,7 @@ def test_a_rank_asks_an_object_store_for_its_own_row_groups(tmp_path: Path) -> N
     assert [row["what"] for row in found["rows"]] == ["order", "captions"]
 
 
+@pytest.mark.long
 def test_the_benchmark_of_a_card_runs_on_a_cpu(tmp_path: Path) -> None:
     file = tmp_path / "gpu.json"
     flags = ["--size", "tiny", "--batches", "4", "--modes", "eager", "--threads", "1", "--quick", "--json", str(file)]

@@ -223,6 +223,7 @@ def test_collapsed_codes_are_refused_and_accepted_by_a_lower_min_usage(
     assert not (tmp_path / "never").exists()
 
 
+@pytest.mark.long
 def test_damaged_frames_are_refused(frames: str, tokenizer: str, tmp_path: Path) -> None:
     shard = FrameManifest.load(frames).shards[0]
     path = Path(frames) / shard.file
@@ -288,7 +289,7 @@ def test_messages(frames: str, tokenizer: str, tmp_path: Path) -> None:
         precompute_codes(door(frames, str(tmp_path / "gone"), tmp_path))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.faults
 def test_sigkill_of_the_driver(
     frames: str, tokenizer: str, unbroken: Path, s3_bucket: str, store_gate: Gate, tmp_path: Path

@@ -111,6 +111,7 @@ def test_max_clips_takes_a_stable_part(root: Path, ray_local, tmp_path: Path):
     assert pq.read_table(tmp_path / "b" / "scores.parquet")["clip_id"].to_pylist() == every[:10]
 
 
+@pytest.mark.long
 def test_a_model_that_tells_nothing_apart_is_one_clear_line(root: Path, ray_local, tmp_path: Path):
     student = make_model(tmp_path / "model")
     with torch.no_grad():
@@ -121,6 +122,7 @@ def test_a_model_that_tells_nothing_apart_is_one_clear_line(root: Path, ray_loca
         benchmark(Benchmark(root=str(root), model=str(tmp_path / "model"), out=str(tmp_path / "b")))
 
 
+@pytest.mark.long
 def test_damaged_frames_are_named_through_ray(root: Path, ray_local, tmp_path: Path):
     manifest = make_frames(tmp_path / "frames", num_clips=12)
     place = tmp_path / "frames" / manifest.shards[1].file
