@@ -56,10 +56,10 @@ test-fast: .venv/.test
 test-long: .venv/.test
 	$(PYTEST) -m long
 
-# Kills, signals and outages, RUNS times in a row, without those that are long.
+# Kills, signals and outages, RUNS times in a row on the same inputs, without those that are long.
 RUNS ?= 1
 test-faults: .venv/.test
-	set -e; for run in $$(seq $(RUNS)); do echo "run $$run of $(RUNS)"; $(PYTEST) $(PARALLEL) -m 'faults and not long'; done
+	$(PYTEST) $(PARALLEL) --count $(RUNS) --repeat-scope session -m 'faults and not long'
 
 # On a machine with a CUDA device: what only a card can show, then its speed. Needs neither Ray, MLflow nor a video
 # decoder, so BIN may name another environment with torch, timm, transformers, pyarrow, simplejpeg and pytest.

@@ -20,7 +20,7 @@ STEPS = 16
 pytestmark = pytest.mark.faults
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def interrupted(small_workflow: Workflow, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The output of a training whose worker was killed after step 8, and that got Ctrl-C between steps 11 and 12."""
     out = tmp_path_factory.mktemp("interrupted") / "model"
