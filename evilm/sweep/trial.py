@@ -62,6 +62,7 @@ def run_round(settings: Mapping[str, Pretrain], slots: int, ended: Callable[[str
             while thread.is_alive():
                 thread.join(0.2)
         except KeyboardInterrupt:
+            logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # a trial that is stopped has not failed
             running.end({name: config.out for name, config in settings.items()})
             raise
     if not results:
