@@ -53,10 +53,17 @@ def connect(min_cpus: float = 1) -> None:
         try:
             with _our_sigterm():
                 ray.init(configure_logging=False, logging_config=quiet, **({} if address else private))
-        except (ConnectionError, RuntimeError, ValueError, OSError) as error:
-            reason = str(error).strip().splitlines()[0]
+        except (
+            Exception
+        ) as error:  # Ray has no class for a node that does not start in time, as on an overloaded machine
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            if address:
+                raise ClusterError(
+                    f"cannot reach Ray at {address}: {reason}; check RAY_ADDRESS and RAY_AUTH_MODE"
+                ) from error
             raise ClusterError(
-                f"cannot reach Ray at {address or 'this machine'}: {reason}; check RAY_ADDRESS and RAY_AUTH_MODE"
+                f"cannot start Ray on this machine: {reason}; check RAY_TMPDIR, run the same command again when the "
+                "machine is less busy, or set RAY_ADDRESS to a running cluster"
             ) from error
     _quiet()
 

@@ -1,4 +1,4 @@
-"""Reaching Ray: a wrong address ends at once, in one line."""
+"""Reaching Ray: a wrong address, or a Ray that can't start, ends in one line."""
 
 import os
 import subprocess
@@ -19,3 +19,14 @@ def test_an_address_where_nobody_listens_ends_in_one_line(tmp_path: Path) -> Non
     assert "no Ray cluster answers at RAY_ADDRESS = 127.0.0.1:9" in line
     assert "Traceback" not in shown.stderr
     assert time.monotonic() - began < 60
+
+
+def test_a_ray_that_can_not_start_ends_in_one_line(tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "pipelines" / "render_corpus.py"), "--out", str(tmp_path / "corpus")]
+    environment = os.environ | {"RAY_TMPDIR": "/dev/null/ray"}
+    shown = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100, check=False)
+    assert shown.returncode == 1
+    (line,) = [line for line in shown.stderr.splitlines() if line.startswith("error: ")]
+    assert line.startswith("error: cannot start Ray on this machine: ")
+    assert "check RAY_TMPDIR" in line
+    assert "Traceback" not in shown.stderr
