@@ -18,6 +18,7 @@ DOCS = [TOP / "docs" / name for name in ("cluster.md", "operations.md", "sweeps.
 DOORS = sorted([*(TOP / "pipelines").glob("*.py"), *(TOP / "tune").glob("*.py")])
 _MESSAGES = {  # part of a message in operations.md: the file it comes from, ours, Ray's or aiohttp's
     "no Ray cluster answers at RAY_ADDRESS": "evilm/data/cluster.py",
+    "cannot start Ray on this machine": "evilm/data/cluster.py",
     "check RAY_ADDRESS and RAY_AUTH_MODE": "evilm/data/cluster.py",
     "was made with other settings": "evilm/outputs.py",
     "check endpoint and credentials": "evilm/storage.py",
