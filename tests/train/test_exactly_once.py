@@ -65,33 +65,39 @@ def test_a_batch_that_does_not_divide_the_epoch_costs_no_clip_and_repeats_none(
     assert (report.exactly_once, report.clips) == (True, 64)
 
 
-def test_an_audit_finds_what_was_seen_twice_or_missed(unbroken: Path, small_workflow: Workflow) -> None:
+@pytest.fixture
+def audited(small_workflow: Workflow) -> Path:
+    """The output of a training that was audited: five epochs of four steps of 16 clips. Read it only."""
+    return small_workflow[0] / "model"
+
+
+def test_an_audit_finds_what_was_seen_twice_or_missed(audited: Path, small_workflow: Workflow) -> None:
     clips = all_clips(small_workflow)
-    assert audit.split_clips(str(unbroken)) == clips
-    (report,) = audit.check(str(unbroken), clips)
-    assert report.exactly_once
-    (other,) = audit.check(str(unbroken), [*clips, "never shown"])
+    assert audit.split_clips(str(audited)) == clips
+    reports = audit.check(str(audited), clips)
+    assert [report.exactly_once for report in reports] == [True] * 5
+    other, *_ = audit.check(str(audited), [*clips, "never shown"])
     assert (other.exactly_once, other.missing) == (False, 1)
-    steps = audit.read_steps(str(unbroken))
-    plan = {"num_clips": 64, "batch_clips": 4, "steps_per_epoch": 16}
+    steps = audit.read_steps(str(audited))
+    plan = {"num_clips": 64, "batch_clips": 16, "steps_per_epoch": 4}
     twice = audit._check_epoch(0, plan, steps | {3: steps[2]}, clips)
-    assert (len(twice.repeated), twice.missing, twice.exactly_once) == (4, 4, False)
-    assert str(twice) == "epoch 1, finished: 60 clips, 56 once, 4 consumed more than once, 4 missing"
+    assert (len(twice.repeated), twice.missing, twice.exactly_once) == (16, 16, False)
+    assert str(twice) == "epoch 1, finished: 48 clips, 32 once, 16 consumed more than once, 16 missing"
     gone = audit._check_epoch(0, plan, {step: ids for step, ids in steps.items() if step != 3}, clips)
-    assert (gone.missing_steps, gone.missing, gone.exactly_once) == ((3,), 4, False)
-    strange = audit._check_epoch(0, plan, steps | {3: ["a", "b", "c", "d"]}, clips)
-    assert (strange.foreign, strange.missing, strange.exactly_once) == (4, 4, False)
+    assert (gone.missing_steps, gone.missing, gone.exactly_once) == ((3,), 16, False)
+    strange = audit._check_epoch(0, plan, steps | {3: list("abcdefghijklmnop")}, clips)
+    assert (strange.foreign, strange.missing, strange.exactly_once) == (16, 16, False)
 
 
-def test_an_audit_says_what_was_padded_or_left_out(unbroken: Path) -> None:
-    steps, plan = audit.read_steps(str(unbroken)), {"num_clips": 62, "batch_clips": 4, "steps_per_epoch": 16}
+def test_an_audit_says_what_was_padded_or_left_out(audited: Path) -> None:
+    steps, plan = audit.read_steps(str(audited)), {"num_clips": 62, "batch_clips": 16, "steps_per_epoch": 4}
     for more in ({}, {"tail": "pad"}):  # an audit of before there were even steps does not name its tail
-        padded = audit._check_epoch(0, plan | more, steps | {15: steps[15][:2] + steps[0][:2]}, None)
+        padded = audit._check_epoch(0, plan | more, steps | {3: steps[3][:14] + steps[0][:2]}, None)
         assert (padded.padded, padded.as_planned, padded.exactly_once, padded.clips) == (2, True, False, 62)
         assert str(padded) == (
             "epoch 1, finished: 62 clips, 60 once, 2 again, to fill the last step (schedule.tail = pad)"
         )
-    even = audit._check_epoch(0, plan | {"tail": "even"}, steps | {14: steps[14][:3], 15: steps[15][:3]}, None)
+    even = audit._check_epoch(0, plan | {"tail": "even"}, steps | {2: steps[2][:15], 3: steps[3][:15]}, None)
     assert str(even) == "epoch 1, finished: 62 clips, each exactly once"
     plan |= {"num_clips": 66, "tail": "drop"}
     left = audit._check_epoch(0, plan, steps, None)
@@ -100,12 +106,14 @@ def test_an_audit_says_what_was_padded_or_left_out(unbroken: Path) -> None:
 
 
 def test_the_command_reads_the_split_from_the_frames(
-    unbroken: Path, small_workflow: Workflow, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    audited: Path, small_workflow: Workflow, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert audit.main(str(unbroken)) == 0
-    assert capsys.readouterr().out == "epoch 1, finished: 64 clips, each exactly once\n"
+    assert audit.main(str(audited)) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        f"epoch {number}, finished: 64 clips, each exactly once" for number in range(1, 6)
+    ]
     out = tmp_path / "model"
-    shutil.copytree(unbroken, out)
+    shutil.copytree(audited, out)
     plan = json.loads((out / "audit" / "plan.json").read_text())
     (out / "audit" / "plan.json").write_text(json.dumps(plan | {"frames": str(tmp_path / "gone")}))
     assert audit.main(str(out)) == 0
