@@ -51,6 +51,7 @@ def shared_data() -> Path:
     return folder
 
 
+@pytest.hookimpl(trylast=True)  # when those that are not asked for are gone
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Under xdist, hand out the files that take longest first, so that no process is left with one at the end."""
     if "PYTEST_XDIST_WORKER" in os.environ:
