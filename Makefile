@@ -56,10 +56,10 @@ test-fast: .venv/.test
 test-long: .venv/.test
 	$(PYTEST) -m long
 
-# Kills, signals and outages, RUNS times in a row on the same inputs, without those that are long.
+# Kills, signals and outages, RUNS times in a row on the same inputs, without those that are long but for a training's.
 RUNS ?= 1
 test-faults: .venv/.test
-	$(PYTEST) $(PARALLEL) --count $(RUNS) --repeat-scope session -m 'faults and not long'
+	$(PYTEST) $(PARALLEL) --count $(RUNS) --repeat-scope session -m 'faults and (not long or restart)'
 
 # On a machine with a CUDA device: what only a card can show, then its speed. Needs neither Ray, MLflow nor a video
 # decoder, so BIN may name another environment with torch, timm, transformers, pyarrow, simplejpeg and pytest.

@@ -57,7 +57,8 @@ def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(
     assert newest_first(str(out)) == ["step_00000016-003", "step_00000015-003"], "the last two; the best is the last"
 
 
-@pytest.mark.slow
+@pytest.mark.long
+@pytest.mark.restart
 def test_a_killed_worker_is_replaced_and_ctrl_c_ends_in_order_and_the_same_command_goes_on(
     small_workflow: Workflow, unbroken: Path, interrupted: Path
 ) -> None:
