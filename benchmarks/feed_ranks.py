@@ -149,7 +149,7 @@ def measure_captions(size: int, batch: int) -> dict[str, float]:
 def _by_side_file(size: int, batch: int, path: str) -> dict[str, float]:
     from evilm.shards import Captions
 
-    schema = pa.schema([("clip_id", pa.string()), ("caption", pa.string())])
+    schema = pa.schema([("clip_id", pa.string()), ("captions", pa.list_(pa.string()))])
     texts = ["a caption of about the usual length, with a number in it, " + str(row) for row in range(_SHARD)]
     with pa.ipc.new_file(path, schema) as writer:
         for shard in range(size // _SHARD):

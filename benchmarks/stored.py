@@ -104,7 +104,7 @@ def _row(number: int, num_frames: int, jpegs: list[bytes], rng: np.random.Genera
     values = {field.name: None if field.nullable else _EMPTY.get(field.type, []) for field in shards.FRAMES_SCHEMA}
     picked = rng.integers(0, len(jpegs), num_frames)
     caption = " ".join(rng.choice(_WORDS, 4))
-    texts = {"clip_id": f"clip{number:07d}", "split": "train", "caption": caption}
+    texts = {"clip_id": f"clip{number:07d}", "split": "train", "captions": [caption]}
     return values | texts | {"frames": [jpegs[index] for index in picked]}
 
 

@@ -47,6 +47,18 @@ class SourceError(ShardError):
     """Videos that can't be got any more: a mount, server or network that went away while shards were made."""
 
 
+class UnfinishedError(ShardError):
+    """Some units of a job failed again and again; all others are done."""
+
+
+class HaltedError(EvilmError, RuntimeError):
+    """A job that its driver has ended; whatever still runs of it commits nothing."""
+
+
+class OwnershipError(EvilmError, RuntimeError):
+    """An output folder that another run is writing, or has taken over."""
+
+
 class CheckpointError(EvilmError, RuntimeError):
     """A model, tokenizer or training checkpoint that can't be read or does not fit."""
 

@@ -5,6 +5,7 @@ upload. Nobody ever sees half a file under its final name. What an object store 
 """
 
 import contextlib
+import ctypes
 import errno
 import fcntl
 import json
@@ -42,6 +43,9 @@ _ANSWERS = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectory
 """Errors that say what is there; all others say that the place can't be used."""
 _PASSING = {errno.EREMOTEIO, errno.EBUSY, errno.EIO, errno.EAGAIN, errno.EINTR, errno.ESTALE, errno.ENETUNREACH}
 """500, 503 and 409 as s3fs translates them, and what networks do."""
+_NAMELESS = "/proc/self/fd/"
+_NO_LINKS = {errno.EPERM, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK}
+_AT_FDCWD, _RENAME_NOREPLACE = -100, 1
 _TEMPORARY = "evilm-"
 
 
@@ -150,7 +154,7 @@ def put_file(local: str, uri: str) -> None:
         os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
         if os.stat(local).st_dev == os.stat(os.path.dirname(path) or ".").st_dev:
             _sync(local)
-            os.replace(local, path)
+            _move(local, path)
             return
         beside = f"{path}.{uuid.uuid4().hex[:8]}.tmp"
         try:
@@ -160,6 +164,44 @@ def put_file(local: str, uri: str) -> None:
         finally:
             Path(beside).unlink(missing_ok=True)
         Path(local).unlink()
+
+
+def _move(local: str, path: str) -> None:
+    """Give a file of the same file system its final name, in place of what has it."""
+    if not local.startswith(_NAMELESS):
+        os.replace(local, path)
+        return
+    beside = f"{path}.{uuid.uuid4().hex[:8]}.tmp"
+    try:
+        _link_nameless(local, path)
+        return
+    except FileExistsError:
+        _link_nameless(local, beside)
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        shutil.copyfile(local, beside)
+        _sync(beside)
+    os.replace(beside, path)
+
+
+def _link_nameless(local: str, path: str) -> None:
+    folder = os.open("/", os.O_PATH)  # makes Python call linkat, which alone follows the link of /proc
+    try:
+        os.link(local, path, src_dir_fd=folder, follow_symlinks=True)
+    finally:
+        os.close(folder)
+
+
+def abort_uploads(uri: str) -> None:
+    """Abort multipart uploads below a place that were begun and not ended, as by processes that were killed."""
+    fs, path = resolve(uri)
+    if not hasattr(fs, "list_multipart_uploads"):
+        return
+    bucket, _, prefix = path.partition("/")
+    for upload in patiently(uri, lambda: fs.list_multipart_uploads(bucket)):
+        if upload["Key"].startswith(f"{prefix}/"):
+            fs.call_s3("abort_multipart_upload", Bucket=bucket, Key=upload["Key"], UploadId=upload["UploadId"])
 
 
 def put_if_absent(uri: str, data: bytes) -> bool:
@@ -178,30 +220,59 @@ def put_if_absent(uri: str, data: bytes) -> bool:
             return True
         place = _write_temporary(path, data)
         try:
-            os.link(place, path)  # atomic, and fails where the name is taken, unlike a rename
+            _link(place, path)
         except FileExistsError:
             return read_bytes(uri) == data
         finally:
-            os.unlink(place)
+            Path(place).unlink(missing_ok=True)
     return True
+
+
+def _link(place: str, path: str) -> None:
+    """Give a file a second name, or a new one, in one piece; fails where the name is taken, unlike a rename.
+
+    exFAT and FAT, some network shares and mounted buckets have no links: there the kernel's rename that replaces
+    nothing does it, or else a file that only one process can create.
+    """
+    try:
+        os.link(place, path)
+        return
+    except FileExistsError:
+        raise
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+    libc = ctypes.CDLL(None, use_errno=True)
+    if hasattr(libc, "renameat2"):
+        if not libc.renameat2(_AT_FDCWD, os.fsencode(place), _AT_FDCWD, os.fsencode(path), _RENAME_NOREPLACE):
+            return
+        if ctypes.get_errno() == errno.EEXIST:
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), path)
+    with open(place, "rb") as source, open(path, "xb") as target:
+        shutil.copyfileobj(source, target)
+        target.flush()
+        os.fsync(target.fileno())
 
 
 @contextmanager
 def temporary(uri: str) -> Iterator[str]:
     """A local path to write what `put_file` then publishes at or beside `uri`; nothing is left there after the block.
 
-    It lies beside a local `uri`, so that publishing is a rename, else in the system's temporary folder, where files
-    of processes that were killed are removed first.
+    It lies on the file system of a local `uri`, so that publishing copies nothing, else in the system's temporary
+    folder, where files of processes that were killed are removed first. Where the system can, it has no name there, and
+    is gone with this process, however it ends.
     """
     fs, path = resolve(uri)
     with explained(uri), contextlib.ExitStack() as stack:
         if isinstance(fs, LocalFileSystem):
-            os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-            place = f"{path}.{uuid.uuid4().hex[:8]}.tmp"
+            folder = os.path.dirname(path) or "."
+            os.makedirs(folder, exist_ok=True)
+            place = stack.enter_context(_nameless(folder)) or f"{path}.{uuid.uuid4().hex[:8]}.tmp"
         else:
             _sweep()
             place = stack.enter_context(_locked_file())
-        stack.callback(Path(place).unlink, missing_ok=True)
+        if not place.startswith(_NAMELESS):
+            stack.callback(Path(place).unlink, missing_ok=True)
         stack_of_block = stack.pop_all()
     with stack_of_block:
         yield place
@@ -224,6 +295,21 @@ def local_copy(uri: str) -> Iterator[str]:
     with temporary(uri) as path:
         get_file(uri, path)
         yield path
+
+
+@contextmanager
+def _nameless(folder: str) -> Iterator[str]:
+    """The path of an open file of a folder's file system that has no name; '' where the system knows no such files."""
+    try:
+        descriptor = os.open(folder, os.O_TMPFILE | os.O_RDWR, 0o666)
+    except (AttributeError, OSError):
+        yield ""
+        return
+    try:
+        place = f"{_NAMELESS}{descriptor}"
+        yield place if os.path.exists(place) else ""
+    finally:
+        os.close(descriptor)
 
 
 @contextmanager

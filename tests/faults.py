@@ -20,7 +20,7 @@ from evilm.config.presets import defaults
 from evilm.config.runs import Pretrain
 from evilm.data.feed import Feed
 from evilm.model.losses import LossSum
-from evilm.outputs import open_output
+from evilm.outputs import Output
 from evilm.shards import FrameManifest, read_group
 from evilm.steps.pretrain import PretrainObjective
 from evilm.train import stop
@@ -69,8 +69,8 @@ def train(
     plan_file.write_text(json.dumps(plan))
     for left in plan_file.parent.glob(f"{plan_file.name}.*"):
         left.unlink()
-    open_output(config, str(out), summary["inputs"])
-    return fit(config, "pretrain", "faults:build_task", str(out), summary["inputs"])
+    with Output(config, str(out), summary["inputs"]) as output:
+        return fit(config, "pretrain", "faults:build_task", output)
 
 
 def build_task(settings: dict[str, Any]) -> "FaultyTask":

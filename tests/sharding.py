@@ -36,7 +36,7 @@ def door(corpus: Path, out: Path, **settings: Any) -> ShardVideos:
 
 def clips_of(out: Path) -> list[dict[str, Any]]:
     """The rows of all shards."""
-    manifest, columns = FrameManifest.load(str(out)), ["clip_id", "row", "split", "caption", "frames"]
+    manifest, columns = FrameManifest.load(str(out)), ["clip_id", "row", "split", "captions", "frames"]
     return [
         row
         for shard in manifest.shards

@@ -1,13 +1,14 @@
 """The output folder of a door, on local disk and on an S3 server."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from evilm import storage
-from evilm.config.runs import BuildVocab
+from evilm import ownership, storage
+from evilm.config.runs import BuildVocab, Door
 from evilm.errors import ConfigError, ShardError
-from evilm.outputs import close_output, extend_output, open_output
+from evilm.outputs import Output
 
 
 @pytest.fixture(params=["local", "s3"])
@@ -15,63 +16,90 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return str(tmp_path / "out") if request.param == "local" else request.getfixturevalue("s3_bucket") + "/out"
 
 
+def look(config: Door, place: str, inputs: dict[str, str], **options: Any) -> dict[str, Any] | None:
+    """Open the folder and give it up again; the summary of a finished run."""
+    with Output(config, place, inputs, **options) as output:
+        return output.done
+
+
+def finish(config: Door, place: str, inputs: dict[str, str], summary: dict[str, Any], **options: Any) -> None:
+    with Output(config, place, inputs, **options) as output:
+        output.close(summary)
+
+
+def names_in(place: str) -> list[str]:
+    return [name for name in storage.list_names(place) if name != ownership.FOLDER]
+
+
 def test_an_output_is_continued_reused_refused_or_overwritten(place: str) -> None:
     config, inputs = BuildVocab(), {"manifest": "abc"}
-    assert open_output(config, place, inputs) is None
-    assert open_output(config.override({"words.train_size": 99}), place, inputs) is None, "nothing was made yet"
-    assert open_output(config, place, inputs) is None
+    assert look(config, place, inputs) is None
+    assert look(config.override({"words.train_size": 99}), place, inputs) is None, "nothing was made yet"
+    assert look(config, place, inputs) is None
     storage.write_bytes(storage.join(place, "part.bin"), b"1")
-    assert open_output(config, place, inputs) is None, "unfinished: continue"
-    close_output(place, {"num_words": 3})
-    assert open_output(config, place, inputs) == {"num_words": 3}
+    assert look(config, place, inputs) is None, "unfinished: continue"
+    finish(config, place, inputs, {"num_words": 3})
+    assert look(config, place, inputs) == {"num_words": 3}
     other = config.override({"words.train_size": 100})
     with pytest.raises(ConfigError, match=r"words\.train_size: 9157 there, 100 now.*--overwrite"):
-        open_output(other, place, inputs)
+        look(other, place, inputs)
     with pytest.raises(ConfigError, match="manifest: 'abc' there, 'xyz' now"):
-        open_output(config, place, {"manifest": "xyz"})
-    assert open_output(other.override({"overwrite": True}), place, inputs) is None
-    assert storage.list_names(place) == ["run.json"], "what was there is gone"
-    close_output(place, {"num_words": 4})
-    assert open_output(other.override({"overwrite": True}), place, inputs) is None, "asked to do it again"
+        look(config, place, {"manifest": "xyz"})
+    assert look(other.override({"overwrite": True}), place, inputs) is None
+    assert names_in(place) == ["run.json"], "what was there is gone"
+    finish(other, place, inputs, {"num_words": 4})
+    assert look(other.override({"overwrite": True}), place, inputs) is None, "asked to do it again"
+
+
+def test_a_setting_that_an_earlier_version_did_not_have_counts_as_its_default(place: str) -> None:
+    config = BuildVocab()
+    finish(config, place, {}, {"num_words": 3})
+    for uri in (storage.join(place, "run.json"), storage.join(place, "_runs", "00001.run.json")):
+        data = storage.read_json(uri)
+        del data["settings"]["words"]["min_frequency"], data["settings"]["split"]
+        storage.write_json(uri, data)
+    assert look(config, place, {}) == {"num_words": 3}
+    with pytest.raises(ConfigError, match="split: 'train' there, 'x' now"):
+        look(config.override({"split": "x"}), place, {})
 
 
 def test_an_output_that_may_grow(place: str) -> None:
-    config, first, more = BuildVocab(), {"manifest": "abc"}, {"manifest": "xyz", "limit": "9"}
-    assert open_output(config, place, first, grows=("manifest", "limit")) is None
-    close_output(place, {"num_words": 3})
-    assert open_output(config, place, more, grows=("manifest", "limit")) is None, "work to do"
-    assert open_output(config, place, first) == {"num_words": 3}, "nothing was touched yet"
+    config, first, more, grows = BuildVocab(), {"manifest": "abc"}, {"manifest": "xyz", "limit": "9"}, ("manifest",)
+    finish(config, place, first, {"num_words": 3}, grows=(*grows, "limit"))
+    assert look(config, place, more, grows=(*grows, "limit")) is None, "work to do"
+    assert look(config, place, first) == {"num_words": 3}, "nothing was touched yet"
     with pytest.raises(ConfigError, match="limit"):
-        open_output(config, place, more, grows=("manifest",))
+        look(config, place, more, grows=grows)
     with pytest.raises(ConfigError, match="train_size"):
-        open_output(config.override({"words.train_size": 99}), place, more, grows=("manifest", "limit"))
-    extend_output(config, place, more)
-    assert open_output(config, place, more) is None, "unfinished"
-    close_output(place, {"num_words": 4})
-    assert open_output(config, place, more) == {"num_words": 4}
+        look(config.override({"words.train_size": 99}), place, more, grows=(*grows, "limit"))
+    with Output(config, place, more, grows=(*grows, "limit")) as output:
+        output.extend()
+    assert look(config, place, more) is None, "unfinished"
+    finish(config, place, more, {"num_words": 4})
+    assert look(config, place, more) == {"num_words": 4}
 
 
 def test_scraps_of_a_run_that_made_nothing(place: str) -> None:
     config, other = BuildVocab(), BuildVocab().override({"words.train_size": 99})
-    assert open_output(config, place, {}, scraps=("_plan",)) is None
+    assert look(config, place, {}, scraps=("_plan",)) is None
     storage.write_bytes(storage.join(place, "_plan", "x"), b"1")
     with pytest.raises(ConfigError, match="train_size"):
-        open_output(other, place, {})
-    assert open_output(config, place, {}, scraps=("_plan",)) is None
+        look(other, place, {})
+    assert look(config, place, {}, scraps=("_plan",)) is None
     assert storage.exists(storage.join(place, "_plan", "x")), "the same settings go on with it"
-    assert open_output(other, place, {}, scraps=("_plan",)) is None
-    assert storage.list_names(place) == ["run.json"]
+    assert look(other, place, {}, scraps=("_plan",)) is None
+    assert names_in(place) == ["run.json"]
     storage.delete(storage.join(place, "run.json"))
     storage.write_bytes(storage.join(place, "_plan", "x"), b"precious")
     with pytest.raises(ConfigError, match="something else"):
-        open_output(config, place, {}, scraps=("_plan",))
+        look(config, place, {}, scraps=("_plan",))
 
 
 def test_a_folder_of_something_else_is_not_touched(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("precious")
     for config in (BuildVocab(), BuildVocab(overwrite=True)):
         with pytest.raises(ConfigError, match="holds files of something else"):
-            open_output(config, str(tmp_path), {})
+            look(config, str(tmp_path), {})
     assert (tmp_path / "thesis.txt").read_text() == "precious"
 
 

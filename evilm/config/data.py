@@ -21,6 +21,10 @@ VIDEO_ENDINGS = (
     ".ogv",
     ".wmv",
     ".3gp",
+    ".m2ts",
+    ".mts",
+    ".vob",
+    ".asf",
 )
 """Endings that a video may have; where several fit an id, the first one wins."""
 
@@ -54,7 +58,7 @@ class ColumnsConfig(Config):
     A column that is not set is the layout's; an empty name ('') means 'no such column'.
     """
 
-    layout: Literal["auto", "webvid", "video2dataset", "openvid", "internvid", "panda", "webdataset"] = "auto"
+    layout: Literal["auto", "webvid", "video2dataset", "openvid", "internvid", "panda", "koala", "webdataset"] = "auto"
     """Whose columns a manifest has; auto goes by the header of each file, and takes webvid where nothing fits."""
     videoid: str | None = None
     """Column of the clip's unique id, or of the video's where rows are spans of videos."""
@@ -67,11 +71,14 @@ class ColumnsConfig(Config):
     url: str | None = None
     """Column of the http(s) URL that --fetch.urls downloads from where there is no file."""
     start: str | None = None
-    """Column of where the clip begins in its video; with no end column, of a list of [start, end] pairs."""
+    """Column of where the clip begins in its video; with no end column, of a list of [start, end] pairs, or of one."""
     end: str | None = None
-    """Column of where the clip ends in its video."""
+    """Column of where the clip ends in its video; both may hold lists, one entry per clip."""
     duration: str | None = None
     """Column of the duration; advisory, the file is measured."""
+    repeats: Literal["auto", "captions", "duplicates"] = "auto"
+    """What rows are that have the id and the video of another row: more captions of one clip, or duplicates, which are
+    quarantined. auto: captions where more than half of all rows are such, as in tables with one row per caption."""
     split: str | None = None
     """Column of the split (train, val, test); where it is missing, every clip gets --split."""
 
@@ -93,6 +100,8 @@ class FetchConfig(Config):
     """Refuse to download a video of more than so many MiB."""
     allow_private: bool = False
     """Let URLs lead to this machine and to private networks; only for manifests that you wrote yourself."""
+    follow_links: bool = False
+    """Follow symbolic links that lead out of the video root; only for folders that you filled yourself."""
 
 
 class FramesConfig(Config):
@@ -112,12 +121,13 @@ class FramesConfig(Config):
     sampling: Literal["centre", "random"] = "centre"
     """Where in its span a frame is taken: the middle, or a seeded random time."""
     decoder: Literal["auto", "pyav", "decord"] = "auto"
-    """auto: PyAV, then decord where PyAV got stuck on a plain file; decord: only on plain files, PyAV on others."""
+    """auto: PyAV; decord: on plain files, where it has wheels (not on arm64), PyAV on others. Same pixels."""
     skip_nonref: bool = True
     """Leave out frames that no other depends on, on the way to the wanted ones (H.264, HEVC): faster, same pixels.
     Damage in what is left out is not noticed, nor does it matter to the stored frames."""
     decode_timeout_s: float = Field(default=60.0, gt=0)
-    """A decode that takes longer, plus half a second per MiB, is killed, retried once, then quarantined."""
+    """CPU time of a decode, plus half a second per MiB: one that takes more, or hangs, is killed, retried once, then
+    quarantined."""
     min_side_px: int = Field(default=32, ge=1)
     """Videos with a side below this are quarantined as too_small."""
     max_pixels: int = Field(default=7680 * 4320, ge=32 * 32)

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from evilm.config.base import describe
 from evilm.config.presets import defaults
 from evilm.config.runs import DOORS, Door
+from evilm.config.secrets import public_data, public_text
 from evilm.config.train import TrainConfig
 from evilm.errors import ConfigError
 
@@ -57,13 +58,13 @@ def parse(door: str, argv: Sequence[str] | None = None) -> Any:
 
 def fail(message: str) -> NoReturn:
     """One line on stderr and exit code 2: the command line can't be obeyed."""
-    print(f"error: {message}", file=sys.stderr)
+    print(f"error: {public_text(message)}", file=sys.stderr)
     raise SystemExit(_EXIT_USAGE)
 
 
 def dump(config: Door) -> str:
     """The resolved settings as YAML."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+    return yaml.safe_dump(public_data(config.model_dump(mode="json")), sort_keys=False)
 
 
 def _one_line(report: str) -> str:

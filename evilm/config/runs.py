@@ -8,7 +8,15 @@ from evilm.config.base import Config
 from evilm.config.data import ColumnsConfig, CorpusConfig, FetchConfig, FramesConfig, VocabConfig
 from evilm.config.model import StudentConfig, VideoTokenizerConfig
 from evilm.config.space import Range, check_score, check_space, read_space
-from evilm.config.train import AugmentConfig, ClusterConfig, CropConfig, ObjectivesConfig, TrackingConfig, TrainConfig
+from evilm.config.train import (
+    AugmentConfig,
+    ClusterConfig,
+    CropConfig,
+    ObjectivesConfig,
+    PoolConfig,
+    TrackingConfig,
+    TrainConfig,
+)
 
 
 class Door(Config):
@@ -27,6 +35,8 @@ class Door(Config):
     """Print the resolved settings and end."""
     overwrite: bool = False
     """Delete what an earlier run with other settings left at --out."""
+    take_over: bool = False
+    """If another run is writing --out, wait until it is silent for a minute, and go on from what it left."""
     out: str = ""
     """Where the result goes, a local path or s3://bucket/key."""
     tracking: TrackingConfig = TrackingConfig()
@@ -37,7 +47,17 @@ class Door(Config):
         config = self.resolved().with_precision() if isinstance(self, TrainConfig) else self
         data = config.model_dump(mode="json")
         precision = data.get("cluster", {}).get("precision")  # alone of the machinery, it changes the numbers
-        for name in ("preset", "dry_run", "overwrite", "export", "profile_steps", *_PLACES, "cluster", "tracking"):
+        for name in (
+            "preset",
+            "dry_run",
+            "overwrite",
+            "take_over",
+            "export",
+            "profile_steps",
+            *_PLACES,
+            "cluster",
+            "tracking",
+        ):
             data.pop(name, None)
         if precision is not None:
             data["precision"] = precision
@@ -83,6 +103,7 @@ class ShardVideos(Door):
     short_flags: ClassVar[dict[str, str]] = {
         "frames": "sampling.num_frames",
         "frames_stored": "sampling.frames_stored",
+        "follow_links": "fetch.follow_links",
     }
     manifest: str = ""
     """CSV, TSV, JSON lines or Parquet with one clip per row, or tars of clips: files, globs or folders, by commas."""
@@ -90,21 +111,45 @@ class ShardVideos(Door):
     """Root folder of the videos; not needed for tars, and where all clips are downloaded."""
     split: str = "train"
     """Split of clips whose row names none."""
+    val_share: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the source videos, of rows that name no split, whose clips go to the split val; drawn by a hash of the
+    video's place, so that the clips of a video are on one side."""
+    test_share: float = Field(default=0.0, ge=0, lt=1)
+    """The same for the split test."""
     limit: int = Field(default=0, ge=0)
     """Use only the first N rows; 0 uses all."""
     max_failed_share: float = Field(default=0.5, ge=0, le=1)
     """Fail (exit 1) when more than this share of the rows is quarantined; in the middle as soon as that is certain."""
     retry: str = ""
     """Try quarantined clips once more that have one of these reasons (by commas), or `all`, e.g. fetch_error."""
+    repair: bool = False
+    """Read all shards again, and make those anew that are damaged; the result is the same, byte by byte."""
+    publish_every: str = "30m"
+    """While shards are made, publish those that are there: after so many of them (`200`), or so many minutes or hours
+    (`30m`, `2h`); `0` publishes all at the end."""
     columns: ColumnsConfig = ColumnsConfig()
     fetch: FetchConfig = FetchConfig()
     sampling: FramesConfig = FramesConfig()
-    cluster: ClusterConfig = ClusterConfig()
+    cluster: PoolConfig = PoolConfig()
+
+    @model_validator(mode="after")
+    def _check_shares(self) -> Self:
+        if self.val_share + self.test_share >= 1:
+            raise ValueError(
+                f"val_share = {self.val_share:g} and test_share = {self.test_share:g} leave nothing for --split "
+                f"{self.split}; their sum must be below 1"
+            )
+        return self
 
     @property
     def identity(self) -> dict[str, object]:
         data = super().identity
-        for name in ("max_failed_share", "retry"):  # decide whether the result is good enough, not what it is
+        for name in (
+            "max_failed_share",
+            "retry",
+            "repair",
+            "publish_every",
+        ):  # decide whether the result is good enough, not what it is
             data.pop(name, None)
         data.pop("fetch", None)  # decides how a video is got, not what it is
         data.pop("limit", None)  # of the manifest's rows, of which there may be more next time
@@ -142,12 +187,14 @@ class PrecomputeCodes(Door):
     """Clips decoded and coded at a time; the codes do not depend on it."""
     audit: int = Field(default=0, ge=0)
     """Code this many random clips again when all are coded, and report how many codes agree."""
-    cluster: ClusterConfig = ClusterConfig()
+    repair: bool = False
+    """Read all code shards again, and make those anew that are damaged."""
+    cluster: PoolConfig = PoolConfig(memory_gb=2.0)
 
     @property
     def identity(self) -> dict[str, object]:
         data = super().identity
-        for name in ("batch_clips", "audit", "precision", *(["augment"] if self.views == 1 else [])):
+        for name in ("batch_clips", "audit", "repair", "precision", *(["augment"] if self.views == 1 else [])):
             data.pop(name, None)
         return data
 

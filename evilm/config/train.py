@@ -3,7 +3,7 @@
 import math
 import os
 import re
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -163,25 +163,46 @@ class ScheduleConfig(Config):
         return self
 
 
-class ClusterConfig(Config):
+class WorkerConfig(Config):
+    """What each worker gets of a Ray cluster."""
+
+    cpus_per_worker: float = Field(default=1.0, gt=0)
+    """CPUs per worker, also its number of torch threads on CPU."""
+    gpus_per_worker: float = Field(default=0.0, ge=0)
+    """GPUs per worker; 0 computes on the CPU, also where GPUs are visible. Several training workers need whole GPUs."""
+    max_failures: int = Field(default=3, ge=-1)
+    """Worker failures survived per run (per shard in Ray Data's doors), such as a node lost without notice; -1 without
+    end."""
+
+    @property
+    def uses_gpus(self) -> bool:
+        """Whether models go to GPUs: as `gpus_per_worker` says, unless GPUs are simulated (a resource count only)."""
+        return self.gpus_per_worker > 0 and not simulates_gpus()
+
+
+class PoolConfig(WorkerConfig):
+    """What is asked of Ray for tasks and actors that make shards. No shard depends on it."""
+
+    num_workers: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
+    """The most tasks or actors at a time; auto: as many as the cluster can hold, more when it grows."""
+    memory_gb: float = Field(default=1.0, ge=0)
+    """Memory that Ray sets aside for each worker, in GiB, so that no machine gets more than it can hold; 0 asks for
+    none."""
+
+
+class ClusterConfig(WorkerConfig):
     """What is asked of Ray.
 
     `precision` changes numbers; another number of workers changes only the order of sums.
     """
 
     num_workers: int = Field(default=1, ge=1)
-    """Training workers, or the most tasks/actors at a time in the Ray Data doors."""
+    """Training workers, or the most tasks/actors at a time."""
     min_workers: int = Field(default=0, ge=0)
     """Train on with as few workers as this while nodes are missing, and with more when they are back; 0 waits for
     num_workers."""
     resize_every_s: float = Field(default=60.0, gt=0)
     """Seconds between two looks for nodes that came back, where min_workers is set."""
-    cpus_per_worker: float = Field(default=1.0, gt=0)
-    """CPUs per worker, also its number of torch threads on CPU."""
-    gpus_per_worker: float = Field(default=0.0, ge=0)
-    """GPUs per worker; 0 computes on the CPU, also where GPUs are visible. Several training workers need whole GPUs."""
-    max_failures: int = Field(default=3, ge=-1)
-    """Worker failures survived per run, such as a node lost without notice; -1 without end."""
     max_preemptions: int = Field(default=-1, ge=-1)
     """Losses of nodes that Ray had announced survived per run, which count as no failures; -1 without end."""
     preemption_grace_s: float = Field(default=0.0, ge=0)
@@ -201,11 +222,6 @@ class ClusterConfig(Config):
     """Weights of convolutions stored channels last, as frames are; faster on GPUs with tensor cores."""
     compile: bool = False
     """torch.compile the model; needs a C++ compiler on the workers, and minutes at the start."""
-
-    @property
-    def uses_gpus(self) -> bool:
-        """Whether models go to GPUs: as `gpus_per_worker` says, unless GPUs are simulated (a resource count only)."""
-        return self.gpus_per_worker > 0 and not simulates_gpus()
 
     @property
     def num_feed_threads(self) -> int:

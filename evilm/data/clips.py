@@ -28,9 +28,9 @@ class Clips:
         self.clip_ids: list[str] = table["clip_id"].to_pylist()
 
     @cached_property
-    def captions(self) -> list[str]:
-        """The caption of each clip."""
-        return self._table["caption"].to_pylist()
+    def captions(self) -> list[list[str]]:
+        """All captions of each clip."""
+        return self._table["captions"].to_pylist()
 
     @property
     def has_codes(self) -> bool:
@@ -127,7 +127,7 @@ class Looks:
         if not drawn or self.crop is None:
             return codes
         rng = clip_rng(f"crop {self.crop.seed}", self.seed, epoch, clip_id)
-        view = draw_view(clips.frame_px, self.crop, clips.captions[row], rng)
+        view = draw_view(clips.frame_px, self.crop, "\n".join(clips.captions[row]), rng)
         replay(out, view, out)
         return None if codes is None else codes[:, nearest_cells(view, clips.frame_px, round(codes.shape[1] ** 0.5))]
 
@@ -174,7 +174,7 @@ def load_clips(pair: ShardPair, group: int, views: bool = False, footers: Footer
         ShardError: a row of the codes belongs to another clip than the row of the frames.
     """
     footer_of = footers.of if footers else lambda uri: None
-    columns = ["clip_id", "caption", "frames"]
+    columns = ["clip_id", "captions", "frames"]
     table = read_group(pair.frames_uri, group, columns, footer_of(pair.frames_uri))
     if not pair.codes_uri:
         return Clips(table)

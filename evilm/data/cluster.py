@@ -7,7 +7,9 @@ import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
+from evilm.config.train import PoolConfig
 from evilm.errors import ClusterError
 
 logger = logging.getLogger(__name__)
@@ -24,6 +26,7 @@ for _name, _value in {
 
 _OBJECT_STORE_BYTES = 512 * 2**20
 _PROBE_S = 5.0
+_GIB = 2**30
 
 
 def connect(min_cpus: float = 1) -> None:
@@ -103,6 +106,48 @@ def num_cpus() -> int:
     import ray
 
     return int(ray.cluster_resources().get("CPU", 0))
+
+
+def task_options(cluster: PoolConfig, num_units: int) -> tuple[dict[str, Any], float]:
+    """Arguments of `Dataset.map_batches` for tasks that make a unit each, and how many CPUs are needed at least."""
+    from ray.data import TaskPoolStrategy
+
+    most = None if isinstance(cluster.num_workers, str) else min(cluster.num_workers, num_units)
+    options: dict[str, Any] = {"compute": TaskPoolStrategy(size=most), "num_cpus": cluster.cpus_per_worker}
+    return options | _memory(cluster), cluster.cpus_per_worker * (most or 1)
+
+
+def actor_options(cluster: PoolConfig, num_units: int) -> tuple[dict[str, Any], float]:
+    """The same for actors, which hold a model; a pool on a cluster that is too small begins with what it can hold."""
+    from ray.data import ActorPoolStrategy
+
+    is_auto = isinstance(cluster.num_workers, str)
+    most = num_units if isinstance(cluster.num_workers, str) else min(cluster.num_workers, num_units)
+    wanted = max(os.cpu_count() or 1, cluster.cpus_per_worker) if is_auto else most * cluster.cpus_per_worker
+    connect(min_cpus=wanted + 1)  # one for Ray Data's own small tasks, which would wait for ever
+    fits = min(most, _num_fitting(cluster))
+    options: dict[str, Any] = {
+        "compute": ActorPoolStrategy(size=most) if fits == most else ActorPoolStrategy(min_size=fits, max_size=most),
+        "num_cpus": cluster.cpus_per_worker,
+    }
+    if cluster.gpus_per_worker:
+        options["num_gpus"] = cluster.gpus_per_worker
+    return options | _memory(cluster), fits * cluster.cpus_per_worker + 1
+
+
+def _num_fitting(cluster: PoolConfig) -> int:
+    """How many actors the cluster as it stands can hold beside a small task; one at least."""
+    import ray
+
+    there, gpus = ray.cluster_resources(), cluster.gpus_per_worker
+    fitting = [(there.get("CPU", 0) - 1) / cluster.cpus_per_worker]
+    fitting += [there.get("GPU", 0) / gpus] if gpus else []
+    fitting += [there.get("memory", 0) / (cluster.memory_gb * _GIB)] if cluster.memory_gb else []
+    return max(1, int(min(fitting)))
+
+
+def _memory(cluster: PoolConfig) -> dict[str, Any]:
+    return {"memory": int(cluster.memory_gb * _GIB)} if cluster.memory_gb else {}
 
 
 def _quiet() -> None:

@@ -17,11 +17,11 @@ import torch
 
 from evilm import storage
 from evilm.config.train import CropConfig
-from evilm.data import job
+from evilm.data import job, runner
 from evilm.data.clips import Clips
 from evilm.errors import ShardError
 from evilm.model.tokenizer import VideoTokenizer
-from evilm.shards import ShardInfo, codes_schema, write_codes
+from evilm.shards import ShardInfo, codes_schema, stored_columns, with_captions, write_codes
 from evilm.steps.seeds import clip_rng
 from evilm.video.views import View, draw_view, replay, whole
 
@@ -33,6 +33,8 @@ class Work:
     """What all actors of a run need."""
 
     out: str
+    run: int
+    """Number of the run that owns `out`."""
     frames: str
     tokenizer: str
     fingerprint: str
@@ -46,8 +48,9 @@ class Work:
     batch_clips: int
     threads: int
     use_gpu: bool
-    job: str
     max_failures: int
+    repair: bool = False
+    """Whether the files of coded shards are read, and made again if they are damaged."""
 
     @property
     def codes_per_clip(self) -> int:
@@ -85,27 +88,31 @@ class Coder:
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Code one shard and commit it."""
-        return job.outcome(self.make_shard, batch)
+        return runner.outcome(self.make_shard, batch)
 
     def make_shard(self, name: str) -> job.Tally:
         """Code the frame shard of this unit and commit the code shard."""
         work = self._work
-        job.begin_attempt(work.out, work.job, name, work.max_failures)
         shard = self._shards[name]
+        unit = job.Unit(name, shard.sha256)
+        before = job.read_record(work.out, unit)
+        if before and job.is_sound(work.out, before, full=work.repair):
+            return job.Tally(shard.num_clips)
         histogram = np.zeros(work.num_codes, dtype=np.int64)
         metadata = {"tokenizer": work.fingerprint, "frames_sha256": shard.sha256, "shard": name}
-        with storage.temporary(job.attempt_place(work.out, name)) as path:
-            with ahead(self._parts(shard)) as parts:
-                write_codes(self._tables(parts, histogram), work.codes_per_clip, metadata, path)
+        attempt = job.attempt(work.out, work.run, name, work.max_failures)
+        place = job.attempt_place(work.out, unit)
+        with attempt, storage.temporary(place) as path:
+            with storage.explained(place), ahead(self._parts(shard)) as parts:
+                write_codes(self._tables(parts, histogram), work.codes_per_clip, metadata, path, histogram)
             record = {
                 "split": shard.split,
                 "num_clips": shard.num_clips,
                 "row_groups": shard.row_groups,
                 "frames_file": shard.file,
                 "frames_sha256": shard.sha256,
-                "histogram": histogram.tolist(),
             }
-            job.commit_file(work.out, name, path, record)
+            job.commit_file(work.out, unit, path, record, work.run, before)
         return job.Tally(shard.num_clips)
 
     def _parts(self, shard: ShardInfo) -> Iterator[Part]:
@@ -128,7 +135,8 @@ class Coder:
         work = self._work
         with shard.open_file(work.frames) as file:
             for group, size in enumerate(shard.row_groups):
-                table = file.read_row_group(group, columns=["clip_id", "caption", "frames"])
+                table = file.read_row_group(group, columns=stored_columns(file, ["clip_id", "captions", "frames"]))
+                table = with_captions(table)
                 clips, ids = Clips(table), table["clip_id"].combine_chunks()
                 for start in range(0, size, work.batch_clips):
                     rows = range(start, min(start + work.batch_clips, size))
@@ -144,11 +152,11 @@ class Coder:
         for view, out in zip(part.views[place][1:], others, strict=True):
             replay(pixels, view, out)
 
-    def _views(self, clip_id: str, caption: str) -> list[View]:
+    def _views(self, clip_id: str, captions: list[str]) -> list[View]:
         """The views of a clip: the whole frame, then crops drawn from (seed, number of the view, clip id)."""
         work = self._work
         rngs = (clip_rng(f"stored view {k}", work.crop.seed, 0, clip_id) for k in range(1, work.num_views))
-        return [whole(work.frame_px), *(draw_view(work.frame_px, work.crop, caption, rng) for rng in rngs)]
+        return [whole(work.frame_px), *(draw_view(work.frame_px, work.crop, "\n".join(captions), rng) for rng in rngs)]
 
     def _tables(self, parts: Iterable[Part], histogram: np.ndarray) -> Iterator[pa.Table]:
         """The rows of the code shard, cut into the row groups of its frame shard; counts the codes of whole frames."""

@@ -6,28 +6,39 @@ several views per clip (crops and flips) the codes of each view are stored besid
 
 import logging
 import time
-import uuid
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from evilm import storage
 from evilm.config.runs import PrecomputeCodes
-from evilm.config.train import ClusterConfig
-from evilm.data import job
+from evilm.config.train import PoolConfig
+from evilm.data import job, runner
 from evilm.data.agreement import audit_codes
-from evilm.data.cluster import connect, num_cpus
+from evilm.data.cluster import actor_options
 from evilm.data.coder import Coder, Work
 from evilm.errors import ConfigError, ShardError
 from evilm.model.collapse import require_usage_of_labels, require_usage_on_val
 from evilm.model.tokenizer import VideoTokenizer
 from evilm.outputs import CONFIG as SETTINGS
-from evilm.outputs import SUMMARY, close_output, open_output
-from evilm.shards import MANIFEST, CodeShardInfo, CodesManifest, FrameManifest, ShardInfo, codes_folder, publish_side
+from evilm.outputs import SUMMARY, Output
+from evilm.shards import (
+    MANIFEST,
+    CodeShardInfo,
+    CodesManifest,
+    FrameManifest,
+    ShardInfo,
+    codes_folder,
+    publish_side,
+    read_histogram,
+)
 from evilm.video.views import resampler
 
 logger = logging.getLogger(__name__)
 
+_READS = 16
 _MOST_CODES = 1 << 16
 """Codes are stored as uint16."""
 
@@ -49,25 +60,32 @@ def precompute_codes(config: PrecomputeCodes) -> dict[str, Any]:
     for name in ("frames", "tokenizer", "out"):
         if not getattr(config, name):
             raise ConfigError(f"--{name} is missing; name a folder")
-    began = time.monotonic()
     frames = FrameManifest.load(config.frames)
     tokenizer = VideoTokenizer.from_pretrained(config.tokenizer)
     place = storage.join(config.tokenizer, SUMMARY)
     trained = storage.read_json(place) if storage.exists(place) else {}
     require_usage_on_val(tokenizer.config.codebook, trained, config.tokenizer)  # before anything is coded
     work = plan_work(config, frames, tokenizer)
-    root, inputs = storage.absolute(config.out), {"frames": frames.fingerprint, "tokenizer": work.fingerprint}
-    done = open_output(config, work.out, {"tokenizer": work.fingerprint})
-    if done and done["inputs"] == inputs:
-        require_usage_of_labels(tokenizer.config.codebook, CodesManifest.load(work.out).histograms, work.out)
-        return done | {"reused": True} | _audit(config, frames, tokenizer, work.out)
-    _refuse_other_frames(frames, work)
+    with Output(config, work.out, {"tokenizer": work.fingerprint}) as output:
+        is_same = output.done is not None and output.done["inputs"]["frames"] == frames.fingerprint
+        if output.done and is_same and not config.repair and not _lost(work.out):
+            summary = output.done | {"reused": True}
+        else:
+            _refuse_other_frames(frames, work)
+            summary = _encode(config, frames, replace(work, run=output.claim()), output)
+    require_usage_of_labels(tokenizer.config.codebook, CodesManifest.load(work.out).histograms, work.out)
+    return summary | _audit(config, frames, tokenizer, work.out)
+
+
+def _encode(config: PrecomputeCodes, frames: FrameManifest, work: Work, output: Output) -> dict[str, Any]:
+    """Code the frame shards that are not coded yet, and publish the manifest; the summary."""
+    began, root = time.monotonic(), storage.absolute(config.out)
     _code_shards(config.cluster, frames, work)
-    manifest = _finalise(frames, work)
+    manifest = _finalise(frames, work, output)
     summary = {
         "out": root,
         "codes": work.out,
-        "inputs": inputs,
+        "inputs": {"frames": frames.fingerprint, "tokenizer": work.fingerprint},
         "clips": frames.splits,
         "num_views": work.num_views,
         "num_codes": work.num_codes,
@@ -80,9 +98,7 @@ def precompute_codes(config: PrecomputeCodes) -> dict[str, Any]:
     }
     for name, content in ((SETTINGS, storage.read_json(storage.join(work.out, SETTINGS))), (SUMMARY, summary)):
         storage.write_json(storage.join(root, name), content)  # beside all tokenizers' folders: the newest run
-    summary = close_output(work.out, summary)
-    require_usage_of_labels(tokenizer.config.codebook, manifest.histograms, work.out)
-    return summary | _audit(config, frames, tokenizer, work.out)
+    return output.close(summary)
 
 
 def plan_work(config: PrecomputeCodes, frames: FrameManifest, tokenizer: VideoTokenizer) -> Work:
@@ -97,6 +113,7 @@ def plan_work(config: PrecomputeCodes, frames: FrameManifest, tokenizer: VideoTo
     spec = config.augment.model_dump(mode="json") | {"resampler": resampler()} if config.views > 1 else {}
     return Work(
         out=storage.join(storage.absolute(config.out), codes_folder(fingerprint, config.views, spec)),
+        run=0,
         frames=frames.uri,
         tokenizer=storage.absolute(config.tokenizer),
         fingerprint=fingerprint,
@@ -110,8 +127,8 @@ def plan_work(config: PrecomputeCodes, frames: FrameManifest, tokenizer: VideoTo
         batch_clips=config.batch_clips,
         threads=max(1, int(config.cluster.cpus_per_worker)),
         use_gpu=config.cluster.uses_gpus,
-        job=uuid.uuid4().hex[:8],
         max_failures=config.cluster.max_failures,
+        repair=config.repair,
     )
 
 
@@ -123,9 +140,9 @@ def _audit(config: PrecomputeCodes, frames: FrameManifest, tokenizer: VideoToken
     return {"audit": found._asdict()}
 
 
-def unit_of(shard: ShardInfo) -> str:
-    """The name of a frame shard without digest and ending: `train-00000`."""
-    return shard.file.rpartition("-")[0]
+def unit_of(shard: ShardInfo) -> job.Unit:
+    """Return what the codes of a frame shard are committed as, under its name without digest and ending."""
+    return job.Unit(shard.file.rpartition("-")[0], shard.sha256)
 
 
 def _refuse_other_frames(frames: FrameManifest, work: Work) -> None:
@@ -134,13 +151,13 @@ def _refuse_other_frames(frames: FrameManifest, work: Work) -> None:
     Raises:
         ShardError: one was.
     """
-    shards = {unit_of(shard): shard for shard in frames.shards}
-    coded = {unit: record["frames_sha256"] for unit, record in job.committed(work.out, list(shards)).items()}
+    shards = {unit_of(shard).name: shard for shard in frames.shards}
+    coded = [(name, key) for name, keys in job.committed_keys(work.out).items() for key in keys]
     if storage.exists(storage.join(work.out, MANIFEST)):
         before = CodesManifest.load(work.out).shards
-        coded |= {shard.frames_file.rpartition("-")[0]: shard.frames_sha256 for shard in before}
-    for unit, sha256 in coded.items():
-        if unit not in shards or shards[unit].sha256 != sha256:
+        coded += [(shard.frames_file.rpartition("-")[0], shard.frames_sha256) for shard in before]
+    for unit, sha256 in coded:
+        if unit not in shards or not shards[unit].sha256.startswith(sha256):
             raise ShardError(
                 f"{work.out} holds codes of frame shard {unit}, which {frames.uri} "
                 f"{'holds with other content' if unit in shards else 'does not hold'}: these are other frames, not "
@@ -148,43 +165,47 @@ def _refuse_other_frames(frames: FrameManifest, work: Work) -> None:
             )
 
 
-def _code_shards(cluster: ClusterConfig, frames: FrameManifest, work: Work) -> None:
+def _code_shards(cluster: PoolConfig, frames: FrameManifest, work: Work) -> None:
     """Run the actors over all shards that are not committed."""
-    shards = {unit_of(shard): shard for shard in frames.shards}
-    done = job.committed(work.out, list(shards))
+    shards = {unit_of(shard).name: shard for shard in frames.shards}
+    there = set(storage.list_names(work.out))
+    done = {
+        name
+        for name, record in job.committed(work.out, [unit_of(shard) for shard in frames.shards]).items()
+        if record["file"] in there and not work.repair
+    }
     todo = [name for name in shards if name not in done]
     if not todo:
         return
-    from ray.data import ActorPoolStrategy
-
-    actors = min(cluster.num_workers, len(todo))
-    needed = actors * cluster.cpus_per_worker + 1  # one for Ray Data's own small tasks, which would wait for ever
-    connect(min_cpus=needed)
-    fits = num_cpus() >= needed
-    options: dict[str, Any] = {
-        "fn_constructor_args": (work, {name: shards[name] for name in todo}),
-        # On a cluster that is too small as it stands, begin with one actor; the others come as it grows.
-        "compute": ActorPoolStrategy(size=actors) if fits else ActorPoolStrategy(min_size=1, max_size=actors),
-        "num_cpus": cluster.cpus_per_worker,
-    }
-    if cluster.gpus_per_worker:
-        options["num_gpus"] = cluster.gpus_per_worker
-    for _ in job.run(todo, Coder, needed, options, "codes"):
+    options, needed = actor_options(cluster, len(todo))
+    options["fn_constructor_args"] = (work, {name: shards[name] for name in todo})
+    for _ in runner.run(todo, Coder, needed, options, "codes", {name: shards[name].num_clips for name in todo}):
         pass
 
 
-def _finalise(frames: FrameManifest, work: Work) -> CodesManifest:
-    """Fold the commits into the manifest, and clean up."""
+def _lost(out: str) -> list[str]:
+    """Files of published codes that are gone."""
+    there = set(storage.list_names(out))
+    lost = [shard.file for shard in CodesManifest.load(out).shards if shard.file not in there]
+    if lost:
+        logger.info("%d code shards are gone from %s, e.g. %s; making them again", len(lost), out, lost[0])
+    return lost
+
+
+def _finalise(frames: FrameManifest, work: Work, output: Output) -> CodesManifest:
+    """Merge the commits into the manifest, and clean up."""
     records = job.committed(work.out, [unit_of(shard) for shard in frames.shards])
     shards, histograms = [], dict[str, np.ndarray]()
     for shard in frames.shards:
-        record = records.get(unit_of(shard))
+        record = records.get(unit_of(shard).name)
         if record is None or record["frames_sha256"] != shard.sha256:
             raise ShardError(f"{work.out} has no commit of {shard.file}; run the same command again")
-        histogram = np.asarray(record.pop("histogram"), np.int64)
-        histograms[shard.split] = histograms.get(shard.split, 0) + histogram
+        record.pop("histogram", None)  # earlier versions kept it there
         shards.append(CodeShardInfo(**record))
-    job.clean(work.out, records)
+    with ThreadPoolExecutor(_READS) as pool:
+        counts = pool.map(lambda shard: read_histogram(storage.join(work.out, shard.file)), shards)
+        for shard, histogram in zip(shards, counts, strict=True):
+            histograms[shard.split] = histograms.get(shard.split, 0) + histogram
     manifest = CodesManifest(
         uri=work.out,
         tokenizer=work.fingerprint,
@@ -197,6 +218,7 @@ def _finalise(frames: FrameManifest, work: Work) -> CodesManifest:
         num_views=work.num_views,
         view_spec=work.view_spec,
     )
-    publish_side(manifest)
-    manifest.save()
+    publish_side(manifest, again=work.repair)
+    manifest.save(output)
+    job.clean(output, {unit_of(shard): records[unit_of(shard).name]["file"] for shard in frames.shards})
     return manifest

@@ -10,7 +10,7 @@ from evilm.config.data import CorpusConfig
 from evilm.config.runs import RenderCorpus
 from evilm.data.cluster import connect
 from evilm.errors import UsageError
-from evilm.outputs import close_output, open_output
+from evilm.outputs import Output
 from evilm.video.corpus import VIDEOS_NAME, PlannedClip, plan_corpus, render_and_write, write_manifests
 
 logger = logging.getLogger(__name__)
@@ -27,12 +27,17 @@ def render_corpus(config: RenderCorpus) -> dict[str, Any]:
     if not config.out:
         raise UsageError("--out is missing; name the folder that the corpus goes to")
     out = storage.absolute(config.out)
-    if done := open_output(config, out, {}):
-        return done | {"reused": True}
-    began = time.monotonic()
+    with Output(config, out, {}) as output:
+        return output.done | {"reused": True} if output.done else output.close(_write_corpus(config, output))
+
+
+def _write_corpus(config: RenderCorpus, output: Output) -> dict[str, Any]:
+    """Render what is missing; the summary."""
+    began, out = time.monotonic(), output.out
     planned = plan_corpus(config.corpus)
     connect()
     _render(planned, config, out)
+    output.check()
     manifest = write_manifests(planned, config.corpus, out)
     by_split: dict[str, int] = {}
     for clip in planned:
@@ -48,7 +53,7 @@ def render_corpus(config: RenderCorpus) -> dict[str, Any]:
         "fingerprint": fingerprint(config.identity),
         "seconds": round(time.monotonic() - began, 1),
     }
-    return close_output(out, summary)
+    return summary
 
 
 def _render(planned: list[PlannedClip], config: RenderCorpus, out: str) -> None:

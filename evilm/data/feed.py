@@ -21,6 +21,7 @@ from evilm.data.clips import Clips, Looks, load_clips, show
 from evilm.data.order import EvalOrder, Step, TrainOrder
 from evilm.errors import ShardError
 from evilm.shards import Captions, ShardPair, Side
+from evilm.steps.seeds import draw_captions
 
 logger = logging.getLogger(__name__)
 
@@ -34,13 +35,16 @@ _WHOLE = Looks()
 class Rows:
     """What a worker gets of one global step, before collation.
 
-    `clip_ids` and `captions` are those of all clips of the global step; `mine` says which of them are this worker's,
-    and `frames` (uint8, clip x frame x row x col x 3) and `code_ids` (int64, clip x region) belong to those.
+    `clip_ids` and `captions`, one drawn for each clip, are those of all clips of the global step; `mine` says which of
+    them are this worker's, and `frames` (uint8, clip x frame x row x col x 3) and `code_ids` (int64, clip x region)
+    belong to those.
     """
 
     epoch: int
     clip_ids: list[str]
     captions: list[str]
+    all_captions: list[list[str]]
+    """Of each clip: none of them is a wrong answer for it."""
     mine: slice
     frames: np.ndarray
     code_ids: np.ndarray | None
@@ -143,7 +147,8 @@ class Feed:
 
     def _read(self, step: Step) -> Rows:
         """The rows of one global step: captions of all, frames and codes of this worker's slice."""
-        clip_ids, captions = self._captions.take(step.numbers)
+        clip_ids, all_captions = self._captions.take(step.numbers)
+        captions = draw_captions(self._looks.seed, step.epoch, clip_ids, all_captions)
         mine = [(int(s), int(g), int(r)) for s, g, r in step.rows[step.mine]]
         until = {(s, g): int(last) for (s, g, _), last in zip(mine, step.until[step.mine], strict=True)}
         groups = self._load(until)
@@ -155,7 +160,13 @@ class Feed:
                 )
         frames, code_ids = show(self._looks, [(groups[s, g], r) for s, g, r in mine], step.epoch, self._buffers.take)
         return Rows(
-            epoch=step.epoch, clip_ids=clip_ids, captions=captions, mine=step.mine, frames=frames, code_ids=code_ids
+            epoch=step.epoch,
+            clip_ids=clip_ids,
+            captions=captions,
+            all_captions=all_captions,
+            mine=step.mine,
+            frames=frames,
+            code_ids=code_ids,
         )
 
     def _load(self, until: Mapping[Key, int]) -> dict[Key, Clips]:

@@ -5,15 +5,18 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from evilm import storage
 from evilm.config.base import fingerprint
 from evilm.config.runs import ShardVideos
 from evilm.data import job, plan, quarantine
+from evilm.data.job import Unit
 from evilm.data.known import Retried
 from evilm.data.manifest import ClipRow
 from evilm.data.plan import Generation, PlannedShard
 from evilm.data.quarantine import Quarantine, Reasons
 from evilm.data.watch import LOST, bad_rows
 from evilm.errors import ShardError
+from evilm.outputs import Output
 from evilm.shards import FrameManifest, ShardInfo, publish_side
 from evilm.video.reasons import Reason
 
@@ -40,45 +43,47 @@ class Ledger:
     def records(self) -> Iterator[tuple[Generation, PlannedShard, dict[str, Any] | None]]:
         """Every planned shard with its commit record, in order; few records are held at a time."""
         shards = [(generation, shard) for generation in self.generations for shard in generation.shards]
-        records = job.read_records(self.out, [shard.name for _, shard in shards])
+        records = job.read_records(self.out, [generation.unit(shard) for generation, shard in shards])
         for (generation, shard), (_, record) in zip(shards, records, strict=True):
             yield generation, shard, record
 
-    def missing_units(self) -> tuple[list[str], int]:
-        """Shards that are not committed; commits of plans that were given up are taken back.
+    def missing(self, or_damaged: bool) -> tuple[list[str], int, set[str]]:
+        """Find the shards that are not committed, or whose file is gone.
+
+        Args:
+            or_damaged: name all others too, since their files may be damaged.
 
         Returns:
-            The shards, and how many clips of the others are quarantined.
+            Their tasks, how many clips of the others are quarantined, and the tasks among them that are committed.
         """
-        todo, num_bad, retried = [], 0, self.retried()
+        todo, num_bad, known, retried = list[str](), 0, set[str](), self.retried()
+        there = set(storage.list_names(self.out))
         for generation, shard, record in self.records():
-            if record is not None and record["plan_id"] != generation.plan_id:
-                job.revoke(self.out, shard.name)
-                record = None
-            if record is None:
-                todo.append(generation.unit(shard))
+            if record is None or or_damaged or record.get("file", "") not in there | {""}:
+                todo.append(generation.task(shard))
+                known.update([generation.task(shard)] if record else [])
             else:
                 num_bad += sum(not retried.after(generation.number, row["clip_id"]) for row in record["bad"])
-        return todo, num_bad
+        return todo, num_bad, known
 
     def allowance(self, todo: Sequence[str], num_bad: int, max_failed_share: float) -> float:
         """The share of the clips in `todo` that may fail; with more of them too many rows are quarantined.
 
         Args:
-            todo: shards that are not committed.
+            todo: tasks of shards that are not committed.
             num_bad: clips of the others that are quarantined.
             max_failed_share: of all rows of the manifest.
         """
-        units, rows = set(todo), [each for each in self.generations if each.kind == "rows"]
-        planned = [shard.num_rows for each in rows for shard in each.shards if each.unit(shard) in units]
-        if len(planned) < len(units):
+        tasks, rows = set(todo), [each for each in self.generations if each.kind == "rows"]
+        planned = [shard.num_rows for each in rows for shard in each.shards if each.task(shard) in tasks]
+        if len(planned) < len(tasks):
             return 1.0  # clips that are tried again have failed before
         manifest = self.of_manifest
         return (max_failed_share * manifest.num_rows - manifest.reasons.total - num_bad) / max(sum(planned), 1)
 
     def retried(self) -> Retried:
         """Which clips were planned again after they had been quarantined."""
-        folders = {each.number: plan.folder(self.out, each.number) for each in self.generations if each.kind == "retry"}
+        folders = {each.number: plan.folder(self.out, each) for each in self.generations if each.kind == "retry"}
         return Retried(folders, self.seed)
 
     def rows_of(self, reasons: frozenset[str]) -> Iterator[ClipRow]:
@@ -88,7 +93,7 @@ class Ledger:
             bad = [row for row in bad_rows(record or {"bad": []}) if row.reason in reasons]
             wanted = {row.clip_id for row in bad if not retried.after(generation.number, row.clip_id)}
             if wanted:
-                rows = plan.read_rows(self.out, generation.unit(shard))
+                rows = plan.read_rows(self.out, generation.task(shard))
                 yield from (row for row in rows if row.clip_id in wanted)
 
 
@@ -98,35 +103,52 @@ class _Sum:
 
     shards: list[ShardInfo] = field(default_factory=list)
     flags: dict[str, int] = field(default_factory=dict)
-    files: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """By shard, the `file` that counts."""
+    files: dict[Unit, str | None] = field(default_factory=dict)
+    """By shard, the file that counts."""
     clips: dict[int, int] = field(default_factory=dict)
     """By generation."""
-    empty: list[str] = field(default_factory=list)
+    num_captions: int = 0
+    empty: list[Unit] = field(default_factory=list)
     """Shards without a clip."""
+    num_missing: int = 0
+    """Shards that are not committed."""
 
     def add(self, generation: Generation, shard: PlannedShard, record: dict[str, Any]) -> None:
         for flag, count in record["flags"].items():
             self.flags[flag] = self.flags.get(flag, 0) + count
-        self.files[shard.name] = {"file": record.get("file")}
+        self.num_captions += record["num_captions"]
+        self.files[generation.unit(shard)] = record.get("file")
         self.clips[generation.number] = self.clips.get(generation.number, 0) + record["num_clips"]
         if record["num_clips"]:
             self.shards.append(ShardInfo(**{name: record[name] for name in _SHARD_FIELDS}))
         else:
-            self.empty.append(shard.name)
+            self.empty.append(generation.unit(shard))
 
 
-def finalise(ledger: Ledger, config: ShardVideos) -> tuple[FrameManifest, Reasons]:
+def finalise(
+    ledger: Ledger, config: ShardVideos, output: Output, is_partial: bool = False
+) -> tuple[FrameManifest, Reasons]:
     """Fold the commits into the manifest and the quarantine table, and clean up.
+
+    Args:
+        ledger: what is planned and committed.
+        config: the settings.
+        output: the folder.
+        is_partial: publish what is there of shards that are still being made, and nothing if that is nothing.
 
     Raises:
         ShardError: a shard is missing, or too many rows were quarantined.
+        OwnershipError: another run has taken the output over.
     """
+    output.check()
     total, reasons, retried = _Sum(), Reasons(), ledger.retried()
     reasons.merge(ledger.of_manifest.reasons)
     with Quarantine(ledger.out, quarantine.OF_CLIPS) as table:
         for generation, shard, record in ledger.records():
-            if record is None or record["plan_id"] != generation.plan_id:
+            if record is None and is_partial:
+                total.num_missing += 1
+                continue
+            if record is None:
                 raise ShardError(
                     f"{ledger.out} has no commit of {shard.name} for this plan; run the same command again"
                 )
@@ -134,16 +156,25 @@ def finalise(ledger: Ledger, config: ShardVideos) -> tuple[FrameManifest, Reason
             total.add(generation, shard, record)
         table.publish()
         reasons.merge(table.reasons)
-    enforce(ledger, config, reasons, total.empty)
-    job.clean(ledger.out, total.files)
     manifest = _manifest_of(ledger, config, total, reasons)
-    publish_side(manifest)  # before readers see the shards
-    manifest.save()
+    if is_partial:
+        if manifest.shards:
+            manifest.save(output)
+            logger.info("published %d clips in %d shards; %d are missing", manifest.num_clips(), *_counts(total))
+        return manifest, reasons
+    enforce(ledger, config, reasons, total.empty)
+    publish_side(manifest, again=config.repair)  # before readers see the shards
+    manifest.save(output)
+    job.clean(output, total.files)
     _tell(manifest, reasons)
     return manifest, reasons
 
 
-def enforce(ledger: Ledger, config: ShardVideos, reasons: Reasons, empty: Sequence[str] = ()) -> None:
+def _counts(total: _Sum) -> tuple[int, int]:
+    return len(total.shards), total.num_missing
+
+
+def enforce(ledger: Ledger, config: ShardVideos, reasons: Reasons, empty: Sequence[Unit] = ()) -> None:
     """Fail where more rows than allowed are quarantined, or all.
 
     Args:
@@ -158,14 +189,22 @@ def enforce(ledger: Ledger, config: ShardVideos, reasons: Reasons, empty: Sequen
     num_rows, share = ledger.of_manifest.num_rows, config.max_failed_share
     if reasons.total <= share * num_rows and reasons.total < num_rows:
         return
-    for name in empty:
-        job.revoke(ledger.out, name)
+    for unit in empty:
+        job.revoke(ledger.out, unit)
     may_help = "" if all(reason in OF_ROWS for reason in reasons.counts) else ", with --retry all for videos"
     raise ShardError(
-        f"{reasons.total} of {num_rows} rows were quarantined ({reasons.top()}); max_failed_share = {share:g} and "
-        f"at least one good clip are needed; see {ledger.out}/quarantine, mend the input and run the same command "
-        f"again{may_help}, or raise --max-failed-share"
+        f"{reasons.total} of {num_rows} rows were quarantined ({reasons.top()}{_where(reasons)}); max_failed_share = "
+        f"{share:g} and at least one good clip are needed; see {ledger.out}/quarantine, mend the input and run the "
+        f"same command again{may_help}, or raise --max-failed-share"
     )
+
+
+def _where(reasons: Reasons) -> str:
+    """If most files are missing: one that was looked for, and the flags that say where files lie."""
+    missing = Reason.MISSING_FILE.value
+    if next(iter(reasons.sorted()), "") != missing or not (detail := reasons.examples[missing][1]).startswith("no "):
+        return ""
+    return f": {detail} below --videos; --columns.path or --columns.page-dir names the column of paths or of folders"
 
 
 def tell_retryable(reasons: dict[str, int]) -> None:
@@ -182,7 +221,7 @@ def _manifest_of(ledger: Ledger, config: ShardVideos, total: _Sum, reasons: Reas
             "plan_id": each.plan_id,
             "kind": each.kind,
             "num_planned": each.num_planned,
-            "num_clips": total.clips[each.number],
+            "num_clips": total.clips.get(each.number, 0),
         }
         for each in made
     ]
@@ -195,8 +234,10 @@ def _manifest_of(ledger: Ledger, config: ShardVideos, total: _Sum, reasons: Reas
         sampling=config.sampling.model_dump(mode="json"),
         num_rows=ledger.of_manifest.num_rows,
         reasons=reasons.sorted(),
+        num_captions=total.num_captions,
         flags=dict(sorted(total.flags.items())),
         generations=history,
+        num_missing=total.num_missing,
     )
 
 

@@ -1,30 +1,27 @@
-"""Jobs over shards: Ray Data does the units of work that are not committed yet; each commits itself, once.
+"""Units of work and their commits: whoever makes a unit commits it, once.
 
-A unit's files carry a digest of their content in their names, so attempts never overwrite each other, and its commit
+A unit is known by its name and a key of what is made: the rows and settings, or the frames that are coded. Its files
+carry the key and a digest of their content in their names, so attempts never overwrite each other, and its commit
 record, put only where none is, says which of them counts. Kill anything at any time: the same job does the rest.
 """
 
 import hashlib
 import json
-import logging
-import re
 import time
+import uuid
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
 
-import numpy as np
-
-from evilm import errors, storage
-from evilm.data.cluster import connect
-from evilm.errors import ClusterError, EvilmError
-
-logger = logging.getLogger(__name__)
+from evilm import storage
+from evilm.errors import ClusterError, HaltedError, ShardError
+from evilm.outputs import Output
+from evilm.ownership import check_owner
 
 _COMMITS, _ATTEMPTS = "commits", "_attempts"
 _IO_THREADS = 16
-_LOG_EVERY_S = 5.0
 _HALT, _HALT_S = "halt", 1.0
 
 
@@ -39,81 +36,113 @@ class Tally(NamedTuple):
     """Read from videos."""
 
 
-def commit(out: str, name: str, data: bytes | None, record: dict[str, Any]) -> None:
-    """Publish a unit's file (None: it has none) and its commit record; the first attempt to do so wins."""
-    if data is not None:
-        digest = hashlib.sha256(data).hexdigest()
-        record |= _file_of(name, digest, len(data))
-        storage.write_bytes(storage.join(out, record["file"]), data)
-    _put_record(out, name, record)
+class Unit(NamedTuple):
+    """What is committed at once."""
+
+    name: str
+    key: str
+    """Digest of what is made; commits of one name and different keys have nothing to do with each other."""
+
+    @property
+    def record(self) -> str:
+        """Name of the commit record."""
+        return f"{self.name}.{self.key[:16]}.json"
+
+    @property
+    def tag(self) -> str:
+        """The beginning of the last part of the names of its files."""
+        return self.key[:4]
 
 
-def commit_file(out: str, name: str, local: str, record: dict[str, Any], job: str = "") -> None:
-    """As `commit`, with a unit's file that lies on this machine; it is moved or uploaded.
+def commit_file(
+    out: str, unit: Unit, local: str, record: dict[str, Any], run: int, before: dict[str, Any] | None = None
+) -> None:
+    """Publish a unit's file, which is moved or uploaded, and its commit record; the first attempt to do so wins.
+
+    Args:
+        out: output folder.
+        unit: the unit.
+        local: the file on this machine; '' for a unit without one.
+        record: what the commit record is to hold beside the file's name, size and digest.
+        run: number of the run that owns `out`.
+        before: the commit record that is there, of a file that was lost or damaged.
 
     Raises:
-        ClusterError: the job was halted meanwhile.
+        HaltedError: the job was halted meanwhile.
+        OwnershipError: another run has taken the output over.
+        ShardError: the file is not the one that was committed before.
     """
-    with open(local, "rb") as file:
-        digest, size = hashlib.file_digest(file, "sha256").hexdigest(), file.tell()
-    record |= _file_of(name, digest, size)
-    storage.put_file(local, storage.join(out, record["file"]))
-    check_going(out, job)
-    _put_record(out, name, record)
+    check_owner(out, run)
+    if local:
+        with open(local, "rb") as opened:
+            digest, size = hashlib.file_digest(opened, "sha256").hexdigest(), opened.tell()
+        file = f"{unit.name}-{unit.tag}{digest[:8]}.parquet"
+        if before and before.get("sha256") != digest:
+            raise ShardError(
+                f"{unit.name} can't be repaired: made again it has other bytes (SHA-256 {digest[:12]}) than those that "
+                f"were committed ({before.get('sha256', 'none')[:12]}), so its videos or the libraries have changed "
+                "since; --overwrite makes all anew"
+            )
+        record |= {"file": file, "num_bytes": size, "sha256": digest}
+        storage.put_file(local, storage.join(out, file))
+    if before:
+        return
+    check_owner(out, run)
+    if storage.exists(storage.join(_attempts(out, run), _HALT)):
+        raise HaltedError("the job was halted; run the same command again")
+    data = (json.dumps(record, sort_keys=True, ensure_ascii=False) + "\n").encode()
+    storage.put_if_absent(_place(out, unit), data)
 
 
-def halt(out: str, job: str) -> None:
-    """From now on no task of a job commits; those that are just doing so have time to finish."""
-    storage.write_bytes(storage.join(out, _ATTEMPTS, job, _HALT), b"")
+def is_sound(out: str, record: dict[str, Any], full: bool) -> bool:
+    """Check that a committed unit's file is there, and in full that it holds what was committed."""
+    place = storage.join(out, record["file"]) if record.get("file") else ""
+    if not place or not full:
+        return not place or storage.exists(place)
+    try:
+        with storage.local_copy(place) as path, open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest() == record["sha256"]
+    except FileNotFoundError:
+        return False
+
+
+def halt(out: str, run: int) -> None:
+    """From now on no task of a run commits; those that are just doing so have time to finish."""
+    storage.write_bytes(storage.join(_attempts(out, run), _HALT), b"")
     time.sleep(_HALT_S)
 
 
-def check_going(out: str, job: str) -> None:
-    """Called before a commit.
-
-    Raises:
-        ClusterError: the job was halted.
-    """
-    if job and storage.exists(storage.join(out, _ATTEMPTS, job, _HALT)):
-        raise ClusterError("the job was halted; run the same command again")
-
-
-def attempt_place(out: str, name: str) -> str:
+def attempt_place(out: str, unit: Unit) -> str:
     """Where a unit's file is made; `clean` removes what is left there of processes that were killed."""
-    return storage.join(out, f"{name}-attempt")
+    return storage.join(out, f"{unit.name}-{unit.tag}attempt")
 
 
-def _file_of(name: str, digest: str, num_bytes: int) -> dict[str, Any]:
-    return {"file": f"{name}-{digest[:12]}.parquet", "num_bytes": num_bytes, "sha256": digest}
+def _place(out: str, unit: Unit) -> str:
+    return storage.join(out, _COMMITS, unit.record)
 
 
-def _put_record(out: str, name: str, record: dict[str, Any]) -> None:
-    data = (json.dumps(record, sort_keys=True, ensure_ascii=False) + "\n").encode()
-    storage.put_if_absent(_place(out, name), data)
+def _attempts(out: str, run: int) -> str:
+    return storage.join(out, _ATTEMPTS, f"{run:05d}")
 
 
-def _place(out: str, name: str) -> str:
-    return storage.join(out, _COMMITS, f"{name}.json")
-
-
-def read_record(out: str, name: str) -> dict[str, Any] | None:
+def read_record(out: str, unit: Unit) -> dict[str, Any] | None:
     """A unit's commit record; None where it is not committed."""
     try:
-        return storage.read_json(_place(out, name))
+        return storage.read_json(_place(out, unit))
     except FileNotFoundError:
         return None
 
 
-def read_records(out: str, names: Iterable[str]) -> Iterator[tuple[str, dict[str, Any] | None]]:
+def read_records(out: str, units: Iterable[Unit]) -> Iterator[tuple[Unit, dict[str, Any] | None]]:
     """Units and their commit records, in order; only a few records are held at a time."""
     there = set(storage.list_names(storage.join(out, _COMMITS)))
 
-    def record_of(name: str) -> dict[str, Any] | None:
-        return read_record(out, name) if f"{name}.json" in there else None
+    def record_of(unit: Unit) -> dict[str, Any] | None:
+        return read_record(out, unit) if unit.record in there else None
 
     with ThreadPoolExecutor(_IO_THREADS) as pool:
-        waiting: deque[tuple[str, Future[dict[str, Any] | None]]] = deque()
-        for name in names:
+        waiting: deque[tuple[Unit, Future[dict[str, Any] | None]]] = deque()
+        for name in units:
             waiting.append((name, pool.submit(record_of, name)))
             if len(waiting) == _IO_THREADS:
                 unit, record = waiting.popleft()
@@ -122,9 +151,18 @@ def read_records(out: str, names: Iterable[str]) -> Iterator[tuple[str, dict[str
             yield unit, record.result()
 
 
-def committed(out: str, names: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """The commit records that are there, by unit, in the order of `names`."""
-    return {name: record for name, record in read_records(out, names) if record is not None}
+def committed(out: str, units: Sequence[Unit]) -> dict[str, dict[str, Any]]:
+    """The commit records that are there, by name of the unit, in the order of `units`."""
+    return {unit.name: record for unit, record in read_records(out, units) if record is not None}
+
+
+def committed_keys(out: str) -> dict[str, set[str]]:
+    """The first digits of the keys under which units of any name are committed."""
+    found: dict[str, set[str]] = {}
+    for name in storage.list_names(storage.join(out, _COMMITS)):
+        unit, _, key = name.removesuffix(".json").rpartition(".")
+        found.setdefault(unit, set()).add(key)
+    return found
 
 
 def any_committed(out: str) -> bool:
@@ -132,148 +170,77 @@ def any_committed(out: str) -> bool:
     return any(name.endswith(".json") for name in storage.list_names(storage.join(out, _COMMITS)))
 
 
-def revoke(out: str, name: str) -> None:
+def revoke(out: str, unit: Unit) -> None:
     """Take a unit's commit back, so that it is done again."""
-    storage.delete(_place(out, name))
+    storage.delete(_place(out, unit))
 
 
-def clean(out: str, records: dict[str, dict[str, Any]]) -> None:
+def clean(output: Output, files: dict[Unit, str | None]) -> None:
     """Delete what attempts left behind that were killed or lost the race to commit.
 
+    Files of other keys are deleted only if they were there when this run began: others may be of a run that is taking
+    the output over at this moment.
+
     Args:
-        records: of every unit at least the `file` that counts, if it has one.
+        output: the folder, published before.
+        files: of every unit the file that counts, if it has one.
     """
-    kept = {record.get("file") for record in records.values()}
-    for name in storage.list_names(out):
+    output.check()
+    tags, kept = {unit.name: unit.tag for unit in files}, set(files.values())
+    for name in storage.list_names(output.out):
         # Units are told by number and dash, so a split that holds a dot is found too.
-        unit = name.rsplit("-", 1)[0]
-        if unit in records and name not in kept:
-            storage.delete(storage.join(out, name))
-    storage.delete(storage.join(out, _ATTEMPTS))
+        unit, _, last = name.rpartition("-")
+        if unit in tags and name not in kept and (name in output.before or last.startswith(tags[unit])):
+            storage.delete(storage.join(output.out, name))
+    records = {unit.record for unit in files}
+    for name in storage.list_names(storage.join(output.out, _COMMITS)):
+        if name not in records and storage.join(_COMMITS, name) in output.before:
+            storage.delete(storage.join(output.out, _COMMITS, name))
+    for name in storage.list_names(storage.join(output.out, _ATTEMPTS)):
+        if not name.isdigit() or int(name) <= output.run:
+            storage.delete(storage.join(output.out, _ATTEMPTS, name))
+    if not storage.list_names(storage.join(output.out, _ATTEMPTS)):
+        storage.delete(storage.join(output.out, _ATTEMPTS))
 
 
-def begin_attempt(out: str, job: str, name: str, max_failures: int) -> None:
-    """Note that an attempt begins; called by the task that does the unit.
+@contextmanager
+def attempt(out: str, run: int, name: str, max_failures: int) -> Iterator[None]:
+    """Note that an attempt at a unit is under way, in the task that makes it.
 
-    Ray starts a task whose process died again and again, without end; this ends it.
+    Ray starts a task whose process died again and again, without end; this ends it. An attempt that ended with an error
+    has not died, nor has one whose node is gone.
 
     Raises:
         ClusterError: this unit's process has died more than `max_failures` times in this job.
     """
-    place = storage.join(out, _ATTEMPTS, job, name)
-    died = len(storage.list_names(place))
-    if 0 <= max_failures < died:
-        raise ClusterError(
-            f"the process working on {name} died {died} times, cluster.max_failures = {max_failures}; most often it is "
-            "short of memory: use fewer clips per shard or fewer workers per machine"
-        )
-    storage.write_bytes(storage.join(place, str(died)), b"")
+    place, node = storage.join(_attempts(out, run), name), this_node()
+    names = storage.list_names(place)
+    if 0 <= max_failures < len(names):
+        died = sum(is_alive(name.split("-")[1]) for name in names)
+        if died > max_failures:
+            raise ClusterError(
+                f"the process working on {name} died {died} times, cluster.max_failures = {max_failures}; most often "
+                "it is short of memory: use fewer clips per shard or fewer workers per machine"
+            )
+    note = storage.join(place, f"{len(names):04d}-{node}-{uuid.uuid4().hex[:8]}")
+    storage.write_bytes(note, b"")
+    try:
+        yield
+    except Exception:
+        with suppress(Exception):  # the error that is under way tells more
+            storage.delete(note)
+        raise
 
 
-def run(
-    todo: Sequence[str],
-    worker: Callable[..., Any],
-    min_cpus: float,
-    options: dict[str, Any],
-    title: str,
-) -> Generator[dict[str, Any], None, None]:
-    """Map `worker` over units, one per task or actor call; its result rows as they come in, progress logged.
-
-    Args:
-        todo: names of the units.
-        worker: function or class for `Dataset.map_batches`; gets `{"name": [unit]}`, returns an `outcome`.
-        min_cpus: logical CPUs needed at once.
-        options: more arguments of `map_batches`.
-        title: what is made, for the progress lines.
-
-    Raises:
-        EvilmError: a worker raised it.
-    """
-    if not todo:
-        return
-    connect(min_cpus=min_cpus)
+def this_node() -> str:
+    """Id of the Ray node that this task runs on; '' outside of Ray."""
     import ray
 
-    items = [{"name": name} for name in todo]
-    units = ray.data.from_items(items, override_num_blocks=len(items))
-    results = units.map_batches(worker, batch_size=1, **options)
-    progress = _Progress(title, len(todo))
-    try:
-        for row in results.iter_rows():
-            if row["error"]:
-                raise getattr(errors, row["error"])(row["message"])
-            progress.add(row)
-            yield row
-    except Exception as error:  # Ray wraps what a worker raised in several layers of its own
-        found = our_error(error)
-        if found is None:
-            raise
-        raise found from None
+    return str(ray.get_runtime_context().get_node_id()) if ray.is_initialized() else ""
 
 
-def outcome(work: Callable[[str], tuple[int, ...]], batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """What a worker returns: the unit and its `Tally`, or the error of ours that ended it.
+def is_alive(node: str) -> bool:
+    """Check whether a Ray node is still there; one that nobody knows is, outside of Ray."""
+    import ray
 
-    Errors travel as data: of what a worker raises, Ray Data keeps only the text, and prints all of its own stack.
-    """
-    name, tally, error = str(batch["name"][0]), Tally(0), ("", "")
-    try:
-        tally = Tally(*work(name))
-    except EvilmError as caught:
-        error = (type(caught).__name__, str(caught))
-    columns = {"name": name, "error": error[0], "message": error[1], **tally._asdict()}
-    return {name: np.array([value]) for name, value in columns.items()}
-
-
-class _Progress:
-    """Lines about how far a job is, not more often than every few seconds."""
-
-    def __init__(self, title: str, num_units: int) -> None:
-        self._title, self._num_units = title, num_units
-        self._units = 0
-        self._sum = Tally(0)
-        self._began = time.monotonic()
-        self._next = self._began
-
-    def add(self, row: dict[str, Any]) -> None:
-        """Count a finished unit."""
-        self._units += 1
-        self._sum = Tally(*(old + int(row[name]) for name, old in self._sum._asdict().items()))
-        now = time.monotonic()
-        if now < self._next and self._units < self._num_units:
-            return
-        self._next = now + _LOG_EVERY_S
-        spent = max(now - self._began, 1e-9)
-        rate = (self._sum.num_clips + self._sum.num_failed) / spent
-        read = f", {self._sum.num_bytes / spent / 1e6:.1f} MB/s read" if self._sum.num_bytes else ""
-        logger.info(
-            "%s: shard %d of %d, %d clips, %d quarantined, %.1f clips/s%s, %s left",
-            self._title,
-            self._units,
-            self._num_units,
-            self._sum.num_clips,
-            self._sum.num_failed,
-            rate,
-            read,
-            as_time(spent / self._units * (self._num_units - self._units)),
-        )
-
-
-def as_time(seconds: float) -> str:
-    """A length of time as people say it: `40 s`, `12 min`, `3 h 05 min`."""
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60:02d} min"
-
-
-def our_error(error: BaseException | None) -> EvilmError | None:
-    """The error of ours inside what Ray raised: the object where Ray kept it, else made again from Ray's text."""
-    text, seen = str(error), set[int]()
-    while error is not None and id(error) not in seen:
-        seen.add(id(error))
-        if isinstance(error, EvilmError) and type(error).__module__ == EvilmError.__module__:
-            return error
-        error = getattr(error, "cause", None) or error.__cause__
-    told = re.search(rf"^{re.escape(EvilmError.__module__)}\.(\w+): (.+)$", text, re.MULTILINE)
-    return getattr(errors, told[1])(told[2]) if told and hasattr(errors, told[1]) else None
+    return not ray.is_initialized() or any(each["NodeID"] == node and each["Alive"] for each in ray.nodes())

@@ -7,14 +7,17 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
+from itertools import groupby
 from typing import Any
 
 import numpy as np
 
 from evilm import storage
 from evilm.config.data import FetchConfig, FramesConfig
-from evilm.data import job
+from evilm.config.secrets import public_text, public_uri
+from evilm.data import job, runner
 from evilm.data.manifest import BadRow, ClipRow
+from evilm.data.places import put_places
 from evilm.data.plan import read_rows
 from evilm.data.watch import LOST, lost_error, too_many
 from evilm.errors import DecodeError, EvilmError
@@ -23,7 +26,6 @@ from evilm.video.child import Decoder
 from evilm.video.decode import DecodedClip
 from evilm.video.fetch import Fetcher
 from evilm.video.reasons import Flag, Reason
-from evilm.video.urls import public_text, public_uri
 
 _DETAIL_CHARS = 500
 
@@ -33,54 +35,61 @@ class Work:
     """What all tasks of a run need."""
 
     out: str
+    run: int
+    """Number of the run that owns `out`."""
     videos: str
-    plan_ids: tuple[str, ...]
-    """Of each generation."""
+    plan_ids: dict[str, str]
+    """Of each generation, by its folder."""
     sampling: FramesConfig
     fetch: FetchConfig
     max_failed_share: float
-    job: str
     max_failures: int
+    repair: bool = False
+    """Whether the files of committed shards are read, and made again if they are damaged."""
 
 
 def make_shards(batch: dict[str, np.ndarray], work: Work) -> dict[str, np.ndarray]:
     """Make one shard and commit it: the function that Ray Data maps over units."""
-    return job.outcome(partial(make_shard, work), batch)
+    return runner.outcome(partial(make_shard, work), batch)
 
 
-def make_shard(work: Work, unit: str) -> job.Tally:
-    """Make the shard of a unit (`<generation>/<shard>`) and commit it.
+def unit_of(work: Work, task: str) -> job.Unit:
+    """Return what the shard of a task is committed as."""
+    generation, _, name = task.partition("/")
+    return job.Unit(name, work.plan_ids[generation])
+
+
+def make_shard(work: Work, task: str) -> job.Tally:
+    """Make the shard of a task (`<folder of the generation>/<shard>`) and commit it.
 
     Raises:
         SourceError: most of its videos can't be got.
         StorageError: it can't be written.
     """
-    generation, _, name = unit.partition("/")
-    plan_id = work.plan_ids[int(generation)]
-    record = job.read_record(work.out, name)
-    if record and record["plan_id"] == plan_id:
-        return tally_of(record)  # done by an attempt whose answer was lost with its node
-    job.begin_attempt(work.out, work.job, name, work.max_failures)
-    rows, size = read_rows(work.out, unit), work.sampling.row_group_clips
-    maker = _Maker(work)
-    with storage.temporary(job.attempt_place(work.out, name)) as path:
+    unit = unit_of(work, task)
+    before = job.read_record(work.out, unit)
+    if before and job.is_sound(work.out, before, full=work.repair):
+        return tally_of(before)  # found sound, or done by an attempt whose answer was lost with its node
+    rows, size = read_rows(work.out, task), work.sampling.row_group_clips
+    if places := runner.private_part():
+        rows = list(put_places(rows, places))
+    maker, attempt = _Maker(work), job.attempt(work.out, work.run, unit.name, work.max_failures)
+    place = job.attempt_place(work.out, unit)
+    with attempt, storage.temporary(place) as path:
         groups = _groups(maker.clips(rows), size)
-        with storage.explained(path):
-            write_frames(groups, {"plan_id": plan_id, "shard": name}, path)
+        with storage.explained(place):
+            write_frames(groups, {"plan_id": unit.key, "shard": unit.name}, path)
         record = {
-            "plan_id": plan_id,
+            "plan_id": unit.key,
             "split": rows[0].split,
             "num_clips": maker.num_clips,
+            "num_captions": maker.num_captions,
             "row_groups": [min(size, maker.num_clips - start) for start in range(0, maker.num_clips, size)],
             "flags": maker.flags,
             "bytes_read": maker.num_bytes,
             "bad": [asdict(row) for row in maker.bad],
         }
-        if maker.num_clips:
-            job.commit_file(work.out, name, path, record, work.job)
-        else:
-            job.check_going(work.out, work.job)
-            job.commit(work.out, name, None, record)
+        job.commit_file(work.out, unit, path if maker.num_clips else "", record, work.run, before)
     return tally_of(record)
 
 
@@ -95,7 +104,7 @@ class _Maker:
 
     def __init__(self, work: Work) -> None:
         self._work = work
-        self.num_clips = self.num_bytes = self._num_lost = 0
+        self.num_clips = self.num_captions = self.num_bytes = self._num_lost = 0
         self.bad: list[BadRow] = []
         self.flags: dict[str, int] = {}
 
@@ -103,16 +112,21 @@ class _Maker:
         """Shard rows of the clips that can be decoded, numbered without gaps."""
         ahead = _ahead(rows, _fetcher(self._work), self._work.fetch.concurrency)
         with _decoder(self._work.sampling) as decoder, ahead as coming:
-            for row, arrival in coming:
-                try:
-                    with arrival.result() as video:
-                        self.num_bytes += video.num_bytes
-                        clip = decoder.decode(video.path, row.clip_id, **_span(row))
-                except DecodeError as error:
-                    self._put_aside(row, error)
-                    continue
-                yield self._row(row, clip, video)
-                self.num_clips += 1
+            for group, arrival in coming:
+                with _closed(arrival.result()) as videos:
+                    self.num_bytes += sum(video.num_bytes for video in _distinct(videos))
+                    for row, video in zip(group, videos, strict=True):
+                        runner.report(job.Tally(self.num_clips, len(self.bad), self._num_lost, self.num_bytes))
+                        try:
+                            if isinstance(video, DecodeError):
+                                raise video
+                            clip = decoder.decode(video.path, row.clip_id, **({} if video.is_cut else _span(row)))
+                        except DecodeError as error:
+                            self._put_aside(row, error)
+                            continue
+                        yield self._row(row, clip, video)
+                        self.num_clips += 1
+                        self.num_captions += len(row.captions)
 
     def _put_aside(self, row: ClipRow, error: DecodeError) -> None:
         root = self._work.videos
@@ -131,7 +145,7 @@ class _Maker:
             "clip_id": row.clip_id,
             "row": self.num_clips,
             "split": row.split,
-            "caption": row.caption,
+            "captions": list(row.captions),
             "start_s": row.start_s,
             "end_s": row.end_s,
             "source": row.source or None,
@@ -148,36 +162,57 @@ def _span(row: ClipRow) -> dict[str, float]:
 
 
 class _Video:
-    """A video on this machine, and its digest; closing it removes a temporary copy."""
+    """A video on this machine, and its digest; closing it removes a temporary copy.
 
-    def __init__(self, row: ClipRow, fetcher: Fetcher) -> None:
+    Args:
+        row: a clip of it.
+        fetcher: gets it.
+        is_cut: get a file of the clip alone, which has the clip's id as its name.
+    """
+
+    def __init__(self, row: ClipRow, fetcher: Fetcher, is_cut: bool = False) -> None:
+        self.is_cut = is_cut
         with ExitStack() as stack:
-            place = fetcher.fetch(row.path, row.needs_ending, row.offset, row.num_bytes, row.url)
+            if is_cut:
+                folder, slash, _ = row.path.rpartition("/")
+                place = fetcher.fetch(f"{folder}{slash}{row.clip_id}", needs_ending=True)
+            else:
+                place = fetcher.fetch(row.path, row.needs_ending, row.offset, row.num_bytes, row.url)
             local = stack.enter_context(place)
             self.path, self.uri, self.num_bytes = local.path, local.uri, local.num_bytes
             with open(local.path, "rb") as file:
                 self.sha256 = hashlib.file_digest(file, "sha256").hexdigest()
             self._stack = stack.pop_all()
 
-    def __enter__(self) -> "_Video":
-        return self
-
-    def __exit__(self, *error: object) -> None:
+    def close(self) -> None:
+        """Remove a temporary copy."""
         self._stack.close()
 
 
-_Arrival = Future[_Video]
+_Videos = list[_Video | DecodeError]
+"""Of each row of a source; the same one for all where they are parts of one file."""
+_Arrival = Future[_Videos]
+
+
+def _sources(rows: Sequence[ClipRow]) -> Iterator[list[ClipRow]]:
+    """Rows that follow each other and are parts of one video."""
+
+    def source(row: ClipRow) -> tuple[Any, ...]:
+        return row.path, row.needs_ending, row.offset, row.num_bytes, row.url
+
+    yield from (list(group) for _, group in groupby(rows, source))
 
 
 @contextmanager
-def _ahead(rows: Sequence[ClipRow], fetcher: Fetcher, most: int) -> Iterator[Iterator[tuple[ClipRow, _Arrival]]]:
-    """Rows and their videos in order; a few videos are fetched and read while the ones before them are decoded."""
-    waiting: deque[tuple[ClipRow, _Arrival]] = deque()
+def _ahead(rows: Sequence[ClipRow], fetcher: Fetcher, most: int) -> Iterator[Iterator[tuple[list[ClipRow], _Arrival]]]:
+    """Rows by their sources, in order, and their videos; a few sources are fetched and read while the clips of the ones
+    before them are decoded."""
+    waiting: deque[tuple[list[ClipRow], _Arrival]] = deque()
     pool = ThreadPoolExecutor(most, thread_name_prefix="fetch")
 
-    def coming() -> Iterator[tuple[ClipRow, _Arrival]]:
-        for row in rows:
-            waiting.append((row, pool.submit(_get, row, fetcher)))
+    def coming() -> Iterator[tuple[list[ClipRow], _Arrival]]:
+        for group in _sources(rows):
+            waiting.append((group, pool.submit(fetch_source, group, fetcher)))
             if len(waiting) > most:
                 yield waiting.popleft()
         while waiting:
@@ -192,14 +227,47 @@ def _ahead(rows: Sequence[ClipRow], fetcher: Fetcher, most: int) -> Iterator[Ite
         pool.shutdown(wait=False)  # a server that hangs must not hold up the error that ends the job
 
 
+def fetch_source(rows: Sequence[ClipRow], fetcher: Fetcher) -> _Videos:
+    """Get the video that some rows are parts of, once; where there is none, the file of each of the clips."""
+    try:
+        return [_get(rows[0], fetcher)] * len(rows)
+    except DecodeError as error:
+        missing = error
+    if missing.reason != Reason.MISSING_FILE or not rows[0].needs_ending or not _span(rows[0]):
+        return [missing] * len(rows)
+    videos: _Videos = []
+    for row in rows:
+        try:
+            videos.append(_get(row, fetcher, is_cut=True))
+        except DecodeError as error:
+            is_gone = error.reason == Reason.MISSING_FILE
+            videos.append(DecodeError(missing.reason, f"{missing.detail}, nor {row.clip_id}") if is_gone else error)
+    return videos
+
+
 def _close(arrival: _Arrival) -> None:
     if not arrival.cancelled() and arrival.exception() is None:
-        arrival.result().__exit__()
+        with _closed(arrival.result()):
+            pass
 
 
-def _get(row: ClipRow, fetcher: Fetcher) -> _Video:
+def _distinct(videos: _Videos) -> list[_Video]:
+    return list({id(video): video for video in videos if isinstance(video, _Video)}.values())
+
+
+@contextmanager
+def _closed(videos: _Videos) -> Iterator[_Videos]:
+    """Videos that are closed at the end of the block."""
     try:
-        return _Video(row, fetcher)
+        yield videos
+    finally:
+        for video in _distinct(videos):
+            video.close()
+
+
+def _get(row: ClipRow, fetcher: Fetcher, is_cut: bool = False) -> _Video:
+    try:
+        return _Video(row, fetcher, is_cut)
     except (EvilmError, MemoryError):
         raise
     except OSError as error:  # a file that vanished or can't be read once it was found
@@ -217,7 +285,7 @@ class _Kept:
 
 def _fetcher(work: Work) -> Fetcher:
     """This process' fetcher in this job; the next job sees the root anew."""
-    wanted = (work.videos, work.fetch, work.job)
+    wanted = (work.videos, work.fetch, f"{work.out} {work.run}")
     if _Kept.fetcher is None or _Kept.fetcher[0] != wanted:
         _Kept.fetcher = (wanted, Fetcher(work.videos, work.fetch))
     return _Kept.fetcher[1]

@@ -5,25 +5,28 @@ manifest. So the same command continues what was killed, and adds what the manif
 """
 
 import logging
+import re
 import time
-import uuid
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from importlib.util import find_spec
 from typing import Any
 
 from evilm import storage
 from evilm.config.base import fingerprint
 from evilm.config.runs import ShardVideos
-from evilm.data import job, plan, quarantine
+from evilm.data import job, plan, quarantine, runner
+from evilm.data.cluster import task_options
 from evilm.data.fold import OF_ROWS, Ledger, enforce, finalise, tell_retryable
-from evilm.data.maker import Work, make_shards
+from evilm.data.maker import Work, make_shards, unit_of
 from evilm.data.manifest import ClipRow
+from evilm.data.places import Places
 from evilm.data.plan import Generation
 from evilm.data.sources import fingerprint_of_manifests, read_manifests, videos_root
 from evilm.data.watch import Watch
-from evilm.errors import ConfigError, SourceError, UsageError
-from evilm.outputs import close_output, extend_output, open_output
-from evilm.shards import MANIFEST, FrameManifest
+from evilm.errors import ConfigError, SourceError, UnfinishedError, UsageError
+from evilm.outputs import Output
+from evilm.shards import MANIFEST, SCHEMA_VERSION, FrameManifest
 from evilm.video.fetch import Fetcher
 from evilm.video.reasons import Reason
 
@@ -33,8 +36,12 @@ _GROWS = ("manifest", "limit")
 _SCRAPS = (plan.FOLDER, quarantine.FOLDER)
 
 
-def shard_videos(config: ShardVideos) -> dict[str, Any]:
+def shard_videos(config: ShardVideos, run: Any = runner.run) -> dict[str, Any]:
     """Make the frame shards that are missing under `config.out`.
+
+    Args:
+        config: the settings.
+        run: maps the worker over the shards, as `runner.run` does through Ray Data.
 
     Returns:
         The summary: clips by split, quarantined rows by reason, fingerprint, seconds.
@@ -48,30 +55,54 @@ def shard_videos(config: ShardVideos) -> dict[str, Any]:
     for name, what in (("manifest", "a table of clips"), ("out", "a folder")):
         if not getattr(config, name):
             raise UsageError(f"--{name} is missing; name {what}")
+    period(config.publish_every)
+    if config.sampling.decoder == "decord" and not find_spec("decord"):
+        raise ConfigError(
+            "sampling.decoder = 'decord': it is not installed here, as it has no wheels for arm64; use auto"
+        )
     reasons = retry_reasons(config.retry)
-    began, out = time.monotonic(), storage.absolute(config.out)
+    out = storage.absolute(config.out)
     inputs = {"manifest": fingerprint_of_manifests(config)} | ({"limit": str(config.limit)} if config.limit else {})
     videos = videos_root(config)
     if videos and not storage.exists(videos):
         raise ConfigError(f"--videos {config.videos or videos}: there is no such folder or bucket; mend the place")
-    done = open_output(config, out, inputs, _GROWS, _SCRAPS)
-    if done or storage.exists(storage.join(out, MANIFEST)):
-        FrameManifest.load(out)  # refuses what another version of this package made
-    if done and not any(reason in reasons for reason in done["reasons"]):
-        tell_retryable(done["reasons"])
-        return done | {"reused": True}
+    with Output(config, out, inputs, _GROWS, _SCRAPS) as output:
+        done = output.done
+        if done or storage.exists(storage.join(out, MANIFEST)):
+            found = FrameManifest.load(out)
+            if not done and found.schema_version < SCHEMA_VERSION:
+                raise ConfigError(
+                    f"{out} was made by an earlier version (schema {found.schema_version}), which can be read but not "
+                    "added to; use another --out, or --overwrite to make all shards again"
+                )
+        is_whole = done and not config.repair and not _lost(out)
+        if done and is_whole and not any(reason in reasons for reason in done["reasons"]):
+            tell_retryable(done["reasons"])
+            return done | {"reused": True}
+        output.claim()
+        return output.close(_make(config, output, videos, reasons, run))
+
+
+def _make(config: ShardVideos, output: Output, videos: str, reasons: frozenset[str], run: Any) -> dict[str, Any]:
+    """Plan what is not planned, make what is missing, and publish the manifest; the summary."""
+    began, out = time.monotonic(), output.out
     ledger = Ledger(out, config.sampling.seed, plan.read_generations(out))
-    _plan_rows(ledger, config, inputs, videos)
-    made = _make_missing(ledger, config, videos)
-    if reasons and _plan_retry(ledger, config, inputs, reasons, is_finished=bool(done)):
-        made = _sum(made, _make_missing(ledger, config, videos))
-    manifest, aside = finalise(ledger, config)
+    _plan_rows(ledger, config, output, videos)
+    try:
+        made = _make_missing(ledger, config, output, videos, run)
+        if reasons and _plan_retry(ledger, config, output, reasons):
+            made = _sum(made, _make_missing(ledger, config, output, videos, run))
+    except UnfinishedError:
+        finalise(ledger, config, output, is_partial=True)  # what is there can be used
+        raise
+    manifest, aside = finalise(ledger, config, output)
     spent = time.monotonic() - began
-    summary = {
+    return {
         "out": out,
-        "inputs": inputs,
+        "inputs": output.inputs,
         "clips": manifest.splits,
         "num_clips": manifest.num_clips(),
+        "num_captions": manifest.num_captions,
         "num_rows": manifest.num_rows,
         "num_quarantined": aside.total,
         "reasons": manifest.reasons,
@@ -85,7 +116,6 @@ def shard_videos(config: ShardVideos) -> dict[str, Any]:
         "fingerprint": manifest.fingerprint,
         "seconds": round(spent, 1),
     }
-    return close_output(out, summary)
 
 
 def retry_reasons(names: str) -> frozenset[str]:
@@ -103,77 +133,138 @@ def retry_reasons(names: str) -> frozenset[str]:
     return frozenset(wanted)
 
 
-def _plan_rows(ledger: Ledger, config: ShardVideos, inputs: dict[str, str], videos: str) -> None:
+def _plan_rows(ledger: Ledger, config: ShardVideos, output: Output, videos: str) -> None:
     """Plan the rows of the manifest that are not planned yet.
 
     Raises:
         ConfigError: rows that were planned before are gone or say something else.
         ShardError: too few rows can be used.
     """
-    manifest, planned = fingerprint(inputs), [each for each in ledger.generations if each.kind == "rows"]
+    manifest, planned = fingerprint(output.inputs), [each for each in ledger.generations if each.kind == "rows"]
     if not planned or planned[-1].manifest != manifest:
         if planned and not job.any_committed(ledger.out):
-            plan.forget_plans(ledger.out)  # nothing was made of them
+            plan.forget_plans(output)  # nothing was made of them
             ledger.generations = []
         sampling, earlier = config.sampling, ledger.generations
         rows, seed, size = read_manifests(config), sampling.seed, sampling.shard_clips
-        found = plan.plan_rows(ledger.out, rows, manifest, earlier, seed, size, _finder(videos, config))
+        finder, repeats = _finder(videos, config), config.columns.repeats
+        found = plan.plan_rows(output, rows, manifest, earlier, seed, size, finder, repeats)
         ledger.generations = [*earlier, found]
         _tell(found, "that the manifest gained" if earlier else "of the manifest")
-        extend_output(config, ledger.out, inputs)
+        output.extend()
     enforce(ledger, config, ledger.of_manifest.reasons)
 
 
-def _plan_retry(
-    ledger: Ledger, config: ShardVideos, inputs: dict[str, str], reasons: frozenset[str], is_finished: bool
-) -> bool:
+def _plan_retry(ledger: Ledger, config: ShardVideos, output: Output, reasons: frozenset[str]) -> bool:
     """Plan the clips once more that were quarantined for some of these reasons; whether there are any."""
-    if ledger.generations[-1].kind == "retry" and not is_finished:
+    if ledger.generations[-1].kind == "retry" and not output.done:
         return False  # this run has just done what was left of such a plan
-    extend_output(config, ledger.out, inputs)
+    output.extend()
     rows, size = ledger.rows_of(reasons), config.sampling.shard_clips
-    found = plan.plan_retry(ledger.out, rows, ledger.generations, ledger.seed, size)
+    found = plan.plan_retry(output, rows, ledger.generations, ledger.seed, size)
     if found is not None:
         ledger.generations.append(found)
         _tell(found, "once more")
     return found is not None
 
 
-def _make_missing(ledger: Ledger, config: ShardVideos, videos: str) -> job.Tally:
+def _make_missing(ledger: Ledger, config: ShardVideos, output: Output, videos: str, run: Any) -> job.Tally:
     """Run the tasks of all shards that are not committed."""
-    (todo, num_bad), done = ledger.missing_units(), job.Tally(0)
+    (todo, num_bad, known), done = ledger.missing(config.repair), job.Tally(0)
     num_shards = sum(len(generation.shards) for generation in ledger.generations)
     if not todo:
         return done
     if len(todo) < num_shards:
         logger.info("%d of %d shards are there; making the rest", num_shards - len(todo), num_shards)
-    from ray.data import TaskPoolStrategy
-
     work = Work(
         out=ledger.out,
+        run=output.run,
         videos=videos,
-        plan_ids=tuple(generation.plan_id for generation in ledger.generations),
+        plan_ids={generation.folder: generation.plan_id for generation in ledger.generations},
         sampling=config.sampling,
         fetch=config.fetch,
         max_failed_share=config.max_failed_share,
-        job=uuid.uuid4().hex[:8],
         max_failures=config.cluster.max_failures,
+        repair=config.repair,
     )
-    workers = min(config.cluster.num_workers, len(todo))
-    options = {"fn_args": (work,), "compute": TaskPoolStrategy(size=workers), "num_cpus": 1}
-    share = config.max_failed_share
+    options, needed = task_options(config.cluster, len(todo))
+    options["fn_args"] = (work,)
+    num_clips = {each.task(shard): shard.num_rows for each in ledger.generations for shard in each.shards}
+    is_due, share = _Due(*period(config.publish_every)), config.max_failed_share
     allowance = 1.0 if config.retry else ledger.allowance(todo, num_bad, share)
-    watch = Watch(ledger.out, work.job, share, allowance)
+    watch = Watch(ledger.out, output.run, lambda task: unit_of(work, task), share, allowance)
     try:
-        with closing(job.run(todo, make_shards, workers, options, "frames")) as rows:
+        with (
+            _places(ledger, todo, config, output) as private,
+            closing(run(todo, make_shards, needed, options, "frames", num_clips, private)) as rows,
+        ):
             for row in rows:
                 tally = job.Tally(*(int(row[name]) for name in job.Tally._fields))
                 done = _sum(done, tally)
                 watch.add(str(row["name"]), tally)
+                if is_due():
+                    finalise(ledger, config, output, is_partial=True)
+                    watch.keep()
     except SourceError:
-        watch.take_back(todo)
+        watch.take_back([task for task in todo if task not in known])
         raise
     return done
+
+
+def period(text: str) -> tuple[int, float]:
+    """Read --publish-every: shards, or else seconds, between two publications; 0 for never.
+
+    Raises:
+        UsageError: it is neither.
+    """
+    match = re.fullmatch(r"(\d+)([mh]?)", text.strip())
+    if not match:
+        raise UsageError(f"--publish-every {text}: give a number of shards (200), minutes (30m) or hours (2h), or 0")
+    number, unit = int(match[1]), match[2]
+    return (0, number * {"m": 60.0, "h": 3600.0}[unit]) if unit else (number, 0.0)
+
+
+class _Due:
+    """Says after each shard whether it is time to publish."""
+
+    def __init__(self, shards: int, seconds: float) -> None:
+        self._shards, self._seconds = shards, seconds
+        self._num_made, self._began = 0, time.monotonic()
+
+    def __call__(self) -> bool:
+        self._num_made += 1
+        spent = time.monotonic() - self._began
+        is_due = 0 < self._shards <= self._num_made or 0 < self._seconds <= spent
+        if is_due:
+            self._num_made, self._began = 0, time.monotonic()
+        return is_due
+
+
+@contextmanager
+def _places(
+    ledger: Ledger, todo: Sequence[str], config: ShardVideos, output: Output
+) -> Iterator[runner.Private | None]:
+    """Where videos are now, if the plan does not hold that: for URLs that are signed, and tars that changed since."""
+    manifest = fingerprint(output.inputs)
+    stale = [
+        each for each in ledger.generations if each.has_secrets or (each.has_offsets and each.manifest != manifest)
+    ]
+    tasks = {each.task(shard) for each in stale for shard in each.shards}
+    wanted = [task for task in todo if task in tasks]
+    if not wanted:
+        yield None
+        return
+    with Places(ledger.out, wanted, read_manifests(config)) as places:
+        yield runner.Private(places.path, places.index)
+
+
+def _lost(out: str) -> list[str]:
+    """Files of published shards that are gone."""
+    there = set(storage.list_names(out))
+    lost = [shard.file for shard in FrameManifest.load(out).shards if shard.file not in there]
+    if lost:
+        logger.info("%d shards are gone from %s, e.g. %s; making them again", len(lost), out, lost[0])
+    return lost
 
 
 def _finder(videos: str, config: ShardVideos) -> Callable[[ClipRow], bool]:

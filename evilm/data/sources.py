@@ -8,18 +8,19 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
-from typing import TypeAlias, TypeVar
+from functools import partial
+from typing import Any, TypeAlias, TypeVar
 
 from evilm import storage
 from evilm.config.runs import ShardVideos
 from evilm.data.manifest import SPLIT, BadRow, ClipRow, Context, Place, clips_of
 from evilm.errors import ConfigError, ManifestError, StorageError
-from evilm.text.layouts import assign
+from evilm.text.layouts import KEY, Roles, assign
 from evilm.text.manifests import common_folder, is_tar, list_manifests, names_of
 from evilm.text.tables import Fault, open_table
-from evilm.text.tars import Sample, read_tar
+from evilm.text.tars import Sample, merge_samples, read_tar
 from evilm.video.reasons import Reason
-from evilm.video.urls import is_url
+from evilm.video.urls import flat_name, is_url
 
 logger = logging.getLogger(__name__)
 
@@ -44,11 +45,12 @@ def read_manifests(config: ShardVideos) -> Iterator[ClipRow | BadRow]:
     uris = list_manifests(config.manifest)
     root = _root(config, uris)
     sources = names_of(uris) if len(uris) > 1 else [""]
+    prefixes = _id_prefixes(config, uris, sources)
     left, num_records = config.limit or None, 0
     tars = _ahead(uris, lambda uri: _samples_of(uri, root), config.fetch.concurrency)
-    for uri, source, samples in zip(uris, sources, tars, strict=True):
+    for uri, source, prefix, samples in zip(uris, sources, prefixes, tars, strict=True):
         before = num_records
-        read = _tar_rows if is_tar(uri) else _table_rows
+        read = partial(_tar_rows, id_prefix=prefix) if is_tar(uri) else _table_rows
         for number, rows in read(config, uri, source, root, samples):
             yield from rows
             num_records += number > 0
@@ -61,8 +63,27 @@ def read_manifests(config: ShardVideos) -> Iterator[ClipRow | BadRow]:
         raise ManifestError(f"{config.manifest} has a header and no rows; nothing to do")
 
 
+def _id_prefixes(config: ShardVideos, uris: Sequence[str], sources: Sequence[str]) -> list[str]:
+    """What is put before the ids of each manifest: the name of a tar, if its keys are unique in it only.
+
+    That is so if no column of ids is asked for, or if the first two tars begin with the same key.
+    """
+    tars = [uri for uri in uris if is_tar(uri)]
+    firsts = [next((each.key for each in read_tar(uri) if isinstance(each, Sample)), None) for uri in tars[:2]]
+    repeats = len(firsts) == 2 and firsts[0] is not None and firsts[0] == firsts[1]
+    if not tars or (config.columns.videoid != "" and not repeats):
+        return [""] * len(uris)
+    if repeats:
+        logger.info("%s and %s begin with the key %r: ids are made of tar and key", *tars[:2], firsts[0])
+    names = [
+        flat_name((source or posixpath.basename(uri)).rpartition(".")[0])
+        for uri, source in zip(uris, sources, strict=True)
+    ]
+    return [f"{name}_" if is_tar(uri) else "" for uri, name in zip(uris, names, strict=True)]
+
+
 def fingerprint_of_manifests(config: ShardVideos) -> str:
-    """A digest of what the manifests hold, wherever they lie: contents of tables, names and sizes of tars.
+    """A digest of what the manifests hold, wherever they lie: contents of tables; of tars name, size and ETag or time.
 
     Raises:
         ManifestError: one can't be read.
@@ -99,7 +120,7 @@ def _root(config: ShardVideos, uris: Sequence[str]) -> str:
 
 
 def _tar_rows(
-    config: ShardVideos, uri: str, source: str, root: str, samples: _Samples | None
+    config: ShardVideos, uri: str, source: str, root: str, samples: _Samples | None, id_prefix: str = ""
 ) -> Iterator[tuple[int, Iterator[ClipRow | BadRow]]]:
     """The clips of a tar: what its samples say as records."""
     assert samples is not None
@@ -111,8 +132,12 @@ def _tar_rows(
         faults = [sample.detail for sample in samples if isinstance(sample, Fault)]
         yield 1, iter([BadRow(0, "", Reason.BAD_ROW, f"{name}: {'; '.join(faults) or 'no samples'}", source=source)])
         return
-    roles = assign(list(header), config.columns, uri)
-    context = Context(roles, config.split, root, source=source, members=_members(samples, name))
+    columns = config.columns
+    if columns.videoid == "":  # ids are made of tar and key
+        columns = columns.model_copy(update={"videoid": KEY})
+    roles = assign(list(header), columns, uri)
+    members = _members(samples, name)
+    context = replace(_context(config, roles, root, source), id_prefix=id_prefix, members=members)
     for number, sample in enumerate(samples, start=1):
         if isinstance(sample, Fault):
             yield 1, iter([BadRow(0, "", Reason.BAD_ROW, f"{name}: {sample.detail}", source=source)])
@@ -129,7 +154,7 @@ def _table_rows(
     """The clips of a table, one record at a time."""
     with open_table(uri) as table:
         roles = assign(table.header, config.columns, uri)
-        context = Context(roles, config.split, root, config.fetch.urls, source)
+        context = replace(_context(config, roles, root, source), urls=config.fetch.urls)
         if roles.layout == "video2dataset":
             context = _of_video2dataset(context, uri, samples)
             for fault in (sample for sample in samples or [] if isinstance(sample, Fault)):
@@ -137,6 +162,11 @@ def _table_rows(
                 yield 0, iter([BadRow(0, "", Reason.BAD_ROW, detail, source=source)])
         for number, record in enumerate(table.records, start=1):
             yield number, clips_of(number, record, context)
+
+
+def _context(config: ShardVideos, roles: Roles, root: str, source: str) -> Context:
+    shares = {"test": config.test_share, "val": config.val_share}
+    return Context(roles, config.split, root, source=source, shares=shares, seed=config.sampling.seed)
 
 
 def _of_video2dataset(context: Context, uri: str, samples: _Samples | None) -> Context:
@@ -163,7 +193,7 @@ def _samples_of(uri: str, root: str) -> _Samples | None:
         uri = _tar_beside(uri) if uri.lower().endswith(".parquet") and _below(uri, root) else ""
         if not uri or not storage.exists(uri):
             return None
-    return list(read_tar(uri))
+    return list(merge_samples(read_tar(uri)))
 
 
 def _tar_beside(uri: str) -> str:
@@ -180,7 +210,9 @@ def _digest(uri: str, name: str) -> str:
     fs, path = storage.resolve(uri)
     try:
         if is_tar(uri):
-            return hashlib.sha256(f"{name}:{storage.patiently(uri, lambda: fs.size(path))}".encode()).hexdigest()
+            info: dict[str, Any] = storage.patiently(uri, lambda: fs.info(path))
+            version = info.get("ETag") or info.get("mtime") or ""  # a tar that is written anew may keep its size
+            return hashlib.sha256(f"{name}:{info['size']}:{version}".encode()).hexdigest()
         digest = hashlib.sha256()
         with storage.patiently(uri, lambda: fs.open(path, "rb", block_size=_HASHED_BYTES)) as file:
             while data := file.read(_HASHED_BYTES):

@@ -2,7 +2,7 @@
 that is broken must not take days to say so."""
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from evilm.data import job
@@ -11,8 +11,8 @@ from evilm.data.quarantine import Reasons
 from evilm.errors import ShardError, SourceError
 from evilm.video.reasons import Reason
 
-LOST = frozenset({Reason.FETCH_ERROR, Reason.FETCH_TIMEOUT, Reason.MISSING_FILE})
-"""Reasons that a mount, server or network gives when it goes away."""
+LOST = frozenset({Reason.FETCH_ERROR, Reason.FETCH_TIMEOUT, Reason.MISSING_FILE, Reason.SOURCE_CHANGED})
+"""Reasons that another run may not meet: a mount, server or network was away, a tar was being rewritten."""
 ENOUGH_CLIPS = 200
 """Clips that must have been asked for before a job may end because too many can't be got."""
 _WINDOW_CLIPS = 5000
@@ -46,13 +46,16 @@ class Watch:
 
     Args:
         out: where the commits are.
-        job_id: the job.
+        run: number of the run that owns it.
+        unit_of: what the shard of a task is committed as.
         max_failed_share: of clips that can't be got, among the last ones.
         allowance: share of all the job's clips that may fail, or the whole output can't be good enough.
     """
 
-    def __init__(self, out: str, job_id: str, max_failed_share: float, allowance: float) -> None:
-        self._out, self._job, self._share = out, job_id, max_failed_share
+    def __init__(
+        self, out: str, run: int, unit_of: Callable[[str], job.Unit], max_failed_share: float, allowance: float
+    ) -> None:
+        self._out, self._run, self._unit_of, self._share = out, run, unit_of, max_failed_share
         self._allowance = min(max(allowance, 0.0), 1.0)
         self._all_asked = self._all_failed = 0
         self._empty: list[str] = []
@@ -60,7 +63,7 @@ class Watch:
         self._asked = self._lost = 0
         self._passed: set[str] = set()
 
-    def add(self, unit: str, tally: job.Tally) -> None:
+    def add(self, task: str, tally: job.Tally) -> None:
         """Count a finished shard.
 
         Raises:
@@ -68,7 +71,7 @@ class Watch:
             ShardError: too many of all clips failed.
         """
         asked = tally.num_clips + tally.num_failed
-        self._recent.append((unit, asked, tally.num_lost))
+        self._recent.append((task, asked, tally.num_lost))
         self._asked, self._lost = self._asked + asked, self._lost + tally.num_lost
         while self._asked - self._recent[0][1] >= _WINDOW_CLIPS:
             before, asked, lost = self._recent.popleft()
@@ -79,26 +82,31 @@ class Watch:
         self._all_asked += tally.num_clips + tally.num_failed
         self._all_failed += tally.num_failed
         if not tally.num_clips:
-            self._empty.append(unit.partition("/")[2])
+            self._empty.append(task)
         if tally.num_failed and too_many(self._all_failed, self._all_asked, self._allowance):
-            raise self._given_up(unit)
+            raise self._given_up(task)
 
-    def take_back(self, units: Sequence[str]) -> None:
+    def keep(self) -> None:
+        """Leave all shards as they are that were made so far: readers may use them."""
+        self._passed.update(task for task, _, _ in self._recent)
+        self._empty.clear()
+
+    def take_back(self, tasks: Sequence[str]) -> None:
         """Halt the job, and take back its last shards that lack clips which could not be got."""
-        job.halt(self._out, self._job)
-        names = [unit.partition("/")[2] for unit in units if unit not in self._passed]
-        for name, record in job.read_records(self._out, names):
+        job.halt(self._out, self._run)
+        units = [self._unit_of(task) for task in tasks if task not in self._passed]
+        for unit, record in job.read_records(self._out, units):
             if record is not None and any(row.reason in LOST for row in bad_rows(record)):
-                job.revoke(self._out, name)
+                job.revoke(self._out, unit)
 
-    def _given_up(self, unit: str) -> ShardError:
+    def _given_up(self, task: str) -> ShardError:
         """Halt the job: shards stay as they may have taken days, but those without a clip are made anew next time."""
-        job.halt(self._out, self._job)
+        job.halt(self._out, self._run)
         reasons = Reasons()
-        for row in bad_rows(job.read_record(self._out, unit.partition("/")[2]) or {"bad": []}):
+        for row in bad_rows(job.read_record(self._out, self._unit_of(task)) or {"bad": []}):
             reasons.add(row)
-        for name in self._empty:
-            job.revoke(self._out, name)
+        for empty in self._empty:
+            job.revoke(self._out, self._unit_of(empty))
         return ShardError(
             f"{self._all_failed} of the first {self._all_asked} videos failed (last {reasons.top()}): more than "
             f"max_failed_share = {self._share:g} of all rows will be quarantined; mend the input and run the same "
@@ -106,7 +114,7 @@ class Watch:
         )
 
     def _example(self) -> BadRow:
-        units = [unit for unit, _, lost in self._recent if lost]
-        record = job.read_record(self._out, units[-1].partition("/")[2])
+        tasks = [task for task, _, lost in self._recent if lost]
+        record = job.read_record(self._out, self._unit_of(tasks[-1]))
         assert record is not None
         return next(row for row in bad_rows(record) if row.reason in LOST)

@@ -27,7 +27,7 @@ from evilm.eval.zero_shot import (
     masked_code_figures,
     retrieval_figures,
 )
-from evilm.outputs import close_output, open_output
+from evilm.outputs import Output
 from evilm.shards import CodesManifest, FrameManifest, check_num_frames, find_codes
 
 logger = logging.getLogger(__name__)
@@ -57,14 +57,20 @@ def benchmark(config: Benchmark) -> dict[str, Any]:
         CheckpointError: no model, or one whose scores tell nothing apart.
         ShardError: no frames of the split, or codes that belong to other frames.
     """
-    began = time.monotonic()
     out = storage.absolute(config.out or storage.join(config.root, "benchmark"))
     subject = open_subject(config)
     inputs = {"model": subject.model_fingerprint, "frames": subject.frames.fingerprint}
     inputs["codes"] = subject.codes.fingerprint if subject.codes else ""
-    if done := open_output(config, out, inputs):
-        logger.info("%s is finished, reused\n%s", out, figures_table(done["metrics"]))
-        return done | {"reused": True}
+    with Output(config, out, inputs) as output:
+        if output.done:
+            logger.info("%s is finished, reused\n%s", out, figures_table(output.done["metrics"]))
+            return output.done | {"reused": True}
+        return output.close(_score(config, subject, output))
+
+
+def _score(config: Benchmark, subject: Subject, output: Output) -> dict[str, Any]:
+    """Score the clips of the split, and write table and figure; the summary."""
+    began = time.monotonic()
     pairs = open_shards(subject.frames, config.split, subject.codes)
     clips = choose_clips(pairs, config.max_clips, config.seed)
     captions, caption_of = distinct_captions(clips)
@@ -86,13 +92,14 @@ def benchmark(config: Benchmark) -> dict[str, Any]:
     if scores.code_ids is not None and scores.predicted is not None and subject.codes is not None:
         histogram = subject.codes.histograms.get("train") or subject.codes.histograms[config.split]
         figures |= masked_code_figures(scores.code_ids, scores.predicted, histogram)
-    storage.write_bytes(storage.join(out, "ranks.png"), draw_ranks(ranks, len(clips)))
-    storage.write_bytes(storage.join(out, "scores.parquet"), _scores_file(scores.match, clips, caption_of))
+    output.check()
+    storage.write_bytes(storage.join(output.out, "ranks.png"), draw_ranks(ranks, len(clips)))
+    storage.write_bytes(storage.join(output.out, "scores.parquet"), _scores_file(scores.match, clips, caption_of))
     table = figures_table(figures)
     logger.info("%s split, %d clips:\n%s", config.split, len(clips), table)
     summary = {
-        "out": out,
-        "inputs": inputs,
+        "out": output.out,
+        "inputs": output.inputs,
         "model": subject.model,
         "split": config.split,
         "num_clips": len(clips),
@@ -103,7 +110,7 @@ def benchmark(config: Benchmark) -> dict[str, Any]:
         "reused": False,
         "seconds": round(time.monotonic() - began, 1),
     }
-    return close_output(out, summary)
+    return summary
 
 
 def open_subject(config: Benchmark) -> Subject:

@@ -61,9 +61,9 @@ def choose_clips(pairs: Sequence[ShardPair], max_clips: int, seed: int) -> list[
     clips: list[EvalClip] = []
     for shard, files in enumerate(pairs):
         for group in range(len(files.row_groups)):
-            table = read_group(files.frames_uri, group, ["clip_id", "caption", "extra"])
-            columns = (table[name].to_pylist() for name in ("clip_id", "caption", "extra"))
-            for row, (clip_id, caption, extra) in enumerate(zip(*columns, strict=True)):
+            table = read_group(files.frames_uri, group, ["clip_id", "captions", "extra"])
+            columns = (table[name].to_pylist() for name in ("clip_id", "captions", "extra"))
+            for row, (clip_id, (caption, *_), extra) in enumerate(zip(*columns, strict=True)):
                 flag = dict(extra or ()).get("heldout")
                 heldout = None if flag is None else flag.strip().lower() in _YES
                 clips.append(EvalClip(clip_id, caption, heldout, shard, group, row))

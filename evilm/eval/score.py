@@ -15,8 +15,8 @@ from evilm import storage
 from evilm.config.train import ClusterConfig, ObjectivesConfig
 from evilm.data.clips import Looks, load_clips, show
 from evilm.data.cluster import connect, num_cpus
-from evilm.data.job import our_error
 from evilm.data.order import EVAL_EPOCH
+from evilm.data.runner import our_error
 from evilm.eval.clips import Block
 from evilm.masking import region_masks
 from evilm.model.student import Student

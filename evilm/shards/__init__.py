@@ -7,6 +7,7 @@ the SHA-256 of every file it lists.
 
 from evilm.shards.files import (
     FRAMES_SCHEMA,
+    READABLE_VERSIONS,
     SCHEMA_VERSION,
     VIEW,
     codes_schema,
@@ -16,16 +17,28 @@ from evilm.shards.files import (
     read_columns,
     read_footer,
     read_group,
+    read_histogram,
+    stored_columns,
+    with_captions,
     write_codes,
     write_frames,
 )
-from evilm.shards.manifests import MANIFEST, CodeShardInfo, CodesManifest, FrameManifest, ShardInfo
+from evilm.shards.manifests import (
+    MANIFEST,
+    CodeShardInfo,
+    CodesManifest,
+    FrameManifest,
+    ShardInfo,
+    is_published,
+    pinned,
+)
 from evilm.shards.pairing import ShardPair, check_num_frames, codes_folder, find_codes, pair
 from evilm.shards.side import Captions, Footers, Side, open_side, publish_side
 
 __all__ = [
     "FRAMES_SCHEMA",
     "MANIFEST",
+    "READABLE_VERSIONS",
     "SCHEMA_VERSION",
     "VIEW",
     "Captions",
@@ -41,14 +54,19 @@ __all__ = [
     "codes_schema",
     "decode_frames",
     "find_codes",
+    "is_published",
     "jpeg_side",
     "open_shard",
     "open_side",
     "pair",
+    "pinned",
     "publish_side",
     "read_columns",
     "read_footer",
     "read_group",
+    "read_histogram",
+    "stored_columns",
+    "with_captions",
     "write_codes",
     "write_frames",
 ]

@@ -1,8 +1,10 @@
 """The files of shards: their schemas, and how they are written and read."""
 
+import base64
 import errno
 import io
 import time
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -17,14 +19,17 @@ from evilm.errors import ShardError
 
 T = TypeVar("T")
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
+READABLE_VERSIONS = (2, 3)
+"""Version 2 has one caption per clip, `caption`; it is read as a list of one."""
 
 FRAMES_SCHEMA = pa.schema(
     [
         pa.field("clip_id", pa.string(), nullable=False),
         pa.field("row", pa.int32(), nullable=False),
         pa.field("split", pa.string(), nullable=False),
-        pa.field("caption", pa.string(), nullable=False),
+        pa.field("caption", pa.string(), nullable=False),  # the first one, for readers that know of one only
+        pa.field("captions", pa.list_(pa.string()), nullable=False),  # all, in the manifest's order; none is empty
         pa.field("frames", pa.list_(pa.binary()), nullable=False),  # JPEG, frame_px x frame_px, in time order
         pa.field("frame_pts_us", pa.list_(pa.int64()), nullable=False),  # when each is shown, in the file's own time
         pa.field("frame_index", pa.list_(pa.int32()), nullable=False),  # its place among all frames shown
@@ -58,6 +63,7 @@ _WAITS_S = (0.2, 1.0, 5.0)
 _TAIL_BYTES = 64 * 2**10
 """Read at once for a footer; that of a shard of 16 row groups has 44 KB."""
 
+_HISTOGRAM = b"evilm.histogram"
 _CODES_OPTIONS: dict[str, Any] = {
     "compression": "zstd",
     "use_dictionary": False,
@@ -83,27 +89,65 @@ def write_frames(groups: Iterable[Sequence[Mapping[str, Any]]], metadata: Mappin
     JPEGs don't compress, so pages are stored as they are, each with a CRC.
 
     Args:
-        groups: rows as dicts with the columns of `FRAMES_SCHEMA`, already cut into row groups.
+        groups: rows as dicts with the columns of `FRAMES_SCHEMA` but `caption`, already cut into row groups.
         metadata: what the footer tells: plan id and shard.
         path: write to this local file instead, group by group.
     """
-    tables = (pa.Table.from_pylist([dict(row) for row in rows], schema=FRAMES_SCHEMA) for rows in groups)
+    tables = (
+        pa.Table.from_pylist([{**row, "caption": row["captions"][0]} for row in rows], schema=FRAMES_SCHEMA)
+        for rows in groups
+    )
     return _to_bytes(tables, FRAMES_SCHEMA, metadata, path, compression="none", use_dictionary=False)
 
 
-def write_codes(tables: Iterable[pa.Table], codes_per_clip: int, metadata: Mapping[str, str], path: str = "") -> bytes:
-    """A code shard as Parquet bytes; one row group per table. Given a `path`, written there table by table instead."""
-    return _to_bytes(tables, codes_schema(codes_per_clip), metadata, path, **_CODES_OPTIONS)
+def write_codes(
+    tables: Iterable[pa.Table],
+    codes_per_clip: int,
+    metadata: Mapping[str, str],
+    path: str = "",
+    histogram: np.ndarray | None = None,
+) -> bytes:
+    """A code shard as Parquet bytes; one row group per table. Given a `path`, written there table by table instead.
+
+    Args:
+        tables: with the columns of `codes_schema`.
+        codes_per_clip: of all views.
+        metadata: what the footer tells.
+        path: local file to write.
+        histogram: how often each code was used, (code,); read when all tables are written, and kept in the footer.
+    """
+    return _to_bytes(tables, codes_schema(codes_per_clip), metadata, path, histogram, **_CODES_OPTIONS)
+
+
+def read_histogram(uri: str) -> np.ndarray:
+    """How often each code is used in a code shard, int64 (code,).
+
+    Raises:
+        ShardError: no such file, or it holds no histogram.
+    """
+    metadata = pq.read_metadata(pa.BufferReader(read_footer(uri))).metadata or {}
+    if _HISTOGRAM not in metadata:
+        raise ShardError(f"{uri} holds no histogram of its codes; make the codes again")
+    return np.frombuffer(zlib.decompress(base64.b64decode(metadata[_HISTOGRAM])), "<u4").astype(np.int64)
 
 
 def _to_bytes(
-    tables: Iterable[pa.Table], schema: pa.Schema, metadata: Mapping[str, str], path: str = "", **options: Any
+    tables: Iterable[pa.Table],
+    schema: pa.Schema,
+    metadata: Mapping[str, str],
+    path: str = "",
+    histogram: np.ndarray | None = None,
+    **options: Any,
 ) -> bytes:
     footer = {"evilm.schema_version": str(SCHEMA_VERSION), **{f"evilm.{k}": v for k, v in metadata.items()}}
     sink = io.BytesIO()
     with pq.ParquetWriter(path or sink, schema.with_metadata(footer), write_page_checksum=True, **options) as writer:
         for table in tables:
             writer.write_table(table.cast(schema), row_group_size=max(1, table.num_rows))
+        if histogram is not None:
+            writer.add_key_value_metadata(
+                {_HISTOGRAM: base64.b64encode(zlib.compress(histogram.astype("<u4").tobytes()))}
+            )
     return sink.getvalue()
 
 
@@ -122,9 +166,24 @@ def read_group(uri: str, group: int, columns: Sequence[str], footer: pq.FileMeta
 
     def read() -> pa.Table:
         with open_shard(uri) if footer is None else _open_group(uri, group, columns, footer) as parquet:
-            return parquet.read_row_group(group, columns=list(columns))
+            return with_captions(parquet.read_row_group(group, columns=stored_columns(parquet, columns)))
 
     return _persistently(uri, f"row group {group} of {uri}", read)
+
+
+def stored_columns(file: pq.ParquetFile, columns: Sequence[str]) -> list[str]:
+    """Name columns of the newest schema as a shard of an earlier version does."""
+    has = "captions" in file.schema_arrow.names
+    return ["caption" if name == "captions" and not has else name for name in columns]
+
+
+def with_captions(table: pa.Table) -> pa.Table:
+    """Return a table of a shard with lists of captions, also where the shard has one caption per clip."""
+    if "captions" in table.column_names or "caption" not in table.column_names:
+        return table
+    place, texts = table.column_names.index("caption"), table["caption"].combine_chunks()
+    lists = pa.ListArray.from_arrays(np.arange(len(texts) + 1, dtype=np.int32), texts)
+    return table.set_column(place, FRAMES_SCHEMA.field("captions"), lists)
 
 
 def read_columns(uri: str, columns: Sequence[str]) -> pa.Table:
@@ -132,7 +191,7 @@ def read_columns(uri: str, columns: Sequence[str]) -> pa.Table:
 
     def read() -> pa.Table:
         with open_shard(uri) as parquet:
-            return parquet.read(columns=list(columns))
+            return with_captions(parquet.read(columns=stored_columns(parquet, columns)))
 
     return _persistently(uri, uri, read)
 

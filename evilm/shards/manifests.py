@@ -1,6 +1,7 @@
 """Manifests of shards: which files belong together, what they hold, and the fingerprint of all."""
 
 import hashlib
+import re
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
@@ -12,9 +13,13 @@ import pyarrow.parquet as pq
 from evilm import storage
 from evilm.config.base import fingerprint, without
 from evilm.errors import ShardError
-from evilm.shards.files import SCHEMA_VERSION
+from evilm.outputs import Output
+from evilm.ownership import published
+from evilm.shards.files import READABLE_VERSIONS, SCHEMA_VERSION
 
 MANIFEST = "manifest.json"
+_PUBLICATIONS = "publications"
+_PINNED = re.compile(r"(.+)@([0-9a-f]{16})")
 
 
 @dataclass(frozen=True)
@@ -92,28 +97,37 @@ class FrameManifest:
     """Quarantined rows by reason."""
     flags: dict[str, int] = field(default_factory=dict)
     """Clips by flag: repeated frames, rotated, ..."""
+    num_captions: int = 0
+    """Captions of all clips; 0 in manifests of before clips had several."""
     generations: list[dict[str, Any]] = field(default_factory=list)
     """Plan id and kind of what was planned together, and how many clips: the first rows, rows added, retries."""
+    num_missing: int = 0
+    """Shards that are planned and were not there yet when this was published; later publications hold more."""
     schema_version: int = SCHEMA_VERSION
 
     @classmethod
     def load(cls, uri: str) -> Self:
         """Read the manifest of a folder of frame shards.
 
+        Args:
+            uri: the folder, or `pinned` to one of its publications.
+
         Raises:
-            ShardError: no frame shards there, an unfinished run, or another schema version.
+            ShardError: no frame shards there, nothing published yet, or another schema version.
         """
         data = _load(uri, "frames", "pipelines/shard_videos.py")
         shards = [ShardInfo(**shard) for shard in data.pop("shards")]
-        return cls(uri=storage.absolute(uri), shards=shards, **data)
+        return cls(uri=storage.absolute(_unpinned(uri)[0]), shards=shards, **data)
 
-    def save(self) -> None:
-        """Publish the manifest: from now on readers see the shards."""
-        storage.write_json(storage.join(self.uri, MANIFEST), self._content | {"fingerprint": self.fingerprint})
+    def save(self, output: Output | None = None) -> None:
+        """Publish the manifest: from now on readers see the shards; `output` is the folder, if a run owns it."""
+        _save(self.uri, self._content | {"fingerprint": self.fingerprint}, output)
 
     @property
     def _content(self) -> dict[str, Any]:
-        return {"kind": "frames"} | without(asdict(self), ["uri"])
+        later = ["num_captions"] if self.schema_version < 3 else []
+        later += [] if self.num_missing else ["num_missing"]
+        return {"kind": "frames"} | without(asdict(self), ["uri", *later])
 
     @cached_property
     def fingerprint(self) -> str:
@@ -170,18 +184,20 @@ class CodesManifest:
     def load(cls, uri: str) -> Self:
         """Read the manifest of one tokenizer's codes.
 
+        Args:
+            uri: the folder, or `pinned` to one of its publications.
+
         Raises:
             ShardError: no codes there, an unfinished run, or another schema version.
         """
         data = _load(uri, "codes", "pipelines/precompute_codes.py")
         shards = [CodeShardInfo(**shard) for shard in data.pop("shards")]
         data.pop("code_usage")
-        return cls(uri=storage.absolute(uri), shards=shards, **data)
+        return cls(uri=storage.absolute(_unpinned(uri)[0]), shards=shards, **data)
 
-    def save(self) -> None:
-        """Publish the manifest: from now on readers see the codes."""
-        content = self._content | {"fingerprint": self.fingerprint}
-        storage.write_json(storage.join(self.uri, MANIFEST), content)
+    def save(self, output: Output | None = None) -> None:
+        """Publish the manifest: from now on readers see the codes; `output` is the folder, if a run owns it."""
+        _save(self.uri, self._content | {"fingerprint": self.fingerprint}, output)
 
     @property
     def _content(self) -> dict[str, Any]:
@@ -206,18 +222,47 @@ class CodesManifest:
         return self.num_views * self.num_frames * self.grid**2
 
 
+def pinned(uri: str, fingerprint: str) -> str:
+    """A folder of shards as it was when its manifest had this fingerprint, whatever has been added to it since."""
+    return f"{_unpinned(uri)[0].rstrip('/')}@{fingerprint}"
+
+
+def is_published(uri: str, fingerprint: str) -> bool:
+    """Check whether a publication of a folder of shards can still be read."""
+    return storage.exists(storage.join(uri, _PUBLICATIONS, f"{fingerprint}.json"))
+
+
+def _unpinned(uri: str) -> tuple[str, str]:
+    """The folder and the fingerprint of a pinned place; of any other place, itself and ''."""
+    match = _PINNED.fullmatch(uri)
+    return (match[1], match[2]) if match else (uri, "")
+
+
+def _save(uri: str, content: dict[str, Any], output: Output | None) -> None:
+    if output is None:
+        storage.write_json(storage.join(uri, MANIFEST), content)
+        return
+    output.check()
+    storage.write_json(storage.join(uri, _PUBLICATIONS, f"{content['fingerprint']}.json"), content)
+    output.publish(MANIFEST, content)
+
+
 def _load(uri: str, kind: str, maker: str) -> dict[str, Any]:
     """A manifest's content, checked for kind, schema version and damage."""
-    place = storage.join(uri, MANIFEST)
-    try:
+    uri, pin = _unpinned(uri)
+    place, data = storage.join(uri, MANIFEST), published(uri, MANIFEST)
+    if pin and (data or {}).get("fingerprint") != pin:
+        place = storage.join(uri, _PUBLICATIONS, f"{pin}.json")
+        if not storage.exists(place):
+            raise ShardError(f"{uri} holds other {kind} than those with the fingerprint {pin}, which are gone")
         data = storage.read_json(place)
-    except (FileNotFoundError, NotADirectoryError):
-        raise ShardError(f"no finished {kind} at {uri} ({MANIFEST} is missing); run {maker} --out {uri}") from None
+    if data is None:
+        raise ShardError(f"no finished {kind} at {uri} ({MANIFEST} is missing); run {maker} --out {uri}")
     found = (data.get("kind"), data.get("schema_version")) if isinstance(data, dict) else (None, None)
-    if found != (kind, SCHEMA_VERSION):
+    if found[0] != kind or found[1] not in READABLE_VERSIONS:
         raise ShardError(
             f"{place} is of kind {found[0]!r}, schema version {found[1]!r}; this version reads {kind!r}, "
-            f"{SCHEMA_VERSION}; make it again with {maker} --overwrite"
+            f"{' and '.join(map(str, READABLE_VERSIONS))}; make it again with {maker} --overwrite"
         )
     stored = data.pop("fingerprint", "")
     if stored != fingerprint(data):

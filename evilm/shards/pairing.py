@@ -48,8 +48,6 @@ def pair(
             f"{codes.uri} holds {codes.num_frames} coded frames per clip, {frames.uri} has {frames.num_frames}; {again}"
         )
     check_num_frames(frames, expect_num_frames or frames.num_frames)
-    if codes.frames != frames.fingerprint:
-        raise ShardError(f"{codes.uri} was made from frames {codes.frames}, not {frames.fingerprint}; {again}")
     coded = {shard.frames_file: shard for shard in codes.shards}
     pairs = []
     for shard in frames.of_split(split):

@@ -27,14 +27,14 @@ from evilm import storage
 from evilm.config.base import fingerprint
 from evilm.errors import ShardError, StorageError
 from evilm.node_cache import cached
-from evilm.shards.files import FRAMES_SCHEMA, read_columns, read_footer
+from evilm.shards.files import FRAMES_SCHEMA, read_columns, read_footer, with_captions
 from evilm.shards.manifests import CodesManifest, FrameManifest, ShardInfo
 from evilm.shards.pairing import ShardPair
 
 logger = logging.getLogger(__name__)
 
 CAPTIONS, FOOTERS = "captions", "footers"
-_TEXTS = pa.schema([FRAMES_SCHEMA.field(name) for name in ("clip_id", "caption")])
+_TEXTS = pa.schema([FRAMES_SCHEMA.field(name) for name in ("clip_id", "captions")])
 _FOOTER = pa.schema([pa.field("footer", pa.large_binary(), nullable=False)])
 _NAME = re.compile(rf"(?:{CAPTIONS}|{FOOTERS})-.+-[0-9a-f]{{16}}\.arrow")
 _READS = 16  # shards read side by side
@@ -59,15 +59,15 @@ class Captions:
         found = _side_by_side(lambda pair: _texts(pair.frames_uri), pairs)
         return cls(list(found).__getitem__, [pair.num_clips for pair in pairs])
 
-    def take(self, numbers: Int64[np.ndarray, " clip"]) -> tuple[list[str], list[str]]:
-        """Clip ids and captions of some clips."""
+    def take(self, numbers: Int64[np.ndarray, " clip"]) -> tuple[list[str], list[list[str]]]:
+        """Clip ids and all captions of some clips."""
         shards = np.searchsorted(self._first, numbers, side="right") - 1
         cuts = np.flatnonzero(np.diff(shards)) + 1
         pieces = []
         for run, shard in zip(np.split(numbers, cuts), shards[np.append(0, cuts)], strict=True):
             pieces.append(self._batch(int(shard)).take(pa.array(run - self._first[shard])))
-        table = pa.Table.from_batches(pieces)
-        return table["clip_id"].to_pylist(), table["caption"].to_pylist()
+        table = with_captions(pa.Table.from_batches(pieces))  # of a side file of an earlier version
+        return table["clip_id"].to_pylist(), table["captions"].to_pylist()
 
 
 class Footers:
@@ -111,13 +111,14 @@ def open_side(frames: FrameManifest, split: str, codes: CodesManifest | None = N
     return Side(Captions(captions, [shard.num_clips for shard in shards]), Footers(footers))
 
 
-def publish_side(manifest: FrameManifest | CodesManifest, replace: bool = True) -> None:
+def publish_side(manifest: FrameManifest | CodesManifest, replace: bool = True, again: bool = False) -> None:
     """Write the side files of all splits beside the shards, those that are missing.
 
     Args:
         manifest: of the shards.
         replace: the manifest is being published: side files of other shards are removed. Otherwise they were made
             before there were side files, and a place that can't be written is left as it is.
+        again: write also those that are there, which may be damaged.
 
     Raises:
         ShardError: the shards can't be read.
@@ -131,7 +132,7 @@ def publish_side(manifest: FrameManifest | CodesManifest, replace: bool = True) 
             name = _name(kind, shards, split)
             wanted.add(name)
             try:
-                if name not in there:
+                if again or name not in there:
                     _publish(manifest.uri, kind, shards, name)
             except StorageError as error:
                 if replace:

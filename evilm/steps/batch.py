@@ -122,7 +122,7 @@ class PretrainCollate:
     def __call__(self, rows: Any) -> PretrainBatch:
         """Collate the rows of one step (`evilm.data.feed.Rows`)."""
         mine = range(*rows.mine.indices(len(rows.clip_ids)))
-        partners = NEGATIVES[self._negatives](self._seed, rows.epoch, rows.clip_ids, rows.captions)
+        partners = NEGATIVES[self._negatives](self._seed, rows.epoch, rows.clip_ids, rows.captions, rows.all_captions)
         found = [(place, partners[clip]) for place, clip in enumerate(mine)]
         negatives = [(place, partner) for place, partner in found if partner is not None]
         clips = sorted({*mine, *(partner for _, partner in negatives)})

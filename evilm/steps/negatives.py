@@ -18,7 +18,9 @@ Negatives = Literal["random", "hard"]
 _CANDIDATES = 32  # of each clip; keeps the choice linear in the clips
 
 
-def hard_negatives(seed: int, epoch: int, clip_ids: list[str], captions: list[str]) -> list[int | None]:
+def hard_negatives(
+    seed: int, epoch: int, clip_ids: list[str], captions: list[str], all_captions: Sequence[Sequence[str]]
+) -> list[int | None]:
     """For each clip of a global step the index of a clip whose caption is much like its own, and says something else.
 
     Alike by the words two captions share, rare ones first: a word counts floor(log2(captions / captions with it)), so
@@ -29,11 +31,11 @@ def hard_negatives(seed: int, epoch: int, clip_ids: list[str], captions: list[st
     A function of the clips alone, in whole numbers, so it does not depend on the number of workers.
 
     Returns:
-        None where every caption of the step is equal.
+        None where every caption of the step is one of the clip's own.
     """
-    fallback = derangement(seed, epoch, clip_ids, captions)
+    fallback = derangement(seed, epoch, clip_ids, captions, all_captions)
     likeness, says_more = _compare(captions)
-    allowed = says_more & ~_equal(captions)
+    allowed = says_more & ~_own(captions, all_captions)
     chosen: list[int | None] = [None] * len(captions)
     taken = np.zeros(len(captions), dtype=bool)
     for clip, other in _best_first(seed, epoch, clip_ids, likeness, allowed):
@@ -48,11 +50,12 @@ def hard_negatives(seed: int, epoch: int, clip_ids: list[str], captions: list[st
     return chosen
 
 
-NEGATIVES: dict[Negatives, Callable[[int, int, list[str], list[str]], list[int | None]]] = {
+_Choose = Callable[[int, int, list[str], list[str], Sequence[Sequence[str]]], list[int | None]]
+NEGATIVES: dict[Negatives, _Choose] = {
     "random": derangement,
     "hard": hard_negatives,
 }
-"""By the value of `objectives.negatives`: from seed, epoch, clip ids and captions of a global step to partners."""
+"""By the value of `objectives.negatives`: from seed, epoch, clip ids, drawn and all captions of a step to partners."""
 
 
 def _compare(captions: Sequence[str]) -> tuple[Int64[np.ndarray, "clip other"], np.ndarray]:
@@ -71,11 +74,16 @@ def _compare(captions: Sequence[str]) -> tuple[Int64[np.ndarray, "clip other"], 
     return (4 * shared - total[:, None] - total[None, :]).astype(np.int64), lacking > 0
 
 
-def _equal(captions: Sequence[str]) -> np.ndarray:
-    """Which captions are the same text."""
-    ids: dict[str, int] = {}
-    numbers = np.array([ids.setdefault(caption, len(ids)) for caption in captions], dtype=np.int64)
-    return numbers[:, None] == numbers[None, :]
+def _own(captions: Sequence[str], all_captions: Sequence[Sequence[str]]) -> np.ndarray:
+    """Which of the drawn captions are among a clip's own: a row per clip."""
+    clips_with: dict[str, list[int]] = {}
+    for clip, caption in enumerate(captions):
+        clips_with.setdefault(caption, []).append(clip)
+    own = np.zeros((len(captions), len(captions)), dtype=bool)
+    for clip, texts in enumerate(all_captions):
+        for text in texts:
+            own[clip, clips_with.get(text, [])] = True
+    return own
 
 
 def _best_first(

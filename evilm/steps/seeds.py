@@ -22,16 +22,35 @@ def _key(purpose: str, seed: int, epoch: int, clip_id: str) -> int:
     return int.from_bytes(digest, "big")
 
 
-def derangement(seed: int, epoch: int, clip_ids: list[str], captions: list[str]) -> list[int | None]:
-    """For each clip of a global step the index of another clip whose caption does not match it.
+def draw_captions(seed: int, epoch: int, clip_ids: Sequence[str], captions: Sequence[Sequence[str]]) -> list[str]:
+    """Draw one of each clip's captions, by (seed, epoch, clip id)."""
+    return [
+        own[0] if len(own) == 1 else own[_key("caption", seed, epoch, clip_id) % len(own)]
+        for clip_id, own in zip(clip_ids, captions, strict=True)
+    ]
 
-    A function of the clips alone, so it does not depend on the number of workers. Equal captions are no negatives;
-    where every caption of the step is equal there is none (None).
+
+def derangement(
+    seed: int, epoch: int, clip_ids: list[str], captions: list[str], all_captions: Sequence[Sequence[str]]
+) -> list[int | None]:
+    """Find for each clip of a global step another clip whose caption does not match it.
+
+    A function of the clips alone, so it does not depend on the number of workers.
+
+    Args:
+        seed: of the training.
+        epoch: of the step.
+        clip_ids: of the step's clips.
+        captions: the one that was drawn for each clip.
+        all_captions: of each clip; none of them is a negative for it.
+
+    Returns:
+        The index of the other clip; None where there is no such caption in the step.
     """
     cycle = clip_rng("negatives", seed, epoch, "\0".join(clip_ids)).permutation(len(clip_ids)).tolist()
     place = {clip: index for index, clip in enumerate(cycle)}
     partners: list[int | None] = []
-    for clip, caption in enumerate(captions):
+    for clip, own in enumerate(all_captions):
         others = (cycle[(place[clip] + shift) % len(cycle)] for shift in range(1, len(cycle)))
-        partners.append(next((other for other in others if captions[other] != caption), None))
+        partners.append(next((other for other in others if captions[other] not in own), None))
     return partners

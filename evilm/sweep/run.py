@@ -12,9 +12,10 @@ from typing import Any
 from evilm import storage
 from evilm.config.base import fingerprint
 from evilm.config.runs import DOORS, Pretrain, Sweep
+from evilm.config.secrets import public_uri
 from evilm.config.space import Space, read_space
 from evilm.errors import ConfigError, UsageError
-from evilm.outputs import close_output, extend_output, open_output
+from evilm.outputs import Output
 from evilm.sweep.plan import make_plan
 from evilm.sweep.results import Setting, Tried, best_preset, rank, results_csv, results_json, results_table
 from evilm.sweep.shared import Ground, Shared
@@ -39,7 +40,6 @@ def sweep(config: Sweep) -> dict[str, Any]:
         ConfigError: a space that does not fit, or settings with which no trial got a score.
         ClusterError: trials failed for reasons of the cluster; the same command goes on.
     """
-    began = time.monotonic()
     if not config.space:
         raise UsageError("--space is missing: the path of a YAML file like `optim.lr: [1e-4, 3e-4]`")
     door = next(name for name, kind in DOORS.items() if kind is type(config))
@@ -47,11 +47,17 @@ def sweep(config: Sweep) -> dict[str, Any]:
     space = read_space(config.space, config.values)
     plan = make_plan(config, space, out)
     inputs = {"plan": _fingerprint(config, space)}
-    if done := open_output(config, out, inputs, grows=("plan",)):
-        logger.info("%s is finished, reused\n%s", out, done.get("table", ""))
-        return done | {"reused": True}
-    extend_output(config, out, inputs)
+    with Output(config, out, inputs, grows=("plan",)) as output:
+        if output.done:
+            logger.info("%s is finished, reused\n%s", out, output.done.get("table", ""))
+            return output.done | {"reused": True}
+        output.extend()
+        return output.close(_run(config, door, space, plan, output))
 
+
+def _run(config: Sweep, door: str, space: Space, plan: Any, output: Output) -> dict[str, Any]:
+    """Run the trials; the summary."""
+    began, out = time.monotonic(), output.out
     from evilm.sweep.search import Job, count_slots, make_job, run_search
     from evilm.train.tracking import end_run
 
@@ -74,9 +80,9 @@ def sweep(config: Sweep) -> dict[str, Any]:
     except BaseException:  # whatever it was, the run must not be left as if it went on
         end_run(run, "FAILED")
         raise
-    summary |= {"inputs": inputs, "reused": False, "seconds": round(time.monotonic() - began, 1)}
+    summary |= {"inputs": output.inputs, "reused": False, "seconds": round(time.monotonic() - began, 1)}
     _track_end(run, config, summary, tried)
-    return close_output(out, summary)
+    return summary
 
 
 def trial_config(
@@ -95,7 +101,9 @@ def trial_config(
         | ({} if uri else {"enabled": False})
     )
     places = dataclasses.asdict(inputs) | {"out": trial.out}
-    return base.model_copy(update=places | {"schedule": schedule, "tracking": tracking, "overwrite": False})
+    return base.model_copy(
+        update=places | {"schedule": schedule, "tracking": tracking, "overwrite": False, "take_over": True}
+    )
 
 
 def _fingerprint(config: Sweep, space: Space) -> str:
@@ -206,7 +214,7 @@ def _track_end(run: Any, config: Sweep, summary: dict[str, Any], tried: Sequence
     with harmless("say how the trials ended"):
         for item in tried:
             kept = storage.join(item.trial.out, RUN_FILE)
-            if not storage.exists(kept) or (known := storage.read_json(kept)).get("uri") != run.uri:
+            if not storage.exists(kept) or (known := storage.read_json(kept)).get("uri") != public_uri(run.uri):
                 continue
             client.set_tag(known["run_id"], "evilm.trial.state", item.outcome.state)
             if item.outcome.state == "stopped":  # its own process was ended before it could say so

@@ -17,7 +17,7 @@ from ray import tune
 
 from evilm import storage
 from evilm.config.runs import Pretrain
-from evilm.errors import ClusterError, EvilmError
+from evilm.errors import ClusterError, EvilmError, OwnershipError
 from evilm.outputs import CONFIG
 from evilm.sweep.trials import FAILED_FILE
 from evilm.train.pretrain import pretrain
@@ -85,6 +85,8 @@ def _run_trial(config: dict[str, Any], settings: Mapping[str, str]) -> None:
         pretrain(trial)
     except ClusterError:
         raise
+    except OwnershipError as error:
+        raise ClusterError(str(error)) from None
     except EvilmError as error:  # of the settings, such as a diverged loss: tried again it would end the same way
         storage.write_json(storage.join(trial.out, FAILED_FILE), {"error": str(error)})
     except Stopped as stopped:  # a KeyboardInterrupt, which Ray takes for a cancelled task

@@ -18,7 +18,7 @@ from evilm.config.base import fingerprint
 from evilm.config.model import StudentConfig
 from evilm.config.runs import BuildVocab
 from evilm.errors import ConfigError, VocabError
-from evilm.outputs import close_output, open_output
+from evilm.outputs import Output
 from evilm.text.captions import read_captions
 from evilm.text.vocab import SPECIALS, UNK, Vocab, clean, piece_tokenizer, read_pieces, split_words
 
@@ -35,7 +35,6 @@ def build_vocab(config: BuildVocab) -> dict[str, Any]:
         ManifestError: the captions can't be read.
         VocabError: the base vocabulary can't be read.
     """
-    started = time.monotonic()
     if not config.manifest:
         raise ConfigError("--manifest is missing; give a table with captions, a COCO captions JSON, or a .txt")
     if not config.out:
@@ -44,19 +43,26 @@ def build_vocab(config: BuildVocab) -> dict[str, Any]:
     captions = read_captions(config.manifest, config.columns, config.split)
     base = read_pieces(config.base_vocab) if config.base_vocab else []
     inputs = {"captions": fingerprint(sorted(captions)), "base_vocab": fingerprint(base) if base else ""}
-    done = open_output(config, out, inputs)
-    if done is not None:
-        logger.info("%s is finished, reused: %s words", out, done["num_words"])
-        return done | {"reused": True}
+    with Output(config, out, inputs) as output:
+        if output.done:
+            logger.info("%s is finished, reused: %s words", out, output.done["num_words"])
+            return output.done | {"reused": True}
+        return output.close(_build(config, output, captions, base))
+
+
+def _build(config: BuildVocab, output: Output, captions: list[str], base: list[str]) -> dict[str, Any]:
+    """Write the vocabulary; the summary."""
+    started = time.monotonic()
     if base:
         pieces = keep_frequent(base, captions, config.words.keep_ratio)
     else:
         pieces = train_wordpiece(captions, config.words.train_size, config.words.min_frequency)
     vocab = Vocab(pieces)
-    vocab.save(out)
+    output.check()
+    vocab.save(output.out)
     summary = describe(vocab, captions) | {
-        "out": out,
-        "inputs": inputs,
+        "out": output.out,
+        "inputs": output.inputs,
         "method": "keep_frequent" if base else "train_wordpiece",
         "base_words": len(base),
         "reused": False,
@@ -66,7 +72,7 @@ def build_vocab(config: BuildVocab) -> dict[str, Any]:
         "%d words from %d captions, %.3f %% of the words are [UNK], %d entries never used",
         vocab.size, len(captions), 100 * summary["unk_ratio"], summary["unseen"],
     )  # fmt: skip
-    return close_output(out, summary)
+    return summary
 
 
 def describe(vocab: Vocab, captions: Sequence[str]) -> dict[str, Any]:

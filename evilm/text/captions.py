@@ -10,9 +10,9 @@ from evilm.config.data import ColumnsConfig
 from evilm.errors import ManifestError
 from evilm.text.layouts import Roles, assign
 from evilm.text.manifests import is_tar, list_manifests
-from evilm.text.spans import parse_list
+from evilm.text.spans import parse_captions, parse_list
 from evilm.text.tables import Fault, as_text, open_table
-from evilm.text.tars import Sample, read_tar
+from evilm.text.tars import Sample, merge_samples, read_tar
 
 logger = logging.getLogger(__name__)
 
@@ -61,7 +61,7 @@ def _from_table(uri: str, columns: ColumnsConfig | None) -> Iterator[tuple[str, 
 
 def _from_tar(uri: str, columns: ColumnsConfig | None) -> Iterator[tuple[str, str]]:
     """Split and caption of each sample of a tar."""
-    samples = [sample.values for sample in read_tar(uri) if isinstance(sample, Sample)]
+    samples = [sample.values for sample in merge_samples(read_tar(uri)) if isinstance(sample, Sample)]
     roles = assign(list(dict.fromkeys(key for values in samples for key in values)), columns or ColumnsConfig(), uri)
     for values in samples:
         yield from _captions(values, roles)
@@ -70,7 +70,7 @@ def _from_tar(uri: str, columns: ColumnsConfig | None) -> Iterator[tuple[str, st
 def _captions(record: Mapping[str, Any], roles: Roles) -> Iterator[tuple[str, str]]:
     """Split and captions of a record: one, or one per span."""
     value, split = record.get(roles.caption), as_text(record.get(roles.split)).strip()
-    several = parse_list(value) if isinstance(value, list) or (roles.start and not roles.end) else None
+    several = parse_list(value) if roles.start and not roles.end else parse_captions(value)
     for caption in [value] if several is None else several:
         yield split, as_text(caption).encode(errors="replace").decode()
 

@@ -1,15 +1,17 @@
 """Layouts of manifests in use: whose columns hold what. Single columns can be named over a layout."""
 
 import logging
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from evilm.config.data import ColumnsConfig
+from evilm.config.data import VIDEO_ENDINGS, ColumnsConfig
 from evilm.errors import ConfigError, ManifestError
 from evilm.text.tables import show
 
 logger = logging.getLogger(__name__)
 
+_NUMBER = re.compile(r"\d+([.:,]\d+)*")
 KEY = "__key__"
 """Where a sample of a tar keeps the name it has there."""
 ROLES = ("videoid", "caption", "page_dir", "path", "url", "start", "end", "duration", "split")
@@ -32,10 +34,12 @@ _LAYOUTS: dict[str, dict[str, tuple[str, ...]]] = {
         "end": ("End_timestamp",),
     },
     "panda": {"videoid": ("videoID",), "caption": ("caption",), "url": ("url",), "start": ("timestamp",)},
+    "koala": {"videoid": ("videoID",), "caption": ("caption",), "url": ("url",), "start": ("timestamp",)},
     "webdataset": {"videoid": (KEY,), "caption": ("txt", "caption")},
 }
 _MARKS = {
     "webdataset": {KEY},
+    "koala": {"videoID", "timestamp", "caption", "clarity_score"},
     "panda": {"videoID", "timestamp", "caption"},
     "internvid": {"YoutubeID", "Start_timestamp", "End_timestamp"},
     "video2dataset": {"key", "status"},
@@ -88,12 +92,20 @@ def assign(header: Sequence[str], columns: ColumnsConfig, name: str, needed: Seq
         wanted = known if named is None else (named,) if named else ()
         found[role] = next((column for column in wanted if column in header), "")
         if wanted and not found[role] and (named or role in needed):
-            raise ManifestError(
-                f"{name} has no column {wanted[0]!r} for the {role} (found: {show(header)}); "
-                f"name it with --columns.{role.replace('_', '-')}, or all by --columns.layout"
-            )
+            advice = f"name it with --columns.{role.replace('_', '-')}, or all by --columns.layout"
+            if _is_row(header):
+                advice = "its first line looks like a row: give it a header line, with the names of the columns"
+            raise ManifestError(f"{name} has no column {wanted[0]!r} for the {role} (found: {show(header)}); {advice}")
     if "caption" in needed and not found["caption"]:
         raise ConfigError("columns.caption is empty; name the column of the captions")
     if "videoid" in needed and not (found["videoid"] or found["path"] or found["url"]):
         raise ConfigError("columns.videoid, .path and .url are all empty; one of them must tell which video is meant")
     return Roles(layout, **found)
+
+
+def _is_row(header: Sequence[str]) -> bool:
+    """Guess whether a header is none: names of columns are no numbers, URLs, sentences or names of videos."""
+    return any(
+        "://" in name or name.count(" ") >= 2 or name.lower().endswith(VIDEO_ENDINGS) or _NUMBER.fullmatch(name)
+        for name in header
+    )

@@ -69,6 +69,14 @@ def parse_list(value: Any) -> list[Any] | None:
     return None
 
 
+def parse_captions(value: Any) -> list[Any] | None:
+    """The captions of a cell that holds a list of texts, also as JSON or Python writes it; None for one caption."""
+    found = parse_list(value)
+    if isinstance(value, str) and found is not None and not all(isinstance(item, str | None) for item in found):
+        return None
+    return found
+
+
 def show_seconds(seconds: float) -> str:
     """Seconds to the millisecond, without trailing zeros; the same number always gives the same text."""
     return f"{seconds:.3f}".rstrip("0").rstrip(".")

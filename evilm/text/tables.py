@@ -10,7 +10,9 @@ import gzip
 import io
 import itertools
 import json
+import logging
 import math
+import re
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -23,6 +25,8 @@ import pyarrow.parquet as pq
 from evilm import storage
 from evilm.errors import ManifestError, StorageError
 from evilm.text.delimited import LINE_CHARS, Delimited, Fault
+
+logger = logging.getLogger(__name__)
 
 ENDINGS = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet", ".csv.gz", ".tsv.gz", ".jsonl.gz", ".ndjson.gz")
 """Endings by which a table is known in a folder."""
@@ -61,7 +65,7 @@ def open_table(uri: str) -> Iterator[Table]:
                 head = file.read(_HEAD_BYTES)
                 file.seek(0)
             if head[:4] == b"PAR1":
-                header, records = _parquet(file)
+                header, records = _parquet(file, uri)
             else:
                 header, records = _text(file, head, uri)
         except StorageError:
@@ -108,7 +112,7 @@ def is_text(text: str) -> bool:
 
 def _text(file: IO[bytes], head: bytes, uri: str) -> tuple[list[str], Iterator[dict[str, Any] | Fault]]:
     """A CSV, TSV or JSON lines."""
-    first = head.removeprefix(b"\xef\xbb\xbf").lstrip(b"\r\n").split(b"\n", 1)[0]
+    first = re.split(rb"[\r\n]", head.removeprefix(b"\xef\xbb\xbf").lstrip(b"\r\n"), maxsplit=1)[0]
     if not head.strip():
         raise ManifestError(f"{uri} is empty; expected a table with a header line")
     if head[:2] in (b"\xff\xfe", b"\xfe\xff"):
@@ -168,12 +172,19 @@ def _json_record(line: str) -> dict[str, Any] | Fault:
     return record if isinstance(record, dict) else Fault(f"a JSON {type(record).__name__}, not an object")
 
 
-def _parquet(file: IO[bytes]) -> tuple[list[str], Iterator[dict[str, Any] | Fault]]:
+def _holds_bytes(kind: pa.DataType) -> bool:
+    """Check whether a column, or a part of its records or lists, holds bytes."""
+    fields = [kind.field(number).type for number in range(kind.num_fields)]
+    is_bytes = pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind)
+    return is_bytes or pa.types.is_fixed_size_binary(kind) or any(map(_holds_bytes, fields))
+
+
+def _parquet(file: IO[bytes], uri: str) -> tuple[list[str], Iterator[dict[str, Any] | Fault]]:
     table = pq.ParquetFile(file, buffer_size=1 << 20, pre_buffer=False)  # by pages, not by whole row groups
     # Columns of bytes hold videos, not words.
-    names = [
-        f.name for f in table.schema_arrow if not pa.types.is_binary(f.type) and not pa.types.is_large_binary(f.type)
-    ]
+    names = [field.name for field in table.schema_arrow if not _holds_bytes(field.type)]
+    if left := [name for name in table.schema_arrow.names if name not in names]:
+        logger.info("%s: %s: columns of bytes are not read; videos belong into files, or into tars", uri, show(left))
 
     def records() -> Iterator[dict[str, Any] | Fault]:
         for batch in table.iter_batches(_BATCH_ROWS, columns=names):

@@ -2,7 +2,7 @@
 
 import json
 import tarfile
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import IO, Any, Self
 
@@ -64,6 +64,28 @@ def read_tar(uri: str) -> Iterator[Sample | Fault]:
         raise
     except OSError as error:
         raise ManifestError(f"cannot read {uri}: {error.strerror or type(error).__name__}") from None
+
+
+def merge_samples(samples: Iterable[Sample | Fault]) -> Iterator[Sample | Fault]:
+    """Join samples of one key of which one has only the video and another only what is said about it.
+
+    Their members do not follow each other in the tar, as in one that was packed ending by ending.
+    """
+    found, parts = list(samples), dict[str, list[Sample]]()
+    for sample in found:
+        if isinstance(sample, Sample) and not sample.fault and not (sample.member and len(sample.values) > 1):
+            parts.setdefault(sample.key, []).append(sample)
+    gone = set[int]()
+    for first, *others in parts.values():
+        for other in others:
+            if (first.member and other.member) or first.values.keys() & other.values.keys() - {KEY}:
+                continue
+            first.values |= other.values
+            if other.member:
+                first.member, first.offset, first.num_bytes = other.member, other.offset, other.num_bytes
+            first.num_members += other.num_members
+            gone.add(id(other))
+    yield from (sample for sample in found if id(sample) not in gone)
 
 
 def split_key(name: str) -> tuple[str, str]:

@@ -3,6 +3,7 @@
 import logging
 import os
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from evilm import storage
@@ -45,16 +46,17 @@ def build_missing(config: Pretrain) -> Inputs:
             "--root %s lies in this job's temporary copy of the working dir; name a lasting place", config.root
         )
     frames, vocab = build_data(config)
+    run = partial(_run_stage, config)
     build, root = config.build, storage.absolute(config.root)
     tokenizer = config.tokenizer or storage.join(root, "tokenizer")
     if not config.tokenizer:
-        _run("train_tokenizer", train_tokenizer, build.train_tokenizer, frames=frames, vocab=vocab, out=tokenizer)
+        run("train_tokenizer", train_tokenizer, build.train_tokenizer, frames=frames, vocab=vocab, out=tokenizer)
     codes = config.codes
     if not codes:  # just these views, also where the folder has others
         places = {"frames": frames, "tokenizer": tokenizer, "out": storage.join(root, "codes")}
         coding = build.precompute_codes
         views = {"views": config.views} if config.views else {}
-        codes = _run("precompute_codes", precompute_codes, coding, **places, **views)["codes"]
+        codes = run("precompute_codes", precompute_codes, coding, **places, **views)["codes"]
     return Inputs(*(storage.absolute(place) for place in (frames, codes, vocab, tokenizer)))
 
 
@@ -62,22 +64,23 @@ def build_data(config: Pretrain) -> tuple[str, str]:
     """Frame shards and vocabulary, each named by the user or built under `config.root`."""
     build, root = config.build, storage.absolute(config.root)
     manifest, videos = config.manifest, config.videos
+    run = partial(_run_stage, config)
     columns: dict[str, Any] = {"columns": config.columns} if manifest and config.columns != ColumnsConfig() else {}
     if not manifest and not (config.frames and config.vocab):
-        corpus = _run("render_corpus", render_corpus, build.render_corpus, out=storage.join(root, "corpus"))
+        corpus = run("render_corpus", render_corpus, build.render_corpus, out=storage.join(root, "corpus"))
         manifest, videos = corpus["manifest"], corpus["videos"]
     frames = config.frames or storage.join(root, "frames")
     if not config.frames:
-        _run("shard_videos", shard_videos, build.shard_videos, manifest=manifest, videos=videos, out=frames, **columns)
+        run("shard_videos", shard_videos, build.shard_videos, manifest=manifest, videos=videos, out=frames, **columns)
     vocab = config.vocab or storage.join(root, "vocab")
     if not config.vocab:
-        _run("build_vocab", build_vocab, build.build_vocab, manifest=manifest, out=vocab, **columns)
+        run("build_vocab", build_vocab, build.build_vocab, manifest=manifest, out=vocab, **columns)
     return storage.absolute(frames), storage.absolute(vocab)
 
 
-def _run(door: str, function: Any, settings: Any, **places: Any) -> dict[str, Any]:
+def _run_stage(caller: Pretrain, door: str, function: Any, settings: Any, **places: Any) -> dict[str, Any]:
     """One upstream door with its places filled in; tracked as if it had been called by itself."""
-    config = settings.model_copy(update=places)
+    config = settings.model_copy(update=places | {"take_over": caller.take_over})
     try:
         summary = function(config) if door == "train_tokenizer" else track(door, function, config)
     except ConfigError as error:

@@ -3,8 +3,16 @@
 import logging
 import sys
 
-_FORMAT = logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S")
+from evilm.config.secrets import public_text
+
 _CHATTY = ("mlflow", "alembic", "botocore", "aiobotocore", "s3fs", "fsspec")
+
+
+class _Public(logging.Formatter):
+    """Lines without users, passwords and signatures of URLs, whoever put them there."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return public_text(super().format(record))
 
 
 def log_to_console() -> None:
@@ -12,7 +20,7 @@ def log_to_console() -> None:
     ours = logging.getLogger("evilm")
     if not ours.handlers:
         handler = logging.StreamHandler(sys.stderr)
-        handler.setFormatter(_FORMAT)
+        handler.setFormatter(_Public("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
         ours.addHandler(handler)
         ours.setLevel(logging.INFO)
         ours.propagate = False

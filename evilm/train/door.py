@@ -11,6 +11,7 @@ import threading
 from typing import NoReturn
 
 from evilm.config.door import fail, parse
+from evilm.config.secrets import public_text
 from evilm.errors import EvilmError, UsageError
 from evilm.train.console import log_to_console
 
@@ -46,7 +47,7 @@ def run(door: str, target: str, tracked: bool = True) -> None:
     except UsageError as error:
         fail(str(error))
     except EvilmError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {public_text(str(error))}", file=sys.stderr)
         raise SystemExit(_EXIT_FAILED) from None
     except KeyboardInterrupt as interrupt:  # a training's own kind says more
         _end(interrupt)

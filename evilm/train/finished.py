@@ -13,7 +13,7 @@ from evilm.config.runs import Pretrain, TrainTokenizer
 from evilm.data.order import step_sizes
 from evilm.errors import CheckpointError, ConfigError
 from evilm.model.checkpoint import STATE
-from evilm.outputs import extend_output, open_output
+from evilm.outputs import Output
 from evilm.shards import FrameManifest
 from evilm.train.keeper import CHECKPOINTS, newest_first, step_of
 
@@ -45,11 +45,11 @@ class Training:
     describe: Callable[[], dict[str, Any]]
     """What the summary says of the published model."""
 
-    def open(self, frames: FrameManifest) -> dict[str, Any] | None:
-        """Claim the output folder, as `open_output` does; one that is to make more steps is opened again.
+    def open(self, frames: FrameManifest) -> Output:
+        """Claim the output folder; one that is to make more steps is opened again.
 
         Returns:
-            The summary of a training that has made all steps; None if there are steps to make.
+            The folder; `done` is the summary of a training that has made all steps, None if there are steps to make.
 
         Raises:
             ConfigError: the folder holds the result of other settings or inputs, or the model to start from; its
@@ -61,14 +61,15 @@ class Training:
             )
         if storage.join(self.config.init, "").startswith(storage.join(self.out, "")):
             raise ConfigError(f"--init {self.config.init} lies in --out {self.out}; choose another --out")
-        done = open_output(self.config, self.out, self.inputs)
+        output = Output(self.config, self.out, self.inputs)
+        done = output.done
         if done is None:
-            return None
+            return output
         reached, wanted = int(done["steps"]), num_steps(self.config, frames.num_clips("train"))
         if reached >= wanted:
             if reached > wanted:
                 logger.info("%s ended at step %d, beyond the %d asked for; it is reused", self.out, reached, wanted)
-            return done
+            return output
         if not newest_first(self.out):
             raise ConfigError(
                 f"{self.out} was trained to step {reached} and can't be continued to step {wanted}: "
@@ -76,8 +77,9 @@ class Training:
                 "or --overwrite to train from the start"
             )
         logger.info("%s was trained to step %d; training continues to step %d", self.out, reached, wanted)
-        self._reopen()
-        return None
+        self._reopen(output)
+        output.done = None
+        return output
 
     def warm_start(self) -> dict[str, Any]:
         """Try out the start from another model before workers do, and log what is taken of it.
@@ -99,30 +101,30 @@ class Training:
         """Check whether a finished training has published the step that is asked for."""
         return self._chosen(summary)["step"] == _published_step(summary)
 
-    def finish(self, done: dict[str, Any] | None) -> dict[str, Any]:
+    def finish(self, output: Output) -> dict[str, Any]:
         """Train, or only publish another step of a finished training.
 
         Args:
-            done: what `open` returned.
+            output: what `open` returned.
 
         Returns:
-            The summary, for `close_output`.
+            The summary, for `Output.close`.
         """
         from evilm.train.fit import catch_up, fit
 
-        if done is None:
-            return fit(self.config, self.command, self.task, self.out, self.inputs, self._publish)
-        summary = done | self._publish(done)
+        if output.done is None:
+            return fit(self.config, self.command, self.task, output, lambda summary: self._publish(output, summary))
+        summary = output.done | self._publish(output, output.done)
         catch_up(self.config, self.command, self.out, summary)
         return summary
 
-    def _publish(self, summary: dict[str, Any]) -> dict[str, Any]:
+    def _publish(self, output: Output, summary: dict[str, Any]) -> dict[str, Any]:
         """Publish the step that is asked for in place of the one at the output folder; the summary's new fields."""
         chosen, fields = self._chosen(summary), {}
         if chosen["step"] != _published_step(summary):
             place = storage.join(self.out, CHECKPOINTS, chosen["checkpoint"])
             model, state = self._load(place, chosen), storage.read_json(storage.join(place, STATE))
-            self._reopen()  # not before the checkpoint has proved to be good
+            self._reopen(output)  # not before the checkpoint has proved to be good
             model.save_pretrained(self.out)
             fields = {name: state[name] for name in ("val", "eval_clips") if name in state}
         logger.info("%s: step %d of %d is published", self.out, chosen["step"], summary["steps"])
@@ -166,12 +168,12 @@ class Training:
             )
         return self.load(place)
 
-    def _reopen(self) -> None:
+    def _reopen(self, output: Output) -> None:
         """Make a finished output unfinished: its MLflow run gets figures and model again when it ends."""
         from evilm.train.tracking import reopen_run
 
         reopen_run(self.out)  # first: as long as there is a summary, the same command brings everything to MLflow
-        extend_output(self.config, self.out, self.inputs)
+        output.extend()
 
 
 def num_steps(config: Pretrain | TrainTokenizer, num_clips: int) -> int:

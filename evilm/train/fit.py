@@ -11,6 +11,8 @@ from evilm import storage
 from evilm.config.train import ClusterConfig
 from evilm.data.cluster import connect
 from evilm.errors import ClusterError, EvilmError
+from evilm.outputs import Output
+from evilm.shards import pinned
 from evilm.train import stop
 from evilm.train.figure import draw_losses
 from evilm.train.keeper import CHECKPOINTS, forget_registry
@@ -27,8 +29,7 @@ def fit(
     config: Any,
     door: str,
     task: str,
-    out: str,
-    inputs: dict[str, str],
+    output: Output,
     made: Callable[[dict[str, Any]], dict[str, Any]] = dict,
 ) -> dict[str, Any]:
     """Train `task` under Ray Train until it is done, through worker failures.
@@ -37,8 +38,7 @@ def fit(
         config: the door's settings.
         door: its name, also the MLflow experiment.
         task: `module:function` that builds the task in each worker.
-        out: output folder, claimed by `open_output`.
-        inputs: fingerprints of the inputs.
+        output: the folder of the model, claimed.
         made: gets the result of the training once the model is written, and returns more fields of the summary.
 
     Returns:
@@ -46,19 +46,21 @@ def fit(
 
     Raises:
         ClusterError: the training failed more often than `cluster.max_failures` allows, or for a reason of its own.
+        OwnershipError: another run has taken the folder over.
         Stopped: somebody asked for an end by SIGINT or SIGTERM; the last step done is kept.
     """
     import ray.train
     from ray.train.torch import TorchTrainer
 
-    began = time.monotonic()
+    began, out, inputs = time.monotonic(), output.out, output.inputs
     cluster: ClusterConfig = config.cluster
     connect(min_cpus=cluster.num_workers * cluster.cpus_per_worker)
     run = open_run(config, door, out, inputs)
     spec = WorkerSpec(
         task=task,
-        settings=config.model_dump(mode="json") | {"out": out},
+        settings=config.model_dump(mode="json") | {"out": out} | _pins(config, inputs),
         out=out,
+        run=output.run,
         tracked=run.as_dict if run else None,
     )
     forget_registry(out)
@@ -72,9 +74,11 @@ def fit(
     try:
         returned = stop.run_until_asked(lambda: dict(trainer.fit().return_value or {}), out)
         if "error" in returned:
+            output.check()
             raise EvilmError(returned["error"])
     except (ray.train.TrainingFailedError, ray.train.ControllerError, ray.train.WorkerGroupError) as error:
         end_run(run, "FAILED")
+        output.check()
         raise ClusterError(f"training failed: {_reason(error)}; run the same command again to continue") from error
     except KeyboardInterrupt:
         end_run(run, "KILLED")
@@ -157,3 +161,9 @@ def _reason(error: BaseException) -> str:
     text = str(error).strip()
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return (lines[-1] if lines else type(error).__name__)[:400]
+
+
+def _pins(config: Any, inputs: dict[str, str]) -> dict[str, str]:
+    """Places of shards as they are now, for workers that start later, when more may have been added."""
+    places = {name: getattr(config, name) for name in ("frames", "codes") if getattr(config, name, "")}
+    return {name: pinned(place, inputs[name]) for name, place in places.items() if name in inputs}

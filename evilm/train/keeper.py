@@ -20,6 +20,7 @@ from typing import Any
 from evilm import storage
 from evilm.errors import CheckpointError
 from evilm.model.checkpoint import DIGESTS, verify
+from evilm.ownership import check_owner
 from evilm.train.checkpoint import Snapshot, write_snapshot
 
 logger = logging.getLogger(__name__)
@@ -108,17 +109,18 @@ def forget_registry(out: str) -> None:
 class Keeper:
     """Saves the checkpoints of one attempt. `save` is called by all workers at the same steps; rank 0 does the work."""
 
-    def __init__(self, out: str, attempt: int, keep: int, rank: int, restored: str = "") -> None:
+    def __init__(self, out: str, run: int, attempt: int, keep: int, rank: int, restored: str = "") -> None:
         """A keeper.
 
         Args:
             out: output folder of the training.
+            run: number of the run that owns it.
             attempt: number of this start of the training.
             keep: newest checkpoints to keep.
             rank: this worker.
             restored: name of the checkpoint that the attempt began from, '' for none.
         """
-        self._out, self._attempt, self._keep, self._rank = out, attempt, keep, rank
+        self._out, self._run, self._attempt, self._keep, self._rank = out, run, attempt, keep, rank
         self._known = [restored] if restored else []
         self._thread: threading.Thread | None = None
         self.took_s = 0.0
@@ -137,6 +139,9 @@ class Keeper:
             best: name of the best checkpoint so far, which is kept too.
             before: called in the background on rank 0 before the checkpoint is complete: what has to be stored no
                 later than it.
+
+        Raises:
+            OwnershipError: another run has taken the output folder over.
         """
         import ray.train
         from ray.train import Checkpoint, CheckpointUploadMode
@@ -145,6 +150,7 @@ class Keeper:
         if self._rank != 0:
             ray.train.report({}, None, name, CheckpointUploadMode.ASYNC)
             return
+        check_owner(self._out, self._run)
         self.finish()  # no more than one on its way, lest slow storage fills the memory
         began, copied = time.monotonic(), snapshot()
         place: Any = ray.train.get_context().get_storage()

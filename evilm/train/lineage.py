@@ -12,6 +12,7 @@ from typing import Any
 
 from evilm import storage
 from evilm.config.runs import Door
+from evilm.config.secrets import public_uri
 
 logger = logging.getLogger(__name__)
 
@@ -91,7 +92,7 @@ def _by_place(client: Any, uri: str, place: str) -> Source | None:
     for folder in (place, place.rpartition("/")[0]):
         try:
             known = storage.read_json(storage.join(folder, RUN_FILE)) if folder else {}
-            if known.get("uri") == uri:
+            if public_uri(known.get("uri", "")) == public_uri(uri):
                 return _source(client.get_run(known["run_id"]))
         except Exception as error:  # no note, somebody else's file, a run that is gone: a link less, and no more
             logger.debug("no run known by %s: %s", folder, error)

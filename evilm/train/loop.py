@@ -15,6 +15,7 @@ import torch
 from evilm.data.feed import Feed
 from evilm.data.order import TrainOrder
 from evilm.errors import EvilmError
+from evilm.ownership import check_owner
 from evilm.steps.batch import Batch
 from evilm.train import attempts, stop
 from evilm.train.audit import Audit, write_plan
@@ -114,7 +115,7 @@ class Run:
         self.panels = open_panels(spec.tracked) if open_panels and rank == 0 else None
         if self.panels:
             self.ends.callback(self.panels.close)
-        self.watch = stop.Watch(spec.out, rank)
+        self.watch = stop.Watch(spec.out, rank, spec.run)
         self.ends.callback(self.watch.close)
 
     def train(self) -> dict[str, Any]:
@@ -268,12 +269,13 @@ class Run:
 
         out, schedule, number = self.spec.out, self.settings.schedule, 0
         if self.rank == 0:
+            check_owner(out, self.spec.run)
             number = attempts.begin_attempt(out, self.state["step"], restored, self.world)
             if schedule.audit:
                 write_plan(out, self.order, str(getattr(self.settings, "frames", "")))
         self.attempt = int(broadcast_from_rank_zero(number))
         self.audit = Audit(out, schedule.audit, self.attempt, self.rank)
-        self.keeper = Keeper(out, self.attempt, schedule.keep_checkpoints, self.rank, restored)
+        self.keeper = Keeper(out, self.spec.run, self.attempt, schedule.keep_checkpoints, self.rank, restored)
         self.files = files_beside(lambda folder: self.task.describe(folder, self.learner.objective))
         self.ends.callback(self.keeper.close)
         if self.recorder:

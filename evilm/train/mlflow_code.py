@@ -65,15 +65,19 @@ def _video(row: Mapping[str, Any], number: int) -> Video:
 
 
 def _allowed(video: str, number: int) -> str:
-    """A path on this machine, below EVILM_VIDEO_ROOT where that is set, links followed; never a URL."""
+    """A path on this machine below EVILM_VIDEO_ROOT, links followed; nothing where that is not set, and never a URL."""
     if "://" in video or video.startswith("~"):
         raise ConfigError(f"row {number}: video = {video!r}; give a path on the serving machine, or send frames")
-    if root := os.environ.get(VIDEO_ROOT):
-        found = (Path(root) / video).resolve()
-        if not found.is_relative_to(Path(root).resolve()):
-            raise ConfigError(f"row {number}: video = {video!r} lies outside {VIDEO_ROOT}; give a path below it")
-        return str(found)
-    return video
+    root = os.environ.get(VIDEO_ROOT)
+    if not root:
+        raise ConfigError(
+            f"row {number}: video = {video!r}, but {VIDEO_ROOT} is not set where the model is served; set it to the "
+            "folder that may be read, or send frames"
+        )
+    found = (Path(root) / video).resolve()
+    if not found.is_relative_to(Path(root).resolve()):
+        raise ConfigError(f"row {number}: video = {video!r} lies outside {VIDEO_ROOT}; give a path below it")
+    return str(found)
 
 
 mlflow.models.set_model(EViLMModel())

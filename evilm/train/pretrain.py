@@ -17,10 +17,10 @@ from evilm.data.feed import Feed, evaluation_feed, training_feed
 from evilm.data.order import step_sizes
 from evilm.errors import ShardError
 from evilm.model.collapse import require_usage_of_labels
-from evilm.outputs import close_output
 from evilm.shards import CodesManifest, FrameManifest, ShardPair, Side, find_codes, open_side, pair, publish_side
 from evilm.steps.batch import PretrainBatch, PretrainCollate
 from evilm.text.vocab import Vocab
+from evilm.train.begun import codes_of, frames_of
 from evilm.train.finished import Training
 from evilm.train.panels import NUM_CLIPS, Panels
 
@@ -48,7 +48,7 @@ def pretrain(config: Pretrain) -> dict[str, Any]:
     config = config.resolved().with_precision()
     out = storage.absolute(config.out or storage.join(config.root, "model"))
     inputs = build_missing(config)
-    frames, codes = open_pairs(inputs, config)
+    frames, codes = open_pairs(inputs, config, "" if config.overwrite else out)
     places = {"frames": inputs.frames, "codes": codes.uri, "vocab": inputs.vocab, "tokenizer": inputs.tokenizer}
     config = config.model_copy(update={**places, "out": out, "init": config.init and storage.absolute(config.init)})
     vocab = Vocab.load(config.vocab)
@@ -68,26 +68,33 @@ def pretrain(config: Pretrain) -> dict[str, Any]:
 
     task = "evilm.train.pretrain:build_task"
     training = Training(config, "pretrain", task, out, prints, EViLM.from_pretrained, describe)
-    done = training.open(frames)
-    if done and training.is_published(done):
-        catch_up(config, "pretrain", out, done)
-        publish(config, out, done)
-        return done | {"reused": True}
-    if not done:
-        step_sizes(frames.num_clips("train"), config.schedule.batch_clips, config.schedule.tail, config.parts)
-        _audit(config, frames, codes)
-        publish_side(frames, replace=False)
-        publish_side(codes, replace=False)
-        started |= training.warm_start()
-    summary = training.finish(done)
-    write_card(out, config, summary)
-    summary = close_output(out, summary)
-    publish(config, out, summary)
+    with training.open(frames) as output:
+        done = output.done
+        if done and training.is_published(done):
+            catch_up(config, "pretrain", out, done)
+            publish(config, out, done)
+            return done | {"reused": True}
+        if not done:
+            step_sizes(frames.num_clips("train"), config.schedule.batch_clips, config.schedule.tail, config.parts)
+            _audit(config, frames, codes)
+            publish_side(frames, replace=False)
+            publish_side(codes, replace=False)
+            started |= training.warm_start()
+        summary = training.finish(output)
+        output.check()
+        write_card(out, config, summary)
+        output.close(summary)
+        publish(config, out, summary)
     return summary
 
 
-def open_pairs(inputs: "Inputs", config: Pretrain) -> tuple[FrameManifest, CodesManifest]:
+def open_pairs(inputs: "Inputs", config: Pretrain, out: str = "") -> tuple[FrameManifest, CodesManifest]:
     """Frames and codes, checked to belong to each other, to the tokenizer and to the model.
+
+    Args:
+        inputs: their places.
+        config: the settings.
+        out: of a training that may have begun on earlier publications of them.
 
     Raises:
         ShardError: they don't, saying which.
@@ -96,10 +103,10 @@ def open_pairs(inputs: "Inputs", config: Pretrain) -> tuple[FrameManifest, Codes
     from evilm.model.tokenizer import VideoTokenizer
 
     arch = config.arch
-    frames = FrameManifest.load(inputs.frames)
+    frames = frames_of(out, inputs.frames)
     model = VideoTokenizer.from_pretrained(inputs.tokenizer)
     tokenizer = model.fingerprint()
-    codes = CodesManifest.load(find_codes(inputs.codes, tokenizer, config.views))
+    codes = codes_of(out, find_codes(inputs.codes, tokenizer, config.views), frames)
     require_resampler(codes)
     pairs = pair(frames, codes, "train", tokenizer, arch.grid, arch.num_frames)
     if not pairs:

@@ -17,6 +17,7 @@ from typing import Any, Literal
 from evilm import storage
 from evilm.config.base import fingerprint
 from evilm.config.runs import PROMOTE_BY, Benchmark
+from evilm.config.secrets import public_uri
 from evilm.train.lineage import RUN_FILE, find_sources, main_figures
 from evilm.train.tracking import TrackedRun, harmless
 
@@ -118,7 +119,7 @@ def _version_of(client: Any, run: TrackedRun, model: str) -> str:
     if note and storage.exists(note):
         known = storage.read_json(note)
         uri = str(known.get("model", ""))
-        if known.get("uri") == run.uri and uri.startswith(f"models:/{REGISTERED_NAME}/"):
+        if known.get("uri") == public_uri(run.uri) and uri.startswith(f"models:/{REGISTERED_NAME}/"):
             return uri.rsplit("/", 1)[-1]
     maker = find_sources(client, run.uri, {"model": run.inputs["model"]}).get("model")
     found = client.search_model_versions(f"name = '{REGISTERED_NAME}'") if maker else []

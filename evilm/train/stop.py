@@ -16,6 +16,7 @@ from typing import Any
 from evilm import storage
 from evilm.config.train import ClusterConfig, simulates_gpus
 from evilm.errors import ClusterError
+from evilm.ownership import is_owner
 
 logger = logging.getLogger(__name__)
 
@@ -80,8 +81,8 @@ class Watch:
     soon be taken away.
     """
 
-    def __init__(self, out: str, rank: int) -> None:
-        self._out, self._rank = out, rank
+    def __init__(self, out: str, rank: int, run: int = 0) -> None:
+        self._out, self._rank, self._run = out, rank, run
         self._stop_run, self._closed = threading.Event(), threading.Event()
         self._looked = time.monotonic()
         self._known: set[str] = set()
@@ -137,6 +138,9 @@ class Watch:
         every = _ASK_S if storage.is_local(self._out) else _ASK_REMOTE_S
         while not self._closed.wait(every):
             try:
+                if self._run and not is_owner(self._out, self._run):
+                    self._stop_run.set()  # before it writes a checkpoint, it will find the other run
+                    return
                 if STOP_FILE in storage.list_names(self._out):
                     self._stop_run.set()
                     storage.delete(storage.join(self._out, STOP_FILE))

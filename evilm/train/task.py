@@ -46,5 +46,7 @@ class WorkerSpec:
     """`module:function` that builds the task from `settings`."""
     settings: dict[str, Any]
     out: str
+    run: int
+    """Number of the run among those that wrote `out` (`Output.run`)."""
     tracked: dict[str, Any] | None
     """How the MLflow run is made (`tracking.TrackedRun`), None where nothing is tracked."""

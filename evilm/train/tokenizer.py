@@ -13,10 +13,10 @@ from evilm.data.feed import Feed, evaluation_feed, training_feed
 from evilm.data.order import step_sizes
 from evilm.errors import ConfigError
 from evilm.model.collapse import require_usage_on_val
-from evilm.outputs import close_output
 from evilm.shards import FrameManifest, ShardPair, check_num_frames, open_side, publish_side
 from evilm.steps.batch import TokenizerCollate
 from evilm.text.vocab import Vocab
+from evilm.train.begun import frames_of
 from evilm.train.finished import Training
 
 logger = logging.getLogger(__name__)
@@ -39,7 +39,8 @@ def train_tokenizer(config: TrainTokenizer) -> dict[str, Any]:
     config = config.resolved().with_precision()
     places = {name: storage.absolute(getattr(config, name)) for name in ("frames", "vocab", "out")}
     config = config.model_copy(update=places | {"init": config.init and storage.absolute(config.init)})
-    frames, vocab = FrameManifest.load(config.frames), Vocab.load(config.vocab)
+    frames = frames_of("" if config.overwrite else config.out, config.frames)
+    vocab = Vocab.load(config.vocab)
     check_num_frames(frames, config.arch.num_frames)
     inputs = {"frames": frames.fingerprint, "vocab": vocab.fingerprint}
     from evilm.model.identity import tokenizer_fingerprints
@@ -55,18 +56,19 @@ def train_tokenizer(config: TrainTokenizer) -> dict[str, Any]:
 
     task = "evilm.train.tokenizer:build_task"
     training = Training(config, "train_tokenizer", task, config.out, inputs, VideoTokenizer.from_pretrained, describe)
-    done = training.open(frames)
-    if done and training.is_published(done):
-        catch_up(config, "train_tokenizer", config.out, done)
+    with training.open(frames) as output:
+        done = output.done
+        if done and training.is_published(done):
+            catch_up(config, "train_tokenizer", config.out, done)
+            _keep_min_usage(config)
+            require_usage_on_val(config.arch.codebook, done, config.out)
+            return done | {"reused": True}
+        if not done:
+            step_sizes(frames.num_clips("train"), config.schedule.batch_clips, config.schedule.tail, config.parts)
+            publish_side(frames, replace=False)
+            started |= training.warm_start()
+        summary = output.close(training.finish(output))
         _keep_min_usage(config)
-        require_usage_on_val(config.arch.codebook, done, config.out)
-        return done | {"reused": True}
-    if not done:
-        step_sizes(frames.num_clips("train"), config.schedule.batch_clips, config.schedule.tail, config.parts)
-        publish_side(frames, replace=False)
-        started |= training.warm_start()
-    summary = close_output(config.out, training.finish(done))
-    _keep_min_usage(config)
     require_usage_on_val(config.arch.codebook, summary, config.out)
     return summary
 

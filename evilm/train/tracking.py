@@ -20,6 +20,7 @@ from typing import Any
 from evilm import storage
 from evilm.config.base import flatten
 from evilm.config.runs import Door
+from evilm.config.secrets import public_data, public_text, public_uri
 from evilm.train.lineage import (
     FROM,
     MADE,
@@ -107,7 +108,7 @@ def describe_run(config: Door, door: str, out: str, inputs: dict[str, str], besi
     tags = identity_tags(config, door, out, inputs) | {"evilm.root": root_of(beside)}
     if config.tracking.parent:
         tags["mlflow.parentRunId"] = config.tracking.parent
-    flat = flatten(config.model_dump(mode="json", exclude={"build"}))
+    flat = public_data(flatten(config.model_dump(mode="json", exclude={"build"})))
     return TrackedRun(
         uri=uri,
         out=out,
@@ -129,10 +130,15 @@ def ensure_run(run: TrackedRun) -> str:
     client, kept = MlflowClient(tracking_uri=run.uri), storage.join(run.out, RUN_FILE)
     with _one_at_a_time:
         known = storage.read_json(kept) if storage.exists(kept) else {}
-        if known.get("uri") != run.uri or _is_gone(client, known["run_id"]):
+        if public_uri(known.get("uri", "")) != public_uri(run.uri) or _is_gone(client, known["run_id"]):
             began = int((time.time() - run.seconds) * 1000)
             made = client.create_run(_experiment(client, run), began, run.tags, run.name)
-            known = {"uri": run.uri, "run_id": str(made.info.run_id), "experiment": run.experiment, "described": False}
+            known = {
+                "uri": public_uri(run.uri),
+                "run_id": str(made.info.run_id),
+                "experiment": run.experiment,
+                "described": False,
+            }
             storage.write_json(kept, known)
         else:
             client.update_run(known["run_id"], status=RunStatus.to_string(RunStatus.RUNNING))
@@ -222,7 +228,9 @@ def harmless(what: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        logger.warning("MLflow: could not %s (%s); the run goes on", what, " ".join(str(error).split())[:200])
+        logger.warning(
+            "MLflow: could not %s (%s); the run goes on", what, public_text(" ".join(str(error).split()))[:200]
+        )
 
 
 def open_run(config: Door, door: str, out: str, inputs: dict[str, str], beside: str = "") -> TrackedRun | None:
@@ -248,8 +256,8 @@ def close_run(run: TrackedRun | None, config: Door, summary: dict[str, Any], fil
         points = [Metric(f"summary/{name.replace('@', '')}", float(value), now, 0) for name, value in numbers.items()]
         client.log_batch(run_id, metrics=points[:900])
         with with_patience():
-            client.log_dict(run_id, config.model_dump(mode="json"), "config.yaml")
-            client.log_dict(run_id, summary, "summary.json")
+            client.log_dict(run_id, public_data(config.model_dump(mode="json")), "config.yaml")
+            client.log_dict(run_id, public_data(summary), "summary.json")
             for folder, paths in files.items():
                 for path in paths:
                     client.log_artifact(run_id, str(path), artifact_path=folder)

@@ -33,6 +33,8 @@ _MAX_BYTES = 4 * 2**30
 """Address space of a child; a file that asks for more fails alone, not the machine."""
 _SWOLLEN_BYTES = 2**30
 """A child that still holds so much after a clip is replaced."""
+_PATIENCE = 3
+"""How many times its CPU time a child may take of the clock, on a machine that has others to serve."""
 _S_PER_MB = 0.5
 """What the deadline grows by with the file: ample for decoding all of a video once, and again."""
 _DYING_S = 10.0
@@ -67,7 +69,7 @@ class Decoder:
         try:
             return self._ask(request | {"backend": backend}, limit_s)
         except TimeoutError:
-            backend = "decord" if backend == "auto" else "pyav"
+            backend = "pyav"  # as before, unless decord was asked for: shards must not depend on what was slow
             self.close()
         except _Died:  # of this clip, or because the machine was short of memory: by the same decoder, for equal bytes
             self.close()
@@ -75,7 +77,7 @@ class Decoder:
             return self._ask(request | {"backend": backend}, limit_s)
         except TimeoutError:
             self.close()
-            raise DecodeError(Reason.DECODE_TIMEOUT, f"longer than {limit_s:g} s") from None
+            raise DecodeError(Reason.DECODE_TIMEOUT, f"longer than {limit_s:g} s of CPU time") from None
         except _Died:
             self.close()
             raise DecodeError(Reason.DECODER_CRASH) from None
@@ -105,7 +107,7 @@ class Decoder:
             _send(child.stdin, json.dumps(request).encode())
         except OSError:
             raise _Died from None
-        deadline = time.monotonic() + limit_s
+        deadline = _Deadline(limit_s, child.pid)
         try:
             answer = json.loads(_receive(child.stdout, deadline))
             frames = [_receive(child.stdout, deadline) for _ in range(answer.pop("num_frames"))]
@@ -144,7 +146,7 @@ class Decoder:
                 stderr=subprocess.DEVNULL,  # decoders write kilobytes per damaged file, past any Python setting
                 env=os.environ | {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"},
             )
-            _receive(self._child.stdout, time.monotonic() + _START_S)
+            _receive(self._child.stdout, _Deadline(_START_S))
         except (OSError, _Died) as error:  # TimeoutError is an OSError
             self.close()
             raise EvilmError(
@@ -166,7 +168,30 @@ def _send(pipe: IO[bytes] | None, data: bytes) -> None:
     pipe.flush()
 
 
-def _receive(pipe: IO[bytes] | None, deadline: float) -> bytes:
+class _Deadline:
+    """Ends when a process has used so much CPU time, or when a few times as much has passed: it waits, or hangs."""
+
+    def __init__(self, limit_s: float, pid: int = 0) -> None:
+        self._pid = pid
+        self._cpu = _cpu_seconds(pid) + limit_s
+        self._end = time.monotonic() + limit_s * (_PATIENCE if pid else 1)
+
+    def left(self) -> float:
+        """Seconds that may be waited before the next look; 0 when the time is up."""
+        left = self._end - time.monotonic()
+        return max(0.0, min(left, self._cpu - _cpu_seconds(self._pid)) if self._pid else left)
+
+
+def _cpu_seconds(pid: int) -> float:
+    """CPU time of a process so far, all its threads together; 0 where nothing tells."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    except (OSError, IndexError):
+        return 0.0
+
+
+def _receive(pipe: IO[bytes] | None, deadline: _Deadline) -> bytes:
     """The next message.
 
     Raises:
@@ -182,11 +207,12 @@ def _receive(pipe: IO[bytes] | None, deadline: float) -> bytes:
         return _read(pipe, length, selector, deadline)
 
 
-def _read(pipe: IO[bytes], length: int, selector: selectors.BaseSelector, deadline: float) -> bytes:
+def _read(pipe: IO[bytes], length: int, selector: selectors.BaseSelector, deadline: _Deadline) -> bytes:
     data = bytearray()
     while len(data) < length:
-        if not selector.select(max(0.0, deadline - time.monotonic())):
-            raise TimeoutError
+        while not selector.select(left := deadline.left()):
+            if not left:
+                raise TimeoutError
         part = os.read(pipe.fileno(), min(length - len(data), 1 << 20))
         if not part:
             raise _Died
@@ -248,7 +274,7 @@ def main() -> None:
     while head := requests.read(8):
         request = json.loads(requests.read(int.from_bytes(head, "little")))
         # Should the parent be gone: ends this process even where a decoder lets no Python thread run.
-        faulthandler.dump_traceback_later(request["limit_s"] + _DYING_S, exit=True)
+        faulthandler.dump_traceback_later(_PATIENCE * request["limit_s"] + _DYING_S, exit=True)
         answer, frames = _answer(request)
         faulthandler.cancel_dump_traceback_later()
         is_swollen = _held_bytes() > _SWOLLEN_BYTES

@@ -2,8 +2,8 @@
 
 PyAV with a seek plan is right on edit lists, open GOPs, variable rates and rotated files, and notices damaged frames.
 What the packets say is checked against what the decoder gives: where the two differ, the whole clip is decoded once to
-measure its timeline. decord gives the same pixels on plain files, no faster, and does not notice damage: it is the
-second opinion where PyAV got stuck, or asked for by name.
+measure its timeline. decord gives the same pixels on plain files, no faster, and does not notice damage: it is there to
+be asked for by name.
 """
 
 from bisect import bisect_left
@@ -69,7 +69,7 @@ def decode_clip(
         path: absolute path of a local file.
         clip_id: seeds random sampling.
         config: how many frames, of which size, from where in their spans.
-        backend: overrides the configured decoder; `auto` means PyAV here, and decord where PyAV got stuck.
+        backend: overrides the configured decoder; `auto` means PyAV.
         start_s: where the span begins, in seconds from the first shown frame; None is the start.
         end_s: where it ends; None is the end, and so is what lies beyond it.
 
@@ -171,6 +171,7 @@ def _flags(found: Probe, first: Shown, is_repeated: bool) -> Flag:
         (is_repeated, Flag.REPEATED),
         (first.turn or first.is_mirrored, Flag.ROTATED),
         (first.pixel_aspect != 1, Flag.ANAMORPHIC),
+        (first.is_hdr, Flag.HDR),
     ):
         flags |= flag if holds else Flag(0)
     return flags

@@ -8,6 +8,7 @@ import contextlib
 import functools
 import os
 import re
+import tarfile
 import tempfile
 import threading
 import unicodedata
@@ -22,15 +23,17 @@ from fsspec.implementations.local import LocalFileSystem
 
 from evilm import storage
 from evilm.config.data import VIDEO_ENDINGS, FetchConfig
+from evilm.config.secrets import public_uri
 from evilm.errors import ConfigError, DecodeError, ShardError
 from evilm.video.http import Deadline, Passing, back_off, download
-from evilm.video.local import LocalRoot, forms, rank, stem
+from evilm.video.local import LocalRoot, forms, has_ending, rank, stem
 from evilm.video.reasons import Reason
-from evilm.video.urls import is_url, public_uri
+from evilm.video.urls import is_url
 
 _TAR = re.compile(r"\.tar/", re.IGNORECASE)
 _ENDING = re.compile(r"\.[A-Za-z0-9]{1,10}")
 _PIECE_BYTES = 1 << 23
+_HEADER_BYTES, _HEADER_NAME_BYTES = 512, 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +60,7 @@ class Fetcher:
         self._slots = threading.BoundedSemaphore(config.concurrency)
         self._fs, self._root = _file_system(videos, config) if videos else (None, "")
         self._is_local = isinstance(self._fs, LocalFileSystem)
-        self._local = LocalRoot(self._root)
+        self._local = LocalRoot(self._root, config.follow_links)
 
     @contextmanager
     def fetch(
@@ -122,13 +125,14 @@ class Fetcher:
         name = path[: match.end() - 1]
         if num_bytes > self._config.max_mb << 20:
             raise DecodeError(Reason.TOO_LARGE, f"{num_bytes} bytes, more than fetch.max_mb = {self._config.max_mb}")
-        copy = _temporary(path, stack)
+        copy, name_of_copy = _temporary(path, stack)
         if self._is_local:
             self._local.check(f"{self._root}/{name}".rpartition("/")[0])
             if not self._local.is_file(name, may_lead_out=True):  # --manifest names it: a cache may keep it elsewhere
                 raise DecodeError(Reason.MISSING_FILE, "its tar")
             with open(f"{self._root}/{name}", "rb") as tar:
-                tar.seek(offset)
+                tar.seek(max(0, offset - _HEADER_BYTES))
+                _check_member(tar.read(min(offset, _HEADER_BYTES)), path[match.end() :], num_bytes)
                 pieces = iter(lambda: tar.read(min(_PIECE_BYTES, num_bytes - copy.tell())), b"")
                 _write_all(copy, pieces)
         else:
@@ -136,41 +140,47 @@ class Fetcher:
             place, cat = f"{self._root}/{name}", self._fs.cat_file
 
             def pieces_of() -> Iterator[bytes]:
-                for start in range(offset, offset + num_bytes, _PIECE_BYTES):
+                for start in range(max(0, offset - _HEADER_BYTES), offset + num_bytes, _PIECE_BYTES):
                     end = min(start + _PIECE_BYTES, offset + num_bytes)
-                    yield self._retried(functools.partial(cat, place, start=start, end=end))
+                    piece: bytes = self._retried(functools.partial(cat, place, start=start, end=end))
+                    if start < offset:
+                        _check_member(piece[:_HEADER_BYTES], path[match.end() :], num_bytes)
+                        piece = piece[_HEADER_BYTES:]
+                    yield piece
 
             with self._slots:
                 _write_all(copy, pieces_of())
         if copy.tell() != num_bytes:
             raise DecodeError(Reason.FETCH_ERROR, f"its tar ends after {copy.tell()} of its {num_bytes} bytes")
-        return Local(copy.name, path, num_bytes)
+        return Local(name_of_copy, path, num_bytes)
 
     def _remote(self, path: str, needs_ending: bool, stack: contextlib.ExitStack) -> Local:
         """A copy of a file of an object store; the usual ending is tried before anything is listed."""
         with self._slots:
-            for name in [form + (VIDEO_ENDINGS[0] if needs_ending else "") for form in forms(path)]:
+            endings = ("",) if not needs_ending else ("", VIDEO_ENDINGS[0]) if has_ending(path) else VIDEO_ENDINGS[:1]
+            for name in [form + ending for ending in endings for form in forms(path)]:
                 if (local := self._copy(name, stack)) is not None:
                     return local
             if needs_ending and (name := self._find_remote(path)) and (local := self._copy(name, stack)) is not None:
                 return local
-        raise DecodeError(Reason.MISSING_FILE)
+        tried = f" + {VIDEO_ENDINGS[0]}, {VIDEO_ENDINGS[1]}, ..." if needs_ending else ""
+        raise DecodeError(Reason.MISSING_FILE, f"no {path[:200]}{tried}")
 
     def _copy(self, path: str, stack: contextlib.ExitStack) -> Local | None:
         """A copy of a file, None where there is none."""
-        copy = _temporary(path, stack)
+        _, copy = _temporary(path, stack)
         assert self._fs is not None
         get, place, size = self._fs.get_file, f"{self._root}/{path}", _Size(self._config.max_mb)
 
         def attempt() -> int:
-            get(place, copy.name, callback=size)
-            received = os.path.getsize(copy.name)
+            get(place, copy, callback=size)
+            received = os.path.getsize(copy)
             if size.promised is not None and received != size.promised:
                 raise Passing(Reason.FETCH_ERROR, f"{received} of {size.promised} bytes came")
             return received
 
         try:
-            return Local(copy.name, path, self._retried(attempt))
+            return Local(copy, path, self._retried(attempt))
         except DecodeError as error:
             if error.reason == Reason.MISSING_FILE:
                 return None
@@ -190,9 +200,9 @@ class Fetcher:
         return (f"{folder}/" if folder else "") + matching[0] if matching else ""
 
     def _download(self, url: str, stack: contextlib.ExitStack) -> Local:
-        copy = _temporary(public_uri(url), stack)
+        file, copy = _temporary(public_uri(url), stack)
         with self._slots:
-            return Local(copy.name, public_uri(url), download(url, copy, self._config))
+            return Local(copy, public_uri(url), download(url, file, self._config))
 
     def _retried(self, action: Callable[[], Any], default: Any = None) -> Any:
         """What `action` gives, tried again where its failure may pass; `default` where nothing is there."""
@@ -283,19 +293,48 @@ def _judge(error: Exception) -> Passing:
     return Passing(Reason.FETCH_ERROR, kind)
 
 
+def _check_member(header: bytes, member: str, num_bytes: int) -> None:
+    """See that a tar still has a member where it was listed: the header before its bytes names it.
+
+    Names that are too long for a header, or not ASCII, stand elsewhere; of those the size alone is compared.
+
+    Raises:
+        DecodeError: source_changed.
+    """
+    if not header:  # of what begins where the tar does
+        return
+    try:
+        found = tarfile.TarInfo.frombuf(header, tarfile.ENCODING, "surrogateescape")
+        name, size = found.name.removeprefix("./"), found.size
+    except tarfile.TarError:
+        name, size = "something else", -1
+    is_short = member.isascii() and len(member) <= _HEADER_NAME_BYTES
+    if size != num_bytes or (is_short and name != member):
+        raise DecodeError(
+            Reason.SOURCE_CHANGED, f"its tar was rewritten: {name[:200]!r} lies there; the same command lists it anew"
+        )
+
+
 def _check(path: str) -> None:
     """Refuse a path that could leave the root, should a manifest's reader have let it through."""
     if path.startswith("/") or ".." in path.split("/") or "\\" in path or "\0" in path or not path:
         raise DecodeError(Reason.PATH_UNSAFE, "not a path below the video root")
 
 
-def _temporary(path: str, stack: contextlib.ExitStack) -> IO[bytes]:
-    """An empty temporary file with the ending of `path`."""
+def _temporary(path: str, stack: contextlib.ExitStack) -> tuple[IO[bytes], str]:
+    """An empty temporary file and the path under which other processes of this user open it.
+
+    On Linux it has no name in any folder, so that nothing is left of it however this process ends; elsewhere it has one
+    with the ending of `path`.
+    """
     ending = os.path.splitext(path.rpartition("/")[2])[1]
     try:
-        return stack.enter_context(
-            tempfile.NamedTemporaryFile(prefix="evilm-", suffix=ending if _ENDING.fullmatch(ending) else "")
-        )
+        if os.path.isdir("/proc/self/fd"):
+            file: IO[bytes] = stack.enter_context(tempfile.TemporaryFile(prefix="evilm-"))  # noqa: SIM115
+            return file, f"/proc/{os.getpid()}/fd/{file.fileno()}"
+        suffix = ending if _ENDING.fullmatch(ending) else ""
+        named = stack.enter_context(tempfile.NamedTemporaryFile(prefix="evilm-", suffix=suffix))  # noqa: SIM115
+        return named, named.name
     except OSError as error:
         raise ShardError(f"no temporary file in {tempfile.gettempdir()}: {error.strerror}; set TMPDIR") from None
 

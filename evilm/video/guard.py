@@ -14,6 +14,7 @@ from evilm.errors import DecodeError
 from evilm.video.reasons import Reason
 
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
+_PROTOCOLS = ipaddress.ip_network("192.0.0.0/24")  # of which ipaddress calls a few addresses global
 _WIRE_SERVER = ipaddress.ip_address("168.63.129.16")  # a cloud's metadata, at an address that looks public
 
 
@@ -28,6 +29,8 @@ def is_public(address: str) -> bool:
             return is_public(str(wrapped))
         if ip.is_site_local or ip.teredo is not None:
             return False
+    if ip in _PROTOCOLS:
+        return False
     return ip.is_global and not ip.is_multicast and not ip.is_reserved and ip != _WIRE_SERVER
 
 

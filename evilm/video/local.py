@@ -15,14 +15,19 @@ _SCANNED_FOLDERS = 256
 
 
 class LocalRoot:
-    """The files below a folder, and nothing else."""
+    """The files below a folder, and nothing else.
 
-    def __init__(self, root: str) -> None:
-        self._root, self._real_root = root, os.path.realpath(root)
+    Args:
+        root: the folder.
+        follow_links: whether links may lead out of it.
+    """
+
+    def __init__(self, root: str, follow_links: bool = False) -> None:
+        self._root, self._real_root, self._follow_links = root, os.path.realpath(root), follow_links
         self._odd_names = functools.lru_cache(_SCANNED_FOLDERS)(_odd_names)
 
     def find(self, path: str, needs_ending: bool) -> str:
-        """The path of a file below the root.
+        """The path of a file below the root. A name that has the ending of a video is first looked for as it is.
 
         Raises:
             DecodeError: there is none, or none that may be read.
@@ -30,14 +35,15 @@ class LocalRoot:
         """
         folder, _, last = path.rpartition("/")
         self.check(os.path.join(self._root, folder))
-        endings = VIDEO_ENDINGS if needs_ending else ("",)
+        endings = ("",) if not needs_ending else ("", *VIDEO_ENDINGS) if has_ending(last) else VIDEO_ENDINGS
         for name in (form + ending for ending in endings for form in forms(path)):
             if self.is_file(name):
                 return name
         names = self._odd_names(os.path.join(self._root, folder))
         wanted = unicodedata.normalize("NFC", last)
         for name in names:  # sorted by rank of ending
-            if (stem(name) if needs_ending else unicodedata.normalize("NFC", name)) == wanted:
+            whole = unicodedata.normalize("NFC", name)
+            if wanted in ((stem(name), whole if has_ending(last) else None) if needs_ending else (whole,)):
                 found = f"{folder}/{name}" if folder else name
                 if self.is_file(found):
                     return found
@@ -45,7 +51,10 @@ class LocalRoot:
             raise SourceError(
                 f"the folder of the videos {self._root} is gone; mount it again and run the command again"
             )
-        raise DecodeError(Reason.MISSING_FILE)
+        tried = f"{folder}/{last}".lstrip("/") + (
+            f" + {VIDEO_ENDINGS[0]}, {VIDEO_ENDINGS[1]}, ..." if needs_ending else ""
+        )
+        raise DecodeError(Reason.MISSING_FILE, f"no {tried[:200]}")
 
     def is_file(self, path: str, may_lead_out: bool = False) -> bool:
         """Whether there is a file below the root that may be read; `may_lead_out` if it may be a link to elsewhere."""
@@ -69,8 +78,10 @@ class LocalRoot:
     def check(self, place: str) -> None:
         """Refuse a place outside of the root once all links are followed."""
         real = os.path.realpath(place)
+        if self._follow_links:
+            return
         if real != self._real_root and not real.startswith(self._real_root.rstrip("/") + "/"):
-            raise DecodeError(Reason.PATH_UNSAFE, "a link that leaves the video root")
+            raise DecodeError(Reason.PATH_UNSAFE, "a link that leaves the video root; --follow-links allows that")
 
 
 def forms(name: str) -> list[str]:
@@ -93,6 +104,11 @@ def rank(name: str) -> int:
     """Place of a name's ending in `VIDEO_ENDINGS`; their number for any other."""
     lower = name.lower()
     return next((rank for rank, ending in enumerate(VIDEO_ENDINGS) if lower.endswith(ending)), len(VIDEO_ENDINGS))
+
+
+def has_ending(name: str) -> bool:
+    """Check whether a name ends as videos do."""
+    return rank(name) < len(VIDEO_ENDINGS)
 
 
 def stem(name: str) -> str | None:

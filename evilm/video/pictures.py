@@ -26,6 +26,10 @@ class Shown:
     turn: int
     is_mirrored: bool
     pixel_aspect: Fraction
+    is_hdr: bool = False
+
+
+_HDR = (16, 18)  # transfer characteristics PQ and HLG, by ITU-T H.273
 
 
 class Mismatch(Exception):
@@ -115,10 +119,10 @@ def upright(frame: Any, video: Video) -> Shown:
         pixels = frame.to_ndarray(format="rgb24", threads=1)  # starting threads costs more than one needs
     except (av.error.FFmpegError, ValueError, MemoryError) as error:
         raise video.failure(error) from None
-    aspect = _pixel_aspect(video)
+    aspect, is_hdr = _pixel_aspect(video), int(getattr(frame, "color_trc", 0) or 0) in _HDR
     matrix = next((bytes(side) for side in frame.side_data if side.type.name == "DISPLAYMATRIX"), b"")
     if len(matrix) != 36:
-        return Shown(pixels, 0, False, aspect)
+        return Shown(pixels, 0, False, aspect, is_hdr)
     # x' = a x + c y, y' = b x + d y; only quarter turns and mirrors are of use for pixels.
     a, b, _, c, d, *_ = np.frombuffer(matrix, np.int32).astype(int).tolist()
     if abs(a) + abs(d) < abs(b) + abs(c):
@@ -128,7 +132,7 @@ def upright(frame: Any, video: Video) -> Shown:
     pixels = pixels[:: -1 if down < 0 else 1, :: -1 if right < 0 else 1]
     is_mirrored = a * d - b * c < 0
     turn = 90 * round(np.degrees(np.arctan2(b, a)) / 90) % 360
-    return Shown(np.ascontiguousarray(pixels), int(turn), is_mirrored, aspect)
+    return Shown(np.ascontiguousarray(pixels), int(turn), is_mirrored, aspect, is_hdr)
 
 
 def _pixel_aspect(video: Video) -> Fraction:

@@ -26,6 +26,8 @@ class Reason(StrEnum):
     """The file is there but can't be read, after retries."""
     FETCH_TIMEOUT = "fetch_timeout"
     """The server did not send the file in time, after retries."""
+    SOURCE_CHANGED = "source_changed"
+    """The tar was rewritten after it was listed: where the video should be lies something else."""
     FORBIDDEN_ADDRESS = "forbidden_address"
     """The URL leads to this machine or a private network."""
     TOO_LARGE = "too_large"
@@ -53,7 +55,7 @@ class Reason(StrEnum):
     DECODE_CORRUPT = "decode_corrupt"
     """A sampled frame, or one it depends on, is damaged."""
     DECODE_TIMEOUT = "decode_timeout"
-    """Decoding took longer than sampling.decode_timeout_s, twice."""
+    """Decoding took more CPU time than sampling.decode_timeout_s, or hung, twice."""
     DECODER_CRASH = "decoder_crash"
     """The decoding process died on this clip, twice."""
 
@@ -75,6 +77,8 @@ class Flag(IntFlag):
     """Frames shown before a key frame depend on it."""
     ANAMORPHIC = 64
     """Pixels are not square; the crop makes up for it."""
+    HDR = 128
+    """High dynamic range (PQ or HLG): stored as decoded, without tone mapping, so colours look flat."""
 
     @classmethod
     def names(cls, bits: int) -> list[str]:

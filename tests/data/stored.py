@@ -79,7 +79,7 @@ def _row(split: str, number: int, num_frames: int, seed: int) -> dict[str, objec
     }
     jpegs = [to_jpeg(picture(f"{split}{number}{seed or ''}", frame), 90) for frame in range(num_frames)]
     caption = CAPTIONS[number % len(CAPTIONS)]
-    return values | {"clip_id": f"{split}{number:03d}", "split": split, "caption": caption, "frames": jpegs}
+    return values | {"clip_id": f"{split}{number:03d}", "split": split, "captions": [caption], "frames": jpegs}
 
 
 def _write(folder: Path, unit: str, split: str, tables: Sequence[pa.Table]) -> ShardInfo:

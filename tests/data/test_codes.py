@@ -20,7 +20,7 @@ from evilm.data import job
 from evilm.data.agreement import audit_codes, require_agreement
 from evilm.data.clips import load_clips
 from evilm.data.coder import Coder
-from evilm.data.codes import plan_work, precompute_codes
+from evilm.data.codes import plan_work, precompute_codes, unit_of
 from evilm.data.feed import Feed
 from evilm.data.order import TrainOrder
 from evilm.errors import CheckpointError, CollapseError, ConfigError, ShardError
@@ -238,12 +238,27 @@ def test_damaged_frames_are_refused(frames: str, tokenizer: str, tmp_path: Path)
     assert precompute_codes(door(frames, tokenizer, tmp_path / "codes"))["clips"] == {"train": 16, "val": 6}
 
 
+def test_lost_and_damaged_codes_are_made_again(unbroken: Path, frames: str, tokenizer: str, tmp_path: Path) -> None:
+    manifest, model = FrameManifest.load(frames), VideoTokenizer.from_pretrained(tokenizer)
+    config = PrecomputeCodes(tokenizer=tokenizer, out=str(tmp_path), batch_clips=BATCH_CLIPS, repair=True)
+    shutil.copytree(unbroken, tmp_path / unbroken.name)
+    coder = Coder(plan_work(config, manifest, model), {unit_of(shard).name: shard for shard in manifest.shards})
+    before, (lost, damaged, *_) = files_of(unbroken), sorted((tmp_path / unbroken.name).glob("*.parquet"))
+    lost.unlink()
+    data = bytearray(damaged.read_bytes())
+    data[len(data) // 2] ^= 1
+    damaged.write_bytes(data)
+    for shard in manifest.shards:
+        coder.make_shard(unit_of(shard).name)
+    assert files_of(tmp_path / unbroken.name) == before
+
+
 def test_on_an_object_store(unbroken: Path, frames: str, tokenizer: str, s3_bucket: str) -> None:
     s3fs.S3FileSystem().put(frames, f"{s3_bucket}/frames", recursive=True)
     manifest, model = FrameManifest.load(f"{s3_bucket}/frames"), VideoTokenizer.from_pretrained(tokenizer)
     config = PrecomputeCodes(tokenizer=tokenizer, out=f"{s3_bucket}/codes")
     work = plan_work(config, manifest, model)
-    units = {shard.file.rpartition("-")[0]: shard for shard in manifest.shards}
+    units = {unit_of(shard).name: shard for shard in manifest.shards}
     coder = Coder(work, units)  # without Ray, whose workers know another store
     for unit in units:
         coder.make_shard(unit)
@@ -251,7 +266,9 @@ def test_on_an_object_store(unbroken: Path, frames: str, tokenizer: str, s3_buck
         if name.endswith(".parquet"):
             assert storage.read_bytes(f"{s3_bucket}/codes/{unbroken.name}/{name}") == data
     shard = manifest.shards[0]
-    codes_uri = f"{work.out}/{job.committed(work.out, list(units))['train-00000']['file']}"
+    codes_uri = (
+        f"{work.out}/{job.committed(work.out, [unit_of(each) for each in manifest.shards])['train-00000']['file']}"
+    )
     there = ShardPair(f"{manifest.uri}/{shard.file}", codes_uri, shard.num_clips, shard.row_groups)
     local = pair(FrameManifest.load(frames), CodesManifest.load(str(unbroken)), "train")[0]
     order = TrainOrder([shard.row_groups], 5, 0, 2)

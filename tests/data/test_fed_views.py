@@ -115,15 +115,16 @@ def test_settings_that_do_not_fit_the_codes_are_one_line(inputs: Inputs, values:
 def test_codes_that_do_not_fit_are_one_line(inputs: Inputs, tmp_path: Path) -> None:
     codes, frames = CodesManifest.load(inputs.codes), FrameManifest.load(inputs.frames)
     make_tokenizer(tmp_path / "tokenizer", frames, 1)
-    more = store_frames(tmp_path / "frames", {"train": [[4, 1]]}, num_frames=8)
-    shutil.copytree(inputs.codes, tmp_path / "schema")
+    more = store_frames(tmp_path / "frames", {"train": [[4, 2]]}, num_frames=8)
+    without_runs = shutil.ignore_patterns("_runs")  # whose publications would be read instead
+    shutil.copytree(inputs.codes, tmp_path / "schema", ignore=without_runs)
     place = tmp_path / "schema" / "manifest.json"
     place.write_text(place.read_text().replace(f'"schema_version": {SCHEMA_VERSION}', '"schema_version": 99'))
-    shutil.copytree(inputs.codes, tmp_path / "resampler")
+    shutil.copytree(inputs.codes, tmp_path / "resampler", ignore=without_runs)
     replace(codes, uri=f"{tmp_path}/resampler", view_spec=codes.view_spec | {"resampler": "pillow-bicubic-0"}).save()
     for others, wanted in (
         ({"tokenizer": f"{tmp_path}/tokenizer"}, f"holds codes of tokenizer {codes.tokenizer}, not of"),
-        ({"frames": more.uri}, "was made from frames"),
+        ({"frames": more.uri}, "has no codes of train-00000"),
         ({"codes": f"{tmp_path}/schema"}, "schema version 99"),
         ({"codes": f"{tmp_path}/resampler"}, "resampled by pillow-bicubic-0, here Pillow"),
         ({"codes": f"{tmp_path}/nothing"}, r"no finished codes of tokenizer .*\(there: none\)"),

@@ -44,7 +44,7 @@ def _row(number: int) -> dict[str, object]:
     return values | {
         "clip_id": f"clip{number:03d}",
         "split": "train",
-        "caption": f"{_CAPTIONS[number % 5]}",
+        "captions": [_CAPTIONS[number % 5]],
         "frames": [jpeg] * _FRAMES,
     }
 

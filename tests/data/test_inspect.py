@@ -40,7 +40,7 @@ def clip(split: str, number: int, row: int, changed: dict[str, Any]) -> dict[str
         "clip_id": f"{split}{number}",
         "row": row,
         "split": split,
-        "caption": f"A red star, moving on; number {number - (number % 3 == 2)}",
+        "captions": [f"A red star, moving on; number {number - (number % 3 == 2)}"],
         "frames": frames,
         "frame_pts_us": [250_000, 750_000],
         "frame_index": [3, 9],
@@ -239,7 +239,7 @@ def test_files_that_no_manifest_lists(tmp_path: Path) -> None:
 
 
 def test_pictures(tmp_path: Path) -> None:
-    long_caption = {"caption": "сложная подпись " * 30 + "x" * 300, "clip_id": "id" * 80}
+    long_caption = {"captions": ["сложная подпись " * 30 + "x" * 300], "clip_id": "id" * 80}
     frames = store(tmp_path / "frames", {"train1": long_caption})
     code(tmp_path / "codes", frames)
     out = tmp_path / "look"
@@ -321,20 +321,28 @@ def test_messages(tmp_path: Path) -> None:
         inspect(frames, out=frames.uri)
     with pytest.raises(ConfigError, match="no clip 'nobody' in"):
         inspect(frames, out=str(tmp_path / "look"), sheet_clips="train1,nobody")
-    others = code(tmp_path / "codes", store(tmp_path / "others", {"train0": {"caption": "another one"}}))
+    others = code(tmp_path / "codes", store(tmp_path / "others", {"train0": {"captions": ["another one"]}}))
     for place in (others.uri, str(tmp_path)):
         with pytest.raises(ShardError, match="frames"):
             inspect(frames, codes=place)
 
 
 def test_an_unfinished_run(tmp_path: Path) -> None:
-    folder = tmp_path / "frames" / "_plan" / "0000"
+    folder = tmp_path / "frames" / "_plan"
     folder.mkdir(parents=True)
     shards = [{"name": name, "split": "train", "num_rows": 3} for name in GROUPS]
-    plan = {"number": 0, "kind": "rows", "plan_id": "p", "manifest": "m", "num_rows": 9, "shards": shards}
-    (folder / "plan.json").write_text(json.dumps(plan | {"reasons": {"counts": {}, "examples": {}}}))
+    plan = {
+        "number": 0,
+        "folder": "0000-00001",
+        "kind": "rows",
+        "plan_id": "p",
+        "manifest": "m",
+        "num_rows": 9,
+        "shards": shards,
+    }
+    (folder / "0000.json").write_text(json.dumps(plan | {"reasons": {"counts": {}, "examples": {}}}))
     (tmp_path / "frames" / "commits").mkdir()
-    (tmp_path / "frames" / "commits" / "train-00001.json").write_text("{}")
+    (tmp_path / "frames" / "commits" / "train-00001.p.json").write_text("{}")
     with pytest.raises(ShardError, match=r"is unfinished, 1 of 3 shards are committed; the same .* command continues"):
         inspect(tmp_path / "frames")
 

@@ -16,6 +16,7 @@ from evilm.data.sources import read_manifests, videos_root
 from evilm.errors import DecodeError, EvilmError, ManifestError
 from evilm.video.fetch import Fetcher
 from evilm.video.reasons import Reason
+from evilm.video.urls import flat_name
 
 HEADER = ["videoid", "contentUrl", "duration", "page_dir", "name"]
 
@@ -87,7 +88,7 @@ def test_columns_are_mapped(tmp_path: Path) -> None:
     mapped = ColumnsConfig(videoid="id", caption="text", path="file", split="part")
     (row,), bad = read(data, tmp_path, mapped)
     assert not bad
-    assert (row.clip_id, row.caption, row.path, row.split) == ("a", "hello", "x/a.webm", "val")
+    assert (row.clip_id, row.captions[0], row.path, row.split) == ("a", "hello", "x/a.webm", "val")
     assert not row.needs_ending
     assert row.extra == {"score": "7"}
     with pytest.raises(EvilmError, match=r"no column 'videoid' .*found: id, text.*--columns\.videoid"):
@@ -107,7 +108,7 @@ def test_an_empty_name_means_no_such_column(tmp_path: Path) -> None:
     assert read(data, tmp_path)[0][0].path == "p/a"
     assert read(data, tmp_path, ColumnsConfig(page_dir=""))[0][0].path == "a"
     (row,), _ = read(as_csv([["p/a.MP4", "hello"]], ["file", "name"]), tmp_path, ColumnsConfig(videoid="", path="file"))
-    assert (row.clip_id, row.path) == ("p_a", "p/a.MP4")
+    assert (row.clip_id, row.path) == (flat_name("p/a"), "p/a.MP4")
 
 
 def test_extra_columns_are_kept(tmp_path: Path) -> None:
@@ -145,7 +146,7 @@ BROKEN_QUOTES = [
 def test_broken_quotes_lose_no_row(tmp_path: Path, text: str, captions: list[str]) -> None:
     (tmp_path / "a.csv").write_bytes(b"videoid,name\n" + text.encode())
     rows = list(read_manifests(ShardVideos(manifest=str(tmp_path / "a.csv"), videos=str(tmp_path))))
-    assert [row.caption if isinstance(row, ClipRow) else "bad" for row in rows] == captions
+    assert [row.captions[0] if isinstance(row, ClipRow) else "bad" for row in rows] == captions
     assert [row.record for row in rows] == list(range(1, len(rows) + 1))
 
 
@@ -159,7 +160,7 @@ def test_broken_quotes_lose_no_row(tmp_path: Path, text: str, captions: list[str
 )
 def test_quotes_in_a_tsv(tmp_path: Path, text: str, captions: list[str]) -> None:
     good, bad = read(b"videoid\tname\n" + text.encode(), tmp_path, name="a.tsv")
-    assert ([row.caption for row in good], bad) == (captions, [])
+    assert ([row.captions[0] for row in good], bad) == (captions, [])
 
 
 def test_a_file_of_open_quotes_ends_soon(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import io
 import random
+import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,31 +11,44 @@ import pyarrow.parquet as pq
 import pytest
 
 from evilm import storage
+from evilm.config.runs import ShardVideos
 from evilm.data import plan, spill
 from evilm.data.known import Retried
 from evilm.data.manifest import BadRow, ClipRow
 from evilm.data.plan import Generation
 from evilm.data.spill import order_key
 from evilm.errors import ConfigError, ManifestError
+from evilm.outputs import Output
 from evilm.video.reasons import Reason
 
 
 def clip(number: int, **changes: Any) -> ClipRow:
     values = {"record": number, "clip_id": f"c{number}", "split": "val" if number % 5 == 0 else "train"}
-    values |= {"caption": f"clip {number}", "path": f"p/{number}", "needs_ending": True, "extra": {"a": "b"}}
+    values |= {"captions": (f"clip {number}",), "path": f"p/{number}", "needs_ending": True, "extra": {"a": "b"}}
     return ClipRow(**values | changes)  # type: ignore[arg-type]
 
 
 def plan_of(
-    out: Path, rows: Iterable[ClipRow | BadRow], earlier: Sequence[Generation] = (), missing: str = ""
+    out: Path | str, rows: Iterable[ClipRow | BadRow], earlier: Sequence[Generation] = (), missing: str = ""
 ) -> Generation:
     name = f"manifest {len(earlier)}"
-    return plan.plan_rows(str(out), rows, name, earlier, 0, 4, lambda row: row.path == missing)
+    with opened(out) as output:
+        return plan.plan_rows(output, rows, name, earlier, 0, 4, lambda row: row.path == missing)
+
+
+def retry(out: Path, rows: Sequence[ClipRow], earlier: Sequence[Generation]) -> Generation | None:
+    with opened(out) as output:
+        return plan.plan_retry(output, rows, earlier, 0, 4)
+
+
+def opened(out: Path | str) -> Output:
+    """The output folder as a new run has it."""
+    return Output(ShardVideos(), str(out), {"manifest": str(time.time_ns())}, ("manifest",), ("_plan", "quarantine"))
 
 
 def shards_of(out: Path, generation: Generation) -> dict[str, list[str]]:
-    units = {shard.name: generation.unit(shard) for shard in generation.shards}
-    return {name: [row.clip_id for row in plan.read_rows(str(out), unit)] for name, unit in units.items()}
+    tasks = {shard.name: generation.task(shard) for shard in generation.shards}
+    return {name: [row.clip_id for row in plan.read_rows(str(out), task)] for name, task in tasks.items()}
 
 
 def files_of(out: Path) -> dict[str, bytes]:
@@ -67,7 +81,7 @@ def test_assignment_is_a_function_of_the_ids(mode: None, tmp_path: Path) -> None
     again = plan_of(tmp_path / "again", rows)
     assert (again.plan_id, again.shards) == (made.plan_id, made.shards)
     assert files_of(tmp_path / "again" / "_plan") == files_of(tmp_path / "_plan")
-    assert plan.read_rows(str(tmp_path), "0000/val-00000")[0] in rows
+    assert plan.read_rows(str(tmp_path), f"{made.folder}/val-00000")[0] in rows
 
 
 def test_memory_and_files_give_the_same_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -76,6 +90,8 @@ def test_memory_and_files_give_the_same_plan(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(spill, "_BATCH_ROWS", 7)
     plan_of(tmp_path / "files", rows)
     for name, data in files_of(tmp_path / "memory").items():
+        if name.startswith(("_runs", "run.json")):
+            continue
         if name.endswith("digest.parquet"):  # cut into other row groups
             tables = [pq.read_table(tmp_path / mode / name) for mode in ("memory", "files")]
             assert tables[0].equals(tables[1])
@@ -83,7 +99,9 @@ def test_memory_and_files_give_the_same_plan(tmp_path: Path, monkeypatch: pytest
             assert (tmp_path / "files" / name).read_bytes() == data, name
 
 
-@pytest.mark.parametrize("change", [{"caption": "x"}, {"path": "q"}, {"extra": {}}, {"start_s": 1.0}, {"split": "x"}])
+@pytest.mark.parametrize(
+    "change", [{"captions": ("x",)}, {"path": "q"}, {"extra": {}}, {"start_s": 1.0}, {"split": "x"}]
+)
 def test_plan_id_covers_the_rows(tmp_path: Path, change: dict[str, Any]) -> None:
     rows = [clip(number) for number in range(9)]
     assert plan_of(tmp_path / "a", rows).plan_id != plan_of(tmp_path / "b", [clip(0, **change), *rows[1:]]).plan_id
@@ -93,7 +111,7 @@ def test_the_first_row_of_an_id_counts(mode: None, tmp_path: Path) -> None:
     rows: list[ClipRow | BadRow] = [clip(number) for number in range(20)]
     rows.insert(3, BadRow(3, "c7", Reason.EMPTY_CAPTION))
     rows += [
-        clip(7, record=21, caption="again", source="b.csv"),
+        clip(7, record=21, captions=("again",), source="b.csv"),
         clip(7, record=22, split="other"),
         clip(8, record=23, path="elsewhere"),
         clip(9, record=24, path="nowhere"),
@@ -118,11 +136,11 @@ def test_equal_doubles_have_equal_reasons_however_many(tmp_path: Path) -> None:
 def test_a_manifest_that_gained_rows(mode: None, tmp_path: Path) -> None:
     rows: list[ClipRow | BadRow] = [clip(number) for number in range(30)]
     first = plan_of(tmp_path, rows)
-    before = files_of(tmp_path / "_plan" / "0000")
+    before = files_of(tmp_path / "_plan" / first.folder)
     rows = [BadRow(1, "", Reason.MISSING_ID), *rows, *[clip(number) for number in range(30, 47)], clip(3, record=99)]
     random.Random(0).shuffle(rows[1:-1])
     second = plan_of(tmp_path, rows, [first])
-    assert files_of(tmp_path / "_plan" / "0000") == before
+    assert files_of(tmp_path / "_plan" / first.folder) == before
     assert second.num_planned == 17
     assert second.num_rows == 49
     found = shards_of(tmp_path, second)
@@ -137,7 +155,10 @@ def test_a_manifest_that_gained_rows(mode: None, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        (lambda rows: [*rows[:5], clip(5, caption="other"), *rows[6:]], r"1 rows have another caption.* 'c5'; --overw"),
+        (
+            lambda rows: [*rows[:5], clip(5, captions=("other",)), *rows[6:]],
+            r"1 rows have another caption.* 'c5'; --overw",
+        ),
         (lambda rows: [*rows[:5], *rows[6:]], r"1 rows are gone or cut off by --limit, e\.g\. 'c5'"),
         (lambda rows: rows[:20], r"20 rows are gone"),
         (lambda rows: [clip(3, split="test"), *rows[4:]], r"1 rows have another .* 'c3' and 3 rows are gone.*'c[012]'"),
@@ -155,14 +176,14 @@ def test_a_manifest_that_takes_rows_back(mode: None, tmp_path: Path, change: Any
 
 def test_clips_that_are_tried_again(tmp_path: Path) -> None:
     first = plan_of(tmp_path, [clip(number) for number in range(30)])
-    assert plan.plan_retry(str(tmp_path), [], [first], 0, 4) is None
-    again = plan.plan_retry(str(tmp_path), [clip(3), clip(11), clip(10)], [first], 0, 4)
+    assert retry(tmp_path, [], [first]) is None
+    again = retry(tmp_path, [clip(3), clip(11), clip(10)], [first])
     assert again is not None
     assert {name: sorted(ids) for name, ids in shards_of(tmp_path, again).items()} == {
         "train-00006": ["c11", "c3"],
         "val-00002": ["c10"],
     }
-    retried = Retried({1: plan.folder(str(tmp_path), 1)}, 0)
+    retried = Retried({1: plan.folder(str(tmp_path), again)}, 0)
     assert [retried.after(0, f"c{number}") for number in (3, 10, 11, 12)] == [True, True, True, False]
     assert not retried.after(1, "c3")
     grown = plan_of(tmp_path, [clip(number) for number in range(31)], [first, again])
@@ -171,22 +192,30 @@ def test_clips_that_are_tried_again(tmp_path: Path) -> None:
 
 def test_a_plan_that_was_killed_is_none(tmp_path: Path) -> None:
     first = plan_of(tmp_path, [clip(number) for number in range(10)])
-    folder = tmp_path / "_plan" / "0001"
+    folder = tmp_path / "_plan" / "0001-00001"
     folder.mkdir()
     (folder / "train-00002.parquet").write_bytes(b"left behind")
     (folder / "val-00009.parquet").write_bytes(b"left behind")
     assert plan.read_generations(str(tmp_path)) == [first]
     second = plan_of(tmp_path, [clip(number) for number in range(11)], [first])
-    assert sorted(path.name for path in folder.iterdir()) == ["digest.parquet", "plan.json", "val-00001.parquet"]
+    assert not folder.exists(), "the next plan has its own folder"
+    assert sorted(path.name for path in (tmp_path / "_plan" / second.folder).iterdir()) == [
+        "digest.parquet", "val-00001.parquet",
+    ]  # fmt: skip
     assert plan.read_generations(str(tmp_path)) == [first, second]
 
 
 def test_odd_texts_survive(tmp_path: Path) -> None:
     row = clip(
-        1, caption='a "b"\n, c \U0001f600', extra={"k": "v\0", "": "é"}, start_s=0.1, end_s=2.5, offset=3, url="u"
+        1,
+        captions=('a "b"\n, c \U0001f600', "two"),
+        extra={"k": "v\0", "": "é"},
+        start_s=0.1,
+        end_s=2.5,
+        offset=3,
+        url="u",
     )
-    plan_of(tmp_path, [row])
-    assert plan.read_rows(str(tmp_path), "0000/train-00000") == [row]
+    assert plan.read_rows(str(tmp_path), f"{plan_of(tmp_path, [row]).folder}/train-00000") == [row]
 
 
 def test_a_column_that_is_no_split(tmp_path: Path) -> None:
@@ -201,9 +230,43 @@ def test_nothing_to_plan(tmp_path: Path) -> None:
 
 def test_a_plan_in_an_object_store(s3_bucket: str) -> None:
     rows = [clip(number) for number in range(30)]
-    first = plan.plan_rows(s3_bucket, rows, "a", [], 0, 4, lambda _: False)
-    second = plan.plan_rows(s3_bucket, [*rows, clip(30), clip(30)], "b", [first], 0, 4, lambda _: False)
+    first = plan_of(s3_bucket, rows)
+    second = plan_of(s3_bucket, [*rows, clip(30), clip(30)], [first])
     assert plan.read_generations(s3_bucket) == [first, second]
-    assert [row.clip_id for row in plan.read_rows(s3_bucket, second.unit(second.shards[0]))] == ["c30"]
+    assert [row.clip_id for row in plan.read_rows(s3_bucket, second.task(second.shards[0]))] == ["c30"]
     table = pq.read_table(io.BytesIO(storage.read_bytes(f"{s3_bucket}/quarantine/manifest.parquet")))
     assert table["reason"].to_pylist() == ["duplicate_id"]
+
+
+def test_rows_of_one_clip_are_its_captions_where_most_rows_are_such(mode: None, tmp_path: Path) -> None:
+    rows = [clip(n // 4, record=n, captions=(f"caption {n % 3}",)) for n in range(40)]  # the fourth says nothing new
+    rows.append(clip(3, record=40, captions=("x",), path="another video"))
+    made = plan_of(tmp_path, rows)
+    assert (made.num_planned, made.num_rows, made.reasons.sorted()) == (10, 41, {"duplicate_id": 11})
+    read = [row for shard in made.shards for row in plan.read_rows(str(tmp_path), made.task(shard))]
+    texts = {f"c{number}": {f"caption {n % 3}" for n in range(4 * number, 4 * number + 4)} for number in range(10)}
+    assert {row.clip_id: set(row.captions) for row in read} == texts
+    assert len(next(row for row in read if row.clip_id == "c1").captions) == 3
+    several = [clip(n, captions=("a", "b")) for n in range(3)]
+    with opened(tmp_path / "off") as output:
+        off = plan.plan_rows(output, rows, "m", [], 0, 4, lambda _: False, "duplicates")
+    assert (off.num_planned, off.reasons.sorted()) == (10, {"duplicate_id": 31})
+    with opened(tmp_path / "on") as output:
+        on = plan.plan_rows(output, [*several, clip(1, captions=("c",))], "m", [], 0, 4, lambda _: False, "captions")
+    assert (on.num_planned, on.reasons.total) == (3, 0)
+
+
+def test_clips_of_a_source_are_in_one_shard(mode: None, tmp_path: Path) -> None:
+    rows = [clip(n, split="train", path=f"v{n % 9}", start_s=float(n), end_s=n + 1.0) for n in range(63)]
+    random.Random(0).shuffle(rows)
+    made = plan_of(tmp_path, rows)
+    read = [plan.read_rows(str(tmp_path), made.task(shard)) for shard in made.shards]
+    assert [len(shard) for shard in read] == [7] * 9, "four would be enough, and seven are of one source"
+    assert all(len({row.path for row in shard}) == 1 for shard in read)
+    assert sorted(row.clip_id for shard in read for row in shard) == sorted(row.clip_id for row in rows)
+    random.Random(1).shuffle(rows)
+    assert plan_of(tmp_path / "again", rows).plan_id == made.plan_id
+    grown = plan_of(tmp_path, [*rows, *(clip(n, split="train", path="v0", start_s=float(n)) for n in (70, 71))], [made])
+    assert grown.num_planned == 2
+    huge = plan_of(tmp_path / "huge", [clip(n, split="train", path="v", start_s=float(n)) for n in range(20)])
+    assert [shard.num_rows for shard in huge.shards] == [8, 8, 4], "of twice the size at most"

@@ -3,8 +3,10 @@
 import csv
 import json
 import os
+import shutil
 import socket
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +35,7 @@ from evilm.errors import (
     StorageError,
     UsageError,
 )
+from evilm.outputs import Output
 from evilm.shards import FrameManifest, read_group
 from evilm.video.fetch import Fetcher
 from evilm.video.reasons import Reason
@@ -55,7 +58,7 @@ def unbroken(corpus: Path, ray_local: Any, tmp_path_factory: pytest.TempPathFact
 def test_shards_hold_every_good_clip_once(unbroken: Path) -> None:
     clips = clips_of(unbroken)
     assert sorted(int(clip["clip_id"]) for clip in clips) == list(range(22))
-    assert all(clip["caption"] == f"clip {clip['clip_id']}" and len(clip["frames"]) == 4 for clip in clips)
+    assert all(clip["captions"] == [f"clip {clip['clip_id']}"] and len(clip["frames"]) == 4 for clip in clips)
     assert all(clip["split"] == ("val" if int(clip["clip_id"]) % 4 == 0 else "train") for clip in clips)
     manifest = FrameManifest.load(str(unbroken))
     assert len(manifest.of_split("train")) == 5, "18 rows, of which two have no video"
@@ -100,8 +103,8 @@ def test_a_finished_run_is_reused(unbroken: Path, corpus: Path) -> None:
 def test_what_is_committed_is_not_done_again(unbroken: Path, corpus: Path, ray_local: Any, tmp_path: Path) -> None:
     out = tmp_path / "frames"
     shard_videos(door(corpus, out))
-    for name in ("summary.json", "manifest.json", "commits/train-00001.json", "commits/val-00000.json"):
-        (out / name).unlink()
+    for name in ("summary.json", "manifest.json", "commits/train-00001.*.json", "commits/val-00000.*.json"):
+        next(out.glob(name)).unlink()
     kept = {path: path.stat().st_mtime_ns for path in (out / "commits").iterdir()}
     (out / "train-00001-0123456789ab.parquet").write_bytes(b"left by an attempt that was killed")
     shard_videos(door(corpus, out))
@@ -150,15 +153,16 @@ def test_buckets_that_do_not_exist(corpus: Path, s3_bucket: str, tmp_path: Path)
         shard_videos(door(corpus, tmp_path, videos="s3://evilm-gone/x"))
     with pytest.raises(ConfigError, match="there is no such folder or bucket"):
         shard_videos(door(corpus, tmp_path, videos=f"{s3_bucket}/no/such/folder"))
-    with pytest.raises(StorageError, match=r"cannot use s3://evilm-gone/frames/run\.json: .*bucket does not exist"):
+    with pytest.raises(StorageError, match=r"cannot use s3://evilm-gone/frames/_runs/\S+: .*bucket does not exist"):
         shard_videos(door(corpus, tmp_path).override({"out": "s3://evilm-gone/frames"}))
 
 
 def test_shards_of_another_version(growing: Path, ray_local: Any) -> None:
     config = door(growing, growing / "frames")
     shard_videos(config)
+    shutil.rmtree(growing / "frames" / "_runs")  # which earlier versions did not have
     place = growing / "frames" / "manifest.json"
-    place.write_text(place.read_text().replace('"schema_version": 2', '"schema_version": 1'))
+    place.write_text(place.read_text().replace('"schema_version": 3', '"schema_version": 1'))
     with pytest.raises(ShardError, match=r"schema version 1; .* --overwrite$"):
         shard_videos(config)
     write_manifest(growing / "clips.csv", [[str(number), f"clip {number}"] for number in range(12)])
@@ -176,16 +180,20 @@ def test_missing_flags_are_usage_errors(tmp_path: Path) -> None:
 
 
 def test_a_unit_that_kills_its_process_again_and_again(tmp_path: Path) -> None:
+    def attempt(run: int, max_failures: int) -> None:
+        with suppress(SystemExit), job.attempt(str(tmp_path), run, "train-00000", max_failures):
+            raise SystemExit  # no error of the unit
+
     for _ in range(3):
-        job.begin_attempt(str(tmp_path), "job", "train-00000", 2)
+        attempt(1, 2)
     with pytest.raises(ClusterError, match="died 3 times"):
-        job.begin_attempt(str(tmp_path), "job", "train-00000", 2)
-    job.begin_attempt(str(tmp_path), "another", "train-00000", 2)
-    job.begin_attempt(str(tmp_path), "job", "train-00000", -1)
+        attempt(1, 2)
+    attempt(2, 2)
+    attempt(1, -1)
 
 
 def test_an_unforeseen_error_costs_one_clip(tmp_path: Path) -> None:
-    row = ClipRow(record=1, clip_id="a", split="train", caption="x", path="\ud800.mp4")
+    row = ClipRow(record=1, clip_id="a", split="train", captions=("x",), path="\ud800.mp4")
     with pytest.raises(DecodeError, match="fetch_error: unexpected UnicodeEncodeError"):
         _get(row, Fetcher(str(tmp_path), FetchConfig()))
 
@@ -193,7 +201,10 @@ def test_an_unforeseen_error_costs_one_clip(tmp_path: Path) -> None:
 def test_doubles_ask_no_server(tmp_path: Path) -> None:
     """A URL that takes a connection and says nothing would hold up the plan."""
     config = ShardVideos(videos=str(tmp_path), fetch=FetchConfig(urls=True))
-    is_missing, clip = _finder(str(tmp_path), config), {"record": 1, "clip_id": "a", "split": "train", "caption": "x"}
+    is_missing, clip = (
+        _finder(str(tmp_path), config),
+        {"record": 1, "clip_id": "a", "split": "train", "captions": ("x",)},
+    )
     (tmp_path / "here.mp4").touch()
     with socket.create_server(("127.0.0.1", 0)) as server:
         url = f"http://127.0.0.1:{server.getsockname()[1]}/a.mp4"
@@ -317,8 +328,8 @@ def test_a_try_that_was_interrupted_goes_on(growing: Path, ray_local: Any) -> No
     (videos / "2.mp4").rename(videos / "2.away")
     config = door(growing, out, retry="all")
     assert shard_videos(config)["reasons"] == {"missing_file": 1}
-    for name in ("summary.json", "manifest.json", "commits/train-00003.json"):
-        (out / name).unlink()
+    for name in ("summary.json", "manifest.json", "commits/train-00003.*.json"):
+        next(out.glob(name)).unlink()
     summary = shard_videos(config)
     assert summary["generations"] == 2, "the second try was there already; it was done, not planned once more"
     assert summary["reasons"] == {"missing_file": 1}
@@ -329,7 +340,8 @@ def test_videos_that_went_away(growing: Path, ray_local: Any) -> None:
     write_manifest(growing / "clips.csv", [[str(number), "a clip"] for number in range(240)])
     config = door(growing, out, **{"sampling.shard_clips": 40})
     with pytest.raises(
-        SourceError, match=r"of the last 2\d\d videos could not be got, e\.g\. '\d+': missing_file; max_f"
+        SourceError,
+        match=r"of the last 2\d\d videos could not be got, e\.g\. '\d+': missing_file no .*; max_f",
     ):
         shard_videos(config)
     assert not (out / "manifest.json").exists()
@@ -359,7 +371,7 @@ def test_what_may_fail_of_a_job() -> None:
         kinds = zip(("rows", "rows", "retry"), numbers, strict=False)
         return [
             plan.Generation(
-                n, kind, "", "", 1000, [plan.PlannedShard(f"train-{n}", "train", number)], Reasons({"x": 50})
+                n, f"000{n}", kind, "", "", 1000, [plan.PlannedShard(f"train-{n}", "train", number)], Reasons({"x": 50})
             )
             for n, (kind, number) in enumerate(kinds)
         ]
@@ -371,13 +383,14 @@ def test_what_may_fail_of_a_job() -> None:
 
 def test_a_shard_ends_early_where_its_videos_went_away(tmp_path: Path) -> None:
     out = str(tmp_path / "out")
-    rows = [ClipRow(record=n, clip_id=str(n), split="train", caption="x", path=f"{n}.mp4") for n in range(300)]
-    made = plan.plan_rows(out, rows, "m", [], 0, 1000, lambda _: False)
+    rows = [ClipRow(record=n, clip_id=str(n), split="train", captions=("x",), path=f"{n}.mp4") for n in range(300)]
+    with Output(ShardVideos(), out, {}) as output:
+        made = plan.plan_rows(output, rows, "m", [], 0, 1000, lambda _: False)
     (tmp_path / "videos").mkdir()
     sampling = FramesConfig()
-    work = Work(out, str(tmp_path / "videos"), (made.plan_id,), sampling, FetchConfig(), 0.5, "job", 1)
+    work = Work(out, 1, str(tmp_path / "videos"), {made.folder: made.plan_id}, sampling, FetchConfig(), 0.5, 1)
     with pytest.raises(SourceError, match="200 of the last 200 videos"):
-        make_shard(work, "0000/train-00000")
+        make_shard(work, f"{made.folder}/train-00000")
     assert not job.any_committed(out)
     assert [name for name in storage.list_names(out) if "train" in name] == []
     assert too_many(129, 200, 0.5)

@@ -305,13 +305,15 @@ from evilm.data import plan
 from evilm.data.maker import Work, make_shard
 from evilm.data.sources import read_manifests
 from evilm.errors import StorageError
+from evilm.outputs import Output
 config, out = door(Path({corpus!r}), Path({out!r})), {out!r}
-made = plan.plan_rows(out, read_manifests(config), "m", [], 0, 100, lambda row: False)
+with Output(config, out, {{}}) as output:
+    made = plan.plan_rows(output, read_manifests(config), "m", [], 0, 100, lambda row: False)
 free = Path(out, "ballast")
 free.write_bytes(bytes(120_000))
-work = Work(out, config.videos, (made.plan_id,), config.sampling, config.fetch, 0.5, "job", 0)
+work = Work(out, 1, config.videos, {{made.folder: made.plan_id}}, config.sampling, config.fetch, 0.5, 0)
 try:
-    make_shard(work, "0000/train-00000")
+    make_shard(work, f"{{made.folder}}/train-00000")
 except StorageError as error:
     print(error)
 print(sorted(path.name for path in Path(out).iterdir()))
@@ -331,4 +333,4 @@ def test_a_full_disk(corpus: Path, tmp_path: Path) -> None:
     told, left = done.stdout.splitlines()
     assert told.startswith(f"no space left for {out}/train-00000"), told
     assert told.endswith("free some, or choose another place (temporary files go to TMPDIR)")
-    assert left == "['_attempts', '_plan', 'ballast', 'quarantine']", "no part of a shard stays"
+    assert left == "['_attempts', '_plan', '_runs', 'ballast', 'quarantine', 'run.json']", "no part of a shard stays"

@@ -58,13 +58,13 @@ def test_captions_and_footers_are_those_of_the_shards(frames: FrameManifest) -> 
     side = open_side(frames, "train")
     clip_ids, captions = side.captions.take(np.array([6, 0, 3, 5, 3]))
     assert clip_ids == ["train006", "train000", "train003", "train005", "train003"]
-    assert captions == [CAPTIONS[n % len(CAPTIONS)] for n in (6, 0, 3, 5, 3)]
+    assert captions == [[CAPTIONS[n % len(CAPTIONS)]] for n in (6, 0, 3, 5, 3)]
     for shard in frames.of_split("train"):
         uri = storage.join(frames.uri, shard.file)
         footer = side.footers.of(uri)
         assert [footer.row_group(g).num_rows for g in range(footer.num_row_groups)] == shard.row_groups
         for group in range(len(shard.row_groups)):
-            columns = ["clip_id", "caption", "frames"]
+            columns = ["clip_id", "captions", "frames"]
             assert read_group(uri, group, columns, footer).equals(read_group(uri, group, columns))
     ids, _ = open_side(frames, "val").captions.take(np.array([1]))
     assert ids == ["val001"]
@@ -76,7 +76,7 @@ def test_a_remote_row_group_is_the_same_read_with_its_footer(frames: FrameManife
     side = open_side(remote, "train")
     for shard in remote.of_split("train"):
         uri, local = storage.join(remote.uri, shard.file), storage.join(frames.uri, shard.file)
-        for columns in (["clip_id", "frames"], ["caption"]):
+        for columns in (["clip_id", "frames"], ["captions"]):
             assert read_group(uri, 0, columns, side.footers.of(uri)).equals(read_group(local, 0, columns))
 
 

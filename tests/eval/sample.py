@@ -93,7 +93,7 @@ def _row(n: int, caption: str, split: str, rng: np.random.Generator, flag: bool)
     jpegs = [simplejpeg.encode_jpeg(rng.integers(0, 256, (PX, PX, 3), dtype=np.uint8)) for _ in range(FRAMES)]
     extra = {"heldout": "true" if n % 2 else "false"} if flag else {}
     return {
-        "clip_id": f"c{n:03d}", "row": n, "split": split, "caption": caption, "frames": jpegs,
+        "clip_id": f"c{n:03d}", "row": n, "split": split, "captions": [caption], "frames": jpegs,
         "frame_pts_us": list(range(FRAMES)), "frame_index": list(range(FRAMES)), "duration_s": 1.0, "fps": 12.0,
         "width": PX, "height": PX, "rotation": 0, "codec": "h264", "source_uri": f"{n}.mp4", "source_bytes": 1,
         "source_hash": "0", "crop_box": [0, 0, PX, PX], "decoder": "pyav", "flags": 0, "extra": extra,

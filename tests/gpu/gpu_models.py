@@ -91,7 +91,8 @@ def rows(clips: int, epoch: int = 0, mine: slice | None = None, px: int = PX, fr
     codes = rng.integers(0, CODES, (clips, frames * (px // 32) ** 2)).astype(np.int64)
     mine = mine or slice(0, clips)
     names = [f"clip{n}" for n in range(clips)]
-    return Rows(epoch, names, captions(clips), mine, pixels[mine].copy(), codes[mine].copy())
+    texts = captions(clips)
+    return Rows(epoch, names, texts, [[text] for text in texts], mine, pixels[mine].copy(), codes[mine].copy())
 
 
 def pretrain_batch(

@@ -21,6 +21,7 @@ class Rows:
     epoch: int
     clip_ids: list[str]
     captions: list[str]
+    all_captions: list[list[str]]
     mine: slice
     frames: np.ndarray
     code_ids: np.ndarray
@@ -29,7 +30,9 @@ class Rows:
 @pytest.fixture
 def rows() -> Rows:
     frames = np.random.default_rng(0).integers(0, 256, (3, 2, 8, 8, 3), dtype=np.uint8)
-    return Rows(0, ["a", "b", "c"], CAPTIONS, slice(0, 3), frames, np.arange(24).reshape(3, 8))
+    return Rows(
+        0, ["a", "b", "c"], CAPTIONS, [[text] for text in CAPTIONS], slice(0, 3), frames, np.arange(24).reshape(3, 8)
+    )
 
 
 def collate(rows: Rows, jitter: float) -> PretrainBatch:

@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evilm.steps.negatives import NEGATIVES, hard_negatives
+from evilm.steps import negatives
+from evilm.steps.seeds import derangement, draw_captions
 
 CAPTIONS = [
     "a red ball rolls to the left",
@@ -15,6 +16,11 @@ CAPTIONS = [
     "a green cube jumps on sand",
 ]
 IDS = [f"c{n}" for n in range(len(CAPTIONS))]
+
+
+def hard_negatives(seed: int, epoch: int, clip_ids: list[str], captions: list[str]) -> list[int | None]:
+    """Of clips with one caption each."""
+    return negatives.hard_negatives(seed, epoch, clip_ids, captions, [[caption] for caption in captions])
 
 
 def test_hard_negatives_are_the_captions_most_alike():
@@ -56,8 +62,9 @@ def test_nothing_to_choose_from():
 )
 def test_every_clip_gets_another_clips_other_caption_where_there_is_one(kind, captions: list[str], seed: int):
     clip_ids = [f"c{n}" for n in range(len(captions))]
-    chosen = NEGATIVES[kind](seed, 2, clip_ids, captions)
-    assert chosen == NEGATIVES[kind](seed, 2, clip_ids, captions)
+    alone = [[caption] for caption in captions]
+    chosen = negatives.NEGATIVES[kind](seed, 2, clip_ids, captions, alone)
+    assert chosen == negatives.NEGATIVES[kind](seed, 2, clip_ids, captions, alone)
     for own, other in enumerate(chosen):
         if other is None:
             assert set(captions) == {captions[own]}
@@ -69,3 +76,24 @@ def test_each_caption_is_used_once_where_that_is_possible():
     captions = [f"a {colour} {shape} {number}" for number, colour in enumerate(("red", "blue")) for shape in "uvwxyz"]
     chosen = hard_negatives(0, 0, captions, captions)
     assert sorted(other for other in chosen if other is not None) == list(range(len(captions)))
+
+
+def test_no_caption_of_a_clip_is_a_negative_for_it():
+    own = [["a red ball rolls", "a red cube rolls"], ["a red cube rolls", "a star"], ["a red ball rolls"], ["a moon"]]
+    drawn = [captions[0] for captions in own]
+    for seed in range(8):
+        for choose in (derangement, negatives.hard_negatives):
+            chosen = choose(seed, 0, list("abcd"), drawn, own)
+            assert all(drawn[other] not in own[clip] for clip, other in enumerate(chosen) if other is not None)
+            assert chosen[0] == 3, "the others say what is true of the first clip"
+
+
+def test_one_caption_is_drawn_by_seed_epoch_and_clip():
+    own = [["a", "b", "c"], ["only"], ["x", "y"]]
+    ids = ["one", "two", "three"]
+    drawn = [draw_captions(0, epoch, ids, own) for epoch in range(300)]
+    assert drawn == [draw_captions(0, epoch, ids, own) for epoch in range(300)]
+    assert drawn[5] == draw_captions(0, 5, ids[::-1], own[::-1])[::-1]
+    assert draw_captions(1, 0, ids * 9, own * 9) == draw_captions(1, 0, ids, own) * 9
+    counts = [sum(captions[0] == text for captions in drawn) for text in own[0]]
+    assert min(counts) > 70, "each of three about as often"

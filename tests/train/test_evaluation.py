@@ -54,7 +54,7 @@ def _row(number: int, rng: np.random.Generator) -> dict[str, Any]:
     pixels = rng.integers(0, 256, (FRAMES, 4, 4, 3), dtype=np.uint8).repeat(PX // 4, 1).repeat(PX // 4, 2)
     caption = " ".join(rng.choice(WORDS, rng.integers(1, 9)))
     jpegs = [simplejpeg.encode_jpeg(np.ascontiguousarray(frame)) for frame in pixels]
-    return values | {"clip_id": f"clip{number:03d}", "split": "val", "caption": caption, "frames": jpegs}
+    return values | {"clip_id": f"clip{number:03d}", "split": "val", "captions": [caption], "frames": jpegs}
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import pytest
 
 from evilm.config.presets import defaults
 from evilm.config.runs import Benchmark, BuildVocab
-from evilm.outputs import close_output, open_output
+from evilm.outputs import Output
 from evilm.train.offline import track
 from evilm.train.registry import REGISTERED_NAME
 from evilm.train.tracking import close_run, describe_run, ensure_run, is_closed
@@ -102,9 +102,10 @@ def test_a_result_that_no_server_took_is_sent_by_the_same_command(
     out = str(tmp_path / "out")
 
     def work(config: BuildVocab) -> dict[str, Any]:
-        if done := open_output(config, out, {"captions": "abc"}):
-            return done | {"reused": True}
-        return close_output(out, {"out": out, "inputs": {"captions": "abc"}, "num_words": 3, "fingerprint": "f"})
+        with Output(config, out, {"captions": "abc"}) as output:
+            if output.done:
+                return output.done | {"reused": True}
+            return output.close({"out": out, "inputs": output.inputs, "num_words": 3, "fingerprint": "f"})
 
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     track("build_vocab", work, BuildVocab())
@@ -129,7 +130,8 @@ def test_a_note_beside_an_input_that_leads_nowhere_costs_a_link_and_no_more(
         (tmp_path / f"data{number}" / "mlflow.json").write_text(note)
         out = str(tmp_path / f"out{number}")
         config = BuildVocab(manifest=str(tmp_path / f"data{number}" / "clips.csv"))
-        open_output(config, out, {})
+        with Output(config, out, {}):
+            pass
         run = describe_run(config, "build_vocab", out, {"captions": "abc"})
         close_run(run, config, {"num_words": 3}, {})
         assert run
@@ -145,7 +147,8 @@ def test_a_run_that_was_deleted_gets_a_successor(tmp_path: Path, monkeypatch: py
 
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     out = str(tmp_path / "out")
-    open_output(BuildVocab(), out, {})
+    with Output(BuildVocab(), out, {}):
+        pass
     run = describe_run(BuildVocab(), "build_vocab", out, {})
     assert run
     first = ensure_run(run)

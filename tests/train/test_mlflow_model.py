@@ -2,6 +2,7 @@
 
 import base64
 import json
+import os
 import re
 import subprocess
 import sys
@@ -29,9 +30,9 @@ def stored(small_workflow: Workflow) -> list[tuple[str, str, list[bytes]]]:
     """Some clips of the test split: path of the video, caption, and the JPEGs of its frame shard."""
     root, _ = small_workflow
     frames = FrameManifest.load(str(root / "frames"))
-    columns = ["clip_id", "caption", "frames", "source_uri"]
+    columns = ["clip_id", "captions", "frames", "source_uri"]
     rows = read_group(f"{frames.uri}/{frames.of_split('test')[0].file}", 0, columns).to_pylist()[:3]
-    return [(str(root / "corpus" / "videos" / row["source_uri"]), row["caption"], row["frames"]) for row in rows]
+    return [(str(root / "corpus" / "videos" / row["source_uri"]), row["captions"][0], row["frames"]) for row in rows]
 
 
 @pytest.fixture(scope="module")
@@ -122,6 +123,7 @@ def test_a_fresh_process_loads_the_logged_model_and_serves_the_direct_scores(
     run = subprocess.run(
         [sys.executable, "-c", code],
         input=json.dumps(rows), capture_output=True, text=True, check=True, cwd=tmp_path,
+        env=os.environ | {"EVILM_VIDEO_ROOT": "/"},
     )  # fmt: skip
     scores, place, has_ray = run.stdout.strip().splitlines()
     direct = evilm.EViLM.from_pretrained(root / "model").match_pairs(rows["video"], rows["caption"])
@@ -130,7 +132,10 @@ def test_a_fresh_process_loads_the_logged_model_and_serves_the_direct_scores(
     assert has_ray == "False"
 
 
-def test_frames_as_base64_score_as_the_file_does(served: Any, stored: list[tuple[str, str, list[bytes]]]) -> None:
+def test_frames_as_base64_score_as_the_file_does(
+    served: Any, stored: list[tuple[str, str, list[bytes]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EVILM_VIDEO_ROOT", "/")
     by_path = predict(served, [{"video": path, "caption": caption} for path, caption, _ in stored])
     encoded = [[base64.b64encode(jpeg).decode() for jpeg in jpegs] for *_, jpegs in stored]
     rows = [{"frames": frames, "caption": caption} for frames, (_, caption, _) in zip(encoded, stored, strict=True)]
@@ -143,7 +148,7 @@ def test_frames_as_base64_score_as_the_file_does(served: Any, stored: list[tuple
     [
         ({"caption": "x"}, "row 0: neither video nor frames"),
         ({"caption": "x", "video": "http://host/clip.mp4"}, "give a path on the serving machine"),
-        ({"caption": "x", "video": "/none.mp4"}, "missing_file"),
+        ({"caption": "x", "video": "/none.mp4"}, "EVILM_VIDEO_ROOT is not set where the model is served"),
         ({"caption": "x", "frames": ["!"] * 4}, "frames are no base64 text"),
         ({"caption": "x", "frames": [base64.b64encode(b"no").decode()] * 4}, "no JPEG"),
     ],

@@ -8,7 +8,7 @@ import pytest
 
 from evilm import storage
 from evilm.config.runs import Benchmark
-from evilm.outputs import open_output
+from evilm.outputs import Output
 from evilm.train.registry import REGISTERED_NAME, decide, judge, score_tags
 from evilm.train.tracking import TrackedRun, describe_run, ensure_run
 
@@ -66,7 +66,8 @@ class Bench:
         out = str(self.folder / f"scores-{name}-{split}-{value}")
         config = Benchmark(model=model, split=split, out=out).override(settings)
         inputs = {"model": name, "frames": "f"}
-        open_output(config, out, inputs)
+        with Output(config, out, inputs):
+            pass
         run = describe_run(config, "benchmark", out, inputs)
         assert run
         ensure_run(run)

@@ -10,7 +10,7 @@ from mlflow_server import Server, free_port, wait_for
 
 from evilm import storage
 from evilm.config.runs import BuildVocab
-from evilm.outputs import open_output
+from evilm.outputs import Output
 from evilm.train.console import log_to_console
 from evilm.train.figure import draw_losses
 from evilm.train.fit import catch_up, finish_tracking
@@ -46,7 +46,8 @@ def test_a_run_has_parameters_metrics_figures_and_is_continued(tmp_path: Path, c
     from mlflow import MlflowClient
 
     out = str(tmp_path / "out")
-    open_output(config, out, {})
+    with Output(config, out, {}):
+        pass
     run = open_run(config, "build_vocab", out, {"manifest": "abc"})
     assert run
     run_id = json.loads((tmp_path / "out" / "mlflow.json").read_text())["run_id"]
@@ -85,7 +86,8 @@ def test_a_dead_server_costs_seconds_and_nothing_else(
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{free_port()}")
     out, began = str(tmp_path / "out"), time.monotonic()
-    open_output(config, out, {})
+    with Output(config, out, {}):
+        pass
 
     def work(settings: BuildVocab) -> dict[str, object]:
         return {"out": out, "num_words": 3}
@@ -99,7 +101,8 @@ def test_what_could_not_be_sent_all_along_is_sent_by_the_same_command_later(tmp_
     from mlflow import MlflowClient
 
     out = tmp_path / "out"
-    open_output(config, str(out), {})
+    with Output(config, str(out), {}):
+        pass
     dead = config.override({"tracking.uri": f"http://127.0.0.1:{free_port()}"})
     run = open_run(dead, "build_vocab", str(out), {})
     assert run
@@ -126,7 +129,8 @@ def test_a_run_that_lacks_metrics_is_not_closed_and_a_torn_note_of_what_was_sent
     from mlflow import MlflowClient
 
     out = tmp_path / "out"
-    open_output(config, str(out), {})
+    with Output(config, str(out), {}):
+        pass
     run = open_run(config, "build_vocab", str(out), {})
     assert run
     spool = Spool(out / "metrics.jsonl")
@@ -161,7 +165,8 @@ def test_a_server_that_comes_late_is_killed_and_comes_back_gets_every_point_once
     server = Server(tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
     out, warmed = str(tmp_path / "out"), tmp_path / "out" / "mlflow.json"
-    open_output(config, out, {})
+    with Output(config, out, {}):
+        pass
     run = open_run(config, "build_vocab", out, {"manifest": "abc"})  # nobody answers yet
     assert run
     assert not warmed.exists()

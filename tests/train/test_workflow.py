@@ -119,14 +119,13 @@ def test_a_killed_pretraining_ends_in_the_figures_of_an_unbroken_one(
     places |= {"frames": f"{s3_bucket}/frames", "out": str(out)}
     s3fs.S3FileSystem().put(f"{root}/frames/", f"{s3_bucket}/frames/", recursive=True)
     store_gate.shut(".parquet", once=lambda: max(_losses(out), default=0) >= 5)
-    door = start(
-        "pretrain",
-        "--preset",
-        str(SMALL),
-        *(f"--{name}={place}" for name, place in places.items()),
-        "--tracking.no-log-model",
-    )
+    flags = [*(f"--{name}={place}" for name, place in places.items()), "--tracking.no-log-model"]
+    door = start("pretrain", "--preset", str(SMALL), *flags)
     wait_for(store_gate.holds, door)
+    twice = start("pretrain", "--preset", str(SMALL), *flags)  # by accident
+    _, said = twice.communicate(timeout=300)
+    assert twice.returncode == 1
+    assert said.decode().splitlines()[-1].startswith(f"error: {out} is being written by process {door.pid} on ")
     kill(door, and_workers=True)
     store_gate.open()
     assert not (out / "summary.json").exists()

@@ -23,7 +23,10 @@ def draw_stats(stats: Stats, reasons: Reasons) -> bytes:
         "flags": dict(top(stats.kinds.get("flags", {}), _MOST)),
         "put aside because": dict(top(reasons.counts, _MOST)),
     }
-    figure, axes = pyplot.subplots(3, 4, figsize=(17, 10.5), layout="constrained")
+    rows = -(-(len(MEASURES) + len(bars)) // 4)
+    figure, axes = pyplot.subplots(rows, 4, figsize=(17, 3.5 * rows), layout="constrained")
+    for axis in axes.flat[len(MEASURES) + len(bars) :]:
+        axis.set_axis_off()
     places = iter(axes.flat)
     for (name, title), axis in zip(MEASURES.items(), places, strict=False):
         _draw_histogram(axis, title, stats, name)

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from evilm import storage
-from evilm.data import job
+from evilm.data import runner
 from evilm.data.inspection.stats import Distribution, Stats, jpeg_groups, shard_stats
 from evilm.data.inspection.verdict import Verdict, ids_at, judge
 from evilm.data.inspection.verify import Checked, check_shard
@@ -116,7 +116,7 @@ def _task(batch: dict[str, np.ndarray], work: _Work) -> dict[str, np.ndarray]:
         results.append(_inspect_shard(work, int(name)))
         return work.shards[int(name)][0].num_clips, 0
 
-    row = job.outcome(inspect, batch)
+    row = runner.outcome(inspect, batch)
     return row | {"found": np.array([pickle.dumps(results)], dtype=object)}
 
 
@@ -127,7 +127,7 @@ def _results(work: _Work, num_shards: int, num_workers: int) -> Iterator[tuple[i
 
         workers = min(num_workers, num_shards)
         options = {"fn_args": (work,), "compute": TaskPoolStrategy(size=workers), "num_cpus": 1}
-        for row in job.run([str(number) for number in range(num_shards)], _task, workers, options, "inspection"):
+        for row in runner.run([str(number) for number in range(num_shards)], _task, workers, options, "inspection"):
             yield int(row["name"]), *pickle.loads(row["found"])[0]
         return
     told = time.monotonic()

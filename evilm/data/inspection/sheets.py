@@ -23,7 +23,7 @@ _FRAME_PX = 208
 _LEAST_WIDTH = 900
 _PAPER, _CARD, _INK, _FAINT, _RULE = "#eef0f3", "#ffffff", "#1c232b", "#66717d", "#d5dae0"
 _VIEW_COLOURS = ("#ff4d4d", "#ffd23f", "#35d0ff", "#7dff6a", "#ff7ae0", "#ff9f43", "#b28dff", "#ffffff")
-_COLUMNS = ["clip_id", "caption", "frames", "frame_pts_us", "duration_s", "fps", "width", "height", "codec", "flags"]
+_COLUMNS = ["clip_id", "captions", "frames", "frame_pts_us", "duration_s", "fps", "width", "height", "codec", "flags"]
 _SPAN_COLUMNS = ["start_s", "end_s"]
 
 
@@ -113,7 +113,9 @@ def draw_sheet(title: str, clips: Sequence[Clip], frame_px: int) -> bytes:
 def _draw_card(clip: Clip, width: int, per_row: int, frame_px: int) -> Image.Image:
     """One clip: id and facts, caption, frames with their times."""
     row, inner = clip.row, width - 2 * _PAD
-    lines = wrap(row["caption"], _font(17), inner, most=4)
+    first, *others = row["captions"]
+    more = f" (and {len(others)} more)" if others else ""
+    lines = wrap(first + more, _font(17), inner, most=4)
     rows = -(-len(row["frames"]) // per_row)
     text_px, line_px, label_px = 26, 24, 24
     height = _PAD + text_px + line_px * len(lines) + _GAP + rows * (_FRAME_PX + label_px + 4) + _PAD - 4

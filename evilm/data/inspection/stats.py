@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from evilm.shards import FrameManifest, ShardInfo, open_shard
+from evilm.shards import FrameManifest, ShardInfo, open_shard, stored_columns, with_captions
 from evilm.storage import join, patiently
 from evilm.video.reasons import Flag
 
@@ -24,7 +24,7 @@ _MOST_WORDS = 200_000
 _JPEG_GROUPS = 8
 """Row groups whose frames are read for the sizes of JPEGs."""
 _COLUMNS = [
-    *("clip_id", "caption", "duration_s", "fps", "width", "height", "rotation", "codec", "decoder", "flags"),
+    *("clip_id", "captions", "duration_s", "fps", "width", "height", "rotation", "codec", "decoder", "flags"),
     *("source_bytes", "source", "source_hash", "frame_index", "start_s", "end_s"),
 ]
 
@@ -35,6 +35,7 @@ MEASURES = {
     "height": "height, px",
     "aspect": "width over height",
     "caption_words": "caption, words",
+    "captions": "captions per clip",
     "frames": "frames per clip",
     "source_bytes": "video file, bytes",
     "jpeg_bytes": "JPEG, bytes",
@@ -161,8 +162,9 @@ def shard_stats(folder: str, shard: ShardInfo, jpeg_groups: Iterable[int] = ()) 
         with open_shard(join(folder, shard.file)) as file:
             there = set(file.schema_arrow.names)
             for group in range(file.num_row_groups):
-                columns = [name for name in _COLUMNS if name in there] + ["frames"] * (group in wanted)
-                stats.merge(_group_stats(file.read_row_group(group, columns=columns)))
+                columns = [name for name in stored_columns(file, _COLUMNS) if name in there]
+                columns += ["frames"] * (group in wanted)
+                stats.merge(_group_stats(with_captions(file.read_row_group(group, columns=columns))))
         stats.digests = {name: [np.concatenate(parts)] for name, parts in stats.digests.items()}
         return stats
 
@@ -172,12 +174,14 @@ def shard_stats(folder: str, shard: ShardInfo, jpeg_groups: Iterable[int] = ()) 
 def _group_stats(table: pa.Table) -> Stats:
     """Counts of one row group."""
     stats = Stats()
-    captions = table["caption"].to_pylist()
+    lists = table["captions"].to_pylist()
+    captions = [caption for own in lists for caption in own]
     words = [_WORD.findall(caption.lower()) for caption in captions]
     numbers = {name: table[name].to_numpy() for name in ("duration_s", "fps", "width", "height", "source_bytes")}
     numbers["aspect"] = numbers["width"] / np.maximum(numbers["height"], 1)
     numbers["frames"] = pc.call_function("list_value_length", [table["frame_index"]]).to_numpy()
     numbers["caption_words"] = np.array([len(found) for found in words])
+    numbers["captions"] = pc.call_function("list_value_length", [table["captions"]]).to_numpy()
     if "frames" in table.column_names:
         flat = pc.call_function("list_flatten", [table["frames"]])
         numbers["jpeg_bytes"] = pc.call_function("binary_length", [flat]).to_numpy()
@@ -189,7 +193,7 @@ def _group_stats(table: pa.Table) -> Stats:
     stats.kinds["flags"] = Counter(flag for bits in table["flags"].to_pylist() for flag in Flag.names(bits))
     sizes = zip(table["width"].to_pylist(), table["height"].to_pylist(), strict=True)
     stats.kinds["size"] = Counter(f"{width} x {height}" for width, height in sizes)
-    stats.digests = _digests(table, captions)
+    stats.digests = _digests(table, [own[0] for own in lists])
     return stats
 
 
@@ -198,7 +202,7 @@ def _is_named(value: object) -> bool:
 
 
 def _digests(table: pa.Table, captions: Sequence[str]) -> dict[str, list[np.ndarray]]:
-    """What makes duplicates: the video file, the clip of it, the caption."""
+    """What makes duplicates: the video file, the clip of it, the first caption."""
     videos = table["source_hash"].to_pylist()
     spans = [
         table[name].to_pylist() if name in table.column_names else [None] * len(videos) for name in ("start_s", "end_s")

@@ -111,7 +111,7 @@ def _orphans(uri: str, listed: set[str]) -> list[str]:
 
 def progress(uri: str) -> tuple[int, int]:
     """Shards committed and planned by sharding runs under `uri`."""
-    units = [shard.name for generation in plan.read_generations(uri) for shard in generation.shards]
+    units = [generation.unit(shard) for generation in plan.read_generations(uri) for shard in generation.shards]
     return sum(record is not None for _, record in job.read_records(uri, units)), len(units)
 
 

@@ -20,6 +20,7 @@ from evilm.data.inspection.stats import Distribution, digest_of
 from evilm.errors import StorageError
 from evilm.shards import (
     FRAMES_SCHEMA,
+    READABLE_VERSIONS,
     SCHEMA_VERSION,
     CodeShardInfo,
     CodesManifest,
@@ -27,6 +28,8 @@ from evilm.shards import (
     ShardInfo,
     codes_schema,
     open_shard,
+    stored_columns,
+    with_captions,
 )
 from evilm.video.reasons import Flag
 
@@ -115,15 +118,16 @@ def _quick(folder: str, shard: ShardInfo, schema: pa.Schema) -> Iterator[Problem
 def _footer(file: pq.ParquetFile, shard: ShardInfo, schema: pa.Schema) -> Iterator[Problem]:
     found = file.schema_arrow
     stored = (found.metadata or {}).get(b"evilm.schema_version", b"").decode()
-    if stored != str(SCHEMA_VERSION):
+    if stored not in map(str, READABLE_VERSIONS):
         yield Problem(shard.file, "footer", f"has schema version {stored or 'none'}, not {SCHEMA_VERSION}")
     of = (found.metadata or {}).get(b"evilm.frames_sha256", b"").decode()
     if isinstance(shard, CodeShardInfo) and of != shard.frames_sha256:
         yield Problem(shard.file, "footer", f"codes frames {of[:12] or 'unknown'}, not {shard.frames_sha256[:12]}")
-    for name in schema.names:
-        there = found.field(name).type if name in found.names else None
-        if there != schema.field(name).type:
-            yield Problem(shard.file, f"column {name}", f"is {there or 'missing'}, not {schema.field(name).type}")
+    for name, stored_name in zip(schema.names, stored_columns(file, schema.names), strict=True):
+        there = found.field(stored_name).type if stored_name in found.names else None
+        wanted = schema.field(name).type if name == stored_name else pa.string()
+        if there != wanted:
+            yield Problem(shard.file, f"column {name}", f"is {there or 'missing'}, not {wanted}")
     groups = [file.metadata.row_group(number).num_rows for number in range(file.num_row_groups)]
     if groups != shard.row_groups:
         yield Problem(shard.file, "footer", f"has row groups of {groups} rows, the manifest says {shard.row_groups}")
@@ -211,14 +215,15 @@ class _Frames(_File):
 
     def rows(self, group: int, table: pa.Table) -> Iterator[tuple[str, str]]:
         self._ids.append(table["clip_id"].combine_chunks())
-        rows = table.select(["clip_id", "split", "frames", "frame_pts_us", "frame_index", "flags", "caption"])
+        names = ["clip_id", "split", "frames", "frame_pts_us", "frame_index", "flags", "captions"]
+        rows = with_captions(table).select(names)
         for row in (row for batch in rows.to_batches(max_chunksize=16) for row in batch.to_pylist()):
             yield from ((f"clip {row['clip_id']!r}", what) for what in self._clip(row))
 
     def _clip(self, row: dict) -> Iterator[str]:
         if row["split"] != self._shard.split:
             yield f"is of split {row['split']!r}, the shard of {self._shard.split!r}"
-        if not row["clip_id"] or not row["caption"]:
+        if not row["clip_id"] or not row["captions"] or not all(row["captions"]):
             yield "has no id or no caption"
         counts = [len(row[name]) for name in ("frames", "frame_pts_us", "frame_index")]
         if counts != [self._num_frames] * 3:

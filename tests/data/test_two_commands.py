@@ -1,0 +1,122 @@
+"""Two commands on one output folder, as when a job is submitted twice: one line for the second, or it goes on."""
+
+import json
+import os
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import s3fs
+from doors import files_of, kill, start, wait_for
+from gates import Gate, serve
+from sharding import door, make_corpus
+
+from evilm import storage
+from evilm.data.shard import shard_videos
+from evilm.shards import FrameManifest
+
+pytestmark = [pytest.mark.faults, pytest.mark.long]
+
+_HELD = "17.mp4"
+_FLAGS = [
+    "--sampling.row-group-clips=3", "--sampling.shard-clips=2", "--columns.url=url", "--fetch.urls",
+    "--fetch.allow-private", "--fetch.timeout-s=3000", "--fetch.deadline-s=3000", "--tracking.no-enabled",
+]  # fmt: skip
+_PX = "--sampling.frame-px="
+
+
+@pytest.fixture(scope="module")
+def gate() -> Gate:
+    return Gate()
+
+
+@pytest.fixture(scope="module")
+def corpus(gate: Gate, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The corpus, one of whose videos a server withholds, and a manifest without its last rows."""
+    folder, web = make_corpus(tmp_path_factory.mktemp("corpus")), tmp_path_factory.mktemp("web")
+    (folder / "videos" / "p" / _HELD).rename(web / _HELD)
+    with serve(web, gate) as url:
+        header, *rows = (folder / "clips.csv").read_text().splitlines()
+        rows = [f"{row},{url}/{_HELD}" if row.startswith("17,") else f"{row}," for row in rows]
+        (folder / "clips.csv").write_text("\n".join([f"{header},url", *rows]) + "\n")
+        (folder / "fewer.csv").write_text("\n".join([f"{header},url", *rows[:19]]) + "\n")
+        yield folder
+
+
+@pytest.fixture(params=["local", "s3"])
+def out(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    return str(tmp_path / "out") if request.param == "local" else request.getfixturevalue("s3_bucket") + "/out"
+
+
+def command(corpus: Path, out: str, *flags: str, manifest: str = "clips.csv") -> subprocess.Popen[bytes]:
+    places = [f"--manifest={corpus / manifest}", f"--videos={corpus / 'videos'}", f"--out={out}"]
+    return start("shard_videos", *places, *_FLAGS, *flags, EVILM_HEARTBEAT_S="1")
+
+
+def ended(process: subprocess.Popen[bytes]) -> tuple[int, str, str]:
+    """Exit code and the last lines of stdout and stderr."""
+    printed, said = (text.decode().splitlines() for text in process.communicate(timeout=500))
+    return process.returncode, "".join(printed[-1:]), "".join(said[-1:])
+
+
+def commits(out: str) -> int:
+    return len(storage.list_names(f"{out}/commits"))
+
+
+def test_a_second_writer_is_rejected_in_a_line_or_takes_over(
+    corpus: Path, out: str, gate: Gate, tmp_path: Path
+) -> None:
+    gate.shut(_HELD)
+    first = command(corpus, out, f"{_PX}64", manifest="fewer.csv")
+    wait_for(lambda: gate.holds(_HELD) and commits(out) > 0, first)
+    for flags, manifest in (
+        ([f"{_PX}96", "--overwrite"], "fewer.csv"),  # (a) other settings
+        ([f"{_PX}64"], "clips.csv"),  # (b) more rows
+        ([f"{_PX}64"], "fewer.csv"),  # the same again
+    ):
+        code, _, said = ended(command(corpus, out, *flags, manifest=manifest))
+        assert code == 1
+        assert said.startswith(f"error: {out} is being written by process {first.pid} on ")
+        assert ", started 20" in said
+        assert " s ago; wait for it or stop it, or choose another --out" in said
+    os.kill(first.pid, signal.SIGSTOP)  # as a machine that hangs
+    second = command(corpus, out, f"{_PX}96", "--overwrite", "--take-over", manifest="fewer.csv")
+    wait_for(lambda: f"{2:05d}.claim.json" in storage.list_names(f"{out}/_runs"), second)
+    os.kill(first.pid, signal.SIGCONT)
+    gate.open()
+    code, _, said = ended(first)
+    assert code == 1
+    assert f"{out} was taken over by process {second.pid} on " in said
+    code, printed, said = ended(second)
+    assert code == 0, said
+    manifest_there = FrameManifest.load(out)
+    assert manifest_there.frame_px == 96
+    for shard in manifest_there.shards:
+        shard.verify(out)
+    config = door(corpus, tmp_path / "alone").override({"manifest": str(corpus / "fewer.csv")})
+    values: dict[str, Any] = {"sampling.frame_px": 96, "sampling.shard_clips": 2, "columns.url": "url"}
+    alone = shard_videos(config.override(values | {"fetch.urls": True, "fetch.allow_private": True}))
+    assert json.loads(printed)["fingerprint"] == alone["fingerprint"] == manifest_there.fingerprint
+
+
+def test_a_command_whose_shell_was_killed_is_given_again(corpus: Path, out: str, gate: Gate, tmp_path: Path) -> None:
+    gate.shut(_HELD)
+    first = command(corpus, out, f"{_PX}64")
+    wait_for(lambda: gate.holds(_HELD) and commits(out) > 0, first)
+    before = commits(out)
+    kill(first, and_workers=True)
+    gate.open()
+    code, printed, said = ended(command(corpus, out, f"{_PX}64"))
+    assert code == 0, said
+    assert json.loads(printed)["num_clips"] == 22
+    assert before > 0
+    if storage.is_local(out):
+        config = door(corpus, tmp_path / "alone", **{"sampling.shard_clips": 2, "columns.url": "url"})
+        shard_videos(config.override({"fetch.urls": True, "fetch.allow_private": True}))
+        assert files_of(Path(out)) == files_of(tmp_path / "alone")
+    else:
+        s3fs.S3FileSystem.clear_instance_cache()
+        assert not [name for name in storage.list_names(out) if "attempt" in name]

@@ -1,0 +1,137 @@
+"""Two runs on one output folder: whatever is stopped when, what is published is one run's, and complete."""
+
+import csv
+import os
+import random
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from sharding import door
+from video_files import write_video
+
+from evilm import ownership, storage
+from evilm.data import maker
+from evilm.data.shard import shard_videos
+from evilm.errors import ConfigError, OwnershipError
+from evilm.shards import FrameManifest
+
+pytestmark = pytest.mark.faults
+
+_OPERATIONS = ("list_names", "read_bytes", "write_bytes", "put_file", "put_if_absent", "delete", "exists", "get_file")
+_SMALL = {"sampling.shard_clips": 2, "sampling.row_group_clips": 2, "tracking.enabled": False}
+_GROWN, _OTHER = {"manifest": "grown.csv"}, {"sampling.frame_px": 32, "overwrite": True}
+"""What the second run is given: more rows; other settings, which delete what is there."""
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Eight clips; the first five are in `clips.csv`, all in `grown.csv`."""
+    folder = tmp_path_factory.mktemp("corpus")
+    (folder / "videos" / "p").mkdir(parents=True)
+    rows = [[str(number), "p", f"clip {number}", "train"] for number in range(8)]
+    for number in range(8):
+        write_video(folder / "videos" / "p" / f"{number}.mp4", num_frames=6, first_picture=number)
+    for name, count in (("clips.csv", 5), ("grown.csv", 8)):
+        with (folder / name).open("w", newline="") as file:
+            csv.writer(file).writerows([["videoid", "page_dir", "name", "split"], *rows[:count]])
+    return folder
+
+
+def settings(corpus: Path, out: str, values: dict[str, Any]) -> Any:
+    values = dict(values)
+    manifest = str(corpus / values.pop("manifest", "clips.csv"))
+    return door(corpus, Path(), **_SMALL | values).override({"manifest": manifest, "out": out})
+
+
+def in_this_process(todo: list[str], worker: Callable[..., Any], *_: Any) -> Iterator[dict[str, Any]]:
+    """Map the worker over shards as `job.run` does, without Ray."""
+    options = _[1]
+    for name in todo:
+        row = {key: value[0] for key, value in worker({"name": np.array([name])}, *options["fn_args"]).items()}
+        if row["error"]:
+            raise RuntimeError(row["message"])
+        yield row
+
+
+def drive(corpus: Path, out: str, values: dict[str, Any], stop_at: int, heartbeat_s: float) -> None:
+    """Run the command in a forked process, which stops itself before an operation of the storage."""
+    maker._Kept.decoder = None  # whose child process belongs to the parent
+    ownership._HEARTBEAT_S, ownership.STALE_S = heartbeat_s, 6 * heartbeat_s
+    count = 0
+
+    def counted(operation: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **options: Any) -> Any:
+            nonlocal count
+            if threading.current_thread().name != "heartbeat":
+                count += 1
+                if count == stop_at:
+                    os.kill(os.getpid(), signal.SIGSTOP)
+            return operation(*args, **options)
+
+        return call
+
+    for name in _OPERATIONS:
+        setattr(storage, name, counted(getattr(storage, name)))
+    try:
+        shard_videos(settings(corpus, out, values), in_this_process)
+    except (OwnershipError, ConfigError, RuntimeError) as error:
+        print(f"{values}: {error}")
+        os._exit(3)
+    os._exit(0)
+
+
+def start(*args: Any) -> int:
+    """Start a driver; its process id, once it has stopped or ended."""
+    pid = os.fork()
+    if not pid:
+        try:
+            drive(*args)
+        finally:
+            os._exit(1)
+    os.waitid(os.P_PID, pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
+    return pid
+
+
+def finish(pid: int) -> int:
+    """Let a driver go on to its end; its exit code."""
+    os.kill(pid, signal.SIGCONT)
+    while True:
+        _, status = os.waitpid(pid, os.WUNTRACED)
+        if not os.WIFSTOPPED(status):
+            return os.waitstatus_to_exitcode(status)
+
+
+@pytest.fixture(params=["local", "s3"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    return str(tmp_path / "out") if request.param == "local" else request.getfixturevalue("s3_bucket") + "/out"
+
+
+@pytest.mark.parametrize("values", [{}, _GROWN, _OTHER], ids=["same", "grown", "overwrite"])
+def test_the_published_shards_are_those_of_one_run(
+    corpus: Path, place: str, values: dict[str, Any], tmp_path: Path
+) -> None:
+    def made(out: str, these: dict[str, Any]) -> str:
+        return shard_videos(settings(corpus, str(tmp_path / out), these), in_this_process)["fingerprint"]
+
+    expected = [{made("a", {})}, {made("b", values), made("a", values)}]  # rows are added to what is there
+    rng = random.Random(f"{place[:2]} {values}")
+    for trial in range(int(os.environ.get("EVILM_INTERLEAVINGS", "4"))):
+        out = f"{place}{trial}"
+        first = start(corpus, out, {}, rng.randint(1, 120), 0.1)
+        second = start(corpus, out, values | {"take_over": True}, rng.choice([0, rng.randint(1, 120)]), 0.1)
+        codes = finish(first), finish(second)
+        found = FrameManifest.load(out)
+        for shard in found.shards:
+            shard.verify(out)
+        assert 0 in codes
+        wanted = set[str]().union(*(prints for code, prints in zip(codes, expected, strict=True) if code == 0))
+        assert found.fingerprint in wanted, (trial, codes)
+        if codes[1] == 0:
+            again = shard_videos(settings(corpus, out, values | {"overwrite": False}), in_this_process)
+            assert again["fingerprint"] in expected[1]
+            assert again["reused"]
