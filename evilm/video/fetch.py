@@ -83,7 +83,7 @@ class Fetcher:
         """
         with contextlib.ExitStack() as stack:
             try:
-                local = self._get(path, needs_ending, offset, num_bytes, stack)
+                local = self._named(path, needs_ending, offset, num_bytes, stack)
             except DecodeError as error:
                 if error.reason != Reason.MISSING_FILE or not url:
                     raise
@@ -100,10 +100,20 @@ class Fetcher:
             return False
         try:
             _check(path)
-            self._local.find(path, needs_ending)
+            self._local.find(path, needs_ending or not has_ending(path))
         except DecodeError as error:
             return error.reason == Reason.MISSING_FILE
         return False
+
+    def _named(self, path: str, needs_ending: bool, offset: int, num_bytes: int, stack: contextlib.ExitStack) -> Local:
+        """The video of that very name; where there is none and the name has no ending, of that name with one."""
+        try:
+            return self._get(path, needs_ending, offset, num_bytes, stack)
+        except DecodeError as error:
+            may_lack_ending = not (needs_ending or has_ending(path) or is_url(path) or offset >= 0)
+            if error.reason != Reason.MISSING_FILE or self._fs is None or not may_lack_ending:
+                raise
+            return self._get(path, True, offset, num_bytes, stack)
 
     def _get(self, path: str, needs_ending: bool, offset: int, num_bytes: int, stack: contextlib.ExitStack) -> Local:
         if is_url(path):

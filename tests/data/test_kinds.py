@@ -288,3 +288,12 @@ def test_shares_of_source_videos_go_to_other_splits(tmp_path: Path) -> None:
     assert {row.path: row.split for row in other} != sides
     named = clips(rows_of(tmp_path, "videoid,name,split\na,x,dev\nb,x,dev\n", val_share=0.9))
     assert {row.split for row in named} == {"dev"}
+
+
+def test_a_column_of_paths_may_lack_endings(tmp_path: Path) -> None:
+    touch(tmp_path, "a/one.mp4", "a/two", "a/two.mp4", "a/three.part.webm")
+    text = "key,file,name\n1,a/one,x\n2,a/two,y\n3,a/three.part,z\n4,a/four,z\n"
+    *found, gone = clips(rows_of(tmp_path, text, **{"columns.videoid": "key", "columns.path": "file"}))
+    assert [fetched(tmp_path, row)[0] for row in found] == ["a/one.mp4", "a/two", "a/three.part.webm"]
+    with pytest.raises(DecodeError, match="missing_file"):
+        fetched(tmp_path, gone)
