@@ -97,6 +97,20 @@ child._answer = lambda request: time.sleep(600) if request["backend"] == "decord
         assert decoder.decode(str(path), "x").decoder == "pyav"
 
 
+def test_the_limit_is_of_cpu_time(tmp_path: Path) -> None:
+    """A machine that is busy with others makes no clip fail; one that computes without end does."""
+    path = write_video(tmp_path / "a.mp4")
+    wait = "answer = child._answer\nchild._answer = lambda request: (time.sleep(2.5), answer(request))[1]"
+    with Decoder(CONFIG.override({"decode_timeout_s": 1.0}), altered(wait)) as decoder:
+        assert len(decoder.decode(str(path), "x").frames) == CONFIG.num_frames
+    spin = "def spin(request):\n    while True:\n        pass\nchild._answer = spin"
+    with (
+        Decoder(CONFIG.override({"decode_timeout_s": 0.5}), altered(spin)) as decoder,
+        pytest.raises(DecodeError, match=r"decode_timeout: longer than 0\.5"),
+    ):
+        decoder.decode(str(path), "x")
+
+
 def test_killed_for_its_memory_it_is_asked_once_more(tmp_path: Path) -> None:
     path, mark = write_video(tmp_path / "a.mp4"), tmp_path / "mark"
     command = altered(f"""

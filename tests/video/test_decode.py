@@ -5,7 +5,9 @@ import io
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import av
 import numpy as np
 import pytest
 from PIL import Image
@@ -199,3 +201,17 @@ def test_bad_files_as_expected(shared_data: Path) -> None:
             assert_true_frames(path, clip)
         else:
             assert (case["expect"], case["reason_class"]) == ("quarantine", clip), case["case"]
+
+
+@pytest.mark.parametrize(("transfer", "is_hdr"), [(1, False), (16, True), (18, True)])
+def test_a_high_dynamic_range_is_flagged(tmp_path: Path, transfer: int, is_hdr: bool) -> None:
+    path = tmp_path / "x.mp4"
+    with av.open(str(path), "w") as container:
+        stream: Any = container.add_stream("libx264", rate=12)
+        stream.width = stream.height = 64
+        stream.pix_fmt, stream.codec_context.color_trc = "yuv420p", transfer
+        for number in range(6):
+            pixels = np.full((64, 64, 3), 20 * number, np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        container.mux(stream.encode(None))
+    assert ("hdr" in Flag.names(decode_clip(str(path), "x", CONFIG).flags)) == is_hdr
