@@ -218,13 +218,37 @@ def put_if_absent(uri: str, data: bytes) -> bool:
             except FileExistsError:
                 return read_bytes(uri) == data
             return True
-        place = _write_temporary(path, data)
         try:
-            _link(place, path)
+            if _link_data(path, data):
+                return True
+            place = _write_temporary(path, data)
+            try:
+                _link(place, path)
+            finally:
+                Path(place).unlink(missing_ok=True)
         except FileExistsError:
             return read_bytes(uri) == data
-        finally:
-            Path(place).unlink(missing_ok=True)
+    return True
+
+
+def _link_data(path: str, data: bytes) -> bool:
+    """Name a file once it is written, so that a process that is killed leaves none; False where the system can't."""
+    os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+    with _nameless(os.path.dirname(path) or ".") as place:
+        if not place:
+            return False
+        with open(place, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        try:
+            _link_nameless(place, path)
+        except FileExistsError:
+            raise
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+            return False
     return True
 
 
