@@ -123,10 +123,10 @@ class ShardVideos(Door):
     retry: str = ""
     """Try quarantined clips once more that have one of these reasons (by commas), or `all`, e.g. fetch_error."""
     repair: bool = False
-    """Read all shards again, and make those anew that are damaged; the result is the same, byte by byte."""
+    """Read all shards, and make damaged ones again, with the same bytes."""
     publish_every: str = "30m"
-    """While shards are made, publish those that are there: after so many of them (`200`), or so many minutes or hours
-    (`30m`, `2h`); `0` publishes all at the end."""
+    """Publish finished shards while others are being made, every so many shards (`200`), minutes or hours (`30m`, `2h`);
+    `0`: only at the end."""
     columns: ColumnsConfig = ColumnsConfig()
     fetch: FetchConfig = FetchConfig()
     sampling: FramesConfig = FramesConfig()
@@ -188,7 +188,7 @@ class PrecomputeCodes(Door):
     audit: int = Field(default=0, ge=0)
     """Code this many random clips again when all are coded, and report how many codes agree."""
     repair: bool = False
-    """Read all code shards again, and make those anew that are damaged."""
+    """Read all code shards, and make damaged ones again, with the same bytes."""
     cluster: PoolConfig = PoolConfig(memory_gb=2.0)
 
     @property

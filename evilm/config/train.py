@@ -171,8 +171,7 @@ class WorkerConfig(Config):
     gpus_per_worker: float = Field(default=0.0, ge=0)
     """GPUs per worker; 0 computes on the CPU, also where GPUs are visible. Several training workers need whole GPUs."""
     max_failures: int = Field(default=3, ge=-1)
-    """Worker failures survived per run (per shard in Ray Data's doors), such as a node lost without notice; -1 without
-    end."""
+    """Worker failures tolerated per run (per shard in Ray Data jobs), such as unannounced node losses; -1: no limit."""
 
     @property
     def uses_gpus(self) -> bool:
@@ -184,10 +183,9 @@ class PoolConfig(WorkerConfig):
     """What is asked of Ray for tasks and actors that make shards. No shard depends on it."""
 
     num_workers: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
-    """The most tasks or actors at a time; auto: as many as the cluster can hold, more when it grows."""
+    """Maximum number of tasks or actors at a time; auto: as many as the cluster can hold, more when it grows."""
     memory_gb: float = Field(default=1.0, ge=0)
-    """Memory that Ray sets aside for each worker, in GiB, so that no machine gets more than it can hold; 0 asks for
-    none."""
+    """Memory that each worker reserves in Ray, GiB, so that no machine gets more workers than it can hold; 0: none."""
 
 
 class ClusterConfig(WorkerConfig):

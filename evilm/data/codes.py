@@ -26,11 +26,13 @@ from evilm.outputs import CONFIG as SETTINGS
 from evilm.outputs import SUMMARY, Output
 from evilm.shards import (
     MANIFEST,
+    SCHEMA_VERSION,
     CodeShardInfo,
     CodesManifest,
     FrameManifest,
     ShardInfo,
     codes_folder,
+    find_lost,
     publish_side,
     read_histogram,
 )
@@ -68,9 +70,10 @@ def precompute_codes(config: PrecomputeCodes) -> dict[str, Any]:
     work = plan_work(config, frames, tokenizer)
     with Output(config, work.out, {"tokenizer": work.fingerprint}) as output:
         is_same = output.done is not None and output.done["inputs"]["frames"] == frames.fingerprint
-        if output.done and is_same and not config.repair and not _lost(work.out):
+        if output.done and is_same and not config.repair and not find_lost(CodesManifest.load(work.out)):
             summary = output.done | {"reused": True}
         else:
+            _refuse_earlier_version(work.out)
             _refuse_other_frames(frames, work)
             summary = _encode(config, frames, replace(work, run=output.claim()), output)
     require_usage_of_labels(tokenizer.config.codebook, CodesManifest.load(work.out).histograms, work.out)
@@ -145,6 +148,19 @@ def unit_of(shard: ShardInfo) -> job.Unit:
     return job.Unit(shard.file.rpartition("-")[0], shard.sha256)
 
 
+def _refuse_earlier_version(out: str) -> None:
+    """Check that codes can be added to.
+
+    Raises:
+        ShardError: an earlier version made them.
+    """
+    if storage.exists(storage.join(out, MANIFEST)) and CodesManifest.load(out).schema_version < SCHEMA_VERSION:
+        raise ShardError(
+            f"{out} was made by an earlier version: it can be read, but not added to or repaired; use another --out, "
+            "or --overwrite to make all codes again"
+        )
+
+
 def _refuse_other_frames(frames: FrameManifest, work: Work) -> None:
     """See that what was coded before belongs to these frames: shards may have been added, none changed or dropped.
 
@@ -183,15 +199,6 @@ def _code_shards(cluster: PoolConfig, frames: FrameManifest, work: Work) -> None
         pass
 
 
-def _lost(out: str) -> list[str]:
-    """Files of published codes that are gone."""
-    there = set(storage.list_names(out))
-    lost = [shard.file for shard in CodesManifest.load(out).shards if shard.file not in there]
-    if lost:
-        logger.info("%d code shards are gone from %s, e.g. %s; making them again", len(lost), out, lost[0])
-    return lost
-
-
 def _finalise(frames: FrameManifest, work: Work, output: Output) -> CodesManifest:
     """Merge the commits into the manifest, and clean up."""
     records = job.committed(work.out, [unit_of(shard) for shard in frames.shards])
@@ -200,7 +207,6 @@ def _finalise(frames: FrameManifest, work: Work, output: Output) -> CodesManifes
         record = records.get(unit_of(shard).name)
         if record is None or record["frames_sha256"] != shard.sha256:
             raise ShardError(f"{work.out} has no commit of {shard.file}; run the same command again")
-        record.pop("histogram", None)  # earlier versions kept it there
         shards.append(CodeShardInfo(**record))
     with ThreadPoolExecutor(_READS) as pool:
         counts = pool.map(lambda shard: read_histogram(storage.join(work.out, shard.file)), shards)

@@ -160,7 +160,8 @@ def finalise(
     if is_partial:
         if manifest.shards:
             manifest.save(output)
-            logger.info("published %d clips in %d shards; %d are missing", manifest.num_clips(), *_counts(total))
+            clips, shards = manifest.num_clips(), len(total.shards)
+            logger.info("published %d clips in %d shards; %d shards are missing", clips, shards, total.num_missing)
         return manifest, reasons
     enforce(ledger, config, reasons, total.empty)
     publish_side(manifest, again=config.repair)  # before readers see the shards
@@ -168,10 +169,6 @@ def finalise(
     job.clean(output, total.files)
     _tell(manifest, reasons)
     return manifest, reasons
-
-
-def _counts(total: _Sum) -> tuple[int, int]:
-    return len(total.shards), total.num_missing
 
 
 def enforce(ledger: Ledger, config: ShardVideos, reasons: Reasons, empty: Sequence[Unit] = ()) -> None:

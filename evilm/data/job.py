@@ -73,16 +73,18 @@ def commit_file(
         ShardError: the file is not the one that was committed before.
     """
     check_owner(out, run)
+    digest, size = "", 0
     if local:
         with open(local, "rb") as opened:
             digest, size = hashlib.file_digest(opened, "sha256").hexdigest(), opened.tell()
+    if before and before.get("sha256", "") != digest:
+        raise ShardError(
+            f"{unit.name} can't be repaired: made again it has other bytes (SHA-256 {digest[:12] or 'of no clip'}) "
+            f"than those that were committed ({before.get('sha256', '')[:12]}): its videos or the libraries have changed "
+            "since; bring them back, or --overwrite to make all shards again"
+        )
+    if local:
         file = f"{unit.name}-{unit.tag}{digest[:8]}.parquet"
-        if before and before.get("sha256") != digest:
-            raise ShardError(
-                f"{unit.name} can't be repaired: made again it has other bytes (SHA-256 {digest[:12]}) than those that "
-                f"were committed ({before.get('sha256', 'none')[:12]}), so its videos or the libraries have changed "
-                "since; --overwrite makes all anew"
-            )
         record |= {"file": file, "num_bytes": size, "sha256": digest}
         storage.put_file(local, storage.join(out, file))
     if before:
@@ -226,8 +228,8 @@ def attempt(out: str, run: int, name: str, max_failures: int) -> Iterator[None]:
     storage.write_bytes(note, b"")
     try:
         yield
-    except Exception:
-        with suppress(Exception):  # the error that is under way tells more
+    except Exception:  # whatever it was, this process lives, so the attempt has not died; it is raised again
+        with suppress(Exception):  # the first error says more
             storage.delete(note)
         raise
 

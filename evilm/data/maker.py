@@ -16,8 +16,8 @@ from evilm import storage
 from evilm.config.data import FetchConfig, FramesConfig
 from evilm.config.secrets import public_text, public_uri
 from evilm.data import job, runner
+from evilm.data.locations import apply_locations
 from evilm.data.manifest import BadRow, ClipRow
-from evilm.data.places import put_places
 from evilm.data.plan import read_rows
 from evilm.data.watch import LOST, lost_error, too_many
 from evilm.errors import DecodeError, EvilmError
@@ -71,8 +71,8 @@ def make_shard(work: Work, task: str) -> job.Tally:
     if before and job.is_sound(work.out, before, full=work.repair):
         return tally_of(before)  # found sound, or done by an attempt whose answer was lost with its node
     rows, size = read_rows(work.out, task), work.sampling.row_group_clips
-    if places := runner.private_part():
-        rows = list(put_places(rows, places))
+    if locations := runner.read_private():
+        rows = list(apply_locations(rows, locations))
     maker, attempt = _Maker(work), job.attempt(work.out, work.run, unit.name, work.max_failures)
     place = job.attempt_place(work.out, unit)
     with attempt, storage.temporary(place) as path:
@@ -116,7 +116,7 @@ class _Maker:
                 with _closed(arrival.result()) as videos:
                     self.num_bytes += sum(video.num_bytes for video in _distinct(videos))
                     for row, video in zip(group, videos, strict=True):
-                        runner.report(job.Tally(self.num_clips, len(self.bad), self._num_lost, self.num_bytes))
+                        runner.report_progress(job.Tally(self.num_clips, len(self.bad), self._num_lost, self.num_bytes))
                         try:
                             if isinstance(video, DecodeError):
                                 raise video

@@ -1,5 +1,4 @@
-"""Running units of work through Ray Data: tried again where they fail, elsewhere if there is an elsewhere, while the
-rest goes on; and lines that tell in clips how far all are."""
+"""Run units of work through Ray Data: retry those that fail, elsewhere if there are other nodes, and log progress."""
 
 import json
 import logging
@@ -29,13 +28,13 @@ _MOST_IN_A_ROW = 8
 _SHOWN = 5
 
 
-class Private(NamedTuple):
-    """JSON for units that only the process that makes a unit sees."""
+class PrivateData(NamedTuple):
+    """A file of JSON that is never published; each unit's process reads the record of its own unit."""
 
     path: str
-    """Of a file on the driver's machine."""
-    places: Mapping[str, tuple[int, int]]
-    """Of each unit, where its part begins and how long it is."""
+    """File on the driver's machine."""
+    records: Mapping[str, tuple[int, int]]
+    """Offset and length of each unit's record, in bytes."""
 
 
 def run(
@@ -45,11 +44,11 @@ def run(
     options: dict[str, Any],
     title: str,
     num_clips: Mapping[str, int] | None = None,
-    private: Private | None = None,
+    private: PrivateData | None = None,
 ) -> Generator[dict[str, Any], None, None]:
-    """Map `worker` over units, one per task or actor call; the result rows of those that are done, as they come in.
+    """Map `worker` over units, one per task or actor call; yield the rows of finished units as they come in.
 
-    A unit that fails is tried once more when all others are done, on other nodes than those on which units failed.
+    Failed units are retried once after all others have finished, on nodes where no unit failed if there are any.
 
     Args:
         todo: names of the units.
@@ -57,12 +56,12 @@ def run(
         min_cpus: logical CPUs needed at once.
         options: more arguments of `map_batches`.
         title: what is made, for the progress lines.
-        num_clips: of each unit, to tell progress in clips.
-        private: what units are given by `private_part`, and what must not be written anywhere.
+        num_clips: clips of each unit, to log progress in clips.
+        private: secrets that the tasks fetch with `read_private`, since they must not be written to plans or shards.
 
     Raises:
-        UnfinishedError: some units failed twice; the others are done. Of a single unit it is the unit's own error.
-        EvilmError: a worker raised it, and it concerns all units.
+        UnfinishedError: some units failed twice; the others are done. A job of one unit raises that unit's own error.
+        EvilmError: a worker raised an error that concerns all units.
     """
     if not todo:
         return
@@ -71,7 +70,7 @@ def run(
     with _Progress(title, todo, num_clips or {}, private) as progress:
         for turn in range(_TURNS):
             failed, nodes, in_a_row = {}, set[str](), list[str]()
-            for row in _map(left, worker, options, progress.desk):
+            for row in _map(left, worker, options, progress.server):
                 nodes.add(row["node"])
                 if not row["error"]:
                     num_done, in_a_row = num_done + 1, []
@@ -84,21 +83,21 @@ def run(
                 logger.warning("%s: %s failed: %s", title, row["name"], row["message"])
                 in_a_row.append(row["node"])
                 if len(in_a_row) >= _MOST_IN_A_ROW and set(in_a_row) == nodes:
-                    raise _unfinished(title, len(todo), num_done, failed, "all ended")
+                    raise _unfinished(title, len(todo), num_done, failed, "stopping early")
             elsewhere = _elsewhere({row["node"] for row in failed.values()})
             if not failed or turn + 1 == _TURNS or not (num_done or elsewhere):
                 break
             left, options = list(failed), options | elsewhere
             logger.info("%s: trying %d shards once more%s", title, len(left), ", on other nodes" if elsewhere else "")
     if failed:
-        raise _unfinished(title, len(todo), num_done, failed, "the others are done")
+        raise _unfinished(title, len(todo), num_done, failed)
 
 
-def _map(todo: Sequence[str], worker: Callable[..., Any], options: dict[str, Any], desk: str) -> Iterator[Any]:
-    """One pass over units; the rows of their outcomes."""
+def _map(todo: Sequence[str], worker: Callable[..., Any], options: dict[str, Any], server: str) -> Iterator[Any]:
+    """Yield the rows of one pass over units."""
     import ray
 
-    items = [{"name": name, "desk": desk} for name in todo]
+    items = [{"name": name, "server": server} for name in todo]
     results = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(worker, batch_size=1, **options)
     try:
         yield from results.iter_rows()
@@ -113,21 +112,21 @@ def _error_of(row: Mapping[str, Any]) -> EvilmError:
     return getattr(errors, row["error"])(row["message"])
 
 
-def _unfinished(title: str, total: int, num_done: int, failed: Mapping[str, Any], rest: str) -> EvilmError:
-    """What to raise for units that failed: the error itself where there is one unit alone."""
+def _unfinished(title: str, total: int, num_done: int, failed: Mapping[str, Any], note: str = "") -> EvilmError:
+    """Return the error for failed units: the unit's own where the job has only one unit, or all failed alike."""
     first, *more = failed.values()
     if total == 1 or (not num_done and all(row["message"] == first["message"] for row in more)):
         return _error_of(first)
-    told = [f"{name}: {row['message']}" for name, row in list(failed.items())[:_SHOWN]]
-    told += [f"and {len(failed) - _SHOWN} more"] if len(failed) > _SHOWN else []
+    listed = [f"{name}: {row['message']}" for name, row in list(failed.items())[:_SHOWN]]
+    listed += [f"and {len(failed) - _SHOWN} more"] if len(failed) > _SHOWN else []
     return UnfinishedError(
-        f"{title}: {len(failed)} of {total} shards failed, {rest} ({num_done}): {'; '.join(told)}; "
-        "run the same command again for what is missing"
+        f"{title}: {len(failed)} of {total} shards failed, {num_done} are done{f', {note}' if note else ''}: "
+        f"{'; '.join(listed)}; run the same command again for the rest"
     )
 
 
 def _elsewhere(failed: set[str]) -> dict[str, Any]:
-    """Options that keep tasks off nodes; none where no other node is left."""
+    """Return options that keep tasks off these nodes; none if no other node is left."""
     import ray
 
     others = [node for node in ray.nodes() if node["Alive"] and node["NodeID"] not in failed]
@@ -142,7 +141,7 @@ def outcome(work: Callable[[str], tuple[int, ...]], batch: dict[str, np.ndarray]
     Errors travel as data: of what a worker raises, Ray Data keeps only the text, and prints all of its own stack.
     """
     name, tally, error = str(batch["name"][0]), Tally(0), ("", "")
-    _Here.unit, _Here.desk = name, str(batch["desk"][0]) if "desk" in batch else ""
+    _Task.unit, _Task.server = name, str(batch["server"][0]) if "server" in batch else ""
     try:
         tally = Tally(*work(name))
     except EvilmError as caught:
@@ -151,63 +150,65 @@ def outcome(work: Callable[[str], tuple[int, ...]], batch: dict[str, np.ndarray]
     return {name: np.array([value]) for name, value in columns.items()}
 
 
-class _Here:
-    """What this worker process is doing."""
+class _Task:
+    """The unit that this worker process is making, and the actor of its job."""
 
-    unit = desk = ""
-    told = 0.0
+    unit = server = ""
+    reported = 0.0
 
 
-def report(tally: Tally) -> None:
-    """Tell the driver, now and then, how far the unit is that this process makes."""
+def report_progress(tally: Tally) -> None:
+    """Send the progress of this process' unit to the driver, every few seconds at most."""
     now = time.monotonic()
-    if not _Here.desk or now - _Here.told < _REPORT_EVERY_S:
+    if not _Task.server or now - _Task.reported < _REPORT_EVERY_S:
         return
-    _Here.told = now
+    _Task.reported = now
     with suppress(Exception):  # progress is no reason to fail
         import ray
 
-        ray.get_actor(_Here.desk).report.remote(_Here.unit, tuple(tally))
+        ray.get_actor(_Task.server).report.remote(_Task.unit, tuple(tally))
 
 
-def private_part() -> Any:
-    """What `run` was given for the unit alone that this process makes; None where there is nothing."""
-    if not _Here.desk:
+def read_private() -> Any:
+    """Fetch the private record of this process' unit; None if it has none."""
+    if not _Task.server:
         return None
     import ray
 
-    return ray.get(ray.get_actor(_Here.desk).part.remote(_Here.unit))
+    return ray.get(ray.get_actor(_Task.server).part.remote(_Task.unit))
 
 
-class _Desk:
-    """An actor beside the driver that tasks talk to: it hears how far they are, and gives them what stays unwritten."""
+class _JobServer:
+    """Actor on the driver's node that collects progress from tasks and serves their private records."""
 
-    def __init__(self, private: Private | None) -> None:
+    def __init__(self, private: PrivateData | None) -> None:
         self._private = private
         self._tallies: dict[str, tuple[int, ...]] = {}
 
     def report(self, unit: str, tally: tuple[int, ...]) -> None:
-        """Hear how far a unit is."""
+        """Store the progress of a unit."""
         self._tallies[unit] = tally
 
     def read(self) -> dict[str, tuple[int, ...]]:
-        """Tell what was heard last of each unit."""
+        """Return the last progress of each unit."""
         return self._tallies
 
     def part(self, unit: str) -> Any:
-        """Give a unit's task its part."""
-        if self._private is None or unit not in self._private.places:
+        """Return the private record of a unit; None if it has none."""
+        if self._private is None or unit not in self._private.records:
             return None
-        offset, length = self._private.places[unit]
+        offset, length = self._private.records[unit]
         with open(self._private.path, "rb") as file:
             file.seek(offset)
             return json.loads(file.read(length))
 
 
 class _Progress:
-    """Lines about how far a job is, in clips, every few seconds from the start on."""
+    """Logs the progress of a job, in clips, every few seconds from its start."""
 
-    def __init__(self, title: str, todo: Sequence[str], num_clips: Mapping[str, int], private: Private | None) -> None:
+    def __init__(
+        self, title: str, todo: Sequence[str], num_clips: Mapping[str, int], private: PrivateData | None
+    ) -> None:
         import ray
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -215,12 +216,12 @@ class _Progress:
         self._num_clips = sum(num_clips[name] for name in todo) if num_clips else 0
         self._done, self._sum = set[str](), Tally(0)
         self._began = time.monotonic()
-        self.desk = f"evilm-{uuid.uuid4().hex}"
+        self.server = f"evilm-{uuid.uuid4().hex}"
         here = NodeAffinitySchedulingStrategy(this_node(), soft=False)
-        actor: Any = ray.remote(_Desk)
-        self._actor = actor.options(num_cpus=0, name=self.desk, scheduling_strategy=here).remote(private)
+        actor: Any = ray.remote(_JobServer)
+        self._actor = actor.options(num_cpus=0, name=self.server, scheduling_strategy=here).remote(private)
         self._over = threading.Event()
-        self._thread = threading.Thread(target=self._tell_now_and_then, daemon=True, name="progress")
+        self._thread = threading.Thread(target=self._log_regularly, daemon=True, name="progress")
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -231,7 +232,7 @@ class _Progress:
 
         self._over.set()
         if kind is None:
-            self._tell(self._sum)
+            self._log(self._sum)
         with suppress(Exception):  # of a cluster that is gone
             ray.kill(self._actor)
 
@@ -240,7 +241,7 @@ class _Progress:
         self._sum = Tally(*(old + int(row[name]) for name, old in self._sum._asdict().items()))
         self._done.add(row["name"])
 
-    def _tell_now_and_then(self) -> None:
+    def _log_regularly(self) -> None:
         import ray
 
         while not self._over.wait(_LOG_EVERY_S):
@@ -248,9 +249,9 @@ class _Progress:
             with suppress(Exception):  # the actor has not started yet, or is gone
                 partly = ray.get(self._actor.read.remote(), timeout=_LOG_EVERY_S)
             under_way = [tally for unit, tally in partly.items() if unit not in self._done]
-            self._tell(Tally(*map(sum, zip(self._sum, *under_way, strict=True))))
+            self._log(Tally(*map(sum, zip(self._sum, *under_way, strict=True))))
 
-    def _tell(self, tally: Tally) -> None:
+    def _log(self, tally: Tally) -> None:
         spent = max(time.monotonic() - self._began, 1e-9)
         asked = tally.num_clips + tally.num_failed
         share = asked / self._num_clips if self._num_clips else len(self._done) / self._num_units

@@ -18,15 +18,15 @@ from evilm.config.runs import ShardVideos
 from evilm.data import job, plan, quarantine, runner
 from evilm.data.cluster import task_options
 from evilm.data.fold import OF_ROWS, Ledger, enforce, finalise, tell_retryable
+from evilm.data.locations import VideoLocations
 from evilm.data.maker import Work, make_shards, unit_of
 from evilm.data.manifest import ClipRow
-from evilm.data.places import Places
 from evilm.data.plan import Generation
 from evilm.data.sources import fingerprint_of_manifests, read_manifests, videos_root
 from evilm.data.watch import Watch
 from evilm.errors import ConfigError, SourceError, UnfinishedError, UsageError
 from evilm.outputs import Output
-from evilm.shards import MANIFEST, SCHEMA_VERSION, FrameManifest
+from evilm.shards import MANIFEST, SCHEMA_VERSION, FrameManifest, find_lost
 from evilm.video.fetch import Fetcher
 from evilm.video.reasons import Reason
 
@@ -67,18 +67,18 @@ def shard_videos(config: ShardVideos, run: Any = runner.run) -> dict[str, Any]:
     if videos and not storage.exists(videos):
         raise ConfigError(f"--videos {config.videos or videos}: there is no such folder or bucket; mend the place")
     with Output(config, out, inputs, _GROWS, _SCRAPS) as output:
-        done = output.done
+        done, found = output.done, None
         if done or storage.exists(storage.join(out, MANIFEST)):
             found = FrameManifest.load(out)
-            if not done and found.schema_version < SCHEMA_VERSION:
-                raise ConfigError(
-                    f"{out} was made by an earlier version (schema {found.schema_version}), which can be read but not "
-                    "added to; use another --out, or --overwrite to make all shards again"
-                )
-        is_whole = done and not config.repair and not _lost(out)
+        is_whole = done and found and not config.repair and not find_lost(found)
         if done and is_whole and not any(reason in reasons for reason in done["reasons"]):
             tell_retryable(done["reasons"])
             return done | {"reused": True}
+        if found and found.schema_version < SCHEMA_VERSION:
+            raise ConfigError(
+                f"{out} was made by an earlier version (schema {found.schema_version}): it can be read, but not added "
+                "to or repaired; use another --out, or --overwrite to make all shards again"
+            )
         output.claim()
         return output.close(_make(config, output, videos, reasons, run))
 
@@ -93,7 +93,7 @@ def _make(config: ShardVideos, output: Output, videos: str, reasons: frozenset[s
         if reasons and _plan_retry(ledger, config, output, reasons):
             made = _sum(made, _make_missing(ledger, config, output, videos, run))
     except UnfinishedError:
-        finalise(ledger, config, output, is_partial=True)  # what is there can be used
+        finalise(ledger, config, output, is_partial=True)  # finished shards can be used
         raise
     manifest, aside = finalise(ledger, config, output)
     spent = time.monotonic() - began
@@ -195,7 +195,7 @@ def _make_missing(ledger: Ledger, config: ShardVideos, output: Output, videos: s
     watch = Watch(ledger.out, output.run, lambda task: unit_of(work, task), share, allowance)
     try:
         with (
-            _places(ledger, todo, config, output) as private,
+            _locations(ledger, todo, config, output) as private,
             closing(run(todo, make_shards, needed, options, "frames", num_clips, private)) as rows,
         ):
             for row in rows:
@@ -241,10 +241,10 @@ class _Due:
 
 
 @contextmanager
-def _places(
+def _locations(
     ledger: Ledger, todo: Sequence[str], config: ShardVideos, output: Output
-) -> Iterator[runner.Private | None]:
-    """Where videos are now, if the plan does not hold that: for URLs that are signed, and tars that changed since."""
+) -> Iterator[runner.PrivateData | None]:
+    """Look up videos that the plan can't locate: those behind signed URLs, and in tars that have changed since."""
     manifest = fingerprint(output.inputs)
     stale = [
         each for each in ledger.generations if each.has_secrets or (each.has_offsets and each.manifest != manifest)
@@ -254,17 +254,8 @@ def _places(
     if not wanted:
         yield None
         return
-    with Places(ledger.out, wanted, read_manifests(config)) as places:
-        yield runner.Private(places.path, places.index)
-
-
-def _lost(out: str) -> list[str]:
-    """Files of published shards that are gone."""
-    there = set(storage.list_names(out))
-    lost = [shard.file for shard in FrameManifest.load(out).shards if shard.file not in there]
-    if lost:
-        logger.info("%d shards are gone from %s, e.g. %s; making them again", len(lost), out, lost[0])
-    return lost
+    with VideoLocations(ledger.out, wanted, read_manifests(config)) as locations:
+        yield runner.PrivateData(locations.path, locations.records)
 
 
 def _finder(videos: str, config: ShardVideos) -> Callable[[ClipRow], bool]:

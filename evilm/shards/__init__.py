@@ -29,6 +29,7 @@ from evilm.shards.manifests import (
     CodesManifest,
     FrameManifest,
     ShardInfo,
+    find_lost,
     is_published,
     pinned,
 )
@@ -54,6 +55,7 @@ __all__ = [
     "codes_schema",
     "decode_frames",
     "find_codes",
+    "find_lost",
     "is_published",
     "jpeg_side",
     "open_shard",

@@ -1,6 +1,7 @@
 """Manifests of shards: which files belong together, what they hold, and the fingerprint of all."""
 
 import hashlib
+import logging
 import re
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -16,6 +17,8 @@ from evilm.errors import ShardError
 from evilm.outputs import Output
 from evilm.ownership import published
 from evilm.shards.files import READABLE_VERSIONS, SCHEMA_VERSION
+
+logger = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
 _PUBLICATIONS = "publications"
@@ -220,6 +223,15 @@ class CodesManifest:
     def codes_per_clip(self) -> int:
         """Codes stored for a clip: views x frames x grid x grid."""
         return self.num_views * self.num_frames * self.grid**2
+
+
+def find_lost(manifest: FrameManifest | CodesManifest) -> list[str]:
+    """List the files of a manifest that are missing from its folder, and log one of them."""
+    there = set(storage.list_names(manifest.uri))
+    lost = [shard.file for shard in manifest.shards if shard.file not in there]
+    if lost:
+        logger.info("%d shards are missing from %s, e.g. %s; making them again", len(lost), manifest.uri, lost[0])
+    return lost
 
 
 def pinned(uri: str, fingerprint: str) -> str:

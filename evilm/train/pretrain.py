@@ -20,9 +20,9 @@ from evilm.model.collapse import require_usage_of_labels
 from evilm.shards import CodesManifest, FrameManifest, ShardPair, Side, find_codes, open_side, pair, publish_side
 from evilm.steps.batch import PretrainBatch, PretrainCollate
 from evilm.text.vocab import Vocab
-from evilm.train.begun import codes_of, frames_of
 from evilm.train.finished import Training
 from evilm.train.panels import NUM_CLIPS, Panels
+from evilm.train.publications import load_codes, load_frames
 
 if TYPE_CHECKING:
     from evilm.train.build import Inputs
@@ -103,10 +103,10 @@ def open_pairs(inputs: "Inputs", config: Pretrain, out: str = "") -> tuple[Frame
     from evilm.model.tokenizer import VideoTokenizer
 
     arch = config.arch
-    frames = frames_of(out, inputs.frames)
+    frames = load_frames(out, inputs.frames)
     model = VideoTokenizer.from_pretrained(inputs.tokenizer)
     tokenizer = model.fingerprint()
-    codes = codes_of(out, find_codes(inputs.codes, tokenizer, config.views), frames)
+    codes = load_codes(out, find_codes(inputs.codes, tokenizer, config.views), frames)
     require_resampler(codes)
     pairs = pair(frames, codes, "train", tokenizer, arch.grid, arch.num_frames)
     if not pairs:

@@ -16,8 +16,8 @@ from evilm.model.collapse import require_usage_on_val
 from evilm.shards import FrameManifest, ShardPair, check_num_frames, open_side, publish_side
 from evilm.steps.batch import TokenizerCollate
 from evilm.text.vocab import Vocab
-from evilm.train.begun import frames_of
 from evilm.train.finished import Training
+from evilm.train.publications import load_frames
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ def train_tokenizer(config: TrainTokenizer) -> dict[str, Any]:
     config = config.resolved().with_precision()
     places = {name: storage.absolute(getattr(config, name)) for name in ("frames", "vocab", "out")}
     config = config.model_copy(update=places | {"init": config.init and storage.absolute(config.init)})
-    frames = frames_of("" if config.overwrite else config.out, config.frames)
+    frames = load_frames("" if config.overwrite else config.out, config.frames)
     vocab = Vocab.load(config.vocab)
     check_num_frames(frames, config.arch.num_frames)
     inputs = {"frames": frames.fingerprint, "vocab": vocab.fingerprint}

@@ -29,7 +29,7 @@ _MESSAGES = {  # part of a message in operations.md: the file it comes from, our
     "the process working on": "evilm/data/job.py",
     "is being written by": "evilm",
     "was taken over by": "evilm",
-    "shards failed, ": "evilm/data",
+    " shards failed, ": "evilm/data",
     "can't be repaired: made again it has other bytes": "evilm/data/job.py",
     "training failed: ": "evilm/train/fit.py",
     "run the same command again to continue": "evilm/train/fit.py",

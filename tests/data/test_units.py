@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import logging
+import shutil
 import tarfile
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -72,10 +73,10 @@ def test_the_units_that_fail_are_told_when_all_others_are_done(ray_local: Any, c
     done, error = _run(ray_local, names, {"s-3": "storage", "s-7": "shard"})
     assert done == sorted(set(names) - {"s-3", "s-7"})
     assert isinstance(error, UnfinishedError)
-    assert "shards: 2 of 12 shards failed, the others are done (10): " in str(error)
+    assert "shards: 2 of 12 shards failed, 10 are done: " in str(error)
     assert "s-3: no place for s-3" in str(error)
     assert "s-7: no place for s-7" in str(error)
-    assert str(error).endswith("; run the same command again for what is missing")
+    assert str(error).endswith("; run the same command again for the rest")
     assert caplog.text.count("s-3 failed") == 2, "tried twice"
     done, error = _run(ray_local, names, {})
     assert (done, error) == (sorted(names), None)
@@ -94,7 +95,7 @@ def test_an_error_of_the_job_ends_it_and_a_place_that_is_dead_too(ray_local: Any
     done, error = _run(ray_local, names, dict.fromkeys(names, "storage"))
     assert not done
     assert isinstance(error, UnfinishedError)
-    assert ": 8 of 40 shards failed, all ended (0): " in str(error), "not all of them were tried"
+    assert ": 8 of 40 shards failed, 0 are done, stopping early: " in str(error), "not all of them were tried"
 
 
 def test_attempts_that_ended_with_an_error_have_not_died(tmp_path: Path) -> None:
@@ -113,7 +114,7 @@ def test_a_lost_and_a_damaged_shard_are_repaired(corpus: Path, tmp_path: Path, c
     lost.unlink()
     caplog.set_level(logging.INFO, "evilm")
     again = shard_videos(door(corpus, out), in_this_process)
-    assert f"1 shards are gone from {out}, e.g. {lost.name}; making them again" in caplog.text
+    assert f"1 shards are missing from {out}, e.g. {lost.name}; making them again" in caplog.text
     assert (again["fingerprint"], again.get("reused"), files_of(out)) == (made["fingerprint"], None, before)
 
     lost.unlink()
@@ -147,6 +148,17 @@ def test_a_shard_whose_video_was_replaced_is_not_repaired_in_silence(corpus: Pat
     (videos / "p" / "3.mp4").symlink_to(corpus / "videos" / "p" / "3.mp4")
     shard_videos(config, in_this_process)
     assert files_of(out) == before
+
+
+def test_a_lost_shard_without_videos_is_no_shard_without_clips(corpus: Path, tmp_path: Path) -> None:
+    videos, out = tmp_path / "videos", tmp_path / "frames"
+    shutil.copytree(corpus / "videos", videos)
+    config = door(corpus, out, **_ONE_EACH, max_failed_share=1.0).override({"videos": str(videos)})
+    shard_videos(config, in_this_process)
+    for path in (*out.glob("train-00003-*"), *(videos / "p").iterdir()):
+        path.unlink()
+    with pytest.raises(AssertionError, match=r"train-00003 can't be repaired: .* \(SHA-256 of no clip\)"):
+        shard_videos(config, in_this_process)
 
 
 def test_shards_are_published_while_others_are_made(corpus: Path, tmp_path: Path) -> None:
@@ -290,7 +302,7 @@ def test_a_shard_that_the_store_never_takes(corpus: Path, s3_server: str, s3_buc
         _, said = process.communicate(timeout=900)
         last = said.decode().splitlines()[-1]
         assert process.returncode == 1, said.decode()
-        assert last.startswith("error: frames: 1 of 20 shards failed, the others are done (19): ")
+        assert last.startswith("error: frames: 1 of 20 shards failed, 19 are done: ")
         assert "train-00007: cannot use" in last
         partial_manifest = FrameManifest.load(f"{s3_bucket}/frames")
         assert (len(partial_manifest.shards), partial_manifest.num_missing) == (19, 1)

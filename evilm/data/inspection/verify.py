@@ -279,7 +279,7 @@ class _Codes(_File):
 
 
 def twice(ids: np.ndarray) -> np.ndarray:
-    """Places of digests that stand somewhere before too."""
+    """VideoLocations of digests that stand somewhere before too."""
     order = np.argsort(ids, kind="stable")
     return np.sort(order[1:][ids[order[1:]] == ids[order[:-1]]])
 

@@ -9,7 +9,7 @@ from evilm.shards import CodesManifest, FrameManifest, is_published, pinned
 logger = logging.getLogger(__name__)
 
 
-def frames_of(out: str, place: str) -> FrameManifest:
+def load_frames(out: str, place: str) -> FrameManifest:
     """The frames that a training is to see: those that it began on where shards were missing then, else the newest.
 
     Args:
@@ -34,13 +34,13 @@ def frames_of(out: str, place: str) -> FrameManifest:
     return frames
 
 
-def codes_of(out: str, place: str, frames: FrameManifest) -> CodesManifest:
+def load_codes(out: str, place: str, frames: FrameManifest) -> CodesManifest:
     """The codes that go with these frames.
 
     Args:
         out: of the training.
         place: folder of the codes of one tokenizer.
-        frames: what `frames_of` chose.
+        frames: what `load_frames` chose.
 
     Raises:
         ShardError: there are none.
