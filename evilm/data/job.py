@@ -80,7 +80,7 @@ def commit_file(
     if before and before.get("sha256", "") != digest:
         raise ShardError(
             f"{unit.name} can't be repaired: made again it has other bytes (SHA-256 {digest[:12] or 'of no clip'}) "
-            f"than those that were committed ({before.get('sha256', '')[:12]}): its videos or the libraries have changed "
+            f"than those that were committed ({before.get('sha256', '')[:12]}): its videos or libraries have changed "
             "since; bring them back, or --overwrite to make all shards again"
         )
     if local:
