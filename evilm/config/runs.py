@@ -125,7 +125,7 @@ class ShardVideos(Door):
     repair: bool = False
     """Read all shards, and make damaged ones again, with the same bytes."""
     publish_every: str = "30m"
-    """Publish finished shards while others are being made: every so many shards (`200`), minutes (`30m`) or hours (`2h`);
+    """Publish finished shards while others are being made: every so many shards (`200`), minutes (`30m`), hours (`2h`);
     `0`: only at the end."""
     columns: ColumnsConfig = ColumnsConfig()
     fetch: FetchConfig = FetchConfig()
