@@ -134,6 +134,6 @@ def test_an_arm64_machine_can_install(tmp_path: Path) -> None:
     done = subprocess.run(
         [*command, "--platform=manylinux2014_aarch64", *needed], capture_output=True, text=True, check=False
     )
-    if re.search(r"connection|network|resolve host", done.stderr, re.IGNORECASE):
-        pytest.skip("no package registry can be reached")
+    if done.returncode and re.search(r"new connection|name resolution|service not known", done.stderr):
+        pytest.skip("no package registry can be reached, which says nothing of the wheels")
     assert done.returncode == 0, done.stderr[-2000:]

@@ -83,6 +83,8 @@ def tracking_uri(config: Door, out: str) -> str:
     if not config.tracking.enabled:
         return ""
     given = config.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI", "")
+    if public_uri(given) != given:  # MLflow prints where a run can be seen, user and password included
+        os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
     if given or not storage.is_local(out):
         return given
     root = Path(storage.absolute(out)).parent
