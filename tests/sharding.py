@@ -10,7 +10,12 @@ from video_files import write_video
 from evilm.config.runs import ShardVideos
 from evilm.shards import FrameManifest, read_group
 
-SMALL = {"sampling.frame_px": 64, "sampling.shard_clips": 4, "sampling.row_group_clips": 3}
+SMALL = {
+    "sampling.frame_px": 64,
+    "sampling.shard_clips": 4,
+    "sampling.row_group_clips": 3,
+    "cluster.num_workers": 1,  # each more is a process that imports everything, on two cores with two tests at a time
+}
 
 
 def make_corpus(folder: Path) -> Path:

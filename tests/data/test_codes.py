@@ -46,7 +46,7 @@ def tokenizer(frames: str, tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def door(frames: str, tokenizer: str, out: Path, **settings: Any) -> PrecomputeCodes:
     config = PrecomputeCodes(frames=frames, tokenizer=tokenizer, out=str(out), batch_clips=BATCH_CLIPS)
-    return config.override(settings)
+    return config.override({"cluster.num_workers": 1} | settings)
 
 
 @pytest.fixture(scope="module")

@@ -30,7 +30,7 @@ def inputs(ray_local: Any, tmp_path_factory: pytest.TempPathFactory) -> Inputs:
     make_tokenizer(root / "tokenizer", frames)
     Vocab(train_wordpiece(CAPTIONS, 80, 1)).save(str(root / "vocab"))
     coding = PrecomputeCodes(frames=frames.uri, tokenizer=str(root / "tokenizer"), out=str(root / "codes"))
-    codes = precompute_codes(coding.override({"views": 4, "batch_clips": 3}))["codes"]
+    codes = precompute_codes(coding.override({"views": 4, "batch_clips": 3, "cluster.num_workers": 1}))["codes"]
     return Inputs(frames.uri, codes, str(root / "vocab"), str(root / "tokenizer"))
 
 
