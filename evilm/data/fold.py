@@ -238,7 +238,19 @@ def _manifest_of(ledger: Ledger, config: ShardVideos, total: _Sum, reasons: Reas
     )
 
 
+def without_val(manifest: FrameManifest) -> str:
+    """What it means that a data set has no clips to evaluate trainings on; '' where it has."""
+    if manifest.num_clips("val"):
+        return ""
+    return (
+        "no clips of the split val: trainings on these shards are not evaluated, and no best step can be chosen; "
+        "--val-share 0.05 would set aside one in twenty source videos"
+    )
+
+
 def _tell(manifest: FrameManifest, reasons: Reasons) -> None:
+    if note := without_val(manifest):
+        logger.info("%s", note)
     if reasons.counts:
         logger.info("%d of %d rows quarantined, see %s/quarantine", reasons.total, manifest.num_rows, manifest.uri)
         for line in reasons.table():

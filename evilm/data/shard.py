@@ -17,7 +17,7 @@ from evilm.config.base import fingerprint
 from evilm.config.runs import ShardVideos
 from evilm.data import job, plan, quarantine, runner
 from evilm.data.cluster import task_options
-from evilm.data.fold import OF_ROWS, Ledger, enforce, finalise, tell_retryable
+from evilm.data.fold import OF_ROWS, Ledger, enforce, finalise, tell_retryable, without_val
 from evilm.data.locations import VideoLocations
 from evilm.data.maker import Work, make_shards, unit_of
 from evilm.data.manifest import ClipRow
@@ -114,6 +114,7 @@ def _make(config: ShardVideos, output: Output, videos: str, reasons: frozenset[s
         "bytes_read": made.num_bytes,
         "clips_per_s": round((made.num_clips + made.num_failed) / max(spent, 1e-9), 2),
         "fingerprint": manifest.fingerprint,
+        **({"note": note} if (note := without_val(manifest)) else {}),
         "seconds": round(spent, 1),
     }
 

@@ -31,8 +31,7 @@ print(model.match(["clip.mp4"], ["what it may show", "what else it may show"])) 
 
 ## Figures
 
-On {evaluated} held-out clips of the split `val` after {steps:,} steps of up to {batch_clips} clips each{choice}, in a
-schedule of {epochs} epochs:
+{evaluated} after {steps:,} steps of up to {batch_clips} clips each{choice}, in a schedule of {epochs} epochs:
 
 | objective | loss | accuracy | guessing |
 |---|---|---|---|
@@ -77,6 +76,12 @@ def write_card(out: str, config: Pretrain, summary: Mapping[str, Any]) -> None:
     storage.write_bytes(storage.join(out, CARD), make_card(config, summary, _about(out)).encode())
 
 
+_UNSEEN = (
+    "Nothing was held out: the data had no clips of the split `val`, so how well it does on clips that it has not seen is "
+    "not known. Published"
+)
+
+
 def make_card(config: Pretrain, summary: Mapping[str, Any], about: Mapping[str, Any]) -> str:
     """The text of a card.
 
@@ -92,7 +97,7 @@ def make_card(config: Pretrain, summary: Mapping[str, Any], about: Mapping[str, 
         version=dict(about.get("versions") or {}).get("evilm", ""),
         parameters=summary.get("parameters", 0),
         **{name: about[name] for name in ("num_frames", "input_px", "max_words", "vocab_size")},
-        evaluated=f"{held_out:,}",
+        evaluated=f"On {held_out:,} held-out clips of the split `val`" if held_out else _UNSEEN,
         steps=published.get("step", summary.get("steps", 0)),
         choice=choice if published.get("export") == "best" else "",
         epochs=schedule.epochs,

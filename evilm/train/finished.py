@@ -59,6 +59,12 @@ class Training:
             raise ConfigError(
                 f"--export best needs evaluations, and {frames.uri} has no clips of the split val; use --export last"
             )
+        if not frames.num_clips("val"):
+            logger.warning(
+                "%s has no clips of the split val: nothing is evaluated, and the last step is published; "
+                "shard_videos --val-share 0.05 sets clips aside",
+                frames.uri,
+            )
         if storage.join(self.config.init, "").startswith(storage.join(self.out, "")):
             raise ConfigError(f"--init {self.config.init} lies in --out {self.out}; choose another --out")
         output = Output(self.config, self.out, self.inputs)
