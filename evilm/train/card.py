@@ -77,8 +77,8 @@ def write_card(out: str, config: Pretrain, summary: Mapping[str, Any]) -> None:
 
 
 _UNSEEN = (
-    "Nothing was held out: the data had no clips of the split `val`, so how well it does on clips that it has not seen is "
-    "not known. Published"
+    "Nothing was held out: the data had no clips of the split `val`, so how well it does on clips that it has not "
+    "seen is not known. Published"
 )
 
 

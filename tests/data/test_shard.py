@@ -217,6 +217,7 @@ def test_doubles_ask_no_server(tmp_path: Path) -> None:
 def test_limit(corpus: Path, ray_local: Any, tmp_path: Path) -> None:
     summary = shard_videos(door(corpus, tmp_path / "frames", limit=3))
     assert summary["num_rows"] == summary["num_clips"] == 3
+    assert "note" not in summary
 
 
 def write_manifest(path: Path, rows: Sequence[Sequence[str]]) -> None:
@@ -235,12 +236,15 @@ def growing(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_spans_of_several_manifests(growing: Path, ray_local: Any) -> None:
+def test_spans_of_several_manifests(growing: Path, ray_local: Any, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "evilm")
     for name, span in (("a", "0.1,0.2"), ("b", "0,0.25"), ("c", "7,9")):
         (growing / f"{name}.csv").write_text(f"videoid,name,from,to\n{ord(name) - 96},a clip,{span}\n")
     config = door(growing, growing / "frames", **{"columns.start": "from", "columns.end": "to"})
     summary = shard_videos(config.override({"manifest": f"{growing}/?.csv"}))
     assert summary["reasons"] == {"bad_span": 1}
+    assert "no clips of the split val: trainings on these shards are not evaluated" in summary["note"]
+    assert summary["note"] in caplog.text
     columns = ["start_s", "end_s", "source", "source_uri"]
     rows = [
         tuple(row.values())

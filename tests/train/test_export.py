@@ -131,7 +131,9 @@ def test_a_checkpoint_that_is_no_model_is_refused_in_a_line(
         evilm.EViLM.from_pretrained(damaged)
 
 
-def test_the_best_step_needs_evaluations(small_workflow: Workflow, tmp_path: Path) -> None:
+def test_the_best_step_needs_evaluations(
+    small_workflow: Workflow, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     root, _ = small_workflow
     for name, value in (("eval_clips", 0), ("keep_best", "")):
         with pytest.raises(ConfigError, match=f"needs evaluations, but schedule.{name} = {value!r}; use --export last"):
@@ -143,3 +145,6 @@ def test_the_best_step_needs_evaluations(small_workflow: Workflow, tmp_path: Pat
     with pytest.raises(ConfigError, match="has no clips of the split val; use --export last"):
         training.open(only_train)
     assert not (tmp_path / "model").exists()
+    last = dataclasses.replace(training, config=config.override({"export": "last"}))
+    with last.open(only_train):
+        assert "no clips of the split val: nothing is evaluated, and the last step is published" in caplog.text

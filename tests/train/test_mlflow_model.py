@@ -16,9 +16,11 @@ import torch
 
 import evilm
 from evilm.config.presets import defaults
+from evilm.config.runs import Pretrain
 from evilm.model.student import Student
 from evilm.shards import FrameManifest, decode_frames, read_group
 from evilm.text.vocab import Vocab
+from evilm.train.card import make_card
 from evilm.train.mlflow_model import REGISTERED_NAME
 
 Workflow = tuple[Path, dict[str, Any]]
@@ -105,6 +107,16 @@ def test_the_card_tells_the_figures_of_the_run(small_workflow: Workflow) -> None
     assert "knows no real videos" in card
     assert str(root) not in card, "a card is for others, on other machines"
     assert "{" not in card
+
+
+def test_the_card_says_when_nothing_was_held_out(small_workflow: Workflow) -> None:
+    root, summary = small_workflow
+    config = Pretrain().override({"root": str(root), "out": str(root / "model")})
+    unseen = {**summary, "clips": {"train": summary["clips"]["train"]}, "val": {}}
+    card = make_card(config, unseen, json.loads((root / "model" / "config.json").read_text()))
+    assert "Nothing was held out: the data had no clips of the split `val`" in card
+    assert "| not evaluated | | | |" in card
+    assert "held-out clips" not in card
 
 
 @pytest.mark.long
