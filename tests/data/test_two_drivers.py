@@ -111,16 +111,17 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return str(tmp_path / "out") if request.param == "local" else request.getfixturevalue("s3_bucket") + "/out"
 
 
+@pytest.mark.parametrize("trials", [range(2), pytest.param(range(2, 12), marks=pytest.mark.long)], ids=["few", "many"])
 @pytest.mark.parametrize("values", [{}, _GROWN, _OTHER], ids=["same", "grown", "overwrite"])
 def test_the_published_shards_are_those_of_one_run(
-    corpus: Path, place: str, values: dict[str, Any], tmp_path: Path
+    corpus: Path, place: str, values: dict[str, Any], trials: range, tmp_path: Path
 ) -> None:
     def made(out: str, these: dict[str, Any]) -> str:
         return shard_videos(settings(corpus, str(tmp_path / out), these), in_this_process)["fingerprint"]
 
     expected = [{made("a", {})}, {made("b", values), made("a", values)}]  # rows are added to what is there
-    rng = random.Random(f"{place[:2]} {values}")
-    for trial in range(int(os.environ.get("EVILM_INTERLEAVINGS", "2" if place.startswith("s3") else "4"))):
+    for trial in trials:
+        rng = random.Random(f"{place[:2]} {values} {trial}")
         out = f"{place}{trial}"
         first = start(corpus, out, {}, rng.randint(1, 120), 0.1)
         second = start(corpus, out, values | {"take_over": True}, rng.choice([0, rng.randint(1, 120)]), 0.1)
