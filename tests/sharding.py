@@ -1,12 +1,15 @@
 """A small corpus with some bad rows, and what sharding makes of it."""
 
 import csv
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 from video_files import write_video
 
+from evilm import errors
 from evilm.config.runs import ShardVideos
 from evilm.shards import FrameManifest, read_group
 
@@ -54,3 +57,12 @@ def quarantine_of(out: Path) -> dict[str, str]:
     """Reasons by clip id and record."""
     rows = [row for path in (out / "quarantine").glob("*.parquet") for row in pq.read_table(path).to_pylist()]
     return {f"{row['clip_id']}/{row['record']}": row["reason"] for row in rows}
+
+
+def in_this_process(todo: Sequence[str], worker: Callable[..., Any], *rest: Any) -> Iterator[dict[str, Any]]:
+    """Map the worker over shards one by one, without Ray: for tests of what is planned, not of how it is run."""
+    for name in todo:
+        row = {key: value[0] for key, value in worker({"name": np.array([name])}, *rest[1]["fn_args"]).items()}
+        if row["error"]:
+            raise getattr(errors, row["error"])(row["message"])
+        yield row

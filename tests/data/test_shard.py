@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from doors import files_of, start
-from sharding import SMALL, clips_of, door, make_corpus, quarantine_of
+from sharding import SMALL, clips_of, door, in_this_process, make_corpus, quarantine_of
 from video_files import write_video
 
 from evilm import storage
@@ -100,35 +100,37 @@ def test_a_finished_run_is_reused(unbroken: Path, corpus: Path) -> None:
         shard_videos(door(corpus, unbroken, **{"sampling.jpeg_quality": 80}))
 
 
-def test_what_is_committed_is_not_done_again(unbroken: Path, corpus: Path, ray_local: Any, tmp_path: Path) -> None:
+def test_what_is_committed_is_not_done_again(unbroken: Path, corpus: Path, tmp_path: Path) -> None:
     out = tmp_path / "frames"
-    shard_videos(door(corpus, out))
+    shard_videos(door(corpus, out), in_this_process)
     for name in ("summary.json", "manifest.json", "commits/train-00001.*.json", "commits/val-00000.*.json"):
         next(out.glob(name)).unlink()
     kept = {path: path.stat().st_mtime_ns for path in (out / "commits").iterdir()}
     (out / "train-00001-0123456789ab.parquet").write_bytes(b"left by an attempt that was killed")
-    shard_videos(door(corpus, out))
+    shard_videos(door(corpus, out), in_this_process)
     assert files_of(out) == files_of(unbroken)
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
 
 
-def test_too_many_failures(corpus: Path, ray_local: Any, tmp_path: Path) -> None:
+def test_too_many_failures(corpus: Path, tmp_path: Path) -> None:
     out = tmp_path / "frames"
     with pytest.raises(ShardError, match=r"4 of 26 rows were quarantined \(duplicate_id 1, .*max_failed_share = 0\.12"):
-        shard_videos(door(corpus, out, max_failed_share=0.12))
+        shard_videos(door(corpus, out, max_failed_share=0.12), in_this_process)
     assert not (out / "manifest.json").exists()
     assert len(quarantine_of(out)) == 4
-    assert shard_videos(door(corpus, out, max_failed_share=0.2))["num_clips"] == 22  # the same folder goes on
+    assert (
+        shard_videos(door(corpus, out, max_failed_share=0.2), in_this_process)["num_clips"] == 22
+    )  # the same folder goes on
 
 
-def test_nothing_survives(ray_local: Any, tmp_path: Path) -> None:
+def test_nothing_survives(tmp_path: Path) -> None:
     (tmp_path / "videos").mkdir()
     (tmp_path / "videos" / "a.mp4").write_bytes(b"no video")
     (tmp_path / "clips.csv").write_text("videoid,name\na,hello\n")
     with pytest.raises(ShardError, match=r"1 of 1 rows were quarantined .*not_a_video 1, e\.g\. 'a'"):
-        shard_videos(door(tmp_path, tmp_path / "frames", max_failed_share=1))
+        shard_videos(door(tmp_path, tmp_path / "frames", max_failed_share=1), in_this_process)
     write_video(tmp_path / "videos" / "a.mp4")
-    assert shard_videos(door(tmp_path, tmp_path / "frames", max_failed_share=1))["num_clips"] == 1
+    assert shard_videos(door(tmp_path, tmp_path / "frames", max_failed_share=1), in_this_process)["num_clips"] == 1
 
 
 def test_messages(corpus: Path, tmp_path: Path) -> None:
@@ -157,19 +159,19 @@ def test_buckets_that_do_not_exist(corpus: Path, s3_bucket: str, tmp_path: Path)
         shard_videos(door(corpus, tmp_path).override({"out": "s3://evilm-gone/frames"}))
 
 
-def test_shards_of_another_version(growing: Path, ray_local: Any) -> None:
+def test_shards_of_another_version(growing: Path) -> None:
     config = door(growing, growing / "frames")
-    shard_videos(config)
+    shard_videos(config, in_this_process)
     shutil.rmtree(growing / "frames" / "_runs")  # which earlier versions did not have
     place = growing / "frames" / "manifest.json"
     place.write_text(place.read_text().replace('"schema_version": 3', '"schema_version": 1'))
     with pytest.raises(ShardError, match=r"schema version 1; .* --overwrite$"):
-        shard_videos(config)
+        shard_videos(config, in_this_process)
     write_manifest(growing / "clips.csv", [[str(number), f"clip {number}"] for number in range(12)])
     with pytest.raises(ShardError, match=r"schema version 1; .* --overwrite$"):
-        shard_videos(config)
+        shard_videos(config, in_this_process)
     assert '"schema_version": 1' in place.read_text()
-    assert shard_videos(config.override({"overwrite": True}))["num_clips"] == 12
+    assert shard_videos(config.override({"overwrite": True}), in_this_process)["num_clips"] == 12
 
 
 def test_missing_flags_are_usage_errors(tmp_path: Path) -> None:
@@ -214,8 +216,8 @@ def test_doubles_ask_no_server(tmp_path: Path) -> None:
     assert not is_missing(ClipRow(**clip, path="here", needs_ending=True))
 
 
-def test_limit(corpus: Path, ray_local: Any, tmp_path: Path) -> None:
-    summary = shard_videos(door(corpus, tmp_path / "frames", limit=3))
+def test_limit(corpus: Path, tmp_path: Path) -> None:
+    summary = shard_videos(door(corpus, tmp_path / "frames", limit=3), in_this_process)
     assert summary["num_rows"] == summary["num_clips"] == 3
     assert "note" not in summary
 
@@ -236,12 +238,12 @@ def growing(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_spans_of_several_manifests(growing: Path, ray_local: Any, caplog: pytest.LogCaptureFixture) -> None:
+def test_spans_of_several_manifests(growing: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", "evilm")
     for name, span in (("a", "0.1,0.2"), ("b", "0,0.25"), ("c", "7,9")):
         (growing / f"{name}.csv").write_text(f"videoid,name,from,to\n{ord(name) - 96},a clip,{span}\n")
     config = door(growing, growing / "frames", **{"columns.start": "from", "columns.end": "to"})
-    summary = shard_videos(config.override({"manifest": f"{growing}/?.csv"}))
+    summary = shard_videos(config.override({"manifest": f"{growing}/?.csv"}), in_this_process)
     assert summary["reasons"] == {"bad_span": 1}
     assert "no clips of the split val: trainings on these shards are not evaluated" in summary["note"]
     assert summary["note"] in caplog.text
@@ -254,15 +256,15 @@ def test_spans_of_several_manifests(growing: Path, ray_local: Any, caplog: pytes
     assert sorted(rows, key=str) == [(0.0, 0.25, "b.csv", "2.mp4"), (0.1, 0.2, "a.csv", "1.mp4")]
 
 
-def test_rows_added_to_a_manifest(growing: Path, ray_local: Any) -> None:
+def test_rows_added_to_a_manifest(growing: Path) -> None:
     out = growing / "frames"
     config = door(growing, out)
-    first = shard_videos(config)
+    first = shard_videos(config, in_this_process)
     before = files_of(out)
     write_manifest(
         growing / "clips.csv", [["30", "gone"], *[[str(n), f"clip {n}"] for n in range(16)], ["15", "again"]]
     )
-    second = shard_videos(config)
+    second = shard_videos(config, in_this_process)
     assert (second["num_clips"], second["num_rows"]) == (16, 18)
     assert second["reasons"] == {"duplicate_id": 1, "missing_file": 1}
     assert second["fingerprint"] != first["fingerprint"]
@@ -274,24 +276,24 @@ def test_rows_added_to_a_manifest(growing: Path, ray_local: Any) -> None:
     names = [shard.file.rpartition("-")[0] for shard in FrameManifest.load(str(out)).shards]
     assert names == [f"train-{number:05d}" for number in range(5)], "10 clips in three shards, then 7 planned in two"
     assert [each["num_clips"] for each in FrameManifest.load(str(out)).generations] == [10, 6]
-    assert shard_videos(config)["reused"]
+    assert shard_videos(config, in_this_process)["reused"]
     write_manifest(growing / "clips.csv", [[str(number), f"clip {number}"] for number in range(9)])
     with pytest.raises(ConfigError, match=r"8 rows are gone .*--overwrite"):
-        shard_videos(config)
+        shard_videos(config, in_this_process)
     assert json.loads((out / "summary.json").read_text())["num_clips"] == 16, "what was there stays"
-    assert shard_videos(config.override({"overwrite": True}))["num_clips"] == 9
+    assert shard_videos(config.override({"overwrite": True}), in_this_process)["num_clips"] == 9
 
 
-def test_a_limit_may_grow(growing: Path, ray_local: Any) -> None:
+def test_a_limit_may_grow(growing: Path) -> None:
     config = door(growing, growing / "frames")
-    assert shard_videos(config.override({"limit": 3}))["num_clips"] == 3
-    assert shard_videos(config.override({"limit": 5}))["num_clips"] == 5
-    assert shard_videos(config)["num_clips"] == 10
+    assert shard_videos(config.override({"limit": 3}), in_this_process)["num_clips"] == 3
+    assert shard_videos(config.override({"limit": 5}), in_this_process)["num_clips"] == 5
+    assert shard_videos(config, in_this_process)["num_clips"] == 10
     with pytest.raises(ConfigError, match="5 rows are gone or cut off by --limit"):
-        shard_videos(config.override({"limit": 5}))
+        shard_videos(config.override({"limit": 5}), in_this_process)
 
 
-def test_quarantined_clips_are_tried_again(growing: Path, ray_local: Any, caplog: pytest.LogCaptureFixture) -> None:
+def test_quarantined_clips_are_tried_again(growing: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", "evilm")
     videos, out = growing / "videos", growing / "frames"
     for number in (2, 3, 5):
@@ -300,17 +302,17 @@ def test_quarantined_clips_are_tried_again(growing: Path, ray_local: Any, caplog
     (videos / "7.mp4").unlink()
     (videos / "7.mp4").write_bytes(whole[:-200])
     config = door(growing, out)
-    summary = shard_videos(config)
+    summary = shard_videos(config, in_this_process)
     assert summary["reasons"] == {"missing_file": 3, "truncated": 1}
     assert "3 quarantined clips may be there next time: --retry missing_file" in caplog.text
     assert summary["examples"]["truncated"][0] == "7"
     before = files_of(out)
 
-    assert shard_videos(config)["reused"], "nothing is tried that nobody asked for"
-    assert shard_videos(config.override({"retry": "fetch_timeout"}))["reused"]
+    assert shard_videos(config, in_this_process)["reused"], "nothing is tried that nobody asked for"
+    assert shard_videos(config.override({"retry": "fetch_timeout"}), in_this_process)["reused"]
     (videos / "2.away").rename(videos / "2.mp4")
     (videos / "3.away").rename(videos / "3.mp4")
-    summary = shard_videos(config.override({"retry": "missing_file,fetch_error"}))
+    summary = shard_videos(config.override({"retry": "missing_file,fetch_error"}), in_this_process)
     assert (summary["num_clips"], summary["num_rows"], summary["num_quarantined"]) == (8, 10, 2)
     assert summary["reasons"] == {"missing_file": 1, "truncated": 1}
     assert set(quarantine_of(out)) == {"5/6", "7/8"}
@@ -319,7 +321,7 @@ def test_quarantined_clips_are_tried_again(growing: Path, ray_local: Any, caplog
     (videos / "7.mp4").write_bytes(whole)
     (videos / "5.away").rename(videos / "5.mp4")
     write_manifest(growing / "clips.csv", [[str(number), f"clip {number}"] for number in range(12)])
-    summary = shard_videos(config.override({"retry": "all"}))
+    summary = shard_videos(config.override({"retry": "all"}), in_this_process)
     assert (summary["num_clips"], summary["reasons"], summary["num_rows"]) == (12, {}, 12)
     assert quarantine_of(out) == {}
     assert sorted(int(clip["clip_id"]) for clip in clips_of(out)) == list(range(12))
@@ -327,14 +329,14 @@ def test_quarantined_clips_are_tried_again(growing: Path, ray_local: Any, caplog
     assert kinds == ["rows", "retry", "rows", "retry"]
 
 
-def test_a_try_that_was_interrupted_goes_on(growing: Path, ray_local: Any) -> None:
+def test_a_try_that_was_interrupted_goes_on(growing: Path) -> None:
     videos, out = growing / "videos", growing / "frames"
     (videos / "2.mp4").rename(videos / "2.away")
     config = door(growing, out, retry="all")
-    assert shard_videos(config)["reasons"] == {"missing_file": 1}
+    assert shard_videos(config, in_this_process)["reasons"] == {"missing_file": 1}
     for name in ("summary.json", "manifest.json", "commits/train-00003.*.json"):
         next(out.glob(name)).unlink()
-    summary = shard_videos(config)
+    summary = shard_videos(config, in_this_process)
     assert summary["generations"] == 2, "the second try was there already; it was done, not planned once more"
     assert summary["reasons"] == {"missing_file": 1}
 
@@ -355,7 +357,7 @@ def test_videos_that_went_away(growing: Path, ray_local: Any) -> None:
     assert shard_videos(config)["num_clips"] == 240
 
 
-def test_a_data_set_that_is_broken_ends_early(growing: Path, ray_local: Any) -> None:
+def test_a_data_set_that_is_broken_ends_early(growing: Path) -> None:
     out = growing / "frames"
     for number in range(20, 320):
         (growing / "videos" / f"{number}.mp4").write_bytes(b"<html>no video</html>")
@@ -364,10 +366,10 @@ def test_a_data_set_that_is_broken_ends_early(growing: Path, ray_local: Any) -> 
     with pytest.raises(
         ShardError, match=r"of the first 2\d\d videos failed \(last not_a_video \d+, .*--max-failed-share"
     ):
-        shard_videos(config)
+        shard_videos(config, in_this_process)
     assert not (out / "manifest.json").exists()
     assert len(list((out / "commits").iterdir())) < 8
-    assert shard_videos(config.override({"max_failed_share": 0.95}))["num_clips"] == 20
+    assert shard_videos(config.override({"max_failed_share": 0.95}), in_this_process)["num_clips"] == 20
 
 
 def test_what_may_fail_of_a_job() -> None:

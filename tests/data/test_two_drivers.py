@@ -5,13 +5,12 @@ import os
 import random
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from sharding import door
+from sharding import door, in_this_process
 from video_files import write_video
 
 from evilm import ownership, storage
@@ -46,16 +45,6 @@ def settings(corpus: Path, out: str, values: dict[str, Any]) -> Any:
     values = dict(values)
     manifest = str(corpus / values.pop("manifest", "clips.csv"))
     return door(corpus, Path(), **_SMALL | values).override({"manifest": manifest, "out": out})
-
-
-def in_this_process(todo: list[str], worker: Callable[..., Any], *_: Any) -> Iterator[dict[str, Any]]:
-    """Map the worker over shards as `job.run` does, without Ray."""
-    options = _[1]
-    for name in todo:
-        row = {key: value[0] for key, value in worker({"name": np.array([name])}, *options["fn_args"]).items()}
-        if row["error"]:
-            raise RuntimeError(row["message"])
-        yield row
 
 
 def drive(corpus: Path, out: str, values: dict[str, Any], stop_at: int, heartbeat_s: float) -> None:
