@@ -77,7 +77,7 @@ def assert_same(found: dict[str, torch.Tensor], whole: dict[str, torch.Tensor]) 
 
 @pytest.mark.slow
 def test_two_workers_keep_the_codebook_of_one(whole, tmp_path):
-    mp.spawn(work, args=(str(tmp_path),), nprocs=2)
+    mp.start_processes(work, (str(tmp_path),), 2, start_method="fork")
     both = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
     for layout in _LAYOUTS:
         assert_same(both[0][layout], whole)

@@ -59,7 +59,7 @@ def _work(rank: int, folder: str) -> None:
 
 @pytest.mark.slow
 def test_a_resumed_codebook_is_revived_as_the_unbroken_one(tmp_path: Path) -> None:
-    mp.spawn(_work, args=(str(tmp_path),), nprocs=2)
+    mp.start_processes(_work, (str(tmp_path),), 2, start_method="fork")
     for rank in range(2):
         found = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
         assert torch.equal(found["saved"], found["counted"]), "of both workers"

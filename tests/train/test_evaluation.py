@@ -124,7 +124,9 @@ def _work(rank: int, pairs: list[ShardPair], meeting: str, out: str) -> None:
 
 @pytest.mark.long
 def test_two_processes_find_what_one_does(pairs: list[ShardPair], objective: PretrainObjective, tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(_work, (pairs, str(tmp_path / "meeting"), str(tmp_path)), nprocs=2)
+    torch.multiprocessing.start_processes(
+        _work, (pairs, str(tmp_path / "meeting"), str(tmp_path)), 2, start_method="fork"
+    )
     alone = _metrics(objective, lambda rank: _feed(pairs, rank, 1, 64), 1)
     for rank in range(2):
         assert torch.load(tmp_path / f"{rank}.pt") == pytest.approx(alone, rel=1e-5)

@@ -192,14 +192,14 @@ def test_two_workers_have_the_gradients_of_one(tmp_path: Path) -> None:
         "channels_last": (3, {"cluster.channels_last": True}),
         "clipped": (3, {"optim.clip_norm": 0.01, "cluster.fused": True}),
     }
-    torch.multiprocessing.spawn(_work, args=(str(tmp_path), cases), nprocs=2)
-    for name, (parts, values) in cases.items():
+    alone = {name: _trained(parts, **values) for name, (parts, values) in cases.items()}  # imports what the others need
+    torch.multiprocessing.start_processes(_work, (str(tmp_path), cases), 2, start_method="fork")
+    for name, (objective, outcomes, _) in alone.items():
         (one, metrics), (other, others) = (torch.load(tmp_path / f"{name}{rank}.pt") for rank in range(2))
         assert metrics == others, "every worker logs and decides by the same numbers"
-        alone, outcomes, _ = _trained(parts, **values)
         for step, outcome in enumerate(outcomes):
             assert metrics[step] == pytest.approx(outcome.metrics, rel=1e-3), name
-        grads = {key: p.grad for key, p in alone.named_parameters() if p.grad is not None}
+        grads = {key: p.grad for key, p in objective.named_parameters() if p.grad is not None}
         assert grads.keys() == one.keys() == other.keys()
         for key, gradient in grads.items():
             assert torch.equal(one[key], other[key]), (name, key)
