@@ -1,4 +1,7 @@
-"""Units of work that fail as they are told, where Ray's workers can import them."""
+"""Units of work that fail or wait as they are told, where Ray's workers can import them."""
+
+import time
+from pathlib import Path
 
 import numpy as np
 
@@ -16,3 +19,40 @@ def fail_some(kinds: dict[str, str], batch: dict[str, np.ndarray]) -> dict[str, 
         return (3,)
 
     return runner.outcome(work, batch)
+
+
+def fail_on(node: str, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """A worker that fails on one node."""
+
+    def work(name: str) -> tuple[int, ...]:
+        if runner.this_node() == node:
+            raise StorageError("no space left on device")
+        return (3,)
+
+    return runner.outcome(work, batch)
+
+
+def meet(folder: str, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """A worker that waits until there are workers on two nodes."""
+
+    def work(name: str) -> tuple[int, ...]:
+        Path(folder, runner.this_node()).touch()
+        deadline = time.monotonic() + 200
+        while len(list(Path(folder).iterdir())) < 2:
+            if time.monotonic() > deadline:
+                raise ShardError("there is one node")
+            time.sleep(0.1)
+        return (3,)
+
+    return runner.outcome(work, batch)
+
+
+class Meeting:
+    """The same as an actor."""
+
+    def __init__(self, folder: str) -> None:
+        self._folder = folder
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Wait."""
+        return meet(self._folder, batch)

@@ -3,7 +3,7 @@
     python tests/ray_nodes.py 2
 
 Starts a head without CPUs and so many nodes of one CPU each, prints its address and its nodes' process ids as a JSON
-line, and ends with its input.
+line, adds a node for each line of its input, and ends with its input.
 """
 
 import json
@@ -26,7 +26,8 @@ def main(num_nodes: int) -> None:
     try:
         nodes = [cluster.add_node(num_cpus=1, **options) for _ in range(num_nodes)]
         print(json.dumps({"address": cluster.address, "pids": [_raylet(node) for node in nodes]}), flush=True)
-        sys.stdin.read()
+        for _ in sys.stdin:
+            cluster.add_node(num_cpus=1, **options)
     finally:
         with suppress(Exception):  # a node that the test has killed can't be ended properly
             cluster.shutdown()

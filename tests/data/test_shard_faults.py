@@ -165,25 +165,6 @@ def test_sigkill_of_a_worker(corpus: Path, unbroken: Path, tmp_path: Path, gate:
     assert_same(out, unbroken)
 
 
-@pytest.fixture
-def nodes() -> Iterator[dict[str, Any]]:
-    """A cluster of a head and two worker nodes, in processes of its own."""
-    command = [sys.executable, str(ROOT / "tests" / "ray_nodes.py"), "2"]
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-    assert process.stdout is not None
-    family: list[psutil.Process] = []
-    try:
-        cluster = json.loads(process.stdout.readline())
-        family = psutil.Process(process.pid).children(recursive=True)
-        yield cluster
-    finally:
-        family += psutil.Process(process.pid).children(recursive=True)
-        process.communicate(timeout=60)
-        _, alive = psutil.wait_procs(family, timeout=10)
-        for child in alive:
-            child.kill()
-
-
 @pytest.mark.long
 def test_loss_of_a_node(corpus: Path, unbroken: Path, tmp_path: Path, nodes: dict[str, Any], gate: Gate) -> None:
     out = tmp_path / "frames"

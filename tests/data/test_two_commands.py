@@ -120,3 +120,23 @@ def test_a_command_whose_shell_was_killed_is_given_again(corpus: Path, out: str,
     else:
         s3fs.S3FileSystem.clear_instance_cache()
         assert not [name for name in storage.list_names(out) if "attempt" in name]
+
+
+@pytest.mark.parametrize("flags", [[f"{_PX}64"], [f"{_PX}96", "--overwrite"]], ids=["same", "overwrite"])
+def test_a_second_command_while_the_first_plans(
+    corpus: Path, s3_bucket: str, store_gate: Gate, flags: list[str], tmp_path: Path
+) -> None:
+    out, manifest = tmp_path / "out", f"{s3_bucket}/clips.csv"
+    storage.write_bytes(manifest, (corpus / "clips.csv").read_bytes())
+    store_gate.shut("clips.csv", once=lambda: (out / "_runs" / "00001.claim.json").exists())
+    first = command(corpus, str(out), f"{_PX}64", f"--manifest={manifest}")
+    wait_for(store_gate.holds, first)
+    assert not commits(str(out))
+    code, _, said = ended(command(corpus, str(out), *flags))
+    assert code == 1
+    assert said.startswith(f"error: {out} is being written by process {first.pid} on ")
+    store_gate.open()
+    code, printed, said = ended(first)
+    assert code == 0, said
+    assert json.loads(printed)["num_clips"] == 22
+    assert FrameManifest.load(str(out)).frame_px == 64
