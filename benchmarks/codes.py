@@ -1,6 +1,7 @@
 """Clips per second of the coding door against a bare forward pass of the same tokenizer on decoded frames.
 
     python benchmarks/codes.py --json codes.json
+    python benchmarks/codes.py --views 4          # the whole frame and three crops of each clip
     python benchmarks/codes.py --encoder base     # the paper's size; about 5 s per clip and core
 
 `door` is `precompute_codes` as it is, with one worker of one thread: Ray Data, hashing of the shards, Parquet, JPEG
@@ -8,7 +9,8 @@ decoding, codes, commits. Its rates are those between the first and the last sha
 after (actor, torch, weights, manifest) is noted apart. `bare forward` is encoder and nearest code, 64 clips at a
 time, from memory; `bare, decoded first` decodes the JPEGs too, in the same thread. `encode` is what the door calls: the
 same in lots of 16 frames, which makes codes independent of the batch, and is kinder to caches. All have one thread for
-torch; the door decodes in a second one, which its CPU seconds include.
+torch; the door decodes in a second one, which its CPU seconds include. With several views the bare passes code each
+clip as many times, and `bare, decoded first` crops as the door does.
 """
 
 import contextlib
@@ -31,11 +33,13 @@ from stored import store_frames
 from evilm import storage
 from evilm.config.model import VideoTokenizerConfig
 from evilm.config.runs import PrecomputeCodes
+from evilm.config.train import CropConfig
 from evilm.data.clips import load_clips
 from evilm.data.cluster import connect
 from evilm.data.codes import precompute_codes
 from evilm.model.tokenizer import VideoTokenizer
 from evilm.shards import FrameManifest, ShardPair
+from evilm.video.views import draw_view, replay
 
 _SIZES = {"tiny": (96, 3, 3, 96), "small": (384, 6, 6, 256), "base": (768, 12, 12, 256)}
 """Width, layers, heads, side of the frames."""
@@ -46,11 +50,14 @@ def main() -> None:
     """Make shards and tokenizer, run the variants, print."""
     parser = flags(__doc__ or "")
     parser.add_argument("--encoder", choices=sorted(_SIZES), default="small", help="size of the tokenizer's encoder")
+    parser.add_argument("--views", type=int, default=1, help="views coded per clip (1)")
     parser.add_argument("--clips", type=int, default=0, help="clips (tiny 8192, small 256, base 64)")
     chosen = parser.parse_args()
     clips = 64 if chosen.quick else chosen.clips or {"tiny": 8192, "small": 256, "base": 64}[chosen.encoder]
     torch.set_num_threads(1)
-    title = f"codes: {clips} clips of 4 frames, {chosen.encoder} encoder, one worker of one thread"
+    title = (
+        f"codes: {clips} clips of 4 frames, views: {chosen.views}, {chosen.encoder} encoder, one worker of one thread"
+    )
     bench = Bench(title, 1 if chosen.quick else chosen.rounds, unit="clips")
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
@@ -58,10 +65,10 @@ def main() -> None:
         frames = store_frames(folder / "frames", clips, tokenizer.config.input_px, shard_clips=max(8, clips // 8))
         connect(min_cpus=2)
         around: list[float] = []
-        bench.add("door", door(frames, folder, around))
-        bench.add("bare forward", bare(frames, tokenizer, forward, decode=False))
-        bench.add("bare, decoded first", bare(frames, tokenizer, forward, decode=True))
-        bench.add("encode", bare(frames, tokenizer, VideoTokenizer.encode, decode=False))
+        bench.add("door", door(frames, folder, chosen.views, around))
+        bench.add("bare forward", bare(frames, tokenizer, forward, decode=False, views=chosen.views))
+        bench.add("bare, decoded first", bare(frames, tokenizer, forward, decode=True, views=chosen.views))
+        bench.add("encode", bare(frames, tokenizer, VideoTokenizer.encode, decode=False, views=chosen.views))
         bench.run()
     bench.notes["seconds of the door around that"] = round(median(around), 1)
     for other in ("bare forward", "bare, decoded first", "encode"):
@@ -82,9 +89,10 @@ def make_tokenizer(size: str, folder: Path) -> VideoTokenizer:
     return tokenizer
 
 
-def door(frames: FrameManifest, folder: Path, around: list[float]) -> Callable[[], Sample]:
+def door(frames: FrameManifest, folder: Path, views: int, around: list[float]) -> Callable[[], Sample]:
     """The whole door, timed from its first commit to its last; notes the other seconds in `around`."""
-    config = PrecomputeCodes(frames=frames.uri, tokenizer=str(folder / "tokenizer"), batch_clips=_TOGETHER)
+    places = {"frames": frames.uri, "tokenizer": str(folder / "tokenizer")}
+    config = PrecomputeCodes(**places, batch_clips=_TOGETHER, views=views)
 
     def run() -> Sample:
         out, began = folder / "codes", time.perf_counter()
@@ -137,14 +145,17 @@ def forward(tokenizer: VideoTokenizer, frames: torch.Tensor) -> torch.Tensor:
 
 
 def bare(
-    frames: FrameManifest, tokenizer: VideoTokenizer, encode: Callable[..., torch.Tensor], decode: bool
+    frames: FrameManifest, tokenizer: VideoTokenizer, encode: Callable[..., torch.Tensor], decode: bool, views: int
 ) -> Callable[[], Sample]:
-    """Codes of decoded frames in memory; `decode` makes decoding a part of it."""
+    """Codes of decoded frames in memory, of each clip as often as it has views; `decode` makes decoding and cropping
+    a part of it."""
     items = [ShardPair(f"{frames.uri}/{s.file}", "", s.num_clips, s.row_groups) for s in frames.shards]
     groups = [load_clips(item, group) for item in items for group in range(len(item.row_groups))]
     rows = [(clips, row) for clips in groups for row in range(len(clips.clip_ids))]
-    px = frames.frame_px
+    px, rng = frames.frame_px, np.random.default_rng(0)
     pixels = np.empty((len(rows), frames.num_frames, px, px, 3), np.uint8)
+    crops = [draw_view(px, CropConfig(), "", rng) for _ in range(views - 1)]
+    cropped = np.empty((_TOGETHER, *pixels.shape[1:]), np.uint8)
 
     def fill(start: int) -> None:
         for (clips, row), out in zip(rows[start : start + _TOGETHER], pixels[start:], strict=False):
@@ -157,9 +168,15 @@ def bare(
     def run() -> Sample:
         began = time.process_time()
         for start in range(0, len(rows), _TOGETHER):
+            lot = pixels[start : start + _TOGETHER]
             if decode:
                 fill(start)
-            encode(tokenizer, torch.from_numpy(pixels[start : start + _TOGETHER])).numpy().astype(np.uint16)
+            for view in [None, *crops]:
+                if decode and view:
+                    for clip, out in zip(lot, cropped, strict=False):
+                        replay(clip, view, out)
+                used = cropped[: len(lot)] if decode and view else lot
+                encode(tokenizer, torch.from_numpy(used)).numpy().astype(np.uint16)
         return Sample(len(rows), cpu_s=time.process_time() - began)
 
     return run
