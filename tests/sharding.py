@@ -61,8 +61,11 @@ def quarantine_of(out: Path) -> dict[str, str]:
 
 def in_this_process(todo: Sequence[str], worker: Callable[..., Any], *rest: Any) -> Iterator[dict[str, Any]]:
     """Map the worker over shards one by one, without Ray: for tests of what is planned, not of how it is run."""
+    options = rest[1]
+    if isinstance(worker, type):
+        worker = worker(*options["fn_constructor_args"])
     for name in todo:
-        row = {key: value[0] for key, value in worker({"name": np.array([name])}, *rest[1]["fn_args"]).items()}
+        row = {key: value[0] for key, value in worker({"name": np.array([name])}, *options.get("fn_args", ())).items()}
         if row["error"]:
             raise getattr(errors, row["error"])(row["message"])
         yield row

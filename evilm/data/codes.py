@@ -45,10 +45,14 @@ _MOST_CODES = 1 << 16
 """Codes are stored as uint16."""
 
 
-def precompute_codes(config: PrecomputeCodes) -> dict[str, Any]:
+def precompute_codes(config: PrecomputeCodes, run: Any = runner.run) -> dict[str, Any]:
     """Code the frame shards that are not coded yet, in a folder of `<out>` named by tokenizer and views.
 
     Frame shards that came since are coded when the same command runs again; the others keep their codes.
+
+    Args:
+        config: the settings.
+        run: maps the actor over the shards, as `runner.run` does through Ray Data.
 
     Returns:
         The summary: clips by split, share of the codebook used, fingerprints, seconds.
@@ -75,15 +79,15 @@ def precompute_codes(config: PrecomputeCodes) -> dict[str, Any]:
         else:
             _refuse_earlier_version(work.out)
             _refuse_other_frames(frames, work)
-            summary = _encode(config, frames, replace(work, run=output.claim()), output)
+            summary = _encode(config, frames, replace(work, run=output.claim()), output, run)
     require_usage_of_labels(tokenizer.config.codebook, CodesManifest.load(work.out).histograms, work.out)
     return summary | _audit(config, frames, tokenizer, work.out)
 
 
-def _encode(config: PrecomputeCodes, frames: FrameManifest, work: Work, output: Output) -> dict[str, Any]:
+def _encode(config: PrecomputeCodes, frames: FrameManifest, work: Work, output: Output, run: Any) -> dict[str, Any]:
     """Code the frame shards that are not coded yet, and publish the manifest; the summary."""
     began, root = time.monotonic(), storage.absolute(config.out)
-    _code_shards(config.cluster, frames, work)
+    _code_shards(config.cluster, frames, work, run)
     manifest = _finalise(frames, work, output)
     summary = {
         "out": root,
@@ -181,7 +185,7 @@ def _refuse_other_frames(frames: FrameManifest, work: Work) -> None:
             )
 
 
-def _code_shards(cluster: PoolConfig, frames: FrameManifest, work: Work) -> None:
+def _code_shards(cluster: PoolConfig, frames: FrameManifest, work: Work, run: Any) -> None:
     """Run the actors over all shards that are not committed."""
     shards = {unit_of(shard).name: shard for shard in frames.shards}
     there = set(storage.list_names(work.out))
@@ -195,7 +199,7 @@ def _code_shards(cluster: PoolConfig, frames: FrameManifest, work: Work) -> None
         return
     options, needed = actor_options(cluster, len(todo))
     options["fn_constructor_args"] = (work, {name: shards[name] for name in todo})
-    for _ in runner.run(todo, Coder, needed, options, "codes", {name: shards[name].num_clips for name in todo}):
+    for _ in run(todo, Coder, needed, options, "codes", {name: shards[name].num_clips for name in todo}):
         pass
 
 

@@ -12,6 +12,7 @@ import torch
 from doors import files_of, kill, start, wait_for
 from gates import Gate
 from s3_faults import FAULTS, FaultyS3, at_random
+from sharding import in_this_process
 from stored import GRID, NUM_CODES, PX, SIZES, make_tokenizer, store_frames
 
 from evilm import storage
@@ -96,8 +97,8 @@ def test_two_tokenizers_side_by_side(unbroken: Path, frames: str, tokenizer: str
     other = str(tmp_path / "other")
     make_tokenizer(tmp_path / "other", FrameManifest.load(frames), 1)
     root = unbroken.parent
-    assert precompute_codes(door(frames, tokenizer, root))["reused"]
-    fresh = precompute_codes(door(frames, other, root))
+    assert precompute_codes(door(frames, tokenizer, root), in_this_process)["reused"]
+    fresh = precompute_codes(door(frames, other, root), in_this_process)
     assert fresh["inputs"]["tokenizer"] != unbroken.name
     assert find_codes(str(root), unbroken.name) == str(unbroken)
     with pytest.raises(
@@ -138,7 +139,9 @@ def test_views_are_drawn_once_and_stored(
 @pytest.fixture(scope="module")
 def views(ray_local: Any, frames: str, tokenizer: str, unbroken: Path) -> CodesManifest:
     """Codes of four views, beside those of whole frames."""
-    return CodesManifest.load(precompute_codes(door(frames, tokenizer, unbroken.parent, views=4))["codes"])
+    return CodesManifest.load(
+        precompute_codes(door(frames, tokenizer, unbroken.parent, views=4), in_this_process)["codes"]
+    )
 
 
 def test_codes_of_other_views_stand_side_by_side(
@@ -164,19 +167,19 @@ def test_shards_that_came_since_are_coded_and_the_others_kept(
     unbroken: Path, frames: str, tokenizer: str, tmp_path: Path
 ) -> None:
     few = store_frames(tmp_path / "frames", {"train": SIZES["train"][:2], "val": SIZES["val"]})
-    first = precompute_codes(door(few.uri, tokenizer, tmp_path / "codes"))
+    first = precompute_codes(door(few.uri, tokenizer, tmp_path / "codes"), in_this_process)
     kept = {p: p.stat().st_mtime_ns for p in Path(first["codes"]).glob("*.parquet")}
     assert len(kept) == 4
     more = store_frames(tmp_path / "frames")
     assert more.fingerprint == FrameManifest.load(frames).fingerprint
-    second = precompute_codes(door(more.uri, tokenizer, tmp_path / "codes"))
+    second = precompute_codes(door(more.uri, tokenizer, tmp_path / "codes"), in_this_process)
     assert second["clips"] == {"train": 16, "val": 6}
     assert all(p.stat().st_mtime_ns == before for p, before in kept.items())
     assert files_of(Path(second["codes"])) == files_of(unbroken)
     for other, word in (({"train": SIZES["train"], "val": []}, "does not hold"), (SIZES, "with other content")):
         changed = store_frames(tmp_path / "other", other, seed=1 if other is SIZES else 0)
         with pytest.raises(ShardError, match=f"{word}.*another --out, or --overwrite"):
-            precompute_codes(door(changed.uri, tokenizer, tmp_path / "codes"))
+            precompute_codes(door(changed.uri, tokenizer, tmp_path / "codes"), in_this_process)
 
 
 def test_an_audit_codes_random_clips_again(
@@ -209,17 +212,17 @@ def test_collapsed_codes_are_refused_and_accepted_by_a_lower_min_usage(
     )
     for _ in range(2):  # again without coding again
         with pytest.raises(CollapseError, match=message):
-            precompute_codes(door(frames, str(collapsed), tmp_path / "codes"))
+            precompute_codes(door(frames, str(collapsed), tmp_path / "codes"), in_this_process)
     config = json.loads((collapsed / "config.json").read_text())
     config["codebook"]["min_usage"] = 0
     (collapsed / "config.json").write_text(json.dumps(config))
-    assert precompute_codes(door(frames, str(collapsed), tmp_path / "codes"))["reused"]
+    assert precompute_codes(door(frames, str(collapsed), tmp_path / "codes"), in_this_process)["reused"]
     # known to have collapsed by its training: refused before anything is coded
     config["codebook"]["min_usage"] = 0.5
     (collapsed / "config.json").write_text(json.dumps(config))
     (collapsed / "summary.json").write_text(json.dumps({"val": {"code_usage": 0.125, "num_regions": 9000.0}}))
     with pytest.raises(CollapseError, match=r"collapsed, split val: .* 4 of its 32 codes .* 16 or more are accepted"):
-        precompute_codes(door(frames, str(collapsed), tmp_path / "never"))
+        precompute_codes(door(frames, str(collapsed), tmp_path / "never"), in_this_process)
     assert not (tmp_path / "never").exists()
 
 
