@@ -30,16 +30,16 @@ import torch
 from harness import Bench, Sample, flags
 from stored import store_frames
 
-from evilm import storage
-from evilm.config.model import VideoTokenizerConfig
-from evilm.config.runs import PrecomputeCodes
-from evilm.config.train import CropConfig
-from evilm.data.clips import load_clips
-from evilm.data.cluster import connect
-from evilm.data.codes import precompute_codes
-from evilm.model.tokenizer import VideoTokenizer
+from evilm.cluster import connect
+from evilm.config.models import VideoTokenizerConfig
+from evilm.config.stages import PrecomputeCodes
+from evilm.config.training import CropConfig
+from evilm.dataloader.clip_reader import load_clips
+from evilm.encode.encode_job import precompute_codes
+from evilm.io import storage
+from evilm.model.tokenizers.semantic_vq import VideoTokenizer
 from evilm.shards import FrameManifest, ShardPair
-from evilm.video.views import draw_view, replay
+from evilm.video.crops import draw_view, replay
 
 _SIZES = {"tiny": (96, 3, 3, 96), "small": (384, 6, 6, 256), "base": (768, 12, 12, 256)}
 """Width, layers, heads, side of the frames."""

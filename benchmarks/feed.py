@@ -27,11 +27,11 @@ from harness import Bench, Sample, flags
 from peers.export import write_tars
 from stored import store_codes, store_frames, vocab
 
-from evilm.data.clips import Clips, load_clips
-from evilm.data.feed import Feed
-from evilm.data.order import TrainOrder
+from evilm.dataloader.clip_reader import Clips, load_clips
+from evilm.dataloader.collate import PretrainCollate
+from evilm.dataloader.loader import Feed
+from evilm.dataloader.sampler import TrainOrder
 from evilm.shards import CodesManifest, FrameManifest, ShardPair, pair
-from evilm.steps.batch import PretrainCollate
 
 _GRID = 8
 _PEERS = ("webdataset", "streaming")

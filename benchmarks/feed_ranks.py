@@ -20,10 +20,10 @@ import pyarrow as pa
 from object_store import Count, CountingStore
 from stored import store_codes, store_frames
 
-from evilm import storage
-from evilm.config.train import ScheduleConfig
-from evilm.data.feed import training_feed
-from evilm.data.order import TrainOrder
+from evilm.config.training import ScheduleConfig
+from evilm.dataloader.loader import training_feed
+from evilm.dataloader.sampler import TrainOrder
+from evilm.io import storage
 from evilm.shards import CodesManifest, FrameManifest, pair
 
 _NODE_RANKS, _EPOCHS = 8, 2
@@ -166,7 +166,7 @@ def _by_side_file(size: int, batch: int, path: str) -> dict[str, float]:
 
 def _by_groups(size: int, folder: Path) -> dict[str, float]:
     """The time for some row groups of a real shard, times as many as there are."""
-    from evilm.data.clips import load_captions
+    from evilm.dataloader.clip_reader import load_captions
 
     shards = store_frames(folder / "frames", _SHARD, shard_clips=_SHARD).shards
     from evilm.shards import ShardPair

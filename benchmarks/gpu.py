@@ -33,12 +33,12 @@ from peak import sweep
 from steps import SIZES, Learner, count_kernels, make_tokenizer, prepare, settings_of
 
 from evilm.config import presets
-from evilm.config.runs import PrecomputeCodes, Pretrain
-from evilm.data.coder import Coder
-from evilm.data.codes import plan_work
-from evilm.model.tokenizer import VideoTokenizer
+from evilm.config.stages import PrecomputeCodes, Pretrain
+from evilm.encode.encode_job import plan_work
+from evilm.encode.tokenizer_actor import Coder
+from evilm.io.text_table import text_table
+from evilm.model.tokenizers.semantic_vq import VideoTokenizer
 from evilm.shards import FrameManifest
-from evilm.tables import text_table
 
 _PHASES = ("forward", "backward", "optimizer", "wait", "copy")
 _GROUP_CLIPS = {"tiny": 8, "full": 64}

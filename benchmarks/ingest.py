@@ -36,7 +36,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.pop("RAY_ADDRESS", None)
 
 from evilm.config.data import FramesConfig
-from evilm.config.runs import ShardVideos
+from evilm.config.stages import ShardVideos
 from evilm.errors import DecodeError
 
 _FEW = 4
@@ -78,8 +78,8 @@ def main() -> None:
 
 def _files(config: ShardVideos) -> list[dict[str, Any]]:
     """The videos of a manifest: path, id, span."""
-    from evilm.data.manifest import ClipRow
-    from evilm.data.sources import read_manifests
+    from evilm.manifests.reader import read_manifests
+    from evilm.manifests.rows import ClipRow
     from evilm.video.fetch import Fetcher
 
     fetcher, found = Fetcher(config.videos, config.fetch), []
@@ -96,8 +96,8 @@ def _files(config: ShardVideos) -> list[dict[str, Any]]:
 
 def _add_doors(bench: Bench, manifest: str, videos: str, folder: Path, clips: int, workers: int) -> None:
     """The whole door, over all clips and over a few, in a Ray that is up; each time into a new folder."""
-    from evilm.data.cluster import connect
-    from evilm.data.shard import shard_videos
+    from evilm.cluster import connect
+    from evilm.ingest.shard_videos import shard_videos
 
     began, cpu = time.monotonic(), tree_cpu_s()
     connect(min_cpus=workers)

@@ -103,7 +103,7 @@ def _sample(pid: int) -> dict[str, float]:
             if process.pid == pid:
                 role = "driver"
                 now["driver, greatest resident"] = _status(pid, "VmHWM") / _MIB
-            elif "evilm.video.child" in command:
+            elif "evilm.video.decoder_process" in command:
                 role = "decoders"
             elif command.startswith("ray::") and "IDLE" not in command:
                 role = "workers"
@@ -151,9 +151,9 @@ def _prepare(folder: Path, videos: bool) -> None:
     import torch
 
     from evilm.config.data import CorpusConfig
-    from evilm.config.model import VideoTokenizerConfig
-    from evilm.model.tokenizer import VideoTokenizer
-    from evilm.video.corpus import plan_corpus, render_and_write
+    from evilm.config.models import VideoTokenizerConfig
+    from evilm.model.tokenizers.semantic_vq import VideoTokenizer
+    from evilm.synth import plan_corpus, render_and_write
 
     corpus = CorpusConfig(train_clips=_VIDEOS, val_clips=0, test_clips=0, width_px=64, height_px=64, seconds=0.7)
     render_and_write(plan_corpus(corpus), corpus, str(folder))
@@ -165,8 +165,8 @@ def _prepare(folder: Path, videos: bool) -> None:
 
 
 def _shard(work: dict[str, Any]) -> None:
-    from evilm.config.runs import ShardVideos
-    from evilm.data.shard import shard_videos
+    from evilm.config.stages import ShardVideos
+    from evilm.ingest.shard_videos import shard_videos
 
     root = Path(work["root"])
     root.mkdir(exist_ok=True)
@@ -184,8 +184,8 @@ def _shard(work: dict[str, Any]) -> None:
 
 
 def _code(work: dict[str, Any]) -> None:
-    from evilm.config.runs import PrecomputeCodes
-    from evilm.data.codes import precompute_codes
+    from evilm.config.stages import PrecomputeCodes
+    from evilm.encode.encode_job import precompute_codes
 
     root = work["root"]
     config = PrecomputeCodes(frames=f"{root}/frames", tokenizer=f"{work['folder']}/tokenizer", out=f"{root}/codes")
@@ -193,8 +193,8 @@ def _code(work: dict[str, Any]) -> None:
 
 
 def _feed(work: dict[str, Any]) -> None:
-    from evilm.config.train import ScheduleConfig
-    from evilm.data.feed import training_feed
+    from evilm.config.training import ScheduleConfig
+    from evilm.dataloader.loader import training_feed
     from evilm.shards import CodesManifest, FrameManifest, pair
 
     frames, codes = (Path(work["root"], name) for name in ("frames", "codes"))
@@ -207,17 +207,17 @@ def _feed(work: dict[str, Any]) -> None:
 
 
 def _inspect(work: dict[str, Any]) -> None:
-    from evilm.config.runs import InspectShards
-    from evilm.data.inspection.door import inspect_shards
+    from evilm.config.stages import InspectShards
+    from evilm.inspect.inspect_shards import inspect_shards
 
     root = work["root"]
     inspect_shards(InspectShards(frames=f"{root}/frames", codes=f"{root}/codes", verify="full"))
 
 
 def _plan(work: dict[str, Any]) -> None:
-    from evilm.config.runs import ShardVideos
-    from evilm.data.plan import plan_rows
-    from evilm.data.sources import read_manifests
+    from evilm.config.stages import ShardVideos
+    from evilm.ingest.shard_plan import plan_rows
+    from evilm.manifests.reader import read_manifests
 
     root = Path(work["root"])
     root.mkdir(exist_ok=True)

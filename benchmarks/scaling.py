@@ -20,8 +20,8 @@ from typing import Any
 from harness import Bench, Sample, Spread, flags
 
 os.environ.setdefault("PYTHONWARNINGS", "ignore")  # of Ray's workers, which would say the same in every run
-from evilm.data.cluster import connect
-from evilm.tables import bytes_as_text, text_table
+from evilm.cluster import connect
+from evilm.io.text_table import bytes_as_text, text_table
 
 _BATCH = 32
 _WARM_UP = 4

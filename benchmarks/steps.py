@@ -13,18 +13,18 @@ from stored import store_codes, store_frames, vocab
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from evilm.config import presets
-from evilm.config.model import VideoTokenizerConfig
-from evilm.config.runs import Pretrain
-from evilm.data.feed import Feed
-from evilm.model.budget.work import Work, work_of
-from evilm.model.tokenizer import VideoTokenizer
-from evilm.steps.batch import Batch, PretrainBatch
+from evilm.config.models import VideoTokenizerConfig
+from evilm.config.stages import Pretrain
+from evilm.dataloader.collate import Batch, PretrainBatch
+from evilm.dataloader.loader import Feed
+from evilm.model.tokenizers.semantic_vq import VideoTokenizer
+from evilm.objectives.step_macs import Work, work_of
+from evilm.tasks.pretrain import PretrainTask
 from evilm.text.vocab import Vocab
-from evilm.train import learner
-from evilm.train.copies import on_device
+from evilm.train import train_state
+from evilm.train.device_copies import on_device
 from evilm.train.precision import make_deterministic
-from evilm.train.pretrain import PretrainTask
-from evilm.train.stop import NUM_FLAGS
+from evilm.train.preemption import NUM_FLAGS
 from evilm.train.timing import StepTimer
 
 _GROUPS = 40
@@ -71,7 +71,7 @@ def _fill(small: Vocab, size: int) -> Vocab:
 
 
 class Learner:
-    """One worker's model, feed and updates, as `evilm.train.loop` puts them together."""
+    """One worker's model, feed and updates, as `evilm.train.trainer` puts them together."""
 
     def __init__(self, config: Pretrain, rank: int = 0, world: int = 1) -> None:
         """A worker's; with `world` above 1 inside Ray Train, where the process group stands."""
@@ -83,7 +83,7 @@ class Learner:
             make_deterministic()
         torch.manual_seed(config.schedule.seed)
         self.timer = StepTimer(self.device)
-        trained = learner.Learner(self.task.objective(), config, self.device, rank, world)
+        trained = train_state.Learner(self.task.objective(), config, self.device, rank, world)
         self.objective, self.autocast = trained.objective, trained.autocast
         self._updater = trained.updater(False, lambda count: [], self.timer)
         self._parts = range(rank, rank + 1)
@@ -179,8 +179,8 @@ class Kernels(TorchDispatchMode):
 
 def count_kernels(learner: Learner, batch: PretrainBatch) -> int:
     """Operations of a forward and a backward pass that compute; the optimizer's are few where they are fused."""
-    learner.objective.zero_grad(set_to_none=True)
-    with Kernels() as counted, learner.autocast:
-        losses = learner.objective(batch)
+    train_state.objective.zero_grad(set_to_none=True)
+    with Kernels() as counted, train_state.autocast:
+        losses = train_state.objective(batch)
         torch.stack([loss.total.float() for loss in losses.values()]).sum().backward()
     return counted.count

@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from evilm import shards
-from evilm.text.build import train_wordpiece
 from evilm.text.vocab import Vocab
+from evilm.text.vocab_builder import train_wordpiece
 from evilm.video.resize import to_jpeg
 
 _WORDS = (

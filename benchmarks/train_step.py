@@ -1,7 +1,7 @@
 """A training step: fed against held in memory, cached codes against the tokenizer in the step, share of the peak.
 
     python benchmarks/train_step.py --json train_step.json
-    python -m evilm.model.budget --measured train_step.json
+    python benchmarks/cost.py --measured train_step.json
 
 At two sizes: the `tiny` preset, and the paper's model (`full`: 16.3 M parameters and its heads, 4 frames of 256 px, a
 tokenizer of the shape of ViT-B/32) with few clips per step. Weights are random, frames are textures whose JPEGs are as
@@ -30,14 +30,14 @@ from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # of libraries beside torch, which is told its own number
 import torch
+from cost_model import formulas
+from cost_model.inputs import CONSTANTS
 from harness import Bench, Sample, Spread, flags, machine
 from peak import sweep
 from steps import SIZES, Clock, Learner, count_kernels, make_tokenizer, prepare, settings_of
 
-from evilm.model.budget import formulas
-from evilm.model.budget.inputs import CONSTANTS
-from evilm.model.budget.work import Work
-from evilm.tables import text_table
+from evilm.io.text_table import text_table
+from evilm.objectives.step_macs import Work
 
 ENCODER_SHARE = 0.5
 """Of the float32 matrix peak that the check assumes of the video encoder, in any precision: memory limits it. For

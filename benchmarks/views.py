@@ -17,15 +17,15 @@ import numpy as np
 import torch
 from harness import flags, machine
 
-from evilm import storage
-from evilm.config.train import CropConfig
-from evilm.data.clips import Looks, load_clips, show
-from evilm.data.order import EVAL_EPOCH
-from evilm.model.tokenizer import VideoTokenizer
+from evilm.config.training import CropConfig
+from evilm.dataloader.clip_reader import Looks, load_clips, show
+from evilm.dataloader.sampler import EVAL_EPOCH
+from evilm.io import storage
+from evilm.io.text_table import text_table
+from evilm.model.tokenizers.semantic_vq import VideoTokenizer
+from evilm.seeds import clip_rng
 from evilm.shards import FrameManifest, ShardPair
-from evilm.steps.seeds import clip_rng
-from evilm.tables import text_table
-from evilm.video.views import draw_view, nearest_cells, replay
+from evilm.video.crops import draw_view, nearest_cells, replay
 
 _CROPS = (
     ("mirrored only", {"min_scale": 1.0, "max_ratio": 1.0, "flip_ratio": 1.0}),

@@ -20,7 +20,7 @@ from typing import Any
 
 from local import LocalCluster, free_port, node_types, protect
 
-from evilm.config.runs import DOORS
+from evilm.config.stages import DOORS
 
 _TOP = Path(__file__).resolve().parents[1]
 _ENDED = {"SUCCEEDED", "FAILED", "STOPPED"}

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from evilm.model.inference import EViLM
-    from evilm.model.tokenizer import VideoTokenizer
+    from evilm.model.tokenizers.semantic_vq import VideoTokenizer
 
 # Before pyarrow is imported: its own allocator keeps what threads have freed, so that long streams of small tables
 # (planning, feeding) swell by a fifth and more; see benchmarks/memory.py.
@@ -15,7 +15,7 @@ os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
 __version__ = "0.1.0"
 __all__ = ["EViLM", "VideoTokenizer", "__version__"]
 
-_PUBLIC = {"EViLM": "evilm.model.inference", "VideoTokenizer": "evilm.model.tokenizer"}
+_PUBLIC = {"EViLM": "evilm.model.inference", "VideoTokenizer": "evilm.model.tokenizers.semantic_vq"}
 
 
 def __getattr__(name: str) -> Any:

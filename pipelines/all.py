@@ -11,7 +11,7 @@ Flags are those of `pretrain`, with the earlier stages below --build. and the sc
 for its own resources and reuses what stands: run it again to go on where it stopped. Ends with one JSON line over all.
 """
 
-from evilm.train.door import run
+from evilm.cli import run
 
 if __name__ == "__main__":
-    run("all", "evilm.chain:run_all", tracked=False)
+    run("all", "evilm.run_all:run_all", tracked=False)

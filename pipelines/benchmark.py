@@ -7,7 +7,7 @@
 Prints a table of figures beside chance, and ends with the same as a JSON line; leaves `ranks.png` and `scores.parquet`.
 """
 
-from evilm.train.door import run
+from evilm.cli import run
 
 if __name__ == "__main__":
     run("benchmark", "evilm.eval.benchmark:benchmark")

@@ -9,7 +9,7 @@ pieces on the captions.
 Ends with a JSON line: number of words, share of [UNK] on the captions, caption lengths, fingerprint.
 """
 
-from evilm.train.door import run
+from evilm.cli import run
 
 if __name__ == "__main__":
-    run("build_vocab", "evilm.text.build:build_vocab")
+    run("build_vocab", "evilm.text.vocab_builder:build_vocab")

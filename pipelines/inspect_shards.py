@@ -9,7 +9,7 @@ Prints distributions, quarantine by reason, duplicates and frequent words; with 
 `--verify quick` looks at sizes and footers. Ends with the same as a JSON line.
 """
 
-from evilm.train.door import run
+from evilm.cli import run
 
 if __name__ == "__main__":
-    run("inspect_shards", "evilm.data.inspection.door:inspect_shards", tracked=False)
+    run("inspect_shards", "evilm.inspect.inspect_shards:inspect_shards", tracked=False)

@@ -11,7 +11,7 @@ epoch, with just its codes. `--audit 1000` codes so many random clips again and 
 Ends with a JSON line: clips by split, share of the codebook used, fingerprints.
 """
 
-from evilm.train.door import run
+from evilm.cli import run
 
 if __name__ == "__main__":
-    run("precompute_codes", "evilm.data.codes:precompute_codes")
+    run("precompute_codes", "evilm.encode.encode_job:precompute_codes")

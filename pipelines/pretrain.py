@@ -9,7 +9,7 @@ With no places named it runs on the embedded corpus under --root and builds what
 the losses and accuracies; run it again to continue or to reuse.
 """
 
-from evilm.train.door import run
+from evilm.cli import run
 
 if __name__ == "__main__":
-    run("pretrain", "evilm.train.pretrain:pretrain", tracked=False)
+    run("pretrain", "evilm.tasks.pretrain:pretrain", tracked=False)

@@ -6,7 +6,7 @@
 Leaves `manifest.csv` and `videos/` under --out; running it again renders only what is missing.
 """
 
-from evilm.train.door import run
+from evilm.cli import run
 
 if __name__ == "__main__":
-    run("render_corpus", "evilm.data.corpus:render_corpus")
+    run("render_corpus", "evilm.synth.render_job:render_corpus")

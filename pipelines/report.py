@@ -6,7 +6,7 @@
 Ends with the same as a JSON line; stages without a result say 'not run'.
 """
 
-from evilm.train.door import run
+from evilm.cli import run
 
 if __name__ == "__main__":
     run("report", "evilm.eval.report:report", tracked=False)

@@ -10,7 +10,7 @@ The same command continues what was interrupted, and adds the rows that the mani
 Ends with a JSON line: clips by split, quarantined rows by reason, fingerprint.
 """
 
-from evilm.train.door import run
+from evilm.cli import run
 
 if __name__ == "__main__":
-    run("shard_videos", "evilm.data.shard:shard_videos")
+    run("shard_videos", "evilm.ingest.shard_videos:shard_videos")

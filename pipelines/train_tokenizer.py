@@ -8,7 +8,7 @@
 The last line is JSON with held-out code usage and word mAP; run it again to continue or to reuse.
 """
 
-from evilm.train.door import run
+from evilm.cli import run
 
 if __name__ == "__main__":
-    run("train_tokenizer", "evilm.train.tokenizer:train_tokenizer", tracked=False)
+    run("train_tokenizer", "evilm.tasks.train_tokenizer:train_tokenizer", tracked=False)

@@ -146,7 +146,7 @@ def small_workflow(ray_local: Any, common_folder: Path) -> tuple[Path, dict[str,
     from sharing import build_once
 
     from evilm.config.presets import defaults
-    from evilm.train.pretrain import pretrain
+    from evilm.tasks.pretrain import pretrain
 
     root = common_folder / "workflow"
     config = defaults("pretrain", str(SMALL)).model_copy(update={"root": str(root)})

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from evilm.data import runner
 from evilm.errors import HaltedError, ShardError, StorageError
+from evilm.jobs import runner
 
 
 def fail_some(kinds: dict[str, str], batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

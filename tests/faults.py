@@ -15,18 +15,18 @@ from typing import Any
 
 import torch
 
-from evilm import storage
 from evilm.config.presets import defaults
-from evilm.config.runs import Pretrain
-from evilm.data.feed import Feed
+from evilm.config.stages import Pretrain
+from evilm.dataloader.loader import Feed
+from evilm.io import storage
+from evilm.io.outputs import Output
 from evilm.model.losses import LossSum
-from evilm.outputs import Output
+from evilm.objectives.pretraining_objective import PretrainObjective
 from evilm.shards import FrameManifest, read_group
-from evilm.steps.pretrain import PretrainObjective
-from evilm.train import stop
-from evilm.train.fit import fit
-from evilm.train.pretrain import PretrainTask
-from evilm.train.spool import read_points
+from evilm.tasks.pretrain import PretrainTask
+from evilm.tracking.metrics_file import read_points
+from evilm.train import preemption
+from evilm.train.launch import fit
 
 SMALL = Path(__file__).with_name("small.yaml")
 
@@ -136,7 +136,7 @@ def _kill(_: dict[str, Any]) -> None:
 
 def _terminate(_: dict[str, Any]) -> None:
     os.kill(os.getpid(), signal.SIGTERM)
-    _wait(stop._terminated.is_set)
+    _wait(preemption._terminated.is_set)
 
 
 def _terminate_driver(plan: dict[str, Any]) -> None:
@@ -163,7 +163,7 @@ def _wait_for_notice(plan: dict[str, Any]) -> None:
 
     Path(f"{plan['file']}.here").write_text(ray.get_runtime_context().get_node_id())
     _wait(lambda: get_train_context().preemption_context.preemption_info is not None)
-    time.sleep(stop._LOOK_S + 0.2)
+    time.sleep(preemption._LOOK_S + 0.2)
 
 
 _FAULTS = {

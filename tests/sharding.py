@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 from video_files import write_video
 
 from evilm import errors
-from evilm.config.runs import ShardVideos
+from evilm.config.stages import ShardVideos
 from evilm.shards import FrameManifest, read_group
 
 SMALL = {

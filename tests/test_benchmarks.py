@@ -10,11 +10,10 @@ import pytest
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 sys.path.append(str(BENCHMARKS))
 
+from cost_model.inputs import CONSTANTS, measured  # noqa: E402
 from harness import Bench, Sample, flags, measure  # noqa: E402
 from memory import watch  # noqa: E402
 from scaling import as_table as scaling_table  # noqa: E402
-
-from evilm.model.budget.inputs import CONSTANTS, measured  # noqa: E402
 
 SPIN = "import time\nend = time.process_time() + 0.3\nwhile time.process_time() < end: pass"
 

@@ -8,9 +8,9 @@ import pytest
 import yaml
 
 from evilm.config.base import fingerprint, flatten
-from evilm.config.door import dump, parse
+from evilm.config.command_line import dump, parse
 from evilm.config.presets import defaults, load, names
-from evilm.config.runs import DOORS, Pretrain
+from evilm.config.stages import DOORS, Pretrain
 from evilm.errors import ConfigError
 
 

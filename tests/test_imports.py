@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 import evilm
-from evilm.config.runs import DOORS
+from evilm.config.stages import DOORS
 
 _CORE = ("config", "errors", "storage", "outputs", "shards", "masking", "text", "video", "model", "steps")
 
@@ -37,14 +37,14 @@ def test_what_runs_on_a_card_needs_neither_ray_nor_mlflow_nor_a_video_decoder() 
 
 
 def test_words_need_no_torch() -> None:
-    code = "import sys, evilm.config.door, evilm.shards, evilm.video.corpus; print('torch' in sys.modules)"
+    code = "import sys, evilm.config.command_line, evilm.shards, evilm.synth; print('torch' in sys.modules)"
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert shown.stdout.strip() == "False"
 
 
 def test_who_only_knows_of_models_loads_no_model_library() -> None:
     """Ray Train's controller and the driver of a training import it, and build no model."""
-    code = "import sys, evilm.train.pretrain; print([m for m in ('timm', 'transformers') if m in sys.modules])"
+    code = "import sys, evilm.tasks.pretrain; print([m for m in ('timm', 'transformers') if m in sys.modules])"
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert shown.stdout.strip() == "[]"
 

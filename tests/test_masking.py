@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from evilm.dataloader.masking import IGNORE, WordMasker, num_masked, region_masks, uniform
 from evilm.errors import ConfigError
-from evilm.masking import IGNORE, WordMasker, num_masked, region_masks, uniform
-from evilm.steps.seeds import clip_keys
+from evilm.seeds import clip_keys
 
 SHAPES = ["block", "tube", "random"]
 

@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
-from evilm import ownership, storage
-from evilm.config.runs import BuildVocab, Door
+from evilm.config.stages import BuildVocab, Door
 from evilm.errors import ConfigError, ShardError
-from evilm.outputs import Output
+from evilm.io import ownership, storage
+from evilm.io.outputs import Output
 
 
 @pytest.fixture(params=["local", "s3"])

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from evilm import ownership, storage
 from evilm.errors import OwnershipError
-from evilm.ownership import check_owner, claim, published
+from evilm.io import ownership, storage
+from evilm.io.ownership import check_owner, claim, published
 
 
 @pytest.fixture(params=["local", "s3"])

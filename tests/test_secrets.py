@@ -20,7 +20,7 @@ from packaging.requirements import Requirement
 from video_files import write_video
 
 from evilm.config.secrets import public_data, public_text, public_uri, unsigned, unsigned_text
-from evilm.train.console import log_to_console
+from evilm.console import log_to_console
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from evilm import storage
 from evilm.errors import ShardError
+from evilm.io import storage
 from evilm.shards import (
     MANIFEST,
     CodeShardInfo,

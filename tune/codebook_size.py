@@ -6,7 +6,7 @@
 Each size gets one tokenizer, whose codes its trials share. Flags, files and resuming are those of tune/sweep.py.
 """
 
-from evilm.train.door import run
+from evilm.cli import run
 
 if __name__ == "__main__":
-    run("codebook_size", "evilm.sweep.run:sweep", tracked=False)
+    run("codebook_size", "evilm.sweep.run_sweep:sweep", tracked=False)

@@ -6,7 +6,7 @@
 Each setting gets one tokenizer, whose codes its trials share. Flags, files and resuming are those of tune/sweep.py.
 """
 
-from evilm.train.door import run
+from evilm.cli import run
 
 if __name__ == "__main__":
-    run("focal_loss", "evilm.sweep.run:sweep", tracked=False)
+    run("focal_loss", "evilm.sweep.run_sweep:sweep", tracked=False)

@@ -7,7 +7,7 @@ All trials share one tokenizer and its codes, and see the same number of clips. 
 tune/sweep.py.
 """
 
-from evilm.train.door import run
+from evilm.cli import run
 
 if __name__ == "__main__":
-    run("lr_batch", "evilm.sweep.run:sweep", tracked=False)
+    run("lr_batch", "evilm.sweep.run_sweep:sweep", tracked=False)

@@ -6,7 +6,7 @@
 All trials share one tokenizer and its codes. Flags, files and resuming are those of tune/sweep.py.
 """
 
-from evilm.train.door import run
+from evilm.cli import run
 
 if __name__ == "__main__":
-    run("masking_ratio", "evilm.sweep.run:sweep", tracked=False)
+    run("masking_ratio", "evilm.sweep.run_sweep:sweep", tracked=False)

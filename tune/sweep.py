@@ -10,7 +10,7 @@ pretrain are taken and go to every trial. Ends in a table, a figure, and the bes
 it again to go on where it stopped.
 """
 
-from evilm.train.door import run
+from evilm.cli import run
 
 if __name__ == "__main__":
-    run("sweep", "evilm.sweep.run:sweep", tracked=False)
+    run("sweep", "evilm.sweep.run_sweep:sweep", tracked=False)

@@ -7,8 +7,8 @@ import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
-from evilm.config.door import parse
-from evilm.config.runs import DOORS
+from evilm.config.command_line import parse
+from evilm.config.stages import DOORS
 
 TOP = Path(__file__).parents[2]
 _DOOR = re.compile(r"python\s+(?:\S*/)?(pipelines|tune)/(\w+)\.py([^\n]*)")

@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from evilm.config.base import read_yaml, validate
-from evilm.config.runs import DOORS, Door, Sweep
+from evilm.config.stages import DOORS, Door, Sweep
 from evilm.errors import ConfigError
 
 _JOINED = ("pretrain", "all", *(name for name, door in DOORS.items() if issubclass(door, Sweep)))

@@ -10,15 +10,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from evilm import storage
 from evilm.config.base import validate
-from evilm.config.model import StudentConfig
-from evilm.config.runs import Benchmark
-from evilm.config.train import ObjectivesConfig
+from evilm.config.models import StudentConfig
+from evilm.config.stages import Benchmark
+from evilm.config.training import ObjectivesConfig
 from evilm.errors import ConfigError, ShardError
-from evilm.eval.clips import EvalClip, choose_clips, make_blocks, open_shards
-from evilm.eval.figure import draw_ranks
-from evilm.eval.table import figures_table
+from evilm.eval.eval_clips import EvalClip, choose_clips, make_blocks, open_shards
+from evilm.eval.rank_figure import draw_ranks
+from evilm.eval.score_table import figures_table
 from evilm.eval.zero_shot import (
     choice_figures,
     distinct_captions,
@@ -27,7 +26,8 @@ from evilm.eval.zero_shot import (
     masked_code_figures,
     retrieval_figures,
 )
-from evilm.outputs import Output
+from evilm.io import storage
+from evilm.io.outputs import Output
 from evilm.shards import CodesManifest, FrameManifest, check_num_frames, find_codes
 
 logger = logging.getLogger(__name__)
@@ -76,7 +76,7 @@ def _score(config: Benchmark, subject: Subject, output: Output) -> dict[str, Any
     captions, caption_of = distinct_captions(clips)
     choices = draw_choices(clips, caption_of, config.num_choices, config.seed)
 
-    from evilm.eval.score import ScoreJob, score_clips
+    from evilm.eval.scoring import ScoreJob, score_clips
 
     blocks = make_blocks(pairs, clips, _BLOCK_CLIPS)
     threads = max(1, int(config.cluster.cpus_per_worker))
@@ -116,8 +116,8 @@ def _score(config: Benchmark, subject: Subject, output: Output) -> dict[str, Any
 def open_subject(config: Benchmark) -> Subject:
     """Model, frames and codes, each named by the user or found under `config.root`, checked to fit."""
     from evilm.model import pretrained
+    from evilm.model.evilm_model import KIND, Student
     from evilm.model.identity import model_fingerprint, read_objectives
-    from evilm.model.student import KIND, Student
 
     model = storage.absolute(config.model or storage.join(config.root, "model"))
     content = pretrained.read_config(model, KIND)

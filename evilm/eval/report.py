@@ -4,12 +4,12 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from evilm import storage
-from evilm.config.runs import Report
+from evilm.config.stages import Report
 from evilm.errors import ConfigError, ShardError
-from evilm.eval.table import figures_table
-from evilm.outputs import CONFIG, SUMMARY
-from evilm.tables import text_table
+from evilm.eval.score_table import figures_table
+from evilm.io import storage
+from evilm.io.outputs import CONFIG, SUMMARY
+from evilm.io.text_table import text_table
 
 Summary = Mapping[str, Any]
 

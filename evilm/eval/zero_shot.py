@@ -9,9 +9,9 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from evilm.errors import ConfigError
-from evilm.eval.clips import EvalClip
+from evilm.eval.eval_clips import EvalClip
 from evilm.model.metrics import Figure, choice_hits, clip_accuracy, proportion, recall_at, retrieval
-from evilm.steps.seeds import clip_rng
+from evilm.seeds import clip_rng
 
 
 def distinct_captions(clips: Sequence[EvalClip]) -> tuple[list[str], list[int]]:

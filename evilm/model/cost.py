@@ -15,9 +15,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from evilm.config import presets
 from evilm.config.base import validate
-from evilm.config.model import StudentConfig
+from evilm.config.models import StudentConfig
 from evilm.errors import ConfigError
-from evilm.model.student import Student
+from evilm.model.evilm_model import Student
 
 TABLE_8 = {
     "textual embedding": "1.2M",

@@ -3,13 +3,13 @@
 import hashlib
 from typing import Any
 
-from evilm import storage
 from evilm.config.base import fingerprint, validate
-from evilm.config.train import ObjectivesConfig
+from evilm.config.training import ObjectivesConfig
 from evilm.errors import CheckpointError
-from evilm.model import checkpoint, pretrained
-from evilm.model.student import KIND, PREFIX, WEIGHTS
-from evilm.model.tokenizer import VideoTokenizer
+from evilm.io import storage
+from evilm.model import checkpoint_folder, pretrained
+from evilm.model.evilm_model import KIND, PREFIX, WEIGHTS
+from evilm.model.tokenizers.semantic_vq import VideoTokenizer
 
 OBJECTIVES_FILE = "pretrain.json"
 
@@ -22,7 +22,7 @@ def model_fingerprint(model: str) -> str:
     Raises:
         CheckpointError: no model is there, it is damaged, or its training has not ended.
     """
-    kept = checkpoint.read_model(model, PREFIX)
+    kept = checkpoint_folder.read_model(model, PREFIX)
     content = pretrained.read_config(model, KIND)
     try:
         data = storage.read_bytes(storage.join(model, WEIGHTS)) if kept is None else pretrained.weight_bytes(kept)

@@ -15,11 +15,11 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from evilm import storage
-from evilm.config.model import StudentConfig
+from evilm.config.models import StudentConfig
 from evilm.errors import ConfigError
+from evilm.io import storage
+from evilm.model.evilm_model import Student
 from evilm.model.preprocess import Preprocessor, Video
-from evilm.model.student import Student
 from evilm.text.vocab import Vocab
 
 FILES = (

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from evilm.config.model import FocalConfig
+from evilm.config.models import FocalConfig
 
 
 class LossSum(NamedTuple):

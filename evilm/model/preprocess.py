@@ -11,14 +11,14 @@ import numpy as np
 import simplejpeg
 from jaxtyping import UInt8
 
-from evilm import storage
 from evilm.config.base import validate
 from evilm.config.data import FramesConfig
-from evilm.config.model import StudentConfig
+from evilm.config.models import StudentConfig
 from evilm.errors import CheckpointError, ConfigError, DecodeError, ShardError
+from evilm.io import storage
 from evilm.model.video_encoder import IMAGENET_MEAN, IMAGENET_STD
 from evilm.shards import decode_frames
-from evilm.video.child import Decoder
+from evilm.video.decoder_process import Decoder
 from evilm.video.reasons import Reason
 from evilm.video.resize import fit, resize
 

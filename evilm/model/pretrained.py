@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 import evilm
-from evilm import storage
 from evilm.config.base import Config
 from evilm.errors import CheckpointError, ConfigError, ShardError
+from evilm.io import storage
 
 CONFIG = "config.json"
 

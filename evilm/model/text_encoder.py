@@ -3,7 +3,7 @@
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
-from evilm.config.model import StudentConfig
+from evilm.config.models import StudentConfig
 
 
 class TextEncoder(nn.Module):

@@ -13,13 +13,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from evilm import storage
-from evilm.config.model import StudentConfig, VideoTokenizerConfig
+from evilm.config.models import StudentConfig, VideoTokenizerConfig
 from evilm.errors import CheckpointError
+from evilm.io import storage
+from evilm.model.evilm_model import Student
 from evilm.model.identity import read_objectives
 from evilm.model.inference import VOCAB
-from evilm.model.student import Student
-from evilm.model.tokenizer import VideoTokenizer
+from evilm.model.tokenizers.semantic_vq import VideoTokenizer
 from evilm.text.vocab import Vocab
 
 Change = Callable[[Tensor, Tensor], Tensor]

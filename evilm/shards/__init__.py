@@ -5,7 +5,8 @@ clips in the same order and row groups. Readers see only what a manifest lists, 
 the SHA-256 of every file it lists.
 """
 
-from evilm.shards.files import (
+from evilm.shards.pairing import ShardPair, check_num_frames, codes_folder, find_codes, pair
+from evilm.shards.shard_files import (
     FRAMES_SCHEMA,
     READABLE_VERSIONS,
     SCHEMA_VERSION,
@@ -23,7 +24,7 @@ from evilm.shards.files import (
     write_codes,
     write_frames,
 )
-from evilm.shards.manifests import (
+from evilm.shards.shard_manifests import (
     MANIFEST,
     CodeShardInfo,
     CodesManifest,
@@ -33,8 +34,7 @@ from evilm.shards.manifests import (
     is_published,
     pinned,
 )
-from evilm.shards.pairing import ShardPair, check_num_frames, codes_folder, find_codes, pair
-from evilm.shards.side import Captions, Footers, Side, open_side, publish_side
+from evilm.shards.side_files import Captions, Footers, Side, open_side, publish_side
 
 __all__ = [
     "FRAMES_SCHEMA",

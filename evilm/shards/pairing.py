@@ -5,10 +5,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from evilm import storage
 from evilm.config.base import fingerprint
 from evilm.errors import ShardError
-from evilm.shards.manifests import MANIFEST, CodesManifest, FrameManifest
+from evilm.io import storage
+from evilm.shards.shard_manifests import MANIFEST, CodesManifest, FrameManifest
 
 
 @dataclass(frozen=True)

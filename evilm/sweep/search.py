@@ -10,12 +10,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from evilm import storage
-from evilm.config.runs import Pretrain, Sweep
+from evilm.config.stages import Pretrain, Sweep
+from evilm.io import storage
 from evilm.sweep.halving import halve, in_random_order, rung_steps
-from evilm.sweep.plan import Plan
-from evilm.sweep.results import Tried
-from evilm.sweep.trials import STOPPED_FILE, Outcome, Trial, make_trials, mode_of, read_outcome
+from evilm.sweep.sweep_plan import Plan
+from evilm.sweep.sweep_results import Tried
+from evilm.sweep.trial_folder import STOPPED_FILE, Outcome, Trial, make_trials, mode_of, read_outcome
 
 logger = logging.getLogger(__name__)
 
@@ -125,7 +125,7 @@ def _run_group(config: Sweep, settings: Sequence[Sequence[Job]], slots: int) -> 
 
 def _run_rung(config: Sweep, jobs: Sequence[Job], rung: int, slots: int) -> None:
     """Run trials up to a rung, in random order."""
-    from evilm.sweep.trial import run_round
+    from evilm.sweep.trial_round import run_round
 
     by_name = {job.trial.name: job for job in jobs}
     order = in_random_order(by_name, config.search_seed, str)
@@ -163,7 +163,7 @@ def count_slots(config: Pretrain, wanted: int) -> int:
     """
     import ray
 
-    from evilm.data.cluster import connect
+    from evilm.cluster import connect
 
     cluster = config.cluster
     cpus, gpus = cluster.num_workers * cluster.cpus_per_worker, cluster.num_workers * cluster.gpus_per_worker

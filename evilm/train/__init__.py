@@ -1,1 +1,1 @@
-"""Ray Train: the loop, checkpoints, tracking, and the doors that train."""
+"""Ray Train: launch, trainer, train step, checkpoints, preemption."""

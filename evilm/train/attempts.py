@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from evilm import storage
+from evilm.io import storage
 
 _FOLDER = "attempts"
 

@@ -20,10 +20,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from evilm import storage
-from evilm.data.order import TrainOrder, step_sizes
+from evilm.dataloader.sampler import TrainOrder, step_sizes
 from evilm.errors import CheckpointError, EvilmError
-from evilm.outputs import CONFIG
+from evilm.io import storage
+from evilm.io.outputs import CONFIG
 from evilm.shards import FrameManifest, read_group
 from evilm.train.attempts import lineage
 

@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
-from evilm.config.train import ScheduleConfig
-from evilm.train.keeper import checkpoint_name
-from evilm.train.look import better
+from evilm.config.training import ScheduleConfig
+from evilm.train.checkpoint_manager import checkpoint_name
+from evilm.train.validation import better
 
 
 def note_best(

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from evilm.config.train import ScheduleConfig
+from evilm.config.training import ScheduleConfig
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from evilm import storage
+from evilm.io import storage
 
 logger = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ from typing import Any
 import psutil
 import torch
 
-from evilm.data.feed import Feed
+from evilm.dataloader.loader import Feed
 
 _STRETCHES = 8  # between metric points; the time left is told from their mean speed, evaluations and all
 _LINE_S = 5.0

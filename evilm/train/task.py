@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from evilm.config.train import TrainConfig
-from evilm.data.feed import Feed
-from evilm.steps.base import Objective
+from evilm.config.training import TrainConfig
+from evilm.dataloader.loader import Feed
+from evilm.objectives.objective import Objective
 
 
 class Task(Protocol):

@@ -14,14 +14,14 @@ from typing import Literal
 
 from evilm.config.data import FramesConfig
 from evilm.errors import DecodeError
-from evilm.video import pictures
+from evilm.video import frames
 from evilm.video.container import Video, opened
+from evilm.video.frame_times import Time, check_span, clip_rng, shown_at, span_ticks, span_times
+from evilm.video.frames import Mismatch, Shown
 from evilm.video.keyframes import from_keys
-from evilm.video.pictures import Mismatch, Shown
 from evilm.video.probe import Probe, Wish, is_long, is_part, probe_part, probe_whole
 from evilm.video.reasons import Flag, Reason
 from evilm.video.resize import fit, resize, to_jpeg
-from evilm.video.sample import Time, check_span, clip_rng, shown_at, span_ticks, span_times
 
 Backend = Literal["auto", "pyav", "decord"]
 _LATEST_US = 1 << 53
@@ -86,8 +86,8 @@ def decode_clip(
             if found is None:
                 continue
             try:
-                if may_be_decord and pictures.is_plain(video, found):
-                    return sampler.clip(found, "decord", partial(pictures.by_decord, video))
+                if may_be_decord and frames.is_plain(video, found):
+                    return sampler.clip(found, "decord", partial(frames.by_decord, video))
             except Mismatch:
                 pass  # decord counts otherwise, or can't read the file: PyAV tells whether anything is wrong with it
             try:
@@ -99,8 +99,8 @@ def decode_clip(
         if found.is_whole:
             break
     assert found is not None
-    found = pictures.measured(path, config.max_pixels, found, end_s)
-    return sampler.clip(found, "pyav", partial(pictures.in_order, path, config.max_pixels))
+    found = frames.measured(path, config.max_pixels, found, end_s)
+    return sampler.clip(found, "pyav", partial(frames.in_order, path, config.max_pixels))
 
 
 def _probed(video: Video, wish: Wish, may_be_decord: bool) -> Probe | None:

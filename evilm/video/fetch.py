@@ -21,12 +21,12 @@ import fsspec
 from fsspec.callbacks import Callback
 from fsspec.implementations.local import LocalFileSystem
 
-from evilm import storage
 from evilm.config.data import VIDEO_ENDINGS, FetchConfig
 from evilm.config.secrets import public_uri
 from evilm.errors import ConfigError, DecodeError, ShardError
-from evilm.video.http import Deadline, Passing, back_off, download
-from evilm.video.local import LocalRoot, forms, has_ending, rank, stem
+from evilm.io import storage
+from evilm.video.download import Deadline, Passing, back_off, download
+from evilm.video.local_files import LocalRoot, forms, has_ending, rank, stem
 from evilm.video.reasons import Reason
 from evilm.video.urls import is_url
 

@@ -9,8 +9,8 @@ from av.video.frame import PictureType
 
 from evilm.errors import DecodeError
 from evilm.video.container import GIF, Video
+from evilm.video.frames import Mismatch, Shown, decoded, seek, upright
 from evilm.video.packets import demuxed
-from evilm.video.pictures import Mismatch, Shown, decoded, seek, upright
 from evilm.video.probe import Probe
 from evilm.video.reasons import Reason
 

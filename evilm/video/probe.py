@@ -14,9 +14,9 @@ from statistics import median
 
 from evilm.errors import DecodeError
 from evilm.video.container import GIF, MATROSKA, MOV, Video, check_complete, opened
+from evilm.video.frame_times import Time, span_ticks
 from evilm.video.packets import NotCovered, Packet, Past, collect, cover, first_shown, shown_of
 from evilm.video.reasons import Flag, Reason
-from evilm.video.sample import Time, span_ticks
 
 _TRUSTED = (MOV, MATROSKA, GIF)
 """Containers whose packets tell when a frame is shown; AVI has only an order, MPEG-TS may start anywhere."""

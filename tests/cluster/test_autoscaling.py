@@ -18,7 +18,7 @@ from doors import ROOT, files_of
 from metadata import AWS_NOTICE, aws_notice, metadata_service
 from rehearse import Jobs, rehearse
 
-from evilm.config.runs import DOORS, Sweep
+from evilm.config.stages import DOORS, Sweep
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(1800)]
 SMALL = str(ROOT / "tests" / "small.yaml")
@@ -60,7 +60,7 @@ def test_nodes_come_as_stages_need_them_and_go(jobs: Jobs, workflow: Workflow) -
 
 def test_a_cpu_node_that_is_switched_off_costs_no_clips(workflow: Workflow, ray_local: Any, tmp_path: Path) -> None:
     from evilm.config.presets import defaults
-    from evilm.data.shard import shard_videos
+    from evilm.ingest.shard_videos import shard_videos
 
     corpus = workflow[0] / "corpus"
     undisturbed = defaults("shard_videos", SMALL).override({"sampling.shard_clips": 4})

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 from doors import ROOT
 
-from evilm.chain import run_all
-from evilm.config.door import parse
+from evilm.config.command_line import parse
 from evilm.config.presets import defaults
-from evilm.config.runs import All, Pretrain
+from evilm.config.stages import All, Pretrain
 from evilm.errors import ConfigError, EvilmError
+from evilm.run_all import run_all
 
 SMALL = str(ROOT / "tests" / "small.yaml")
 

@@ -8,7 +8,7 @@ import validate
 import yaml
 from checks import commands, cost
 
-from evilm.config.runs import DOORS, Sweep
+from evilm.config.stages import DOORS, Sweep
 
 TOP = Path(__file__).parents[2]
 CLUSTER = TOP / "cluster"

@@ -28,7 +28,7 @@ def test_what_runs_leave_is_left_out_also_without_git(tmp_path: Path) -> None:
     folder = tmp_path / "copy"
     (folder / "evilm" / "data").mkdir(parents=True)
     shutil.copy(TOP / ".rayignore", folder)
-    kept = ["evilm/data/feed.py", "pipelines/pretrain.py", "evilm/presets/tiny.yaml", "mine.yaml", "clips.csv"]
+    kept = ["evilm/dataloader/loader.py", "pipelines/pretrain.py", "evilm/presets/tiny.yaml", "mine.yaml", "clips.csv"]
     left = [
         "runs/demo/frames/a.parquet",
         "mlruns/1/meta.yaml",

@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 import torch
 from PIL import Image
 
-from evilm.config.model import VideoTokenizerConfig
-from evilm.model.tokenizer import VideoTokenizer
+from evilm.config.models import VideoTokenizerConfig
+from evilm.model.tokenizers.semantic_vq import VideoTokenizer
 from evilm.shards import FRAMES_SCHEMA, FrameManifest, ShardInfo
 from evilm.video.resize import to_jpeg
 

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from evilm.data.buffers import Buffers
+from evilm.dataloader.pixel_buffers import Buffers
 
 
 def place(array: np.ndarray) -> int:

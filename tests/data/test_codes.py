@@ -15,19 +15,18 @@ from s3_faults import FAULTS, FaultyS3, at_random
 from sharding import in_this_process
 from stored import GRID, NUM_CODES, PX, SIZES, make_tokenizer, store_frames
 
-from evilm import storage
-from evilm.config.runs import PrecomputeCodes
-from evilm.data import job
-from evilm.data.agreement import audit_codes, require_agreement
-from evilm.data.clips import load_clips
-from evilm.data.coder import Coder
-from evilm.data.codes import plan_work, precompute_codes, unit_of
-from evilm.data.feed import Feed
-from evilm.data.order import TrainOrder
+from evilm.config.stages import PrecomputeCodes
+from evilm.dataloader.clip_reader import load_clips
+from evilm.dataloader.loader import Feed
+from evilm.dataloader.sampler import TrainOrder
+from evilm.encode.encode_job import plan_work, precompute_codes, unit_of
+from evilm.encode.tokenizer_actor import Coder
+from evilm.encode.verify_codes import audit_codes, require_agreement
 from evilm.errors import CheckpointError, CollapseError, ConfigError, ShardError
-from evilm.model.tokenizer import VideoTokenizer
+from evilm.io import storage
+from evilm.model.tokenizers.semantic_vq import VideoTokenizer
 from evilm.shards import CodesManifest, FrameManifest, ShardPair, decode_frames, find_codes, pair, read_group
-from evilm.video.views import View, replay
+from evilm.video.crops import View, replay
 
 BATCH_CLIPS = 3
 

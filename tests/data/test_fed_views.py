@@ -9,15 +9,15 @@ import pytest
 import torch
 from stored import CAPTIONS, GRID, NUM_CODES, make_tokenizer, store_frames
 
-from evilm.config.runs import PrecomputeCodes, Pretrain
-from evilm.data.codes import precompute_codes
+from evilm.config.stages import PrecomputeCodes, Pretrain
+from evilm.encode.encode_job import precompute_codes
 from evilm.errors import ShardError
-from evilm.model.tokenizer import VideoTokenizer
+from evilm.model.tokenizers.semantic_vq import VideoTokenizer
 from evilm.shards import SCHEMA_VERSION, CodesManifest, FrameManifest
-from evilm.text.build import train_wordpiece
+from evilm.tasks.inputs import Inputs
+from evilm.tasks.pretrain import PretrainTask, open_pairs
 from evilm.text.vocab import Vocab
-from evilm.train.build import Inputs
-from evilm.train.pretrain import PretrainTask, open_pairs
+from evilm.text.vocab_builder import train_wordpiece
 
 EPOCHS = 6
 

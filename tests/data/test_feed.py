@@ -13,15 +13,15 @@ import simplejpeg
 import torch
 from fsspec.implementations.memory import MemoryFileSystem
 
-from evilm.data.feed import Feed, Rows
-from evilm.data.order import TrainOrder
+from evilm.dataloader.collate import PretrainBatch, PretrainCollate, TokenizerCollate
+from evilm.dataloader.loader import Feed, Rows
+from evilm.dataloader.sampler import TrainOrder
 from evilm.errors import ShardError
 from evilm.shards import FRAMES_SCHEMA, ShardPair, codes_schema, write_codes, write_frames
-from evilm.steps.batch import PretrainBatch, PretrainCollate, TokenizerCollate
-from evilm.text.build import train_wordpiece
 from evilm.text.vocab import Vocab
-from evilm.train.loop import Run
-from evilm.train.parts import in_parts
+from evilm.text.vocab_builder import train_wordpiece
+from evilm.train.micro_batches import in_parts
+from evilm.train.trainer import Run
 
 _GROUPS = [[4, 4, 2], [4, 3]]
 _CAPTIONS = [

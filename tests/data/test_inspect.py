@@ -17,13 +17,13 @@ import pytest
 from doors import ROOT
 from PIL import Image, ImageFont
 
-from evilm.config.door import parse
-from evilm.config.runs import InspectShards
-from evilm.data.inspection.door import inspect_shards
-from evilm.data.inspection.sheets import choose_clips, fit, wrap
-from evilm.data.inspection.stats import Distribution
-from evilm.data.quarantine import SCHEMA as QUARANTINE_SCHEMA
+from evilm.config.command_line import parse
+from evilm.config.stages import InspectShards
 from evilm.errors import ConfigError, ShardError, UsageError
+from evilm.ingest.quarantine import SCHEMA as QUARANTINE_SCHEMA
+from evilm.inspect.contact_sheets import choose_clips, fit, wrap
+from evilm.inspect.inspect_shards import inspect_shards
+from evilm.inspect.shard_stats import Distribution
 from evilm.shards import CodeShardInfo, CodesManifest, FrameManifest, ShardInfo, codes_schema, write_codes, write_frames
 from evilm.video.reasons import Flag, Reason
 from evilm.video.resize import to_jpeg

@@ -13,16 +13,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from evilm import storage
 from evilm.config.data import FetchConfig
-from evilm.config.runs import ShardVideos
 from evilm.config.secrets import unsigned
-from evilm.data.maker import fetch_source
-from evilm.data.manifest import BadRow, ClipRow, clean_caption
-from evilm.data.sources import read_manifests, videos_root
-from evilm.data.spill import content_of
+from evilm.config.stages import ShardVideos
 from evilm.errors import DecodeError, ManifestError
-from evilm.text.captions import read_captions
+from evilm.ingest.external_sort import content_of
+from evilm.ingest.shard_writer import fetch_source
+from evilm.io import storage
+from evilm.manifests.captions import read_captions
+from evilm.manifests.reader import read_manifests, videos_root
+from evilm.manifests.rows import BadRow, ClipRow, clean_caption
 from evilm.video.fetch import Fetcher
 
 

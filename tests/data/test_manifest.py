@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from evilm.config.data import ColumnsConfig, FetchConfig
-from evilm.config.runs import ShardVideos
-from evilm.data.manifest import BadRow, ClipRow, clean_caption, count_reasons
-from evilm.data.sources import read_manifests, videos_root
+from evilm.config.stages import ShardVideos
 from evilm.errors import DecodeError, EvilmError, ManifestError
+from evilm.manifests.reader import read_manifests, videos_root
+from evilm.manifests.rows import BadRow, ClipRow, clean_caption, count_reasons
 from evilm.video.fetch import Fetcher
 from evilm.video.reasons import Reason
 from evilm.video.urls import flat_name

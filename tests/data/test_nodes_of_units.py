@@ -17,8 +17,8 @@ def units(nodes: dict[str, Any], code: str) -> subprocess.Popen[bytes]:
     """Run units of work on these nodes, from a process of its own."""
     start = (
         "import json, logging, ray, failing_units; from functools import partial; from evilm.data import runner; "
-        "from evilm.config.train import PoolConfig; "
-        "from evilm.data.cluster import actor_options, connect, task_options; "
+        "from evilm.config.training import PoolConfig; "
+        "from evilm.cluster import actor_options, connect, task_options; "
         "logging.basicConfig(level='INFO'); connect(min_cpus=1); names = [f's-{n}' for n in range(8)]; "
     )
     environment = os.environ | {"RAY_ADDRESS": nodes["address"]}

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evilm.data.order import EVAL_EPOCH, NEGATIVE_GROUP_CLIPS, EvalOrder, TrainOrder, part_of, step_sizes
+from evilm.dataloader.sampler import EVAL_EPOCH, NEGATIVE_GROUP_CLIPS, EvalOrder, TrainOrder, part_of, step_sizes
 from evilm.errors import ConfigError
 
 _GROUPS = [[5, 5, 3], [5, 1], [4]]

@@ -10,15 +10,15 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from evilm import storage
-from evilm.config.runs import ShardVideos
-from evilm.data import plan, spill
-from evilm.data.known import Retried
-from evilm.data.manifest import BadRow, ClipRow
-from evilm.data.plan import Generation
-from evilm.data.spill import order_key
+from evilm.config.stages import ShardVideos
 from evilm.errors import ConfigError, ManifestError
-from evilm.outputs import Output
+from evilm.ingest import external_sort, shard_plan
+from evilm.ingest.external_sort import order_key
+from evilm.ingest.planned_ids import Retried
+from evilm.ingest.shard_plan import Generation
+from evilm.io import storage
+from evilm.io.outputs import Output
+from evilm.manifests.rows import BadRow, ClipRow
 from evilm.video.reasons import Reason
 
 
@@ -33,12 +33,12 @@ def plan_of(
 ) -> Generation:
     name = f"manifest {len(earlier)}"
     with opened(out) as output:
-        return plan.plan_rows(output, rows, name, earlier, 0, 4, lambda row: row.path == missing)
+        return shard_plan.plan_rows(output, rows, name, earlier, 0, 4, lambda row: row.path == missing)
 
 
 def retry(out: Path, rows: Sequence[ClipRow], earlier: Sequence[Generation]) -> Generation | None:
     with opened(out) as output:
-        return plan.plan_retry(output, rows, earlier, 0, 4)
+        return shard_plan.plan_retry(output, rows, earlier, 0, 4)
 
 
 def opened(out: Path | str) -> Output:
@@ -48,7 +48,7 @@ def opened(out: Path | str) -> Output:
 
 def shards_of(out: Path, generation: Generation) -> dict[str, list[str]]:
     tasks = {shard.name: generation.task(shard) for shard in generation.shards}
-    return {name: [row.clip_id for row in plan.read_rows(str(out), task)] for name, task in tasks.items()}
+    return {name: [row.clip_id for row in shard_plan.read_rows(str(out), task)] for name, task in tasks.items()}
 
 
 def files_of(out: Path) -> dict[str, bytes]:
@@ -64,7 +64,7 @@ def aside(out: Path) -> list[dict[str, Any]]:
 def mode(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Small manifests are sorted in memory, large ones by way of files."""
     if request.param == "through files":
-        monkeypatch.setattr(spill, "_BATCH_ROWS", 7)
+        monkeypatch.setattr(external_sort, "_BATCH_ROWS", 7)
 
 
 def test_assignment_is_a_function_of_the_ids(mode: None, tmp_path: Path) -> None:
@@ -76,18 +76,18 @@ def test_assignment_is_a_function_of_the_ids(mode: None, tmp_path: Path) -> None
         expected |= {f"{split}-{number:05d}": ids[4 * number : 4 * number + 4] for number in range(-(-len(ids) // 4))}
     assert shards_of(tmp_path, made) == expected
     assert [shard.num_rows for shard in made.shards] == [len(ids) for ids in expected.values()]
-    assert plan.read_generations(str(tmp_path)) == [made]
+    assert shard_plan.read_generations(str(tmp_path)) == [made]
     random.Random(1).shuffle(rows)
     again = plan_of(tmp_path / "again", rows)
     assert (again.plan_id, again.shards) == (made.plan_id, made.shards)
     assert files_of(tmp_path / "again" / "_plan") == files_of(tmp_path / "_plan")
-    assert plan.read_rows(str(tmp_path), f"{made.folder}/val-00000")[0] in rows
+    assert shard_plan.read_rows(str(tmp_path), f"{made.folder}/val-00000")[0] in rows
 
 
 def test_memory_and_files_give_the_same_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [clip(number % 60, record=number) for number in range(80)]
     plan_of(tmp_path / "memory", rows)
-    monkeypatch.setattr(spill, "_BATCH_ROWS", 7)
+    monkeypatch.setattr(external_sort, "_BATCH_ROWS", 7)
     plan_of(tmp_path / "files", rows)
     for name, data in files_of(tmp_path / "memory").items():
         if name.startswith(("_runs", "run.json")):
@@ -170,7 +170,7 @@ def test_a_manifest_that_takes_rows_back(mode: None, tmp_path: Path, change: Any
     with pytest.raises(ConfigError, match=told) as caught:
         plan_of(tmp_path, [*change(rows), clip(77)], [first])
     assert "\n" not in str(caught.value)
-    assert plan.read_generations(str(tmp_path)) == [first]
+    assert shard_plan.read_generations(str(tmp_path)) == [first]
     assert plan_of(tmp_path, [*rows, clip(77)], [first]).num_planned == 1
 
 
@@ -183,7 +183,7 @@ def test_clips_that_are_tried_again(tmp_path: Path) -> None:
         "train-00006": ["c11", "c3"],
         "val-00002": ["c10"],
     }
-    retried = Retried({1: plan.folder(str(tmp_path), again)}, 0)
+    retried = Retried({1: shard_plan.folder(str(tmp_path), again)}, 0)
     assert [retried.after(0, f"c{number}") for number in (3, 10, 11, 12)] == [True, True, True, False]
     assert not retried.after(1, "c3")
     grown = plan_of(tmp_path, [clip(number) for number in range(31)], [first, again])
@@ -196,13 +196,13 @@ def test_a_plan_that_was_killed_is_none(tmp_path: Path) -> None:
     folder.mkdir()
     (folder / "train-00002.parquet").write_bytes(b"left behind")
     (folder / "val-00009.parquet").write_bytes(b"left behind")
-    assert plan.read_generations(str(tmp_path)) == [first]
+    assert shard_plan.read_generations(str(tmp_path)) == [first]
     second = plan_of(tmp_path, [clip(number) for number in range(11)], [first])
     assert not folder.exists(), "the next plan has its own folder"
     assert sorted(path.name for path in (tmp_path / "_plan" / second.folder).iterdir()) == [
         "digest.parquet", "val-00001.parquet",
     ]  # fmt: skip
-    assert plan.read_generations(str(tmp_path)) == [first, second]
+    assert shard_plan.read_generations(str(tmp_path)) == [first, second]
 
 
 def test_odd_texts_survive(tmp_path: Path) -> None:
@@ -215,7 +215,7 @@ def test_odd_texts_survive(tmp_path: Path) -> None:
         offset=3,
         url="u",
     )
-    assert plan.read_rows(str(tmp_path), f"{plan_of(tmp_path, [row]).folder}/train-00000") == [row]
+    assert shard_plan.read_rows(str(tmp_path), f"{plan_of(tmp_path, [row]).folder}/train-00000") == [row]
 
 
 def test_a_column_that_is_no_split(tmp_path: Path) -> None:
@@ -232,8 +232,8 @@ def test_a_plan_in_an_object_store(s3_bucket: str) -> None:
     rows = [clip(number) for number in range(30)]
     first = plan_of(s3_bucket, rows)
     second = plan_of(s3_bucket, [*rows, clip(30), clip(30)], [first])
-    assert plan.read_generations(s3_bucket) == [first, second]
-    assert [row.clip_id for row in plan.read_rows(s3_bucket, second.task(second.shards[0]))] == ["c30"]
+    assert shard_plan.read_generations(s3_bucket) == [first, second]
+    assert [row.clip_id for row in shard_plan.read_rows(s3_bucket, second.task(second.shards[0]))] == ["c30"]
     table = pq.read_table(io.BytesIO(storage.read_bytes(f"{s3_bucket}/quarantine/manifest.parquet")))
     assert table["reason"].to_pylist() == ["duplicate_id"]
 
@@ -243,16 +243,18 @@ def test_rows_of_one_clip_are_its_captions_where_most_rows_are_such(mode: None, 
     rows.append(clip(3, record=40, captions=("x",), path="another video"))
     made = plan_of(tmp_path, rows)
     assert (made.num_planned, made.num_rows, made.reasons.sorted()) == (10, 41, {"duplicate_id": 11})
-    read = [row for shard in made.shards for row in plan.read_rows(str(tmp_path), made.task(shard))]
+    read = [row for shard in made.shards for row in shard_plan.read_rows(str(tmp_path), made.task(shard))]
     texts = {f"c{number}": {f"caption {n % 3}" for n in range(4 * number, 4 * number + 4)} for number in range(10)}
     assert {row.clip_id: set(row.captions) for row in read} == texts
     assert len(next(row for row in read if row.clip_id == "c1").captions) == 3
     several = [clip(n, captions=("a", "b")) for n in range(3)]
     with opened(tmp_path / "off") as output:
-        off = plan.plan_rows(output, rows, "m", [], 0, 4, lambda _: False, "duplicates")
+        off = shard_plan.plan_rows(output, rows, "m", [], 0, 4, lambda _: False, "duplicates")
     assert (off.num_planned, off.reasons.sorted()) == (10, {"duplicate_id": 31})
     with opened(tmp_path / "on") as output:
-        on = plan.plan_rows(output, [*several, clip(1, captions=("c",))], "m", [], 0, 4, lambda _: False, "captions")
+        on = shard_plan.plan_rows(
+            output, [*several, clip(1, captions=("c",))], "m", [], 0, 4, lambda _: False, "captions"
+        )
     assert (on.num_planned, on.reasons.total) == (3, 0)
 
 
@@ -260,7 +262,7 @@ def test_clips_of_a_source_are_in_one_shard(mode: None, tmp_path: Path) -> None:
     rows = [clip(n, split="train", path=f"v{n % 9}", start_s=float(n), end_s=n + 1.0) for n in range(63)]
     random.Random(0).shuffle(rows)
     made = plan_of(tmp_path, rows)
-    read = [plan.read_rows(str(tmp_path), made.task(shard)) for shard in made.shards]
+    read = [shard_plan.read_rows(str(tmp_path), made.task(shard)) for shard in made.shards]
     assert [len(shard) for shard in read] == [7] * 9, "four would be enough, and seven are of one source"
     assert all(len({row.path for row in shard}) == 1 for shard in read)
     assert sorted(row.clip_id for shard in read for row in shard) == sorted(row.clip_id for row in rows)

@@ -15,16 +15,8 @@ from doors import files_of, start
 from sharding import SMALL, clips_of, door, in_this_process, make_corpus, quarantine_of
 from video_files import write_video
 
-from evilm import storage
 from evilm.config.data import FetchConfig, FramesConfig
-from evilm.config.runs import ShardVideos
-from evilm.data import job, plan
-from evilm.data.fold import Ledger
-from evilm.data.maker import Work, _get, make_shard
-from evilm.data.manifest import ClipRow
-from evilm.data.quarantine import Reasons
-from evilm.data.shard import _finder, shard_videos
-from evilm.data.watch import too_many
+from evilm.config.stages import ShardVideos
 from evilm.errors import (
     ClusterError,
     ConfigError,
@@ -35,7 +27,16 @@ from evilm.errors import (
     StorageError,
     UsageError,
 )
-from evilm.outputs import Output
+from evilm.ingest import shard_plan
+from evilm.ingest.failure_budget import too_many
+from evilm.ingest.merge import Ledger
+from evilm.ingest.quarantine import Reasons
+from evilm.ingest.shard_videos import _finder, shard_videos
+from evilm.ingest.shard_writer import Work, _get, make_shard
+from evilm.io import storage
+from evilm.io.outputs import Output
+from evilm.jobs import commits
+from evilm.manifests.rows import ClipRow
 from evilm.shards import FrameManifest, read_group
 from evilm.video.fetch import Fetcher
 from evilm.video.reasons import Reason
@@ -183,7 +184,7 @@ def test_missing_flags_are_usage_errors(tmp_path: Path) -> None:
 
 def test_a_unit_that_kills_its_process_again_and_again(tmp_path: Path) -> None:
     def attempt(run: int, max_failures: int) -> None:
-        with suppress(SystemExit), job.attempt(str(tmp_path), run, "train-00000", max_failures):
+        with suppress(SystemExit), commits.attempt(str(tmp_path), run, "train-00000", max_failures):
             raise SystemExit  # no error of the unit
 
     for _ in range(3):
@@ -373,11 +374,18 @@ def test_a_data_set_that_is_broken_ends_early(growing: Path) -> None:
 
 
 def test_what_may_fail_of_a_job() -> None:
-    def plans(*numbers: int) -> list[plan.Generation]:
+    def plans(*numbers: int) -> list[shard_plan.Generation]:
         kinds = zip(("rows", "rows", "retry"), numbers, strict=False)
         return [
-            plan.Generation(
-                n, f"000{n}", kind, "", "", 1000, [plan.PlannedShard(f"train-{n}", "train", number)], Reasons({"x": 50})
+            shard_plan.Generation(
+                n,
+                f"000{n}",
+                kind,
+                "",
+                "",
+                1000,
+                [shard_plan.PlannedShard(f"train-{n}", "train", number)],
+                Reasons({"x": 50}),
             )
             for n, (kind, number) in enumerate(kinds)
         ]
@@ -391,13 +399,13 @@ def test_a_shard_ends_early_where_its_videos_went_away(tmp_path: Path) -> None:
     out = str(tmp_path / "out")
     rows = [ClipRow(record=n, clip_id=str(n), split="train", captions=("x",), path=f"{n}.mp4") for n in range(300)]
     with Output(ShardVideos(), out, {}) as output:
-        made = plan.plan_rows(output, rows, "m", [], 0, 1000, lambda _: False)
+        made = shard_plan.plan_rows(output, rows, "m", [], 0, 1000, lambda _: False)
     (tmp_path / "videos").mkdir()
     sampling = FramesConfig()
     work = Work(out, 1, str(tmp_path / "videos"), {made.folder: made.plan_id}, sampling, FetchConfig(), 0.5, 1)
     with pytest.raises(SourceError, match="200 of the last 200 videos"):
         make_shard(work, f"{made.folder}/train-00000")
-    assert not job.any_committed(out)
+    assert not commits.any_committed(out)
     assert [name for name in storage.list_names(out) if "train" in name] == []
     assert too_many(129, 200, 0.5)
     assert not too_many(128, 200, 0.5)

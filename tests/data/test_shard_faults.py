@@ -20,9 +20,9 @@ from gates import Gate, serve
 from s3_faults import FaultyS3, at_random
 from sharding import clips_of, door, make_corpus, quarantine_of
 
-from evilm import storage
-from evilm.data.shard import shard_videos
 from evilm.errors import StorageError
+from evilm.ingest.shard_videos import shard_videos
+from evilm.io import storage
 
 _SHARDS = 24
 _ONE, _OTHER = "17.mp4", "10.mp4"
@@ -283,10 +283,10 @@ from pathlib import Path
 sys.path.insert(0, {tests!r})
 from sharding import door
 from evilm.data import plan
-from evilm.data.maker import Work, make_shard
-from evilm.data.sources import read_manifests
+from evilm.ingest.shard_writer import Work, make_shard
+from evilm.manifests.reader import read_manifests
 from evilm.errors import StorageError
-from evilm.outputs import Output
+from evilm.io.outputs import Output
 config, out = door(Path({corpus!r}), Path({out!r})), {out!r}
 with Output(config, out, {{}}) as output:
     made = plan.plan_rows(output, read_manifests(config), "m", [], 0, 100, lambda row: False)

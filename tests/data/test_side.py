@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from stored import CAPTIONS, store_frames
 
-from evilm import node_cache, storage
-from evilm.data.feed import Feed
-from evilm.data.order import TrainOrder
+from evilm.dataloader.loader import Feed
+from evilm.dataloader.sampler import TrainOrder
 from evilm.errors import ShardError, StorageError
+from evilm.io import node_cache, storage
 from evilm.shards import FrameManifest, ShardPair, Side, open_side, publish_side, read_group
 
 SIZES = {"train": [[4, 1], [3]], "val": [[2]]}

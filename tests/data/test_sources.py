@@ -15,11 +15,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from evilm.config.data import ColumnsConfig, FetchConfig
-from evilm.config.runs import ShardVideos
-from evilm.data.manifest import BadRow, ClipRow
-from evilm.data.sources import fingerprint_of_manifests, read_manifests, videos_root
+from evilm.config.stages import ShardVideos
 from evilm.errors import ConfigError, EvilmError, ManifestError
-from evilm.text.captions import read_captions
+from evilm.manifests.captions import read_captions
+from evilm.manifests.reader import fingerprint_of_manifests, read_manifests, videos_root
+from evilm.manifests.rows import BadRow, ClipRow
 from evilm.video.fetch import Fetcher
 from evilm.video.reasons import Reason
 

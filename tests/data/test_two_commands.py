@@ -14,8 +14,8 @@ from doors import files_of, kill, start, wait_for
 from gates import Gate, serve
 from sharding import door, make_corpus
 
-from evilm import storage
-from evilm.data.shard import shard_videos
+from evilm.ingest.shard_videos import shard_videos
+from evilm.io import storage
 from evilm.shards import FrameManifest
 
 pytestmark = [pytest.mark.faults, pytest.mark.long]

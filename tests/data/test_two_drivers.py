@@ -13,10 +13,10 @@ import pytest
 from sharding import door, in_this_process
 from video_files import write_video
 
-from evilm import ownership, storage
-from evilm.data import maker
-from evilm.data.shard import shard_videos
 from evilm.errors import ConfigError, OwnershipError
+from evilm.ingest import shard_writer
+from evilm.ingest.shard_videos import shard_videos
+from evilm.io import ownership, storage
 from evilm.shards import FrameManifest
 
 pytestmark = pytest.mark.faults
@@ -49,7 +49,7 @@ def settings(corpus: Path, out: str, values: dict[str, Any]) -> Any:
 
 def drive(corpus: Path, out: str, values: dict[str, Any], stop_at: int, heartbeat_s: float) -> None:
     """Run the command in a forked process, which stops itself before an operation of the storage."""
-    maker._Kept.decoder = None  # whose child process belongs to the parent
+    shard_writer._Kept.decoder = None  # whose child process belongs to the parent
     ownership._HEARTBEAT_S, ownership.STALE_S = heartbeat_s, 6 * heartbeat_s
     count = 0
 

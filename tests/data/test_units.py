@@ -20,10 +20,10 @@ from s3_faults import FaultyS3
 from sharding import SMALL, clips_of, door, in_this_process
 from video_files import write_video
 
-from evilm import storage
-from evilm.data import job, runner
-from evilm.data.shard import period, shard_videos
 from evilm.errors import HaltedError, ShardError, StorageError, UnfinishedError, UsageError
+from evilm.ingest.shard_videos import period, shard_videos
+from evilm.io import storage
+from evilm.jobs import commits, runner
 from evilm.shards import FrameManifest
 
 _NUM_CLIPS = 20
@@ -92,9 +92,9 @@ def test_an_error_of_the_job_ends_it_and_a_place_that_is_dead_too(ray_local: Any
 def test_attempts_that_ended_with_an_error_have_not_died(tmp_path: Path) -> None:
     out = str(tmp_path)
     for _ in range(4):
-        with pytest.raises(StorageError), job.attempt(out, 1, "a", 1):
+        with pytest.raises(StorageError), commits.attempt(out, 1, "a", 1):
             raise StorageError("full")
-    with job.attempt(out, 1, "a", 1):
+    with commits.attempt(out, 1, "a", 1):
         pass
 
 

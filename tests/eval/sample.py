@@ -8,12 +8,13 @@ import pyarrow as pa
 import simplejpeg
 import torch
 
-from evilm import shards, storage
-from evilm.config.model import StudentConfig
-from evilm.config.train import ObjectivesConfig
-from evilm.model.student import Student
-from evilm.text.build import train_wordpiece
+from evilm import shards
+from evilm.config.models import StudentConfig
+from evilm.config.training import ObjectivesConfig
+from evilm.io import storage
+from evilm.model.evilm_model import Student
 from evilm.text.vocab import Vocab
+from evilm.text.vocab_builder import train_wordpiece
 
 PX, FRAMES, NUM_CODES, GROUP = 64, 2, 20, 4
 REGIONS = FRAMES * (PX // 32) ** 2

@@ -8,14 +8,14 @@ import pytest
 import torch
 from eval.sample import FRAMES, NUM_CODES, PX, captions, make_codes, make_frames, make_model
 
-from evilm import storage
-from evilm.config.runs import Benchmark
+from evilm.config.stages import Benchmark
+from evilm.dataloader.masking import region_masks
 from evilm.errors import CheckpointError, ConfigError, ShardError
 from evilm.eval.benchmark import benchmark
-from evilm.masking import region_masks
-from evilm.model.student import Student
+from evilm.io import storage
+from evilm.model.evilm_model import Student
+from evilm.seeds import clip_keys
 from evilm.shards import FrameManifest, decode_frames, read_group
-from evilm.steps.seeds import clip_keys
 from evilm.text.vocab import Vocab
 
 

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from evilm import storage
-from evilm.config.runs import Report
+from evilm.config.stages import Report
 from evilm.errors import ConfigError
 from evilm.eval.report import report
+from evilm.io import storage
 from evilm.model.metrics import proportion
 
 

@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 from sample import FRAMES, NUM_CODES, PX, make_codes, make_frames, make_model
 
-from evilm.config.train import ObjectivesConfig
-from evilm.eval.clips import choose_clips, make_blocks, open_shards
-from evilm.eval.score import ScoreJob, Scorer
+from evilm.config.training import ObjectivesConfig
+from evilm.eval.eval_clips import choose_clips, make_blocks, open_shards
+from evilm.eval.scoring import ScoreJob, Scorer
 from evilm.shards import CodesManifest
 
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from evilm.errors import ConfigError
-from evilm.eval.clips import EvalClip
-from evilm.eval.table import figures_table
+from evilm.eval.eval_clips import EvalClip
+from evilm.eval.score_table import figures_table
 from evilm.eval.zero_shot import (
     choice_figures,
     distinct_captions,

@@ -14,27 +14,27 @@ sys.path.append(str(Path(__file__).parents[1] / "eval"))
 import sample
 
 from evilm.config import presets
-from evilm.config.model import StudentConfig, VideoTokenizerConfig
-from evilm.config.runs import Pretrain, TrainTokenizer
-from evilm.config.train import ObjectivesConfig, TrainConfig
-from evilm.data.feed import Feed, Rows, training_feed
-from evilm.eval.clips import choose_clips, make_blocks, open_shards
-from evilm.eval.score import ScoreJob
+from evilm.config.models import StudentConfig, VideoTokenizerConfig
+from evilm.config.stages import Pretrain, TrainTokenizer
+from evilm.config.training import ObjectivesConfig, TrainConfig
+from evilm.dataloader.collate import PretrainBatch, PretrainCollate, TokenizerBatch, TokenizerCollate
+from evilm.dataloader.loader import Feed, Rows, training_feed
+from evilm.eval.eval_clips import choose_clips, make_blocks, open_shards
+from evilm.eval.scoring import ScoreJob
 from evilm.eval.zero_shot import distinct_captions
-from evilm.model.student import Student
-from evilm.model.tokenizer import VideoTokenizer
+from evilm.model.evilm_model import Student
+from evilm.model.tokenizers.semantic_vq import VideoTokenizer
+from evilm.objectives.objective import Objective
+from evilm.objectives.pretraining_objective import PretrainObjective
+from evilm.objectives.tokenizer_objective import TokenizerObjective
 from evilm.shards import CodesManifest, pair
-from evilm.steps.base import Objective
-from evilm.steps.batch import PretrainBatch, PretrainCollate, TokenizerBatch, TokenizerCollate
-from evilm.steps.pretrain import PretrainObjective
-from evilm.steps.tokenizer import TokenizerObjective
-from evilm.text.build import train_wordpiece
 from evilm.text.vocab import Vocab
-from evilm.train.copies import on_device
-from evilm.train.learner import Learner
-from evilm.train.stop import NUM_FLAGS
+from evilm.text.vocab_builder import train_wordpiece
+from evilm.train.device_copies import on_device
+from evilm.train.preemption import NUM_FLAGS
 from evilm.train.timing import StepTimer
-from evilm.train.update import Updater
+from evilm.train.train_state import Learner
+from evilm.train.train_step import Updater
 
 PX, FRAMES, CODES = 64, 2, 20
 REGIONS = FRAMES * (PX // 32) ** 2

@@ -12,9 +12,9 @@ import torch.distributed as dist
 import torch.multiprocessing
 from pretend_card import PretendCard
 
-from evilm.data.order import part_of
-from evilm.train.look import evaluate
-from evilm.train.parts import parts_of
+from evilm.dataloader.sampler import part_of
+from evilm.train.micro_batches import parts_of
+from evilm.train.validation import evaluate
 
 PARTS, CLIPS, STEPS = 3, 7, 2
 

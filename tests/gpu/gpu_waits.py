@@ -7,9 +7,9 @@ import gpu_models as small
 import torch
 from pretend_card import PretendCard, Read
 
-from evilm.config.train import TrainConfig
-from evilm.data.order import part_of
-from evilm.steps.batch import Batch
+from evilm.config.training import TrainConfig
+from evilm.dataloader.collate import Batch
+from evilm.dataloader.sampler import part_of
 
 WARM_UP, STEPS, CLIPS = 2, 2, 6
 """Steps before those that are counted: the optimizer makes its moments in the first, the average is a copy in it."""

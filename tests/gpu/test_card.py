@@ -18,12 +18,12 @@ import torch
 from gpu_ranks import start_ranks, train_ranks
 from torch import nn
 
-from evilm.eval.score import ScoreJob, Scorer
-from evilm.steps.batch import Batch
-from evilm.train.checkpoint import load_checkpoint, save_checkpoint
-from evilm.train.copies import on_device
-from evilm.train.learner import Learner
-from evilm.train.look import evaluate
+from evilm.dataloader.collate import Batch
+from evilm.eval.scoring import ScoreJob, Scorer
+from evilm.train.checkpoint_files import load_checkpoint, save_checkpoint
+from evilm.train.device_copies import on_device
+from evilm.train.train_state import Learner
+from evilm.train.validation import evaluate
 
 _CARD = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 CARD = pytest.param("cuda", marks=_CARD)

@@ -11,12 +11,12 @@ import torch
 from gpu_ranks import start_ranks, train_ranks
 from pretend_card import PretendCard
 
-from evilm.eval.score import ScoreJob, Scorer
-from evilm.model.student import Student
-from evilm.train.checkpoint import load_checkpoint, save_checkpoint
-from evilm.train.look import evaluate
-from evilm.train.panel_view import look
+from evilm.eval.scoring import ScoreJob, Scorer
+from evilm.model.evilm_model import Student
+from evilm.tracking.panel_view import look
+from evilm.train.checkpoint_files import load_checkpoint, save_checkpoint
 from evilm.train.precision import autocast
+from evilm.train.validation import evaluate
 
 CUDA = torch.device("cuda", 0)
 
@@ -147,7 +147,7 @@ def test_panels(card: PretendCard) -> None:
 
 
 def test_words_of_codes(card: PretendCard) -> None:
-    from evilm.model.code_words import CodeWords
+    from evilm.model.tokenizers.code_words import CodeWords
 
     tokenizer = small.tokenizer_objective().tokenizer.eval()
     wanted = CodeWords(copy.deepcopy(tokenizer), small.VOCAB).words([0, 3, 7])

@@ -6,8 +6,8 @@ import gpu_models as small
 import pytest
 import torch
 
-from evilm.train.learner import compile_objective
-from evilm.train.look import evaluate
+from evilm.train.train_state import compile_objective
+from evilm.train.validation import evaluate
 
 
 @pytest.mark.long

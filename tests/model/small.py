@@ -2,7 +2,7 @@
 
 import torch
 
-from evilm.config.model import CodebookConfig, StudentConfig, VideoTokenizerConfig
+from evilm.config.models import CodebookConfig, StudentConfig, VideoTokenizerConfig
 
 
 def student_config(**changes) -> StudentConfig:

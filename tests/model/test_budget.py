@@ -6,24 +6,24 @@ from pathlib import Path
 
 import pytest
 import torch
+from cost import main
+from cost_model import formulas
+from cost_model.inputs import CONSTANTS, DEVICES, Device, Job, job_of, measured, override
+from cost_model.plan import labels, once, reading, training
 from small import frames, student_config, tokenizer_config, words
 from torch.utils.flop_counter import FlopCounterMode
 
-from evilm.config.model import CodebookConfig, VideoTokenizerConfig
+from evilm.config.models import CodebookConfig, VideoTokenizerConfig
 from evilm.config.presets import defaults
-from evilm.config.train import ObjectivesConfig
-from evilm.data.order import TrainOrder
+from evilm.config.training import ObjectivesConfig
+from evilm.dataloader.collate import PretrainBatch
+from evilm.dataloader.sampler import TrainOrder
 from evilm.errors import ConfigError
 from evilm.model import cost
-from evilm.model.budget import formulas
-from evilm.model.budget.__main__ import main
-from evilm.model.budget.inputs import CONSTANTS, DEVICES, Device, Job, job_of, measured, override
-from evilm.model.budget.plan import labels, once, reading, training
-from evilm.model.budget.work import Work, step_macs, tokenizer_macs
-from evilm.model.student import Student
-from evilm.model.tokenizer import VideoTokenizer
-from evilm.steps.batch import PretrainBatch
-from evilm.steps.pretrain import PretrainObjective
+from evilm.model.evilm_model import Student
+from evilm.model.tokenizers.semantic_vq import VideoTokenizer
+from evilm.objectives.pretraining_objective import PretrainObjective
+from evilm.objectives.step_macs import Work, step_macs, tokenizer_macs
 
 ROUND = {
     "shard_core_s_per_clip": 0.36,
@@ -266,4 +266,4 @@ def test_the_document_shows_what_the_command_prints(capsys) -> None:
     main([])
     printed = capsys.readouterr().out.partition("\n\nconstants\n")[0]
     document = Path(__file__).parents[2] / "docs" / "cost.md"
-    assert printed in document.read_text(), "put the output of `python -m evilm.model.budget` into docs/cost.md"
+    assert printed in document.read_text(), "put the output of `python benchmarks/cost.py` into docs/cost.md"

@@ -2,9 +2,9 @@
 
 import pytest
 
-from evilm.config.model import CodebookConfig
+from evilm.config.models import CodebookConfig
 from evilm.errors import CollapseError
-from evilm.model.collapse import require_code_usage, require_usage_of_labels, require_usage_on_val
+from evilm.model.tokenizers.collapse import require_code_usage, require_usage_of_labels, require_usage_on_val
 
 
 def accepted(num_used: int, num_regions: int, **codebook) -> bool:

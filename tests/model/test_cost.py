@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from evilm.config.model import StudentConfig
+from evilm.config.models import StudentConfig
 from evilm.model.cost import TABLE_8, agreement, at_precision, extra_rows, macs, main, parameter_rows, printed_value
-from evilm.model.student import Student
+from evilm.model.evilm_model import Student
 
 
 @pytest.fixture(scope="module")

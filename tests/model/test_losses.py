@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from evilm.config.model import FocalConfig
+from evilm.config.models import FocalConfig
 from evilm.model.losses import focal_word_loss, mlm_loss, mvm_loss, quantizer_losses, vtm_loss
 
 LN = math.log

@@ -5,14 +5,14 @@ import socket
 from typing import NoReturn, cast
 
 import pytest
+from cost import main as budget
 
-from evilm.config.door import parse
+from evilm.config.command_line import parse
 from evilm.config.presets import defaults
-from evilm.config.runs import Pretrain
-from evilm.model.budget.__main__ import main as budget
+from evilm.config.stages import Pretrain
 from evilm.model.cost import main as cost
-from evilm.model.student import Student
-from evilm.model.tokenizer import VideoTokenizer
+from evilm.model.evilm_model import Student
+from evilm.model.tokenizers.semantic_vq import VideoTokenizer
 
 
 def _no_network(*_: object) -> NoReturn:

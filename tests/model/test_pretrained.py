@@ -16,14 +16,14 @@ from video_files import write_video
 import evilm
 from evilm.config.data import FramesConfig
 from evilm.errors import CheckpointError, ConfigError, DecodeError
+from evilm.model.evilm_model import Student
 from evilm.model.inference import EViLM
 from evilm.model.preprocess import Preprocessor
-from evilm.model.student import Student
 from evilm.shards import decode_frames
-from evilm.text.build import train_wordpiece
 from evilm.text.vocab import Vocab
-from evilm.video.child import Decoder
+from evilm.text.vocab_builder import train_wordpiece
 from evilm.video.decode import decode_clip
+from evilm.video.decoder_process import Decoder
 
 CAPTIONS = ["a red ball rolls to the left", "a blue star", "two green cubes, blinking in the fog"]
 FRAMES = FramesConfig(num_frames=3, frame_px=64, resize="squash")

@@ -4,8 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from evilm.config.model import CodebookConfig
-from evilm.model.quantizer import Quantizer, kmeans
+from evilm.config.models import CodebookConfig
+from evilm.model.tokenizers.quantizer import Quantizer, kmeans
 
 
 def build(rows: list[list[float]], **changes) -> Quantizer:

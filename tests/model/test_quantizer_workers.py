@@ -10,12 +10,12 @@ import torch.multiprocessing as mp
 import torch.nn.functional as F
 from model.small import frames, tokenizer_config
 
-from evilm.data.order import part_of
-from evilm.model.quantizer import kmeans
-from evilm.model.tokenizer import VideoTokenizer
-from evilm.steps.batch import TokenizerBatch
-from evilm.steps.tokenizer import TokenizerObjective
-from evilm.train.parts import parts_of
+from evilm.dataloader.collate import TokenizerBatch
+from evilm.dataloader.sampler import part_of
+from evilm.model.tokenizers.quantizer import kmeans
+from evilm.model.tokenizers.semantic_vq import VideoTokenizer
+from evilm.objectives.tokenizer_objective import TokenizerObjective
+from evilm.train.micro_batches import parts_of
 
 _CLIPS, _STEPS = 9, 3
 _LAYOUTS = {"2 workers": 2, "2 workers x 2": 4, "2 workers, 3 micro-batches": 3}

@@ -8,7 +8,7 @@ from model.small import frames, student_config, words
 from safetensors.torch import load_file, save_file
 
 from evilm.errors import CheckpointError, ConfigError
-from evilm.model.student import Student
+from evilm.model.evilm_model import Student
 from evilm.model.video_encoder import VideoEncoder
 
 

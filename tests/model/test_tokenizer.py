@@ -7,7 +7,7 @@ import torch
 from model.small import frames, tokenizer_config
 
 from evilm.errors import CheckpointError, ConfigError
-from evilm.model.tokenizer import VideoTokenizer
+from evilm.model.tokenizers.semantic_vq import VideoTokenizer
 
 
 def build(seed: int = 0, **changes) -> VideoTokenizer:

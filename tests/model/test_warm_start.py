@@ -10,11 +10,11 @@ from small import student_config, tokenizer_config
 
 from evilm.config.data import FramesConfig
 from evilm.errors import CheckpointError, VocabError
+from evilm.model.evilm_model import Student
 from evilm.model.identity import OBJECTIVES_FILE, tokenizer_fingerprints
 from evilm.model.inference import EViLM
 from evilm.model.preprocess import Preprocessor
-from evilm.model.student import Student
-from evilm.model.tokenizer import VideoTokenizer
+from evilm.model.tokenizers.semantic_vq import VideoTokenizer
 from evilm.model.warm_start import has_codebook, start_student, start_tokenizer
 from evilm.text.vocab import SPECIALS, Vocab
 

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from evilm.steps.batch import PretrainBatch, PretrainCollate
-from evilm.steps.colours import jitter_colours
-from evilm.text.build import train_wordpiece
+from evilm.dataloader.collate import PretrainBatch, PretrainCollate
+from evilm.dataloader.color_jitter import jitter_colours
 from evilm.text.vocab import Vocab
+from evilm.text.vocab_builder import train_wordpiece
 
 CAPTIONS = ["a red star", "a blue ring", "two birds"]
 

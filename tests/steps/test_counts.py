@@ -8,10 +8,10 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from evilm.config.model import CodebookConfig, VideoTokenizerConfig
-from evilm.model.tokenizer import VideoTokenizer
-from evilm.steps.batch import TokenizerBatch
-from evilm.steps.tokenizer import TokenizerObjective
+from evilm.config.models import CodebookConfig, VideoTokenizerConfig
+from evilm.dataloader.collate import TokenizerBatch
+from evilm.model.tokenizers.semantic_vq import VideoTokenizer
+from evilm.objectives.tokenizer_objective import TokenizerObjective
 
 
 def _objective() -> TokenizerObjective:

@@ -2,11 +2,11 @@
 
 import torch
 
-from evilm.config.model import StudentConfig
-from evilm.config.train import ObjectivesConfig
-from evilm.model.student import Student
-from evilm.steps.batch import PretrainBatch
-from evilm.steps.pretrain import PretrainObjective, match_wins
+from evilm.config.models import StudentConfig
+from evilm.config.training import ObjectivesConfig
+from evilm.dataloader.collate import PretrainBatch
+from evilm.model.evilm_model import Student
+from evilm.objectives.pretraining_objective import PretrainObjective, match_wins
 
 CLIPS = 5
 

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evilm.steps import negatives
-from evilm.steps.seeds import derangement, draw_captions
+from evilm.dataloader import negatives
+from evilm.seeds import derangement, draw_captions
 
 CAPTIONS = [
     "a red ball rolls to the left",

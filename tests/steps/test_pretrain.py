@@ -4,12 +4,12 @@ from dataclasses import replace
 
 import torch
 
-from evilm.config.model import StudentConfig
-from evilm.config.train import ObjectivesConfig
-from evilm.model.student import Student
-from evilm.steps.batch import PretrainBatch
-from evilm.steps.colours import jitter_colours
-from evilm.steps.pretrain import PretrainObjective
+from evilm.config.models import StudentConfig
+from evilm.config.training import ObjectivesConfig
+from evilm.dataloader.collate import PretrainBatch
+from evilm.dataloader.color_jitter import jitter_colours
+from evilm.model.evilm_model import Student
+from evilm.objectives.pretraining_objective import PretrainObjective
 
 
 def test_jitter_is_the_frames_alone() -> None:

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from evilm.config.model import CodebookConfig, VideoTokenizerConfig
-from evilm.model.tokenizer import VideoTokenizer
-from evilm.steps.batch import TokenizerBatch
-from evilm.steps.tokenizer import TokenizerObjective
+from evilm.config.models import CodebookConfig, VideoTokenizerConfig
+from evilm.dataloader.collate import TokenizerBatch
+from evilm.model.tokenizers.semantic_vq import VideoTokenizer
+from evilm.objectives.tokenizer_objective import TokenizerObjective
 
 _CPU = torch.device("cpu")
 

@@ -4,9 +4,9 @@ import pytest
 import torch
 from model.small import frames, tokenizer_config
 
-from evilm.model.tokenizer import VideoTokenizer
-from evilm.steps.batch import TokenizerBatch
-from evilm.steps.tokenizer import TokenizerObjective
+from evilm.dataloader.collate import TokenizerBatch
+from evilm.model.tokenizers.semantic_vq import VideoTokenizer
+from evilm.objectives.tokenizer_objective import TokenizerObjective
 
 
 def objective(**codebook) -> TokenizerObjective:

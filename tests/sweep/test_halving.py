@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from evilm.sweep.halving import halve, in_random_order, rung_steps
-from evilm.sweep.results import Tried, rank
-from evilm.sweep.trials import Outcome, make_trials
+from evilm.sweep.sweep_results import Tried, rank
+from evilm.sweep.trial_folder import Outcome, make_trials
 
 SETTINGS, EPOCHS = "abcd", 20
 

@@ -4,13 +4,13 @@ from pathlib import Path
 
 import pytest
 
-from evilm.config.door import parse
+from evilm.config.command_line import parse
 from evilm.config.presets import defaults
-from evilm.config.runs import DOORS, Pretrain, Sweep
-from evilm.config.space import Choices, Range, read_space, space_names
+from evilm.config.stages import DOORS, Pretrain, Sweep
+from evilm.config.sweep_space import Choices, Range, read_space, space_names
 from evilm.errors import UsageError
-from evilm.sweep.plan import Listed, make_plan
-from evilm.sweep.trials import make_trials
+from evilm.sweep.sweep_plan import Listed, make_plan
+from evilm.sweep.trial_folder import make_trials
 
 SWEEPS = [name for name, kind in DOORS.items() if issubclass(kind, Sweep)]
 

@@ -10,11 +10,11 @@ import yaml
 from doors import ROOT, kill, start, wait_for
 from gates import Gate
 
-from evilm.config.door import parse
+from evilm.config.command_line import parse
 from evilm.config.presets import defaults
-from evilm.sweep.run import sweep
+from evilm.sweep.run_sweep import sweep
+from evilm.tasks.pretrain import pretrain
 from evilm.train.attempts import attempts
-from evilm.train.pretrain import pretrain
 
 SMALL = str(ROOT / "tests" / "small.yaml")
 

@@ -7,17 +7,17 @@ from pathlib import Path
 import pytest
 import yaml
 
-from evilm.config.door import parse
+from evilm.config.command_line import parse
 from evilm.config.presets import defaults
-from evilm.config.runs import Pretrain
+from evilm.config.stages import Pretrain
 from evilm.errors import ConfigError
-from evilm.sweep.figure import draw_sweep
-from evilm.sweep.results import Tried, best_preset, rank, results_csv, results_json, results_table, short_names
-from evilm.sweep.run import _require_score, trial_config
+from evilm.sweep.run_sweep import _require_score, trial_config
 from evilm.sweep.search import Job, make_job, up_to
-from evilm.sweep.shared import Ground
-from evilm.sweep.trials import Outcome, Trial, make_trials, read_outcome
-from evilm.train.build import Inputs
+from evilm.sweep.shared_inputs import Ground
+from evilm.sweep.sweep_figure import draw_sweep
+from evilm.sweep.sweep_results import Tried, best_preset, rank, results_csv, results_json, results_table, short_names
+from evilm.sweep.trial_folder import Outcome, Trial, make_trials, read_outcome
+from evilm.tasks.inputs import Inputs
 
 SCORES = {0.2: [(0.7, "done"), (0.8, "done")], 0.4: [(0.9, "done"), (0.6, "stopped")], 0.6: [(0.74, "done")] * 2}
 

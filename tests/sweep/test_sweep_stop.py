@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from doors import ROOT, kill, start, wait_for
 
-from evilm.config.door import parse
-from evilm.config.space import check_score
+from evilm.config.command_line import parse
+from evilm.config.sweep_space import check_score
 
 SMALL = str(ROOT / "tests" / "small.yaml")
 GOES_ON = "the same command goes on from here"

@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 
 from evilm.config.data import VocabConfig
-from evilm.config.runs import BuildVocab
+from evilm.config.stages import BuildVocab
 from evilm.errors import ConfigError, ManifestError, VocabError
+from evilm.manifests.captions import read_captions
 from evilm.text import Vocab
-from evilm.text.build import build_vocab, describe, keep_frequent, train_wordpiece
-from evilm.text.captions import read_captions
 from evilm.text.vocab import SPECIALS, read_pieces
+from evilm.text.vocab_builder import build_vocab, describe, keep_frequent, train_wordpiece
 
 BASE = [
     "[PAD]",
@@ -66,7 +66,7 @@ def test_training_does_not_depend_on_row_order_or_process(shared_data: Path):
     random.Random(0).shuffle(captions)
     assert train_wordpiece(captions, 500) == first
     code = (
-        "import json, sys; from evilm.text.build import train_wordpiece;"
+        "import json, sys; from evilm.text.vocab_builder import train_wordpiece;"
         "print(json.dumps(train_wordpiece(json.load(sys.stdin), 500)))"
     )
     other = subprocess.run(

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evilm.text.spans import parse_list, parse_seconds, parse_span, show_seconds
+from evilm.manifests.spans import parse_list, parse_seconds, parse_span, show_seconds
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from evilm.errors import VocabError
 from evilm.text import Vocab
-from evilm.text.build import train_wordpiece
 from evilm.text.vocab import SPECIALS, read_pieces
+from evilm.text.vocab_builder import train_wordpiece
 
 PIECES = [*SPECIALS, "a", "red", "ball", "##s", "roll", "##ing", "dog", ",", "."]
 VOCAB = Vocab(PIECES)

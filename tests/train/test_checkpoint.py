@@ -12,13 +12,13 @@ import torch
 from fsspec.implementations.memory import MemoryFileSystem
 from torch import nn
 
-from evilm import storage
-from evilm.config.train import OptimConfig
+from evilm.config.training import OptimConfig
 from evilm.errors import CheckpointError
+from evilm.io import storage
 from evilm.train.attempts import begin_attempt, lineage
-from evilm.train.checkpoint import load_checkpoint, save_checkpoint, take_snapshot, verify
-from evilm.train.keeper import Keeper, find_intact, newest_first, publish
-from evilm.train.optim import EMA, learning_rate, make_optimizer
+from evilm.train.checkpoint_files import load_checkpoint, save_checkpoint, take_snapshot, verify
+from evilm.train.checkpoint_manager import Keeper, find_intact, newest_first, publish
+from evilm.train.optimizer import EMA, learning_rate, make_optimizer
 
 
 def _fresh() -> tuple[nn.Module, torch.optim.Optimizer]:

@@ -10,12 +10,12 @@ import pytest
 from faults import SMALL, losses
 
 from evilm.config.presets import defaults
-from evilm.config.runs import Pretrain, Sweep, TrainTokenizer
-from evilm.config.train import ScheduleConfig
+from evilm.config.stages import Pretrain, Sweep, TrainTokenizer
+from evilm.config.training import ScheduleConfig
 from evilm.errors import ConfigError
+from evilm.tasks.pretrain import pretrain
 from evilm.train.best import note_best
-from evilm.train.keeper import newest_first
-from evilm.train.pretrain import pretrain
+from evilm.train.checkpoint_manager import newest_first
 from evilm.train.progress import Progress
 
 Workflow = tuple[Path, dict[str, Any]]

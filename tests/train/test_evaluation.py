@@ -12,17 +12,17 @@ import simplejpeg
 import torch
 import torch.distributed as dist
 
-from evilm.config.model import StudentConfig
-from evilm.config.train import ObjectivesConfig, ScheduleConfig
-from evilm.data import order
-from evilm.data.feed import Feed, evaluation_feed
-from evilm.model.student import Student
+from evilm.config.models import StudentConfig
+from evilm.config.training import ObjectivesConfig, ScheduleConfig
+from evilm.dataloader import sampler
+from evilm.dataloader.collate import PretrainCollate
+from evilm.dataloader.loader import Feed, evaluation_feed
+from evilm.model.evilm_model import Student
+from evilm.objectives.pretraining_objective import PretrainObjective
 from evilm.shards import FRAMES_SCHEMA, ShardPair, codes_schema, write_codes, write_frames
-from evilm.steps.batch import PretrainCollate
-from evilm.steps.pretrain import PretrainObjective
-from evilm.text.build import train_wordpiece
 from evilm.text.vocab import Vocab
-from evilm.train.look import evaluate
+from evilm.text.vocab_builder import train_wordpiece
+from evilm.train.validation import evaluate
 
 CLIPS, POOL, FRAMES, PX, GRID, NUM_CODES = 150, 6, 2, 64, 2, 20
 WORDS = ["red", "blue", "green", "star", "ring", "cross", "moves", "waits", "spins", "left", "right", "two"]
@@ -100,7 +100,7 @@ def test_metrics_are_those_of_one_worker_and_batches_of_16(
     pairs: list[ShardPair], objective: PretrainObjective, expected: dict[str, float], micro_batch: int, world: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(order, "NEGATIVE_GROUP_CLIPS", 70)  # several groups, of 72 clips
+    monkeypatch.setattr(sampler, "NEGATIVE_GROUP_CLIPS", 70)  # several groups, of 72 clips
     found = _metrics(objective, lambda rank: _feed(pairs, rank, world, micro_batch), world)
     assert found == pytest.approx(expected, rel=1e-5)
 
@@ -108,7 +108,7 @@ def test_metrics_are_those_of_one_worker_and_batches_of_16(
 @pytest.fixture(scope="module")
 def expected(pairs: list[ShardPair], objective: PretrainObjective) -> dict[str, float]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(order, "NEGATIVE_GROUP_CLIPS", 70)
+        patch.setattr(sampler, "NEGATIVE_GROUP_CLIPS", 70)
         found = _metrics(objective, lambda rank: _feed(pairs, rank, 1, 16), 1)
     assert {"loss", "mlm_loss", "vtm_loss", "mvm_loss", "match_auc", "code_usage"} <= set(found)
     assert 0.3 < found["match_auc"] < 0.7

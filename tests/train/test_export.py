@@ -12,14 +12,14 @@ from faults import SMALL
 
 import evilm
 from evilm.config.presets import defaults
-from evilm.config.runs import Pretrain
+from evilm.config.stages import Pretrain
 from evilm.errors import CheckpointError, ConfigError
 from evilm.model.identity import model_fingerprint
-from evilm.model.tokenizer import VideoTokenizer
+from evilm.model.tokenizers.semantic_vq import VideoTokenizer
 from evilm.shards import FrameManifest
-from evilm.train.finished import Training
-from evilm.train.keeper import newest_first
-from evilm.train.pretrain import pretrain
+from evilm.tasks.pretrain import pretrain
+from evilm.tasks.training_run import Training
+from evilm.train.checkpoint_manager import newest_first
 
 pytestmark = pytest.mark.long
 

@@ -11,8 +11,8 @@ from faults import all_clips, losses, some_clip, train
 from evilm.errors import ClusterError, EvilmError
 from evilm.train import audit
 from evilm.train.attempts import attempts, lineage
-from evilm.train.keeper import newest_first
-from evilm.train.stop import Stopped
+from evilm.train.checkpoint_manager import newest_first
+from evilm.train.preemption import Stopped
 
 Workflow = tuple[Path, dict[str, Any]]
 STEPS = 16

@@ -9,15 +9,15 @@ import torch
 from faults import SMALL, losses
 
 from evilm.config.presets import defaults
-from evilm.config.runs import BuildVocab, Pretrain, TrainTokenizer
+from evilm.config.stages import BuildVocab, Pretrain, TrainTokenizer
 from evilm.errors import CheckpointError, ConfigError
-from evilm.model.student import Student
-from evilm.model.tokenizer import VideoTokenizer
-from evilm.text.build import build_vocab
+from evilm.model.evilm_model import Student
+from evilm.model.tokenizers.semantic_vq import VideoTokenizer
+from evilm.tasks.pretrain import pretrain
+from evilm.tasks.train_tokenizer import train_tokenizer
 from evilm.text.vocab import Vocab
-from evilm.train.keeper import newest_first
-from evilm.train.pretrain import pretrain
-from evilm.train.tokenizer import train_tokenizer
+from evilm.text.vocab_builder import build_vocab
+from evilm.train.checkpoint_manager import newest_first
 
 pytestmark = pytest.mark.long
 

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 
 from evilm.config.presets import defaults
-from evilm.config.runs import Benchmark, BuildVocab
-from evilm.outputs import Output
-from evilm.train.offline import track
-from evilm.train.registry import REGISTERED_NAME
-from evilm.train.tracking import close_run, describe_run, ensure_run, is_closed
+from evilm.config.stages import Benchmark, BuildVocab
+from evilm.io.outputs import Output
+from evilm.tracking.mlflow_run import close_run, describe_run, ensure_run, is_closed
+from evilm.tracking.registry import REGISTERED_NAME
+from evilm.tracking.track_run import track
 
 SMALL = Path(__file__).parents[1] / "small.yaml"
 DOCS = Path(__file__).parents[2] / "docs" / "tracking.md"

@@ -16,12 +16,12 @@ import torch
 
 import evilm
 from evilm.config.presets import defaults
-from evilm.config.runs import Pretrain
-from evilm.model.student import Student
+from evilm.config.stages import Pretrain
+from evilm.model.evilm_model import Student
 from evilm.shards import FrameManifest, decode_frames, read_group
 from evilm.text.vocab import Vocab
-from evilm.train.card import make_card
-from evilm.train.mlflow_model import REGISTERED_NAME
+from evilm.tracking.model_card import make_card
+from evilm.tracking.pyfunc_model import REGISTERED_NAME
 
 Workflow = tuple[Path, dict[str, Any]]
 README = Path(__file__).parents[2] / "README.md"
@@ -209,7 +209,7 @@ def test_what_is_logged_is_signed_pinned_and_not_pickled(small_workflow: Workflo
 
 
 def test_the_model_is_published_once(small_workflow: Workflow) -> None:
-    from evilm.train.mlflow_model import publish
+    from evilm.tracking.pyfunc_model import publish
 
     root, summary = small_workflow
     config: Any = defaults("pretrain", str(Path(__file__).parents[1] / "small.yaml"))

@@ -6,11 +6,11 @@ from typing import Any
 import pytest
 from faults import all_clips, losses, train
 
-from evilm import storage
+from evilm.io import storage
 from evilm.train import audit
 from evilm.train.attempts import lineage
-from evilm.train.keeper import CHECKPOINTS, newest_first
-from evilm.train.stop import Stopped
+from evilm.train.checkpoint_manager import CHECKPOINTS, newest_first
+from evilm.train.preemption import Stopped
 
 
 @pytest.mark.long

@@ -10,16 +10,16 @@ import torch
 from PIL import Image
 
 from evilm.config.presets import defaults
-from evilm.config.runs import Pretrain
-from evilm.model.code_words import CodeWords
-from evilm.model.student import Student
-from evilm.model.tokenizer import VideoTokenizer
-from evilm.steps.batch import PretrainBatch
+from evilm.config.stages import Pretrain
+from evilm.dataloader.collate import PretrainBatch
+from evilm.model.evilm_model import Student
+from evilm.model.tokenizers.code_words import CodeWords
+from evilm.model.tokenizers.semantic_vq import VideoTokenizer
+from evilm.tasks.pretrain import PretrainTask
 from evilm.text.vocab import Vocab
-from evilm.train.panel import draw_panel, to_png
-from evilm.train.panel_view import HiddenWord, look
-from evilm.train.panels import Panels
-from evilm.train.pretrain import PretrainTask
+from evilm.tracking.panel import draw_panel, to_png
+from evilm.tracking.panel_log import Panels
+from evilm.tracking.panel_view import HiddenWord, look
 
 Workflow = tuple[Path, dict[str, Any]]
 

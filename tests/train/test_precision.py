@@ -5,11 +5,11 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from evilm.config.model import CodebookConfig, FocalConfig, VideoTokenizerConfig
-from evilm.config.runs import Pretrain
-from evilm.model.tokenizer import VideoTokenizer
-from evilm.steps.batch import TokenizerBatch
-from evilm.steps.tokenizer import TokenizerObjective
+from evilm.config.models import CodebookConfig, FocalConfig, VideoTokenizerConfig
+from evilm.config.stages import Pretrain
+from evilm.dataloader.collate import TokenizerBatch
+from evilm.model.tokenizers.semantic_vq import VideoTokenizer
+from evilm.objectives.tokenizer_objective import TokenizerObjective
 from evilm.train.precision import autocast, has_bf16, make_deterministic
 
 

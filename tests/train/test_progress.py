@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from evilm.train.look import better
 from evilm.train.progress import Progress, metrics_line
+from evilm.train.validation import better
 
 
 class _Feed:

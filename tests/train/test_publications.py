@@ -11,12 +11,12 @@ from gates import Gate
 from sharding import in_this_process
 
 from evilm.config.presets import defaults
-from evilm.config.runs import ShardVideos, TrainTokenizer
-from evilm.data.shard import shard_videos
+from evilm.config.stages import ShardVideos, TrainTokenizer
 from evilm.errors import HaltedError
+from evilm.ingest.shard_videos import shard_videos
 from evilm.shards import FrameManifest
-from evilm.train.spool import read_points
-from evilm.train.tokenizer import train_tokenizer
+from evilm.tasks.train_tokenizer import train_tokenizer
+from evilm.tracking.metrics_file import read_points
 
 pytestmark = pytest.mark.long
 

@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from evilm import storage
-from evilm.config.runs import Benchmark
-from evilm.outputs import Output
-from evilm.train.registry import REGISTERED_NAME, decide, judge, score_tags
-from evilm.train.tracking import TrackedRun, describe_run, ensure_run
+from evilm.config.stages import Benchmark
+from evilm.io import storage
+from evilm.io.outputs import Output
+from evilm.tracking.mlflow_run import TrackedRun, describe_run, ensure_run
+from evilm.tracking.registry import REGISTERED_NAME, decide, judge, score_tags
 
 
 def _figure(value: float, error: float = 0.02, sigmas: float = 9) -> dict[str, float]:

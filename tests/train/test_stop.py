@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from evilm.train import stop
-from evilm.train.stop import STOP_FILE, Stopped, Watch, run_until_asked
+from evilm.train import preemption
+from evilm.train.preemption import STOP_FILE, Stopped, Watch, run_until_asked
 
 pytestmark = pytest.mark.faults
 
@@ -32,7 +32,7 @@ def test_the_same_signal_twice_in_a_moment_is_one(number: int, tmp_path: Path) -
 
 
 def test_a_later_signal_ends_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stop, "_AGAIN_S", 0.3)
+    monkeypatch.setattr(preemption, "_AGAIN_S", 0.3)
 
     def work() -> None:
         os.kill(os.getpid(), signal.SIGTERM)

@@ -8,16 +8,16 @@ from pathlib import Path
 import pytest
 from mlflow_server import Server, free_port, wait_for
 
-from evilm import storage
-from evilm.config.runs import BuildVocab
-from evilm.outputs import Output
-from evilm.train.console import log_to_console
-from evilm.train.figure import draw_losses
-from evilm.train.fit import catch_up, finish_tracking
-from evilm.train.offline import track
-from evilm.train.recorder import Recorder, Shipper
-from evilm.train.spool import Spool, read_points
-from evilm.train.tracking import close_run, describe_run, is_closed, open_run, tracking_uri
+from evilm.config.stages import BuildVocab
+from evilm.console import log_to_console
+from evilm.io import storage
+from evilm.io.outputs import Output
+from evilm.tracking.loss_figure import draw_losses
+from evilm.tracking.metrics_file import Spool, read_points
+from evilm.tracking.mlflow_run import close_run, describe_run, is_closed, open_run, tracking_uri
+from evilm.tracking.mlflow_uploader import Recorder, Shipper
+from evilm.tracking.track_run import track
+from evilm.train.launch import catch_up, finish_tracking
 
 
 @pytest.fixture
@@ -170,7 +170,7 @@ def test_a_server_that_comes_late_is_killed_and_comes_back_gets_every_point_once
     run = open_run(config, "build_vocab", out, {"manifest": "abc"})  # nobody answers yet
     assert run
     assert not warmed.exists()
-    monkeypatch.setattr("evilm.train.recorder.SHIP_S", 0.2)
+    monkeypatch.setattr("evilm.tracking.mlflow_uploader.SHIP_S", 0.2)
     recorder, longest = Recorder(out, run.as_dict), 0.0
 
     def log(steps: range) -> None:

@@ -10,17 +10,17 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from evilm.config.model import StudentConfig
-from evilm.config.runs import Pretrain
-from evilm.config.train import ObjectivesConfig
-from evilm.data.order import TrainOrder, part_of
-from evilm.model.student import Student
-from evilm.steps.batch import PretrainBatch
-from evilm.steps.pretrain import PretrainObjective
-from evilm.train.optim import EMA, make_optimizer
-from evilm.train.parts import PartsOrder, parts_of
+from evilm.config.models import StudentConfig
+from evilm.config.stages import Pretrain
+from evilm.config.training import ObjectivesConfig
+from evilm.dataloader.collate import PretrainBatch
+from evilm.dataloader.sampler import TrainOrder, part_of
+from evilm.model.evilm_model import Student
+from evilm.objectives.pretraining_objective import PretrainObjective
+from evilm.train.micro_batches import PartsOrder, parts_of
+from evilm.train.optimizer import EMA, make_optimizer
 from evilm.train.precision import autocast
-from evilm.train.update import NonFiniteError, Updater
+from evilm.train.train_step import NonFiniteError, Updater
 
 _CPU = torch.device("cpu")
 _ARCH = StudentConfig(
@@ -123,10 +123,10 @@ def test_counts_are_those_of_the_losses() -> None:
 
 
 def test_the_tokenizer_counts_its_losses_too() -> None:
-    from evilm.config.model import CodebookConfig, VideoTokenizerConfig
-    from evilm.model.tokenizer import VideoTokenizer
-    from evilm.steps.batch import TokenizerBatch
-    from evilm.steps.tokenizer import TokenizerObjective
+    from evilm.config.models import CodebookConfig, VideoTokenizerConfig
+    from evilm.dataloader.collate import TokenizerBatch
+    from evilm.model.tokenizers.semantic_vq import VideoTokenizer
+    from evilm.objectives.tokenizer_objective import TokenizerObjective
 
     config = VideoTokenizerConfig(
         input_px=64, patch_px=32, num_frames=2, encoder_dim=16, encoder_layers=1, encoder_heads=2, decoder_dim=16,

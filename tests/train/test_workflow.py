@@ -12,10 +12,10 @@ from faults import SMALL
 from gates import Gate
 
 from evilm.config.presets import defaults
-from evilm.config.runs import Pretrain
+from evilm.config.stages import Pretrain
 from evilm.errors import ConfigError, ManifestError, ShardError
-from evilm.train.pretrain import pretrain
-from evilm.train.spool import read_points
+from evilm.tasks.pretrain import pretrain
+from evilm.tracking.metrics_file import read_points
 
 Workflow = tuple[Path, dict[str, Any]]
 _TIMES = ("time/",)
@@ -141,7 +141,7 @@ def test_a_killed_pretraining_ends_in_the_figures_of_an_unbroken_one(
 def test_codes_of_another_tokenizer_grid_or_frames_are_refused(small_workflow: Workflow, tmp_path: Path) -> None:
     root, _ = small_workflow
     places = {name: str(root / name) for name in ("frames", "codes", "vocab", "tokenizer")}
-    from evilm.model.tokenizer import VideoTokenizer
+    from evilm.model.tokenizers.semantic_vq import VideoTokenizer
 
     other = VideoTokenizer.from_pretrained(places["tokenizer"])
     other.quantizer.codebook.data[0] += 1
@@ -150,8 +150,8 @@ def test_codes_of_another_tokenizer_grid_or_frames_are_refused(small_workflow: W
         pretrain(_config(root, out=str(tmp_path / "m"), **places | {"tokenizer": str(tmp_path / "tokenizer")}))
     with pytest.raises(ShardError, match=r"grid|regions"):
         pretrain(_config(root, out=str(tmp_path / "m"), **places | {"arch.input_px": 96}))
-    from evilm.config.runs import ShardVideos
-    from evilm.data.shard import shard_videos
+    from evilm.config.stages import ShardVideos
+    from evilm.ingest.shard_videos import shard_videos
 
     build: ShardVideos = _config(root).build.shard_videos
     corpus = {"manifest": str(root / "corpus" / "manifest.csv"), "videos": str(root / "corpus" / "videos")}

@@ -24,9 +24,9 @@ from evilm.config.data import FramesConfig
 from evilm.errors import DecodeError
 from evilm.video import decode as decoding
 from evilm.video import packets
-from evilm.video.child import Decoder
 from evilm.video.container import MOV, check_complete
 from evilm.video.decode import DecodedClip, decode_clip
+from evilm.video.decoder_process import Decoder
 from evilm.video.reasons import Reason
 
 CONFIG = FramesConfig(decode_timeout_s=60)
@@ -505,7 +505,7 @@ def test_memory_has_a_limit(tmp_path: Path) -> None:
     """A file of a few bytes whose pictures take 400 MB each, and again for every conversion."""
     bomb = tmp_path / "bomb.gif"
     bomb.write_bytes(gif(10_000, 10_000))
-    code = "import evilm.video.child as child; child._MAX_BYTES = 2**30; child.main()"
+    code = "import evilm.video.decoder_process as child; child._MAX_BYTES = 2**30; child.main()"
     with Decoder(CONFIG.override({"max_pixels": 10**9}), [sys.executable, "-c", code]) as decoder:
         assert reason(outcome(decoder, bomb)) == Reason.TOO_LARGE
         assert reason(outcome(decoder, write_video(tmp_path / "a.mp4"))) == "frames"
@@ -514,7 +514,11 @@ def test_memory_has_a_limit(tmp_path: Path) -> None:
 def test_pictures_of_4k(tmp_path: Path, look: Look) -> None:
     path = write_video(tmp_path / "4k.mp4", 3, (3840, 2160), options={"preset": "ultrafast"})
     assert reason(look(path)) == "frames"
-    held = [child.memory_info().rss for child in psutil.Process().children() if "evilm.video.child" in child.cmdline()]
+    held = [
+        child.memory_info().rss
+        for child in psutil.Process().children()
+        if "evilm.video.decoder_process" in child.cmdline()
+    ]
     assert 0 < max(held) < 2**30
 
 

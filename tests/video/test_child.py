@@ -12,8 +12,8 @@ from video_files import write_video
 
 from evilm.config.data import FramesConfig
 from evilm.errors import DecodeError, EvilmError
-from evilm.video.child import Decoder
 from evilm.video.decode import decode_clip
+from evilm.video.decoder_process import Decoder
 from evilm.video.reasons import Reason
 
 CONFIG = FramesConfig()
@@ -23,7 +23,9 @@ READY = "import sys, os, time; os.write(1, (5).to_bytes(8, 'little') + b'ready')
 
 
 def decoders() -> list[psutil.Process]:
-    return [child for child in psutil.Process().children() if "evilm.video.child" in " ".join(child.cmdline())]
+    return [
+        child for child in psutil.Process().children() if "evilm.video.decoder_process" in " ".join(child.cmdline())
+    ]
 
 
 @pytest.fixture
@@ -76,7 +78,11 @@ def test_a_child_that_hangs() -> None:
 
 def altered(code: str) -> list[str]:
     """The command of a child in which `code` has changed something; the module is called `child` there."""
-    return [sys.executable, "-c", f"import os, sys, time\nimport evilm.video.child as child\n{code}\nchild.main()"]
+    return [
+        sys.executable,
+        "-c",
+        f"import os, sys, time\nimport evilm.video.decoder_process as child\n{code}\nchild.main()",
+    ]
 
 
 def test_spans(tmp_path: Path) -> None:
@@ -186,7 +192,7 @@ child._answer = lambda request: re.match("(a+)+$", "a" * 64 + "b")
 """)
     request = {"limit_s": 0.5}
     code = (
-        "import json, os, signal, sys; from evilm.video.child import Decoder, _send;"
+        "import json, os, signal, sys; from evilm.video.decoder_process import Decoder, _send;"
         f"from evilm.config.data import FramesConfig; d = Decoder(FramesConfig(), {command!r}); c = d._running();"
         f"_send(c.stdin, json.dumps({request!r}).encode()); print(c.pid, flush=True);"
         "os.kill(os.getpid(), signal.SIGKILL)"
@@ -201,7 +207,8 @@ child._answer = lambda request: re.match("(a+)+$", "a" * 64 + "b")
 def test_child_ends_with_its_parent(tmp_path: Path) -> None:
     path = write_video(tmp_path / "a.mp4")
     code = (
-        "import os, signal, sys; from evilm.video.child import Decoder; from evilm.config.data import FramesConfig;"
+        "import os, signal, sys; from evilm.video.decoder_process import Decoder; "
+        "from evilm.config.data import FramesConfig;"
         f"d = Decoder(FramesConfig()); d.decode({str(path)!r}, 'x'); print(d._child.pid, flush=True);"
         "os.kill(os.getpid(), signal.SIGKILL)"
     )

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from evilm.config.data import CorpusConfig
-from evilm.video.corpus import (
+from evilm.synth import (
     PlannedClip,
     clip_frames,
     manifest_csv,
@@ -25,10 +25,10 @@ from evilm.video.corpus import (
     render_clip,
     write_manifests,
 )
-from evilm.video.corpus import words as names
-from evilm.video.corpus.grammar import MAX_WORDS, MIN_WORDS, caption_vocabulary, participle, third_person
-from evilm.video.corpus.render import PAINTS, frame_times, pose_object
-from evilm.video.corpus.world import STEPS, ObjectSpec, heldout_triples
+from evilm.synth import words as names
+from evilm.synth.grammar import MAX_WORDS, MIN_WORDS, caption_vocabulary, participle, third_person
+from evilm.synth.render import PAINTS, frame_times, pose_object
+from evilm.synth.world import STEPS, ObjectSpec, heldout_triples
 
 CONFIG = CorpusConfig()
 SMALL = CorpusConfig(train_clips=6, val_clips=2, test_clips=4)
@@ -205,7 +205,7 @@ def test_same_bytes_in_any_order_and_process() -> None:
     first = {clip.videoid: render_clip(clip, SMALL) for clip in planned}
     assert {clip.videoid: render_clip(clip, SMALL) for clip in reversed(planned)} == first
     code = (
-        "import hashlib, sys\nfrom evilm.config.data import CorpusConfig\nfrom evilm.video.corpus import *\n"
+        "import hashlib, sys\nfrom evilm.config.data import CorpusConfig\nfrom evilm.synth import *\n"
         "config = CorpusConfig(train_clips=6, val_clips=2, test_clips=4)\nclip = plan_corpus(config)[3]\n"
         "print(hashlib.sha256(manifest_csv(plan_corpus(config), config).encode() + render_clip(clip, config))"
         ".hexdigest())\nassert not {'torch', 'ray', 'mlflow'} & set(sys.modules)\n"

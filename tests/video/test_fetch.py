@@ -23,13 +23,13 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
-import evilm.video.guard
-import evilm.video.http
+import evilm.video.download
+import evilm.video.network_guard
 from evilm.config.data import FetchConfig
 from evilm.config.secrets import public_text, public_uri
 from evilm.errors import ConfigError, DecodeError, SourceError
 from evilm.video.fetch import Fetcher
-from evilm.video.guard import is_public
+from evilm.video.network_guard import is_public
 
 HERE = FetchConfig(allow_private=True, timeout_s=5, deadline_s=20, retries=2)
 VIDEO = bytes(range(256)) * 1000
@@ -37,7 +37,7 @@ VIDEO = bytes(range(256)) * 1000
 
 @pytest.fixture(autouse=True)
 def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(evilm.video.http, "_BACKOFF_S", 0.01)
+    monkeypatch.setattr(evilm.video.download, "_BACKOFF_S", 0.01)
 
 
 class Site:
@@ -248,7 +248,9 @@ def test_odd_characters_in_urls(site: Site) -> None:
 
 def test_redirects_are_checked_like_first_addresses(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     """The site counts as public here, so that what it redirects to is what is judged."""
-    monkeypatch.setattr(evilm.video.guard, "is_public", lambda address: address == "127.0.0.1" or is_public(address))
+    monkeypatch.setattr(
+        evilm.video.network_guard, "is_public", lambda address: address == "127.0.0.1" or is_public(address)
+    )
     site.pages = {
         "/meta": answer(302, Location="http://169.254.169.254/latest/meta-data/"),
         "/six": answer(302, Location="http://[::1]:1/"),
@@ -298,7 +300,7 @@ def test_the_address_that_is_checked_is_the_one_connected_to(site: Site, monkeyp
         address = "127.0.0.1" if len(asked) == 1 else "127.0.0.2"
         return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port))]
 
-    monkeypatch.setattr(evilm.video.guard, "is_public", lambda address: address == "127.0.0.1")
+    monkeypatch.setattr(evilm.video.network_guard, "is_public", lambda address: address == "127.0.0.1")
     monkeypatch.setattr(socket, "getaddrinfo", rebinding)
     url = f"http://rebind.example:{site.server.server_address[1]}/v.mp4"
     assert get(url, FetchConfig(retries=0)) == VIDEO

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from evilm.errors import DecodeError
-from evilm.video.sample import check_span, clip_rng, shown_at, span_ticks, span_times
+from evilm.video.frame_times import check_span, clip_rng, shown_at, span_ticks, span_times
 
 
 def test_centres_of_equal_spans() -> None:

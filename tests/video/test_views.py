@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from evilm.config.train import AugmentConfig, CropConfig
+from evilm.config.training import AugmentConfig, CropConfig
 from evilm.errors import ConfigError
-from evilm.video.views import View, draw_view, names_side, nearest_cells, pick_frames, replay, resampler, whole
+from evilm.video.crops import View, draw_view, names_side, nearest_cells, pick_frames, replay, resampler, whole
 
 PX = 48
 
@@ -91,7 +91,7 @@ def test_captions_that_name_a_side(caption: str, sided: bool) -> None:
 
 
 def test_the_resampler_is_the_same_in_another_process() -> None:
-    code = "from evilm.video.views import resampler; print(resampler())"
+    code = "from evilm.video.crops import resampler; print(resampler())"
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert shown.stdout.strip() == resampler() == "pillow-bicubic-9851d215"
 

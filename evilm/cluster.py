@@ -1,0 +1,161 @@
+"""One way to reach Ray: the job's cluster, the one of RAY_ADDRESS, or a private local one."""
+
+import logging
+import os
+import signal
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from evilm.config.training import PoolConfig
+from evilm.errors import ClusterError
+
+logger = logging.getLogger(__name__)
+
+# Before Ray is imported. Quiet single-machine defaults; whatever the user has set stays.
+for _name, _value in {
+    "RAY_AUTH_MODE": "disabled",  # a private cluster on loopback; set `token` to talk to a protected one
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths mean the same in the driver and in training workers
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+}.items():
+    os.environ.setdefault(_name, _value)
+
+_OBJECT_STORE_BYTES = 512 * 2**20
+_PROBE_S = 5.0
+_GIB = 2**30
+
+
+def connect(min_cpus: float = 1) -> None:
+    """Join the cluster of the job or of RAY_ADDRESS; without one, start a private cluster on this machine.
+
+    Args:
+        min_cpus: logical CPUs that the work needs at once; a private cluster has at least these. They are a
+            bookkeeping unit, so a small machine can run more workers than it has cores.
+
+    Raises:
+        ClusterError: the cluster can't be reached or is too small.
+    """
+    import ray
+
+    if not ray.is_initialized():
+        address = os.environ.get("RAY_ADDRESS")
+        # Ray's own remarks stay in its log files; ours, and errors, reach the console.
+        if address:
+            _probe(address)
+        quiet = ray.LoggingConfig(log_level="ERROR")
+        private = {
+            "address": "local",
+            "num_cpus": max(os.cpu_count() or 1, int(-(-min_cpus // 1))),
+            "include_dashboard": False,
+            "object_store_memory": _OBJECT_STORE_BYTES,
+        }
+        try:
+            with _our_sigterm():
+                ray.init(configure_logging=False, logging_config=quiet, **({} if address else private))
+        except (
+            Exception
+        ) as error:  # Ray has no class for a node that does not start in time, as on an overloaded machine
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            if address:
+                raise ClusterError(
+                    f"cannot reach Ray at {address}: {reason}; check RAY_ADDRESS and RAY_AUTH_MODE"
+                ) from error
+            raise ClusterError(
+                f"cannot start Ray on this machine: {reason}; check RAY_TMPDIR, run the same command again when the "
+                "machine is less busy, or set RAY_ADDRESS to a running cluster"
+            ) from error
+    _quiet()
+
+
+@contextmanager
+def _our_sigterm() -> Iterator[None]:
+    """Keep the handler of SIGTERM that somebody set; Ray puts its own there, which crashes a driver in Ray's calls."""
+    ours = signal.getsignal(signal.SIGTERM)
+    if not callable(ours) or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    try:
+        yield
+    except SystemExit:  # Ray's handler ran meanwhile
+        ours(signal.SIGTERM, None)
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, ours)
+
+
+def _probe(address: str) -> None:
+    """Fail at once where nobody listens; Ray itself would try for minutes."""
+    host, _, port = address.rpartition(":")
+    if "/" in address or not host or not port.isdigit():
+        return  # `auto` or another form that Ray resolves by itself
+    try:
+        socket.create_connection((host, int(port)), timeout=_PROBE_S).close()
+    except OSError as error:
+        raise ClusterError(
+            f"no Ray cluster answers at RAY_ADDRESS = {address} ({error.strerror or error}); "
+            "start one with `ray start --head`, mend the address, or unset it for a private cluster"
+        ) from None
+
+
+def num_cpus() -> int:
+    """Logical CPUs of the connected cluster as it stands."""
+    import ray
+
+    return int(ray.cluster_resources().get("CPU", 0))
+
+
+def task_options(cluster: PoolConfig, num_units: int) -> tuple[dict[str, Any], float]:
+    """Arguments of `Dataset.map_batches` for tasks that make a unit each, and how many CPUs are needed at least."""
+    from ray.data import TaskPoolStrategy
+
+    most = None if isinstance(cluster.num_workers, str) else min(cluster.num_workers, num_units)
+    options: dict[str, Any] = {"compute": TaskPoolStrategy(size=most), "num_cpus": cluster.cpus_per_worker}
+    return options | _memory(cluster), cluster.cpus_per_worker * (most or 1)
+
+
+def actor_options(cluster: PoolConfig, num_units: int) -> tuple[dict[str, Any], float]:
+    """The same for actors, which hold a model; a pool on a cluster that is too small begins with what it can hold."""
+    from ray.data import ActorPoolStrategy
+
+    is_auto = isinstance(cluster.num_workers, str)
+    most = num_units if isinstance(cluster.num_workers, str) else min(cluster.num_workers, num_units)
+    wanted = max(os.cpu_count() or 1, cluster.cpus_per_worker) if is_auto else most * cluster.cpus_per_worker
+    connect(min_cpus=wanted + 1)  # one for Ray Data's own small tasks, which would wait for ever
+    fits = min(most, _num_fitting(cluster))
+    options: dict[str, Any] = {
+        "compute": ActorPoolStrategy(size=most) if fits == most else ActorPoolStrategy(min_size=fits, max_size=most),
+        "num_cpus": cluster.cpus_per_worker,
+    }
+    if cluster.gpus_per_worker:
+        options["num_gpus"] = cluster.gpus_per_worker
+    return options | _memory(cluster), fits * cluster.cpus_per_worker + 1
+
+
+def _num_fitting(cluster: PoolConfig) -> int:
+    """How many actors the cluster as it stands can hold beside a small task; one at least."""
+    import ray
+
+    there, gpus = ray.cluster_resources(), cluster.gpus_per_worker
+    fitting = [(there.get("CPU", 0) - 1) / cluster.cpus_per_worker]
+    fitting += [there.get("GPU", 0) / gpus] if gpus else []
+    fitting += [there.get("memory", 0) / (cluster.memory_gb * _GIB)] if cluster.memory_gb else []
+    return max(1, int(min(fitting)))
+
+
+def _memory(cluster: PoolConfig) -> dict[str, Any]:
+    return {"memory": int(cluster.memory_gb * _GIB)} if cluster.memory_gb else {}
+
+
+def _quiet() -> None:
+    """Ray Data's own progress and warnings go to its log file; ours tell the progress."""
+    from ray.data import DataContext
+
+    context = DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # it warns that the bars are off

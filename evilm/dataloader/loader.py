@@ -1,0 +1,239 @@
+"""The feed of training: rows of the epoch's order, read from Parquet, decoded and collated ahead of the step.
+
+A direct reader in every worker rather than a Ray Dataset: the position in the data is the step number alone, so a run
+resumes anywhere, with any number of workers, and sees the same batches.
+"""
+
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from threading import Lock
+from typing import Any
+
+import numpy as np
+
+from evilm.config.training import ScheduleConfig
+from evilm.dataloader.clip_reader import Clips, Looks, load_clips, show
+from evilm.dataloader.pixel_buffers import Buffers
+from evilm.dataloader.sampler import EvalOrder, Step, TrainOrder
+from evilm.errors import ShardError
+from evilm.seeds import draw_captions
+from evilm.shards import Captions, ShardPair, Side
+
+logger = logging.getLogger(__name__)
+
+Key = tuple[int, int]
+"""Shard and row group."""
+_READERS = 4  # row groups read at a time by each thread: object stores answer late, but many requests at once
+_WHOLE = Looks()
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What a worker gets of one global step, before collation.
+
+    `clip_ids` and `captions`, one drawn for each clip, are those of all clips of the global step; `mine` says which of
+    them are this worker's, and `frames` (uint8, clip x frame x row x col x 3) and `code_ids` (int64, clip x region)
+    belong to those.
+    """
+
+    epoch: int
+    clip_ids: list[str]
+    captions: list[str]
+    all_captions: list[list[str]]
+    """Of each clip: none of them is a wrong answer for it."""
+    mine: slice
+    frames: np.ndarray
+    code_ids: np.ndarray | None
+
+
+class _GroupCache:
+    """Row groups from the first step that needs them to the last one, so that each is read once in that time."""
+
+    def __init__(self) -> None:
+        self._clips, self._until, self._lock = dict[Key, Future[Clips]](), dict[Key, int](), Lock()
+
+    def get(self, key: Key, until: int, load: Callable[[], Clips]) -> Clips:
+        """The row group `key`, which is kept until the batch of step `until` is taken.
+
+        Concurrent callers wait for one load.
+        """
+        with self._lock:
+            self._until[key] = max(until, self._until.get(key, until))
+            future = self._clips.get(key)
+            mine = future is None
+            if future is None:
+                future = self._clips[key] = Future()
+        if mine:
+            try:
+                future.set_result(load())
+            except BaseException as error:
+                with self._lock:
+                    self._clips.pop(key, None)  # the next to ask tries again
+                future.set_exception(error)
+        return future.result()
+
+    def drop(self, step: int) -> None:
+        """Let go of what no step after this one needs."""
+        with self._lock:
+            for key in [key for key, until in self._until.items() if until <= step]:
+                del self._until[key]
+                self._clips.pop(key, None)
+
+
+class Feed:
+    """Batches of one worker, from any step on."""
+
+    def __init__(
+        self,
+        pairs: Sequence[ShardPair],
+        order: TrainOrder | EvalOrder,
+        collate: Callable[[Rows], Any],
+        looks: Looks = _WHOLE,
+        prefetch: int = 3,
+        threads: int = 2,
+        side: Side | None = None,
+    ) -> None:
+        """A feed over frame shards, with or without their code shards (an empty `codes_uri`).
+
+        Args:
+            pairs: the shards.
+            order: says which rows make a step.
+            collate: turns the rows of a step into a batch; runs in a background thread.
+            looks: which frames and which view of a clip an epoch shows.
+            prefetch: batches made ahead.
+            threads: background threads.
+            side: the side files of the split. Without, the captions of the whole split are read into memory, and the
+                footer of a file each time that one of its row groups is read: for small data sets.
+        """
+        self.order = order
+        self.finish: Callable[[Any], Any] | None = None
+        """Applied to each batch in the background, such as moving it to page-locked memory."""
+        self._pairs, self._collate, self._looks = pairs, collate, looks
+        self._prefetch, self._threads = prefetch, threads
+        self._captions = side.captions if side else Captions.of_pairs(pairs)
+        self._footers = side.footers if side else None
+        self._groups = _GroupCache()
+        self._buffers = Buffers(prefetch + threads + 2)  # ahead, in the making, in use and just used
+        self._readers = ThreadPoolExecutor(threads * _READERS, thread_name_prefix="feed-read")
+        self.wait_s = 0.0
+        """Seconds that the consumer has waited for batches so far."""
+
+    def batches(self, start_step: int, end_step: int) -> Iterator[Any]:
+        """The batches of steps start_step .. end_step - 1, counted over all epochs."""
+        with ThreadPoolExecutor(self._threads, thread_name_prefix="feed") as pool:
+            ahead: deque[Future[Any]] = deque()
+            step = start_step
+            try:
+                while step < end_step or ahead:
+                    while step < end_step and len(ahead) < self._prefetch:
+                        ahead.append(pool.submit(self._make, step))
+                        step += 1
+                    began = time.perf_counter()
+                    batch = ahead.popleft().result()
+                    self.wait_s += time.perf_counter() - began
+                    self._groups.drop(step - len(ahead) - 1)
+                    yield batch
+            finally:
+                for future in ahead:
+                    future.cancel()
+
+    def _make(self, step: int) -> Any:
+        batch = self._collate(self._read(self.order.step(step)))
+        return self.finish(batch) if self.finish else batch
+
+    def _read(self, step: Step) -> Rows:
+        """The rows of one global step: captions of all, frames and codes of this worker's slice."""
+        clip_ids, all_captions = self._captions.take(step.numbers)
+        captions = draw_captions(self._looks.seed, step.epoch, clip_ids, all_captions)
+        mine = [(int(s), int(g), int(r)) for s, g, r in step.rows[step.mine]]
+        until = {(s, g): int(last) for (s, g, _), last in zip(mine, step.until[step.mine], strict=True)}
+        groups = self._load(until)
+        for (s, g, r), clip_id in zip(mine, clip_ids[step.mine], strict=True):
+            if groups[s, g].clip_ids[r] != clip_id:
+                raise ShardError(
+                    f"the captions file has clip {clip_id} where {self._pairs[s].frames_uri} has "
+                    f"{groups[s, g].clip_ids[r]}; delete the files captions-*.arrow beside it, they are made again"
+                )
+        frames, code_ids = show(self._looks, [(groups[s, g], r) for s, g, r in mine], step.epoch, self._buffers.take)
+        return Rows(
+            epoch=step.epoch,
+            clip_ids=clip_ids,
+            captions=captions,
+            all_captions=all_captions,
+            mine=step.mine,
+            frames=frames,
+            code_ids=code_ids,
+        )
+
+    def _load(self, until: Mapping[Key, int]) -> dict[Key, Clips]:
+        """Row groups by the last step that needs them; those that are not at hand are read side by side."""
+        views = self._looks.num_views > 1 and self._looks.crop is None
+
+        def clips(key: Key) -> Clips:
+            shard, group = key
+            return self._groups.get(
+                key, until[key], lambda: load_clips(self._pairs[shard], group, views, self._footers)
+            )
+
+        return dict(zip(until, self._readers.map(clips, until), strict=True))
+
+
+def training_feed(
+    pairs: Sequence[ShardPair],
+    schedule: ScheduleConfig,
+    collate: Callable[[Rows], Any],
+    rank: int,
+    world: int,
+    looks: Looks = _WHOLE,
+    threads: int = 2,
+    side: Side | None = None,
+) -> Feed:
+    """The feed of one worker over all epochs of a schedule."""
+    order = TrainOrder(
+        [pair.row_groups for pair in pairs],
+        schedule.batch_clips,
+        schedule.seed,
+        schedule.shuffle_groups,
+        schedule.tail,
+        rank,
+        world,
+    )
+    if rank == 0 and order.num_padded:
+        kind = "repeated" if order.num_padded > 0 else "left out"
+        logger.info("%d clips of %d are %s per epoch", abs(order.num_padded), order.num_clips, kind)
+    return Feed(pairs, order, collate, looks, prefetch=threads + 1, threads=threads, side=side)
+
+
+def evaluation_feed(
+    pairs: Sequence[ShardPair],
+    schedule: ScheduleConfig,
+    collate: Callable[[Rows], Any],
+    rank: int,
+    world: int,
+    micro_batch: int,
+    looks: Looks = _WHOLE,
+    threads: int = 2,
+    side: Side | None = None,
+) -> Feed | None:
+    """The feed of one worker over a split, each clip once; None where the split is empty or not asked for.
+
+    Args:
+        pairs: the shards of the split.
+        schedule: says how many clips are evaluated, and among how many they are matched.
+        collate: turns rows into a batch.
+        rank: this worker.
+        world: number of workers.
+        micro_batch: the most clips of a batch, unless a matching pool has more: as many as training computes at a time.
+        looks: which frames are shown.
+        threads: background threads.
+        side: the side files of the split.
+    """
+    if not pairs or not schedule.eval_clips:
+        return None
+    groups, pool = [pair.row_groups for pair in pairs], max(1, schedule.eval_pool_clips)
+    order = EvalOrder(groups, micro_batch, schedule.eval_clips, pool, rank, world)
+    return Feed(pairs, order, collate, looks, prefetch=threads + 1, threads=threads, side=side)

@@ -1,0 +1,1 @@
+"""Frame shards to cached tokenizer codes (Ray Data actors), and their verification."""

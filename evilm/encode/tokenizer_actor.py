@@ -1,0 +1,224 @@
+"""The actor that codes frame shards: reads, decodes and crops in background threads while the tokenizer runs.
+
+Codes are written as they come, so memory does not grow with the shard: a row group of codes and a few clips of pixels
+are held at a time, however many threads decode.
+"""
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from evilm.config.training import CropConfig
+from evilm.dataloader.clip_reader import Clips
+from evilm.errors import ShardError
+from evilm.io import storage
+from evilm.jobs import commits, runner
+from evilm.model.tokenizers.semantic_vq import VideoTokenizer
+from evilm.seeds import clip_rng
+from evilm.shards import ShardInfo, codes_schema, stored_columns, with_captions, write_codes
+from evilm.video.crops import View, draw_view, replay, whole
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Work:
+    """What all actors of a run need."""
+
+    out: str
+    run: int
+    """Number of the run that owns `out`."""
+    frames: str
+    tokenizer: str
+    fingerprint: str
+    frame_px: int
+    num_frames: int
+    grid: int
+    num_codes: int
+    num_views: int
+    crop: CropConfig
+    view_spec: dict[str, Any]
+    batch_clips: int
+    threads: int
+    use_gpu: bool
+    max_failures: int
+    repair: bool = False
+    """Whether the files of coded shards are read, and made again if they are damaged."""
+
+    @property
+    def codes_per_clip(self) -> int:
+        """Codes stored for a clip."""
+        return self.num_views * self.num_frames * self.grid**2
+
+
+class Part(NamedTuple):
+    """Some clips of a row group, decoded, as seen in each view."""
+
+    clip_ids: pa.Array
+    views: list[list[View]]
+    """Of each clip."""
+    frames: list[np.ndarray]
+    """Of each view, uint8 (clip, frame, row, col, 3)."""
+    ends_group: bool
+
+    @property
+    def size(self) -> int:
+        """Clips of the part."""
+        return len(self.views)
+
+
+class Coder:
+    """An actor that holds the tokenizer and codes one frame shard per call."""
+
+    def __init__(self, work: Work, shards: dict[str, ShardInfo]) -> None:
+        self._work, self._shards = work, shards
+        torch.set_num_threads(work.threads)
+        device = "cuda" if work.use_gpu else "cpu"
+        self._tokenizer = VideoTokenizer.from_pretrained(work.tokenizer).to(device).eval()
+        found = self._tokenizer.fingerprint()
+        if found != work.fingerprint:
+            raise ShardError(f"{work.tokenizer} changed while its codes were computed ({found}); run again")
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Code one shard and commit it."""
+        return runner.outcome(self.make_shard, batch)
+
+    def make_shard(self, name: str) -> commits.Tally:
+        """Code the frame shard of this unit and commit the code shard."""
+        work = self._work
+        shard = self._shards[name]
+        unit = commits.Unit(name, shard.sha256)
+        before = commits.read_record(work.out, unit)
+        if before and commits.is_sound(work.out, before, full=work.repair):
+            return commits.Tally(shard.num_clips)
+        histogram = np.zeros(work.num_codes, dtype=np.int64)
+        metadata = {"tokenizer": work.fingerprint, "frames_sha256": shard.sha256, "shard": name}
+        attempt = commits.attempt(work.out, work.run, name, work.max_failures)
+        place = commits.attempt_place(work.out, unit)
+        with attempt, storage.temporary(place) as path:
+            with storage.explained(place), ahead(self._parts(shard)) as parts:
+                write_codes(self._tables(parts, histogram), work.codes_per_clip, metadata, path, histogram)
+            record = {
+                "split": shard.split,
+                "num_clips": shard.num_clips,
+                "row_groups": shard.row_groups,
+                "frames_file": shard.file,
+                "frames_sha256": shard.sha256,
+            }
+            commits.commit_file(work.out, unit, path, record, work.run, before)
+        return commits.Tally(shard.num_clips)
+
+    def _parts(self, shard: ShardInfo) -> Iterator[Part]:
+        """The clips of a shard in order, at most `batch_clips` at a time; runs in a background thread.
+
+        Clips are decoded by as many threads as the worker has CPUs, those of the next part while this one is finished.
+        """
+        coming: deque[tuple[Part, list[Future[None]]]] = deque()
+        with ThreadPoolExecutor(self._work.threads, thread_name_prefix="decode") as pool:
+            for part, clips, first in self._undecoded(shard):
+                tasks = [pool.submit(self._decode, clips, first + place, part, place) for place in range(part.size)]
+                coming.append((part, tasks))
+                if len(coming) > 1:
+                    yield _finished(*coming.popleft())
+            while coming:
+                yield _finished(*coming.popleft())
+
+    def _undecoded(self, shard: ShardInfo) -> Iterator[tuple[Part, Clips, int]]:
+        """Parts whose pixels are still to be written, with their row group's clips and the first clip's row there."""
+        work = self._work
+        with shard.open_file(work.frames) as file:
+            for group, size in enumerate(shard.row_groups):
+                table = file.read_row_group(group, columns=stored_columns(file, ["clip_id", "captions", "frames"]))
+                table = with_captions(table)
+                clips, ids = Clips(table), table["clip_id"].combine_chunks()
+                for start in range(0, size, work.batch_clips):
+                    rows = range(start, min(start + work.batch_clips, size))
+                    views = [self._views(clips.clip_ids[row], clips.captions[row]) for row in rows]
+                    shape = (len(rows), work.num_frames, work.frame_px, work.frame_px, 3)
+                    frames = [np.empty(shape, np.uint8) for _ in range(work.num_views)]
+                    yield Part(ids.slice(start, len(rows)), views, frames, rows.stop == size), clips, start
+
+    def _decode(self, clips: Clips, row: int, part: Part, place: int) -> None:
+        """Write the pixels of one clip in each of its views; called by several threads at a time."""
+        pixels, *others = (frames[place] for frames in part.frames)
+        clips.decode(row, range(self._work.num_frames), pixels)
+        for view, out in zip(part.views[place][1:], others, strict=True):
+            replay(pixels, view, out)
+
+    def _views(self, clip_id: str, captions: list[str]) -> list[View]:
+        """The views of a clip: the whole frame, then crops drawn from (seed, number of the view, clip id)."""
+        work = self._work
+        rngs = (clip_rng(f"stored view {k}", work.crop.seed, 0, clip_id) for k in range(1, work.num_views))
+        return [whole(work.frame_px), *(draw_view(work.frame_px, work.crop, "\n".join(captions), rng) for rng in rngs)]
+
+    def _tables(self, parts: Iterable[Part], histogram: np.ndarray) -> Iterator[pa.Table]:
+        """The rows of the code shard, cut into the row groups of its frame shard; counts the codes of whole frames."""
+        done: list[Part] = []
+        codes: list[np.ndarray] = []
+        first = 0
+        for part in parts:
+            by_view = [self._encode(frames) for frames in part.frames]
+            histogram += np.bincount(by_view[0].ravel(), minlength=len(histogram))
+            done.append(part._replace(frames=[]))
+            codes.append(np.stack(by_view, axis=1))
+            if part.ends_group:
+                table = self._table(done, np.concatenate(codes), first)
+                yield table
+                first += table.num_rows
+                done, codes = [], []
+
+    def _encode(self, frames: np.ndarray) -> np.ndarray:
+        """Codes (clip, region), uint16."""
+        found = self._tokenizer.encode(torch.from_numpy(frames).to(self._tokenizer.device)).cpu().numpy()
+        assert found.shape == (len(frames), self._work.num_frames * self._work.grid**2)
+        return found.astype(np.uint16)
+
+    def _table(self, parts: list[Part], codes: np.ndarray, first: int) -> pa.Table:
+        """One row group; its rows are counted from `first`."""
+        schema = codes_schema(self._work.codes_per_clip)
+        views = [[view._asdict() for view in views] for part in parts for views in part.views]
+        columns = {
+            "clip_id": pa.concat_arrays([part.clip_ids for part in parts]),
+            "row": pa.array(np.arange(first, first + len(codes), dtype=np.int32)),
+            "views": pa.array(views, schema.field("views").type),
+            "code_ids": pa.FixedSizeListArray.from_arrays(pa.array(codes.ravel()), self._work.codes_per_clip),
+        }
+        return pa.table(columns, schema)
+
+
+def _finished(part: Part, tasks: list[Future[None]]) -> Part:
+    """The part, once its clips are decoded."""
+    for task in tasks:
+        task.result()
+    return part
+
+
+@contextmanager
+def ahead(items: Iterator[T]) -> Iterator[Iterator[T]]:
+    """The items, each made in a background thread while the one before it is in use; closed with the block."""
+    nothing: Any = object()
+
+    def take() -> Iterator[T]:
+        coming = pool.submit(next, items, nothing)
+        while (item := coming.result()) is not nothing:
+            coming = pool.submit(next, items, nothing)
+            yield item
+
+    with ThreadPoolExecutor(1, thread_name_prefix="ahead") as pool:
+        try:
+            yield take()
+        finally:
+            pool.submit(_close, items).result()
+
+
+def _close(items: Any) -> None:
+    """Leave the blocks that a generator is in, in the thread where it ran."""
+    with closing(items):
+        pass

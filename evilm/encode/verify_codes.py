@@ -1,0 +1,96 @@
+"""Whether stored codes are the tokenizer's: random clips are coded again, from the pixels that training would see."""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from evilm.dataloader.clip_reader import Looks, load_clips
+from evilm.dataloader.sampler import EVAL_EPOCH
+from evilm.errors import ShardError
+from evilm.model.tokenizers.semantic_vq import VideoTokenizer
+from evilm.shards import CodesManifest, FrameManifest, pair
+from evilm.video.crops import replay, resampler, resampler_version
+
+
+class Agreement(NamedTuple):
+    """What coding some clips again gave."""
+
+    num_clips: int
+    num_regions: int
+    agreement: float
+    """Share of regions with the code that is stored."""
+
+
+def audit_codes(
+    frames: FrameManifest,
+    codes: CodesManifest,
+    tokenizer: VideoTokenizer,
+    num_clips: int,
+    seed: int = 0,
+    split: str = "",
+) -> Agreement:
+    """Code random clips again, each in a random one of its views, and compare with what is stored.
+
+    Exactly 1 on the kind of processor that the codes were made on; elsewhere near ties may tip.
+
+    Args:
+        frames: the frame shards.
+        codes: their codes.
+        tokenizer: whose codes they should be.
+        num_clips: how many clips, at most.
+        seed: chooses clips and views.
+        split: only clips of this split; '' takes all.
+
+    Raises:
+        ShardError: codes and frames do not belong together.
+    """
+    pairs = [item for name in ([split] if split else frames.splits) for item in pair(frames, codes, name)]
+    groups = [(item, group) for item in pairs for group in range(len(item.row_groups))]
+    ends = np.cumsum([item.row_groups[group] for item, group in groups])
+    total = int(ends[-1]) if len(ends) else 0
+    rng = np.random.default_rng([seed, total])
+    chosen = np.sort(rng.choice(total, min(num_clips, total), replace=False))
+    same = regions = 0
+    for number in np.unique(np.searchsorted(ends, chosen, side="right")):
+        item, group = groups[number]
+        clips = load_clips(item, group, views=codes.num_views > 1)
+        first = int(ends[number]) - item.row_groups[group]
+        for row in (int(index) - first for index in chosen if first <= index < ends[number]):
+            view = int(rng.integers(codes.num_views))
+            pixels = np.empty((codes.num_frames, frames.frame_px, frames.frame_px, 3), np.uint8)
+            Looks().show(clips, row, EVAL_EPOCH, pixels)
+            if view:
+                replay(pixels, clips.view(row, view), pixels)
+            found = tokenizer.encode(torch.from_numpy(pixels[None]).to(tokenizer.device)).cpu().numpy()
+            stored = clips.codes(row, view, codes.num_views).reshape(-1)
+            same, regions = same + int((found[0] == stored).sum()), regions + stored.size
+    return Agreement(len(chosen), regions, same / max(1, regions))
+
+
+def require_agreement(found: Agreement, least: float, codes: CodesManifest) -> None:
+    """Refuse codes of which too few were found again.
+
+    Raises:
+        ShardError: fewer than the share `least`.
+    """
+    if found.num_regions and found.agreement < least:
+        raise ShardError(
+            f"{codes.uri}: coded again here, {found.num_clips} clips got the stored code in only "
+            f"{found.agreement:.2%} of {found.num_regions} regions, audit_agreement = {least}; another JPEG decoder, "
+            "resampler or kind of processor made them: run pipelines/precompute_codes.py --overwrite"
+        )
+
+
+def require_resampler(codes: CodesManifest) -> None:
+    """Refuse views that would be replayed as other pixels than those that were coded.
+
+    Raises:
+        ShardError: they were cropped by a resampler that gives other pixels than the one installed here.
+    """
+    made = codes.view_spec.get("resampler", resampler())
+    if made != resampler():
+        raise ShardError(
+            f"{codes.uri} was made from views resampled by {made}, here {resampler_version()} gives {resampler()}; "
+            "install the other Pillow, or make the codes again with pipelines/precompute_codes.py --overwrite"
+        )

@@ -1,0 +1,187 @@
+"""The scores of all clips against all captions, and codes of hidden regions, by a pool of model actors (Ray Data)."""
+
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from evilm.cluster import connect, num_cpus
+from evilm.config.training import ClusterConfig, ObjectivesConfig
+from evilm.dataloader.clip_reader import Looks, load_clips, show
+from evilm.dataloader.masking import region_masks
+from evilm.dataloader.sampler import EVAL_EPOCH
+from evilm.eval.eval_clips import Block
+from evilm.io import storage
+from evilm.jobs.runner import our_error
+from evilm.model.evilm_model import Student
+from evilm.seeds import clip_keys
+from evilm.text.vocab import Vocab
+
+logger = logging.getLogger(__name__)
+
+_TEXTS_AT_A_TIME = 64
+_LOG_EVERY_S = 15.0
+
+
+@dataclass(frozen=True)
+class ScoreJob:
+    """All that an actor needs; small, since it travels to each of them."""
+
+    model: str
+    blocks: list[Block]
+    captions: list[str]
+    """Distinct captions."""
+    caption_of: list[int]
+    """Index of each clip's caption."""
+    objectives: ObjectivesConfig
+    seed: int
+    threads: int = 1
+    use_gpu: bool = False
+    num_views: int = 1
+    """Views that were coded; the first, the whole frame, is scored."""
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What the model says of the clips."""
+
+    match: Float[np.ndarray, "clip caption"]
+    """Logit of match minus logit of mismatch for every clip and distinct caption."""
+    code_ids: Int[np.ndarray, "clip hidden"] | None
+    """The cached code of each hidden region."""
+    predicted: Int[np.ndarray, "clip hidden"] | None
+    """The model's code of each hidden region."""
+
+
+class Scorer:
+    """A model that holds the encoded captions and scores blocks of clips against them."""
+
+    def __init__(self, job: ScoreJob) -> None:
+        """Load the model and encode each caption once."""
+        torch.set_num_threads(job.threads)
+        self._job = job
+        device = torch.device("cuda" if job.use_gpu else "cpu")
+        self._student = Student.from_pretrained(job.model).to(device)
+        vocab = Vocab.load(storage.join(job.model, "vocab"))
+        word_ids, lengths = vocab.encode_batch(job.captions, self._student.config.max_words)
+        self._word_ids = torch.from_numpy(word_ids).to(device)
+        self._padding = torch.from_numpy(np.arange(word_ids.shape[1]) >= lengths[:, None]).to(device)
+        self._device = device
+        with torch.inference_mode():
+            self._texts = [self._encode(places) for places in _by_length(lengths)]
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Score the one block whose number the batch holds; one row per clip."""
+        block = self._job.blocks[int(batch["block"][0])]
+        clips = load_clips(block.pair, block.group)
+        looks = Looks(num_frames=self._student.config.num_frames, num_views=self._job.num_views)
+        pixels, code_ids = show(looks, [(clips, row) for row in block.rows], EVAL_EPOCH)
+        frames = torch.from_numpy(pixels)
+        with torch.inference_mode():
+            rows: dict[str, np.ndarray] = {"place": np.array(block.places), "match": self._match(frames)}
+            if code_ids is not None:
+                clip_ids = [clips.clip_ids[row] for row in block.rows]
+                rows |= self._hidden_codes(frames, clip_ids, code_ids, block.places)
+        return rows
+
+    def _match(self, frames: Tensor) -> np.ndarray:
+        """Match scores (clip, caption): each video is encoded once and decoded with every caption."""
+        regions = self._student.encode_video(frames.to(self._device))
+        scores = torch.empty(len(frames), len(self._job.captions), device=self._device)
+        for clip, video in enumerate(regions):
+            for places, text, padding in self._texts:
+                pairs = self._student.decode(video.expand(len(places), -1, -1), text, padding)
+                logits = self._student.match_logits(pairs.cls)
+                scores[clip, places] = (logits[:, 1] - logits[:, 0]).float()
+        return scores.cpu().numpy()
+
+    def _hidden_codes(
+        self, frames: Tensor, clip_ids: Sequence[str], code_ids: np.ndarray, places: Sequence[int]
+    ) -> dict[str, np.ndarray]:
+        """Codes of regions hidden as in pre-training, given the visible regions and the whole caption."""
+        job = self._job
+        mask = torch.from_numpy(self._masks(clip_ids)).to(self._device)
+        captions = torch.tensor([job.caption_of[place] for place in places], device=self._device)
+        _, text, padding = self._encode(captions)
+        video = self._student.encode_video(frames.to(self._device), mask)
+        hidden = mask.flatten(1)
+        states = self._student.decode(video, text, padding).regions[hidden]
+        predicted = self._student.mvm_logits(states).argmax(dim=-1).view(len(clip_ids), -1)
+        truth = code_ids[hidden.cpu().numpy()].reshape(len(clip_ids), -1)
+        return {"code_ids": truth, "predicted": predicted.cpu().numpy()}
+
+    def _masks(self, clip_ids: Sequence[str]) -> np.ndarray:
+        config, how = self._student.config, self._job.objectives
+        keys = clip_keys("benchmark", self._job.seed, 0, clip_ids)
+        return region_masks(how.mask_shape, config.grid, config.num_frames, how.mask_ratio, keys)
+
+    def _encode(self, places: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Some captions, cut to the longest of them: their indices, words ready for the decoder, and padding."""
+        places = places.to(self._device)
+        padding = self._padding[places]
+        longest = int((~padding).sum(dim=1).max())
+        padding = padding[:, :longest]
+        return places, self._student.encode_text(self._word_ids[places, :longest], padding), padding
+
+
+def _by_length(lengths: np.ndarray) -> list[Tensor]:
+    """Captions in lots of similar length, so that little padding is decoded."""
+    order = torch.from_numpy(np.argsort(lengths, kind="stable"))
+    return list(order.split(_TEXTS_AT_A_TIME))
+
+
+def score_clips(job: ScoreJob, cluster: ClusterConfig) -> Scores:
+    """Score all blocks of `job` with up to `cluster.num_workers` actors; the result does not depend on their number.
+
+    Raises:
+        EvilmError: whatever the model or the shards refuse.
+    """
+    import ray
+    from ray.data import ActorPoolStrategy
+
+    actors = min(cluster.num_workers, len(job.blocks))
+    needed = actors * cluster.cpus_per_worker + 1  # one for Ray Data's own small tasks, which would wait for ever
+    connect(min_cpus=needed)
+    fits = num_cpus() >= needed
+    blocks = ray.data.from_items([{"block": n} for n in range(len(job.blocks))], override_num_blocks=len(job.blocks))
+    scored = blocks.map_batches(
+        Scorer,
+        fn_constructor_args=(job,),
+        batch_size=1,
+        # On a cluster that is too small as it stands, begin with one actor; the others come as it grows.
+        compute=ActorPoolStrategy(size=actors) if fits else ActorPoolStrategy(min_size=1, max_size=actors),
+        num_cpus=cluster.cpus_per_worker,
+        num_gpus=cluster.gpus_per_worker or None,
+    )
+    try:
+        return _collect(scored, job)
+    except Exception as error:  # Ray wraps what an actor raised in several layers of its own
+        cause = our_error(error)
+        if cause is None:
+            raise
+        raise cause from None
+
+
+def _collect(scored: Any, job: ScoreJob) -> Scores:
+    """Rows in whatever order they come, put in place; a line now and then tells how far it is."""
+    num_clips = len(job.caption_of)
+    found: dict[int, dict[str, Any]] = {}
+    began = told = time.monotonic()
+    for row in scored.iter_rows():
+        found[int(row["place"])] = row
+        if time.monotonic() - told > _LOG_EVERY_S:
+            told, rate = time.monotonic(), len(found) / (time.monotonic() - began)
+            logger.info("scored %d of %d clips, %.0f s left", len(found), num_clips, (num_clips - len(found)) / rate)
+    assert len(found) == num_clips, f"{len(found)} of {num_clips} clips came back"
+
+    def column(name: str) -> np.ndarray:
+        return np.stack([np.asarray(found[place][name]) for place in range(num_clips)])
+
+    has_codes = "code_ids" in found[0]
+    return Scores(column("match"), *((column("code_ids"), column("predicted")) if has_codes else (None, None)))

@@ -1,0 +1,1 @@
+"""Videos to frame shards: plan, write, merge, quarantine (Ray Data)."""

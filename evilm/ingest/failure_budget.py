@@ -1,0 +1,120 @@
+"""Watching a job for clips that fail: a mount that went away must not finish thousands of empty shards, and a data set
+that is broken must not take days to say so."""
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from evilm.errors import ShardError, SourceError
+from evilm.ingest.quarantine import Reasons
+from evilm.jobs import commits
+from evilm.manifests.rows import BadRow
+from evilm.video.reasons import Reason
+
+LOST = frozenset({Reason.FETCH_ERROR, Reason.FETCH_TIMEOUT, Reason.MISSING_FILE, Reason.SOURCE_CHANGED})
+"""Reasons that another run may not meet: a mount, server or network was away, a tar was being rewritten."""
+ENOUGH_CLIPS = 200
+"""Clips that must have been asked for before a job may end because too many can't be got."""
+_WINDOW_CLIPS = 5000
+"""Clips over which the share of those that can't be got is watched."""
+
+
+def too_many(lost: int, asked: int, share: float) -> bool:
+    """Whether so many clips that can't be got prove that their share among all is above `share`.
+
+    Clips come in random order. Four standard deviations leave alone a manifest whose share is just below.
+    """
+    return asked >= ENOUGH_CLIPS and lost > share * asked + 4 * (share * (1 - share) * asked) ** 0.5
+
+
+def lost_error(lost: int, asked: int, share: float, example: BadRow) -> SourceError:
+    """Says that the job ends because videos can't be got."""
+    return SourceError(
+        f"{lost} of the last {asked} videos could not be got, e.g. {example.path or example.clip_id!r}: "
+        f"{example.reason} {example.detail[:200]}".rstrip()
+        + f"; max_failed_share = {share:g}; mend --videos, its mount or the network and run the same command again"
+    )
+
+
+def bad_rows(record: dict[str, Any]) -> Iterator[BadRow]:
+    """The rows that a commit record puts aside."""
+    return (BadRow(**{**row, "reason": Reason(row["reason"])}) for row in record["bad"])
+
+
+class Watch:
+    """Ends a job whose videos can't be got any more, or of which too many fail for any reason.
+
+    Args:
+        out: where the commits are.
+        run: number of the run that owns it.
+        unit_of: what the shard of a task is committed as.
+        max_failed_share: of clips that can't be got, among the last ones.
+        allowance: share of all the job's clips that may fail, or the whole output can't be good enough.
+    """
+
+    def __init__(
+        self, out: str, run: int, unit_of: Callable[[str], commits.Unit], max_failed_share: float, allowance: float
+    ) -> None:
+        self._out, self._run, self._unit_of, self._share = out, run, unit_of, max_failed_share
+        self._allowance = min(max(allowance, 0.0), 1.0)
+        self._all_asked = self._all_failed = 0
+        self._empty: list[str] = []
+        self._recent: deque[tuple[str, int, int]] = deque()
+        self._asked = self._lost = 0
+        self._passed: set[str] = set()
+
+    def add(self, task: str, tally: commits.Tally) -> None:
+        """Count a finished shard.
+
+        Raises:
+            SourceError: too many of the last clips could not be got.
+            ShardError: too many of all clips failed.
+        """
+        asked = tally.num_clips + tally.num_failed
+        self._recent.append((task, asked, tally.num_lost))
+        self._asked, self._lost = self._asked + asked, self._lost + tally.num_lost
+        while self._asked - self._recent[0][1] >= _WINDOW_CLIPS:
+            before, asked, lost = self._recent.popleft()
+            self._asked, self._lost = self._asked - asked, self._lost - lost
+            self._passed.add(before)
+        if too_many(self._lost, self._asked, self._share):
+            raise lost_error(self._lost, self._asked, self._share, self._example())
+        self._all_asked += tally.num_clips + tally.num_failed
+        self._all_failed += tally.num_failed
+        if not tally.num_clips:
+            self._empty.append(task)
+        if tally.num_failed and too_many(self._all_failed, self._all_asked, self._allowance):
+            raise self._given_up(task)
+
+    def keep(self) -> None:
+        """Leave all shards as they are that were made so far: readers may use them."""
+        self._passed.update(task for task, _, _ in self._recent)
+        self._empty.clear()
+
+    def take_back(self, tasks: Sequence[str]) -> None:
+        """Halt the job, and take back its last shards that lack clips which could not be got."""
+        commits.halt(self._out, self._run)
+        units = [self._unit_of(task) for task in tasks if task not in self._passed]
+        for unit, record in commits.read_records(self._out, units):
+            if record is not None and any(row.reason in LOST for row in bad_rows(record)):
+                commits.revoke(self._out, unit)
+
+    def _given_up(self, task: str) -> ShardError:
+        """Halt the job: shards stay as they may have taken days, but those without a clip are made anew next time."""
+        commits.halt(self._out, self._run)
+        reasons = Reasons()
+        for row in bad_rows(commits.read_record(self._out, self._unit_of(task)) or {"bad": []}):
+            reasons.add(row)
+        for empty in self._empty:
+            commits.revoke(self._out, self._unit_of(empty))
+        return ShardError(
+            f"{self._all_failed} of the first {self._all_asked} videos failed (last {reasons.top()}): more than "
+            f"max_failed_share = {self._share:g} of all rows will be quarantined; mend the input and run the same "
+            "command again, with --retry all for videos, or raise --max-failed-share"
+        )
+
+    def _example(self) -> BadRow:
+        tasks = [task for task, _, lost in self._recent if lost]
+        record = commits.read_record(self._out, self._unit_of(tasks[-1]))
+        assert record is not None
+        return next(row for row in bad_rows(record) if row.reason in LOST)

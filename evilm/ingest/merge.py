@@ -1,0 +1,259 @@
+"""All that is planned and committed under an output, and how it becomes the manifest that readers see."""
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from evilm.config.base import fingerprint
+from evilm.config.stages import ShardVideos
+from evilm.errors import ShardError
+from evilm.ingest import quarantine, shard_plan
+from evilm.ingest.failure_budget import LOST, bad_rows
+from evilm.ingest.planned_ids import Retried
+from evilm.ingest.quarantine import Quarantine, Reasons
+from evilm.ingest.shard_plan import Generation, PlannedShard
+from evilm.io import storage
+from evilm.io.outputs import Output
+from evilm.jobs import commits
+from evilm.jobs.commits import Unit
+from evilm.manifests.rows import ClipRow
+from evilm.shards import FrameManifest, ShardInfo, publish_side
+from evilm.video.reasons import Reason
+
+logger = logging.getLogger(__name__)
+
+OF_ROWS = frozenset({Reason.BAD_ROW, Reason.MISSING_ID, Reason.DUPLICATE_ID, Reason.EMPTY_CAPTION, Reason.BAD_CAPTION})
+"""Reasons that lie in the manifest alone: there is no clip to try again."""
+_SHARD_FIELDS = ("file", "split", "num_clips", "num_bytes", "sha256", "row_groups")
+
+
+@dataclass
+class Ledger:
+    """The generations of an output, and what came of their shards."""
+
+    out: str
+    seed: int
+    generations: list[Generation]
+
+    @property
+    def of_manifest(self) -> Generation:
+        """The generation that saw the whole manifest last."""
+        return [generation for generation in self.generations if generation.kind == "rows"][-1]
+
+    def records(self) -> Iterator[tuple[Generation, PlannedShard, dict[str, Any] | None]]:
+        """Every planned shard with its commit record, in order; few records are held at a time."""
+        shards = [(generation, shard) for generation in self.generations for shard in generation.shards]
+        records = commits.read_records(self.out, [generation.unit(shard) for generation, shard in shards])
+        for (generation, shard), (_, record) in zip(shards, records, strict=True):
+            yield generation, shard, record
+
+    def missing(self, or_damaged: bool) -> tuple[list[str], int, set[str]]:
+        """Find the shards that are not committed, or whose file is gone.
+
+        Args:
+            or_damaged: name all others too, since their files may be damaged.
+
+        Returns:
+            Their tasks, how many clips of the others are quarantined, and the tasks among them that are committed.
+        """
+        todo, num_bad, known, retried = list[str](), 0, set[str](), self.retried()
+        there = set(storage.list_names(self.out))
+        for generation, shard, record in self.records():
+            if record is None or or_damaged or record.get("file", "") not in there | {""}:
+                todo.append(generation.task(shard))
+                known.update([generation.task(shard)] if record else [])
+            else:
+                num_bad += sum(not retried.after(generation.number, row["clip_id"]) for row in record["bad"])
+        return todo, num_bad, known
+
+    def allowance(self, todo: Sequence[str], num_bad: int, max_failed_share: float) -> float:
+        """The share of the clips in `todo` that may fail; with more of them too many rows are quarantined.
+
+        Args:
+            todo: tasks of shards that are not committed.
+            num_bad: clips of the others that are quarantined.
+            max_failed_share: of all rows of the manifest.
+        """
+        tasks, rows = set(todo), [each for each in self.generations if each.kind == "rows"]
+        planned = [shard.num_rows for each in rows for shard in each.shards if each.task(shard) in tasks]
+        if len(planned) < len(tasks):
+            return 1.0  # clips that are tried again have failed before
+        manifest = self.of_manifest
+        return (max_failed_share * manifest.num_rows - manifest.reasons.total - num_bad) / max(sum(planned), 1)
+
+    def retried(self) -> Retried:
+        """Which clips were planned again after they had been quarantined."""
+        folders = {each.number: shard_plan.folder(self.out, each) for each in self.generations if each.kind == "retry"}
+        return Retried(folders, self.seed)
+
+    def rows_of(self, reasons: frozenset[str]) -> Iterator[ClipRow]:
+        """The planned rows of the clips that are quarantined for some of these reasons."""
+        retried = self.retried()
+        for generation, shard, record in self.records():
+            bad = [row for row in bad_rows(record or {"bad": []}) if row.reason in reasons]
+            wanted = {row.clip_id for row in bad if not retried.after(generation.number, row.clip_id)}
+            if wanted:
+                rows = shard_plan.read_rows(self.out, generation.task(shard))
+                yield from (row for row in rows if row.clip_id in wanted)
+
+
+@dataclass
+class _Sum:
+    """What all commits say."""
+
+    shards: list[ShardInfo] = field(default_factory=list)
+    flags: dict[str, int] = field(default_factory=dict)
+    files: dict[Unit, str | None] = field(default_factory=dict)
+    """By shard, the file that counts."""
+    clips: dict[int, int] = field(default_factory=dict)
+    """By generation."""
+    num_captions: int = 0
+    empty: list[Unit] = field(default_factory=list)
+    """Shards without a clip."""
+    num_missing: int = 0
+    """Shards that are not committed."""
+
+    def add(self, generation: Generation, shard: PlannedShard, record: dict[str, Any]) -> None:
+        for flag, count in record["flags"].items():
+            self.flags[flag] = self.flags.get(flag, 0) + count
+        self.num_captions += record["num_captions"]
+        self.files[generation.unit(shard)] = record.get("file")
+        self.clips[generation.number] = self.clips.get(generation.number, 0) + record["num_clips"]
+        if record["num_clips"]:
+            self.shards.append(ShardInfo(**{name: record[name] for name in _SHARD_FIELDS}))
+        else:
+            self.empty.append(generation.unit(shard))
+
+
+def finalise(
+    ledger: Ledger, config: ShardVideos, output: Output, is_partial: bool = False
+) -> tuple[FrameManifest, Reasons]:
+    """Fold the commits into the manifest and the quarantine table, and clean up.
+
+    Args:
+        ledger: what is planned and committed.
+        config: the settings.
+        output: the folder.
+        is_partial: publish what is there of shards that are still being made, and nothing if that is nothing.
+
+    Raises:
+        ShardError: a shard is missing, or too many rows were quarantined.
+        OwnershipError: another run has taken the output over.
+    """
+    output.check()
+    total, reasons, retried = _Sum(), Reasons(), ledger.retried()
+    reasons.merge(ledger.of_manifest.reasons)
+    with Quarantine(ledger.out, quarantine.OF_CLIPS) as table:
+        for generation, shard, record in ledger.records():
+            if record is None and is_partial:
+                total.num_missing += 1
+                continue
+            if record is None:
+                raise ShardError(
+                    f"{ledger.out} has no commit of {shard.name} for this plan; run the same command again"
+                )
+            table.extend(row for row in bad_rows(record) if not retried.after(generation.number, row.clip_id))
+            total.add(generation, shard, record)
+        table.publish()
+        reasons.merge(table.reasons)
+    manifest = _manifest_of(ledger, config, total, reasons)
+    if is_partial:
+        if manifest.shards:
+            manifest.save(output)
+            clips, shards = manifest.num_clips(), len(total.shards)
+            logger.info("published %d clips in %d shards; %d shards are missing", clips, shards, total.num_missing)
+        return manifest, reasons
+    enforce(ledger, config, reasons, total.empty)
+    publish_side(manifest, again=config.repair)  # before readers see the shards
+    manifest.save(output)
+    commits.clean(output, total.files)
+    _tell(manifest, reasons)
+    return manifest, reasons
+
+
+def enforce(ledger: Ledger, config: ShardVideos, reasons: Reasons, empty: Sequence[Unit] = ()) -> None:
+    """Fail where more rows than allowed are quarantined, or all.
+
+    Args:
+        ledger: the output.
+        config: says how many are allowed.
+        reasons: all rows put aside.
+        empty: shards without a clip, which are made anew next time; the others stay, as they may have taken days.
+
+    Raises:
+        ShardError: says for which reasons.
+    """
+    num_rows, share = ledger.of_manifest.num_rows, config.max_failed_share
+    if reasons.total <= share * num_rows and reasons.total < num_rows:
+        return
+    for unit in empty:
+        commits.revoke(ledger.out, unit)
+    may_help = "" if all(reason in OF_ROWS for reason in reasons.counts) else ", with --retry all for videos"
+    raise ShardError(
+        f"{reasons.total} of {num_rows} rows were quarantined ({reasons.top()}{_where(reasons)}); max_failed_share = "
+        f"{share:g} and at least one good clip are needed; see {ledger.out}/quarantine, mend the input and run the "
+        f"same command again{may_help}, or raise --max-failed-share"
+    )
+
+
+def _where(reasons: Reasons) -> str:
+    """If most files are missing: one that was looked for, and the flags that say where files lie."""
+    missing = Reason.MISSING_FILE.value
+    if next(iter(reasons.sorted()), "") != missing or not (detail := reasons.examples[missing][1]).startswith("no "):
+        return ""
+    return f": {detail} below --videos; --columns.path or --columns.page-dir names the column of paths or of folders"
+
+
+def tell_retryable(reasons: dict[str, int]) -> None:
+    """Say which quarantined clips another run may get."""
+    passing = {reason: count for reason, count in reasons.items() if reason in LOST}
+    if passing:
+        logger.info("%d quarantined clips may be there next time: --retry %s", sum(passing.values()), ",".join(passing))
+
+
+def _manifest_of(ledger: Ledger, config: ShardVideos, total: _Sum, reasons: Reasons) -> FrameManifest:
+    made = [each for each in ledger.generations if each.shards]
+    history = [
+        {
+            "plan_id": each.plan_id,
+            "kind": each.kind,
+            "num_planned": each.num_planned,
+            "num_clips": total.clips.get(each.number, 0),
+        }
+        for each in made
+    ]
+    return FrameManifest(
+        uri=ledger.out,
+        plan_id=made[0].plan_id if len(made) == 1 else fingerprint([each.plan_id for each in made]),
+        num_frames=config.sampling.stored,
+        frame_px=config.sampling.frame_px,
+        shards=total.shards,
+        sampling=config.sampling.model_dump(mode="json"),
+        num_rows=ledger.of_manifest.num_rows,
+        reasons=reasons.sorted(),
+        num_captions=total.num_captions,
+        flags=dict(sorted(total.flags.items())),
+        generations=history,
+        num_missing=total.num_missing,
+    )
+
+
+def without_val(manifest: FrameManifest) -> str:
+    """What it means that a data set has no clips to evaluate trainings on; '' where it has."""
+    if manifest.num_clips("val"):
+        return ""
+    return (
+        "no clips of the split val: trainings on these shards are not evaluated, and no best step can be chosen; "
+        "--val-share 0.05 would set aside one in twenty source videos"
+    )
+
+
+def _tell(manifest: FrameManifest, reasons: Reasons) -> None:
+    if note := without_val(manifest):
+        logger.info("%s", note)
+    if reasons.counts:
+        logger.info("%d of %d rows quarantined, see %s/quarantine", reasons.total, manifest.num_rows, manifest.uri)
+        for line in reasons.table():
+            logger.info("  %s", line)
+        tell_retryable(manifest.reasons)

@@ -1,0 +1,128 @@
+"""Rows put aside: streamed to a table, counted by reason, with an example of each."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from operator import attrgetter
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from evilm.io import storage
+from evilm.manifests.rows import BadRow
+
+FOLDER = "quarantine"
+OF_MANIFEST, OF_CLIPS = "manifest", "clips"
+"""Tables of what the manifest showed, and of what the videos showed."""
+SCHEMA = pa.schema(
+    [
+        ("source", pa.string()),  # manifest, where there are several
+        ("record", pa.int64()),  # of the manifest, counted from 1 after the header
+        ("clip_id", pa.string()),
+        ("reason", pa.string()),
+        ("detail", pa.string()),
+        ("split", pa.string()),
+        ("path", pa.string()),  # below the video root
+    ]
+)
+_FIELDS = attrgetter(*SCHEMA.names)
+_GROUP_ROWS = 4096
+_DETAIL_CHARS = 500
+
+
+@dataclass
+class Reasons:
+    """How many rows were put aside for which reason, and the first one of each."""
+
+    counts: dict[str, int] = field(default_factory=dict)
+    examples: dict[str, list[str]] = field(default_factory=dict)
+    """Clip id (else record) and detail."""
+
+    def add(self, row: BadRow) -> None:
+        """Count a row."""
+        reason = str(row.reason)
+        self.counts[reason] = self.counts.get(reason, 0) + 1
+        if reason not in self.examples:
+            name = row.clip_id or f"record {row.record}"
+            self.examples[reason] = [name[:100], row.detail[:_DETAIL_CHARS]]
+
+    def merge(self, other: "Reasons") -> None:
+        """Count what another one counted."""
+        for reason, count in other.counts.items():
+            self.counts[reason] = self.counts.get(reason, 0) + count
+            self.examples.setdefault(reason, other.examples[reason])
+
+    @property
+    def total(self) -> int:
+        """Rows of all reasons."""
+        return sum(self.counts.values())
+
+    def sorted(self) -> dict[str, int]:
+        """Counts by reason, the most frequent first."""
+        return dict(sorted(self.counts.items(), key=lambda item: (-item[1], item[0])))
+
+    def top(self, most: int = 3) -> str:
+        """The most frequent reasons in one line, each with an example."""
+        counts = list(self.sorted().items())[:most]
+        return ", ".join(f"{reason} {count}, e.g. {self.examples[reason][0]!r}" for reason, count in counts)
+
+    def table(self, most: int = 10) -> list[str]:
+        """Lines of a table: reason, count, example."""
+        lines = []
+        for reason, count in list(self.sorted().items())[:most]:
+            name, detail = self.examples[reason]
+            lines.append(f"{reason:<22}{count:>10,}  e.g. {name!r}" + (f": {detail[:120]}" if detail else ""))
+        left = len(self.counts) - most
+        return lines + ([f"and {left} more reasons"] if left > 0 else [])
+
+
+class Quarantine:
+    """A table of rows put aside, `quarantine/<name>.parquet`; it appears when it is published."""
+
+    def __init__(self, out: str, name: str) -> None:
+        self._uri = storage.join(out, FOLDER, f"{name}.parquet")
+        self.reasons = Reasons()
+        self._rows: list[tuple[Any, ...]] = []
+        self._open = storage.temporary(self._uri)
+
+    def __enter__(self) -> Self:
+        self._path = self._open.__enter__()
+        self._writer = pq.ParquetWriter(self._path, SCHEMA, compression="zstd")
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._writer.close()
+        self._open.__exit__(kind, error, at)
+
+    def add(self, row: BadRow) -> None:
+        """Put a row aside."""
+        self.reasons.add(row)
+        self._rows.append(_FIELDS(row))
+        if len(self._rows) == _GROUP_ROWS:
+            self._flush()
+
+    def extend(self, rows: Iterable[BadRow]) -> None:
+        """Put rows aside."""
+        for row in rows:
+            self.add(row)
+
+    def publish(self) -> None:
+        """Show the table, or remove that of an earlier run where there is nothing to show."""
+        self._flush()
+        with storage.explained(self._uri):
+            self._writer.close()
+        if self.reasons.counts:
+            storage.put_file(self._path, self._uri)
+        else:
+            storage.delete(self._uri)
+
+    def _flush(self) -> None:
+        if self._rows:
+            columns = [
+                pa.array(values, kind) for values, kind in zip(zip(*self._rows, strict=True), SCHEMA.types, strict=True)
+            ]
+            with storage.explained(str(Path(self._path).parent)):
+                self._writer.write_table(pa.Table.from_arrays(columns, schema=SCHEMA))
+            self._rows.clear()

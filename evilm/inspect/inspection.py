@@ -1,0 +1,163 @@
+"""Reading all shards once, here or in Ray Data tasks, and putting together what is in them."""
+
+import logging
+import pickle
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pyarrow as pa
+
+from evilm.errors import ShardError
+from evilm.ingest.quarantine import FOLDER as QUARANTINE
+from evilm.ingest.quarantine import Reasons
+from evilm.inspect.cross_checks import Verdict, ids_at, judge
+from evilm.inspect.shard_stats import Distribution, Stats, jpeg_groups, shard_stats
+from evilm.inspect.verify_shards import Checked, check_shard
+from evilm.io import storage
+from evilm.jobs import runner
+from evilm.shards import CodeShardInfo, CodesManifest, FrameManifest, ShardInfo, open_shard
+
+logger = logging.getLogger(__name__)
+
+_EXAMPLES = 3
+_LOG_EVERY_S = 5.0
+
+
+@dataclass
+class Look:
+    """All that was found, for the texts and pictures about it."""
+
+    frames: FrameManifest
+    codes: CodesManifest | None
+    stats: Stats
+    reasons: Reasons
+    """Rows put aside, from the quarantine tables."""
+    repeated: dict[str, list[list[str]]]
+    """By kind of duplicate, ids of clips that are alike; the largest groups."""
+    num_repeated: dict[str, int]
+    """By kind of duplicate, clips that are like an earlier one."""
+    verify: str
+    verdict: Verdict
+    """Of `verify`; where that is 'no', it holds notes alone."""
+
+
+def look_at(frames: FrameManifest, codes: CodesManifest | None, verify: str, num_workers: int) -> Look:
+    """Read all shards, by Ray Data where several workers are asked for.
+
+    Raises:
+        ShardError: a shard can't be read and `verify` is 'no'.
+    """
+    stats, verdict, reasons = Stats(), Verdict(), read_reasons(frames.uri)
+    digests, checks = dict[int, dict[str, list[np.ndarray]]](), dict[int, Checked]()
+    histograms: dict[str, np.ndarray] = {}
+    for number, found, checked, error in _results(_Work.of(frames, codes, verify), len(frames.shards), num_workers):
+        if error and verify == "no":
+            raise ShardError(f"{error}; --verify finds all that is damaged")
+        if found is None:
+            verdict.notes.append(f"left out of the statistics: {error}")
+        else:
+            digests[number], found.digests = found.digests, {}
+            stats.merge(found)
+        if checked.histogram is not None:
+            split = frames.shards[number].split
+            histograms[split] = histograms.get(split, 0) + checked.histogram
+        checks[number] = replace(checked, histogram=None)
+    for number in sorted(digests):  # places among all clips go by the order of the manifest
+        stats.merge(Stats(digests=digests[number]))
+    if verify != "no":
+        judge(verdict, frames, codes, reasons, [checks[number] for number in sorted(checks)], histograms)
+    look = Look(frames, codes, stats, reasons, {}, {}, verify, verdict)
+    _find_repeated(look, [frames.shards[number] for number in sorted(digests)])
+    return look
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What all tasks need; of the manifests without their lists of shards, which stand aside by number."""
+
+    frames: FrameManifest
+    codes: CodesManifest | None
+    verify: str
+    shards: list[tuple[ShardInfo, CodeShardInfo | None]]
+    jpeg_groups: dict[str, list[int]]
+
+    @classmethod
+    def of(cls, frames: FrameManifest, codes: CodesManifest | None, verify: str) -> "_Work":
+        coded = {shard.frames_file: shard for shard in codes.shards} if codes else {}
+        shards = [(shard, coded.get(shard.file)) for shard in frames.shards]
+        bare = replace(codes, shards=[], histograms={}) if codes else None
+        return cls(replace(frames, shards=[]), bare, verify, shards, jpeg_groups(frames))
+
+
+def _inspect_shard(work: _Work, number: int) -> tuple[Stats | None, Checked, str]:
+    """Statistics and soundness of a shard, or why there are no statistics."""
+    shard, coded = work.shards[number]
+    checked, stats, error = Checked(), None, ""
+    if work.verify != "no":
+        checked = check_shard(work.frames, shard, work.codes, coded, full=work.verify == "full")
+    try:
+        stats = shard_stats(work.frames.uri, shard, work.jpeg_groups.get(shard.file, ()))
+    except (OSError, pa.ArrowException, KeyError) as failed:
+        cause = failed.__cause__ or failed  # without what a `StorageError` adds about the place
+        error = f"cannot read {storage.join(work.frames.uri, shard.file)}: {str(cause).strip().splitlines()[0]}"
+    if stats and checked.num_jpegs:
+        stats.measures["jpeg_bytes"] = checked.jpeg_bytes  # all of them, instead of those of a few row groups
+    return stats, replace(checked, jpeg_bytes=Distribution()), error
+
+
+def _task(batch: dict[str, np.ndarray], work: _Work) -> dict[str, np.ndarray]:
+    """One shard, in a Ray task; what was found travels as bytes."""
+    results = []
+
+    def inspect(name: str) -> tuple[int, int]:
+        results.append(_inspect_shard(work, int(name)))
+        return work.shards[int(name)][0].num_clips, 0
+
+    row = runner.outcome(inspect, batch)
+    return row | {"found": np.array([pickle.dumps(results)], dtype=object)}
+
+
+def _results(work: _Work, num_shards: int, num_workers: int) -> Iterator[tuple[int, Stats | None, Checked, str]]:
+    """By number of the shard what was found in it, in any order."""
+    if num_workers > 1 and num_shards > 1:
+        from ray.data import TaskPoolStrategy
+
+        workers = min(num_workers, num_shards)
+        options = {"fn_args": (work,), "compute": TaskPoolStrategy(size=workers), "num_cpus": 1}
+        for row in runner.run([str(number) for number in range(num_shards)], _task, workers, options, "inspection"):
+            yield int(row["name"]), *pickle.loads(row["found"])[0]
+        return
+    told = time.monotonic()
+    for number in range(num_shards):
+        yield number, *_inspect_shard(work, number)
+        if time.monotonic() - told > _LOG_EVERY_S:
+            told = time.monotonic()
+            logger.info("inspection: shard %d of %d", number + 1, num_shards)
+
+
+def read_reasons(uri: str) -> Reasons:
+    """Rows put aside by reason, from the tables below a folder of frame shards, one row group at a time."""
+    reasons = Reasons()
+    for name in storage.list_names(storage.join(uri, QUARANTINE)):
+        if not name.endswith(".parquet"):
+            continue
+        with open_shard(storage.join(uri, QUARANTINE, name)) as file:
+            for group in range(file.num_row_groups):
+                table = file.read_row_group(group, columns=["reason", "clip_id", "record", "detail"])
+                for reason, count in Counter(table["reason"].to_pylist()).items():
+                    row = table.slice(table["reason"].index(reason).as_py(), 1).to_pylist()[0]
+                    example = [(row["clip_id"] or f"record {row['record']}")[:100], row["detail"] or ""]
+                    reasons.merge(Reasons({reason: count}, {reason: example}))
+    return reasons
+
+
+def _find_repeated(look: Look, shards: Sequence[ShardInfo]) -> None:
+    """Clips that are alike; `shards` are those that the digests come from, in order."""
+    ends = np.cumsum([shard.num_clips for shard in shards])
+    for what in look.stats.digests:
+        groups = look.stats.repeated(what)
+        look.num_repeated[what] = sum(len(rows) - 1 for rows in groups)
+        look.repeated[what] = [ids_at(look.frames, shards, ends, rows[:_EXAMPLES]) for rows in groups[:_EXAMPLES]]

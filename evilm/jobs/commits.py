@@ -1,0 +1,248 @@
+"""Units of work and their commits: whoever makes a unit commits it, once.
+
+A unit is known by its name and a key of what is made: the rows and settings, or the frames that are coded. Its files
+carry the key and a digest of their content in their names, so attempts never overwrite each other, and its commit
+record, put only where none is, says which of them counts. Kill anything at any time: the same job does the rest.
+"""
+
+import hashlib
+import json
+import time
+import uuid
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from typing import Any, NamedTuple
+
+from evilm.errors import ClusterError, HaltedError, ShardError
+from evilm.io import storage
+from evilm.io.outputs import Output
+from evilm.io.ownership import check_owner
+
+_COMMITS, _ATTEMPTS = "commits", "_attempts"
+_IO_THREADS = 16
+_HALT, _HALT_S = "halt", 1.0
+
+
+class Tally(NamedTuple):
+    """What came of a unit."""
+
+    num_clips: int
+    num_failed: int = 0
+    num_lost: int = 0
+    """Failed clips whose video could not be got."""
+    num_bytes: int = 0
+    """Read from videos."""
+
+
+class Unit(NamedTuple):
+    """What is committed at once."""
+
+    name: str
+    key: str
+    """Digest of what is made; commits of one name and different keys have nothing to do with each other."""
+
+    @property
+    def record(self) -> str:
+        """Name of the commit record."""
+        return f"{self.name}.{self.key[:16]}.json"
+
+    @property
+    def tag(self) -> str:
+        """The beginning of the last part of the names of its files."""
+        return self.key[:4]
+
+
+def commit_file(
+    out: str, unit: Unit, local: str, record: dict[str, Any], run: int, before: dict[str, Any] | None = None
+) -> None:
+    """Publish a unit's file, which is moved or uploaded, and its commit record; the first attempt to do so wins.
+
+    Args:
+        out: output folder.
+        unit: the unit.
+        local: the file on this machine; '' for a unit without one.
+        record: what the commit record is to hold beside the file's name, size and digest.
+        run: number of the run that owns `out`.
+        before: the commit record that is there, of a file that was lost or damaged.
+
+    Raises:
+        HaltedError: the job was halted meanwhile.
+        OwnershipError: another run has taken the output over.
+        ShardError: the file is not the one that was committed before.
+    """
+    check_owner(out, run)
+    digest, size = "", 0
+    if local:
+        with open(local, "rb") as opened:
+            digest, size = hashlib.file_digest(opened, "sha256").hexdigest(), opened.tell()
+    if before and before.get("sha256", "") != digest:
+        raise ShardError(
+            f"{unit.name} can't be repaired: made again it has other bytes (SHA-256 {digest[:12] or 'of no clip'}) "
+            f"than those that were committed ({before.get('sha256', '')[:12]}): its videos or libraries have changed "
+            "since; bring them back, or --overwrite to make all shards again"
+        )
+    if local:
+        file = f"{unit.name}-{unit.tag}{digest[:8]}.parquet"
+        record |= {"file": file, "num_bytes": size, "sha256": digest}
+        storage.put_file(local, storage.join(out, file))
+    if before:
+        return
+    check_owner(out, run)
+    if storage.exists(storage.join(_attempts(out, run), _HALT)):
+        raise HaltedError("the job was halted; run the same command again")
+    data = (json.dumps(record, sort_keys=True, ensure_ascii=False) + "\n").encode()
+    storage.put_if_absent(_place(out, unit), data)
+
+
+def is_sound(out: str, record: dict[str, Any], full: bool) -> bool:
+    """Check that a committed unit's file is there, and in full that it holds what was committed."""
+    place = storage.join(out, record["file"]) if record.get("file") else ""
+    if not place or not full:
+        return not place or storage.exists(place)
+    try:
+        with storage.local_copy(place) as path, open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest() == record["sha256"]
+    except FileNotFoundError:
+        return False
+
+
+def halt(out: str, run: int) -> None:
+    """From now on no task of a run commits; those that are just doing so have time to finish."""
+    storage.write_bytes(storage.join(_attempts(out, run), _HALT), b"")
+    time.sleep(_HALT_S)
+
+
+def attempt_place(out: str, unit: Unit) -> str:
+    """Where a unit's file is made; `clean` removes what is left there of processes that were killed."""
+    return storage.join(out, f"{unit.name}-{unit.tag}attempt")
+
+
+def _place(out: str, unit: Unit) -> str:
+    return storage.join(out, _COMMITS, unit.record)
+
+
+def _attempts(out: str, run: int) -> str:
+    return storage.join(out, _ATTEMPTS, f"{run:05d}")
+
+
+def read_record(out: str, unit: Unit) -> dict[str, Any] | None:
+    """A unit's commit record; None where it is not committed."""
+    try:
+        return storage.read_json(_place(out, unit))
+    except FileNotFoundError:
+        return None
+
+
+def read_records(out: str, units: Iterable[Unit]) -> Iterator[tuple[Unit, dict[str, Any] | None]]:
+    """Units and their commit records, in order; only a few records are held at a time."""
+    there = set(storage.list_names(storage.join(out, _COMMITS)))
+
+    def record_of(unit: Unit) -> dict[str, Any] | None:
+        return read_record(out, unit) if unit.record in there else None
+
+    with ThreadPoolExecutor(_IO_THREADS) as pool:
+        waiting: deque[tuple[Unit, Future[dict[str, Any] | None]]] = deque()
+        for name in units:
+            waiting.append((name, pool.submit(record_of, name)))
+            if len(waiting) == _IO_THREADS:
+                unit, record = waiting.popleft()
+                yield unit, record.result()
+        for unit, record in waiting:
+            yield unit, record.result()
+
+
+def committed(out: str, units: Sequence[Unit]) -> dict[str, dict[str, Any]]:
+    """The commit records that are there, by name of the unit, in the order of `units`."""
+    return {unit.name: record for unit, record in read_records(out, units) if record is not None}
+
+
+def committed_keys(out: str) -> dict[str, set[str]]:
+    """The first digits of the keys under which units of any name are committed."""
+    found: dict[str, set[str]] = {}
+    for name in storage.list_names(storage.join(out, _COMMITS)):
+        unit, _, key = name.removesuffix(".json").rpartition(".")
+        found.setdefault(unit, set()).add(key)
+    return found
+
+
+def any_committed(out: str) -> bool:
+    """Whether a unit of any plan is committed."""
+    return any(name.endswith(".json") for name in storage.list_names(storage.join(out, _COMMITS)))
+
+
+def revoke(out: str, unit: Unit) -> None:
+    """Take a unit's commit back, so that it is done again."""
+    storage.delete(_place(out, unit))
+
+
+def clean(output: Output, files: dict[Unit, str | None]) -> None:
+    """Delete what attempts left behind that were killed or lost the race to commit.
+
+    Files of other keys are deleted only if they were there when this run began: others may be of a run that is taking
+    the output over at this moment.
+
+    Args:
+        output: the folder, published before.
+        files: of every unit the file that counts, if it has one.
+    """
+    output.check()
+    tags, kept = {unit.name: unit.tag for unit in files}, set(files.values())
+    for name in storage.list_names(output.out):
+        # Units are told by number and dash, so a split that holds a dot is found too.
+        unit, _, last = name.rpartition("-")
+        if unit in tags and name not in kept and (name in output.before or last.startswith(tags[unit])):
+            storage.delete(storage.join(output.out, name))
+    records = {unit.record for unit in files}
+    for name in storage.list_names(storage.join(output.out, _COMMITS)):
+        if name not in records and storage.join(_COMMITS, name) in output.before:
+            storage.delete(storage.join(output.out, _COMMITS, name))
+    for name in storage.list_names(storage.join(output.out, _ATTEMPTS)):
+        if not name.isdigit() or int(name) <= output.run:
+            storage.delete(storage.join(output.out, _ATTEMPTS, name))
+    if not storage.list_names(storage.join(output.out, _ATTEMPTS)):
+        storage.delete(storage.join(output.out, _ATTEMPTS))
+
+
+@contextmanager
+def attempt(out: str, run: int, name: str, max_failures: int) -> Iterator[None]:
+    """Note that an attempt at a unit is under way, in the task that makes it.
+
+    Ray starts a task whose process died again and again, without end; this ends it. An attempt that ended with an error
+    has not died, nor has one whose node is gone.
+
+    Raises:
+        ClusterError: this unit's process has died more than `max_failures` times in this job.
+    """
+    place, node = storage.join(_attempts(out, run), name), this_node()
+    names = storage.list_names(place)
+    if 0 <= max_failures < len(names):
+        died = sum(is_alive(name.split("-")[1]) for name in names)
+        if died > max_failures:
+            raise ClusterError(
+                f"the process working on {name} died {died} times, cluster.max_failures = {max_failures}; most often "
+                "it is short of memory: use fewer clips per shard or fewer workers per machine"
+            )
+    note = storage.join(place, f"{len(names):04d}-{node}-{uuid.uuid4().hex[:8]}")
+    storage.write_bytes(note, b"")
+    try:
+        yield
+    except Exception:  # whatever it was, this process lives, so the attempt has not died; it is raised again
+        with suppress(Exception):  # the first error says more
+            storage.delete(note)
+        raise
+
+
+def this_node() -> str:
+    """Id of the Ray node that this task runs on; '' outside of Ray."""
+    import ray
+
+    return str(ray.get_runtime_context().get_node_id()) if ray.is_initialized() else ""
+
+
+def is_alive(node: str) -> bool:
+    """Check whether a Ray node is still there; one that nobody knows is, outside of Ray."""
+    import ray
+
+    return not ray.is_initialized() or any(each["NodeID"] == node and each["Alive"] for each in ray.nodes())

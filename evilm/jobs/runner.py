@@ -1,0 +1,288 @@
+"""Run units of work through Ray Data: retry those that fail, elsewhere if there are other nodes, and log progress."""
+
+import json
+import logging
+import re
+import threading
+import time
+import uuid
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import suppress
+from types import TracebackType
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+
+from evilm import errors
+from evilm.cluster import connect
+from evilm.errors import EvilmError, UnfinishedError
+from evilm.jobs.commits import Tally, is_alive, this_node
+
+logger = logging.getLogger(__name__)
+
+_LOG_EVERY_S, _REPORT_EVERY_S = 5.0, 2.0
+_TURNS = 2
+_OF_UNITS = frozenset({"ShardError", "StorageError", "ClusterError"})
+"""Errors that may be those of one unit, or of one node; all others end the job."""
+_MOST_IN_A_ROW = 8
+_SHOWN = 5
+
+
+class PrivateData(NamedTuple):
+    """A file of JSON that is never published; each unit's process reads the record of its own unit."""
+
+    path: str
+    """File on the driver's machine."""
+    records: Mapping[str, tuple[int, int]]
+    """Offset and length of each unit's record, in bytes."""
+
+
+def run(
+    todo: Sequence[str],
+    worker: Callable[..., Any],
+    min_cpus: float,
+    options: dict[str, Any],
+    title: str,
+    num_clips: Mapping[str, int] | None = None,
+    private: PrivateData | None = None,
+) -> Generator[dict[str, Any], None, None]:
+    """Map `worker` over units, one per task or actor call; yield the rows of finished units as they come in.
+
+    Failed units are retried once after all others have finished, on nodes where no unit failed if there are any.
+
+    Args:
+        todo: names of the units.
+        worker: function or class for `Dataset.map_batches`; gets `{"name": [unit], ...}`, returns an `outcome`.
+        min_cpus: logical CPUs needed at once.
+        options: more arguments of `map_batches`.
+        title: what is made, for the progress lines.
+        num_clips: clips of each unit, to log progress in clips.
+        private: secrets that the tasks fetch with `read_private`, since they must not be written to plans or shards.
+
+    Raises:
+        UnfinishedError: some units failed twice; the others are done. A job of one unit raises that unit's own error.
+        EvilmError: a worker raised an error that concerns all units.
+    """
+    if not todo:
+        return
+    connect(min_cpus=min_cpus)
+    left, num_done, failed = list(todo), 0, dict[str, dict[str, Any]]()
+    with _Progress(title, todo, num_clips or {}, private) as progress:
+        for turn in range(_TURNS):
+            failed, nodes, in_a_row = {}, set[str](), list[str]()
+            for row in _map(left, worker, options, progress.server):
+                nodes.add(row["node"])
+                if not row["error"]:
+                    num_done, in_a_row = num_done + 1, []
+                    progress.add(row)
+                    yield row
+                    continue
+                if row["error"] not in _OF_UNITS:
+                    raise _error_of(row)
+                failed[row["name"]] = row
+                logger.warning("%s: %s failed: %s", title, row["name"], row["message"])
+                in_a_row.append(row["node"])
+                if len(in_a_row) >= _MOST_IN_A_ROW and set(in_a_row) == nodes:
+                    raise _unfinished(title, len(todo), num_done, failed, "stopping early")
+            elsewhere = _elsewhere({row["node"] for row in failed.values()})
+            if not failed or turn + 1 == _TURNS or not (num_done or elsewhere):
+                break
+            left, options = list(failed), options | elsewhere
+            logger.info("%s: trying %d shards once more%s", title, len(left), ", on other nodes" if elsewhere else "")
+    if failed:
+        raise _unfinished(title, len(todo), num_done, failed)
+
+
+def _map(todo: Sequence[str], worker: Callable[..., Any], options: dict[str, Any], server: str) -> Iterator[Any]:
+    """Yield the rows of one pass over units."""
+    import ray
+
+    items = [{"name": name, "server": server} for name in todo]
+    results = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(worker, batch_size=1, **options)
+    try:
+        yield from results.iter_rows()
+    except Exception as error:  # Ray wraps what a worker raised in several layers of its own
+        found = our_error(error)
+        if found is None:
+            raise
+        raise found from None
+
+
+def _error_of(row: Mapping[str, Any]) -> EvilmError:
+    return getattr(errors, row["error"])(row["message"])
+
+
+def _unfinished(title: str, total: int, num_done: int, failed: Mapping[str, Any], note: str = "") -> EvilmError:
+    """Return the error for failed units: the unit's own where the job has only one unit, or all failed alike."""
+    first, *more = failed.values()
+    if total == 1 or (not num_done and all(row["message"] == first["message"] for row in more)):
+        return _error_of(first)
+    listed = [f"{name}: {row['message']}" for name, row in list(failed.items())[:_SHOWN]]
+    listed += [f"and {len(failed) - _SHOWN} more"] if len(failed) > _SHOWN else []
+    return UnfinishedError(
+        f"{title}: {len(failed)} of {total} shards failed, {num_done} are done{f', {note}' if note else ''}: "
+        f"{'; '.join(listed)}; run the same command again for the rest"
+    )
+
+
+def _elsewhere(failed: set[str]) -> dict[str, Any]:
+    """Return options that keep tasks off these nodes; none if no other node is left."""
+    import ray
+
+    others = [node for node in ray.nodes() if node["Alive"] and node["NodeID"] not in failed]
+    bad = sorted(node for node in failed if node and is_alive(node))
+    can = [node for node in others if node["Resources"].get("CPU")]
+    return {"label_selector": {"ray.io/node-id": f"!in({','.join(bad)})"}} if bad and can else {}
+
+
+def outcome(work: Callable[[str], tuple[int, ...]], batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """What a worker returns: the unit and its `Tally`, or the error of ours that ended it.
+
+    Errors travel as data: of what a worker raises, Ray Data keeps only the text, and prints all of its own stack.
+    """
+    name, tally, error = str(batch["name"][0]), Tally(0), ("", "")
+    _Task.unit, _Task.server = name, str(batch["server"][0]) if "server" in batch else ""
+    try:
+        tally = Tally(*work(name))
+    except EvilmError as caught:
+        error = (type(caught).__name__, str(caught))
+    columns = {"name": name, "error": error[0], "message": error[1], "node": this_node(), **tally._asdict()}
+    return {name: np.array([value]) for name, value in columns.items()}
+
+
+class _Task:
+    """The unit that this worker process is making, and the actor of its job."""
+
+    unit = server = ""
+    reported = 0.0
+
+
+def report_progress(tally: Tally) -> None:
+    """Send the progress of this process' unit to the driver, every few seconds at most."""
+    now = time.monotonic()
+    if not _Task.server or now - _Task.reported < _REPORT_EVERY_S:
+        return
+    _Task.reported = now
+    with suppress(Exception):  # progress is no reason to fail
+        import ray
+
+        ray.get_actor(_Task.server).report.remote(_Task.unit, tuple(tally))
+
+
+def read_private() -> Any:
+    """Fetch the private record of this process' unit; None if it has none."""
+    if not _Task.server:
+        return None
+    import ray
+
+    return ray.get(ray.get_actor(_Task.server).part.remote(_Task.unit))
+
+
+class _JobServer:
+    """Actor on the driver's node that collects progress from tasks and serves their private records."""
+
+    def __init__(self, private: PrivateData | None) -> None:
+        self._private = private
+        self._tallies: dict[str, tuple[int, ...]] = {}
+
+    def report(self, unit: str, tally: tuple[int, ...]) -> None:
+        """Store the progress of a unit."""
+        self._tallies[unit] = tally
+
+    def read(self) -> dict[str, tuple[int, ...]]:
+        """Return the last progress of each unit."""
+        return self._tallies
+
+    def part(self, unit: str) -> Any:
+        """Return the private record of a unit; None if it has none."""
+        if self._private is None or unit not in self._private.records:
+            return None
+        offset, length = self._private.records[unit]
+        with open(self._private.path, "rb") as file:
+            file.seek(offset)
+            return json.loads(file.read(length))
+
+
+class _Progress:
+    """Logs the progress of a job, in clips, every few seconds from its start."""
+
+    def __init__(
+        self, title: str, todo: Sequence[str], num_clips: Mapping[str, int], private: PrivateData | None
+    ) -> None:
+        import ray
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        self._title, self._num_units = title, len(todo)
+        self._num_clips = sum(num_clips[name] for name in todo) if num_clips else 0
+        self._done, self._sum = set[str](), Tally(0)
+        self._began = time.monotonic()
+        self.server = f"evilm-{uuid.uuid4().hex}"
+        here = NodeAffinitySchedulingStrategy(this_node(), soft=False)
+        actor: Any = ray.remote(_JobServer)
+        self._actor = actor.options(num_cpus=0, name=self.server, scheduling_strategy=here).remote(private)
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._log_regularly, daemon=True, name="progress")
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        import ray
+
+        self._over.set()
+        if kind is None:
+            self._log(self._sum)
+        with suppress(Exception):  # of a cluster that is gone
+            ray.kill(self._actor)
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        """Count a finished unit."""
+        self._sum = Tally(*(old + int(row[name]) for name, old in self._sum._asdict().items()))
+        self._done.add(row["name"])
+
+    def _log_regularly(self) -> None:
+        import ray
+
+        while not self._over.wait(_LOG_EVERY_S):
+            partly: dict[str, tuple[int, ...]] = {}
+            with suppress(Exception):  # the actor has not started yet, or is gone
+                partly = ray.get(self._actor.read.remote(), timeout=_LOG_EVERY_S)
+            under_way = [tally for unit, tally in partly.items() if unit not in self._done]
+            self._log(Tally(*map(sum, zip(self._sum, *under_way, strict=True))))
+
+    def _log(self, tally: Tally) -> None:
+        spent = max(time.monotonic() - self._began, 1e-9)
+        asked = tally.num_clips + tally.num_failed
+        share = asked / self._num_clips if self._num_clips else len(self._done) / self._num_units
+        logger.info(
+            "%s: %s%d of %d shards, %d quarantined, %.1f clips/s%s%s",
+            self._title,
+            f"{asked:,} of {self._num_clips:,} clips, " if self._num_clips else "",
+            len(self._done),
+            self._num_units,
+            tally.num_failed,
+            asked / spent,
+            f", {tally.num_bytes / spent / 1e6:.1f} MB/s read" if tally.num_bytes else "",
+            f", {as_time(spent / share * (1 - share))} left" if 0 < share < 1 else "",
+        )
+
+
+def as_time(seconds: float) -> str:
+    """A length of time as people say it: `40 s`, `12 min`, `3 h 05 min`."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def our_error(error: BaseException | None) -> EvilmError | None:
+    """The error of ours inside what Ray raised: the object where Ray kept it, else made again from Ray's text."""
+    text, seen = str(error), set[int]()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        if isinstance(error, EvilmError) and type(error).__module__ == EvilmError.__module__:
+            return error
+        error = getattr(error, "cause", None) or error.__cause__
+    told = re.search(rf"^{re.escape(EvilmError.__module__)}\.(\w+): (.+)$", text, re.MULTILINE)
+    return getattr(errors, told[1])(told[2]) if told and hasattr(errors, told[1]) else None

@@ -1,0 +1,111 @@
+"""Layouts of manifests in use: whose columns hold what. Single columns can be named over a layout."""
+
+import logging
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from evilm.config.data import VIDEO_ENDINGS, ColumnsConfig
+from evilm.errors import ConfigError, ManifestError
+from evilm.manifests.records import show
+
+logger = logging.getLogger(__name__)
+
+_NUMBER = re.compile(r"\d+([.:,]\d+)*")
+KEY = "__key__"
+"""Where a sample of a tar keeps the name it has there."""
+ROLES = ("videoid", "caption", "page_dir", "path", "url", "start", "end", "duration", "split")
+
+# Of several names the first one that a manifest has is taken.
+_LAYOUTS: dict[str, dict[str, tuple[str, ...]]] = {
+    "webvid": {
+        "videoid": ("videoid",),
+        "caption": ("name",),
+        "page_dir": ("page_dir",),
+        "url": ("contentUrl",),
+        "duration": ("duration",),
+    },
+    "video2dataset": {"videoid": ("key",), "caption": ("caption", "txt"), "url": ("url",)},
+    "openvid": {"path": ("video",), "caption": ("caption",), "duration": ("seconds",)},
+    "internvid": {
+        "videoid": ("YoutubeID",),
+        "caption": ("Caption",),
+        "start": ("Start_timestamp",),
+        "end": ("End_timestamp",),
+    },
+    "panda": {"videoid": ("videoID",), "caption": ("caption",), "url": ("url",), "start": ("timestamp",)},
+    "koala": {"videoid": ("videoID",), "caption": ("caption",), "url": ("url",), "start": ("timestamp",)},
+    "webdataset": {"videoid": (KEY,), "caption": ("txt", "caption")},
+}
+_MARKS = {
+    "webdataset": {KEY},
+    "koala": {"videoID", "timestamp", "caption", "clarity_score"},
+    "panda": {"videoID", "timestamp", "caption"},
+    "internvid": {"YoutubeID", "Start_timestamp", "End_timestamp"},
+    "video2dataset": {"key", "status"},
+    "openvid": {"video", "caption"},
+}
+"""Columns by which a layout is recognised, the most telling ones first."""
+
+
+@dataclass(frozen=True)
+class Roles:
+    """The column of each thing that we need; '' where there is none."""
+
+    layout: str
+    videoid: str
+    caption: str
+    page_dir: str
+    path: str
+    url: str
+    start: str
+    end: str
+    duration: str
+    split: str
+
+    @property
+    def used(self) -> set[str]:
+        """Columns that become fields of a clip; the others are carried along."""
+        return {self.videoid, self.caption, self.page_dir, self.path, self.start, self.end, self.split} - {""}
+
+
+def assign(header: Sequence[str], columns: ColumnsConfig, name: str, needed: Sequence[str] = ROLES[:2]) -> Roles:
+    """Which columns of a manifest hold what.
+
+    Args:
+        header: its columns.
+        columns: the layout, and columns named over it.
+        name: what to call the manifest in messages.
+        needed: roles without which it is of no use.
+
+    Raises:
+        ManifestError: a column that is needed, or was named, is not there.
+    """
+    layout = columns.layout
+    if layout == "auto":
+        layout = next((known for known, marks in _MARKS.items() if marks <= set(header)), "webvid")
+    logger.info("%s: columns of %s%s", name, layout, ", by its header" if columns.layout == "auto" else "")
+    found: dict[str, str] = {}
+    for role in ROLES:
+        named = getattr(columns, role)
+        known = _LAYOUTS[layout].get(role, ("split",) if role == "split" else ())
+        wanted = known if named is None else (named,) if named else ()
+        found[role] = next((column for column in wanted if column in header), "")
+        if wanted and not found[role] and (named or role in needed):
+            advice = f"name it with --columns.{role.replace('_', '-')}, or all by --columns.layout"
+            if _is_row(header):
+                advice = "its first line looks like a row: give it a header line, with the names of the columns"
+            raise ManifestError(f"{name} has no column {wanted[0]!r} for the {role} (found: {show(header)}); {advice}")
+    if "caption" in needed and not found["caption"]:
+        raise ConfigError("columns.caption is empty; name the column of the captions")
+    if "videoid" in needed and not (found["videoid"] or found["path"] or found["url"]):
+        raise ConfigError("columns.videoid, .path and .url are all empty; one of them must tell which video is meant")
+    return Roles(layout, **found)
+
+
+def _is_row(header: Sequence[str]) -> bool:
+    """Guess whether a header is none: names of columns are no numbers, URLs, sentences or names of videos."""
+    return any(
+        "://" in name or name.count(" ") >= 2 or name.lower().endswith(VIDEO_ENDINGS) or _NUMBER.fullmatch(name)
+        for name in header
+    )

@@ -1,0 +1,242 @@
+"""Manifests of every format and layout, read as one stream of clips: tables, and tars of clips."""
+
+import hashlib
+import itertools
+import logging
+import posixpath
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+from functools import partial
+from typing import Any, TypeAlias, TypeVar
+
+from evilm.config.stages import ShardVideos
+from evilm.errors import ConfigError, ManifestError, StorageError
+from evilm.io import storage
+from evilm.manifests.layouts import KEY, Roles, assign
+from evilm.manifests.manifest_files import common_folder, is_tar, list_manifests, names_of
+from evilm.manifests.records import Fault, open_table
+from evilm.manifests.rows import SPLIT, BadRow, ClipRow, Context, Place, clips_of
+from evilm.manifests.tars import Sample, merge_samples, read_tar
+from evilm.video.reasons import Reason
+from evilm.video.urls import flat_name, is_url
+
+logger = logging.getLogger(__name__)
+
+_Samples: TypeAlias = list[Sample | Fault]
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
+_HASHED_BYTES = 1 << 22
+
+
+def read_manifests(config: ShardVideos) -> Iterator[ClipRow | BadRow]:
+    """Every clip of the manifests, or the reason why a row is none, in the order of files and records.
+
+    A stream: one record, one batch of Parquet or the headers of a few tars are held at a time. Ids may repeat, and
+    no file is looked for.
+
+    Raises:
+        ManifestError: a manifest that can't be read, or lacks a column that is needed.
+        ConfigError: settings that don't fit the manifests.
+    """
+    if not SPLIT.fullmatch(config.split):
+        raise ConfigError(f"split = {config.split!r}; use up to 100 letters, digits, '_', '-' and '.'")
+    uris = list_manifests(config.manifest)
+    root = _root(config, uris)
+    sources = names_of(uris) if len(uris) > 1 else [""]
+    prefixes = _id_prefixes(config, uris, sources)
+    left, num_records = config.limit or None, 0
+    tars = _ahead(uris, lambda uri: _samples_of(uri, root), config.fetch.concurrency)
+    for uri, source, prefix, samples in zip(uris, sources, prefixes, tars, strict=True):
+        before = num_records
+        read = partial(_tar_rows, id_prefix=prefix) if is_tar(uri) else _table_rows
+        for number, rows in read(config, uri, source, root, samples):
+            yield from rows
+            num_records += number > 0
+            if left is not None and num_records >= left:
+                tars.close()
+                return
+        if num_records == before:
+            logger.warning("%s has a header and no rows", uri)
+    if not num_records:
+        raise ManifestError(f"{config.manifest} has a header and no rows; nothing to do")
+
+
+def _id_prefixes(config: ShardVideos, uris: Sequence[str], sources: Sequence[str]) -> list[str]:
+    """What is put before the ids of each manifest: the name of a tar, if its keys are unique in it only.
+
+    That is so if no column of ids is asked for, or if the first two tars begin with the same key.
+    """
+    tars = [uri for uri in uris if is_tar(uri)]
+    firsts = [next((each.key for each in read_tar(uri) if isinstance(each, Sample)), None) for uri in tars[:2]]
+    repeats = len(firsts) == 2 and firsts[0] is not None and firsts[0] == firsts[1]
+    if not tars or (config.columns.videoid != "" and not repeats):
+        return [""] * len(uris)
+    if repeats:
+        logger.info("%s and %s begin with the key %r: ids are made of tar and key", *tars[:2], firsts[0])
+    names = [
+        flat_name((source or posixpath.basename(uri)).rpartition(".")[0])
+        for uri, source in zip(uris, sources, strict=True)
+    ]
+    return [f"{name}_" if is_tar(uri) else "" for uri, name in zip(uris, names, strict=True)]
+
+
+def fingerprint_of_manifests(config: ShardVideos) -> str:
+    """A digest of what the manifests hold, wherever they lie: contents of tables; of tars name, size and ETag or time.
+
+    Raises:
+        ManifestError: one can't be read.
+    """
+    uris = list_manifests(config.manifest)
+    digests = [_digest(uri, name) for uri, name in zip(uris, names_of(uris), strict=True)]
+    return (digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest())[:16]
+
+
+def videos_root(config: ShardVideos) -> str:
+    """Where paths of clips begin: --videos, the folder of the tars, or '' where all clips are URLs.
+
+    Raises:
+        ConfigError: there is no such folder, or one is needed and not named.
+    """
+    return _root(config, list_manifests(config.manifest))
+
+
+def _root(config: ShardVideos, uris: Sequence[str]) -> str:
+    if config.videos:
+        if is_url(config.videos):
+            raise ConfigError(
+                f"--videos {config.videos} is a URL; give a folder or s3://, and --fetch.urls to download clips"
+            )
+        root = storage.absolute(config.videos)
+        if storage.is_local(root) and not storage.exists(root):
+            raise ConfigError(f"--videos {config.videos}: there is no such folder")
+        return root
+    if all(is_tar(uri) for uri in uris) or (uris[0].endswith(".parquet") and storage.exists(_tar_beside(uris[0]))):
+        return common_folder(uris)
+    if config.fetch.urls or config.columns.path:
+        return ""
+    raise ConfigError("--videos is missing; name the folder of the videos, or --fetch.urls to download them")
+
+
+def _tar_rows(
+    config: ShardVideos, uri: str, source: str, root: str, samples: _Samples | None, id_prefix: str = ""
+) -> Iterator[tuple[int, Iterator[ClipRow | BadRow]]]:
+    """The clips of a tar: what its samples say as records."""
+    assert samples is not None
+    name = _below(uri, root)
+    if name is None:
+        raise ConfigError(f"{uri} lies outside of --videos {root}; leave --videos out for tars")
+    header = dict.fromkeys(key for sample in samples if isinstance(sample, Sample) for key in sample.values)
+    if not header:
+        faults = [sample.detail for sample in samples if isinstance(sample, Fault)]
+        yield 1, iter([BadRow(0, "", Reason.BAD_ROW, f"{name}: {'; '.join(faults) or 'no samples'}", source=source)])
+        return
+    columns = config.columns
+    if columns.videoid == "":  # ids are made of tar and key
+        columns = columns.model_copy(update={"videoid": KEY})
+    roles = assign(list(header), columns, uri)
+    members = _members(samples, name)
+    context = replace(_context(config, roles, root, source), id_prefix=id_prefix, members=members)
+    for number, sample in enumerate(samples, start=1):
+        if isinstance(sample, Fault):
+            yield 1, iter([BadRow(0, "", Reason.BAD_ROW, f"{name}: {sample.detail}", source=source)])
+        else:
+            yield (
+                number,
+                clips_of(number, Fault(sample.fault, sample.values) if sample.fault else sample.values, context),
+            )
+
+
+def _table_rows(
+    config: ShardVideos, uri: str, source: str, root: str, samples: _Samples | None
+) -> Iterator[tuple[int, Iterator[ClipRow | BadRow]]]:
+    """The clips of a table, one record at a time."""
+    with open_table(uri) as table:
+        roles = assign(table.header, config.columns, uri)
+        context = replace(_context(config, roles, root, source), urls=config.fetch.urls)
+        if roles.layout == "video2dataset":
+            context = _of_video2dataset(context, uri, samples)
+            for fault in (sample for sample in samples or [] if isinstance(sample, Fault)):
+                detail = f"{_below(_tar_beside(uri), root)}: {fault.detail}"
+                yield 0, iter([BadRow(0, "", Reason.BAD_ROW, detail, source=source)])
+        for number, record in enumerate(table.records, start=1):
+            yield number, clips_of(number, record, context)
+
+
+def _context(config: ShardVideos, roles: Roles, root: str, source: str) -> Context:
+    shares = {"test": config.test_share, "val": config.val_share}
+    return Context(roles, config.split, root, source=source, shares=shares, seed=config.sampling.seed)
+
+
+def _of_video2dataset(context: Context, uri: str, samples: _Samples | None) -> Context:
+    """Where the videos of a table that video2dataset wrote are: in the tar or the folder of the same name."""
+    folder = _below(uri.rpartition(".")[0], context.root) or posixpath.basename(uri).rpartition(".")[0]
+    if samples is None:
+        return replace(context, folder=folder)
+    return replace(context, members=_members(samples, f"{folder}.tar"))
+
+
+def _members(samples: _Samples, name: str) -> dict[str, Place]:
+    """Where the video of each sample is; of equal keys the first one counts."""
+    members: dict[str, Place] = {}
+    for sample in samples:
+        if isinstance(sample, Sample) and sample.member:
+            place = Place(f"{name}/{sample.member}", offset=sample.offset, num_bytes=sample.num_bytes)
+            members.setdefault(sample.key.replace("/", "_"), place)
+    return members
+
+
+def _samples_of(uri: str, root: str) -> _Samples | None:
+    """The samples of a tar, or of the tar beside a table that video2dataset wrote; None where there is no tar."""
+    if not is_tar(uri):
+        uri = _tar_beside(uri) if uri.lower().endswith(".parquet") and _below(uri, root) else ""
+        if not uri or not storage.exists(uri):
+            return None
+    return list(merge_samples(read_tar(uri)))
+
+
+def _tar_beside(uri: str) -> str:
+    return uri.rpartition(".")[0] + ".tar"
+
+
+def _below(uri: str, root: str) -> str | None:
+    """The path of a file below the root; None outside."""
+    prefix = root.rstrip("/") + "/"
+    return uri[len(prefix) :] if root and uri.startswith(prefix) else None
+
+
+def _digest(uri: str, name: str) -> str:
+    fs, path = storage.resolve(uri)
+    try:
+        if is_tar(uri):
+            info: dict[str, Any] = storage.patiently(uri, lambda: fs.info(path))
+            version = info.get("ETag") or info.get("mtime") or ""  # a tar that is written anew may keep its size
+            return hashlib.sha256(f"{name}:{info['size']}:{version}".encode()).hexdigest()
+        digest = hashlib.sha256()
+        with storage.patiently(uri, lambda: fs.open(path, "rb", block_size=_HASHED_BYTES)) as file:
+            while data := file.read(_HASHED_BYTES):
+                digest.update(data)
+        return digest.hexdigest()
+    except StorageError:
+        raise
+    except OSError as error:
+        raise ManifestError(
+            f"cannot read {uri} ({error.strerror or type(error).__name__}); give CSV, TSV, JSON lines, Parquet or tars"
+        ) from None
+
+
+def _ahead(items: Sequence[_Item], load: Callable[[_Item], _Result], threads: int) -> Generator[_Result, None, None]:
+    """What `load` gives for each item, in their order; a few are loaded before they are asked for."""
+    todo = iter(items)
+    with ThreadPoolExecutor(threads) as pool:
+        waiting: deque[Future[_Result]] = deque()
+        try:
+            for item in itertools.islice(todo, threads):
+                waiting.append(pool.submit(load, item))
+            while waiting:
+                yield waiting.popleft().result()
+                waiting.extend(pool.submit(load, item) for item in itertools.islice(todo, 1))
+        finally:
+            for future in waiting:
+                future.cancel()

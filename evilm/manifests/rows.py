@@ -1,0 +1,379 @@
+"""From a record of a manifest to clips. What can't become a clip is put aside with its reason, not dropped."""
+
+import hashlib
+import posixpath
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+from unicodedata import ucd_3_2_0 as unicode
+
+from evilm.config.data import VIDEO_ENDINGS
+from evilm.config.secrets import public_text, public_uri, unsigned, unsigned_text
+from evilm.manifests.layouts import KEY, Roles
+from evilm.manifests.records import Fault, as_text, is_text
+from evilm.manifests.spans import Span, parse_captions, parse_list, parse_span, show_seconds
+from evilm.video.reasons import Reason
+from evilm.video.urls import flat_name, is_url
+
+SPLIT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
+"""Splits become parts of file names."""
+_TERMINAL_CODES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+_FORMATS = {*map(chr, (0xAD, 0x61C, *range(0x2066, 0x206A)))}
+"""Format characters that Unicode 3.2 does not know as such: the soft hyphen, isolates of right-to-left text."""
+_JOINERS = "\u200c\u200d"
+"""Format characters that change what is read: Persian words and joined emoji need them."""
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClipRow:
+    """A row that can become a clip."""
+
+    source: str = ""
+    """Manifest that the row is from, below the common folder of all; '' where there is one only."""
+    record: int
+    """Record of that manifest, counted from 1 after the header."""
+    clip_id: str
+    split: str
+    captions: tuple[str, ...]
+    path: str
+    """Where the video is: below the video root, an http(s) URL, or `some.tar/member`."""
+    needs_ending: bool = False
+    """Whether `path` lacks the ending of the file."""
+    offset: int = -1
+    """Where the video begins in its tar; -1 where it is a file of its own."""
+    num_bytes: int = -1
+    """Size of the video in its tar."""
+    start_s: float | None = None
+    """Where the clip begins in its video; None from the start."""
+    end_s: float | None = None
+    """Where the clip ends in its video; None to the end."""
+    url: str = ""
+    """Where the video may be downloaded if there is no file at `path`."""
+    extra: dict[str, str] = field(default_factory=dict)
+    """The columns that we have no use for."""
+
+
+@dataclass(frozen=True, slots=True)
+class BadRow:
+    """A row put aside."""
+
+    record: int
+    clip_id: str
+    reason: Reason
+    detail: str = ""
+    split: str = ""
+    path: str = ""
+    """Where the video is or was looked for, without the secrets of a URL."""
+    source: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a video lies: the fields of a `ClipRow`."""
+
+    path: str
+    needs_ending: bool = False
+    offset: int = -1
+    num_bytes: int = -1
+    url: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """What the rows of one manifest have in common."""
+
+    roles: Roles
+    split: str
+    """Split of rows that name none and are in no share."""
+    root: str
+    """Where paths begin; '' where there is no root."""
+    urls: bool = False
+    """Whether the URL column may be downloaded from."""
+    source: str = ""
+    shares: Mapping[str, float] = field(default_factory=dict)
+    """Of the rows that name no split, the share of source videos that go to other splits, by split."""
+    seed: int = 0
+    id_prefix: str = ""
+    """Put before every id; of tars whose keys repeat."""
+    folder: str = ""
+    """Folder of the videos where no column tells it."""
+    members: Mapping[str, Place] | None = None
+    """Where the video of each key is, if all lie in one tar."""
+
+
+class _Refused(Exception):
+    """The first thing that is wrong with a row."""
+
+    def __init__(self, reason: Reason, detail: str = "") -> None:
+        super().__init__(reason, detail)
+        self.reason, self.detail = reason, detail
+
+
+def clips_of(number: int, record: Mapping[str, Any] | Fault, context: Context) -> Iterator[ClipRow | BadRow]:
+    """The clips of one record, mostly one; each that can't be used with the first thing that is wrong with it."""
+    roles = context.roles
+    values = record.values if isinstance(record, Fault) else record
+    texts = {name: as_text(value) for name, value in values.items() if name}
+    clip_id = texts.get(roles.videoid, "").strip()
+    split, path = "", ""
+    try:
+        _check_text(texts)
+        if isinstance(record, Fault):
+            raise _Refused(Reason.BAD_ROW, record.detail)
+        clip_id = clip_id or _id_from_place(texts, roles)
+        named = texts.get(roles.split, "").strip()
+        given = named or context.split
+        if not SPLIT.fullmatch(given):
+            raise _Refused(Reason.BAD_ROW, f"split {given[:100]!r}")
+        split = given
+        if "/" in clip_id:
+            raise _Refused(Reason.PATH_UNSAFE, "'/' in the id")
+        if any(unicode.category(character) == "Cc" for character in clip_id):
+            raise _Refused(Reason.BAD_ROW, "a control character in the id")
+        clip_id = context.id_prefix + clip_id
+        place = _place(clip_id, record, texts, context)
+        path = public_uri(place.path)
+        split = split if named else _split_of(place, context)
+        yield from _spans(number, clip_id, split, place, record, texts, context)
+    except _Refused as refused:
+        yield _bad(number, clip_id, refused, split, path, context)
+
+
+def clean_caption(text: str) -> str:
+    """A caption without control and format characters, NFC, white space folded; '' where nothing visible is left.
+
+    By Unicode 3.2, which every Python has, so that a caption does not depend on Python's version; characters that it
+    does not know (most emoji) stay as they are.
+    """
+    if text.isascii() and text.isprintable():
+        return " ".join(text.split())
+    text = unicode.normalize("NFC", _TERMINAL_CODES.sub("", text))
+    text = " ".join(word for word in "".join(map(_kept, text)).split(" ") if word)
+    return text if text.strip(_JOINERS + " ") else ""
+
+
+def _kept(character: str) -> str:
+    """A character as it stands in a caption: white space as a blank, nothing for what is not seen."""
+    kind = unicode.category(character)
+    if kind[0] == "Z" or character in "\t\n\r\v\f\x1c\x1d\x1e\x1f\x85":
+        return " "
+    is_hidden = kind in ("Cc", "Cf", "Cs", "Co") or character in _FORMATS
+    return character if character in _JOINERS or not is_hidden else ""
+
+
+def count_reasons(rows: Iterable[BadRow]) -> dict[str, int]:
+    """How often each reason occurs, the most frequent first."""
+    counts: dict[str, int] = {}
+    for row in rows:
+        counts[row.reason.value] = counts.get(row.reason.value, 0) + 1
+    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+
+
+def _check_text(texts: Mapping[str, str]) -> None:
+    if not is_text("".join((*texts, *texts.values()))):
+        raise _Refused(Reason.BAD_ROW, "not UTF-8")
+
+
+def _id_from_place(texts: Mapping[str, str], roles: Roles) -> str:
+    """The id of a row whose manifest has no column of ids: its path without ending, or a digest of its URL."""
+    if not roles.videoid:
+        if key := texts.get(KEY, ""):
+            return key
+        path, url = texts.get(roles.path, "").strip(), texts.get(roles.url, "").strip()
+        if path and not is_url(path):
+            stem = next((path[: -len(e)] for e in VIDEO_ENDINGS if path.lower().endswith(e)), path)
+            return flat_name(posixpath.normpath(stem).strip("/"))
+        if path or url:
+            return hashlib.blake2b(unsigned(path or url).encode(), digest_size=8).hexdigest()
+    raise _Refused(Reason.MISSING_ID)
+
+
+def _split_of(place: Place, context: Context) -> str:
+    """Draw the split of a source video by a hash of where it lies, so that all its clips are on one side."""
+    digest = hashlib.blake2b(f"split\0{context.seed}\0{unsigned(place.path)}".encode(), digest_size=8).digest()
+    drawn = int.from_bytes(digest) / 2**64
+    for split, share in context.shares.items():
+        if drawn < share:
+            return split
+        drawn -= share
+    return context.split
+
+
+def _place(clip_id: str, record: Mapping[str, Any], texts: Mapping[str, str], context: Context) -> Place:
+    """Where the video of a row is."""
+    roles = context.roles
+    if roles.layout == "video2dataset" and (status := texts.get("status", "success")) != "success":
+        message = public_text(texts.get("error_message", ""))[:200]
+        raise _Refused(Reason.MISSING_FILE, f"video2dataset says {status[:100]}: {message}")
+    clip_id = clip_id.removeprefix(context.id_prefix)
+    name = texts.get(KEY) or (texts.get("key", "") if roles.layout == "video2dataset" else "") or clip_id
+    if context.members is not None:
+        if name not in context.members:
+            raise _Refused(Reason.MISSING_FILE, "no video of that name in its tar")
+        return context.members[name]
+    url = texts.get(roles.url, "").strip() if context.urls else ""
+    path = texts.get(roles.path, "").strip()
+    if is_url(path):
+        _check_path(path)
+        return Place(path)
+    if not context.root:
+        if not url:
+            raise _Refused(
+                Reason.MISSING_FILE, "no URL" if context.urls else "a path below --videos, which is not given"
+            )
+        _check_path(url)
+        return Place(url)
+    if roles.path:
+        if not path and not url:
+            raise _Refused(Reason.MISSING_FILE, "no path")
+        if path:
+            return Place(_below(path, context.root), url=url)
+        _check_path(url)
+        return Place(url)
+    folder = texts.get(roles.page_dir, "").strip() if roles.page_dir else context.folder
+    return Place(_below(f"{folder}/{name}" if folder else name, context.root), needs_ending=True, url=url)
+
+
+def _below(path: str, root: str) -> str:
+    """A path as it is below the root; URLs of the root's own files lose the root."""
+    if _SCHEME.match(path):
+        prefix = root.rstrip("/") + "/"
+        if not path.startswith(prefix):
+            raise _Refused(Reason.PATH_UNSAFE, f"a {path.partition(':')[0]} URL outside of the video root")
+        path = path[len(prefix) :]
+    elif root.startswith("/") and path.startswith(root.rstrip("/") + "/"):
+        path = path[len(root.rstrip("/")) :].lstrip("/")
+    _check_path(path)
+    if path.startswith("/"):
+        raise _Refused(Reason.PATH_UNSAFE, "an absolute path outside of the video root")
+    if ".." in path.split("/"):
+        raise _Refused(Reason.PATH_UNSAFE, "'..' in the path")
+    if "\\" in path:
+        raise _Refused(Reason.PATH_UNSAFE, "'\\' in the path")
+    return posixpath.normpath(path)
+
+
+def _check_path(path: str) -> None:
+    if any(ord(character) < 32 for character in path):
+        raise _Refused(Reason.PATH_UNSAFE, "a control character in the path")
+
+
+def _spans(
+    number: int,
+    clip_id: str,
+    split: str,
+    place: Place,
+    record: Mapping[str, Any],
+    texts: Mapping[str, str],
+    context: Context,
+) -> Iterator[ClipRow | BadRow]:
+    """One clip for each span, or one of the whole video where the manifest has no spans."""
+    roles = context.roles
+    extra = {name: text for name, text in texts.items() if name not in roles.used}
+    if roles.layout == "webdataset" and extra.get("caption") == texts.get(roles.caption):
+        extra.pop("caption", None)  # a .json that repeats its .txt
+    extra = {
+        name: (public_text if name in (roles.url, roles.path) else unsigned_text)(text) for name, text in extra.items()
+    }
+    value = record.get(roles.caption)
+
+    def clip(clip_id: str, span: Span, captions: Any, extra: dict[str, str]) -> ClipRow:
+        return ClipRow(
+            source=context.source,
+            record=number,
+            clip_id=clip_id,
+            split=split,
+            captions=_captions(captions),
+            path=place.path,
+            needs_ending=place.needs_ending,
+            offset=place.offset,
+            num_bytes=place.num_bytes,
+            start_s=span[0],
+            end_s=span[1],
+            url=place.url,
+            extra=extra,
+        )
+
+    pairs = _pairs(record, roles)
+    if pairs is None or _is_pair(pairs):
+        span: Span = (None, None)
+        if pairs:
+            span = _span(*pairs)  # of a clip that has its own id
+        elif roles.start or roles.end:
+            span = _span(record.get(roles.start), record.get(roles.end))
+            clip_id = f"{clip_id}_{show_seconds(span[0] or 0)}_{'end' if span[1] is None else show_seconds(span[1])}"
+        yield clip(clip_id, span, value, extra)
+        return
+    captions = parse_list(value) or [value] * len(pairs)
+    if not pairs or len(captions) != len(pairs):
+        reason = Reason.BAD_ROW if pairs else Reason.BAD_SPAN
+        raise _Refused(reason, f"{len(captions)} captions for {len(pairs)} spans")
+    lists = {name: items for name in extra if (items := parse_list(record[name])) and len(items) == len(pairs)}
+    for n, (pair, caption) in enumerate(zip(pairs, captions, strict=True)):
+        own = {name: unsigned_text(as_text(lists[name][n])) if name in lists else text for name, text in extra.items()}
+        try:
+            if not isinstance(pair, list | tuple) or len(pair) != 2:
+                raise _Refused(Reason.BAD_SPAN, f"no [start, end]: {str(pair)[:60]!r}")
+            yield clip(f"{clip_id}_{n}", _span(*pair), caption, own)
+        except _Refused as refused:
+            yield _bad(number, f"{clip_id}_{n}", refused, split, public_uri(place.path), context)
+
+
+def _pairs(record: Mapping[str, Any], roles: Roles) -> list[Any] | None:
+    """The [start, end] pairs of a record: a list of them, lists of starts and of ends; None where it holds neither."""
+    starts = parse_list(record.get(roles.start)) if roles.start else None
+    if starts is None or not roles.end:
+        return starts
+    ends = parse_list(record.get(roles.end)) or []
+    if len(starts) != len(ends):
+        raise _Refused(Reason.BAD_SPAN, f"{len(starts)} starts and {len(ends)} ends")
+    return list(zip(starts, ends, strict=True))
+
+
+def _is_pair(pairs: list[Any]) -> bool:
+    """Check whether a list of pairs is one pair: a start and an end."""
+    return len(pairs) == 2 and not any(isinstance(item, list | tuple) for item in pairs)
+
+
+def _span(start: Any, end: Any) -> Span:
+    try:
+        return parse_span(start, end)
+    except ValueError as error:
+        raise _Refused(Reason.BAD_SPAN, str(error)) from None
+
+
+def _captions(value: Any) -> tuple[str, ...]:
+    """The captions of a cell that can be used, each once; one that can't costs the clip only if there is no other."""
+    several = parse_captions(value)
+    if several is None:
+        return (_caption(value),)
+    captions, refused = list[str](), _Refused(Reason.EMPTY_CAPTION)
+    for caption in several:
+        try:
+            captions.append(_caption(caption))
+        except _Refused as error:
+            refused = error
+    if not captions:
+        raise refused
+    return tuple(dict.fromkeys(captions))
+
+
+def _caption(value: Any) -> str:
+    if isinstance(value, dict):
+        keys = ", ".join(map(str, value))[:80]
+        raise _Refused(Reason.BAD_CAPTION, f"an object with {keys}, not a text; make one of them the column")
+    text = as_text(value)
+    if "\0" in text:
+        raise _Refused(Reason.BAD_CAPTION, "NUL character")
+    caption = clean_caption(text)
+    if not caption:
+        raise _Refused(Reason.EMPTY_CAPTION)
+    return caption
+
+
+def _bad(number: int, clip_id: str, refused: _Refused, split: str, path: str, context: Context) -> BadRow:
+    detail = refused.detail.encode(errors="replace").decode()
+    clip_id = clip_id.encode(errors="replace").decode()
+    return BadRow(number, clip_id, refused.reason, detail, split, path, context.source)

@@ -1,0 +1,89 @@
+"""Stretches of longer videos: where a clip begins and ends, as manifests write it."""
+
+import ast
+import datetime
+import json
+import math
+import re
+from typing import Any
+
+from evilm.manifests.records import as_text
+
+_CLOCK = re.compile(r"(?:(\d{1,4}):)?(\d{1,4}):(\d{1,2}(?:[.,]\d+)?)", re.ASCII)
+_ISO = re.compile(r"PT(?:(\d+(?:\.\d+)?)H)?(?:(\d+(?:\.\d+)?)M)?(?:(\d+(?:\.\d+)?)S)?", re.IGNORECASE | re.ASCII)
+_NUMBER = re.compile(r"\d+(?:\.\d*)?(?:[eE][+-]?\d+)?|\.\d+", re.ASCII)
+_LIST_CHARS = 1 << 20
+
+Span = tuple[float | None, float | None]
+"""Start and end in seconds; None from the start, or to the end."""
+
+
+def parse_seconds(value: Any) -> float:
+    """A point in time in seconds: a number, [HH:]MM:SS[.mmm], or PT..H..M..S.
+
+    Raises:
+        ValueError: anything else, also what is negative or not finite.
+    """
+    if isinstance(value, datetime.time):
+        value = value.isoformat()
+    text = as_text(value).strip()
+    if _NUMBER.fullmatch(text):
+        seconds = float(text)
+    elif clock := _CLOCK.fullmatch(text):
+        seconds = _sum(clock)
+    elif (iso := _ISO.fullmatch(text)) and any(iso.groups()):
+        seconds = _sum(iso)
+    else:
+        raise ValueError(f"no time: {text[:40]!r}")
+    if not math.isfinite(seconds):
+        raise ValueError(f"no time: {text[:40]!r}")
+    return seconds
+
+
+def parse_span(start: Any, end: Any) -> Span:
+    """A start and an end, of which one may be empty, as seconds.
+
+    Raises:
+        ValueError: a time that can't be read, or nothing between the two.
+    """
+    begin, stop = (None if as_text(value).strip() == "" else parse_seconds(value) for value in (start, end))
+    if begin is None and stop is None:
+        raise ValueError("neither start nor end")
+    if stop is not None and stop <= (begin or 0):
+        raise ValueError(f"the end {show_seconds(stop)} s is not after the start {show_seconds(begin or 0)} s")
+    return begin, stop
+
+
+def parse_list(value: Any) -> list[Any] | None:
+    """A list that a cell holds, in JSON or as Python writes it; None where it holds something else."""
+    if not isinstance(value, str):
+        return list(value) if isinstance(value, list | tuple) else None
+    if not value.lstrip().startswith(("[", "(")) or len(value) > _LIST_CHARS:
+        return None
+    for parse in (json.loads, ast.literal_eval):  # the latter takes literals only, and runs nothing
+        try:
+            parsed = parse(value.strip())
+        except (ValueError, SyntaxError, RecursionError, MemoryError, TypeError):
+            continue
+        return list(parsed) if isinstance(parsed, list | tuple) else None
+    return None
+
+
+def parse_captions(value: Any) -> list[Any] | None:
+    """The captions of a cell that holds a list of texts, also as JSON or Python writes it; None for one caption."""
+    found = parse_list(value)
+    if isinstance(value, str) and found is not None and not all(isinstance(item, str | None) for item in found):
+        return None
+    return found
+
+
+def show_seconds(seconds: float) -> str:
+    """Seconds to the millisecond, without trailing zeros; the same number always gives the same text."""
+    return f"{seconds:.3f}".rstrip("0").rstrip(".")
+
+
+def _sum(match: re.Match[str]) -> float:
+    hours, minutes, seconds = (float(part.replace(",", ".")) if part else 0.0 for part in match.groups())
+    if match.re is _CLOCK and (seconds >= 60 or (match[1] and minutes >= 60)):
+        raise ValueError(f"no time: {match[0]!r}")
+    return hours * 3600 + minutes * 60 + seconds

@@ -1,0 +1,1 @@
+"""Video tokenizers: the semantic vector-quantized tokenizer and its parts."""

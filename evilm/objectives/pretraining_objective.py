@@ -1,0 +1,171 @@
+"""Pre-training, Eq. 8: masked language modelling, video-text matching, masked video modelling in one step.
+
+The student encodes each clip once and each caption once. The matched pair (hidden regions, hidden words) serves all
+three objectives; the mismatched pair, the same video encoding with another clip's caption, serves matching alone.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from evilm.config.training import ObjectivesConfig
+from evilm.dataloader.collate import PretrainBatch
+from evilm.dataloader.color_jitter import jitter_colours
+from evilm.dataloader.masking import IGNORE
+from evilm.model.evilm_model import Student
+from evilm.model.losses import LossSum, mlm_loss, mvm_loss, vtm_loss
+from evilm.objectives.objective import Objective
+
+
+class PretrainObjective(Objective):
+    """E-ViLM with its three losses. Paper: Eq. 3 and 8, Sec. 3.4."""
+
+    def __init__(self, student: Student, settings: ObjectivesConfig, pool_clips: int = 0) -> None:
+        """Losses of a student.
+
+        Args:
+            student: the model.
+            settings: weights of the losses.
+            pool_clips: clips that an evaluation matches with each other's captions; 0 leaves that out.
+        """
+        super().__init__()
+        self.pool_clips = pool_clips
+        self.student = student
+        every = {"mlm": settings.mlm_weight, "vtm": settings.vtm_weight, "mvm": settings.mvm_weight}
+        self.weights = {name: weight for name, weight in every.items() if weight > 0}
+        heads = {"mlm": student.mlm_head, "vtm": student.match_head, "mvm": student.mvm_head}
+        for name in every.keys() - self.weights.keys():
+            heads[name].requires_grad_(False)  # else DDP would wait for gradients that never come
+
+    def forward(self, batch: PretrainBatch) -> dict[str, LossSum]:
+        """The losses of the objectives that have a weight; MLM and MVM on matched pairs only."""
+        student = self.student
+        frames = batch.frames if batch.jitter is None else jitter_colours(batch.frames, batch.jitter)
+        video = student.encode_video(frames, batch.mask)
+        text = student.encode_text(batch.word_ids, batch.word_padding)
+        matched = student.decode(video, text, batch.word_padding)
+        losses: dict[str, LossSum] = {}
+        if "mlm" in self.weights:
+            states, targets = _pick(matched.words, batch.mlm_positions), batch.word_targets.flatten()
+            losses["mlm"] = mlm_loss(student.mlm_logits(states), targets.index_select(0, batch.mlm_positions))
+        if "vtm" in self.weights:
+            losses["vtm"] = self._matching(batch, video, matched.cls)
+        if "mvm" in self.weights:
+            states, codes = _pick(matched.regions, batch.masked_regions), batch.code_ids.flatten()
+            losses["mvm"] = mvm_loss(student.mvm_logits(states), codes.index_select(0, batch.masked_regions))
+        return losses
+
+    def counts(self, batch: PretrainBatch) -> dict[str, int]:
+        """Hidden words, pairs, and hidden regions of a batch."""
+        counts = {
+            "mlm": len(batch.mlm_positions),
+            "vtm": len(batch.frames) + len(batch.negative_of),
+            "mvm": len(batch.masked_regions),
+        }
+        return {name: counts[name] for name in self.weights}
+
+    def _matching(self, batch: PretrainBatch, video: torch.Tensor, matched_cls: torch.Tensor) -> LossSum:
+        """One matched and one mismatched pair per clip; the video encoding is shared."""
+        student, cls = self.student, matched_cls
+        if len(batch.negative_of):
+            text = student.encode_text(batch.negative_ids, batch.negative_padding)
+            mismatched = student.decode(video.index_select(0, batch.negative_of), text, batch.negative_padding)
+            cls = torch.cat([matched_cls, mismatched.cls])
+        matched = torch.arange(len(cls), device=cls.device) < len(matched_cls)
+        return vtm_loss(student.match_logits(cls), matched)
+
+    def scores(self) -> "PretrainScores":
+        """Losses and accuracies of the three objectives on a split."""
+        return PretrainScores(self)
+
+
+def _pick(
+    states: Float[Tensor, "clip position dim"], positions: Int64[Tensor, " picked"]
+) -> Float[Tensor, "picked dim"]:
+    """Select states by their flat positions; unlike a boolean mask, indices say their number without a wait."""
+    return states.flatten(0, 1).index_select(0, positions)
+
+
+class PretrainScores:
+    """Sums the losses of batches whose masks and negatives are the same in every evaluation."""
+
+    def __init__(self, objective: PretrainObjective) -> None:
+        self._objective = objective
+        self._counts = dict.fromkeys(objective.weights, 0)
+        self._sums: Tensor | None = None  # (loss, total and correct), float64, on the device
+        self._match: Tensor | None = None  # comparisons won, comparisons
+        self._num_codes = objective.student.config.num_codes
+        self._targets = np.zeros((2, self._num_codes), dtype=np.int64)  # all regions, hidden regions
+
+    def add(self, batch: PretrainBatch, device: torch.device) -> None:
+        """Score one batch."""
+        for row, code_ids in enumerate((batch.code_ids, batch.code_ids[batch.mask.flatten(1)])):
+            self._targets[row] += np.bincount(code_ids.flatten().numpy(), minlength=self._num_codes)
+        batch = batch.to(device)
+        # Past a compiled `__call__`: in eval mode it would be compiled once more, on ranks that have a batch.
+        losses = self._objective.forward(batch)
+        for name, loss in losses.items():
+            self._counts[name] += loss.num_items
+        sums = torch.stack([torch.stack([loss.total.double(), loss.correct.double()]) for loss in losses.values()])
+        self._sums = sums if self._sums is None else self._sums + sums
+        if self._objective.pool_clips:
+            wins = match_wins(self._objective.student, batch, self._objective.pool_clips)
+            self._match = wins if self._match is None else self._match + wins
+
+    def state(self) -> dict[str, Any]:
+        """Return total, count and hits by objective, and how often each code was a target."""
+        rows = [[0.0, 0.0]] * len(self._counts) if self._sums is None else self._sums.tolist()
+        sums = {name: [row[0], self._counts[name], row[1]] for name, row in zip(self._counts, rows, strict=True)}
+        match = np.zeros(2) if self._match is None else self._match.cpu().numpy()
+        return {"sums": sums, "targets": self._targets, "match": match}
+
+    def result(self, states: list[dict[str, Any]]) -> dict[str, float]:
+        """Mean loss and accuracy by objective, `loss` as their sum by the objectives' weights, as in training; of the
+        codes `code_usage`, and `mvm_most_frequent`, the accuracy of always guessing the split's most frequent code:
+        what MVM has to beat. `match_auc` is the chance that a clip and its own caption get a higher match score than
+        the clip or the caption with another.
+        """
+        metrics: dict[str, float] = {}
+        for name in self._objective.weights:
+            total, count, correct = (sum(state["sums"][name][k] for state in states) for k in range(3))
+            metrics[f"{name}_loss"] = total / max(1.0, count)
+            metrics[f"{name}_accuracy"] = correct / max(1.0, count)
+        weights = self._objective.weights
+        loss = sum(weight * metrics[f"{name}_loss"] for name, weight in weights.items())
+        everywhere, hidden = np.sum([state["targets"] for state in states], axis=0)
+        codes = {
+            "code_usage": float((everywhere > 0).mean()),
+            "mvm_most_frequent": float(hidden.max() / max(1, hidden.sum())),
+        }
+        won, compared = np.sum([state["match"] for state in states], axis=0)
+        matched = {"match_auc": float(won / compared)} if compared else {}
+        return {"loss": loss} | metrics | codes | matched
+
+
+def match_wins(student: Student, batch: PretrainBatch, pool_clips: int) -> Float[Tensor, "2"]:
+    """Match each clip against each caption of its pool of the batch, with nothing masked.
+
+    Returns:
+        float64, on the device: comparisons won by the right pair, ties counting half, and comparisons: the right
+        caption against each other text for its clip, and the right clip against each other for its caption. Their
+        ratio does not depend on the size of pools.
+    """
+    found = torch.zeros(2, dtype=torch.float64, device=batch.frames.device)
+    word_ids = torch.where(batch.word_targets != IGNORE, batch.word_targets, batch.word_ids)
+    for start in range(0, len(batch.frames), pool_clips):
+        pool = slice(start, start + pool_clips)
+        words, padding = word_ids[pool], batch.word_padding[pool]
+        videos, texts = student.encode_video(batch.frames[pool]), student.encode_text(words, padding)
+        rows = []
+        for video in videos:
+            logits = student.match_logits(student.decode(video.expand(len(words), -1, -1), texts, padding).cls)
+            rows.append(logits[:, 1] - logits[:, 0])
+        scores = torch.stack(rows).float()  # clip x caption
+        others = (words[:, None] != words[None]).any(-1)  # equal captions are no wrong answers
+        for own in (scores.diagonal()[:, None], scores.diagonal()[None]):
+            ahead = (own > scores).double() + 0.5 * (own == scores).double()
+            found += torch.stack([(ahead * others).sum(), others.sum().double()])
+    return found

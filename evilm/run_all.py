@@ -1,0 +1,69 @@
+"""The whole workflow as one call: the doors' own functions one after the other, each with its own resources."""
+
+import logging
+import time
+from typing import Any
+
+from evilm.config.stages import All, Benchmark, Pretrain, Report
+from evilm.errors import ConfigError, ShardError
+from evilm.eval.benchmark import benchmark
+from evilm.eval.report import report
+from evilm.io import storage
+from evilm.io.outputs import SUMMARY
+from evilm.tasks.pretrain import pretrain
+from evilm.tracking.track_run import track
+
+logger = logging.getLogger(__name__)
+
+
+def run_all(config: All) -> dict[str, Any]:
+    """Videos to scores: build what is missing, pre-train, score, and print one table. What stands is reused.
+
+    Each stage asks Ray for what its own section says (`build.shard_videos.cluster`, `cluster`, `benchmark.cluster`), so
+    on a cluster that scales, GPU nodes come when the tokenizer is trained and not before.
+
+    Returns:
+        The summary: state and seconds of each stage, the model's and the benchmark's main figures.
+
+    Raises:
+        ConfigError, ShardError, ClusterError: as the doors raise them; the same command goes on from that stage.
+    """
+    began = time.monotonic()
+    out = storage.absolute(config.out or storage.join(config.root, "all"))
+    model = pretrain(_pretrain_settings(config))
+    place = storage.absolute(storage.join(config.root, "model"))  # a root that was moved still tells its old one
+    scores = _score(config, place)
+    stages = report(Report(root=config.root))
+    summary = {
+        "out": out,
+        "root": stages["root"],
+        "model": {name: model.get(name) for name in ("parameters", "steps", "val", "inputs")} | {"out": place},
+        "metrics": {name: figure["value"] for name, figure in scores["metrics"].items()},
+        "num_clips": scores["num_clips"],
+        "stages": stages["stages"],
+        "reused": bool(model.get("reused") and scores.get("reused")),
+        "seconds": round(time.monotonic() - began, 1),
+    }
+    storage.write_json(storage.join(out, SUMMARY), summary)
+    return summary
+
+
+def _pretrain_settings(config: All) -> Pretrain:
+    """What `pretrain` would have got from the same flags; --out is ours, the model lies at the root."""
+    return Pretrain.model_validate(config.model_dump(include=set(Pretrain.model_fields)) | {"out": ""})
+
+
+def _score(config: All, model: str) -> dict[str, Any]:
+    """Zero-shot scores of the model on the frames it was trained beside."""
+    given: Benchmark = config.benchmark
+    places = {"root": config.root, "model": model, "frames": config.frames, "codes": config.codes}
+    filled = {name: getattr(given, name) or place for name, place in places.items() if name != "root"}
+    settings = given.model_copy(
+        update=filled
+        | {"root": config.root, "overwrite": config.overwrite or given.overwrite}
+        | {"tracking": config.tracking.model_copy(update={"run_name": given.tracking.run_name})}
+    )
+    try:
+        return track("benchmark", benchmark, settings)
+    except (ConfigError, ShardError) as error:
+        raise type(error)(f"benchmark: {error} (here its flags begin with --benchmark.)") from None

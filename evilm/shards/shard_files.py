@@ -1,0 +1,318 @@
+"""The files of shards: their schemas, and how they are written and read."""
+
+import base64
+import errno
+import io
+import time
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import simplejpeg
+
+from evilm.errors import ShardError
+from evilm.io import storage
+
+T = TypeVar("T")
+
+SCHEMA_VERSION = 3
+READABLE_VERSIONS = (2, 3)
+"""Version 2 has one caption per clip, `caption`; it is read as a list of one."""
+
+FRAMES_SCHEMA = pa.schema(
+    [
+        pa.field("clip_id", pa.string(), nullable=False),
+        pa.field("row", pa.int32(), nullable=False),
+        pa.field("split", pa.string(), nullable=False),
+        pa.field("caption", pa.string(), nullable=False),  # the first one, for readers that know of one only
+        pa.field("captions", pa.list_(pa.string()), nullable=False),  # all, in the manifest's order; none is empty
+        pa.field("frames", pa.list_(pa.binary()), nullable=False),  # JPEG, frame_px x frame_px, in time order
+        pa.field("frame_pts_us", pa.list_(pa.int64()), nullable=False),  # when each is shown, in the file's own time
+        pa.field("frame_index", pa.list_(pa.int32()), nullable=False),  # its place among all frames shown
+        pa.field("duration_s", pa.float64(), nullable=False),  # measured: first to end of last frame shown
+        pa.field("fps", pa.float64(), nullable=False),
+        pa.field("width", pa.int32(), nullable=False),  # upright, before resizing
+        pa.field("height", pa.int32(), nullable=False),
+        pa.field("rotation", pa.int16(), nullable=False),  # degrees clockwise that were applied
+        pa.field("codec", pa.string(), nullable=False),
+        pa.field("start_s", pa.float64()),  # span of a longer video that the clip is; null from the start
+        pa.field("end_s", pa.float64()),  # null to the end
+        pa.field("source", pa.string()),  # manifest, where there were several
+        pa.field("source_uri", pa.string(), nullable=False),  # below the video root, or a URL without its secrets
+        pa.field("source_bytes", pa.int64(), nullable=False),
+        pa.field("source_hash", pa.string(), nullable=False),  # SHA-256 of the video file
+        pa.field("crop_box", pa.list_(pa.int32()), nullable=False),  # left, top, width, height of the upright frame
+        pa.field("decoder", pa.string(), nullable=False),
+        pa.field("flags", pa.int32(), nullable=False),  # bits of `evilm.video.reasons.Flag`
+        pa.field("extra", pa.map_(pa.string(), pa.string()), nullable=False),  # columns of the manifest kept aside
+    ]
+)
+"""One row per clip."""
+
+VIEW = pa.struct(
+    [("x", pa.uint16()), ("y", pa.uint16()), ("width", pa.uint16()), ("height", pa.uint16()), ("flip", pa.bool_())]
+)
+"""A crop of the stored frame, in its pixels, that was coded; `flip` mirrors left and right after cropping."""
+
+_HICCUPS = {errno.EIO, errno.ESTALE, errno.EAGAIN, errno.EINTR, errno.ETIMEDOUT, errno.EREMOTEIO, errno.EBUSY}
+_WAITS_S = (0.2, 1.0, 5.0)
+_TAIL_BYTES = 64 * 2**10
+"""Read at once for a footer; that of a shard of 16 row groups has 44 KB."""
+
+_HISTOGRAM = b"evilm.histogram"
+_CODES_OPTIONS: dict[str, Any] = {
+    "compression": "zstd",
+    "use_dictionary": False,
+    "column_encoding": {"code_ids.list.element": "BYTE_STREAM_SPLIT"},  # halves what zstd leaves
+}
+
+
+def codes_schema(num_codes_per_clip: int) -> pa.Schema:
+    """One row per clip, row-aligned with its frame shard; `code_ids` are views x frames x grid x grid, row-major."""
+    return pa.schema(
+        [
+            pa.field("clip_id", pa.string(), nullable=False),
+            pa.field("row", pa.int32(), nullable=False),
+            pa.field("views", pa.list_(VIEW), nullable=False),
+            pa.field("code_ids", pa.list_(pa.uint16(), num_codes_per_clip), nullable=False),
+        ]
+    )
+
+
+def write_frames(groups: Iterable[Sequence[Mapping[str, Any]]], metadata: Mapping[str, str], path: str = "") -> bytes:
+    """A frame shard as Parquet bytes; one row group per element of `groups`. Equal rows give equal bytes.
+
+    JPEGs don't compress, so pages are stored as they are, each with a CRC.
+
+    Args:
+        groups: rows as dicts with the columns of `FRAMES_SCHEMA` but `caption`, already cut into row groups.
+        metadata: what the footer tells: plan id and shard.
+        path: write to this local file instead, group by group.
+    """
+    tables = (
+        pa.Table.from_pylist([{**row, "caption": row["captions"][0]} for row in rows], schema=FRAMES_SCHEMA)
+        for rows in groups
+    )
+    return _to_bytes(tables, FRAMES_SCHEMA, metadata, path, compression="none", use_dictionary=False)
+
+
+def write_codes(
+    tables: Iterable[pa.Table],
+    codes_per_clip: int,
+    metadata: Mapping[str, str],
+    path: str = "",
+    histogram: np.ndarray | None = None,
+) -> bytes:
+    """A code shard as Parquet bytes; one row group per table. Given a `path`, written there table by table instead.
+
+    Args:
+        tables: with the columns of `codes_schema`.
+        codes_per_clip: of all views.
+        metadata: what the footer tells.
+        path: local file to write.
+        histogram: how often each code was used, (code,); read when all tables are written, and kept in the footer.
+    """
+    return _to_bytes(tables, codes_schema(codes_per_clip), metadata, path, histogram, **_CODES_OPTIONS)
+
+
+def read_histogram(uri: str) -> np.ndarray:
+    """How often each code is used in a code shard, int64 (code,).
+
+    Raises:
+        ShardError: no such file, or it holds no histogram.
+    """
+    metadata = pq.read_metadata(pa.BufferReader(read_footer(uri))).metadata or {}
+    if _HISTOGRAM not in metadata:
+        raise ShardError(f"{uri} holds no histogram of its codes; make the codes again")
+    return np.frombuffer(zlib.decompress(base64.b64decode(metadata[_HISTOGRAM])), "<u4").astype(np.int64)
+
+
+def _to_bytes(
+    tables: Iterable[pa.Table],
+    schema: pa.Schema,
+    metadata: Mapping[str, str],
+    path: str = "",
+    histogram: np.ndarray | None = None,
+    **options: Any,
+) -> bytes:
+    footer = {"evilm.schema_version": str(SCHEMA_VERSION), **{f"evilm.{k}": v for k, v in metadata.items()}}
+    sink = io.BytesIO()
+    with pq.ParquetWriter(path or sink, schema.with_metadata(footer), write_page_checksum=True, **options) as writer:
+        for table in tables:
+            writer.write_table(table.cast(schema), row_group_size=max(1, table.num_rows))
+        if histogram is not None:
+            writer.add_key_value_metadata(
+                {_HISTOGRAM: base64.b64encode(zlib.compress(histogram.astype("<u4").tobytes()))}
+            )
+    return sink.getvalue()
+
+
+def read_group(uri: str, group: int, columns: Sequence[str], footer: pq.FileMetaData | None = None) -> pa.Table:
+    """Some columns of one row group of a shard, page CRCs checked; a read that fails is tried again a few times.
+
+    Args:
+        uri: the file.
+        group: number of the row group.
+        columns: their names.
+        footer: of the file, where it is known; a remote row group is then read by a single request.
+
+    Raises:
+        ShardError: no such file or row group, or its bytes are damaged.
+    """
+
+    def read() -> pa.Table:
+        with open_shard(uri) if footer is None else _open_group(uri, group, columns, footer) as parquet:
+            return with_captions(parquet.read_row_group(group, columns=stored_columns(parquet, columns)))
+
+    return _persistently(uri, f"row group {group} of {uri}", read)
+
+
+def stored_columns(file: pq.ParquetFile, columns: Sequence[str]) -> list[str]:
+    """Name columns of the newest schema as a shard of an earlier version does."""
+    has = "captions" in file.schema_arrow.names
+    return ["caption" if name == "captions" and not has else name for name in columns]
+
+
+def with_captions(table: pa.Table) -> pa.Table:
+    """Return a table of a shard with lists of captions, also where the shard has one caption per clip."""
+    if "captions" in table.column_names or "caption" not in table.column_names:
+        return table
+    place, texts = table.column_names.index("caption"), table["caption"].combine_chunks()
+    lists = pa.ListArray.from_arrays(np.arange(len(texts) + 1, dtype=np.int32), texts)
+    return table.set_column(place, FRAMES_SCHEMA.field("captions"), lists)
+
+
+def read_columns(uri: str, columns: Sequence[str]) -> pa.Table:
+    """Some columns of a shard, as `read_group` reads them."""
+
+    def read() -> pa.Table:
+        with open_shard(uri) as parquet:
+            return with_captions(parquet.read(columns=stored_columns(parquet, columns)))
+
+    return _persistently(uri, uri, read)
+
+
+def read_footer(uri: str) -> bytes:
+    """The end of a shard's file from its footer on, which by itself can be read as a Parquet file without row groups.
+
+    Raises:
+        ShardError: no such file, or it has no footer.
+    """
+
+    def read() -> bytes:
+        tail = storage.read_tail(uri, _TAIL_BYTES)
+        length = int.from_bytes(tail[-8:-4], "little") + 8
+        if tail[-4:] != b"PAR1":
+            raise pa.ArrowInvalid("not a Parquet file")
+        return tail[-length:] if length <= len(tail) else storage.read_tail(uri, length)
+
+    return _persistently(uri, uri, read)
+
+
+def _persistently(uri: str, what: str, read: Callable[[], T]) -> T:
+    """What `read` returns, tried again where the place fails in passing.
+
+    Raises:
+        ShardError: it can't be read.
+    """
+    for wait in (*_WAITS_S, None):
+        try:
+            return storage.patiently(uri, read)  # retries what object stores refuse in passing
+        except (OSError, pa.ArrowException, IndexError, KeyError) as error:
+            cause = error.__cause__ or error
+            if wait is not None and isinstance(cause, OSError) and cause.errno in _HICCUPS:
+                time.sleep(wait)  # a hiccup of a network drive must not end a training of days
+                continue
+            reason = str(cause).strip().splitlines()[0]
+            raise ShardError(f"cannot read {what}: {reason}; make the shards again") from None
+    raise AssertionError("unreachable")
+
+
+@contextmanager
+def open_shard(uri: str) -> Iterator[pq.ParquetFile]:
+    """A shard's file, page CRCs checked; local ones are read by Arrow itself, which needs no lock of Python's."""
+    if storage.is_local(uri):
+        with pq.ParquetFile(storage.absolute(uri), page_checksum_verification=True) as parquet:
+            yield parquet
+        return
+    fs, path = storage.resolve(uri)
+    # Column chunks are asked for in one piece; reading ahead, s3fs would fetch megabytes that nobody wants.
+    with (
+        fs.open(path, "rb", cache_type="none") as file,
+        pq.ParquetFile(file, page_checksum_verification=True, pre_buffer=True) as parquet,
+    ):
+        yield parquet
+
+
+@contextmanager
+def _open_group(uri: str, group: int, columns: Sequence[str], footer: pq.FileMetaData) -> Iterator[pq.ParquetFile]:
+    """A shard's file to read these columns of one row group from; of a remote file only their bytes are fetched."""
+    options: dict[str, Any] = {"metadata": footer, "page_checksum_verification": True, "pre_buffer": False}
+    if storage.is_local(uri):
+        with pq.ParquetFile(storage.absolute(uri), **options) as parquet:
+            yield parquet
+        return
+    row_group = footer.row_group(group)
+    chunks = [row_group.column(number) for number in range(row_group.num_columns)]
+    chunks = [chunk for chunk in chunks if chunk.path_in_schema.partition(".")[0] in columns]
+    starts = [chunk.dictionary_page_offset or chunk.data_page_offset for chunk in chunks]
+    stops = [start + chunk.total_compressed_size for start, chunk in zip(starts, chunks, strict=True)]
+    fs, path = storage.resolve(uri)
+    data = fs.cat_file(path, start=min(starts), end=max(stops))  # what lies between the columns is small
+    with pq.ParquetFile(pa.PythonFile(_Piece(data, min(starts)), "r"), **options) as parquet:
+        yield parquet
+
+
+class _Piece(io.RawIOBase):
+    """The bytes of a file from some place on, in memory; to Arrow they are the file."""
+
+    def __init__(self, data: bytes, start: int) -> None:
+        self._data, self._start, self._place = memoryview(data), start, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._place
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        end = self._start + len(self._data)
+        self._place = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._place, io.SEEK_END: end}[whence]
+        return self._place
+
+    def read(self, size: int = -1) -> memoryview:  # type: ignore[override]  # a view, which Arrow does not copy
+        first = self._place - self._start
+        piece = self._data[first : first + size] if size >= 0 else self._data[first:]
+        self._place += len(piece)
+        return piece
+
+
+_EXACT: dict[str, Any] = {"colorspace": "RGB", "fastdct": False, "fastupsample": False}
+
+
+def decode_frames(jpegs: Sequence[bytes | memoryview], out: np.ndarray | None = None) -> np.ndarray:
+    """JPEGs of one size to uint8 RGB, (frame, row, col, 3). The one JPEG decoder of training and of coding.
+
+    Args:
+        jpegs: the files' bytes, or views of them.
+        out: contiguous, where the pixels go instead of into a new array.
+    """
+    if out is None:
+        side = jpeg_side(jpegs[0])
+        out = np.empty((len(jpegs), side, side, 3), np.uint8)
+    for jpeg, frame in zip(jpegs, out, strict=True):
+        pixels = simplejpeg.decode_jpeg(jpeg, buffer=frame, **_EXACT)
+        assert pixels.shape == frame.shape, "the frames of a clip are of one size"
+    return out
+
+
+def jpeg_side(jpeg: bytes | memoryview) -> int:
+    """Side of a stored frame, in pixels."""
+    return int(simplejpeg.decode_jpeg_header(jpeg)[0])

@@ -1,0 +1,92 @@
+"""What trials share: frames, vocabulary, tokenizers and codes, each built once for all trials that need the same."""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from evilm.config.base import fingerprint
+from evilm.config.stages import Pretrain, Upstream
+from evilm.errors import ConfigError
+from evilm.io import storage
+from evilm.shards import FrameManifest
+from evilm.tasks.inputs import Inputs, build_data, build_missing
+
+logger = logging.getLogger(__name__)
+
+_OF_DATA = (
+    *("build.render_corpus.", "build.shard_videos.", "build.build_vocab.", "columns."),
+    *("manifest", "videos", "frames", "vocab"),
+)
+_OF_TOKENIZER = ("build.train_tokenizer.", "tokenizer")
+
+
+@dataclass(frozen=True)
+class Ground:
+    """What a trial stands on."""
+
+    inputs: Inputs
+    train_clips: int
+    val_clips: int
+
+    def steps_per_epoch(self, config: Pretrain) -> int:
+        """Steps of an epoch, as `evilm.dataloader.sampler` counts them."""
+        full, rest = divmod(self.train_clips, config.schedule.batch_clips)
+        return max(1, full + (1 if rest and config.schedule.tail != "drop" else 0))
+
+
+class Shared:
+    """Builds the inputs of trials, and remembers what stands.
+
+    What no swept setting touches lies under the sweep's --root, as for the pretrain door; what depends on swept values
+    lies in the sweep's own folder, below `shared/` under a digest of these values.
+    """
+
+    def __init__(self, base: Pretrain, out: str, uri: str) -> None:
+        """Shared inputs.
+
+        Args:
+            base: what all trials have in common.
+            out: the sweep's folder.
+            uri: MLflow store of the whole sweep; '' for none.
+        """
+        sections = {name: getattr(base.build, name) for name in Upstream.model_fields}
+        tracking = base.tracking.model_copy(update={"uri": uri, "run_name": "", "log_model": False})
+        tracked = {name: section.model_copy(update={"tracking": tracking}) for name, section in sections.items()}
+        self._base = base.model_copy(update={"build": base.build.model_copy(update=tracked)})
+        self._out = out
+        self._built: dict[str, Ground] = {}
+
+    def ground(self, values: Mapping[str, Any]) -> Ground:
+        """The inputs of a trial with these values, built where they are missing.
+
+        Raises:
+            ConfigError: there are no clips to score trials on.
+        """
+        upstream = {n: v for n, v in values.items() if n == "views" or n.startswith(("build.", *_OF_DATA, "tokenizer"))}
+        key = fingerprint(upstream)
+        if key not in self._built:
+            self._built[key] = self._build(upstream)
+        return self._built[key]
+
+    def _build(self, upstream: Mapping[str, Any]) -> Ground:
+        config = self._base.override(upstream)
+        of_data = {name: value for name, value in upstream.items() if name.startswith(_OF_DATA)}
+        of_tokenizer = {name: value for name, value in upstream.items() if name.startswith(_OF_TOKENIZER)}
+        if upstream:
+            logger.info("inputs for %s", ", ".join(f"{name} = {value}" for name, value in upstream.items()))
+        data_root = self._folder(of_data)
+        frames, vocab = build_data(config.model_copy(update={"root": data_root}))
+        manifest = FrameManifest.load(frames)
+        train, val = manifest.num_clips("train"), manifest.num_clips("val")
+        if not val:
+            raise ConfigError(
+                f"{frames} has no clips of the split val to score trials on, only {manifest.splits}; "
+                "shard some of your clips with --split val, or a manifest with a split column"
+            )
+        root = self._folder(of_data | of_tokenizer)
+        inputs = build_missing(config.model_copy(update={"root": root, "frames": frames, "vocab": vocab}))
+        return Ground(inputs, train, val)
+
+    def _folder(self, values: Mapping[str, Any]) -> str:
+        return storage.join(self._out, "shared", fingerprint(dict(values), 10)) if values else self._base.root

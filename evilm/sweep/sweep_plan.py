@@ -1,0 +1,183 @@
+"""Which settings a sweep tries, in which order. The same sweep has the same plan each time it is started."""
+
+import itertools
+import math
+from typing import Any, Protocol
+
+import numpy as np
+
+from evilm.config.base import fingerprint
+from evilm.config.stages import Sweep
+from evilm.config.sweep_space import Choices, Range, Space, normal, typed
+from evilm.errors import UsageError
+from evilm.io import storage
+
+_PROPOSALS = "proposals.json"
+_DRAWS = 200
+_TRIES = 5
+
+
+class Plan(Protocol):
+    """Settings to try, by number."""
+
+    group_size: int
+    """Settings that are compared with each other; the next group is proposed when all of them have a score."""
+
+    def propose(self, number: int) -> dict[str, Any] | None:
+        """The values of setting `number`, asked for in order; None after the last."""
+        ...
+
+    def tell(self, number: int, score: float | None) -> None:
+        """All trials of a setting have ended: their mean score, None where there is none."""
+        ...
+
+
+class Listed:
+    """Settings that are known from the start."""
+
+    def __init__(self, settings: list[dict[str, Any]]) -> None:
+        self.settings, self.group_size = settings, len(settings)
+
+    def propose(self, number: int) -> dict[str, Any] | None:
+        """The next of the list."""
+        return self.settings[number] if number < len(self.settings) else None
+
+    def tell(self, number: int, score: float | None) -> None:
+        """Changes nothing."""
+
+
+def make_plan(config: Sweep, space: Space, out: str) -> Plan:
+    """The plan of a sweep.
+
+    Raises:
+        UsageError: Optuna is wanted and not installed.
+        ConfigError: a value that no trial can run with.
+    """
+    space = typed(space, config.base)
+    if config.search == "optuna":
+        return Proposed(config, space, out)
+    found = _grid(space) if config.search == "grid" else _drawn(space, config.trials, config.search_seed)
+    settings = [normal(values, config.base) for values in found]
+    return Listed(list({fingerprint(values): values for values in settings}.values()))
+
+
+def _grid(space: Space) -> list[dict[str, Any]]:
+    """Every combination, the last setting changing fastest."""
+    axes = {name: axis.values for name, axis in space.items() if isinstance(axis, Choices)}
+    return [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
+
+
+def _drawn(space: Space, count: int, seed: int) -> list[dict[str, Any]]:
+    """Different random settings; fewer than `count` where the space has no more. More of them begin with the same."""
+    rng = np.random.default_rng(seed)
+    found: dict[str, dict[str, Any]] = {}
+    for _ in range(_DRAWS * count):
+        values = {name: _draw(axis, rng) for name, axis in space.items()}
+        found.setdefault(fingerprint(values), values)
+        if len(found) == count:
+            break
+    return list(found.values())
+
+
+def _draw(axis: Choices | Range, rng: np.random.Generator) -> Any:
+    if isinstance(axis, Choices):
+        return axis.values[int(rng.integers(len(axis.values)))]
+    if axis.log:
+        value = math.exp(rng.uniform(math.log(axis.low), math.log(axis.high)))
+    else:
+        value = rng.uniform(axis.low, axis.high)
+    value = min(axis.high, max(axis.low, value))
+    return round(value) if axis.whole else float(f"{value:.4g}")
+
+
+class Proposed:
+    """Settings that Optuna's TPE proposes from the scores so far, each once.
+
+    Each proposal is kept before it is tried. A sweep that is started again asks for the kept ones first; the sampler of
+    each proposal is seeded by its number, so that no random state has to survive. What was proposed before, which runs
+    or has its score, is passed over and asked for again with another seed; the study forgets that it was.
+
+    Groups are as large as `reduction` says, so that one of each runs to the end, and later groups learn from earlier
+    ones. They do not depend on how many trials run at a time, so neither do the proposals.
+    """
+
+    def __init__(self, config: Sweep, space: Space, out: str) -> None:
+        optuna = _optuna()
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        self._optuna, self._config = optuna, config
+        self._place = storage.join(out, _PROPOSALS)
+        kept = storage.read_json(self._place) if storage.exists(self._place) else {}
+        print_ = fingerprint([repr(sorted(space.items())), config.search_seed, config.score])
+        before = list(kept.get("values", [])) if kept.get("space") == print_ else []
+        self._kept: list[dict[str, Any]] = list({self._print(values): values for values in before}.values())
+        self._space = print_
+        self._study = optuna.create_study(direction="minimize" if config.score.endswith("loss") else "maximize")
+        self._distributions = {name: self._distribution(axis) for name, axis in space.items()}
+        self._asked: list[Any] = []
+        self._known: set[str] = set()
+        self._size = _size(space)
+        self.group_size = math.ceil(config.reduction)
+
+    def propose(self, number: int) -> dict[str, Any] | None:
+        """The next proposal, or the one that was made for this number before; None where there is nothing else."""
+        if number >= self._config.trials or len(self._known) >= self._size:
+            return None
+        if number < len(self._kept):
+            self._study.enqueue_trial(self._kept[number])
+        for attempt in range(_DRAWS):
+            self._study.sampler = self._sampler(number, attempt)
+            trial = self._study.ask(self._distributions)
+            if (known := self._print(trial.params)) not in self._known:
+                break
+            self._study.tell(trial, state=self._optuna.trial.TrialState.FAIL)
+        else:
+            return None
+        self._known.add(known)
+        self._asked.append(trial)
+        if number >= len(self._kept):
+            self._kept.append(dict(trial.params))
+            storage.write_json(self._place, {"space": self._space, "values": self._kept})
+        return normal(trial.params, self._config.base)
+
+    def _print(self, values: dict[str, Any]) -> str:
+        """Equal for values that mean the same trial."""
+        return fingerprint(normal(values, self._config.base))
+
+    def _sampler(self, number: int, attempt: int) -> Any:
+        """TPE; for a proposal that was known again and again, evenly at random."""
+        seed = int(fingerprint([self._config.search_seed, number, *([attempt] if attempt else [])], 8), 16)
+        if attempt >= _TRIES:
+            return self._optuna.samplers.RandomSampler(seed=seed)
+        return self._optuna.samplers.TPESampler(seed=seed, n_startup_trials=max(3, self._config.trials // 3))
+
+    def tell(self, number: int, score: float | None) -> None:
+        """Let the next proposals learn from a score."""
+        state = self._optuna.trial.TrialState.FAIL if score is None else None
+        self._study.tell(self._asked[number], score, state=state)
+
+    def _distribution(self, axis: Choices | Range) -> Any:
+        distributions = self._optuna.distributions
+        if isinstance(axis, Choices):
+            return distributions.CategoricalDistribution(axis.values)
+        if axis.whole:
+            return distributions.IntDistribution(int(axis.low), int(axis.high), log=axis.log)
+        return distributions.FloatDistribution(axis.low, axis.high, log=axis.log)
+
+
+def _size(space: Space) -> float:
+    """How many different values there are at most; infinite with a range of fractions."""
+    counts = (
+        len(axis.values) if isinstance(axis, Choices) else axis.high - axis.low + 1 if axis.whole else math.inf
+        for axis in space.values()
+    )
+    return math.prod(counts)
+
+
+def _optuna() -> Any:
+    try:
+        import optuna  # pyright: ignore[reportMissingImports]  # an extra
+    except ImportError:
+        raise UsageError(
+            "--search optuna needs Optuna, which is not installed; pip install 'evilm[tune]', or use --search random"
+        ) from None
+    return optuna

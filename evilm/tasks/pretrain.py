@@ -1,0 +1,253 @@
+"""Pre-training of E-ViLM under Ray Train, Eq. 8."""
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from evilm.config.base import validate
+from evilm.config.data import FramesConfig
+from evilm.config.models import StudentConfig
+from evilm.config.stages import Pretrain
+from evilm.config.training import ScheduleConfig
+from evilm.dataloader.clip_reader import Looks
+from evilm.dataloader.collate import PretrainBatch, PretrainCollate
+from evilm.dataloader.loader import Feed, evaluation_feed, training_feed
+from evilm.dataloader.sampler import step_sizes
+from evilm.encode.verify_codes import audit_codes, require_agreement, require_resampler
+from evilm.errors import ShardError
+from evilm.io import storage
+from evilm.model.tokenizers.collapse import require_usage_of_labels
+from evilm.shards import CodesManifest, FrameManifest, ShardPair, Side, find_codes, open_side, pair, publish_side
+from evilm.tasks.publications import load_codes, load_frames
+from evilm.tasks.training_run import Training
+from evilm.text.vocab import Vocab
+from evilm.tracking.panel_log import NUM_CLIPS, Panels
+
+if TYPE_CHECKING:
+    from evilm.tasks.inputs import Inputs
+
+logger = logging.getLogger(__name__)
+
+_USUAL_WORDS = 20  # word pieces of a caption
+
+
+def pretrain(config: Pretrain) -> dict[str, Any]:
+    """Pre-train the student, building first what was not named; or reuse the model that stands at `out`.
+
+    Returns:
+        The summary: fingerprints, steps, losses and accuracies of train and val, seconds.
+
+    Raises:
+        ShardError: codes of another tokenizer, another grid or other frames.
+        ConfigError: settings that do not fit the inputs.
+        CollapseError: the codes use too little of the codebook.
+    """
+    from evilm.tasks.inputs import build_missing  # with the video decoders, which a worker needs none of
+
+    config = config.resolved().with_precision()
+    out = storage.absolute(config.out or storage.join(config.root, "model"))
+    inputs = build_missing(config)
+    frames, codes = open_pairs(inputs, config, "" if config.overwrite else out)
+    places = {"frames": inputs.frames, "codes": codes.uri, "vocab": inputs.vocab, "tokenizer": inputs.tokenizer}
+    config = config.model_copy(update={**places, "out": out, "init": config.init and storage.absolute(config.init)})
+    vocab = Vocab.load(config.vocab)
+    prints = {"frames": frames.fingerprint, "codes": codes.fingerprint, "vocab": vocab.fingerprint}
+    prints["tokenizer"] = codes.tokenizer
+    from evilm.model.identity import model_fingerprint
+    from evilm.model.inference import EViLM
+    from evilm.tracking.model_card import write_card
+    from evilm.tracking.pyfunc_model import publish
+    from evilm.train.launch import catch_up
+
+    prints |= {"init": model_fingerprint(config.init)} if config.init else {}
+    started: dict[str, Any] = {}
+
+    def describe() -> dict[str, Any]:
+        return {"out": out, "inputs": prints, "clips": frames.splits} | started | _made(out)
+
+    task = "evilm.tasks.pretrain:build_task"
+    training = Training(config, "pretrain", task, out, prints, EViLM.from_pretrained, describe)
+    with training.open(frames) as output:
+        done = output.done
+        if done and training.is_published(done):
+            catch_up(config, "pretrain", out, done)
+            publish(config, out, done)
+            return done | {"reused": True}
+        if not done:
+            step_sizes(frames.num_clips("train"), config.schedule.batch_clips, config.schedule.tail, config.parts)
+            _audit(config, frames, codes)
+            publish_side(frames, replace=False)
+            publish_side(codes, replace=False)
+            started |= training.warm_start()
+        summary = training.finish(output)
+        output.check()
+        write_card(out, config, summary)
+        output.close(summary)
+        publish(config, out, summary)
+    return summary
+
+
+def open_pairs(inputs: "Inputs", config: Pretrain, out: str = "") -> tuple[FrameManifest, CodesManifest]:
+    """Frames and codes, checked to belong to each other, to the tokenizer and to the model.
+
+    Args:
+        inputs: their places.
+        config: the settings.
+        out: of a training that may have begun on earlier publications of them.
+
+    Raises:
+        ShardError: they don't, saying which.
+        CollapseError: the codes use too little of the codebook.
+    """
+    from evilm.model.tokenizers.semantic_vq import VideoTokenizer
+
+    arch = config.arch
+    frames = load_frames(out, inputs.frames)
+    model = VideoTokenizer.from_pretrained(inputs.tokenizer)
+    tokenizer = model.fingerprint()
+    codes = load_codes(out, find_codes(inputs.codes, tokenizer, config.views), frames)
+    require_resampler(codes)
+    pairs = pair(frames, codes, "train", tokenizer, arch.grid, arch.num_frames)
+    if not pairs:
+        raise ShardError(
+            f"{inputs.frames} holds no clips of the split train, only {frames.splits}; shard with --split train"
+        )
+    require_usage_of_labels(model.config.codebook, codes.histograms, codes.uri)
+    return frames, codes
+
+
+def _made(out: str) -> dict[str, Any]:
+    """What the finished model at `out` is."""
+    from evilm.model.evilm_model import Student
+    from evilm.model.identity import model_fingerprint
+
+    parameters = sum(p.numel() for p in Student.from_pretrained(out).parameters())
+    return {"parameters": parameters, "fingerprint": model_fingerprint(out)}
+
+
+def _audit(config: Pretrain, frames: FrameManifest, codes: CodesManifest) -> None:
+    """Code a few training clips again before hours are spent on wrong labels.
+
+    Raises:
+        ShardError: too few codes agree.
+    """
+    if not config.audit_clips:
+        return
+    from evilm.model.tokenizers.semantic_vq import VideoTokenizer
+
+    tokenizer = VideoTokenizer.from_pretrained(config.tokenizer)
+    found = audit_codes(frames, codes, tokenizer, config.audit_clips, config.schedule.seed, "train")
+    require_agreement(found, config.audit_agreement, codes)
+    logger.info("%d clips coded again: %.2f %% of the codes agree", found.num_clips, 100 * found.agreement)
+
+
+def build_task(settings: dict[str, Any]) -> "PretrainTask":
+    """The task from what `fit` sent."""
+    return PretrainTask(Pretrain.model_validate(settings))
+
+
+class PretrainTask:
+    """The student's objective and feeds."""
+
+    def __init__(self, settings: Pretrain) -> None:
+        self.settings = settings
+        self._vocab = Vocab.load(settings.vocab)
+        self._frames = FrameManifest.load(settings.frames)
+        self._codes = CodesManifest.load(settings.codes)  # the driver has found the folder of the tokenizer's codes
+        sizes = {"vocab_size": self._vocab.size, "num_codes": self._codes.num_codes}
+        self.arch: StudentConfig = settings.arch.model_copy(update=sizes)
+
+    def objective(self) -> Any:
+        """A student with the losses of Eq. 8, fresh or warm-started."""
+        from evilm.objectives.pretraining_objective import PretrainObjective
+
+        student, _ = self.start()
+        return PretrainObjective(student, self.settings.objectives, self.settings.schedule.eval_pool_clips)
+
+    def start(self) -> tuple[Any, Any]:
+        """Build the student and, if it starts from another one, report what it took."""
+        from evilm.model.evilm_model import Student
+        from evilm.model.warm_start import start_student
+
+        init, codes = self.settings.init, self._codes.tokenizer
+        return start_student(self.arch, init, self._vocab, codes) if init else (Student(self.arch), None)
+
+    def train_feed(self, rank: int, world: int) -> Feed:
+        """Frames, codes, masks and negatives of the train split."""
+        schedule, threads = self.settings.schedule, self.settings.cluster.num_feed_threads
+        pairs, side, looks = self._pairs("train"), self._side("train"), self._looks()
+        return training_feed(pairs, schedule, self._collate(), rank, world, looks, threads, side)
+
+    def eval_feed(self, rank: int, world: int) -> Feed | None:
+        """The same of the val split, each clip once and always masked the same way."""
+        return self._evaluation("val", self.settings.schedule, rank, world, self.settings.micro_batch)
+
+    def _evaluation(self, split: str, schedule: ScheduleConfig, rank: int, world: int, micro_batch: int) -> Feed | None:
+        pairs, threads = self._pairs(split), self.settings.cluster.num_feed_threads
+        if not pairs:
+            return None
+        side, looks = self._side(split), self._looks()
+        return evaluation_feed(pairs, schedule, self._collate(), rank, world, micro_batch, looks, threads, side)
+
+    def panels(self, tracked: dict[str, Any] | None) -> Panels:
+        """Pictures of what the student makes of a few clips of the val split, or of train where there is none."""
+        schedule, settings = self.settings.schedule, self.settings
+        few = schedule.model_copy(update={"eval_clips": NUM_CLIPS, "eval_pool_clips": 0})
+
+        def batch() -> PretrainBatch | None:
+            feed = self._evaluation("val" if self._pairs("val") else "train", few, 0, 1, NUM_CLIPS)
+            return next(iter(feed.batches(0, 1)), None) if feed else None
+
+        return Panels(settings.out, schedule.panel_every_steps, self._vocab, settings.tokenizer, batch, tracked)
+
+    def forward_macs(self, objective: Any) -> float:
+        """Count those of the student on captions of usual length."""
+        from evilm.objectives.step_macs import step_macs
+
+        return sum(step_macs(objective.student, self.settings.objectives, min(_USUAL_WORDS, self.arch.max_words)))
+
+    def describe(self, folder: str, objective: Any) -> None:
+        """Write settings, vocabulary and preprocessing, and how regions were masked."""
+        from evilm.model import pretrained
+        from evilm.model.evilm_model import KIND
+        from evilm.model.identity import OBJECTIVES_FILE
+        from evilm.model.inference import save_rules
+        from evilm.model.preprocess import Preprocessor
+
+        sampling = validate(FramesConfig, self._frames.sampling, where=self._frames.uri)
+        save_rules(folder, self._vocab, Preprocessor(sampling, self.arch.num_frames), self.arch)
+        settings = self.settings.objectives.model_dump(mode="json") | {"tokenizer": self._codes.tokenizer}
+        storage.write_json(storage.join(folder, OBJECTIVES_FILE), settings)
+        pretrained.save_config(folder, KIND, objective.student.config)
+
+    def export(self, objective: Any) -> None:
+        """Write the student with its vocabulary and preprocessing, and how regions were masked."""
+        self.describe(self.settings.out, objective)
+        with torch.no_grad():
+            objective.student.save_pretrained(self.settings.out)
+
+    def _pairs(self, split: str) -> list[ShardPair]:
+        return pair(self._frames, self._codes, split)
+
+    def _side(self, split: str) -> Side:
+        return open_side(self._frames, split, self._codes)
+
+    def _looks(self) -> Looks:
+        augment = self.settings.augment
+        crop = augment.crop if augment.approximate else None
+        return Looks(self.settings.schedule.seed, self.arch.num_frames, self._codes.num_views, crop)
+
+    def _collate(self) -> PretrainCollate:
+        objectives, schedule = self.settings.objectives, self.settings.schedule
+        return PretrainCollate(
+            self._vocab,
+            schedule.seed,
+            self.arch.max_words,
+            self.arch.grid,
+            objectives.mlm_ratio,
+            objectives.mask_ratio,
+            objectives.mask_shape,
+            self.settings.augment.jitter,
+            objectives.negatives,
+        )

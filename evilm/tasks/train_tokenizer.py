@@ -1,0 +1,162 @@
+"""Training of the video tokenizer under Ray Train."""
+
+import logging
+from typing import Any
+
+import torch
+
+from evilm.config.models import CodebookConfig, VideoTokenizerConfig
+from evilm.config.stages import TrainTokenizer
+from evilm.dataloader.clip_reader import Looks
+from evilm.dataloader.collate import TokenizerCollate
+from evilm.dataloader.loader import Feed, evaluation_feed, training_feed
+from evilm.dataloader.sampler import step_sizes
+from evilm.errors import ConfigError
+from evilm.io import storage
+from evilm.model.tokenizers.collapse import require_usage_on_val
+from evilm.shards import FrameManifest, ShardPair, check_num_frames, open_side, publish_side
+from evilm.tasks.publications import load_frames
+from evilm.tasks.training_run import Training
+from evilm.text.vocab import Vocab
+
+logger = logging.getLogger(__name__)
+
+
+def train_tokenizer(config: TrainTokenizer) -> dict[str, Any]:
+    """Train a tokenizer on the train split of frame shards, or reuse the one that stands at `out`.
+
+    Returns:
+        The summary: fingerprint, steps, held-out code usage and word mAP, seconds.
+
+    Raises:
+        ConfigError: settings that do not fit the inputs.
+        CollapseError: the finished tokenizer uses too little of its codebook on the val split. It is kept, for a later
+            run with the same settings and a lower `min_usage` to accept it.
+    """
+    for name in ("frames", "vocab", "out"):
+        if not getattr(config, name):
+            raise ConfigError(f"--{name} is missing; name the {name} place")
+    config = config.resolved().with_precision()
+    places = {name: storage.absolute(getattr(config, name)) for name in ("frames", "vocab", "out")}
+    config = config.model_copy(update=places | {"init": config.init and storage.absolute(config.init)})
+    frames = load_frames("" if config.overwrite else config.out, config.frames)
+    vocab = Vocab.load(config.vocab)
+    check_num_frames(frames, config.arch.num_frames)
+    inputs = {"frames": frames.fingerprint, "vocab": vocab.fingerprint}
+    from evilm.model.identity import tokenizer_fingerprints
+    from evilm.model.tokenizers.semantic_vq import VideoTokenizer
+    from evilm.train.launch import catch_up
+
+    inputs |= tokenizer_fingerprints(config.init, "init") if config.init else {}
+    started: dict[str, Any] = {}
+
+    def describe() -> dict[str, Any]:
+        facts = {"out": config.out, "inputs": inputs, "num_codes": config.arch.codebook.num_codes}
+        return facts | started | {"fingerprint": VideoTokenizer.from_pretrained(config.out).fingerprint()}
+
+    task = "evilm.tasks.train_tokenizer:build_task"
+    training = Training(config, "train_tokenizer", task, config.out, inputs, VideoTokenizer.from_pretrained, describe)
+    with training.open(frames) as output:
+        done = output.done
+        if done and training.is_published(done):
+            catch_up(config, "train_tokenizer", config.out, done)
+            _keep_min_usage(config)
+            require_usage_on_val(config.arch.codebook, done, config.out)
+            return done | {"reused": True}
+        if not done:
+            step_sizes(frames.num_clips("train"), config.schedule.batch_clips, config.schedule.tail, config.parts)
+            publish_side(frames, replace=False)
+            started |= training.warm_start()
+        summary = output.close(training.finish(output))
+        _keep_min_usage(config)
+    require_usage_on_val(config.arch.codebook, summary, config.out)
+    return summary
+
+
+def _keep_min_usage(config: TrainTokenizer) -> None:
+    """Write a changed `min_usage` to the finished tokenizer, where later stages read it."""
+    from evilm.model import pretrained
+
+    place = storage.join(config.out, pretrained.CONFIG)
+    content = storage.read_json(place)
+    codebook = content.get("config", content)["codebook"]  # models of evilm before model_type have `config`
+    if codebook.get("min_usage", CodebookConfig().min_usage) != config.arch.codebook.min_usage:
+        codebook["min_usage"] = config.arch.codebook.min_usage
+        storage.write_json(place, content)
+
+
+def build_task(settings: dict[str, Any]) -> "TokenizerTask":
+    """The task from what `fit` sent."""
+    return TokenizerTask(TrainTokenizer.model_validate(settings))
+
+
+class TokenizerTask:
+    """The tokenizer's objective and feeds."""
+
+    def __init__(self, settings: TrainTokenizer) -> None:
+        self.settings = settings
+        self._vocab = Vocab.load(settings.vocab)
+        self._frames = FrameManifest.load(settings.frames)
+        self.arch: VideoTokenizerConfig = settings.arch.model_copy(update={"vocab_size": self._vocab.size})
+
+    def objective(self) -> Any:
+        """A tokenizer with its losses, fresh or warm-started."""
+        from evilm.model.warm_start import has_codebook
+        from evilm.objectives.tokenizer_objective import TokenizerObjective
+
+        tokenizer, report = self.start()
+        settings = self.arch
+        if report and has_codebook(report):  # no start by k-means, which would overwrite it
+            settings = settings.model_copy(update={"codebook": settings.codebook.model_copy(update={"init": "random"})})
+        return TokenizerObjective(tokenizer, settings)
+
+    def start(self) -> tuple[Any, Any]:
+        """Build the tokenizer and, if it starts from another one, report what it took."""
+        from evilm.model.tokenizers.semantic_vq import VideoTokenizer
+        from evilm.model.warm_start import start_tokenizer
+
+        init = self.settings.init
+        return start_tokenizer(self.arch, init, self._vocab) if init else (VideoTokenizer(self.arch), None)
+
+    def train_feed(self, rank: int, world: int) -> Feed:
+        """Frames and caption words of the train split."""
+        schedule, threads = self.settings.schedule, self.settings.cluster.num_feed_threads
+        collate, looks, side = TokenizerCollate(self._vocab), self._looks(), open_side(self._frames, "train")
+        return training_feed(self._pairs("train"), schedule, collate, rank, world, looks, threads, side)
+
+    def eval_feed(self, rank: int, world: int) -> Feed | None:
+        """The same of the val split, each clip once."""
+        settings, pairs = self.settings, self._pairs("val")
+        if not pairs:
+            return None
+        schedule, threads, collate = settings.schedule, settings.cluster.num_feed_threads, TokenizerCollate(self._vocab)
+        looks, side = self._looks(), open_side(self._frames, "val")
+        return evaluation_feed(pairs, schedule, collate, rank, world, settings.micro_batch, looks, threads, side)
+
+    def forward_macs(self, objective: Any) -> float:
+        """Count those of encoder, codebook and word decoder."""
+        from evilm.objectives.step_macs import tokenizer_macs, word_decoder_macs
+
+        return tokenizer_macs(self.arch, self.arch.num_frames) + word_decoder_macs(self.arch)
+
+    def describe(self, folder: str, objective: Any) -> None:
+        """Write settings and vocabulary, for a checkpoint."""
+        objective.tokenizer.save_config(folder)
+        self._vocab.save(storage.join(folder, "vocab"))
+
+    def export(self, objective: Any) -> None:
+        """The tokenizer, its settings and the vocabulary of its words."""
+        with torch.no_grad():
+            objective.tokenizer.save_pretrained(self.settings.out)
+        self._vocab.save(storage.join(self.settings.out, "vocab"))
+
+    def _looks(self) -> Looks:
+        return Looks(self.settings.schedule.seed, self.arch.num_frames)
+
+    def _pairs(self, split: str) -> list[ShardPair]:
+        """The shards of a split, without codes."""
+        folder = self._frames.uri
+        return [
+            ShardPair(storage.join(folder, shard.file), "", shard.num_clips, shard.row_groups)
+            for shard in self._frames.of_split(split)
+        ]

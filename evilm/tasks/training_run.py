@@ -1,0 +1,193 @@
+"""A training from its command to its summary: continued, published from a kept checkpoint, or reused."""
+
+import dataclasses
+import importlib
+import logging
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from evilm.config.stages import Pretrain, TrainTokenizer
+from evilm.dataloader.sampler import step_sizes
+from evilm.errors import CheckpointError, ConfigError
+from evilm.io import storage
+from evilm.io.outputs import Output
+from evilm.model.checkpoint_folder import STATE
+from evilm.shards import FrameManifest
+from evilm.train.checkpoint_manager import CHECKPOINTS, newest_first, step_of
+
+logger = logging.getLogger(__name__)
+
+
+class Model(Protocol):
+    """What a training publishes."""
+
+    def save_pretrained(self, uri: str) -> None:
+        """Write the model to a folder."""
+        ...
+
+
+@dataclass(frozen=True)
+class Training:
+    """One training and its output folder."""
+
+    config: Pretrain | TrainTokenizer
+    command: str
+    """Name of the command, also the MLflow experiment."""
+    task: str
+    """`module:function` that builds the task in each worker."""
+    out: str
+    inputs: dict[str, str]
+    """Fingerprint of each input by name."""
+    load: Callable[[str], Model]
+    """Loads a checkpoint as a model; reads everything before it returns."""
+    describe: Callable[[], dict[str, Any]]
+    """What the summary says of the published model."""
+
+    def open(self, frames: FrameManifest) -> Output:
+        """Claim the output folder; one that is to make more steps is opened again.
+
+        Returns:
+            The folder; `done` is the summary of a training that has made all steps, None if there are steps to make.
+
+        Raises:
+            ConfigError: the folder holds the result of other settings or inputs, or the model to start from; its
+                checkpoints were deleted; the best step is asked for and nothing will be evaluated.
+        """
+        if self.config.export == "best" and not frames.num_clips("val"):
+            raise ConfigError(
+                f"--export best needs evaluations, and {frames.uri} has no clips of the split val; use --export last"
+            )
+        if not frames.num_clips("val"):
+            logger.warning(
+                "%s has no clips of the split val: nothing is evaluated, and the last step is published; "
+                "shard_videos --val-share 0.05 sets clips aside",
+                frames.uri,
+            )
+        if storage.join(self.config.init, "").startswith(storage.join(self.out, "")):
+            raise ConfigError(f"--init {self.config.init} lies in --out {self.out}; choose another --out")
+        output = Output(self.config, self.out, self.inputs)
+        done = output.done
+        if done is None:
+            return output
+        reached, wanted = int(done["steps"]), num_steps(self.config, frames.num_clips("train"))
+        if reached >= wanted:
+            if reached > wanted:
+                logger.info("%s ended at step %d, beyond the %d asked for; it is reused", self.out, reached, wanted)
+            return output
+        if not newest_first(self.out):
+            raise ConfigError(
+                f"{self.out} was trained to step {reached} and can't be continued to step {wanted}: "
+                f"{storage.join(self.out, CHECKPOINTS)} is empty; use --schedule.max-steps {reached}, another --out, "
+                "or --overwrite to train from the start"
+            )
+        logger.info("%s was trained to step %d; training continues to step %d", self.out, reached, wanted)
+        self._reopen(output)
+        output.done = None
+        return output
+
+    def warm_start(self) -> dict[str, Any]:
+        """Try out the start from another model before workers do, and log what is taken of it.
+
+        Returns:
+            The summary's field about it; empty if the training starts from fresh weights.
+
+        Raises:
+            CheckpointError: nothing of that model fits.
+        """
+        if not self.config.init:
+            return {}
+        module, function = self.task.split(":")
+        _, report = getattr(importlib.import_module(module), function)(self.config.model_dump(mode="json")).start()
+        logger.info("%s", report)
+        return {"init": dataclasses.asdict(report)}
+
+    def is_published(self, summary: dict[str, Any]) -> bool:
+        """Check whether a finished training has published the step that is asked for."""
+        return self._chosen(summary)["step"] == _published_step(summary)
+
+    def finish(self, output: Output) -> dict[str, Any]:
+        """Train, or only publish another step of a finished training.
+
+        Args:
+            output: what `open` returned.
+
+        Returns:
+            The summary, for `Output.close`.
+        """
+        from evilm.train.launch import catch_up, fit
+
+        if output.done is None:
+            return fit(self.config, self.command, self.task, output, lambda summary: self._publish(output, summary))
+        summary = output.done | self._publish(output, output.done)
+        catch_up(self.config, self.command, self.out, summary)
+        return summary
+
+    def _publish(self, output: Output, summary: dict[str, Any]) -> dict[str, Any]:
+        """Publish the step that is asked for in place of the one at the output folder; the summary's new fields."""
+        chosen, fields = self._chosen(summary), {}
+        if chosen["step"] != _published_step(summary):
+            place = storage.join(self.out, CHECKPOINTS, chosen["checkpoint"])
+            model, state = self._load(place, chosen), storage.read_json(storage.join(place, STATE))
+            self._reopen(output)  # not before the checkpoint has proved to be good
+            model.save_pretrained(self.out)
+            fields = {name: state[name] for name in ("val", "eval_clips") if name in state}
+        logger.info("%s: step %d of %d is published", self.out, chosen["step"], summary["steps"])
+        return fields | self.describe() | {"published": chosen}
+
+    def _chosen(self, summary: dict[str, Any]) -> dict[str, Any]:
+        """Find the step to be published, and its checkpoint.
+
+        Raises:
+            ConfigError: no evaluation was the best one, or the best one is known by another metric.
+        """
+        last = int(summary["steps"])
+        if self.config.export == "last":
+            names = [name for name in newest_first(self.out) if step_of(name) == last]
+            return {"export": "last", "step": last, "checkpoint": names[0] if names else ""}
+        best: dict[str, Any] = summary.get("best") or {}
+        keep = self.config.schedule.keep_best
+        if best and best["metric"] != keep:
+            raise ConfigError(
+                f"--export best: the best step of {self.out} is known by {best['metric']}, not by {keep}; use "
+                f"--schedule.keep-best {best['metric']}"
+            )
+        if not best:
+            raise ConfigError(
+                f"--export best: no evaluation of {self.out} gave a finite value of schedule.keep_best = {keep!r}; "
+                "use --export last"
+            )
+        return {"export": "best", "step": best["step"], "checkpoint": best["checkpoint"]}
+
+    def _load(self, place: str, chosen: dict[str, Any]) -> Model:
+        """Load a checkpoint as a model.
+
+        Raises:
+            CheckpointError: it is gone or damaged.
+        """
+        other = {"last": "best", "best": "last"}[chosen["export"]]
+        if not chosen["checkpoint"] or not storage.list_names(place):
+            raise CheckpointError(
+                f"--export {chosen['export']}: the checkpoint of step {chosen['step']} is not in "
+                f"{storage.join(self.out, CHECKPOINTS)} any more; use --export {other}, or --overwrite to train again"
+            )
+        return self.load(place)
+
+    def _reopen(self, output: Output) -> None:
+        """Make a finished output unfinished: its MLflow run gets figures and model again when it ends."""
+        from evilm.tracking.mlflow_run import reopen_run
+
+        reopen_run(self.out)  # first: as long as there is a summary, the same command brings everything to MLflow
+        output.extend()
+
+
+def num_steps(config: Pretrain | TrainTokenizer, num_clips: int) -> int:
+    """Count the steps of a training over `num_clips` clips."""
+    schedule = config.schedule
+    steps = len(step_sizes(num_clips, schedule.batch_clips, schedule.tail)) * schedule.epochs
+    return int(min(steps, schedule.max_steps or math.inf))
+
+
+def _published_step(summary: dict[str, Any]) -> int:
+    return int((summary.get("published") or {"step": summary["steps"]})["step"])

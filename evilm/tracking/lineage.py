@@ -1,0 +1,188 @@
+"""How the MLflow runs of all doors hang together, in words and links: tags to filter by, and a description in Markdown.
+
+A run says what it made (`evilm.made`) and what from (`evilm.input.<name>`), by fingerprint. Whoever made an input is
+found by these in the same store, and named in `evilm.from.<name>` and, as a link, in the description.
+"""
+
+import inspect
+import logging
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from evilm.config.secrets import public_uri
+from evilm.config.stages import Door
+from evilm.io import storage
+
+logger = logging.getLogger(__name__)
+
+RUN_FILE = "mlflow.json"
+"""In an output folder: which run it has, in which store, and what that run has been told."""
+NOTE = "mlflow.note.content"
+MADE, FROM, INPUT = "evilm.made", "evilm.from.", "evilm.input."
+_QUOTE_BREAKS = ("'", '"', "\\")
+
+
+@dataclass(frozen=True)
+class Source:
+    """The run that made an input."""
+
+    run_id: str
+    experiment_id: str
+    name: str
+
+    @property
+    def link(self) -> str:
+        """To the run, from any page of MLflow's UI."""
+        return f"[{self.name}](#/experiments/{self.experiment_id}/runs/{self.run_id})"
+
+
+def identity_tags(config: Door, door: str, out: str, inputs: Mapping[str, str]) -> dict[str, str]:
+    """What a run is filtered by: door, place, root folder, preset, version, and the fingerprint of each input."""
+    import evilm
+
+    tags = {
+        "evilm.door": door,
+        "evilm.out": out,
+        "evilm.root": root_of(out),
+        "evilm.version": evilm.__version__,
+        "mlflow.source.name": f"{type(config).folder}/{door}.py",
+        "mlflow.source.type": "PROJECT",
+    }
+    if config.preset:
+        tags["evilm.preset"] = config.preset.rsplit("/", 1)[-1]
+    return tags | {INPUT + name: value for name, value in inputs.items() if value}
+
+
+def root_of(out: str) -> str:
+    """The name of the folder that a workflow's outputs lie in: `demo` for runs/demo/model."""
+    parts = [part for part in out.split("://")[-1].split("/") if part]
+    return parts[-2] if len(parts) > 1 else ""
+
+
+def find_sources(client: Any, uri: str, inputs: Mapping[str, tuple[str, str]]) -> dict[str, Source]:
+    """The runs of this store that made the inputs, by name of the input; those that none made are left out.
+
+    Args:
+        client: of the store.
+        uri: of the store.
+        inputs: fingerprint and place of each input.
+    """
+    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+    found = {}
+    for name, (print_, place) in inputs.items():
+        source = _by_fingerprint(client, experiments, print_) or _by_place(client, uri, place)
+        if source:
+            found[name] = source
+    return found
+
+
+def _by_fingerprint(client: Any, experiments: list[str], print_: str) -> Source | None:
+    if not print_ or not experiments or any(sign in print_ for sign in _QUOTE_BREAKS):
+        return None
+    wanted = f"tags.`{MADE}` = '{print_}'"
+    runs = client.search_runs(experiments, wanted, max_results=1, order_by=["attributes.start_time DESC"])
+    return _source(runs[0]) if runs else None
+
+
+def _by_place(client: Any, uri: str, place: str) -> Source | None:
+    """By the note that a door leaves in the folder of its output: for manifests, which are files in such a folder."""
+    if not place or any(sign in place for sign in ",*?"):
+        return None
+    for folder in (place, place.rpartition("/")[0]):
+        try:
+            known = storage.read_json(storage.join(folder, RUN_FILE)) if folder else {}
+            if public_uri(known.get("uri", "")) == public_uri(uri):
+                return _source(client.get_run(known["run_id"]))
+        except Exception as error:  # no note, somebody else's file, a run that is gone: a link less, and no more
+            logger.debug("no run known by %s: %s", folder, error)
+    return None
+
+
+def _source(run: Any) -> Source:
+    return Source(str(run.info.run_id), str(run.info.experiment_id), str(run.info.run_name))
+
+
+def describe_experiment(config: Door, door: str) -> str:
+    """Markdown above the runs of one door."""
+    about = inspect.cleandoc(type(config).__doc__ or "")
+    return (
+        f"{about}\n\nOne run for each output folder of `{type(config).folder}/{door}.py`; a restart continues its run. "
+        "Filter with `tags.evilm.root = 'demo'`, ``tags.`evilm.input.frames` = '<fingerprint>'``, "
+        "``metrics.`summary/val.loss` < 10``."
+    )
+
+
+def write_note(
+    about: str,
+    out: str,
+    inputs: Mapping[str, tuple[str, str]],
+    sources: Mapping[str, Source],
+    summary: Mapping[str, Any],
+) -> str:
+    """A run's description in Markdown: what it is, what it was made from (with links), what came out.
+
+    Args:
+        about: what the door does.
+        out: output folder.
+        inputs: fingerprint and place of each input.
+        sources: runs that made them.
+        summary: the door's summary; empty while it runs.
+    """
+    made = summary.get("fingerprint")
+    lines = [about, "", f"Output: `{out}`" + (f", fingerprint `{made}`" if made else "")]
+    rows = [
+        f"| {name} | `{print_}` | {sources[name].link if name in sources else ''} | {f'`{place}`' if place else ''} |"
+        for name, (print_, place) in inputs.items()
+        if print_
+    ]
+    if rows:
+        lines += ["", "### Made from", "", "| input | fingerprint | run | place |", "|---|---|---|---|", *rows]
+    figures = list(main_figures(summary))
+    if figures:
+        lines += ["", "### Came out", "", "| figure | value |", "|---|---|"]
+        lines += [f"| {name} | {value} |" for name, value in figures]
+    return "\n".join(lines)
+
+
+_FIGURES = {
+    "num_clips": "{:,}",
+    "num_quarantined": "{:,}",
+    "num_words": "{:,}",
+    "unk_ratio": "{:.2%}",
+    "num_codes": "{:,}",
+    "parameters": "{:,}",
+    "steps": "{:,}",
+    "published.step": "{:,}",
+    "val.loss": "{:.4f}",
+    "val.code_usage": "{:.1%}",
+    "val.word_map": "{:.3f}",
+    "val.mlm_accuracy": "{:.1%}",
+    "val.vtm_accuracy": "{:.1%}",
+    "val.mvm_accuracy": "{:.1%}",
+    "val.match_auc": "{:.3f}",
+    "code_usage.train": "{:.1%}",
+    "best.mean": "{:.4f}",
+    "best.spread": "{:.4f}",
+    "seconds": "{:,.0f}",
+}
+"""What a description tells of a summary, in this order; everything else is in summary.json and the metrics."""
+
+
+def main_figures(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """The figures of a summary that a description tells, as text; a benchmark's beside guessing."""
+    for name, shown in _FIGURES.items():
+        value: Any = summary
+        for part in name.split("."):
+            value = value.get(part) if isinstance(value, Mapping) else None
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            yield name, shown.format(value)
+    best = summary.get("best")
+    if isinstance(best, Mapping):
+        for name, value in dict(best.get("values") or {}).items():
+            yield f"best {name}", str(value)
+    for name, figure in dict(summary.get("metrics") or {}).items():
+        if isinstance(figure, Mapping):
+            shown = "{:.1f}" if name.endswith("rank") else "{:.1%}"
+            value, chance = shown.format(figure["value"]), shown.format(figure["chance"])
+            yield name, f"{value} (guessing {chance}, {figure['sigmas_above_chance']:.1f} standard errors)"

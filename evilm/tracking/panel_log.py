@@ -1,0 +1,101 @@
+"""When panels are drawn, where they are kept, and how they get to MLflow. Rank 0 alone has them."""
+
+import logging
+import tempfile
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from evilm.dataloader.collate import PretrainBatch
+from evilm.io import storage
+from evilm.model.tokenizers.code_words import CodeWords
+from evilm.model.tokenizers.semantic_vq import VideoTokenizer
+from evilm.text.vocab import Vocab
+from evilm.tracking.mlflow_run import TrackedRun, ensure_run, harmless, with_patience
+
+logger = logging.getLogger(__name__)
+
+PANELS = "panels"
+"""Folder of the output, and artifact path of the run, that holds the pictures."""
+NUM_CLIPS = 6
+
+
+class Panels:
+    """Draws the same clips every so many steps, into the output folder, and sends the pictures in the background."""
+
+    def __init__(
+        self,
+        out: str,
+        every_steps: int,
+        vocab: Vocab,
+        tokenizer: str,
+        batch: Callable[[], PretrainBatch | None],
+        tracked: dict[str, Any] | None = None,
+    ) -> None:
+        """Panels of one training; nothing is read before the first is drawn.
+
+        Args:
+            out: output folder.
+            every_steps: steps between two panels; 0 draws one at the end.
+            vocab: of the model.
+            tokenizer: where the video tokenizer is, for the words of codes.
+            batch: makes the clips to draw, the same in every start of the training; None where there are none.
+            tracked: how the MLflow run is found (`TrackedRun`).
+        """
+        self._out, self._every, self._vocab, self._tokenizer = out, every_steps, vocab, tokenizer
+        self._make_batch = batch
+        self._tracked = TrackedRun(**tracked) if tracked else None
+        self._batch: PretrainBatch | None = None
+        self._words: CodeWords | None = None
+        self._sender: threading.Thread | None = None
+        self._broken = False
+
+    def due(self, step: int, num_steps: int) -> bool:
+        """Whether a panel is drawn after this many steps."""
+        return not self._broken and (step == num_steps or (self._every > 0 and step % self._every == 0))
+
+    def draw(self, objective: Any, step: int) -> None:
+        """Draw a panel and keep it as `panels/step_000100.png`; the model's mode and random state stay."""
+        from evilm.tracking.panel import draw_panel, to_png
+
+        try:
+            if self._words is None:
+                self._batch = self._make_batch()
+                self._words = CodeWords(VideoTokenizer.from_pretrained(self._tokenizer), self._vocab)
+            if self._batch is None:
+                self._broken = True
+                return
+            image = draw_panel(objective.student, self._words, self._vocab, self._batch, f"step {step:,}")
+            storage.write_bytes(storage.join(self._out, PANELS, f"step_{step:06d}.png"), to_png(image))
+        except Exception as error:  # whatever it is, a picture is not worth a training
+            self._broken = True
+            logger.warning("no more panels: %s", " ".join(str(error).split())[:200])
+            return
+        if self._tracked and not (self._sender and self._sender.is_alive()):
+            self._sender = threading.Thread(target=send_panels, args=(self._tracked,), name="panels", daemon=True)
+            self._sender.start()
+
+    def close(self) -> None:
+        """Wait a little for what is being sent; the driver sends what is left."""
+        if self._sender:
+            self._sender.join(timeout=10)
+
+
+def send_panels(run: TrackedRun) -> None:
+    """Bring those panels of the output folder to MLflow that are not there; a dead server is a warning."""
+    names = storage.list_names(storage.join(run.out, PANELS))
+    if not names:
+        return
+    with harmless("send the panels; the same command sends them later"):
+        from mlflow import MlflowClient
+
+        client, run_id = MlflowClient(tracking_uri=run.uri), ensure_run(run)
+        there = {item.path.rsplit("/", 1)[-1] for item in client.list_artifacts(run_id, PANELS)}
+        missing = [name for name in names if name.endswith(".png") and name not in there]
+        with tempfile.TemporaryDirectory(prefix="evilm-") as folder:
+            for name in missing:
+                copy = str(Path(folder) / name)
+                storage.get_file(storage.join(run.out, PANELS, name), copy)
+                with with_patience():
+                    client.log_artifact(run_id, copy, PANELS)

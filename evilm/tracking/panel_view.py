@@ -1,0 +1,119 @@
+"""What a panel tells of each clip, as plain values: hidden words and codes, the model's guesses, matching."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Int64, UInt8
+
+from evilm.dataloader.collate import PretrainBatch
+from evilm.dataloader.masking import IGNORE
+from evilm.model.evilm_model import DecoderOutput, Student
+from evilm.text.vocab import Vocab
+
+
+@dataclass(frozen=True)
+class HiddenWord:
+    """A word piece that was asked for."""
+
+    truth: str
+    guess: str
+    chance: float
+    """Probability of the guess."""
+    seen: str
+    """What the model read in its place: [MASK], another piece, or the truth."""
+
+    @property
+    def is_right(self) -> bool:
+        """Whether the guess is the truth."""
+        return self.guess == self.truth
+
+
+@dataclass(frozen=True)
+class ClipView:
+    """A clip, what was hidden of it, and what the model made of it."""
+
+    clip_id: str
+    frames: UInt8[np.ndarray, "frame row col 3"]
+    mask: Bool[np.ndarray, "frame grid grid"]
+    codes: Int64[np.ndarray, " hidden"]
+    """True code of each hidden region, frame by frame, row by row."""
+    guesses: Int64[np.ndarray, " hidden"]
+    """The model's."""
+    chances: np.ndarray
+    """Probability of each guess."""
+    caption: list[str | HiddenWord]
+    """Its pieces in order."""
+    match: float
+    """Probability that the caption, with words hidden, belongs to the clip."""
+    wrong_caption: str
+    """A caption of another clip, '' where the batch has none."""
+    wrong_match: float
+    """The probability with it."""
+
+    @property
+    def words(self) -> list[HiddenWord]:
+        """The hidden words."""
+        return [word for word in self.caption if isinstance(word, HiddenWord)]
+
+
+@torch.no_grad()
+def look(model: Student, vocab: Vocab, batch: PretrainBatch) -> list[ClipView]:
+    """What a model in training says of a batch; its train or eval mode is as it was afterwards."""
+    was_training, here = model.training, batch.to(model.device)
+    model.eval()
+    try:
+        video = model.encode_video(here.frames, here.mask)
+        out = model.decode(video, model.encode_text(here.word_ids, here.word_padding), here.word_padding)
+        match = _match(model, out)
+        wrong = torch.full_like(match, float("nan"))
+        if len(here.negative_of):
+            text = model.encode_text(here.negative_ids, here.negative_padding)
+            wrong[here.negative_of] = _match(model, model.decode(video[here.negative_of], text, here.negative_padding))
+        codes = model.mvm_logits(out.regions).float().softmax(-1).max(-1)
+        words = model.mlm_logits(out.words).float().softmax(-1).max(-1)
+    finally:
+        model.train(was_training)
+    chances, guesses = (part.cpu() for part in codes)  # all at once: each copy waits for the device
+    word_chances, word_guesses = (part.tolist() for part in words)
+    match_scores, wrong_scores = match.tolist(), wrong.tolist()
+    wrong_captions = dict(zip(batch.negative_of.tolist(), batch.negative_ids.tolist(), strict=True))
+    views = []
+    for clip, clip_id in enumerate(batch.clip_ids):
+        hidden = batch.mask[clip].flatten()
+        views.append(
+            ClipView(
+                clip_id=clip_id,
+                frames=batch.frames[clip].cpu().numpy(),
+                mask=batch.mask[clip].cpu().numpy(),
+                codes=batch.code_ids[clip][hidden].numpy().astype(np.int64),
+                guesses=guesses[clip][hidden].numpy(),
+                chances=chances[clip][hidden].numpy(),
+                caption=_caption(vocab, batch, clip, word_guesses[clip], word_chances[clip]),
+                match=match_scores[clip],
+                wrong_caption=vocab.decode(wrong_captions.get(clip, [])),
+                wrong_match=wrong_scores[clip],
+            )
+        )
+    return views
+
+
+def _match(model: Student, out: DecoderOutput) -> torch.Tensor:
+    return model.match_logits(out.cls).float().softmax(-1)[:, 1]
+
+
+def _caption(
+    vocab: Vocab, batch: PretrainBatch, clip: int, guesses: list[int], chances: list[float]
+) -> list[str | HiddenWord]:
+    """The caption's pieces, hidden ones with the model's guess."""
+    pieces: list[str | HiddenWord] = []
+    rows = (batch.word_ids[clip].tolist(), batch.word_targets[clip].tolist(), batch.word_padding[clip].tolist())
+    for place, (seen, truth, is_padding) in enumerate(zip(*rows, strict=True)):
+        if is_padding or seen in (vocab.cls_id, vocab.sep_id):
+            continue
+        if truth == IGNORE:
+            pieces.append(vocab.pieces[seen])
+        else:
+            names = vocab.pieces[truth], vocab.pieces[guesses[place]]
+            pieces.append(HiddenWord(*names, chances[place], vocab.pieces[seen]))
+    return pieces

@@ -1,0 +1,155 @@
+"""The finished model in MLflow: a `pyfunc` that scores pairs of a video and a caption, logged and registered.
+
+    mlflow models serve -m models:/evilm/1 --env-manager local
+
+What it takes and gives is said in `mlflow_code`, the file that MLflow keeps as the model's code.
+"""
+
+import base64
+import io
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from evilm.config.stages import Pretrain
+from evilm.io import storage
+from evilm.model.inference import FILES
+from evilm.tracking.lineage import RUN_FILE
+from evilm.tracking.mlflow_run import TrackedRun, describe_run, ensure_run, harmless, is_closed, with_patience
+from evilm.tracking.panel_log import send_panels
+from evilm.tracking.registry import REGISTERED_NAME
+
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # read when mlflow copies files
+
+_FILES = "evilm"
+_NEEDS = (
+    *("torch", "torchvision", "timm", "transformers", "tokenizers", "safetensors", "numpy", "pyarrow", "fsspec"),
+    *("s3fs", "av", "decord", "simplejpeg", "Pillow", "pydantic", "jaxtyping", "pandas"),
+)
+"""What loading and scoring import; `evilm` itself comes along as code."""
+
+
+def publish(config: Pretrain, out: str, summary: Mapping[str, Any]) -> None:
+    """Bring the panels and the model of a finished pre-training to its MLflow run, once.
+
+    Nothing happens where the run could not be closed, since no server answers; the same command tries again.
+    """
+    inputs, step = dict(summary["inputs"]), (summary.get("published") or {}).get("step", summary["steps"])
+    run = describe_run(config, "pretrain", out, inputs)
+    if run is None or not is_closed(run):
+        return
+    kept = storage.join(out, RUN_FILE)
+    known = storage.read_json(kept).get("model")
+    if known or (known == "" and not config.tracking.log_model):
+        return
+    send_panels(run)
+    with harmless("log the model; the same command tries again"):
+        from mlflow import MlflowClient
+
+        uri = log_model(run, out, inputs, tags={"evilm.step": str(step)}) if config.tracking.log_model else ""
+        MlflowClient(tracking_uri=run.uri).set_terminated(ensure_run(run))
+        storage.write_json(kept, storage.read_json(kept) | {"model": uri})
+
+
+def log_model(
+    run: TrackedRun,
+    model: str,
+    facts: dict[str, str],
+    name: str = REGISTERED_NAME,
+    tags: Mapping[str, str] | None = None,
+) -> str:
+    """Log the model saved at `model` to a run. Raises whatever MLflow raises.
+
+    Args:
+        run: where to.
+        model: folder of the model, a local path or URI.
+        facts: kept with the model: fingerprints of its inputs.
+        name: the registered model that it becomes a version of.
+        tags: of that version, beside `facts`.
+
+    Returns:
+        Its URI, `models:/...`, the registered version's where there is a registry.
+    """
+    import mlflow
+
+    run_id = ensure_run(run)
+    # None where nothing is set: the default that is got otherwise, a store in the working folder, would stay set.
+    before: Any = mlflow.get_tracking_uri() if mlflow.is_tracking_uri_set() else None
+    mlflow.set_tracking_uri(run.uri)
+    try:
+        with with_patience(), _copied(model) as folder, mlflow.start_run(run_id=run_id):
+            uri = str(mlflow.pyfunc.log_model(name=name, **_flavour(folder), metadata=facts).model_uri)
+        with harmless("register the model; it is logged all the same"):
+            uri = f"models:/{name}/{mlflow.register_model(uri, name, tags={**facts, **(tags or {})}).version}"
+        return uri
+    finally:
+        mlflow.set_tracking_uri(before)
+
+
+def _flavour(folder: Path) -> dict[str, Any]:
+    """What `mlflow.pyfunc` needs to keep the model saved in `folder`: its files and our code, nothing pickled."""
+    config = storage.read_json(str(folder / "config.json"))
+    return {
+        "python_model": str(Path(__file__).with_name("mlflow_code.py")),
+        "artifacts": {_FILES: str(folder)},
+        "code_paths": [str(Path(__file__).parents[1])],
+        "signature": _signature(),
+        "input_example": _example(config["num_frames"], config["input_px"]),
+        "pip_requirements": _requirements(),
+    }
+
+
+@contextmanager
+def _copied(model: str) -> Iterator[Path]:
+    """The files of a model without what else lies in its output folder."""
+    with tempfile.TemporaryDirectory(prefix="evilm-") as temporary:
+        folder = Path(temporary) / _FILES
+        for name in FILES:
+            if storage.exists(place := storage.join(model, name)):
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                storage.get_file(place, str(folder / name))
+        yield folder
+
+
+def _signature() -> Any:
+    from mlflow.models import ModelSignature
+    from mlflow.types.schema import Array, ColSpec, DataType, Schema
+
+    inputs: list[Any] = [
+        ColSpec(DataType.string, "caption"),
+        ColSpec(DataType.string, "video", required=False),
+        ColSpec(Array(DataType.string), "frames", required=False),
+    ]
+    return ModelSignature(Schema(inputs), Schema([ColSpec(DataType.double, "score")]))
+
+
+def _example(num_frames: int, side: int) -> Any:
+    """A row with frames of its own, a square that moves to the right, so that it works on any machine."""
+    import pandas as pd
+    from PIL import Image
+
+    jpegs = []
+    for frame in range(num_frames):
+        image, sink = Image.new("RGB", (side, side), "#88aadd"), io.BytesIO()
+        left = frame * (side - side // 3) // max(1, num_frames - 1)
+        image.paste("#cc2222", (left, side // 3, left + side // 3, 2 * side // 3))
+        image.save(sink, format="JPEG")
+        jpegs.append(base64.b64encode(sink.getvalue()).decode())
+    return pd.DataFrame({"caption": ["a red square moves to the right"], "frames": [jpegs]})
+
+
+def _requirements() -> list[str]:
+    """The packages that are needed, at the versions here; without the build tag, such as +cu130."""
+    import mlflow
+
+    found = [f"mlflow=={mlflow.__version__}"]
+    for name in _NEEDS:
+        try:
+            found.append(f"{name}=={version(name).partition('+')[0]}")
+        except PackageNotFoundError:  # decord has other names on some platforms
+            continue
+    return found

@@ -1,0 +1,56 @@
+"""The MLflow run of a door that is no training: settings, summary and pictures at once, when it is done."""
+
+import logging
+import tempfile
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from evilm.io import storage
+from evilm.io.outputs import CONFIG
+from evilm.tracking.mlflow_run import TrackedRun, close_run, describe_run, harmless, is_closed
+from evilm.tracking.registry import judge
+
+logger = logging.getLogger(__name__)
+
+FIGURES = "figures"
+"""Artifact path of the pictures of a run."""
+
+
+def track(door: str, work: Callable[[Any], dict[str, Any]], config: Any) -> dict[str, Any]:
+    """Run an offline door and record settings, summary and pictures as one MLflow run; a benchmark judges its model.
+
+    A reused result is recorded only where it has not been, because no server answered then.
+    """
+    summary = work(config)
+    run = _run_of(door, config, summary)
+    if run is None:
+        return summary
+    if not summary.get("reused") or not is_closed(run):
+        with tempfile.TemporaryDirectory(prefix="evilm-figures-") as folder, harmless("record the run"):
+            close_run(run, config, summary, {FIGURES: _pictures(run.out, Path(folder))})
+    if door == "benchmark" and is_closed(run):
+        judge(run, config, summary)
+    return summary
+
+
+def _run_of(door: str, config: Any, summary: dict[str, Any]) -> TrackedRun | None:
+    """The run of what a door made; the codes of each tokenizer, which lie below one folder, have one each."""
+    beside = str(summary.get("out") or config.out)
+    out = str(summary["codes"]) if door == "precompute_codes" else beside
+    if not out or not storage.exists(storage.join(out, CONFIG)):
+        return None
+    inputs = {name: str(value) for name, value in dict(summary.get("inputs") or {}).items()}
+    run = describe_run(config, door, out, inputs, beside)
+    return run and replace(run, seconds=float(summary.get("seconds") or 0))
+
+
+def _pictures(out: str, folder: Path) -> list[Path]:
+    """Copies of the pictures that the door left in its output folder."""
+    copies = []
+    for name in storage.list_names(out):
+        if name.endswith(".png"):
+            storage.get_file(storage.join(out, name), str(folder / name))
+            copies.append(folder / name)
+    return copies

@@ -1,0 +1,169 @@
+"""Ray Train around the loop: scaling, failures, storage, and one MLflow run from start to end."""
+
+import logging
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from evilm.cluster import connect
+from evilm.config.training import ClusterConfig
+from evilm.errors import ClusterError, EvilmError
+from evilm.io import storage
+from evilm.io.outputs import Output
+from evilm.shards import pinned
+from evilm.tracking.loss_figure import draw_losses
+from evilm.tracking.metrics_file import METRICS_FILE
+from evilm.tracking.mlflow_run import TrackedRun, close_run, describe_run, end_run, harmless, is_closed, open_run
+from evilm.tracking.mlflow_uploader import Shipper
+from evilm.train import preemption
+from evilm.train.checkpoint_manager import CHECKPOINTS, forget_registry
+from evilm.train.task import WorkerSpec
+from evilm.train.trainer import train_worker
+
+logger = logging.getLogger(__name__)
+
+
+def fit(
+    config: Any,
+    door: str,
+    task: str,
+    output: Output,
+    made: Callable[[dict[str, Any]], dict[str, Any]] = dict,
+) -> dict[str, Any]:
+    """Train `task` under Ray Train until it is done, through worker failures.
+
+    Args:
+        config: the door's settings.
+        door: its name, also the MLflow experiment.
+        task: `module:function` that builds the task in each worker.
+        output: the folder of the model, claimed.
+        made: gets the result of the training once the model is written, and returns more fields of the summary.
+
+    Returns:
+        The summary: the fields of `made`, the final metrics of train and val, steps and seconds.
+
+    Raises:
+        ClusterError: the training failed more often than `cluster.max_failures` allows, or for a reason of its own.
+        OwnershipError: another run has taken the folder over.
+        Stopped: somebody asked for an end by SIGINT or SIGTERM; the last step done is kept.
+    """
+    import ray.train
+    from ray.train.torch import TorchTrainer
+
+    began, out, inputs = time.monotonic(), output.out, output.inputs
+    cluster: ClusterConfig = config.cluster
+    connect(min_cpus=cluster.num_workers * cluster.cpus_per_worker)
+    run = open_run(config, door, out, inputs)
+    spec = WorkerSpec(
+        task=task,
+        settings=config.model_dump(mode="json") | {"out": out} | _pins(config, inputs),
+        out=out,
+        run=output.run,
+        tracked=run.as_dict if run else None,
+    )
+    forget_registry(out)
+    trainer = TorchTrainer(
+        train_worker,
+        train_loop_config=spec.__dict__,
+        torch_config=preemption.torch_config(cluster),
+        scaling_config=_scaling(cluster),
+        run_config=_storage(out, cluster),
+    )
+    try:
+        returned = preemption.run_until_asked(lambda: dict(trainer.fit().return_value or {}), out)
+        if "error" in returned:
+            output.check()
+            raise EvilmError(returned["error"])
+    except (ray.train.TrainingFailedError, ray.train.ControllerError, ray.train.WorkerGroupError) as error:
+        end_run(run, "FAILED")
+        output.check()
+        raise ClusterError(f"training failed: {_reason(error)}; run the same command again to continue") from error
+    except KeyboardInterrupt:
+        end_run(run, "KILLED")
+        raise
+    except BaseException:  # whatever it was, the run must not be left as if it went on
+        end_run(run, "FAILED")
+        raise
+    summary = returned | made(returned) | {"seconds": round(time.monotonic() - began, 1)}
+    finish_tracking(config, run, summary)
+    return summary
+
+
+def finish_tracking(config: Any, run: TrackedRun | None, summary: dict[str, Any]) -> None:
+    """Send what is left of the metrics, draw the losses beside them, and close the MLflow run.
+
+    A run that lacks metrics stays open, for the same command to bring them (`catch_up`).
+    """
+    if run is None and not storage.is_local(config.out):
+        return
+    with tempfile.TemporaryDirectory(prefix="evilm-figures-") as temporary:
+        out = run.out if run else config.out
+        folder = Path(storage.absolute(out)) if storage.is_local(out) else Path(temporary)
+        metrics = folder / METRICS_FILE
+        if not storage.is_local(out) and storage.exists(storage.join(out, METRICS_FILE)):
+            metrics.write_bytes(storage.read_bytes(storage.join(out, METRICS_FILE)))
+        figures = {"figures": [draw_losses(metrics, folder / "losses.png")]}
+        if run:
+            with harmless("send all metrics; the same command sends them, once the server answers"):
+                Shipper(run, metrics).ship()
+                close_run(run, config, summary, figures)
+
+
+def catch_up(config: Any, door: str, out: str, summary: dict[str, Any]) -> None:
+    """Bring a finished training to MLflow that could not be brought there while it ran; nothing where it is there."""
+    run = describe_run(config, door, out, dict(summary.get("inputs", {})))
+    if run and not is_closed(run):
+        finish_tracking(config, run, summary)
+
+
+def _scaling(cluster: ClusterConfig) -> Any:
+    import ray.train
+
+    resources = {"CPU": cluster.cpus_per_worker}
+    if cluster.gpus_per_worker:
+        resources["GPU"] = cluster.gpus_per_worker
+    elastic = 0 < cluster.min_workers < cluster.num_workers
+    return ray.train.ScalingConfig(
+        num_workers=(cluster.min_workers, cluster.num_workers) if elastic else cluster.num_workers,
+        use_gpu=cluster.gpus_per_worker > 0,
+        resources_per_worker=resources,
+        elastic_resize_monitor_interval_s=cluster.resize_every_s,
+    )
+
+
+def _storage(out: str, cluster: ClusterConfig) -> Any:
+    """Checkpoints below the output folder. Which of them are kept is our own policy (`Keeper`), so Ray keeps all."""
+    import pyarrow.fs
+    import ray.train
+
+    fs, path = storage.resolve(storage.absolute(out))
+    remote = (
+        {} if storage.is_local(out) else {"storage_filesystem": pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(fs))}
+    )
+    return ray.train.RunConfig(
+        name=CHECKPOINTS,
+        storage_path=path,
+        failure_config=ray.train.FailureConfig(
+            max_failures=cluster.max_failures,
+            max_preemption_failures=cluster.max_preemptions,
+            preemption_grace_s=cluster.preemption_grace_s,
+            # Rank 0 alone writes checkpoints, so in that time none lacks what a worker that is gone had of it.
+            relax_collectives_on_preemption=cluster.preemption_grace_s > 0,
+        ),
+        **remote,
+    )
+
+
+def _reason(error: BaseException) -> str:
+    """The innermost cause in one line; Ray wraps it several times."""
+    text = str(error).strip()
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return (lines[-1] if lines else type(error).__name__)[:400]
+
+
+def _pins(config: Any, inputs: dict[str, str]) -> dict[str, str]:
+    """VideoLocations of shards as they are now, for workers that start later, when more may have been added."""
+    places = {name: getattr(config, name) for name in ("frames", "codes") if getattr(config, name, "")}
+    return {name: pinned(place, inputs[name]) for name, place in places.items() if name in inputs}

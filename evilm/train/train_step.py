@@ -1,0 +1,252 @@
+"""One update of the weights: losses of this worker's micro-batches, gradients, and what to do with NaN.
+
+On a GPU the host only queues work: the numbers of a step are copied to the host behind it and read one step later, when
+they are there. Whether a step's loss and gradient are finite is decided on the device; the optimizer's fused kernel
+leaves the weights alone where they are not.
+"""
+
+import contextlib
+import math
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from evilm.config.training import TrainConfig
+from evilm.errors import EvilmError
+from evilm.objectives.objective import Objective
+from evilm.train.optimizer import EMA, learning_rate
+from evilm.train.reduce import (
+    COUNT,
+    gather,
+    loss_stats,
+    step_metrics,
+    sum_over_workers,
+    to_device,
+    weighted_loss,
+    weighted_mean,
+)
+from evilm.train.timing import StepTimer
+
+_MOST_SKIPPED = 20  # steps in a row without an update: the weights themselves are spoilt by then
+_SHOWN = 8
+
+
+class NonFiniteError(EvilmError, ArithmeticError):
+    """A loss or gradient that is NaN or infinite; every worker raises it at the same step."""
+
+
+@dataclass
+class Outcome:
+    """The numbers of one step, read from the device."""
+
+    metrics: dict[str, float]
+    flags: list[float]
+    """The workers' flags, added up."""
+    skipped: dict[str, Any] = field(default_factory=dict)
+    """Of a step without update: step, what was not finite, and the clips it was found at."""
+
+
+@dataclass
+class _Pending:
+    """A step whose numbers are on their way to the host."""
+
+    step: int
+    rate: float
+    names: list[str]
+    numbers: torch.Tensor
+    """On the host: the stats of the losses, row by row; the weighted loss; the gradient norm; the flags."""
+    arrived: Any
+    """CUDA event after the copy of `numbers`; None on a CPU."""
+    by_part: list[torch.Tensor]
+    clip_ids: list[list[str]]
+
+
+class Updater:
+    """Makes global steps; the same decisions on every worker, from the same reduced numbers."""
+
+    def __init__(
+        self,
+        objective: Objective,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        settings: TrainConfig,
+        world: int,
+        autocast: Any,
+        device: torch.device,
+        ema: EMA | None,
+        timer: StepTimer | None = None,
+    ) -> None:
+        """Prepare to make steps.
+
+        Args:
+            objective: what is trained.
+            model: the same as it is called, wrapped by DDP where there are several workers.
+            optimizer: over the objective's parameters.
+            settings: learning rate, clipping, seed, what to do with NaN.
+            world: number of workers.
+            autocast: context of the forward pass.
+            device: where the model is.
+            ema: moving average of the weights, to be kept up.
+            timer: is told of the phases of each step.
+        """
+        self._objective, self._model, self._optimizer, self._ema = objective, model, optimizer, ema
+        self._settings, self._world, self._autocast, self._device = settings, world, autocast, device
+        self._timer = timer or StepTimer(device)
+        self._weights = to_device(list(objective.weights.values()), device)
+        self._fused = bool(optimizer.defaults.get("fused"))
+        self._pending: deque[_Pending] = deque()
+        self._lag = 1 if device.type == "cuda" else 0  # by the device alone, so that all workers read at the same step
+        self._in_a_row = 0
+
+    def step(
+        self, step: int, num_steps: int, parts: Sequence[int], batches: Sequence[Any], flags: Sequence[float]
+    ) -> list[Outcome]:
+        """Make step number `step` of `num_steps`.
+
+        Args:
+            step: counted from 0; learning rate and dropout depend on it.
+            num_steps: steps of the learning-rate schedule.
+            parts: which micro-batches of the step are this worker's.
+            batches: these micro-batches.
+            flags: travel with the losses and come back added up over workers.
+
+        Returns:
+            The outcomes that are known by now, in order: of this step on a CPU, of the step before on a GPU.
+
+        Raises:
+            NonFiniteError: a loss or the gradient is NaN or infinite, and the settings say stop, or every step is.
+        """
+        self._timer.mark("wait")
+        rate = learning_rate(self._settings.optim, step, num_steps)
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate
+        self._optimizer.zero_grad(set_to_none=True)
+        names, by_part, stats, shared = self._losses(step, parts, batches, to_device(flags, self._device))
+        limit = self._settings.optim.clip_norm or math.inf
+        norm = nn.utils.clip_grad_norm_(self._objective.parameters(), limit)
+        loss = weighted_mean(stats, self._weights)
+        self._update((stats[:, 0] / stats[:, COUNT].clamp(min=1)).isfinite().all() & norm.isfinite())
+        self._objective.after_step(step + 1, self._settings.schedule.seed)
+        numbers = torch.cat([stats.flatten(), torch.stack([loss, norm.to(loss)]), shared])
+        clip_ids = [batch.clip_ids for batch in batches]
+        self._pending.append(_Pending(step, rate, names, *_to_host(numbers), by_part, clip_ids))
+        self._timer.mark("optimizer")
+        return self._read(self._lag)
+
+    def settle(self) -> list[Outcome]:
+        """Wait for all steps made so far, and return the outcomes that were not returned yet.
+
+        Raises:
+            NonFiniteError: as for `step`.
+        """
+        return self._read(0)
+
+    def _losses(
+        self, step: int, parts: Sequence[int], batches: Sequence[Any], flags: torch.Tensor
+    ) -> tuple[list[str], list[torch.Tensor], torch.Tensor, torch.Tensor]:
+        """Run every micro-batch forward and backward: names of the losses, stats by micro-batch and whole step, flags.
+
+        The counts that losses are divided by are those of the whole step. Where every worker has one micro-batch they
+        come with the losses; else they have to be known before the first backward pass, and are summed first.
+        """
+        world, seed = self._world, self._settings.schedule.seed
+        counts = None if self._settings.parts == world else self._counts(batches)
+        names: list[str] = []
+        by_part: list[torch.Tensor] = []
+        whole, shared = torch.zeros(0), flags
+        for part, batch in zip(parts, batches, strict=True):
+            # Seeded by (seed, step, part), so that a resumed run repeats dropout, with any number of workers.
+            torch.manual_seed((seed * 1_000_003 + step) * 4099 + part)
+            with self._alone(last=part == parts[-1]):
+                with self._autocast:
+                    losses = self._model(batch.to(self._device))
+                names = list(losses)
+                by_part.append(loss_stats(losses))
+                if counts is None:
+                    whole, shared = sum_over_workers(by_part[0], flags, world)
+                divide = whole[:, COUNT] if counts is None else counts
+                loss = weighted_loss(losses, divide, self._weights, world)
+                self._timer.mark("forward")
+                loss.backward()
+                self._timer.mark("backward")
+        if counts is not None:
+            whole, shared = sum_over_workers(torch.stack(by_part).sum(0), flags, world)
+        return names, by_part, whole, shared
+
+    def _alone(self, last: bool) -> contextlib.AbstractContextManager[Any]:
+        """Gradients are exchanged in the backward pass of a worker's last micro-batch, and only added up before."""
+        if last or not isinstance(self._model, nn.parallel.DistributedDataParallel):
+            return contextlib.nullcontext()
+        return self._model.no_sync()
+
+    def _counts(self, batches: Sequence[Any]) -> torch.Tensor:
+        """Items of each loss in the whole step, in the order of the losses."""
+        by_part = [self._objective.counts(batch) for batch in batches]
+        mine = to_device([sum(part[name] for part in by_part) for name in by_part[0]], self._device)
+        counts, _ = sum_over_workers(mine, mine.new_zeros(0), self._world)
+        return counts
+
+    def _update(self, is_finite: torch.Tensor) -> None:
+        """Move the weights, unless loss or gradient are not finite."""
+        if self._fused:  # the protocol of torch's GradScaler: the kernel itself leaves everything as it was
+            self._optimizer.found_inf = (~is_finite).float()  # pyright: ignore[reportAttributeAccessIssue]
+            self._optimizer.step()
+        elif is_finite:  # on a CPU
+            self._optimizer.step()
+        if self._ema:
+            self._ema.update(self._objective)
+
+    def _read(self, left: int) -> list[Outcome]:
+        """Take the numbers of all pending steps but the last `left`."""
+        return [self._outcome(self._pending.popleft()) for _ in range(len(self._pending) - left)]
+
+    def _outcome(self, pending: _Pending) -> Outcome:
+        """Wait until a step's numbers are there, and say how it went."""
+        if pending.arrived is not None:
+            pending.arrived.synchronize()
+        size = 3 * len(pending.names)
+        metrics = step_metrics(pending.numbers[:size].view(-1, 3), pending.names)
+        loss, norm, *flags = pending.numbers[size:].tolist()
+        wrong = [name for name in pending.names if not math.isfinite(metrics[f"{name}_loss"])]
+        metrics = {"loss": loss} | metrics | {"grad_norm": norm, "lr": pending.rate}
+        if wrong or not math.isfinite(norm):
+            return Outcome(metrics, flags, self._skipped(pending, wrong))
+        self._in_a_row = 0
+        return Outcome(metrics, flags)
+
+    def _skipped(self, pending: _Pending, wrong: list[str]) -> dict[str, Any]:
+        """Report a step without update: at the clips of the micro-batches whose own losses are not finite."""
+        self._in_a_row += 1
+        every = [clip for clips in pending.clip_ids for clip in clips]
+        bad = [
+            clip
+            for stats, clips in zip(pending.by_part, pending.clip_ids, strict=True)
+            if not bool(stats.isfinite().all())
+            for clip in clips
+        ]
+        states = gather((bad, every), self._world)
+        clips = [clip for some, _ in states for clip in some] or [clip for _, all_ in states for clip in all_]
+        what = ", ".join(f"{name} loss" for name in wrong) or "gradient"
+        policy = self._settings.schedule.nonfinite
+        if policy == "skip" and self._in_a_row < _MOST_SKIPPED:
+            return {"step": pending.step + 1, "what": what, "clip_ids": clips}
+        shown = ", ".join(clips[:_SHOWN]) + (f" and {len(clips) - _SHOWN} more" if len(clips) > _SHOWN else "")
+        advice = "lower optim.lr, or look at these clips"
+        if policy == "stop":
+            advice = "go on without this step by --schedule.nonfinite skip, " + advice
+        raise NonFiniteError(f"step {pending.step + 1}: {what} is not finite, at clips {shown}; {advice}")
+
+
+def _to_host(numbers: torch.Tensor) -> tuple[torch.Tensor, Any]:
+    """Start the copy of some numbers to the host; the event is over when they are there."""
+    if numbers.device.type != "cuda":
+        return numbers, None
+    there = torch.empty(numbers.shape, dtype=numbers.dtype, pin_memory=True)
+    there.copy_(numbers, non_blocking=True)
+    arrived = torch.cuda.Event()
+    arrived.record()
+    return there, arrived

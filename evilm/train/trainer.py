@@ -1,0 +1,296 @@
+"""The loop of one training worker, top to bottom: state, feed, step, log, look, save.
+
+It knows only the `Task`: an objective that turns a batch into named losses, and feeds that make the batches. Both
+trainings, the tokenizer's and the student's, run through it.
+"""
+
+import importlib
+import logging
+from contextlib import ExitStack
+from itertools import islice
+from typing import Any, cast
+
+import torch
+
+from evilm.console import log_to_console
+from evilm.dataloader.collate import Batch
+from evilm.dataloader.loader import Feed
+from evilm.dataloader.sampler import TrainOrder
+from evilm.errors import EvilmError
+from evilm.io.ownership import check_owner
+from evilm.tracking.mlflow_uploader import Recorder
+from evilm.train import attempts, preemption
+from evilm.train.audit import Audit, write_plan
+from evilm.train.best import note_best
+from evilm.train.cadence import Cadence
+from evilm.train.checkpoint_files import files_beside
+from evilm.train.checkpoint_manager import Keeper
+from evilm.train.device_copies import on_device
+from evilm.train.micro_batches import check_world, in_parts, parts_of
+from evilm.train.precision import make_deterministic
+from evilm.train.profiling import StepProfiler
+from evilm.train.progress import Progress, metrics_line
+from evilm.train.task import Task, WorkerSpec
+from evilm.train.timing import StepTimer, matmul_peak
+from evilm.train.train_state import Learner
+from evilm.train.train_step import NonFiniteError, Outcome
+from evilm.train.validation import evaluate
+
+logger = logging.getLogger(__name__)
+
+
+def train_worker(config: dict[str, Any]) -> dict[str, Any]:
+    """Train to the end, from the newest checkpoint if there is one; runs in every worker of Ray Train.
+
+    Args:
+        config: the fields of a `WorkerSpec`.
+
+    Returns:
+        Final metrics of the train and val splits and the number of steps; or `interrupted`, the step that an asked-for
+        end left it at; or `error`, what the user has to mend.
+    """
+    import ray.train
+
+    log_to_console()
+    spec = WorkerSpec(**config)
+    module, function = spec.task.split(":")
+    task: Task = getattr(importlib.import_module(module), function)(spec.settings)
+    context = ray.train.get_context()
+    rank, world = context.get_world_rank(), context.get_world_size()
+    try:
+        run = Run(task, spec, rank, world)
+        try:
+            return run.train()
+        finally:
+            run.close()
+    except NonFiniteError as error:  # raised by every worker alike; again it would end the same way
+        return {"error": str(error)}
+    except EvilmError as error:
+        if world > 1:
+            raise  # the others wait for this worker, and only a failure of the group ends them
+        if isinstance(error, preemption.WorkerLeaves):
+            raise  # to be started anew
+        return {"error": str(error)}  # raised, Ray would start again what can't get better
+
+
+class Run:
+    """One worker's part of a training."""
+
+    def __init__(self, task: Task, spec: WorkerSpec, rank: int, world: int) -> None:
+        import ray.train.torch
+
+        self.task, self.spec, self.rank, self.world = task, spec, rank, world
+        self.settings = task.settings
+        schedule, cluster = self.settings.schedule, self.settings.cluster
+        self.device = ray.train.torch.get_device() if cluster.uses_gpus else torch.device("cpu")
+        if self.device.type == "cpu":
+            torch.set_num_threads(max(1, round(cluster.cpus_per_worker)))
+            make_deterministic()
+        torch.manual_seed(schedule.seed)
+        check_world(self.settings, world)
+        objective = task.objective()
+        # Forward and backward, two FLOPs a multiply-accumulate; the backward pass costs twice the forward one.
+        self.flops_per_clip = 6 * task.forward_macs(objective) if rank == 0 else 0.0
+        self.learner = Learner(objective, self.settings, self.device, rank, world)
+        self.peak = 0.0
+        if rank == 0:
+            dtype = torch.bfloat16 if cluster.precision == "bf16" else torch.float32
+            self.peak = matmul_peak(self.device, dtype)
+        self.timer = StepTimer(self.device)
+        self.parts = parts_of(rank, world, self.settings.parts)
+        feed = self._pinned(task.train_feed(self.parts.start, self.settings.parts))
+        self.order = cast(TrainOrder, feed.order)
+        self.steps_per_epoch = self.order.num_steps
+        self.feed = in_parts(feed, self.settings.parts, self.parts)
+        self.schedule_steps = self.steps_per_epoch * schedule.epochs
+        self.num_steps = min(self.schedule_steps, schedule.max_steps or self.schedule_steps)
+        self.state: dict[str, Any] = {"step": 0, "skipped": 0, "train": {}, "val": {}, "best": {}, "log": {}}
+        self.state |= {"ended": -1}  # the step that was logged, evaluated and kept as the last one
+        self.saved = -1
+        self.ends = ExitStack()  # what was opened last is closed first
+        self.recorder = Recorder(spec.out, spec.tracked) if rank == 0 else None
+        if self.recorder:
+            self.ends.callback(self.recorder.close)
+        open_panels = getattr(task, "panels", None)  # pictures, which the tokenizer's training has none of
+        self.panels = open_panels(spec.tracked) if open_panels and rank == 0 else None
+        if self.panels:
+            self.ends.callback(self.panels.close)
+        self.watch = preemption.Watch(spec.out, rank, spec.run)
+        self.ends.callback(self.watch.close)
+
+    def train(self) -> dict[str, Any]:
+        """All steps that are left, then the export of the model."""
+        restored = self._restore()
+        start = self.logged = int(self.state["step"])
+        self.num_steps = max(self.num_steps, start)  # restored behind a lowered schedule.max_steps: nothing is left
+        self._begin(restored)
+        self.due = Cadence(self.settings.schedule, self.steps_per_epoch, self.num_steps)
+        updater = self.learner.updater(not restored, self._some_batches, self.timer)
+        progress = self.progress = Progress(self.num_steps, self.order.mean_clips, start, self.state["log"])
+        count = len(self.parts)
+        fed = self.feed.batches(start * count, self.num_steps * count)
+        stream = on_device(fed, self.device, self.timer)
+        profiler = StepProfiler(self.spec.out, self.settings.profiled if self.rank == 0 else range(0), self.device)
+        for step in range(start, self.num_steps):
+            batches = list(islice(stream, count))
+            profiler.before(step)
+            outcomes = updater.step(step, self.schedule_steps, self.parts, batches, self._flags())
+            self.audit.note(step, self.parts, batches)
+            self.state["step"] = done = step + 1
+            profiler.after(step)
+            is_asked = any(flag > 0 for outcome in outcomes for flag in outcome.flags)
+            if is_asked or self.due.numbers(done):
+                outcomes += updater.settle()
+            stop_run, worker_ends, look, near = self._take(outcomes)
+            if self.due.log(done):
+                self._log(progress.flush(done, self.feed, keep=not self.due.log_in_any_run(done)), done)
+            is_best = self._look(done)
+            if self.panels and self.panels.due(done, self.num_steps):
+                self.panels.draw(self.learner.finished, done)
+            urgent = self._urgent(stop_run, worker_ends, look, near)
+            self.state["ended"] = done if done == self.num_steps else -1
+            if urgent or is_best or self.due.checkpoint(done):
+                self._save(wait=urgent or done == self.num_steps)
+            if worker_ends and not stop_run:
+                raise preemption.WorkerLeaves()
+            if stop_run and done < self.num_steps:
+                return {"interrupted": done}
+        self._end_restored()
+        if self.rank == 0:
+            self.task.export(self.learner.finished)
+        more = {name: self.state[name] for name in ("best", "eval_clips") if self.state.get(name)}
+        skipped = {"skipped_steps": self.state["skipped"]} if self.state["skipped"] else {}
+        return {"steps": self.num_steps, "train": self.state["train"], "val": self.state["val"]} | more | skipped
+
+    def _end_restored(self) -> None:
+        """Log, evaluate and keep a restored step that has become the last one, as the loop does with the last step."""
+        done = int(self.state["step"])
+        if self.state["ended"] == done:
+            return
+        if self.progress.state["count"]:
+            self._log(self.progress.flush(done, self.feed, keep=True), done)
+        self._look(done)
+        self.state["ended"], self.saved = done, -1
+        self._save(wait=True)
+
+    def _take(self, outcomes: list[Outcome]) -> list[bool]:
+        """Note the numbers of steps, and return which flags any of them raised."""
+        for outcome in outcomes:
+            self.progress.add(outcome.metrics, bool(outcome.skipped))
+            if outcome.skipped:
+                self._note_skipped(outcome.skipped)
+        flags = [outcome.flags for outcome in outcomes] or [[0.0] * preemption.NUM_FLAGS]
+        return [any(flag > 0 for flag in column) for column in zip(*flags, strict=True)]
+
+    def _flags(self) -> list[float]:
+        return self.watch.flags(self.keeper.took_s)
+
+    def _urgent(self, stop_run: bool, worker_ends: bool, look: bool, near: bool) -> bool:
+        """Whether a checkpoint is wanted now, because something is about to end."""
+        leaving = self.watch.leaving() if look else ""
+        if near and not leaving:
+            leaving = "a node will soon be taken away"
+        if self.rank == 0 and (stop_run or worker_ends or leaving):
+            why = leaving or ("the run was asked to stop" if stop_run else "a worker was told to end")
+            logger.warning("%s: checkpoint at step %d", why, self.state["step"])
+        return stop_run or worker_ends or bool(leaving)
+
+    def _look(self, done: int) -> bool:
+        """Evaluate on the val split at the end of an epoch; whether it is the best so far and worth keeping."""
+        if not self.due.evaluation(done):
+            return False
+        feed = self.task.eval_feed(self.rank, self.world)
+        if feed is None:
+            return False
+        autocast = self.learner.autocast
+        metrics = evaluate(self.learner.finished, self._pinned(feed), self.device, self.world, autocast)
+        self.state |= {"val": metrics, "eval_clips": self.settings.schedule.eval_clips}
+        if self.recorder:
+            shown = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
+            logger.info("epoch %d/%d val: %s", -(-done // self.steps_per_epoch), self.settings.schedule.epochs, shown)
+            self.recorder.log({f"val/{name}": value for name, value in metrics.items()}, done)
+        best = note_best(self.state["best"], metrics, self.settings.schedule, done, self.attempt)
+        if best:
+            self.state["best"] = best
+        return bool(best)
+
+    def _log(self, metrics: dict[str, float], done: int) -> None:
+        self.state["train"] = {k: v for k, v in metrics.items() if not k.startswith("time/")}
+        steps, phases = max(1, done - self.logged), self.timer.read()
+        self.logged = done
+        if self.recorder:
+            metrics |= {f"time/step_{phase}_s": seconds / steps for phase, seconds in phases.items()}
+            speed = metrics["time/clips_per_s"] / self.world
+            metrics["time/mfu"] = self.flops_per_clip * speed / self.peak
+            self.recorder.log({k if "/" in k else f"train/{k}": v for k, v in metrics.items()}, done)
+            if self.progress.is_line_due() or done == self.num_steps:
+                logger.info("%s", metrics_line(metrics, done, self.num_steps, self.steps_per_epoch))
+
+    def _note_skipped(self, report: dict[str, Any]) -> None:
+        """Count a step that made no update, and keep where it happened."""
+        self.state["skipped"] += 1
+        if self.recorder:
+            clips = ", ".join(report["clip_ids"][:8])
+            logger.warning(
+                "step %d made no update: %s is not finite, at clips %s", report["step"], report["what"], clips
+            )
+            self.recorder.note("nonfinite", report)
+            self.recorder.log({"train/skipped_steps": self.state["skipped"]}, report["step"])
+
+    def _save(self, wait: bool) -> None:
+        """Save a checkpoint in the background; with `wait`, return when it is registered. A barrier."""
+        import ray.train.collective
+
+        if self.saved != self.state["step"]:
+            self.saved = self.state["step"]
+            self.audit.write()
+            self.learner.objective.collect_counts()
+            self.state["log"] = self.progress.state
+            before = self.recorder.store if self.recorder else lambda: None
+            best = self.state["best"].get("checkpoint", "")
+            self.keeper.save(self.saved, lambda: self.learner.snapshot(self.state, self.files), best, before)
+        if wait:
+            self.keeper.finish()
+            ray.train.collective.barrier()
+
+    def _restore(self) -> str:
+        """Go on from the newest intact checkpoint; its name, '' for a fresh start."""
+        name, state = self.learner.restore(self.spec.out)
+        if name:
+            self.state |= state
+            self.saved = self.state["step"]
+            if self.rank == 0:
+                logger.info("continue from step %d of %d (%s)", self.saved, self.num_steps, name)
+        return name
+
+    def _begin(self, restored: str) -> None:
+        """Count this start of the training, and open what is written under its number."""
+        from ray.train.collective import broadcast_from_rank_zero
+
+        out, schedule, number = self.spec.out, self.settings.schedule, 0
+        if self.rank == 0:
+            check_owner(out, self.spec.run)
+            number = attempts.begin_attempt(out, self.state["step"], restored, self.world)
+            if schedule.audit:
+                write_plan(out, self.order, str(getattr(self.settings, "frames", "")))
+        self.attempt = int(broadcast_from_rank_zero(number))
+        self.audit = Audit(out, schedule.audit, self.attempt, self.rank)
+        self.keeper = Keeper(out, self.spec.run, self.attempt, schedule.keep_checkpoints, self.rank, restored)
+        self.files = files_beside(lambda folder: self.task.describe(folder, self.learner.objective))
+        self.ends.callback(self.keeper.close)
+        if self.recorder:
+            self.recorder.log({"time/attempt": number, "time/workers": self.world}, self.state["step"])
+
+    def _some_batches(self, count: int) -> Any:
+        """This worker's parts of the first steps of training, for a start that depends on data."""
+        return (batch.to(self.device) for batch in self.feed.batches(0, count * len(self.parts)))
+
+    def _pinned(self, feed: Feed) -> Feed:
+        """Let the feed put its batches where a GPU copies from while the step before is computed."""
+        if self.device.type == "cuda":
+            feed.finish = Batch.pin_memory
+        return feed
+
+    def close(self) -> None:
+        """Flush the metrics, end the threads."""
+        self.ends.close()

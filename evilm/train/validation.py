@@ -1,0 +1,54 @@
+"""Looks at the val split: its scores over all workers, and which look was the best."""
+
+import logging
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from evilm.dataloader.loader import Feed
+from evilm.objectives.objective import Objective
+from evilm.train.reduce import gather
+
+logger = logging.getLogger(__name__)
+
+
+@torch.no_grad()
+def evaluate(objective: Objective, feed: Feed, device: torch.device, world: int, autocast: Any) -> dict[str, float]:
+    """Score a split, summed over workers; the model is back in train mode afterwards.
+
+    Args:
+        objective: with the model that is scored.
+        feed: this worker's batches; it may have none.
+        device: where the model is.
+        world: number of workers, which all call this at the same step.
+        autocast: context of the forward passes, that of training.
+    """
+    objective.eval()
+    scores = objective.scores()
+    with autocast:
+        for batch in feed.batches(0, feed.order.num_steps):
+            scores.add(batch, device)
+    objective.train()
+    return scores.result(gather(scores.state(), world))
+
+
+def better(metrics: Mapping[str, float], wanted: str, best: Mapping[str, Any]) -> float | None:
+    """The value by which an evaluation is the best so far, None where it is not, or is not finite.
+
+    Args:
+        metrics: of the evaluation.
+        wanted: `schedule.keep_best`; `loss` is the sum of the losses where there is no metric of that name.
+        best: the best one so far, its `value`; empty where there is none.
+    """
+    losses = [value for name, value in metrics.items() if name.endswith("_loss")]
+    value = metrics.get(wanted, sum(losses) if wanted == "loss" and losses else None)
+    if value is not None and not math.isfinite(value):
+        return None  # nothing would ever be better than NaN
+    if value is None:
+        if wanted:
+            logger.warning("schedule.keep_best: there is no metric %r, only %s", wanted, ", ".join(metrics))
+        return None
+    sign = 1 if wanted.endswith("loss") else -1
+    return value if not best or not math.isfinite(best["value"]) or sign * value < sign * best["value"] else None

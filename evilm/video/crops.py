@@ -1,0 +1,132 @@
+"""Views of a stored clip: a crop of its square frames, resized back to the square, perhaps mirrored.
+
+A view is numbers, not pixels: coding draws it once and stores it, training replays it. Pillow's bicubic filter works in
+integer arithmetic on uint8, so a replay gives the very pixels that were coded. All frames of a clip share one view.
+"""
+
+import hashlib
+import math
+import re
+from collections.abc import Collection
+from functools import cache
+from typing import NamedTuple
+
+import numpy as np
+import PIL
+from jaxtyping import Int64, UInt8
+from PIL import Image
+
+from evilm.config.training import CropConfig
+from evilm.errors import ConfigError
+
+_TRIES = 10
+
+
+class View(NamedTuple):
+    """A crop of the stored frame, in its pixels; `flip` mirrors left and right after cropping."""
+
+    x: int
+    y: int
+    width: int
+    height: int
+    flip: bool
+
+
+def whole(frame_px: int) -> View:
+    """The plain view: the stored frame as it is."""
+    return View(0, 0, frame_px, frame_px, False)
+
+
+def draw_view(frame_px: int, crop: CropConfig, caption: str, rng: np.random.Generator) -> View:
+    """A random-resized crop, mirrored with `crop.flip_ratio` where the caption allows it.
+
+    The area is uniform in [min_scale, 1] of the frame, the logarithm of width over height uniform within +-max_ratio.
+    Whether the caption forbids a flip does not change the box.
+    """
+    box = _draw_box(frame_px, crop, rng)
+    flip = bool(rng.random() < crop.flip_ratio)
+    return View(*box, flip and not names_side(caption, crop.flip_words))
+
+
+def _draw_box(frame_px: int, crop: CropConfig, rng: np.random.Generator) -> tuple[int, int, int, int]:
+    limit = math.log(crop.max_ratio)
+    for _ in range(_TRIES):
+        area = frame_px**2 * rng.uniform(crop.min_scale, 1)
+        ratio = math.exp(rng.uniform(-limit, limit))
+        width, height = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < width <= frame_px and 0 < height <= frame_px:
+            x, y = rng.integers(0, frame_px - width + 1), rng.integers(0, frame_px - height + 1)
+            return int(x), int(y), width, height
+    return 0, 0, frame_px, frame_px
+
+
+def names_side(caption: str, words: Collection[str]) -> bool:
+    """Whether a caption holds one of `words` (lower case) as a whole word: mirrored, it would no longer be true."""
+    return not set(re.findall(r"\w+", caption.lower())).isdisjoint(words)
+
+
+def replay(
+    frames: UInt8[np.ndarray, "frame row col 3"], view: View, out: UInt8[np.ndarray, "frame row col 3"] | None = None
+) -> UInt8[np.ndarray, "frame row col 3"]:
+    """The pixels of a view: crop, bicubic resize back to the square, flip. Equal bytes on every machine.
+
+    Args:
+        frames: square frames as stored.
+        view: what of them to show.
+        out: where to put the result; may be `frames`.
+
+    Raises:
+        ConfigError: the view reaches over the edge of the frames.
+    """
+    side = frames.shape[1]
+    if view.x + view.width > side or view.y + view.height > side:
+        raise ConfigError(f"{view} reaches over a frame of {side} x {side} pixels; these views were made for others")
+    if out is None:
+        out = np.empty_like(frames)
+    for frame, shown in zip(frames, out, strict=True):
+        part = frame[view.y : view.y + view.height, view.x : view.x + view.width]
+        if part.shape != frame.shape:
+            part = np.asarray(Image.fromarray(part).resize((side, side), Image.Resampling.BICUBIC))
+        elif view.flip and out is frames:
+            part = part.copy()  # mirrored onto itself
+        shown[:] = part[:, ::-1] if view.flip else part
+    return out
+
+
+@cache
+def resampler() -> str:
+    """What `replay` does to a test picture, as a name and a digest: other digits mean other pixels."""
+    rows, cols = np.mgrid[0:48, 0:48]
+    picture = ((rows[..., None] * [7, 13, 29] + cols[..., None] * [31, 5, 11]) ** 2 % 251).astype(np.uint8)
+    shown = replay(picture[None], View(5, 3, 31, 40, True))
+    return f"pillow-bicubic-{hashlib.sha256(shown.tobytes()).hexdigest()[:8]}"
+
+
+def resampler_version() -> str:
+    """The library behind `resampler`, for messages."""
+    return f"Pillow {PIL.__version__}"
+
+
+def nearest_cells(view: View, frame_px: int, grid: int) -> Int64[np.ndarray, " region"]:
+    """For each cell of the view's grid the cell of the whole frame's grid that holds its centre, row by row.
+
+    Codes of the whole frame taken by these indices are the approximate codes of the view: geometry to the nearest cell,
+    and a code that was chosen among other surroundings. `evilm` trains on exact codes unless told otherwise.
+    """
+    centres = (np.arange(grid) + 0.5) / grid
+    rows = ((view.y + centres * view.height) * grid / frame_px).astype(np.int64)
+    cols = ((view.x + centres * view.width) * grid / frame_px).astype(np.int64)
+    return (rows[:, None] * grid + (cols[::-1] if view.flip else cols)).reshape(-1)
+
+
+def pick_frames(
+    num_stored: int, num_frames: int, rng: np.random.Generator | None = None
+) -> Int64[np.ndarray, " frame"]:
+    """Which of the stored frames are used: one of each of `num_frames` equal groups in time order.
+
+    A random one of each group given `rng`, else the one in the middle, the earlier of two.
+    """
+    assert num_stored % num_frames == 0, "checked when frames and model were paired"
+    group = num_stored // num_frames
+    within = np.full(num_frames, (group - 1) // 2) if rng is None else rng.integers(0, group, num_frames)
+    return np.arange(num_frames) * group + within

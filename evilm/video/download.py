@@ -1,0 +1,221 @@
+"""Downloads over http(s) from servers that nobody vouches for: bounded in size and time, tried again where it helps.
+
+Redirects are followed here, each through the same check of its address as the first one.
+"""
+
+import base64
+import random
+import socket
+import ssl
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from email.utils import parsedate_to_datetime
+from http.client import HTTPException
+from typing import IO
+from urllib.parse import unquote_to_bytes, urljoin
+
+import urllib3
+from urllib3.exceptions import HTTPError, LocationParseError
+from urllib3.util.url import Url, parse_url
+
+from evilm.config.data import FetchConfig
+from evilm.errors import DecodeError, ShardError
+from evilm.video.network_guard import Guard, Http, Https
+from evilm.video.reasons import Reason
+
+_CHUNK_BYTES = 1 << 16
+_MAX_REDIRECTS = 5
+_REDIRECTS = (301, 302, 303, 307, 308)
+_GONE = (404, 410)
+_PASSING = (408, 425, 429, 500, 502, 503, 504)
+_BACKOFF_S, _MAX_BACKOFF_S = 0.5, 30.0
+
+
+class Passing(Exception):
+    """A failure that may pass: worth another attempt."""
+
+    def __init__(self, reason: Reason, detail: str, wait_s: float = 0.0) -> None:
+        super().__init__(reason, detail)
+        self.reason, self.detail, self.wait_s = reason, detail, wait_s
+
+
+class Deadline:
+    """Time left for one video, all attempts together."""
+
+    def __init__(self, seconds: float) -> None:
+        self._end = time.monotonic() + seconds
+
+    def left(self) -> float:
+        """Seconds left, 0 at least."""
+        return max(0.0, self._end - time.monotonic())
+
+
+def back_off(attempt: int, failure: Passing, config: FetchConfig, deadline: Deadline) -> None:
+    """Wait before the next attempt: doubling, with jitter, at least as long as the server asks for.
+
+    Raises:
+        DecodeError: there is no next attempt.
+    """
+    wait = max(min(_MAX_BACKOFF_S, _BACKOFF_S * 2.0**attempt) * random.uniform(0.5, 1.5), failure.wait_s)
+    if attempt >= config.retries or wait >= deadline.left():
+        tries = f" after {attempt + 1} attempts" if attempt else ""
+        raise DecodeError(failure.reason, f"{failure.detail}{tries}") from None
+    time.sleep(wait)
+
+
+def download(url: str, file: IO[bytes], config: FetchConfig) -> int:
+    """Write what a URL gives into `file`, from its beginning; the number of bytes.
+
+    Raises:
+        DecodeError: missing_file, forbidden_address, too_large, fetch_timeout or fetch_error; the detail holds no
+            secret of the URL.
+    """
+    deadline = Deadline(config.deadline_s)
+    attempt = 0
+    while True:
+        file.seek(0)
+        file.truncate()
+        try:
+            return _attempt(url, file, config, deadline)
+        except Passing as failure:
+            back_off(attempt, failure, config, deadline)
+        attempt += 1
+
+
+def _attempt(url: str, file: IO[bytes], config: FetchConfig, deadline: Deadline) -> int:
+    """One walk through all redirects to the body."""
+    for hop in range(_MAX_REDIRECTS + 1):
+        with _request(url, config, deadline, send_password=hop == 0) as response:
+            place = response.headers.get("Location")
+            if response.status not in _REDIRECTS or not place:
+                return _receive(response, file, config, deadline)
+        url = _joined(url, place)
+    raise DecodeError(Reason.FETCH_ERROR, f"more than {_MAX_REDIRECTS} redirects")
+
+
+def _joined(url: str, place: str) -> str:
+    """Where a redirect leads."""
+    try:
+        return urljoin(url, place)
+    except ValueError:
+        raise DecodeError(Reason.FETCH_ERROR, "a redirect to no valid URL") from None
+
+
+@contextmanager
+def _request(
+    url: str, config: FetchConfig, deadline: Deadline, send_password: bool
+) -> Iterator[urllib3.BaseHTTPResponse]:
+    """The response to a GET, its body not yet read; whatever fails on the way becomes a reason."""
+    parts = _parse(url)
+    assert parts.host is not None
+    headers = {"Accept": "*/*", "Accept-Encoding": "identity", "User-Agent": "evilm"}
+    if parts.auth and send_password:
+        headers |= _credentials(parts.auth)
+    timeout = max(min(config.timeout_s, deadline.left()), 0.001)
+    connection = (Https if parts.scheme == "https" else Http)(parts.host, parts.port, timeout=timeout)
+    connection.guard = Guard(config.allow_private, timeout)
+    # A server that sends a byte now and then passes every time-out of a socket: a clock ends it from outside.
+    watch = threading.Timer(deadline.left(), connection.guard.hang_up)
+    watch.daemon = True
+    watch.start()
+    try:
+        connection.request(
+            "GET", parts.request_uri, headers=headers, preload_content=False, enforce_content_length=False
+        )
+        yield connection.getresponse()
+    except (HTTPError, HTTPException, OSError, ValueError) as error:
+        raise _failure(error, parts.host, deadline) from None
+    finally:
+        watch.cancel()
+        connection.close()
+        connection.guard.release()
+
+
+def _credentials(auth: str) -> dict[str, str]:
+    """The header for a URL's user and password, whose bytes are sent as they are written."""
+    return {"Authorization": f"Basic {base64.b64encode(unquote_to_bytes(auth)).decode()}"}
+
+
+def _parse(url: str) -> Url:
+    """One reading of a URL for all that follows; two parsers could see two hosts."""
+    try:
+        parts = parse_url(url)
+    except (LocationParseError, ValueError):
+        raise DecodeError(Reason.FETCH_ERROR, "no valid URL") from None
+    if parts.scheme not in ("http", "https") or not parts.host:
+        raise DecodeError(
+            Reason.PATH_UNSAFE, f"a {(parts.scheme or 'relative')[:20]} URL; only http and https are downloaded"
+        )
+    return parts
+
+
+def _receive(response: urllib3.BaseHTTPResponse, file: IO[bytes], config: FetchConfig, deadline: Deadline) -> int:
+    """Write the body of a response to the end, if it is what was asked for."""
+    status, most = response.status, config.max_mb << 20
+    if status in _GONE:
+        raise DecodeError(Reason.MISSING_FILE, f"HTTP {status}")
+    if status in _PASSING or status >= 500:
+        raise Passing(Reason.FETCH_ERROR, f"HTTP {status}", _retry_after(response.headers.get("Retry-After")))
+    if status != 200:
+        raise DecodeError(Reason.FETCH_ERROR, f"HTTP {status}")
+    if response.headers.get("Content-Encoding", "identity").lower() not in ("", "identity"):
+        raise DecodeError(Reason.FETCH_ERROR, "a compressed body, which was not asked for")
+    length = response.headers.get("Content-Length", "")
+    promised = int(length) if length.isascii() and length.isdigit() else None
+    if promised is not None and promised > most:
+        raise DecodeError(Reason.TOO_LARGE, f"{promised} bytes, more than fetch.max_mb = {config.max_mb}")
+    received = 0
+    while chunk := response.read1(_CHUNK_BYTES, decode_content=False):
+        received += len(chunk)
+        if received > most:
+            raise DecodeError(Reason.TOO_LARGE, f"more than fetch.max_mb = {config.max_mb}")
+        if not deadline.left():
+            break
+        _write(file, chunk)
+    if not deadline.left():
+        raise Passing(Reason.FETCH_TIMEOUT, f"{received} bytes came in fetch.deadline_s")
+    if promised is not None and received != promised:
+        raise Passing(Reason.FETCH_ERROR, f"{received} of {promised} bytes came")
+    file.flush()
+    return received
+
+
+def _write(file: IO[bytes], chunk: bytes) -> None:
+    """Write to the temporary file; a full disk is no fault of the video."""
+    try:
+        file.write(chunk)
+    except OSError as error:
+        raise ShardError(
+            f"cannot write a download to {tempfile.gettempdir()}: {error.strerror}; free space or set TMPDIR"
+        ) from None
+
+
+def _failure(error: Exception, host: str, deadline: Deadline) -> DecodeError | Passing:
+    """A failed connection as a reason. Messages of the library are not passed on: they may hold the URL."""
+    kind = type(error).__name__
+    if not deadline.left():
+        return Passing(Reason.FETCH_TIMEOUT, f"no end of it within fetch.deadline_s from {host}")
+    if isinstance(error, ssl.SSLError | urllib3.exceptions.SSLError) and "CERTIFICATE" in str(error).upper():
+        return DecodeError(Reason.FETCH_ERROR, f"the certificate of {host} is not valid")
+    if isinstance(error, TimeoutError | urllib3.exceptions.TimeoutError):
+        return Passing(Reason.FETCH_TIMEOUT, f"{host} did not answer in time")
+    if isinstance(error, socket.gaierror):
+        return Passing(Reason.FETCH_ERROR, f"no address of {host}")
+    if isinstance(error, UnicodeError):  # a host name that is none
+        return DecodeError(Reason.FETCH_ERROR, "no valid URL")
+    return Passing(Reason.FETCH_ERROR, f"{kind} at {host}")
+
+
+def _retry_after(value: str | None) -> float:
+    """Seconds that a server asks to wait; 0 where it asks for nothing we can read."""
+    if not value:
+        return 0.0
+    if value.isascii() and value.strip().isdigit():
+        return float(value)
+    try:
+        return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
+    except (ValueError, TypeError, OverflowError):
+        return 0.0
