@@ -29,8 +29,8 @@ from stored import store_codes, store_frames, vocab
 
 from evilm.dataloader.clip_reader import Clips, load_clips
 from evilm.dataloader.collate import PretrainCollate
-from evilm.dataloader.loader import Feed
-from evilm.dataloader.sampler import TrainOrder
+from evilm.dataloader.loader import DataLoader
+from evilm.dataloader.sampler import TrainSampler
 from evilm.shards import CodesManifest, FrameManifest, ShardPair, pair
 
 _GRID = 8
@@ -94,8 +94,8 @@ def add_feed(
     bench: Bench, name: str, pairs: list[ShardPair], collate: Callable[[Any], Any], batch: int, threads: int
 ) -> None:
     """A variant that takes one epoch after the other from the feed of a single worker."""
-    order = TrainOrder([item.row_groups for item in pairs], batch, 0, window=16)
-    feed = Feed(pairs, order, collate, threads=threads, prefetch=threads + 1)
+    order = TrainSampler([item.row_groups for item in pairs], batch, 0, window=16)
+    feed = DataLoader(pairs, order, collate, threads=threads, prefetch=threads + 1)
     epoch = iter(range(1_000_000))
 
     def run() -> int:

@@ -21,8 +21,8 @@ from object_store import Count, CountingStore
 from stored import store_codes, store_frames
 
 from evilm.config.training import ScheduleConfig
-from evilm.dataloader.loader import training_feed
-from evilm.dataloader.sampler import TrainOrder
+from evilm.dataloader.loader import training_loader
+from evilm.dataloader.sampler import TrainSampler
 from evilm.io import storage
 from evilm.shards import CodesManifest, FrameManifest, pair
 
@@ -80,7 +80,7 @@ def _epochs_of_rank(store: CountingStore, rank: int, world: int, batch: int) -> 
     options = {}
     if open_side := getattr(__import__("evilm.shards").shards, "open_side", None):
         options["side"] = open_side(frames, "train", codes)
-    feed = training_feed(pair(frames, codes, "train"), schedule, lambda rows: rows, rank, world, **options)
+    feed = training_loader(pair(frames, codes, "train"), schedule, lambda rows: rows, rank, world, **options)
     side, steps = store.take(), feed.order.num_steps
     for epoch in range(_EPOCHS):
         own = [feed.order.step(epoch * steps + step) for step in range(steps)]
@@ -122,8 +122,8 @@ def print_rows(rows: list[dict[str, Any]]) -> None:
         print(f"{row['rows']:>11,} rows  {row['what']:<9} {row['cpu_s']:8.2f} CPU s  {row['mib']:8.1f} MiB{slowest}")
 
 
-def _order(size: int, batch: int) -> TrainOrder:
-    return TrainOrder([_GROUPS] * (size // _SHARD), batch, 0, 16, rank=1, world=64)
+def _order(size: int, batch: int) -> TrainSampler:
+    return TrainSampler([_GROUPS] * (size // _SHARD), batch, 0, 16, rank=1, world=64)
 
 
 def measure_order(size: int, batch: int) -> dict[str, float]:

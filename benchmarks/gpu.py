@@ -35,7 +35,7 @@ from steps import SIZES, Learner, count_kernels, make_tokenizer, prepare, settin
 from evilm.config import presets
 from evilm.config.stages import PrecomputeCodes, Pretrain
 from evilm.encode.encode_job import plan_work
-from evilm.encode.tokenizer_actor import Coder
+from evilm.encode.tokenizer_actor import TokenizerActor
 from evilm.io.text_table import text_table
 from evilm.model.tokenizers.semantic_vq import VideoTokenizer
 from evilm.shards import FrameManifest
@@ -191,7 +191,7 @@ def _from_jpegs(folder: Path, frames: FrameManifest, views: int, threads: int, n
     config = cast(PrecomputeCodes, PrecomputeCodes().override(settings | machine | {"views": views}))
     work = plan_work(config, frames, VideoTokenizer.from_pretrained(config.tokenizer))
     shard = frames.shards[0]
-    coder = Coder(work, {"0": shard})
+    coder = TokenizerActor(work, {"0": shard})
     began = time.perf_counter()
     coder.make_shard("0")
     return shard.num_clips / (time.perf_counter() - began)

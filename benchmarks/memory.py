@@ -194,14 +194,14 @@ def _code(work: dict[str, Any]) -> None:
 
 def _feed(work: dict[str, Any]) -> None:
     from evilm.config.training import ScheduleConfig
-    from evilm.dataloader.loader import training_feed
+    from evilm.dataloader.loader import training_loader
     from evilm.shards import CodesManifest, FrameManifest, pair
 
     frames, codes = (Path(work["root"], name) for name in ("frames", "codes"))
     coded = next(place.parent for place in sorted(codes.glob("*/manifest.json")))
     pairs = pair(FrameManifest.load(str(frames)), CodesManifest.load(str(coded)), "train")
     schedule = ScheduleConfig(batch_clips=10, shuffle_groups=2)
-    feed = training_feed(pairs, schedule, lambda rows: rows, rank=0, world=1)
+    feed = training_loader(pairs, schedule, lambda rows: rows, rank=0, world=1)
     for rows in feed.batches(0, feed.order.num_steps):
         assert len(rows.clip_ids) == schedule.batch_clips
 

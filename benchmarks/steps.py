@@ -16,9 +16,9 @@ from evilm.config import presets
 from evilm.config.models import VideoTokenizerConfig
 from evilm.config.stages import Pretrain
 from evilm.dataloader.collate import Batch, PretrainBatch
-from evilm.dataloader.loader import Feed
+from evilm.dataloader.loader import DataLoader
 from evilm.model.tokenizers.semantic_vq import VideoTokenizer
-from evilm.objectives.step_macs import Work, work_of
+from evilm.objectives.step_macs import StepWork, work_of
 from evilm.tasks.pretrain import PretrainTask
 from evilm.text.vocab import Vocab
 from evilm.train import train_state
@@ -83,14 +83,14 @@ class Learner:
             make_deterministic()
         torch.manual_seed(config.schedule.seed)
         self.timer = StepTimer(self.device)
-        trained = train_state.Learner(self.task.objective(), config, self.device, rank, world)
+        trained = train_state.TrainState(self.task.objective(), config, self.device, rank, world)
         self.objective, self.autocast = trained.objective, trained.autocast
         self._updater = trained.updater(False, lambda count: [], self.timer)
         self._parts = range(rank, rank + 1)
         self.feed = self.open_feed(config, rank, world)
         self._step = self._fed = 0
 
-    def open_feed(self, config: Pretrain, rank: int = 0, world: int = 1) -> Feed:
+    def open_feed(self, config: Pretrain, rank: int = 0, world: int = 1) -> DataLoader:
         """The feed of a training with these settings, in page-locked memory where the step runs on a GPU."""
         feed = PretrainTask(config).train_feed(rank, world)
         if self.device.type == "cuda":
@@ -134,7 +134,7 @@ class Learner:
         with closing(cast(Generator, stream)):
             yield from islice(stream, 1 + count)
 
-    def work(self, num_words: int) -> Work:
+    def work(self, num_words: int) -> StepWork:
         """What a step computes, per clip."""
         tokenizer = self.settings.build.train_tokenizer.arch
         return work_of(self.task.arch, tokenizer, self.settings.objectives, num_words)

@@ -37,7 +37,7 @@ from peak import sweep
 from steps import SIZES, Clock, Learner, count_kernels, make_tokenizer, prepare, settings_of
 
 from evilm.io.text_table import text_table
-from evilm.objectives.step_macs import Work
+from evilm.objectives.step_macs import StepWork
 
 ENCODER_SHARE = 0.5
 """Of the float32 matrix peak that the check assumes of the video encoder, in any precision: memory limits it. For
@@ -194,7 +194,7 @@ class Measured:
             "with tokenizer": self._against(work, peak, "tokenizer in the step", work.tokenizer_macs),
         }
 
-    def _against(self, work: Work, peak: Peak, variant: str, tokenizer_macs: float) -> dict[str, float]:
+    def _against(self, work: StepWork, peak: Peak, variant: str, tokenizer_macs: float) -> dict[str, float]:
         fast, exact = peak.of(self.precision) / 1e3, peak.of("fp32") / 1e3
         rates = ENCODER_SHARE * exact, CONSTANTS["matmul_share"].value * fast
         predicted = formulas.train_s_per_clip(work.encoder_macs, work.other_macs, *rates)

@@ -18,7 +18,7 @@ import torch
 from harness import flags, machine
 
 from evilm.config.training import CropConfig
-from evilm.dataloader.clip_reader import Looks, load_clips, show
+from evilm.dataloader.clip_reader import ClipAugmentation, load_clips, show
 from evilm.dataloader.sampler import EVAL_EPOCH
 from evilm.io import storage
 from evilm.io.text_table import text_table
@@ -62,7 +62,7 @@ def read(frames: FrameManifest, split: str, num_clips: int) -> tuple[list[str], 
     pairs = [ShardPair(f"{frames.uri}/{s.file}", "", s.num_clips, s.row_groups) for s in frames.of_split(split)]
     groups = [load_clips(item, group) for item in pairs for group in range(len(item.row_groups))]
     rows = [(clips, row) for clips in groups for row in range(len(clips.clip_ids))][:num_clips]
-    return [clips.clip_ids[row] for clips, row in rows], show(Looks(), rows, EVAL_EPOCH)[0]
+    return [clips.clip_ids[row] for clips, row in rows], show(ClipAugmentation(), rows, EVAL_EPOCH)[0]
 
 
 def encode(tokenizer: VideoTokenizer, pixels: np.ndarray) -> np.ndarray:

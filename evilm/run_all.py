@@ -4,7 +4,7 @@ import logging
 import time
 from typing import Any
 
-from evilm.config.stages import All, Benchmark, Pretrain, Report
+from evilm.config.stages import Benchmark, Pretrain, Report, RunAll
 from evilm.errors import ConfigError, ShardError
 from evilm.eval.benchmark import benchmark
 from evilm.eval.report import report
@@ -16,7 +16,7 @@ from evilm.tracking.track_run import track
 logger = logging.getLogger(__name__)
 
 
-def run_all(config: All) -> dict[str, Any]:
+def run_all(config: RunAll) -> dict[str, Any]:
     """Videos to scores: build what is missing, pre-train, score, and print one table. What stands is reused.
 
     Each stage asks Ray for what its own section says (`build.shard_videos.cluster`, `cluster`, `benchmark.cluster`), so
@@ -48,12 +48,12 @@ def run_all(config: All) -> dict[str, Any]:
     return summary
 
 
-def _pretrain_settings(config: All) -> Pretrain:
+def _pretrain_settings(config: RunAll) -> Pretrain:
     """What `pretrain` would have got from the same flags; --out is ours, the model lies at the root."""
     return Pretrain.model_validate(config.model_dump(include=set(Pretrain.model_fields)) | {"out": ""})
 
 
-def _score(config: All, model: str) -> dict[str, Any]:
+def _score(config: RunAll, model: str) -> dict[str, Any]:
     """Zero-shot scores of the model on the frames it was trained beside."""
     given: Benchmark = config.benchmark
     places = {"root": config.root, "model": model, "frames": config.frames, "codes": config.codes}

@@ -17,7 +17,7 @@ import torch
 
 from evilm.config.presets import defaults
 from evilm.config.stages import Pretrain
-from evilm.dataloader.loader import Feed
+from evilm.dataloader.loader import DataLoader
 from evilm.io import storage
 from evilm.io.outputs import Output
 from evilm.model.losses import LossSum
@@ -93,7 +93,7 @@ class FaultyTask(PretrainTask):
             objective.nan_at = self._plan["nan_at"]
         return objective
 
-    def train_feed(self, rank: int, world: int) -> Feed:
+    def train_feed(self, rank: int, world: int) -> DataLoader:
         feed = super().train_feed(rank, world)
         feed.__class__ = _FaultyFeed
         feed.before = lambda step: self._strike(rank, step)  # type: ignore[attr-defined]
@@ -107,7 +107,7 @@ class FaultyTask(PretrainTask):
                 _FAULTS[what](self._plan | {"file": str(done)})
 
 
-class _FaultyFeed(Feed):
+class _FaultyFeed(DataLoader):
     before: Callable[[int], None]
 
     def batches(self, start_step: int, end_step: int) -> Iterator[Any]:

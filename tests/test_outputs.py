@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from evilm.config.stages import BuildVocab, Door
+from evilm.config.stages import BuildVocab, StageConfig
 from evilm.errors import ConfigError, ShardError
 from evilm.io import ownership, storage
 from evilm.io.outputs import Output
@@ -16,13 +16,13 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return str(tmp_path / "out") if request.param == "local" else request.getfixturevalue("s3_bucket") + "/out"
 
 
-def look(config: Door, place: str, inputs: dict[str, str], **options: Any) -> dict[str, Any] | None:
+def look(config: StageConfig, place: str, inputs: dict[str, str], **options: Any) -> dict[str, Any] | None:
     """Open the folder and give it up again; the summary of a finished run."""
     with Output(config, place, inputs, **options) as output:
         return output.done
 
 
-def finish(config: Door, place: str, inputs: dict[str, str], summary: dict[str, Any], **options: Any) -> None:
+def finish(config: StageConfig, place: str, inputs: dict[str, str], summary: dict[str, Any], **options: Any) -> None:
     with Output(config, place, inputs, **options) as output:
         output.close(summary)
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from cost_model import formulas
 from cost_model.inputs import Device, Job
-from evilm.objectives.step_macs import Work
+from evilm.objectives.step_macs import StepWork
 
 Values = Mapping[str, float]
 """Constants by name."""
@@ -96,14 +96,14 @@ def once(job: Job, values: Values) -> Once:
     )
 
 
-def compute_s_per_clip(work: Work, device: Device, values: Values, is_compiled: bool = False) -> float:
+def compute_s_per_clip(work: StepWork, device: Device, values: Values, is_compiled: bool = False) -> float:
     """GPU seconds of a clip in a step, nothing in the way."""
     rates = device.encoder_tflops(values, is_compiled), device.matmul_tflops(values)
     return formulas.train_s_per_clip(work.encoder_macs, work.other_macs, *rates)
 
 
 def training(
-    job: Job, work: Work, device: Device, num_gpus: int, values: Values, is_compiled: bool = False
+    job: Job, work: StepWork, device: Device, num_gpus: int, values: Values, is_compiled: bool = False
 ) -> Training:
     """A training with cached codes on `num_gpus` GPUs, one worker each, by eager kernels or compiled ones."""
     job = job.on(num_gpus)
@@ -167,7 +167,7 @@ def reading(job: Job, num_workers: int, values: Values) -> tuple[float, float]:
     return whole * per_group, 2 * whole * values["requests_per_file_read"]
 
 
-def labels(job: Job, work: Work, device: Device, values: Values) -> Labels:
+def labels(job: Job, work: StepWork, device: Device, values: Values) -> Labels:
     """Codes beforehand against codes in every step."""
     coding = formulas.forward_s_per_clip(work.tokenizer_macs, device.exact_tflops(values))
     online = formulas.forward_s_per_clip(work.tokenizer_macs, device.matmul_tflops(values))

@@ -7,11 +7,15 @@ from typing import Any
 from cost_model.inputs import Constant, Device, Job
 from cost_model.plan import Labels, Once, Training, labels, once, training
 from evilm.io.text_table import bytes_as_text, number_as_text, text_table
-from evilm.objectives.step_macs import Work
+from evilm.objectives.step_macs import StepWork
 
 
 def report(
-    job: Job, work: Work, devices: Sequence[Device], numbers_of_gpus: Sequence[int], constants: Mapping[str, Constant]
+    job: Job,
+    work: StepWork,
+    devices: Sequence[Device],
+    numbers_of_gpus: Sequence[int],
+    constants: Mapping[str, Constant],
 ) -> dict[str, Any]:
     """All answers and all inputs as JSON-able data."""
     values = {name: constant.value for name, constant in constants.items()}
@@ -33,7 +37,7 @@ def report(
 
 def as_text(figures: Mapping[str, Any]) -> str:
     """The report as tables."""
-    job, work = figures["job"], Work(**{k: v for k, v in figures["work"].items() if k != "student_macs"})
+    job, work = figures["job"], StepWork(**{k: v for k, v in figures["work"].items() if k != "student_macs"})
     batch = (
         f"{job['worker_clips']} clips per GPU and step"
         if job["worker_clips"]

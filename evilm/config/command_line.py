@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from evilm.config.base import describe
 from evilm.config.presets import defaults
 from evilm.config.secrets import public_data, public_text
-from evilm.config.stages import DOORS, Door
+from evilm.config.stages import DOORS, StageConfig
 from evilm.config.training import TrainConfig
 from evilm.errors import ConfigError
 
@@ -62,7 +62,7 @@ def fail(message: str) -> NoReturn:
     raise SystemExit(_EXIT_USAGE)
 
 
-def dump(config: Door) -> str:
+def dump(config: StageConfig) -> str:
     """The resolved settings as YAML."""
     return yaml.safe_dump(public_data(config.model_dump(mode="json")), sort_keys=False)
 

@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 from evilm.config.base import Config
 
 
-class StudentConfig(Config):
+class EViLMConfig(Config):
     """E-ViLM, Eq. 1-2. The defaults are the paper's (Sec. 4.1, Table 8)."""
 
     video_encoder: str = "edgenext_small"
@@ -60,7 +60,7 @@ class StudentConfig(Config):
         return self.num_frames * self.grid**2
 
     @model_validator(mode="after")
-    def _heads_divide(self) -> "StudentConfig":
+    def _heads_divide(self) -> "EViLMConfig":
         for width, heads, name in (
             (self.text_dim, self.text_heads, "text_heads"),
             (self.dim, self.decoder_heads, "decoder_heads"),

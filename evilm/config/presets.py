@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from evilm.config.base import read_yaml, validate
-from evilm.config.stages import DOORS, Door, Sweep
+from evilm.config.stages import DOORS, StageConfig, Sweep
 from evilm.errors import ConfigError
 
 _JOINED = ("pretrain", "all", *(name for name, door in DOORS.items() if issubclass(door, Sweep)))
@@ -83,7 +83,7 @@ def _merged(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     return under | both
 
 
-def defaults(door: str, preset: str) -> Door:
+def defaults(door: str, preset: str) -> StageConfig:
     """The settings of `door` under `preset`, before flags."""
     sections = load(preset)
     return validate(DOORS[door], {**_settings(door, sections), "preset": preset}, where=f"--preset {preset}")

@@ -6,7 +6,7 @@ from pydantic import Field, model_validator
 
 from evilm.config.base import Config
 from evilm.config.data import ColumnsConfig, CorpusConfig, FetchConfig, FramesConfig, VocabConfig
-from evilm.config.models import StudentConfig, VideoTokenizerConfig
+from evilm.config.models import EViLMConfig, VideoTokenizerConfig
 from evilm.config.sweep_space import Range, check_score, check_space, read_space
 from evilm.config.training import (
     AugmentConfig,
@@ -19,7 +19,7 @@ from evilm.config.training import (
 )
 
 
-class Door(Config):
+class StageConfig(Config):
     """What every door takes."""
 
     folder: ClassVar[str] = "pipelines"
@@ -77,14 +77,14 @@ _CADENCE = (
 _PLACES = ("out", "root", "manifest", "videos", "frames", "codes", "vocab", "tokenizer", "model", "corpus_root", "init")
 
 
-class RenderCorpus(Door):
+class RenderCorpus(StageConfig):
     """Render the embedded corpus: captioned H.264 clips and their manifest."""
 
     corpus: CorpusConfig = CorpusConfig()
     cluster: ClusterConfig = ClusterConfig()
 
 
-class BuildVocab(Door):
+class BuildVocab(StageConfig):
     """Keep the frequent words of a vocabulary, or train one, on the captions of a manifest."""
 
     manifest: str = ""
@@ -97,7 +97,7 @@ class BuildVocab(Door):
     words: VocabConfig = VocabConfig()
 
 
-class ShardVideos(Door):
+class ShardVideos(StageConfig):
     """Cut a manifest and a folder of videos into Parquet frame shards."""
 
     short_flags: ClassVar[dict[str, str]] = {
@@ -156,7 +156,7 @@ class ShardVideos(Door):
         return data
 
 
-class TrainTokenizer(Door, TrainConfig):
+class TrainTokenizer(StageConfig, TrainConfig):
     """Train the semantic video tokenizer (Sec. 3.3) on frame shards."""
 
     frames: str = ""
@@ -172,7 +172,7 @@ class TrainTokenizer(Door, TrainConfig):
         return data
 
 
-class PrecomputeCodes(Door):
+class PrecomputeCodes(StageConfig):
     """Write the tokenizer's codes of every clip, row-aligned with the frame shards."""
 
     frames: str = ""
@@ -209,7 +209,7 @@ class Upstream(Config):
     precompute_codes: PrecomputeCodes = PrecomputeCodes()
 
 
-class Pretrain(Door, TrainConfig):
+class Pretrain(StageConfig, TrainConfig):
     """Pre-train E-ViLM (Eq. 8) against cached codes; builds what is not named under --root."""
 
     root: str = "runs/demo"
@@ -229,7 +229,7 @@ class Pretrain(Door, TrainConfig):
     views: int = Field(default=0, ge=0, le=64)
     """Views per clip (crops and flips) to train on, one in each epoch: of the codes in --codes, or to be coded.
     0 takes the most that --codes has; where it is not named, what build.precompute_codes says."""
-    arch: StudentConfig = StudentConfig()
+    arch: EViLMConfig = EViLMConfig()
     objectives: ObjectivesConfig = ObjectivesConfig()
     augment: AugmentConfig = AugmentConfig()
     audit_clips: int = Field(default=4, ge=0)
@@ -277,7 +277,7 @@ PROMOTE_BY = tuple(filter(None, get_args(_PromoteBy)))
 """Figures that may decide which registered model is champion."""
 
 
-class Benchmark(Door):
+class Benchmark(StageConfig):
     """Score a pre-trained model: zero-shot retrieval, multiple choice, masked-code accuracy."""
 
     root: str = "runs/demo"
@@ -307,14 +307,14 @@ class Benchmark(Door):
         return data
 
 
-class All(Pretrain):
+class RunAll(Pretrain):
     """Run the whole workflow as one job: the flags of pretrain, earlier stages below --build., scores --benchmark."""
 
     benchmark: Benchmark = Benchmark()
     """How the model is scored; set --benchmark.split train where your clips have no test split."""
 
 
-class InspectShards(Door):
+class InspectShards(StageConfig):
     """Say what frame shards and codes hold, verify them, and draw contact sheets."""
 
     bare_values: ClassVar[dict[str, str]] = {"verify": "full"}
@@ -333,7 +333,7 @@ class InspectShards(Door):
     cluster: ClusterConfig = ClusterConfig()
 
 
-class Report(Door):
+class Report(StageConfig):
     """Print what the runs under a root made, as one table."""
 
     root: str = "runs/demo"
@@ -427,7 +427,7 @@ class LrBatch(Sweep):
     """Held-out metric that trials are compared by: the loss, since what is hidden and asked is the same in all."""
 
 
-DOORS: dict[str, type[Door]] = {
+DOORS: dict[str, type[StageConfig]] = {
     "render_corpus": RenderCorpus,
     "shard_videos": ShardVideos,
     "build_vocab": BuildVocab,
@@ -435,7 +435,7 @@ DOORS: dict[str, type[Door]] = {
     "precompute_codes": PrecomputeCodes,
     "pretrain": Pretrain,
     "benchmark": Benchmark,
-    "all": All,
+    "all": RunAll,
     "inspect_shards": InspectShards,
     "report": Report,
     "sweep": Sweep,

@@ -97,7 +97,7 @@ def _only_chunk(column: pa.ChunkedArray) -> Any:
 
 
 @dataclass(frozen=True)
-class Looks:
+class ClipAugmentation:
     """What of a clip an epoch shows. The default: every stored frame, whole."""
 
     seed: int = 0
@@ -143,7 +143,10 @@ def _empty(shape: tuple[int, ...]) -> np.ndarray:
 
 
 def show(
-    looks: Looks, rows: Sequence[tuple[Clips, int]], epoch: int, empty: Callable[[tuple[int, ...]], np.ndarray] = _empty
+    looks: ClipAugmentation,
+    rows: Sequence[tuple[Clips, int]],
+    epoch: int,
+    empty: Callable[[tuple[int, ...]], np.ndarray] = _empty,
 ) -> tuple[UInt8[np.ndarray, "clip frame row col 3"], Int[np.ndarray, "clip region"] | None]:
     """Pixels and codes (int64) of some clips as an epoch shows them; each clip is written to its place in the batch.
 

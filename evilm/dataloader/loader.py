@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 
 from evilm.config.training import ScheduleConfig
-from evilm.dataloader.clip_reader import Clips, Looks, load_clips, show
-from evilm.dataloader.pixel_buffers import Buffers
-from evilm.dataloader.sampler import EvalOrder, Step, TrainOrder
+from evilm.dataloader.clip_reader import ClipAugmentation, Clips, load_clips, show
+from evilm.dataloader.pixel_buffers import PixelBuffers
+from evilm.dataloader.sampler import EvalSampler, Step, TrainSampler
 from evilm.errors import ShardError
 from evilm.seeds import draw_captions
 from evilm.shards import Captions, ShardPair, Side
@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 Key = tuple[int, int]
 """Shard and row group."""
 _READERS = 4  # row groups read at a time by each thread: object stores answer late, but many requests at once
-_WHOLE = Looks()
+_WHOLE = ClipAugmentation()
 
 
 @dataclass(frozen=True)
@@ -84,15 +84,15 @@ class _GroupCache:
                 self._clips.pop(key, None)
 
 
-class Feed:
+class DataLoader:
     """Batches of one worker, from any step on."""
 
     def __init__(
         self,
         pairs: Sequence[ShardPair],
-        order: TrainOrder | EvalOrder,
+        order: TrainSampler | EvalSampler,
         collate: Callable[[Rows], Any],
-        looks: Looks = _WHOLE,
+        looks: ClipAugmentation = _WHOLE,
         prefetch: int = 3,
         threads: int = 2,
         side: Side | None = None,
@@ -117,7 +117,7 @@ class Feed:
         self._captions = side.captions if side else Captions.of_pairs(pairs)
         self._footers = side.footers if side else None
         self._groups = _GroupCache()
-        self._buffers = Buffers(prefetch + threads + 2)  # ahead, in the making, in use and just used
+        self._buffers = PixelBuffers(prefetch + threads + 2)  # ahead, in the making, in use and just used
         self._readers = ThreadPoolExecutor(threads * _READERS, thread_name_prefix="feed-read")
         self.wait_s = 0.0
         """Seconds that the consumer has waited for batches so far."""
@@ -182,18 +182,18 @@ class Feed:
         return dict(zip(until, self._readers.map(clips, until), strict=True))
 
 
-def training_feed(
+def training_loader(
     pairs: Sequence[ShardPair],
     schedule: ScheduleConfig,
     collate: Callable[[Rows], Any],
     rank: int,
     world: int,
-    looks: Looks = _WHOLE,
+    looks: ClipAugmentation = _WHOLE,
     threads: int = 2,
     side: Side | None = None,
-) -> Feed:
+) -> DataLoader:
     """The feed of one worker over all epochs of a schedule."""
-    order = TrainOrder(
+    order = TrainSampler(
         [pair.row_groups for pair in pairs],
         schedule.batch_clips,
         schedule.seed,
@@ -205,20 +205,20 @@ def training_feed(
     if rank == 0 and order.num_padded:
         kind = "repeated" if order.num_padded > 0 else "left out"
         logger.info("%d clips of %d are %s per epoch", abs(order.num_padded), order.num_clips, kind)
-    return Feed(pairs, order, collate, looks, prefetch=threads + 1, threads=threads, side=side)
+    return DataLoader(pairs, order, collate, looks, prefetch=threads + 1, threads=threads, side=side)
 
 
-def evaluation_feed(
+def evaluation_loader(
     pairs: Sequence[ShardPair],
     schedule: ScheduleConfig,
     collate: Callable[[Rows], Any],
     rank: int,
     world: int,
     micro_batch: int,
-    looks: Looks = _WHOLE,
+    looks: ClipAugmentation = _WHOLE,
     threads: int = 2,
     side: Side | None = None,
-) -> Feed | None:
+) -> DataLoader | None:
     """The feed of one worker over a split, each clip once; None where the split is empty or not asked for.
 
     Args:
@@ -235,5 +235,5 @@ def evaluation_feed(
     if not pairs or not schedule.eval_clips:
         return None
     groups, pool = [pair.row_groups for pair in pairs], max(1, schedule.eval_pool_clips)
-    order = EvalOrder(groups, micro_batch, schedule.eval_clips, pool, rank, world)
-    return Feed(pairs, order, collate, looks, prefetch=threads + 1, threads=threads, side=side)
+    order = EvalSampler(groups, micro_batch, schedule.eval_clips, pool, rank, world)
+    return DataLoader(pairs, order, collate, looks, prefetch=threads + 1, threads=threads, side=side)

@@ -7,7 +7,7 @@ from threading import Lock
 import numpy as np
 
 
-class Buffers:
+class PixelBuffers:
     """Gives out uint8 arrays, and the memory of one again when nothing refers to it any more: no view, no tensor."""
 
     def __init__(self, most: int) -> None:

@@ -99,7 +99,7 @@ class _Epoch:
 Tail = Literal["even", "pad", "drop"]
 
 
-def step_sizes(num_clips: int, batch_clips: int, tail: Tail, parts: int = 1) -> Int64[np.ndarray, " step"]:
+def batch_sizes(num_clips: int, batch_clips: int, tail: Tail, parts: int = 1) -> Int64[np.ndarray, " step"]:
     """Clips of each step of an epoch; they add up to `num_clips` but for padding and dropping.
 
     Args:
@@ -154,7 +154,7 @@ class Step:
     """Number of this worker's last step that may need the row group of each clip."""
 
 
-class TrainOrder:
+class TrainSampler:
     """How the rows of the epochs are dealt to global steps, and each step to workers."""
 
     def __init__(
@@ -185,7 +185,7 @@ class TrainOrder:
         self.batch_clips, self.seed, self.window, self.tail = batch_clips, seed, window, tail
         self._groups = RowGroups(groups)
         self.num_clips = self._groups.num_rows
-        sizes = step_sizes(self.num_clips, batch_clips, tail, world)
+        sizes = batch_sizes(self.num_clips, batch_clips, tail, world)
         self._ends = np.concatenate([[0], np.cumsum(sizes)])
         self.num_steps = len(sizes)
         """Steps per epoch."""
@@ -234,7 +234,7 @@ NEGATIVE_GROUP_CLIPS = 256
 """Clips of an evaluation among which negatives are chosen, rounded up to whole pools."""
 
 
-class EvalOrder:
+class EvalSampler:
     """The first rows as they are stored, each once, in micro-batches that are dealt to workers in turn.
 
     Negatives are chosen in groups of consecutive clips with fixed borders. Batches are cut inside of these, and inside

@@ -15,7 +15,7 @@ import numpy as np
 from evilm.cluster import actor_options
 from evilm.config.stages import PrecomputeCodes
 from evilm.config.training import PoolConfig
-from evilm.encode.tokenizer_actor import Coder, Work
+from evilm.encode.tokenizer_actor import EncodeJob, TokenizerActor
 from evilm.encode.verify_codes import audit_codes
 from evilm.errors import ConfigError, ShardError
 from evilm.io import storage
@@ -84,7 +84,9 @@ def precompute_codes(config: PrecomputeCodes, run: Any = runner.run) -> dict[str
     return summary | _audit(config, frames, tokenizer, work.out)
 
 
-def _encode(config: PrecomputeCodes, frames: FrameManifest, work: Work, output: Output, run: Any) -> dict[str, Any]:
+def _encode(
+    config: PrecomputeCodes, frames: FrameManifest, work: EncodeJob, output: Output, run: Any
+) -> dict[str, Any]:
     """Code the frame shards that are not coded yet, and publish the manifest; the summary."""
     began, root = time.monotonic(), storage.absolute(config.out)
     _code_shards(config.cluster, frames, work, run)
@@ -108,7 +110,7 @@ def _encode(config: PrecomputeCodes, frames: FrameManifest, work: Work, output: 
     return output.close(summary)
 
 
-def plan_work(config: PrecomputeCodes, frames: FrameManifest, tokenizer: VideoTokenizer) -> Work:
+def plan_work(config: PrecomputeCodes, frames: FrameManifest, tokenizer: VideoTokenizer) -> EncodeJob:
     """What the actors need to know.
 
     Raises:
@@ -118,7 +120,7 @@ def plan_work(config: PrecomputeCodes, frames: FrameManifest, tokenizer: VideoTo
     if num_codes > _MOST_CODES:
         raise ConfigError(f"num_codes = {num_codes}; code shards hold at most {_MOST_CODES}")
     spec = config.augment.model_dump(mode="json") | {"resampler": resampler()} if config.views > 1 else {}
-    return Work(
+    return EncodeJob(
         out=storage.join(storage.absolute(config.out), codes_folder(fingerprint, config.views, spec)),
         run=0,
         frames=frames.uri,
@@ -165,7 +167,7 @@ def _refuse_earlier_version(out: str) -> None:
         )
 
 
-def _refuse_other_frames(frames: FrameManifest, work: Work) -> None:
+def _refuse_other_frames(frames: FrameManifest, work: EncodeJob) -> None:
     """See that what was coded before belongs to these frames: shards may have been added, none changed or dropped.
 
     Raises:
@@ -185,7 +187,7 @@ def _refuse_other_frames(frames: FrameManifest, work: Work) -> None:
             )
 
 
-def _code_shards(cluster: PoolConfig, frames: FrameManifest, work: Work, run: Any) -> None:
+def _code_shards(cluster: PoolConfig, frames: FrameManifest, work: EncodeJob, run: Any) -> None:
     """Run the actors over all shards that are not committed."""
     shards = {unit_of(shard).name: shard for shard in frames.shards}
     there = set(storage.list_names(work.out))
@@ -199,11 +201,11 @@ def _code_shards(cluster: PoolConfig, frames: FrameManifest, work: Work, run: An
         return
     options, needed = actor_options(cluster, len(todo))
     options["fn_constructor_args"] = (work, {name: shards[name] for name in todo})
-    for _ in run(todo, Coder, needed, options, "codes", {name: shards[name].num_clips for name in todo}):
+    for _ in run(todo, TokenizerActor, needed, options, "codes", {name: shards[name].num_clips for name in todo}):
         pass
 
 
-def _finalise(frames: FrameManifest, work: Work, output: Output) -> CodesManifest:
+def _finalise(frames: FrameManifest, work: EncodeJob, output: Output) -> CodesManifest:
     """Merge the commits into the manifest, and clean up."""
     records = commits.committed(work.out, [unit_of(shard) for shard in frames.shards])
     shards, histograms = [], dict[str, np.ndarray]()

@@ -29,7 +29,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Work:
+class EncodeJob:
     """What all actors of a run need."""
 
     out: str
@@ -58,7 +58,7 @@ class Work:
         return self.num_views * self.num_frames * self.grid**2
 
 
-class Part(NamedTuple):
+class EncodeBatch(NamedTuple):
     """Some clips of a row group, decoded, as seen in each view."""
 
     clip_ids: pa.Array
@@ -74,10 +74,10 @@ class Part(NamedTuple):
         return len(self.views)
 
 
-class Coder:
+class TokenizerActor:
     """An actor that holds the tokenizer and codes one frame shard per call."""
 
-    def __init__(self, work: Work, shards: dict[str, ShardInfo]) -> None:
+    def __init__(self, work: EncodeJob, shards: dict[str, ShardInfo]) -> None:
         self._work, self._shards = work, shards
         torch.set_num_threads(work.threads)
         device = "cuda" if work.use_gpu else "cpu"
@@ -103,7 +103,7 @@ class Coder:
         attempt = commits.attempt(work.out, work.run, name, work.max_failures)
         place = commits.attempt_place(work.out, unit)
         with attempt, storage.temporary(place) as path:
-            with storage.explained(place), ahead(self._parts(shard)) as parts:
+            with storage.storage_errors(place), prefetched(self._parts(shard)) as parts:
                 write_codes(self._tables(parts, histogram), work.codes_per_clip, metadata, path, histogram)
             record = {
                 "split": shard.split,
@@ -115,12 +115,12 @@ class Coder:
             commits.commit_file(work.out, unit, path, record, work.run, before)
         return commits.Tally(shard.num_clips)
 
-    def _parts(self, shard: ShardInfo) -> Iterator[Part]:
+    def _parts(self, shard: ShardInfo) -> Iterator[EncodeBatch]:
         """The clips of a shard in order, at most `batch_clips` at a time; runs in a background thread.
 
         Clips are decoded by as many threads as the worker has CPUs, those of the next part while this one is finished.
         """
-        coming: deque[tuple[Part, list[Future[None]]]] = deque()
+        coming: deque[tuple[EncodeBatch, list[Future[None]]]] = deque()
         with ThreadPoolExecutor(self._work.threads, thread_name_prefix="decode") as pool:
             for part, clips, first in self._undecoded(shard):
                 tasks = [pool.submit(self._decode, clips, first + place, part, place) for place in range(part.size)]
@@ -130,7 +130,7 @@ class Coder:
             while coming:
                 yield _finished(*coming.popleft())
 
-    def _undecoded(self, shard: ShardInfo) -> Iterator[tuple[Part, Clips, int]]:
+    def _undecoded(self, shard: ShardInfo) -> Iterator[tuple[EncodeBatch, Clips, int]]:
         """Parts whose pixels are still to be written, with their row group's clips and the first clip's row there."""
         work = self._work
         with shard.open_file(work.frames) as file:
@@ -143,9 +143,9 @@ class Coder:
                     views = [self._views(clips.clip_ids[row], clips.captions[row]) for row in rows]
                     shape = (len(rows), work.num_frames, work.frame_px, work.frame_px, 3)
                     frames = [np.empty(shape, np.uint8) for _ in range(work.num_views)]
-                    yield Part(ids.slice(start, len(rows)), views, frames, rows.stop == size), clips, start
+                    yield EncodeBatch(ids.slice(start, len(rows)), views, frames, rows.stop == size), clips, start
 
-    def _decode(self, clips: Clips, row: int, part: Part, place: int) -> None:
+    def _decode(self, clips: Clips, row: int, part: EncodeBatch, place: int) -> None:
         """Write the pixels of one clip in each of its views; called by several threads at a time."""
         pixels, *others = (frames[place] for frames in part.frames)
         clips.decode(row, range(self._work.num_frames), pixels)
@@ -158,9 +158,9 @@ class Coder:
         rngs = (clip_rng(f"stored view {k}", work.crop.seed, 0, clip_id) for k in range(1, work.num_views))
         return [whole(work.frame_px), *(draw_view(work.frame_px, work.crop, "\n".join(captions), rng) for rng in rngs)]
 
-    def _tables(self, parts: Iterable[Part], histogram: np.ndarray) -> Iterator[pa.Table]:
+    def _tables(self, parts: Iterable[EncodeBatch], histogram: np.ndarray) -> Iterator[pa.Table]:
         """The rows of the code shard, cut into the row groups of its frame shard; counts the codes of whole frames."""
-        done: list[Part] = []
+        done: list[EncodeBatch] = []
         codes: list[np.ndarray] = []
         first = 0
         for part in parts:
@@ -180,7 +180,7 @@ class Coder:
         assert found.shape == (len(frames), self._work.num_frames * self._work.grid**2)
         return found.astype(np.uint16)
 
-    def _table(self, parts: list[Part], codes: np.ndarray, first: int) -> pa.Table:
+    def _table(self, parts: list[EncodeBatch], codes: np.ndarray, first: int) -> pa.Table:
         """One row group; its rows are counted from `first`."""
         schema = codes_schema(self._work.codes_per_clip)
         views = [[view._asdict() for view in views] for part in parts for views in part.views]
@@ -193,7 +193,7 @@ class Coder:
         return pa.table(columns, schema)
 
 
-def _finished(part: Part, tasks: list[Future[None]]) -> Part:
+def _finished(part: EncodeBatch, tasks: list[Future[None]]) -> EncodeBatch:
     """The part, once its clips are decoded."""
     for task in tasks:
         task.result()
@@ -201,7 +201,7 @@ def _finished(part: Part, tasks: list[Future[None]]) -> Part:
 
 
 @contextmanager
-def ahead(items: Iterator[T]) -> Iterator[Iterator[T]]:
+def prefetched(items: Iterator[T]) -> Iterator[Iterator[T]]:
     """The items, each made in a background thread while the one before it is in use; closed with the block."""
     nothing: Any = object()
 

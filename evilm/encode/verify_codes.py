@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from evilm.dataloader.clip_reader import Looks, load_clips
+from evilm.dataloader.clip_reader import ClipAugmentation, load_clips
 from evilm.dataloader.sampler import EVAL_EPOCH
 from evilm.errors import ShardError
 from evilm.model.tokenizers.semantic_vq import VideoTokenizer
@@ -59,7 +59,7 @@ def audit_codes(
         for row in (int(index) - first for index in chosen if first <= index < ends[number]):
             view = int(rng.integers(codes.num_views))
             pixels = np.empty((codes.num_frames, frames.frame_px, frames.frame_px, 3), np.uint8)
-            Looks().show(clips, row, EVAL_EPOCH, pixels)
+            ClipAugmentation().show(clips, row, EVAL_EPOCH, pixels)
             if view:
                 replay(pixels, clips.view(row, view), pixels)
             found = tokenizer.encode(torch.from_numpy(pixels[None]).to(tokenizer.device)).cpu().numpy()

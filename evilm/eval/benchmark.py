@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from evilm.config.base import validate
-from evilm.config.models import StudentConfig
+from evilm.config.models import EViLMConfig
 from evilm.config.stages import Benchmark
 from evilm.config.training import ObjectivesConfig
 from evilm.errors import ConfigError, ShardError
@@ -36,12 +36,12 @@ _BLOCK_CLIPS = 8
 
 
 @dataclass(frozen=True)
-class Subject:
+class BenchmarkInputs:
     """What is scored, on what."""
 
     model: str
     model_fingerprint: str
-    arch: StudentConfig
+    arch: EViLMConfig
     objectives: ObjectivesConfig
     frames: FrameManifest
     codes: CodesManifest | None
@@ -58,7 +58,7 @@ def benchmark(config: Benchmark) -> dict[str, Any]:
         ShardError: no frames of the split, or codes that belong to other frames.
     """
     out = storage.absolute(config.out or storage.join(config.root, "benchmark"))
-    subject = open_subject(config)
+    subject = open_inputs(config)
     inputs = {"model": subject.model_fingerprint, "frames": subject.frames.fingerprint}
     inputs["codes"] = subject.codes.fingerprint if subject.codes else ""
     with Output(config, out, inputs) as output:
@@ -68,7 +68,7 @@ def benchmark(config: Benchmark) -> dict[str, Any]:
         return output.close(_score(config, subject, output))
 
 
-def _score(config: Benchmark, subject: Subject, output: Output) -> dict[str, Any]:
+def _score(config: Benchmark, subject: BenchmarkInputs, output: Output) -> dict[str, Any]:
     """Score the clips of the split, and write table and figure; the summary."""
     began = time.monotonic()
     pairs = open_shards(subject.frames, config.split, subject.codes)
@@ -113,24 +113,24 @@ def _score(config: Benchmark, subject: Subject, output: Output) -> dict[str, Any
     return summary
 
 
-def open_subject(config: Benchmark) -> Subject:
+def open_inputs(config: Benchmark) -> BenchmarkInputs:
     """Model, frames and codes, each named by the user or found under `config.root`, checked to fit."""
     from evilm.model import pretrained
-    from evilm.model.evilm_model import KIND, Student
+    from evilm.model.evilm_model import KIND, EViLMModel
     from evilm.model.identity import model_fingerprint, read_objectives
 
     model = storage.absolute(config.model or storage.join(config.root, "model"))
     content = pretrained.read_config(model, KIND)
-    arch = validate(StudentConfig, content["config"], where=model)
+    arch = validate(EViLMConfig, content["config"], where=model)
     frames = FrameManifest.load(config.frames or storage.join(config.root, "frames"))
     check_num_frames(frames, arch.num_frames)
     print_ = model_fingerprint(model)
-    Student.from_pretrained(model)  # damaged weights end here, in one line, and not in every scoring actor
+    EViLMModel.from_pretrained(model)  # damaged weights end here, in one line, and not in every scoring actor
     objectives, tokenizer = read_objectives(model)
-    return Subject(model, print_, arch, objectives, frames, _find_codes(config, frames, arch, tokenizer))
+    return BenchmarkInputs(model, print_, arch, objectives, frames, _find_codes(config, frames, arch, tokenizer))
 
 
-def _find_codes(config: Benchmark, frames: FrameManifest, arch: StudentConfig, tokenizer: str) -> CodesManifest | None:
+def _find_codes(config: Benchmark, frames: FrameManifest, arch: EViLMConfig, tokenizer: str) -> CodesManifest | None:
     """The codes of these frames by the model's tokenizer; None, with a word why, where none were named or fit."""
     if config.codes == "none":
         return None

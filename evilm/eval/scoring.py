@@ -13,13 +13,13 @@ from torch import Tensor
 
 from evilm.cluster import connect, num_cpus
 from evilm.config.training import ClusterConfig, ObjectivesConfig
-from evilm.dataloader.clip_reader import Looks, load_clips, show
+from evilm.dataloader.clip_reader import ClipAugmentation, load_clips, show
 from evilm.dataloader.masking import region_masks
 from evilm.dataloader.sampler import EVAL_EPOCH
 from evilm.eval.eval_clips import Block
 from evilm.io import storage
 from evilm.jobs.runner import our_error
-from evilm.model.evilm_model import Student
+from evilm.model.evilm_model import EViLMModel
 from evilm.seeds import clip_keys
 from evilm.text.vocab import Vocab
 
@@ -48,7 +48,7 @@ class ScoreJob:
 
 
 @dataclass(frozen=True)
-class Scores:
+class ScoreMatrix:
     """What the model says of the clips."""
 
     match: Float[np.ndarray, "clip caption"]
@@ -67,7 +67,7 @@ class Scorer:
         torch.set_num_threads(job.threads)
         self._job = job
         device = torch.device("cuda" if job.use_gpu else "cpu")
-        self._student = Student.from_pretrained(job.model).to(device)
+        self._student = EViLMModel.from_pretrained(job.model).to(device)
         vocab = Vocab.load(storage.join(job.model, "vocab"))
         word_ids, lengths = vocab.encode_batch(job.captions, self._student.config.max_words)
         self._word_ids = torch.from_numpy(word_ids).to(device)
@@ -80,7 +80,7 @@ class Scorer:
         """Score the one block whose number the batch holds; one row per clip."""
         block = self._job.blocks[int(batch["block"][0])]
         clips = load_clips(block.pair, block.group)
-        looks = Looks(num_frames=self._student.config.num_frames, num_views=self._job.num_views)
+        looks = ClipAugmentation(num_frames=self._student.config.num_frames, num_views=self._job.num_views)
         pixels, code_ids = show(looks, [(clips, row) for row in block.rows], EVAL_EPOCH)
         frames = torch.from_numpy(pixels)
         with torch.inference_mode():
@@ -136,7 +136,7 @@ def _by_length(lengths: np.ndarray) -> list[Tensor]:
     return list(order.split(_TEXTS_AT_A_TIME))
 
 
-def score_clips(job: ScoreJob, cluster: ClusterConfig) -> Scores:
+def score_clips(job: ScoreJob, cluster: ClusterConfig) -> ScoreMatrix:
     """Score all blocks of `job` with up to `cluster.num_workers` actors; the result does not depend on their number.
 
     Raises:
@@ -168,7 +168,7 @@ def score_clips(job: ScoreJob, cluster: ClusterConfig) -> Scores:
         raise cause from None
 
 
-def _collect(scored: Any, job: ScoreJob) -> Scores:
+def _collect(scored: Any, job: ScoreJob) -> ScoreMatrix:
     """Rows in whatever order they come, put in place; a line now and then tells how far it is."""
     num_clips = len(job.caption_of)
     found: dict[int, dict[str, Any]] = {}
@@ -184,4 +184,4 @@ def _collect(scored: Any, job: ScoreJob) -> Scores:
         return np.stack([np.asarray(found[place][name]) for place in range(num_clips)])
 
     has_codes = "code_ids" in found[0]
-    return Scores(column("match"), *((column("code_ids"), column("predicted")) if has_codes else (None, None)))
+    return ScoreMatrix(column("match"), *((column("code_ids"), column("predicted")) if has_codes else (None, None)))

@@ -117,7 +117,7 @@ class Sorter:
         if self._files:
             self._spill()
             for number, (file, writer) in enumerate(self._files):
-                with storage.explained(tempfile.gettempdir()):
+                with storage.storage_errors(tempfile.gettempdir()):
                     writer.close()
                     file.seek(0)
                 with pa.ipc.open_stream(file) as stream:
@@ -147,7 +147,7 @@ class Sorter:
         files = (table[self._keys[0]].to_numpy() >> _SHIFT).astype(np.int64)
         order = np.argsort(files, kind="stable")
         table, cuts = table.take(order), np.searchsorted(files[order], np.arange(_NUM_FILES + 1))
-        with storage.explained(tempfile.gettempdir()):
+        with storage.storage_errors(tempfile.gettempdir()):
             if not self._files:
                 self._open()
             for number, (_, writer) in enumerate(self._files):

@@ -6,12 +6,14 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from evilm.errors import ShardError, SourceError
-from evilm.ingest.quarantine import Reasons
+from evilm.ingest.quarantine import RejectCounts
 from evilm.jobs import commits
 from evilm.manifests.rows import BadRow
-from evilm.video.reasons import Reason
+from evilm.video.reasons import RejectReason
 
-LOST = frozenset({Reason.FETCH_ERROR, Reason.FETCH_TIMEOUT, Reason.MISSING_FILE, Reason.SOURCE_CHANGED})
+LOST = frozenset(
+    {RejectReason.FETCH_ERROR, RejectReason.FETCH_TIMEOUT, RejectReason.MISSING_FILE, RejectReason.SOURCE_CHANGED}
+)
 """Reasons that another run may not meet: a mount, server or network was away, a tar was being rewritten."""
 ENOUGH_CLIPS = 200
 """Clips that must have been asked for before a job may end because too many can't be got."""
@@ -38,10 +40,10 @@ def lost_error(lost: int, asked: int, share: float, example: BadRow) -> SourceEr
 
 def bad_rows(record: dict[str, Any]) -> Iterator[BadRow]:
     """The rows that a commit record puts aside."""
-    return (BadRow(**{**row, "reason": Reason(row["reason"])}) for row in record["bad"])
+    return (BadRow(**{**row, "reason": RejectReason(row["reason"])}) for row in record["bad"])
 
 
-class Watch:
+class FailureBudget:
     """Ends a job whose videos can't be got any more, or of which too many fail for any reason.
 
     Args:
@@ -102,7 +104,7 @@ class Watch:
     def _given_up(self, task: str) -> ShardError:
         """Halt the job: shards stay as they may have taken days, but those without a clip are made anew next time."""
         commits.halt(self._out, self._run)
-        reasons = Reasons()
+        reasons = RejectCounts()
         for row in bad_rows(commits.read_record(self._out, self._unit_of(task)) or {"bad": []}):
             reasons.add(row)
         for empty in self._empty:

@@ -11,7 +11,7 @@ from evilm.errors import ShardError
 from evilm.ingest import quarantine, shard_plan
 from evilm.ingest.failure_budget import LOST, bad_rows
 from evilm.ingest.planned_ids import Retried
-from evilm.ingest.quarantine import Quarantine, Reasons
+from evilm.ingest.quarantine import Quarantine, RejectCounts
 from evilm.ingest.shard_plan import Generation, PlannedShard
 from evilm.io import storage
 from evilm.io.outputs import Output
@@ -19,17 +19,25 @@ from evilm.jobs import commits
 from evilm.jobs.commits import Unit
 from evilm.manifests.rows import ClipRow
 from evilm.shards import FrameManifest, ShardInfo, publish_side
-from evilm.video.reasons import Reason
+from evilm.video.reasons import RejectReason
 
 logger = logging.getLogger(__name__)
 
-OF_ROWS = frozenset({Reason.BAD_ROW, Reason.MISSING_ID, Reason.DUPLICATE_ID, Reason.EMPTY_CAPTION, Reason.BAD_CAPTION})
+OF_ROWS = frozenset(
+    {
+        RejectReason.BAD_ROW,
+        RejectReason.MISSING_ID,
+        RejectReason.DUPLICATE_ID,
+        RejectReason.EMPTY_CAPTION,
+        RejectReason.BAD_CAPTION,
+    }
+)
 """Reasons that lie in the manifest alone: there is no clip to try again."""
 _SHARD_FIELDS = ("file", "split", "num_clips", "num_bytes", "sha256", "row_groups")
 
 
 @dataclass
-class Ledger:
+class CommitLog:
     """The generations of an output, and what came of their shards."""
 
     out: str
@@ -126,9 +134,9 @@ class _Sum:
             self.empty.append(generation.unit(shard))
 
 
-def finalise(
-    ledger: Ledger, config: ShardVideos, output: Output, is_partial: bool = False
-) -> tuple[FrameManifest, Reasons]:
+def merge_commits(
+    ledger: CommitLog, config: ShardVideos, output: Output, is_partial: bool = False
+) -> tuple[FrameManifest, RejectCounts]:
     """Fold the commits into the manifest and the quarantine table, and clean up.
 
     Args:
@@ -142,7 +150,7 @@ def finalise(
         OwnershipError: another run has taken the output over.
     """
     output.check()
-    total, reasons, retried = _Sum(), Reasons(), ledger.retried()
+    total, reasons, retried = _Sum(), RejectCounts(), ledger.retried()
     reasons.merge(ledger.of_manifest.reasons)
     with Quarantine(ledger.out, quarantine.OF_CLIPS) as table:
         for generation, shard, record in ledger.records():
@@ -164,7 +172,7 @@ def finalise(
             clips, shards = manifest.num_clips(), len(total.shards)
             logger.info("published %d clips in %d shards; %d shards are missing", clips, shards, total.num_missing)
         return manifest, reasons
-    enforce(ledger, config, reasons, total.empty)
+    enforce_failed_share(ledger, config, reasons, total.empty)
     publish_side(manifest, again=config.repair)  # before readers see the shards
     manifest.save(output)
     commits.clean(output, total.files)
@@ -172,7 +180,9 @@ def finalise(
     return manifest, reasons
 
 
-def enforce(ledger: Ledger, config: ShardVideos, reasons: Reasons, empty: Sequence[Unit] = ()) -> None:
+def enforce_failed_share(
+    ledger: CommitLog, config: ShardVideos, reasons: RejectCounts, empty: Sequence[Unit] = ()
+) -> None:
     """Fail where more rows than allowed are quarantined, or all.
 
     Args:
@@ -197,9 +207,9 @@ def enforce(ledger: Ledger, config: ShardVideos, reasons: Reasons, empty: Sequen
     )
 
 
-def _where(reasons: Reasons) -> str:
+def _where(reasons: RejectCounts) -> str:
     """If most files are missing: one that was looked for, and the flags that say where files lie."""
-    missing = Reason.MISSING_FILE.value
+    missing = RejectReason.MISSING_FILE.value
     if next(iter(reasons.sorted()), "") != missing or not (detail := reasons.examples[missing][1]).startswith("no "):
         return ""
     return f": {detail} below --videos; --columns.path or --columns.page-dir names the column of paths or of folders"
@@ -212,7 +222,7 @@ def tell_retryable(reasons: dict[str, int]) -> None:
         logger.info("%d quarantined clips may be there next time: --retry %s", sum(passing.values()), ",".join(passing))
 
 
-def _manifest_of(ledger: Ledger, config: ShardVideos, total: _Sum, reasons: Reasons) -> FrameManifest:
+def _manifest_of(ledger: CommitLog, config: ShardVideos, total: _Sum, reasons: RejectCounts) -> FrameManifest:
     made = [each for each in ledger.generations if each.shards]
     history = [
         {
@@ -239,7 +249,7 @@ def _manifest_of(ledger: Ledger, config: ShardVideos, total: _Sum, reasons: Reas
     )
 
 
-def without_val(manifest: FrameManifest) -> str:
+def missing_val_note(manifest: FrameManifest) -> str:
     """What it means that a data set has no clips to evaluate trainings on; '' where it has."""
     if manifest.num_clips("val"):
         return ""
@@ -249,8 +259,8 @@ def without_val(manifest: FrameManifest) -> str:
     )
 
 
-def _tell(manifest: FrameManifest, reasons: Reasons) -> None:
-    if note := without_val(manifest):
+def _tell(manifest: FrameManifest, reasons: RejectCounts) -> None:
+    if note := missing_val_note(manifest):
         logger.info("%s", note)
     if reasons.counts:
         logger.info("%d of %d rows quarantined, see %s/quarantine", reasons.total, manifest.num_rows, manifest.uri)

@@ -20,7 +20,7 @@ DIGEST_SCHEMA = pa.schema([("high", pa.uint64()), ("clip_id", pa.string()), ("co
 _BATCH_ROWS = 1 << 15
 
 
-class Known:
+class PlannedIds:
     """Compares the sorted rows of a manifest with the digests of earlier generations."""
 
     def __init__(self, folders: Sequence[str]) -> None:

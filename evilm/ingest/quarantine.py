@@ -33,7 +33,7 @@ _DETAIL_CHARS = 500
 
 
 @dataclass
-class Reasons:
+class RejectCounts:
     """How many rows were put aside for which reason, and the first one of each."""
 
     counts: dict[str, int] = field(default_factory=dict)
@@ -48,7 +48,7 @@ class Reasons:
             name = row.clip_id or f"record {row.record}"
             self.examples[reason] = [name[:100], row.detail[:_DETAIL_CHARS]]
 
-    def merge(self, other: "Reasons") -> None:
+    def merge(self, other: "RejectCounts") -> None:
         """Count what another one counted."""
         for reason, count in other.counts.items():
             self.counts[reason] = self.counts.get(reason, 0) + count
@@ -83,7 +83,7 @@ class Quarantine:
 
     def __init__(self, out: str, name: str) -> None:
         self._uri = storage.join(out, FOLDER, f"{name}.parquet")
-        self.reasons = Reasons()
+        self.reasons = RejectCounts()
         self._rows: list[tuple[Any, ...]] = []
         self._open = storage.temporary(self._uri)
 
@@ -111,7 +111,7 @@ class Quarantine:
     def publish(self) -> None:
         """Show the table, or remove that of an earlier run where there is nothing to show."""
         self._flush()
-        with storage.explained(self._uri):
+        with storage.storage_errors(self._uri):
             self._writer.close()
         if self.reasons.counts:
             storage.put_file(self._path, self._uri)
@@ -123,6 +123,6 @@ class Quarantine:
             columns = [
                 pa.array(values, kind) for values, kind in zip(zip(*self._rows, strict=True), SCHEMA.types, strict=True)
             ]
-            with storage.explained(str(Path(self._path).parent)):
+            with storage.storage_errors(str(Path(self._path).parent)):
                 self._writer.write_table(pa.Table.from_arrays(columns, schema=SCHEMA))
             self._rows.clear()

@@ -24,13 +24,13 @@ from evilm.config.base import fingerprint
 from evilm.config.secrets import public_uri, unsigned
 from evilm.errors import ManifestError, OwnershipError
 from evilm.ingest.external_sort import ROWS_SCHEMA, SORTED_SCHEMA, Sorter, Spill, content_digest
-from evilm.ingest.planned_ids import DIGEST, DIGEST_SCHEMA, Known
-from evilm.ingest.quarantine import OF_MANIFEST, Quarantine, Reasons
+from evilm.ingest.planned_ids import DIGEST, DIGEST_SCHEMA, PlannedIds
+from evilm.ingest.quarantine import OF_MANIFEST, Quarantine, RejectCounts
 from evilm.io import storage
 from evilm.io.outputs import Output
 from evilm.jobs.commits import Unit
 from evilm.manifests.rows import BadRow, ClipRow
-from evilm.video.reasons import Reason
+from evilm.video.reasons import RejectReason
 
 FOLDER = "_plan"
 _BY_SOURCE = ("origin", "high", "low")
@@ -64,7 +64,7 @@ class Generation:
     num_rows: int
     """Rows of the whole manifest, good and bad; 0 for a retry."""
     shards: list[PlannedShard]
-    reasons: Reasons
+    reasons: RejectCounts
     """Of the rows put aside."""
     has_secrets: bool = False
     """Whether clips are got by URLs with signatures or passwords, which the plan does not hold."""
@@ -92,7 +92,7 @@ def read_generations(out: str) -> list[Generation]:
     while f"{len(generations):04d}.json" in names:
         data = storage.read_json(_place(out, len(generations)))
         shards = [PlannedShard(**shard) for shard in data.pop("shards")]
-        generations.append(Generation(shards=shards, reasons=Reasons(**data.pop("reasons")), **data))
+        generations.append(Generation(shards=shards, reasons=RejectCounts(**data.pop("reasons")), **data))
     return generations
 
 
@@ -134,7 +134,7 @@ def plan_rows(
         Sorter(SORTED_SCHEMA, _BY_SOURCE) as by_source,
         Quarantine(out, OF_MANIFEST) as quarantine,
         _Writer(output, earlier, shard_clips) as writer,
-        Known([folder(out, plan) for plan in earlier if plan.kind == "rows"]) as known,
+        PlannedIds([folder(out, plan) for plan in earlier if plan.kind == "rows"]) as known,
     ):
         num_rows = 0
         for num_rows, row in enumerate(rows, start=1):  # noqa: B007
@@ -180,7 +180,7 @@ def plan_retry(
             by_source.add(table)
         for table, _ in by_source.sorted(in_pieces=False):
             writer.add(table)
-        return writer.publish(writer.finish("retry", "", 0, Reasons()))
+        return writer.publish(writer.finish("retry", "", 0, RejectCounts()))
 
 
 def forget_plans(output: Output) -> None:
@@ -249,10 +249,10 @@ def _as_row(values: dict[str, Any]) -> ClipRow:
 
 def _refused(row: ClipRow, head: ClipRow, is_missing: Callable[[ClipRow], bool]) -> BadRow:
     """A row whose id is taken. Where it names another video that does not exist, that is the reason to tell."""
-    reason = Reason.DUPLICATE_ID
+    reason = RejectReason.DUPLICATE_ID
     detail = f"record {head.record}" + (f" of {head.source}" if head.source else "") + " has this id"
     if row.path != head.path and is_missing(row):
-        reason, detail = Reason.MISSING_FILE, f"and {detail}"
+        reason, detail = RejectReason.MISSING_FILE, f"and {detail}"
     return BadRow(row.record, row.clip_id, reason, detail, row.split, public_uri(row.path), row.source)
 
 
@@ -287,7 +287,7 @@ class _Writer:
     def note(self, table: pa.Table) -> None:
         """Add rows to the digest, in the order of their ids' keys."""
         if table.num_rows:
-            with storage.explained(storage.join(self._folder, DIGEST)):
+            with storage.storage_errors(storage.join(self._folder, DIGEST)):
                 self._entries.write_table(table.select(DIGEST_SCHEMA.names).cast(DIGEST_SCHEMA))
 
     def add(self, table: pa.Table) -> None:
@@ -313,7 +313,7 @@ class _Writer:
             return self._shard_clips + int(ends[0])
         return 2 * self._shard_clips if waiting.num_rows > 2 * self._shard_clips else 0
 
-    def finish(self, kind: Kind, manifest: str, num_rows: int, reasons: Reasons) -> Generation:
+    def finish(self, kind: Kind, manifest: str, num_rows: int, reasons: RejectCounts) -> Generation:
         """Cut what is left."""
         for split in sorted(self._waiting):
             if self._waiting[split].num_rows:
@@ -335,7 +335,7 @@ class _Writer:
         Raises:
             OwnershipError: another run has taken the output over.
         """
-        with storage.explained(storage.join(self._folder, DIGEST)):
+        with storage.storage_errors(storage.join(self._folder, DIGEST)):
             self._entries.close()
         storage.put_file(self._digest, storage.join(self._folder, DIGEST))
         self._output.check()

@@ -17,11 +17,11 @@ from evilm.config.base import fingerprint
 from evilm.config.stages import ShardVideos
 from evilm.errors import ConfigError, SourceError, UnfinishedError, UsageError
 from evilm.ingest import quarantine, shard_plan
-from evilm.ingest.failure_budget import Watch
+from evilm.ingest.failure_budget import FailureBudget
 from evilm.ingest.locations import VideoLocations
-from evilm.ingest.merge import OF_ROWS, Ledger, enforce, finalise, tell_retryable, without_val
+from evilm.ingest.merge import OF_ROWS, CommitLog, enforce_failed_share, merge_commits, missing_val_note, tell_retryable
 from evilm.ingest.shard_plan import Generation
-from evilm.ingest.shard_writer import Work, make_shards, unit_of
+from evilm.ingest.shard_writer import ShardJob, make_shards, unit_of
 from evilm.io import storage
 from evilm.io.outputs import Output
 from evilm.jobs import commits, runner
@@ -29,7 +29,7 @@ from evilm.manifests.reader import fingerprint_of_manifests, read_manifests, vid
 from evilm.manifests.rows import ClipRow
 from evilm.shards import MANIFEST, SCHEMA_VERSION, FrameManifest, find_lost
 from evilm.video.fetch import Fetcher
-from evilm.video.reasons import Reason
+from evilm.video.reasons import RejectReason
 
 logger = logging.getLogger(__name__)
 
@@ -87,16 +87,16 @@ def shard_videos(config: ShardVideos, run: Any = runner.run) -> dict[str, Any]:
 def _make(config: ShardVideos, output: Output, videos: str, reasons: frozenset[str], run: Any) -> dict[str, Any]:
     """Plan what is not planned, make what is missing, and publish the manifest; the summary."""
     began, out = time.monotonic(), output.out
-    ledger = Ledger(out, config.sampling.seed, shard_plan.read_generations(out))
+    ledger = CommitLog(out, config.sampling.seed, shard_plan.read_generations(out))
     _plan_rows(ledger, config, output, videos)
     try:
         made = _make_missing(ledger, config, output, videos, run)
         if reasons and _plan_retry(ledger, config, output, reasons):
             made = _sum(made, _make_missing(ledger, config, output, videos, run))
     except UnfinishedError:
-        finalise(ledger, config, output, is_partial=True)  # finished shards can be used
+        merge_commits(ledger, config, output, is_partial=True)  # finished shards can be used
         raise
-    manifest, aside = finalise(ledger, config, output)
+    manifest, aside = merge_commits(ledger, config, output)
     spent = time.monotonic() - began
     return {
         "out": out,
@@ -115,7 +115,7 @@ def _make(config: ShardVideos, output: Output, videos: str, reasons: frozenset[s
         "bytes_read": made.num_bytes,
         "clips_per_s": round((made.num_clips + made.num_failed) / max(spent, 1e-9), 2),
         "fingerprint": manifest.fingerprint,
-        **({"note": note} if (note := without_val(manifest)) else {}),
+        **({"note": note} if (note := missing_val_note(manifest)) else {}),
         "seconds": round(spent, 1),
     }
 
@@ -126,7 +126,7 @@ def retry_reasons(names: str) -> frozenset[str]:
     Raises:
         UsageError: a name that is no such reason.
     """
-    known = sorted(reason.value for reason in Reason if reason not in OF_ROWS)
+    known = sorted(reason.value for reason in RejectReason if reason not in OF_ROWS)
     wanted = {name.strip() for name in names.split(",") if name.strip()}
     if "all" in wanted:
         return frozenset(known)
@@ -135,7 +135,7 @@ def retry_reasons(names: str) -> frozenset[str]:
     return frozenset(wanted)
 
 
-def _plan_rows(ledger: Ledger, config: ShardVideos, output: Output, videos: str) -> None:
+def _plan_rows(ledger: CommitLog, config: ShardVideos, output: Output, videos: str) -> None:
     """Plan the rows of the manifest that are not planned yet.
 
     Raises:
@@ -154,10 +154,10 @@ def _plan_rows(ledger: Ledger, config: ShardVideos, output: Output, videos: str)
         ledger.generations = [*earlier, found]
         _tell(found, "that the manifest gained" if earlier else "of the manifest")
         output.extend()
-    enforce(ledger, config, ledger.of_manifest.reasons)
+    enforce_failed_share(ledger, config, ledger.of_manifest.reasons)
 
 
-def _plan_retry(ledger: Ledger, config: ShardVideos, output: Output, reasons: frozenset[str]) -> bool:
+def _plan_retry(ledger: CommitLog, config: ShardVideos, output: Output, reasons: frozenset[str]) -> bool:
     """Plan the clips once more that were quarantined for some of these reasons; whether there are any."""
     if ledger.generations[-1].kind == "retry" and not output.done:
         return False  # this run has just done what was left of such a plan
@@ -170,7 +170,7 @@ def _plan_retry(ledger: Ledger, config: ShardVideos, output: Output, reasons: fr
     return found is not None
 
 
-def _make_missing(ledger: Ledger, config: ShardVideos, output: Output, videos: str, run: Any) -> commits.Tally:
+def _make_missing(ledger: CommitLog, config: ShardVideos, output: Output, videos: str, run: Any) -> commits.Tally:
     """Run the tasks of all shards that are not committed."""
     (todo, num_bad, known), done = ledger.missing(config.repair), commits.Tally(0)
     num_shards = sum(len(generation.shards) for generation in ledger.generations)
@@ -178,7 +178,7 @@ def _make_missing(ledger: Ledger, config: ShardVideos, output: Output, videos: s
         return done
     if len(todo) < num_shards:
         logger.info("%d of %d shards are there; making the rest", num_shards - len(todo), num_shards)
-    work = Work(
+    work = ShardJob(
         out=ledger.out,
         run=output.run,
         videos=videos,
@@ -194,7 +194,7 @@ def _make_missing(ledger: Ledger, config: ShardVideos, output: Output, videos: s
     num_clips = {each.task(shard): shard.num_rows for each in ledger.generations for shard in each.shards}
     is_due, share = _Due(*period(config.publish_every)), config.max_failed_share
     allowance = 1.0 if config.retry else ledger.allowance(todo, num_bad, share)
-    watch = Watch(ledger.out, output.run, lambda task: unit_of(work, task), share, allowance)
+    watch = FailureBudget(ledger.out, output.run, lambda task: unit_of(work, task), share, allowance)
     try:
         with (
             _locations(ledger, todo, config, output) as private,
@@ -205,7 +205,7 @@ def _make_missing(ledger: Ledger, config: ShardVideos, output: Output, videos: s
                 done = _sum(done, tally)
                 watch.add(str(row["name"]), tally)
                 if is_due():
-                    finalise(ledger, config, output, is_partial=True)
+                    merge_commits(ledger, config, output, is_partial=True)
                     watch.keep()
     except SourceError:
         watch.take_back([task for task in todo if task not in known])
@@ -244,7 +244,7 @@ class _Due:
 
 @contextmanager
 def _locations(
-    ledger: Ledger, todo: Sequence[str], config: ShardVideos, output: Output
+    ledger: CommitLog, todo: Sequence[str], config: ShardVideos, output: Output
 ) -> Iterator[runner.PrivateData | None]:
     """Look up videos that the plan can't locate: those behind signed URLs, and in tars that have changed since."""
     manifest = fingerprint(output.inputs)

@@ -25,13 +25,13 @@ from evilm.shards import write_frames
 from evilm.video.decode import DecodedClip
 from evilm.video.decoder_process import Decoder
 from evilm.video.fetch import Fetcher
-from evilm.video.reasons import Flag, Reason
+from evilm.video.reasons import ClipFlag, RejectReason
 
 _DETAIL_CHARS = 500
 
 
 @dataclass(frozen=True)
-class Work:
+class ShardJob:
     """What all tasks of a run need."""
 
     out: str
@@ -48,18 +48,18 @@ class Work:
     """Whether the files of committed shards are read, and made again if they are damaged."""
 
 
-def make_shards(batch: dict[str, np.ndarray], work: Work) -> dict[str, np.ndarray]:
+def make_shards(batch: dict[str, np.ndarray], work: ShardJob) -> dict[str, np.ndarray]:
     """Make one shard and commit it: the function that Ray Data maps over units."""
     return runner.outcome(partial(make_shard, work), batch)
 
 
-def unit_of(work: Work, task: str) -> commits.Unit:
+def unit_of(work: ShardJob, task: str) -> commits.Unit:
     """Return what the shard of a task is committed as."""
     generation, _, name = task.partition("/")
     return commits.Unit(name, work.plan_ids[generation])
 
 
-def make_shard(work: Work, task: str) -> commits.Tally:
+def make_shard(work: ShardJob, task: str) -> commits.Tally:
     """Make the shard of a task (`<folder of the generation>/<shard>`) and commit it.
 
     Raises:
@@ -73,11 +73,11 @@ def make_shard(work: Work, task: str) -> commits.Tally:
     rows, size = read_rows(work.out, task), work.sampling.row_group_clips
     if locations := runner.read_private():
         rows = list(apply_locations(rows, locations))
-    maker, attempt = _Maker(work), commits.attempt(work.out, work.run, unit.name, work.max_failures)
+    maker, attempt = _ShardWriter(work), commits.attempt(work.out, work.run, unit.name, work.max_failures)
     place = commits.attempt_place(work.out, unit)
     with attempt, storage.temporary(place) as path:
         groups = _groups(maker.clips(rows), size)
-        with storage.explained(place):
+        with storage.storage_errors(place):
             write_frames(groups, {"plan_id": unit.key, "shard": unit.name}, path)
         record = {
             "plan_id": unit.key,
@@ -99,10 +99,10 @@ def tally_of(record: dict[str, Any]) -> commits.Tally:
     return commits.Tally(record["num_clips"], len(record["bad"]), lost, record["bytes_read"])
 
 
-class _Maker:
+class _ShardWriter:
     """Turns planned rows into shard rows, one after the other, and counts."""
 
-    def __init__(self, work: Work) -> None:
+    def __init__(self, work: ShardJob) -> None:
         self._work = work
         self.num_clips = self.num_captions = self.num_bytes = self._num_lost = 0
         self.bad: list[BadRow] = []
@@ -133,7 +133,7 @@ class _Maker:
     def _put_aside(self, row: ClipRow, error: DecodeError) -> None:
         root = self._work.videos
         detail = public_text(error.detail.replace(root, "") if root else error.detail)[:_DETAIL_CHARS]
-        reason, where = Reason(error.reason), public_uri(row.path)
+        reason, where = RejectReason(error.reason), public_uri(row.path)
         self.bad.append(BadRow(row.record, row.clip_id, reason, detail, row.split, where, row.source))
         self._num_lost += reason in LOST
         asked, share = self.num_clips + len(self.bad), self._work.max_failed_share
@@ -141,7 +141,7 @@ class _Maker:
             raise lost_error(self._num_lost, asked, share, self.bad[-1])
 
     def _row(self, row: ClipRow, clip: DecodedClip, video: "_Video") -> dict[str, Any]:
-        for flag in Flag.names(clip.flags):
+        for flag in ClipFlag.names(clip.flags):
             self.flags[flag] = self.flags.get(flag, 0) + 1
         return asdict(clip) | {
             "clip_id": row.clip_id,
@@ -235,14 +235,14 @@ def fetch_source(rows: Sequence[ClipRow], fetcher: Fetcher) -> _Videos:
         return [_get(rows[0], fetcher)] * len(rows)
     except DecodeError as error:
         missing = error
-    if missing.reason != Reason.MISSING_FILE or not rows[0].needs_ending or not _span(rows[0]):
+    if missing.reason != RejectReason.MISSING_FILE or not rows[0].needs_ending or not _span(rows[0]):
         return [missing] * len(rows)
     videos: _Videos = []
     for row in rows:
         try:
             videos.append(_get(row, fetcher, is_cut=True))
         except DecodeError as error:
-            is_gone = error.reason == Reason.MISSING_FILE
+            is_gone = error.reason == RejectReason.MISSING_FILE
             videos.append(DecodeError(missing.reason, f"{missing.detail}, nor {row.clip_id}") if is_gone else error)
     return videos
 
@@ -273,9 +273,9 @@ def _get(row: ClipRow, fetcher: Fetcher, is_cut: bool = False) -> _Video:
     except (EvilmError, MemoryError):
         raise
     except OSError as error:  # a file that vanished or can't be read once it was found
-        raise DecodeError(Reason.FETCH_ERROR, error.strerror or type(error).__name__) from None
+        raise DecodeError(RejectReason.FETCH_ERROR, error.strerror or type(error).__name__) from None
     except Exception as error:  # what no one foresaw of one place among millions must not end the job
-        raise DecodeError(Reason.FETCH_ERROR, f"unexpected {type(error).__name__}") from error
+        raise DecodeError(RejectReason.FETCH_ERROR, f"unexpected {type(error).__name__}") from error
 
 
 class _Kept:
@@ -285,7 +285,7 @@ class _Kept:
     fetcher: tuple[tuple[str, FetchConfig, str], Fetcher] | None = None
 
 
-def _fetcher(work: Work) -> Fetcher:
+def _fetcher(work: ShardJob) -> Fetcher:
     """This process' fetcher in this job; the next job sees the root anew."""
     wanted = (work.videos, work.fetch, f"{work.out} {work.run}")
     if _Kept.fetcher is None or _Kept.fetcher[0] != wanted:

@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 from evilm.errors import ConfigError
 from evilm.io.storage import join
 from evilm.shards import CodesManifest, FrameManifest, ShardInfo, open_shard, read_group
-from evilm.video.reasons import Flag
+from evilm.video.reasons import ClipFlag
 
 SHEET_CLIPS = 20
 """Clips per picture; more go to further ones."""
@@ -28,7 +28,7 @@ _SPAN_COLUMNS = ["start_s", "end_s"]
 
 
 @dataclass(frozen=True)
-class Clip:
+class SheetClip:
     """A row of a shard, with the views its codes were made of."""
 
     row: dict[str, Any]
@@ -68,7 +68,7 @@ def find_clips(frames: FrameManifest, clip_ids: Sequence[str]) -> list[tuple[Sha
 
 def load_clips(
     frames: FrameManifest, places: Sequence[tuple[ShardInfo, int]], codes: CodesManifest | None = None
-) -> Iterator[Clip]:
+) -> Iterator[SheetClip]:
     """The clips at some places; only their row groups are read."""
     coded = {shard.frames_file: shard.file for shard in codes.shards} if codes else {}
     for shard, row in places:
@@ -78,14 +78,14 @@ def load_clips(
         views: list[dict[str, Any]] = []
         if codes and shard.file in coded:
             views = _read_row(codes.uri, coded[shard.file], group, within, ["views"])["views"]
-        yield Clip(content, views)
+        yield SheetClip(content, views)
 
 
 def _read_row(folder: str, file: str, group: int, row: int, columns: Sequence[str]) -> dict[str, Any]:
     return read_group(join(folder, file), group, columns).slice(row, 1).to_pylist()[0]
 
 
-def draw_sheet(title: str, clips: Sequence[Clip], frame_px: int) -> bytes:
+def draw_sheet(title: str, clips: Sequence[SheetClip], frame_px: int) -> bytes:
     """A picture of some clips as PNG.
 
     Args:
@@ -110,7 +110,7 @@ def draw_sheet(title: str, clips: Sequence[Clip], frame_px: int) -> bytes:
     return buffer.getvalue()
 
 
-def _draw_card(clip: Clip, width: int, per_row: int, frame_px: int) -> Image.Image:
+def _draw_card(clip: SheetClip, width: int, per_row: int, frame_px: int) -> Image.Image:
     """One clip: id and facts, caption, frames with their times."""
     row, inner = clip.row, width - 2 * _PAD
     first, *others = row["captions"]
@@ -146,7 +146,7 @@ def _facts(row: dict[str, Any]) -> str:
     parts = [f"{row['duration_s']:.2f} s"]
     if start is not None or end is not None:
         parts.append(f"cut from {start or 0:g} to {'its end' if end is None else f'{end:g}'} s")
-    parts += [f"{row['fps']:.4g} fps", f"{row['width']} × {row['height']}", row["codec"], *Flag.names(row["flags"])]
+    parts += [f"{row['fps']:.4g} fps", f"{row['width']} × {row['height']}", row["codec"], *ClipFlag.names(row["flags"])]
     return "  ·  ".join(parts)
 
 

@@ -7,8 +7,8 @@ import numpy as np
 
 from evilm.ingest import shard_plan
 from evilm.ingest.quarantine import FOLDER as QUARANTINE
-from evilm.ingest.quarantine import Reasons
-from evilm.inspect.verify_shards import Checked, Problem, twice
+from evilm.ingest.quarantine import RejectCounts
+from evilm.inspect.verify_shards import Issue, ShardCheck, twice
 from evilm.io import storage
 from evilm.jobs import commits
 from evilm.shards import MANIFEST, CodesManifest, FrameManifest, ShardInfo, open_shard
@@ -18,11 +18,11 @@ _MOST_ORPHANS = 20
 
 
 @dataclass
-class Verdict:
+class CrossChecks:
     """Whether frame shards and codes are sound."""
 
     num_problems: int = 0
-    problems: list[Problem] = field(default_factory=list)
+    problems: list[Issue] = field(default_factory=list)
     """The first ones."""
     notes: list[str] = field(default_factory=list)
     """Remarkable, and no fault."""
@@ -31,12 +31,12 @@ class Verdict:
     """Read from files."""
 
 
-def judge(
-    verdict: Verdict,
+def cross_check(
+    verdict: CrossChecks,
     frames: FrameManifest,
     codes: CodesManifest | None,
-    reasons: Reasons,
-    checks: Sequence[Checked],
+    reasons: RejectCounts,
+    checks: Sequence[ShardCheck],
     histograms: Mapping[str, np.ndarray],
 ) -> None:
     """Put together what is wrong with single shards, and see what only all of them show.
@@ -68,21 +68,21 @@ def judge(
         )
 
 
-def _of_counts(frames: FrameManifest, reasons: Reasons) -> Iterator[Problem]:
+def _of_counts(frames: FrameManifest, reasons: RejectCounts) -> Iterator[Issue]:
     """Whether the counts of a manifest agree with each other and with the quarantine."""
     accounted = frames.num_clips() + sum(frames.reasons.values())
     if accounted != frames.num_rows:
         what = (
             f"{frames.num_clips()} clips and {sum(frames.reasons.values())} rows put aside, of {frames.num_rows} rows"
         )
-        yield Problem(MANIFEST, "", what)
+        yield Issue(MANIFEST, "", what)
     for reason in sorted({*frames.reasons, *reasons.counts}):
         told, there = frames.reasons.get(reason, 0), reasons.counts.get(reason, 0)
         if told != there:
-            yield Problem(QUARANTINE, reason, f"{there} rows in the tables, {told} in the manifest")
+            yield Issue(QUARANTINE, reason, f"{there} rows in the tables, {told} in the manifest")
 
 
-def _of_ids(frames: FrameManifest, ids: np.ndarray) -> list[Problem]:
+def _of_ids(frames: FrameManifest, ids: np.ndarray) -> list[Issue]:
     """Clips that are there twice."""
     ends = np.cumsum([shard.num_clips for shard in frames.shards])
     places = twice(ids)
@@ -90,14 +90,14 @@ def _of_ids(frames: FrameManifest, ids: np.ndarray) -> list[Problem]:
     for place in places[:_MOST_PROBLEMS]:
         shard = frames.shards[int(np.searchsorted(ends, place, side="right"))]
         clip_id = ids_at(frames, frames.shards, ends, np.array([place]))[0]
-        problems.append(Problem(shard.file, f"clip {clip_id!r}", "is in the data set more than once"))
+        problems.append(Issue(shard.file, f"clip {clip_id!r}", "is in the data set more than once"))
     return problems
 
 
-def _of_histograms(codes: CodesManifest, histograms: Mapping[str, np.ndarray]) -> list[Problem]:
+def _of_histograms(codes: CodesManifest, histograms: Mapping[str, np.ndarray]) -> list[Issue]:
     """Splits whose codes are counted otherwise in the manifest."""
     wrong = [split for split, found in histograms.items() if codes.histograms.get(split) != found.tolist()]
-    return [Problem(f"codes {MANIFEST}", f"histogram of {split}", "is not that of the stored codes") for split in wrong]
+    return [Issue(f"codes {MANIFEST}", f"histogram of {split}", "is not that of the stored codes") for split in wrong]
 
 
 def _orphans(uri: str, listed: set[str]) -> list[str]:

@@ -8,9 +8,9 @@ from typing import Any
 from evilm.config.stages import InspectShards
 from evilm.errors import ConfigError, ShardError, UsageError
 from evilm.inspect import inspection_text
-from evilm.inspect.contact_sheets import SHEET_CLIPS, Clip, choose_clips, draw_sheet, find_clips, load_clips
+from evilm.inspect.contact_sheets import SHEET_CLIPS, SheetClip, choose_clips, draw_sheet, find_clips, load_clips
 from evilm.inspect.cross_checks import progress
-from evilm.inspect.inspection import look_at
+from evilm.inspect.inspection import inspect_all
 from evilm.inspect.shard_figure import draw_stats
 from evilm.io import storage
 from evilm.io.outputs import CONFIG, SUMMARY
@@ -36,7 +36,7 @@ def inspect_shards(config: InspectShards) -> dict[str, Any]:
     codes = load_codes(config.codes, frames) if config.codes else None
     ids = [clip_id.strip() for clip_id in config.sheet_clips.split(",") if clip_id.strip()]
     asked = find_clips(frames, ids)
-    look = look_at(frames, codes, config.verify, config.cluster.num_workers)
+    look = inspect_all(frames, codes, config.verify, config.cluster.num_workers)
     sys.stdout.write(inspection_text.render(look) + "\n")
     pictures: list[str] = []
     if out:
@@ -109,10 +109,10 @@ def load_codes(uri: str, frames: FrameManifest) -> CodesManifest:
     return fitting[0]
 
 
-def _draw_sheets(out: str, name: str, title: str, clips: Iterator[Clip], frame_px: int) -> list[str]:
+def _draw_sheets(out: str, name: str, title: str, clips: Iterator[SheetClip], frame_px: int) -> list[str]:
     """Pictures of clips, `sheets/<name>-00.png` and on."""
     names: list[str] = []
-    waiting: list[Clip] = []
+    waiting: list[SheetClip] = []
 
     def draw() -> None:
         names.append(f"sheets/{name}-{len(names):02d}.png")

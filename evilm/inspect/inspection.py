@@ -12,10 +12,10 @@ import pyarrow as pa
 
 from evilm.errors import ShardError
 from evilm.ingest.quarantine import FOLDER as QUARANTINE
-from evilm.ingest.quarantine import Reasons
-from evilm.inspect.cross_checks import Verdict, ids_at, judge
+from evilm.ingest.quarantine import RejectCounts
+from evilm.inspect.cross_checks import CrossChecks, cross_check, ids_at
 from evilm.inspect.shard_stats import Distribution, Stats, jpeg_groups, shard_stats
-from evilm.inspect.verify_shards import Checked, check_shard
+from evilm.inspect.verify_shards import ShardCheck, check_shard
 from evilm.io import storage
 from evilm.jobs import runner
 from evilm.shards import CodeShardInfo, CodesManifest, FrameManifest, ShardInfo, open_shard
@@ -27,33 +27,35 @@ _LOG_EVERY_S = 5.0
 
 
 @dataclass
-class Look:
+class Inspection:
     """All that was found, for the texts and pictures about it."""
 
     frames: FrameManifest
     codes: CodesManifest | None
     stats: Stats
-    reasons: Reasons
+    reasons: RejectCounts
     """Rows put aside, from the quarantine tables."""
     repeated: dict[str, list[list[str]]]
     """By kind of duplicate, ids of clips that are alike; the largest groups."""
     num_repeated: dict[str, int]
     """By kind of duplicate, clips that are like an earlier one."""
     verify: str
-    verdict: Verdict
+    verdict: CrossChecks
     """Of `verify`; where that is 'no', it holds notes alone."""
 
 
-def look_at(frames: FrameManifest, codes: CodesManifest | None, verify: str, num_workers: int) -> Look:
+def inspect_all(frames: FrameManifest, codes: CodesManifest | None, verify: str, num_workers: int) -> Inspection:
     """Read all shards, by Ray Data where several workers are asked for.
 
     Raises:
         ShardError: a shard can't be read and `verify` is 'no'.
     """
-    stats, verdict, reasons = Stats(), Verdict(), read_reasons(frames.uri)
-    digests, checks = dict[int, dict[str, list[np.ndarray]]](), dict[int, Checked]()
+    stats, verdict, reasons = Stats(), CrossChecks(), read_reasons(frames.uri)
+    digests, checks = dict[int, dict[str, list[np.ndarray]]](), dict[int, ShardCheck]()
     histograms: dict[str, np.ndarray] = {}
-    for number, found, checked, error in _results(_Work.of(frames, codes, verify), len(frames.shards), num_workers):
+    for number, found, checked, error in _results(
+        _InspectJob.of(frames, codes, verify), len(frames.shards), num_workers
+    ):
         if error and verify == "no":
             raise ShardError(f"{error}; --verify finds all that is damaged")
         if found is None:
@@ -68,14 +70,14 @@ def look_at(frames: FrameManifest, codes: CodesManifest | None, verify: str, num
     for number in sorted(digests):  # places among all clips go by the order of the manifest
         stats.merge(Stats(digests=digests[number]))
     if verify != "no":
-        judge(verdict, frames, codes, reasons, [checks[number] for number in sorted(checks)], histograms)
-    look = Look(frames, codes, stats, reasons, {}, {}, verify, verdict)
+        cross_check(verdict, frames, codes, reasons, [checks[number] for number in sorted(checks)], histograms)
+    look = Inspection(frames, codes, stats, reasons, {}, {}, verify, verdict)
     _find_repeated(look, [frames.shards[number] for number in sorted(digests)])
     return look
 
 
 @dataclass(frozen=True)
-class _Work:
+class _InspectJob:
     """What all tasks need; of the manifests without their lists of shards, which stand aside by number."""
 
     frames: FrameManifest
@@ -85,17 +87,17 @@ class _Work:
     jpeg_groups: dict[str, list[int]]
 
     @classmethod
-    def of(cls, frames: FrameManifest, codes: CodesManifest | None, verify: str) -> "_Work":
+    def of(cls, frames: FrameManifest, codes: CodesManifest | None, verify: str) -> "_InspectJob":
         coded = {shard.frames_file: shard for shard in codes.shards} if codes else {}
         shards = [(shard, coded.get(shard.file)) for shard in frames.shards]
         bare = replace(codes, shards=[], histograms={}) if codes else None
         return cls(replace(frames, shards=[]), bare, verify, shards, jpeg_groups(frames))
 
 
-def _inspect_shard(work: _Work, number: int) -> tuple[Stats | None, Checked, str]:
+def _inspect_shard(work: _InspectJob, number: int) -> tuple[Stats | None, ShardCheck, str]:
     """Statistics and soundness of a shard, or why there are no statistics."""
     shard, coded = work.shards[number]
-    checked, stats, error = Checked(), None, ""
+    checked, stats, error = ShardCheck(), None, ""
     if work.verify != "no":
         checked = check_shard(work.frames, shard, work.codes, coded, full=work.verify == "full")
     try:
@@ -108,7 +110,7 @@ def _inspect_shard(work: _Work, number: int) -> tuple[Stats | None, Checked, str
     return stats, replace(checked, jpeg_bytes=Distribution()), error
 
 
-def _task(batch: dict[str, np.ndarray], work: _Work) -> dict[str, np.ndarray]:
+def _task(batch: dict[str, np.ndarray], work: _InspectJob) -> dict[str, np.ndarray]:
     """One shard, in a Ray task; what was found travels as bytes."""
     results = []
 
@@ -120,7 +122,9 @@ def _task(batch: dict[str, np.ndarray], work: _Work) -> dict[str, np.ndarray]:
     return row | {"found": np.array([pickle.dumps(results)], dtype=object)}
 
 
-def _results(work: _Work, num_shards: int, num_workers: int) -> Iterator[tuple[int, Stats | None, Checked, str]]:
+def _results(
+    work: _InspectJob, num_shards: int, num_workers: int
+) -> Iterator[tuple[int, Stats | None, ShardCheck, str]]:
     """By number of the shard what was found in it, in any order."""
     if num_workers > 1 and num_shards > 1:
         from ray.data import TaskPoolStrategy
@@ -138,9 +142,9 @@ def _results(work: _Work, num_shards: int, num_workers: int) -> Iterator[tuple[i
             logger.info("inspection: shard %d of %d", number + 1, num_shards)
 
 
-def read_reasons(uri: str) -> Reasons:
+def read_reasons(uri: str) -> RejectCounts:
     """Rows put aside by reason, from the tables below a folder of frame shards, one row group at a time."""
-    reasons = Reasons()
+    reasons = RejectCounts()
     for name in storage.list_names(storage.join(uri, QUARANTINE)):
         if not name.endswith(".parquet"):
             continue
@@ -150,11 +154,11 @@ def read_reasons(uri: str) -> Reasons:
                 for reason, count in Counter(table["reason"].to_pylist()).items():
                     row = table.slice(table["reason"].index(reason).as_py(), 1).to_pylist()[0]
                     example = [(row["clip_id"] or f"record {row['record']}")[:100], row["detail"] or ""]
-                    reasons.merge(Reasons({reason: count}, {reason: example}))
+                    reasons.merge(RejectCounts({reason: count}, {reason: example}))
     return reasons
 
 
-def _find_repeated(look: Look, shards: Sequence[ShardInfo]) -> None:
+def _find_repeated(look: Inspection, shards: Sequence[ShardInfo]) -> None:
     """Clips that are alike; `shards` are those that the digests come from, in order."""
     ends = np.cumsum([shard.num_clips for shard in shards])
     for what in look.stats.digests:

@@ -9,7 +9,7 @@ from evilm.inspect.shard_stats import MEASURES, Distribution, top
 from evilm.io.text_table import bytes_as_text, count_of, number_as_text, text_histogram, text_table
 
 if TYPE_CHECKING:
-    from evilm.inspect.inspection import Look
+    from evilm.inspect.inspection import Inspection
 
 _BINS = 24
 _MOST_KINDS = 6
@@ -29,7 +29,7 @@ _ALIKE = {"video": "cut from a video that another clip is cut from", "clip": "th
 _ALIKE |= {"caption": "a caption that another clip has"}
 
 
-def render(look: "Look") -> str:
+def render(look: "Inspection") -> str:
     """The whole report."""
     parts = [_head(look), _splits(look), _measures(look), _kinds(look), _reasons(look), _repeated(look), _words(look)]
     parts += [_codes(look)] if look.codes else []
@@ -38,7 +38,7 @@ def render(look: "Look") -> str:
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def summary(look: "Look") -> dict[str, Any]:
+def summary(look: "Inspection") -> dict[str, Any]:
     """The same as data."""
     frames, stats = look.frames, look.stats
     found: dict[str, Any] = {
@@ -74,7 +74,7 @@ def summary(look: "Look") -> dict[str, Any]:
     return found
 
 
-def _head(look: "Look") -> str:
+def _head(look: "Inspection") -> str:
     frames = look.frames
     size = bytes_as_text(sum(shard.num_bytes for shard in frames.shards))
     stored = f"{frames.num_frames} frames of {frames.frame_px} x {frames.frame_px} px per clip"
@@ -85,7 +85,7 @@ def _head(look: "Look") -> str:
     )
 
 
-def _splits(look: "Look") -> str:
+def _splits(look: "Inspection") -> str:
     rows = []
     for split, clips in look.frames.splits.items():
         shards = look.frames.of_split(split)
@@ -103,7 +103,7 @@ def _span(counts: Sequence[int]) -> str:
     return f"{min(counts):,}" if min(counts) == max(counts) else f"{min(counts):,} .. {max(counts):,}"
 
 
-def _measures(look: "Look") -> str:
+def _measures(look: "Inspection") -> str:
     rows = []
     for name, title in MEASURES.items():
         values = look.stats.measures[name]
@@ -123,7 +123,7 @@ def _bars(values: Distribution) -> tuple[str, str]:
     return text_histogram(counts.tolist()), "+" if values.summary()["max"] > edges[-1] else ""
 
 
-def _kinds(look: "Look") -> str:
+def _kinds(look: "Inspection") -> str:
     total = max(1, look.frames.num_clips())
     lines = []
     for name, title in _KINDS.items():
@@ -140,7 +140,7 @@ def _share(count: int, total: int) -> str:
     return f"{count:,} ({100 * count / total:.3g} %)"
 
 
-def _reasons(look: "Look") -> str:
+def _reasons(look: "Inspection") -> str:
     if not look.reasons.counts:
         return "quarantine: no row was put aside"
     rows = []
@@ -151,7 +151,7 @@ def _reasons(look: "Look") -> str:
     return text_table(["put aside because", "rows", "share", "e.g."], rows, right=(1, 2))
 
 
-def _repeated(look: "Look") -> str:
+def _repeated(look: "Inspection") -> str:
     total = max(1, look.frames.num_clips())
     lines = ["duplicates"]
     for what, text in _ALIKE.items():
@@ -161,7 +161,7 @@ def _repeated(look: "Look") -> str:
     return "\n".join(line if len(line) <= 2 * _WIDTH else line[: 2 * _WIDTH - 1] + "…" for line in lines)
 
 
-def _words(look: "Look") -> str:
+def _words(look: "Inspection") -> str:
     if not look.stats.words:
         return ""
     lines, line = [], f"{len(look.stats.words):,} words in captions:"
@@ -174,7 +174,7 @@ def _words(look: "Look") -> str:
     return "\n".join([*lines, line.rstrip(",")])
 
 
-def _codes(look: "Look") -> str:
+def _codes(look: "Inspection") -> str:
     codes = look.codes
     assert codes
     views = "whole frames" if codes.num_views == 1 else f"{codes.num_views} views per clip"
@@ -207,7 +207,7 @@ def _effective(histogram: np.ndarray) -> float:
     return float(np.exp(-(shares * np.log(shares)).sum()))
 
 
-def _verdict(look: "Look") -> str:
+def _verdict(look: "Inspection") -> str:
     seen = "sizes and footers"
     if look.verify == "full":
         seen = f"every byte ({bytes_as_text(look.verdict.num_bytes)}), row and JPEG ({look.verdict.num_jpegs:,})"

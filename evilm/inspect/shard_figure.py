@@ -2,7 +2,7 @@
 
 import io
 
-from evilm.ingest.quarantine import Reasons
+from evilm.ingest.quarantine import RejectCounts
 from evilm.inspect.shard_stats import MEASURES, Stats, top
 from evilm.io.text_table import bytes_as_text, number_as_text
 
@@ -11,7 +11,7 @@ _MOST = 12
 _BLUE, _RED = "#3b6fb6", "#b6543b"
 
 
-def draw_stats(stats: Stats, reasons: Reasons) -> bytes:
+def draw_stats(stats: Stats, reasons: RejectCounts) -> bytes:
     """Histograms of all that is measured, and bars of codecs, flags and reasons, as PNG."""
     import matplotlib
 

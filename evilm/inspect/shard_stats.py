@@ -15,9 +15,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from evilm.io.storage import join, patiently
+from evilm.io.storage import join, with_retries
 from evilm.shards import FrameManifest, ShardInfo, open_shard, stored_columns, with_captions
-from evilm.video.reasons import Flag
+from evilm.video.reasons import ClipFlag
 
 _WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)*")
 _MOST_WORDS = 200_000
@@ -168,7 +168,7 @@ def shard_stats(folder: str, shard: ShardInfo, jpeg_groups: Iterable[int] = ()) 
         stats.digests = {name: [np.concatenate(parts)] for name, parts in stats.digests.items()}
         return stats
 
-    return patiently(join(folder, shard.file), read)
+    return with_retries(join(folder, shard.file), read)
 
 
 def _group_stats(table: pa.Table) -> Stats:
@@ -190,7 +190,7 @@ def _group_stats(table: pa.Table) -> Stats:
     stats.words.update(word for found in words for word in found)
     kinds = ("codec", "decoder", "rotation", "source")
     stats.kinds = {name: Counter(map(str, filter(_is_named, table[name].to_pylist()))) for name in kinds}
-    stats.kinds["flags"] = Counter(flag for bits in table["flags"].to_pylist() for flag in Flag.names(bits))
+    stats.kinds["flags"] = Counter(flag for bits in table["flags"].to_pylist() for flag in ClipFlag.names(bits))
     sizes = zip(table["width"].to_pylist(), table["height"].to_pylist(), strict=True)
     stats.kinds["size"] = Counter(f"{width} x {height}" for width, height in sizes)
     stats.digests = _digests(table, [own[0] for own in lists])

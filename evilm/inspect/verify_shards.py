@@ -31,13 +31,13 @@ from evilm.shards import (
     stored_columns,
     with_captions,
 )
-from evilm.video.reasons import Flag
+from evilm.video.reasons import ClipFlag
 
 MOST_PER_SHARD = 200
 """Problems of one shard that are kept; the rest are counted."""
 
 
-class Problem(NamedTuple):
+class Issue(NamedTuple):
     """Something that is not as it should be."""
 
     file: str
@@ -49,11 +49,11 @@ class Problem(NamedTuple):
 
 
 @dataclass
-class Checked:
+class ShardCheck:
     """What a look at one shard found."""
 
     num_problems: int = 0
-    problems: list[Problem] = field(default_factory=list)
+    problems: list[Issue] = field(default_factory=list)
     """The first ones."""
     num_jpegs: int = 0
     num_bytes: int = 0
@@ -64,7 +64,7 @@ class Checked:
     histogram: np.ndarray | None = None
     """How often each code is in the whole frames."""
 
-    def add(self, problems: Iterable[Problem]) -> None:
+    def add(self, problems: Iterable[Issue]) -> None:
         """Count problems and keep the first ones."""
         for problem in problems:
             self.num_problems += 1
@@ -74,7 +74,7 @@ class Checked:
 
 def check_shard(
     frames: FrameManifest, shard: ShardInfo, codes: CodesManifest | None, coded: CodeShardInfo | None, full: bool
-) -> Checked:
+) -> ShardCheck:
     """Look at a frame shard, and at its codes where they are given.
 
     Args:
@@ -84,7 +84,7 @@ def check_shard(
         coded: the codes of this shard.
         full: read everything, instead of sizes and footers.
     """
-    checked = Checked()
+    checked = ShardCheck()
     if not full:
         checked.add(_quick(frames.uri, shard, FRAMES_SCHEMA))
         if codes and coded:
@@ -99,50 +99,50 @@ def check_shard(
     return checked
 
 
-def _quick(folder: str, shard: ShardInfo, schema: pa.Schema) -> Iterator[Problem]:
+def _quick(folder: str, shard: ShardInfo, schema: pa.Schema) -> Iterator[Issue]:
     """Size and footer."""
     uri = storage.join(folder, shard.file)
     fs, path = storage.resolve(uri)
     try:
-        size = storage.patiently(uri, lambda: fs.info(path)["size"])
+        size = storage.with_retries(uri, lambda: fs.info(path)["size"])
         if size != shard.num_bytes:
-            yield Problem(shard.file, "", f"has {size} bytes, the manifest says {shard.num_bytes}")
+            yield Issue(shard.file, "", f"has {size} bytes, the manifest says {shard.num_bytes}")
         with open_shard(uri) as file:
             yield from _footer(file, shard, schema)
     except FileNotFoundError:
-        yield Problem(shard.file, "", "is missing, though the manifest lists it")
+        yield Issue(shard.file, "", "is missing, though the manifest lists it")
     except (StorageError, OSError, pa.ArrowException) as error:
-        yield Problem(shard.file, "", f"cannot be opened: {_line(error)}")
+        yield Issue(shard.file, "", f"cannot be opened: {_line(error)}")
 
 
-def _footer(file: pq.ParquetFile, shard: ShardInfo, schema: pa.Schema) -> Iterator[Problem]:
+def _footer(file: pq.ParquetFile, shard: ShardInfo, schema: pa.Schema) -> Iterator[Issue]:
     found = file.schema_arrow
     stored = (found.metadata or {}).get(b"evilm.schema_version", b"").decode()
     if stored not in map(str, READABLE_VERSIONS):
-        yield Problem(shard.file, "footer", f"has schema version {stored or 'none'}, not {SCHEMA_VERSION}")
+        yield Issue(shard.file, "footer", f"has schema version {stored or 'none'}, not {SCHEMA_VERSION}")
     of = (found.metadata or {}).get(b"evilm.frames_sha256", b"").decode()
     if isinstance(shard, CodeShardInfo) and of != shard.frames_sha256:
-        yield Problem(shard.file, "footer", f"codes frames {of[:12] or 'unknown'}, not {shard.frames_sha256[:12]}")
+        yield Issue(shard.file, "footer", f"codes frames {of[:12] or 'unknown'}, not {shard.frames_sha256[:12]}")
     for name, stored_name in zip(schema.names, stored_columns(file, schema.names), strict=True):
         there = found.field(stored_name).type if stored_name in found.names else None
         wanted = schema.field(name).type if name == stored_name else pa.string()
         if there != wanted:
-            yield Problem(shard.file, f"column {name}", f"is {there or 'missing'}, not {wanted}")
+            yield Issue(shard.file, f"column {name}", f"is {there or 'missing'}, not {wanted}")
     groups = [file.metadata.row_group(number).num_rows for number in range(file.num_row_groups)]
     if groups != shard.row_groups:
-        yield Problem(shard.file, "footer", f"has row groups of {groups} rows, the manifest says {shard.row_groups}")
+        yield Issue(shard.file, "footer", f"has row groups of {groups} rows, the manifest says {shard.row_groups}")
     if sum(groups) != shard.num_clips:
-        yield Problem(shard.file, "footer", f"has {sum(groups)} rows, the manifest says {shard.num_clips}")
+        yield Issue(shard.file, "footer", f"has {sum(groups)} rows, the manifest says {shard.num_clips}")
 
 
 class _File:
     """One file, read from the first byte to the last, then row group by row group."""
 
-    def __init__(self, folder: str, shard: ShardInfo, schema: pa.Schema, checked: Checked) -> None:
+    def __init__(self, folder: str, shard: ShardInfo, schema: pa.Schema, checked: ShardCheck) -> None:
         self._folder, self._shard, self._schema, self._checked = folder, shard, schema, checked
         self._first = 0
 
-    def problems(self) -> Iterator[Problem]:
+    def problems(self) -> Iterator[Issue]:
         """All that is wrong with it."""
         uri, name = storage.join(self._folder, self._shard.file), self._shard.file
         with ExitStack() as stack:
@@ -151,30 +151,30 @@ class _File:
                 yield from self._bytes(path)
                 file = stack.enter_context(pq.ParquetFile(path, page_checksum_verification=True))
             except FileNotFoundError:
-                yield Problem(name, "", "is missing, though the manifest lists it")
+                yield Issue(name, "", "is missing, though the manifest lists it")
                 return
             except (StorageError, OSError, pa.ArrowException) as error:
-                yield Problem(name, "footer", f"cannot be read: {_line(error)}")
+                yield Issue(name, "footer", f"cannot be read: {_line(error)}")
                 return
             yield from _footer(file, self._shard, self._schema)
             for group in range(file.num_row_groups):
                 yield from self._group(file, group)
                 self._first += file.metadata.row_group(group).num_rows
 
-    def _bytes(self, path: str) -> Iterator[Problem]:
+    def _bytes(self, path: str) -> Iterator[Issue]:
         with open(path, "rb") as file:
             found = hashlib.file_digest(file, "sha256").hexdigest()
         size = os.path.getsize(path)
         self._checked.num_bytes += size
         if size != self._shard.num_bytes:
-            yield Problem(self._shard.file, "", f"has {size} bytes, the manifest says {self._shard.num_bytes}")
+            yield Issue(self._shard.file, "", f"has {size} bytes, the manifest says {self._shard.num_bytes}")
         elif found != self._shard.sha256:
             what = (
                 f"was changed after it was written: SHA-256 {found[:12]}, the manifest says {self._shard.sha256[:12]}"
             )
-            yield Problem(self._shard.file, "", what)
+            yield Issue(self._shard.file, "", what)
 
-    def _group(self, file: pq.ParquetFile, group: int) -> Iterator[Problem]:
+    def _group(self, file: pq.ParquetFile, group: int) -> Iterator[Issue]:
         place = f"row group {group}"
         try:
             table = file.read_row_group(group)
@@ -183,7 +183,7 @@ class _File:
                 try:
                     file.read_row_group(group, columns=[name])
                 except (OSError, pa.ArrowException) as error:
-                    yield Problem(self._shard.file, f"{place}, column {name}", f"is damaged: {_line(error)}")
+                    yield Issue(self._shard.file, f"{place}, column {name}", f"is damaged: {_line(error)}")
             self.skip(group)
             return
         if missing := [name for name in self._schema.names if name not in table.column_names]:
@@ -194,8 +194,8 @@ class _File:
         due = np.arange(self._first, self._first + table.num_rows)
         if not np.array_equal(numbers, due):
             at = int(np.flatnonzero(numbers != due)[0])
-            yield Problem(self._shard.file, place, f"row {due[at]} is numbered {numbers[at]}")
-        yield from (Problem(self._shard.file, f"{place}, {where}", what) for where, what in self.rows(group, table))
+            yield Issue(self._shard.file, place, f"row {due[at]} is numbered {numbers[at]}")
+        yield from (Issue(self._shard.file, f"{place}, {where}", what) for where, what in self.rows(group, table))
 
     def rows(self, group: int, table: pa.Table) -> Iterator[tuple[str, str]]:
         """Where in a row group something is wrong, and what."""
@@ -206,7 +206,9 @@ class _File:
 
 
 class _Frames(_File):
-    def __init__(self, frames: FrameManifest, shard: ShardInfo, checked: Checked, ids: list[pa.Array | None]) -> None:
+    def __init__(
+        self, frames: FrameManifest, shard: ShardInfo, checked: ShardCheck, ids: list[pa.Array | None]
+    ) -> None:
         super().__init__(frames.uri, shard, FRAMES_SCHEMA, checked)
         self._ids, self._num_frames, self._px = ids, frames.num_frames, frames.frame_px
 
@@ -228,7 +230,7 @@ class _Frames(_File):
         counts = [len(row[name]) for name in ("frames", "frame_pts_us", "frame_index")]
         if counts != [self._num_frames] * 3:
             yield f"has {counts[0]} frames, {counts[1]} times and {counts[2]} places, not {self._num_frames} each"
-        least = 0 if row["flags"] & Flag.REPEATED else 1
+        least = 0 if row["flags"] & ClipFlag.REPEATED else 1
         for name in ("frame_pts_us", "frame_index"):
             if np.any(np.diff(row[name]) < least):
                 yield f"its {name} do not ascend: {row[name]}"
@@ -246,7 +248,7 @@ class _Frames(_File):
 
 class _Codes(_File):
     def __init__(
-        self, codes: CodesManifest, shard: CodeShardInfo, checked: Checked, ids: list[pa.Array | None], frame_px: int
+        self, codes: CodesManifest, shard: CodeShardInfo, checked: ShardCheck, ids: list[pa.Array | None], frame_px: int
     ) -> None:
         super().__init__(codes.uri, shard, codes_schema(codes.codes_per_clip), checked)
         self._codes, self._ids, self._px = codes, ids, frame_px

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from evilm.errors import StorageError
-from evilm.io.storage import explained
+from evilm.io.storage import storage_errors
 
 MAX_BYTES = 32 * 2**30
 
@@ -29,7 +29,7 @@ def cached(name: str, make: Callable[[str], None], max_bytes: int = MAX_BYTES) -
     """
     folder = _folder()
     path = folder / name
-    with explained(str(folder)), open(folder / f"{name}.lock", "w") as lock:
+    with storage_errors(str(folder)), open(folder / f"{name}.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if path.exists():
             path.touch()
@@ -46,7 +46,7 @@ def cached(name: str, make: Callable[[str], None], max_bytes: int = MAX_BYTES) -
 
 def _folder() -> Path:
     folder = Path(tempfile.gettempdir()) / f"evilm-cache-{os.getuid()}"
-    with explained(str(folder)):
+    with storage_errors(str(folder)):
         folder.mkdir(mode=0o700, exist_ok=True)
         if folder.is_symlink() or folder.stat().st_uid != os.getuid():
             raise StorageError(f"{folder} belongs to another user; remove it, or set TMPDIR to a folder of your own")

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Self
 
 from evilm.config.base import fingerprint, flatten
-from evilm.config.stages import Door
+from evilm.config.stages import StageConfig
 from evilm.errors import ConfigError
 from evilm.io import ownership, storage
 
@@ -25,7 +25,12 @@ class Output:
     """An output folder while a command works on it; a context manager that gives it up at the end."""
 
     def __init__(
-        self, config: Door, out: str, inputs: dict[str, str], grows: Sequence[str] = (), scraps: Sequence[str] = ()
+        self,
+        config: StageConfig,
+        out: str,
+        inputs: dict[str, str],
+        grows: Sequence[str] = (),
+        scraps: Sequence[str] = (),
     ) -> None:
         """Claim `out` for these settings and inputs, unless it is finished.
 

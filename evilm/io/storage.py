@@ -85,7 +85,7 @@ def exists(uri: str) -> bool:
     if isinstance(fs, LocalFileSystem):
         return bool(fs.exists(path))
     is_bucket = "/" not in path.strip("/")  # of which s3fs says "no" also when it could not ask
-    return any(patiently(uri, lambda: bool(fs.exists(path))) for _ in range(3 if is_bucket else 1))
+    return any(with_retries(uri, lambda: bool(fs.exists(path))) for _ in range(3 if is_bucket else 1))
 
 
 def list_names(uri: str) -> list[str]:
@@ -97,7 +97,7 @@ def list_names(uri: str) -> list[str]:
         return sorted(entry.rstrip("/").rsplit("/", 1)[-1] for entry in fs.ls(path, detail=False))
 
     try:
-        return patiently(uri, names)
+        return with_retries(uri, names)
     except (FileNotFoundError, NotADirectoryError):
         return []
 
@@ -110,19 +110,19 @@ def read_bytes(uri: str) -> bytes:
         StorageError: the place can't be read, after retries.
     """
     fs, path = resolve(uri)
-    return patiently(uri, lambda: fs.cat_file(path))
+    return with_retries(uri, lambda: fs.cat_file(path))
 
 
 def read_tail(uri: str, num_bytes: int) -> bytes:
     """The last bytes of a file, by one request; raises as `read_bytes`."""
     fs, path = resolve(uri)
-    return patiently(uri, lambda: fs.cat_file(path, start=-num_bytes))
+    return with_retries(uri, lambda: fs.cat_file(path, start=-num_bytes))
 
 
 def get_file(uri: str, local: str) -> None:
     """Copy a file to a local path, without holding it in memory; raises as `read_bytes`."""
     fs, path = resolve(uri)
-    patiently(uri, lambda: fs.get_file(path, local))
+    with_retries(uri, lambda: fs.get_file(path, local))
 
 
 def write_bytes(uri: str, data: bytes) -> None:
@@ -132,11 +132,11 @@ def write_bytes(uri: str, data: bytes) -> None:
         StorageError: the place can't be written, after retries.
     """
     fs, path = resolve(uri)
-    with explained(uri):
+    with storage_errors(uri):
         if isinstance(fs, LocalFileSystem):
             os.replace(_write_temporary(path, data), path)
         else:
-            patiently(uri, lambda: fs.pipe_file(path, data))
+            with_retries(uri, lambda: fs.pipe_file(path, data))
 
 
 def put_file(local: str, uri: str) -> None:
@@ -146,9 +146,9 @@ def put_file(local: str, uri: str) -> None:
         StorageError: the place can't be written, after retries.
     """
     fs, path = resolve(uri)
-    with explained(uri):
+    with storage_errors(uri):
         if not isinstance(fs, LocalFileSystem):
-            patiently(uri, lambda: fs.put_file(local, path))
+            with_retries(uri, lambda: fs.put_file(local, path))
             Path(local).unlink()
             return
         os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
@@ -199,7 +199,7 @@ def abort_uploads(uri: str) -> None:
     if not hasattr(fs, "list_multipart_uploads"):
         return
     bucket, _, prefix = path.partition("/")
-    for upload in patiently(uri, lambda: fs.list_multipart_uploads(bucket)):
+    for upload in with_retries(uri, lambda: fs.list_multipart_uploads(bucket)):
         if upload["Key"].startswith(f"{prefix}/"):
             fs.call_s3("abort_multipart_upload", Bucket=bucket, Key=upload["Key"], UploadId=upload["UploadId"])
 
@@ -211,10 +211,10 @@ def put_if_absent(uri: str, data: bytes) -> bool:
         Whether `uri` now holds `data`. So a PUT that is repeated because the answer to it was lost has succeeded too.
     """
     fs, path = resolve(uri)
-    with explained(uri):
+    with storage_errors(uri):
         if not isinstance(fs, LocalFileSystem):
             try:
-                patiently(uri, lambda: fs.pipe_file(path, data, mode="create"))
+                with_retries(uri, lambda: fs.pipe_file(path, data, mode="create"))
             except FileExistsError:
                 return read_bytes(uri) == data
             return True
@@ -287,7 +287,7 @@ def temporary(uri: str) -> Iterator[str]:
     is gone with this process, however it ends.
     """
     fs, path = resolve(uri)
-    with explained(uri), contextlib.ExitStack() as stack:
+    with storage_errors(uri), contextlib.ExitStack() as stack:
         if isinstance(fs, LocalFileSystem):
             folder = os.path.dirname(path) or "."
             os.makedirs(folder, exist_ok=True)
@@ -406,8 +406,8 @@ def delete(uri: str) -> None:
             with contextlib.suppress(FileNotFoundError):  # somebody else did, or an answer was lost
                 fs.rm(path, recursive=True)
 
-    with explained(uri):
-        patiently(uri, remove)
+    with storage_errors(uri):
+        with_retries(uri, remove)
 
 
 @contextmanager
@@ -419,7 +419,7 @@ def local_folder(uri: str) -> Iterator[Path]:
         return
     folder = tempfile.mkdtemp(prefix=_TEMPORARY)
     try:
-        patiently(uri, lambda: fs.get(path.rstrip("/") + "/", folder + "/", recursive=True))
+        with_retries(uri, lambda: fs.get(path.rstrip("/") + "/", folder + "/", recursive=True))
         yield Path(folder)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -438,7 +438,7 @@ def publish_folder(uri: str) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def patiently(uri: str, operation: Callable[[], T]) -> T:
+def with_retries(uri: str, operation: Callable[[], T]) -> T:
     """What `operation` at `uri` returns, tried again with growing pauses while an object store fails in passing.
 
     Raises:
@@ -453,12 +453,12 @@ def patiently(uri: str, operation: Callable[[], T]) -> T:
             raise
         except Exception as error:  # s3fs lets errors of botocore and aiohttp through, which have no common base
             if local and isinstance(error, OSError):
-                raise StorageError(explain(uri, error)) from error
+                raise StorageError(as_storage_error(uri, error)) from error
             if not (isinstance(error, OSError) or _is_of_network(error)):
                 raise
             spent = time.monotonic() - began
             if not _may_pass(error) or attempt == _ATTEMPTS or spent > _PATIENCE_S:
-                raise StorageError(explain(uri, error, attempt)) from error
+                raise StorageError(as_storage_error(uri, error, attempt)) from error
             pause = random.uniform(0.5, 1) * min(_LONGEST_PAUSE_S, 0.5 * 2**attempt)
             logger.warning("%s: %s; trying again in %.1f s", uri, _message(error), pause)
             time.sleep(pause)
@@ -466,17 +466,17 @@ def patiently(uri: str, operation: Callable[[], T]) -> T:
 
 
 @contextmanager
-def explained(uri: str) -> Iterator[None]:
+def storage_errors(uri: str) -> Iterator[None]:
     """Makes what the system says of a write to `uri`, or on the way there, a `StorageError` of one line."""
     try:
         yield
     except StorageError:
         raise
     except OSError as error:
-        raise StorageError(explain(uri, error)) from error
+        raise StorageError(as_storage_error(uri, error)) from error
 
 
-def explain(uri: str, error: Exception, attempts: int = 1) -> str:
+def as_storage_error(uri: str, error: Exception, attempts: int = 1) -> str:
     """Why a place can't be used, in one line that says what to do."""
     code = error.errno if isinstance(error, OSError) else None
     if code in (errno.ENOSPC, errno.EDQUOT):

@@ -8,9 +8,9 @@ from typing import Any
 from evilm.config.data import ColumnsConfig
 from evilm.errors import ManifestError
 from evilm.io import storage
-from evilm.manifests.layouts import Roles, assign
+from evilm.manifests.layouts import ColumnRoles, assign
 from evilm.manifests.manifest_files import is_tar, list_manifests
-from evilm.manifests.records import Fault, as_text, open_table
+from evilm.manifests.records import ParseError, as_text, open_table
 from evilm.manifests.spans import parse_captions, parse_list
 from evilm.manifests.tars import Sample, merge_samples, read_tar
 
@@ -55,7 +55,7 @@ def _from_table(uri: str, columns: ColumnsConfig | None) -> Iterator[tuple[str, 
     with open_table(uri) as table:
         roles = assign(table.header, columns or ColumnsConfig(), uri, needed=("caption",))
         for record in table.records:
-            if not isinstance(record, Fault):
+            if not isinstance(record, ParseError):
                 yield from _captions(record, roles)
 
 
@@ -67,7 +67,7 @@ def _from_tar(uri: str, columns: ColumnsConfig | None) -> Iterator[tuple[str, st
         yield from _captions(values, roles)
 
 
-def _captions(record: Mapping[str, Any], roles: Roles) -> Iterator[tuple[str, str]]:
+def _captions(record: Mapping[str, Any], roles: ColumnRoles) -> Iterator[tuple[str, str]]:
     """Split and captions of a record: one, or one per span."""
     value, split = record.get(roles.caption), as_text(record.get(roles.split)).strip()
     several = parse_list(value) if roles.start and not roles.end else parse_captions(value)

@@ -18,15 +18,15 @@ csv.field_size_limit(_FIELD_CHARS)
 
 
 @dataclass(frozen=True, slots=True)
-class Fault:
+class ParseError:
     """A record that can't be read, with what could be made of it."""
 
     detail: str
     values: dict[str, Any] = field(default_factory=dict)
 
 
-class Delimited:
-    """Records of a CSV, strictly read: what is not as it should be is a `Fault` of its first line only, and the lines
+class CsvReader:
+    """Records of a CSV, strictly read: what is not as it should be is a `ParseError` of its first line only, and the lines
     after that are read anew. In a TSV, which often knows no quotes, such a line is taken as it stands.
 
     Args:
@@ -45,17 +45,17 @@ class Delimited:
             csv.Error: it can't be read.
         """
         for record in self._records(None):
-            if isinstance(record, Fault):
+            if isinstance(record, ParseError):
                 raise csv.Error(record.detail)
             return record
         return []
 
-    def records(self, header: list[str]) -> Iterator[dict[str, Any] | Fault]:
+    def records(self, header: list[str]) -> Iterator[dict[str, Any] | ParseError]:
         """The records that follow; those with another number of fields than the header are faults."""
         for record in self._records(header):
-            yield record if isinstance(record, Fault) else dict(zip(header, record, strict=True))
+            yield record if isinstance(record, ParseError) else dict(zip(header, record, strict=True))
 
-    def _records(self, header: list[str] | None) -> Iterator[list[str] | Fault]:
+    def _records(self, header: list[str] | None) -> Iterator[list[str] | ParseError]:
         while True:
             self._lines.begin()
             try:
@@ -74,7 +74,7 @@ class Delimited:
             else:
                 yield values
 
-    def _again(self, header: list[str] | None, problem: str) -> list[str] | Fault:
+    def _again(self, header: list[str] | None, problem: str) -> list[str] | ParseError:
         """The first line of a record that can't be used, by itself; the others will be read once more."""
         place = self._lines.place()
         line = self._lines.give_back()
@@ -85,7 +85,7 @@ class Delimited:
             values = []
         if self._delimiter == "\t" and values and (header is None or len(values) == len(header)):
             return values
-        return Fault(problem + place, dict(zip(header or [], values, strict=False)))
+        return ParseError(problem + place, dict(zip(header or [], values, strict=False)))
 
 
 class _Lines(Iterator[str]):

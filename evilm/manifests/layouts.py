@@ -49,7 +49,7 @@ _MARKS = {
 
 
 @dataclass(frozen=True)
-class Roles:
+class ColumnRoles:
     """The column of each thing that we need; '' where there is none."""
 
     layout: str
@@ -69,7 +69,7 @@ class Roles:
         return {self.videoid, self.caption, self.page_dir, self.path, self.start, self.end, self.split} - {""}
 
 
-def assign(header: Sequence[str], columns: ColumnsConfig, name: str, needed: Sequence[str] = ROLES[:2]) -> Roles:
+def assign(header: Sequence[str], columns: ColumnsConfig, name: str, needed: Sequence[str] = ROLES[:2]) -> ColumnRoles:
     """Which columns of a manifest hold what.
 
     Args:
@@ -100,7 +100,7 @@ def assign(header: Sequence[str], columns: ColumnsConfig, name: str, needed: Seq
         raise ConfigError("columns.caption is empty; name the column of the captions")
     if "videoid" in needed and not (found["videoid"] or found["path"] or found["url"]):
         raise ConfigError("columns.videoid, .path and .url are all empty; one of them must tell which video is meant")
-    return Roles(layout, **found)
+    return ColumnRoles(layout, **found)
 
 
 def _is_row(header: Sequence[str]) -> bool:

@@ -50,7 +50,7 @@ def common_folder(uris: Sequence[str]) -> str:
 def _expand(part: str) -> list[str]:
     fs, path = storage.resolve(part)
     fs.invalidate_cache()
-    return storage.patiently(part, lambda: _expanded(fs, path, part))
+    return storage.with_retries(part, lambda: _expanded(fs, path, part))
 
 
 def _expanded(fs: Any, path: str, part: str) -> list[str]:

@@ -14,17 +14,17 @@ from typing import Any, TypeAlias, TypeVar
 from evilm.config.stages import ShardVideos
 from evilm.errors import ConfigError, ManifestError, StorageError
 from evilm.io import storage
-from evilm.manifests.layouts import KEY, Roles, assign
+from evilm.manifests.layouts import KEY, ColumnRoles, assign
 from evilm.manifests.manifest_files import common_folder, is_tar, list_manifests, names_of
-from evilm.manifests.records import Fault, open_table
-from evilm.manifests.rows import SPLIT, BadRow, ClipRow, Context, Place, clips_of
+from evilm.manifests.records import ParseError, open_table
+from evilm.manifests.rows import SPLIT, BadRow, ClipRow, Context, VideoLocation, clips_of
 from evilm.manifests.tars import Sample, merge_samples, read_tar
-from evilm.video.reasons import Reason
+from evilm.video.reasons import RejectReason
 from evilm.video.urls import flat_name, is_url
 
 logger = logging.getLogger(__name__)
 
-_Samples: TypeAlias = list[Sample | Fault]
+_Samples: TypeAlias = list[Sample | ParseError]
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 _HASHED_BYTES = 1 << 22
@@ -129,8 +129,11 @@ def _tar_rows(
         raise ConfigError(f"{uri} lies outside of --videos {root}; leave --videos out for tars")
     header = dict.fromkeys(key for sample in samples if isinstance(sample, Sample) for key in sample.values)
     if not header:
-        faults = [sample.detail for sample in samples if isinstance(sample, Fault)]
-        yield 1, iter([BadRow(0, "", Reason.BAD_ROW, f"{name}: {'; '.join(faults) or 'no samples'}", source=source)])
+        faults = [sample.detail for sample in samples if isinstance(sample, ParseError)]
+        yield (
+            1,
+            iter([BadRow(0, "", RejectReason.BAD_ROW, f"{name}: {'; '.join(faults) or 'no samples'}", source=source)]),
+        )
         return
     columns = config.columns
     if columns.videoid == "":  # ids are made of tar and key
@@ -139,12 +142,12 @@ def _tar_rows(
     members = _members(samples, name)
     context = replace(_context(config, roles, root, source), id_prefix=id_prefix, members=members)
     for number, sample in enumerate(samples, start=1):
-        if isinstance(sample, Fault):
-            yield 1, iter([BadRow(0, "", Reason.BAD_ROW, f"{name}: {sample.detail}", source=source)])
+        if isinstance(sample, ParseError):
+            yield 1, iter([BadRow(0, "", RejectReason.BAD_ROW, f"{name}: {sample.detail}", source=source)])
         else:
             yield (
                 number,
-                clips_of(number, Fault(sample.fault, sample.values) if sample.fault else sample.values, context),
+                clips_of(number, ParseError(sample.fault, sample.values) if sample.fault else sample.values, context),
             )
 
 
@@ -157,14 +160,14 @@ def _table_rows(
         context = replace(_context(config, roles, root, source), urls=config.fetch.urls)
         if roles.layout == "video2dataset":
             context = _of_video2dataset(context, uri, samples)
-            for fault in (sample for sample in samples or [] if isinstance(sample, Fault)):
+            for fault in (sample for sample in samples or [] if isinstance(sample, ParseError)):
                 detail = f"{_below(_tar_beside(uri), root)}: {fault.detail}"
-                yield 0, iter([BadRow(0, "", Reason.BAD_ROW, detail, source=source)])
+                yield 0, iter([BadRow(0, "", RejectReason.BAD_ROW, detail, source=source)])
         for number, record in enumerate(table.records, start=1):
             yield number, clips_of(number, record, context)
 
 
-def _context(config: ShardVideos, roles: Roles, root: str, source: str) -> Context:
+def _context(config: ShardVideos, roles: ColumnRoles, root: str, source: str) -> Context:
     shares = {"test": config.test_share, "val": config.val_share}
     return Context(roles, config.split, root, source=source, shares=shares, seed=config.sampling.seed)
 
@@ -177,12 +180,12 @@ def _of_video2dataset(context: Context, uri: str, samples: _Samples | None) -> C
     return replace(context, members=_members(samples, f"{folder}.tar"))
 
 
-def _members(samples: _Samples, name: str) -> dict[str, Place]:
+def _members(samples: _Samples, name: str) -> dict[str, VideoLocation]:
     """Where the video of each sample is; of equal keys the first one counts."""
-    members: dict[str, Place] = {}
+    members: dict[str, VideoLocation] = {}
     for sample in samples:
         if isinstance(sample, Sample) and sample.member:
-            place = Place(f"{name}/{sample.member}", offset=sample.offset, num_bytes=sample.num_bytes)
+            place = VideoLocation(f"{name}/{sample.member}", offset=sample.offset, num_bytes=sample.num_bytes)
             members.setdefault(sample.key.replace("/", "_"), place)
     return members
 
@@ -210,11 +213,11 @@ def _digest(uri: str, name: str) -> str:
     fs, path = storage.resolve(uri)
     try:
         if is_tar(uri):
-            info: dict[str, Any] = storage.patiently(uri, lambda: fs.info(path))
+            info: dict[str, Any] = storage.with_retries(uri, lambda: fs.info(path))
             version = info.get("ETag") or info.get("mtime") or ""  # a tar that is written anew may keep its size
             return hashlib.sha256(f"{name}:{info['size']}:{version}".encode()).hexdigest()
         digest = hashlib.sha256()
-        with storage.patiently(uri, lambda: fs.open(path, "rb", block_size=_HASHED_BYTES)) as file:
+        with storage.with_retries(uri, lambda: fs.open(path, "rb", block_size=_HASHED_BYTES)) as file:
             while data := file.read(_HASHED_BYTES):
                 digest.update(data)
         return digest.hexdigest()

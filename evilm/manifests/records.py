@@ -1,7 +1,7 @@
 """Tables of any format as a stream of records: CSV, TSV, JSON lines, Parquet, the text kinds also gzipped.
 
 One record is held at a time (one batch for Parquet), so that memory does not grow with the table. A record that can't
-be read becomes a `Fault` in its place; a file that can't be read is a `ManifestError` in one line.
+be read becomes a `ParseError` in its place; a file that can't be read is a `ManifestError` in one line.
 """
 
 import csv
@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 
 from evilm.errors import ManifestError, StorageError
 from evilm.io import storage
-from evilm.manifests.csv_reader import LINE_CHARS, Delimited, Fault
+from evilm.manifests.csv_reader import LINE_CHARS, CsvReader, ParseError
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ class Table:
     uri: str
     header: list[str]
     """Names of the columns; of JSON lines, the keys of the first records."""
-    records: Iterator[dict[str, Any] | Fault]
+    records: Iterator[dict[str, Any] | ParseError]
 
 
 @contextmanager
@@ -56,7 +56,7 @@ def open_table(uri: str) -> Iterator[Table]:
     fs, path = storage.resolve(uri)
     with ExitStack() as stack:
         try:
-            opened = storage.patiently(uri, lambda: fs.open(path, "rb", block_size=_BLOCK_BYTES))
+            opened = storage.with_retries(uri, lambda: fs.open(path, "rb", block_size=_BLOCK_BYTES))
             file: IO[bytes] = stack.enter_context(opened)
             head = file.read(_HEAD_BYTES)
             file.seek(0)
@@ -110,7 +110,7 @@ def is_text(text: str) -> bool:
     return True
 
 
-def _text(file: IO[bytes], head: bytes, uri: str) -> tuple[list[str], Iterator[dict[str, Any] | Fault]]:
+def _text(file: IO[bytes], head: bytes, uri: str) -> tuple[list[str], Iterator[dict[str, Any] | ParseError]]:
     """A CSV, TSV or JSON lines."""
     first = re.split(rb"[\r\n]", head.removeprefix(b"\xef\xbb\xbf").lstrip(b"\r\n"), maxsplit=1)[0]
     if not head.strip():
@@ -130,7 +130,7 @@ def _text(file: IO[bytes], head: bytes, uri: str) -> tuple[list[str], Iterator[d
         return _json_lines(_limited(lines), uri)
     name = uri.lower().removesuffix(".gz")
     is_tsv = name.endswith(".tsv") or (b"\t" in first and b"," not in first)
-    return _csv(Delimited(lines, "\t" if is_tsv else ","), uri)
+    return _csv(CsvReader(lines, "\t" if is_tsv else ","), uri)
 
 
 def _limited(lines: io.TextIOWrapper) -> Iterator[str]:
@@ -139,7 +139,7 @@ def _limited(lines: io.TextIOWrapper) -> Iterator[str]:
         yield line
 
 
-def _csv(table: Delimited, uri: str) -> tuple[list[str], Iterator[dict[str, Any] | Fault]]:
+def _csv(table: CsvReader, uri: str) -> tuple[list[str], Iterator[dict[str, Any] | ParseError]]:
     try:
         header = [name.strip() for name in table.header()]
     except csv.Error as error:
@@ -152,7 +152,7 @@ def _csv(table: Delimited, uri: str) -> tuple[list[str], Iterator[dict[str, Any]
     return header, table.records(header)
 
 
-def _json_lines(lines: Iterator[str], uri: str) -> tuple[list[str], Iterator[dict[str, Any] | Fault]]:
+def _json_lines(lines: Iterator[str], uri: str) -> tuple[list[str], Iterator[dict[str, Any] | ParseError]]:
     records = (_json_record(line) for line in lines if line.strip())
     peeked = list(itertools.islice(records, _PEEKED))
     header = dict.fromkeys(name for record in peeked if isinstance(record, dict) for name in record)
@@ -161,15 +161,15 @@ def _json_lines(lines: Iterator[str], uri: str) -> tuple[list[str], Iterator[dic
     return list(header), itertools.chain(peeked, records)
 
 
-def _json_record(line: str) -> dict[str, Any] | Fault:
+def _json_record(line: str) -> dict[str, Any] | ParseError:
     if len(line) >= LINE_CHARS:
-        return Fault(f"a line of {LINE_CHARS} characters and more")
+        return ParseError(f"a line of {LINE_CHARS} characters and more")
     try:
         record = json.loads(line)
     except (ValueError, RecursionError) as error:
         message = error.msg if isinstance(error, json.JSONDecodeError) else "nested or numbered beyond measure"
-        return Fault(f"no JSON: {message}")
-    return record if isinstance(record, dict) else Fault(f"a JSON {type(record).__name__}, not an object")
+        return ParseError(f"no JSON: {message}")
+    return record if isinstance(record, dict) else ParseError(f"a JSON {type(record).__name__}, not an object")
 
 
 def _holds_bytes(kind: pa.DataType) -> bool:
@@ -179,14 +179,14 @@ def _holds_bytes(kind: pa.DataType) -> bool:
     return is_bytes or pa.types.is_fixed_size_binary(kind) or any(map(_holds_bytes, fields))
 
 
-def _parquet(file: IO[bytes], uri: str) -> tuple[list[str], Iterator[dict[str, Any] | Fault]]:
+def _parquet(file: IO[bytes], uri: str) -> tuple[list[str], Iterator[dict[str, Any] | ParseError]]:
     table = pq.ParquetFile(file, buffer_size=1 << 20, pre_buffer=False)  # by pages, not by whole row groups
     # Columns of bytes hold videos, not words.
     names = [field.name for field in table.schema_arrow if not _holds_bytes(field.type)]
     if left := [name for name in table.schema_arrow.names if name not in names]:
         logger.info("%s: %s: columns of bytes are not read; videos belong into files, or into tars", uri, show(left))
 
-    def records() -> Iterator[dict[str, Any] | Fault]:
+    def records() -> Iterator[dict[str, Any] | ParseError]:
         for batch in table.iter_batches(_BATCH_ROWS, columns=names):
             try:
                 yield from batch.to_pylist()
@@ -196,17 +196,17 @@ def _parquet(file: IO[bytes], uri: str) -> tuple[list[str], Iterator[dict[str, A
     return names, records()
 
 
-def _parquet_record(batch: pa.RecordBatch) -> dict[str, Any] | Fault:
+def _parquet_record(batch: pa.RecordBatch) -> dict[str, Any] | ParseError:
     values, broken = {}, []
     for name, column in zip(batch.schema.names, batch.columns, strict=True):
         try:
             values[name] = column[0].as_py()
         except (ValueError, OverflowError):
             broken.append(name)
-    return Fault(f"no readable value in {show(broken)}", values) if broken else values
+    return ParseError(f"no readable value in {show(broken)}", values) if broken else values
 
 
-def _guarded(records: Iterable[dict[str, Any] | Fault], uri: str) -> Iterator[dict[str, Any] | Fault]:
+def _guarded(records: Iterable[dict[str, Any] | ParseError], uri: str) -> Iterator[dict[str, Any] | ParseError]:
     """The records; a file that breaks off in the middle is one clear error."""
     try:
         yield from records

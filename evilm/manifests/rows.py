@@ -10,10 +10,10 @@ from unicodedata import ucd_3_2_0 as unicode
 
 from evilm.config.data import VIDEO_ENDINGS
 from evilm.config.secrets import public_text, public_uri, unsigned, unsigned_text
-from evilm.manifests.layouts import KEY, Roles
-from evilm.manifests.records import Fault, as_text, is_text
+from evilm.manifests.layouts import KEY, ColumnRoles
+from evilm.manifests.records import ParseError, as_text, is_text
 from evilm.manifests.spans import Span, parse_captions, parse_list, parse_span, show_seconds
-from evilm.video.reasons import Reason
+from evilm.video.reasons import RejectReason
 from evilm.video.urls import flat_name, is_url
 
 SPLIT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
@@ -61,7 +61,7 @@ class BadRow:
 
     record: int
     clip_id: str
-    reason: Reason
+    reason: RejectReason
     detail: str = ""
     split: str = ""
     path: str = ""
@@ -70,7 +70,7 @@ class BadRow:
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class VideoLocation:
     """Where a video lies: the fields of a `ClipRow`."""
 
     path: str
@@ -84,7 +84,7 @@ class Place:
 class Context:
     """What the rows of one manifest have in common."""
 
-    roles: Roles
+    roles: ColumnRoles
     split: str
     """Split of rows that name none and are in no share."""
     root: str
@@ -99,45 +99,45 @@ class Context:
     """Put before every id; of tars whose keys repeat."""
     folder: str = ""
     """Folder of the videos where no column tells it."""
-    members: Mapping[str, Place] | None = None
+    members: Mapping[str, VideoLocation] | None = None
     """Where the video of each key is, if all lie in one tar."""
 
 
-class _Refused(Exception):
+class _Rejected(Exception):
     """The first thing that is wrong with a row."""
 
-    def __init__(self, reason: Reason, detail: str = "") -> None:
+    def __init__(self, reason: RejectReason, detail: str = "") -> None:
         super().__init__(reason, detail)
         self.reason, self.detail = reason, detail
 
 
-def clips_of(number: int, record: Mapping[str, Any] | Fault, context: Context) -> Iterator[ClipRow | BadRow]:
+def clips_of(number: int, record: Mapping[str, Any] | ParseError, context: Context) -> Iterator[ClipRow | BadRow]:
     """The clips of one record, mostly one; each that can't be used with the first thing that is wrong with it."""
     roles = context.roles
-    values = record.values if isinstance(record, Fault) else record
+    values = record.values if isinstance(record, ParseError) else record
     texts = {name: as_text(value) for name, value in values.items() if name}
     clip_id = texts.get(roles.videoid, "").strip()
     split, path = "", ""
     try:
         _check_text(texts)
-        if isinstance(record, Fault):
-            raise _Refused(Reason.BAD_ROW, record.detail)
+        if isinstance(record, ParseError):
+            raise _Rejected(RejectReason.BAD_ROW, record.detail)
         clip_id = clip_id or _id_from_place(texts, roles)
         named = texts.get(roles.split, "").strip()
         given = named or context.split
         if not SPLIT.fullmatch(given):
-            raise _Refused(Reason.BAD_ROW, f"split {given[:100]!r}")
+            raise _Rejected(RejectReason.BAD_ROW, f"split {given[:100]!r}")
         split = given
         if "/" in clip_id:
-            raise _Refused(Reason.PATH_UNSAFE, "'/' in the id")
+            raise _Rejected(RejectReason.PATH_UNSAFE, "'/' in the id")
         if any(unicode.category(character) == "Cc" for character in clip_id):
-            raise _Refused(Reason.BAD_ROW, "a control character in the id")
+            raise _Rejected(RejectReason.BAD_ROW, "a control character in the id")
         clip_id = context.id_prefix + clip_id
         place = _place(clip_id, record, texts, context)
         path = public_uri(place.path)
         split = split if named else _split_of(place, context)
         yield from _spans(number, clip_id, split, place, record, texts, context)
-    except _Refused as refused:
+    except _Rejected as refused:
         yield _bad(number, clip_id, refused, split, path, context)
 
 
@@ -173,10 +173,10 @@ def count_reasons(rows: Iterable[BadRow]) -> dict[str, int]:
 
 def _check_text(texts: Mapping[str, str]) -> None:
     if not is_text("".join((*texts, *texts.values()))):
-        raise _Refused(Reason.BAD_ROW, "not UTF-8")
+        raise _Rejected(RejectReason.BAD_ROW, "not UTF-8")
 
 
-def _id_from_place(texts: Mapping[str, str], roles: Roles) -> str:
+def _id_from_place(texts: Mapping[str, str], roles: ColumnRoles) -> str:
     """The id of a row whose manifest has no column of ids: its path without ending, or a digest of its URL."""
     if not roles.videoid:
         if key := texts.get(KEY, ""):
@@ -187,10 +187,10 @@ def _id_from_place(texts: Mapping[str, str], roles: Roles) -> str:
             return flat_name(posixpath.normpath(stem).strip("/"))
         if path or url:
             return hashlib.blake2b(unsigned(path or url).encode(), digest_size=8).hexdigest()
-    raise _Refused(Reason.MISSING_ID)
+    raise _Rejected(RejectReason.MISSING_ID)
 
 
-def _split_of(place: Place, context: Context) -> str:
+def _split_of(place: VideoLocation, context: Context) -> str:
     """Draw the split of a source video by a hash of where it lies, so that all its clips are on one side."""
     digest = hashlib.blake2b(f"split\0{context.seed}\0{unsigned(place.path)}".encode(), digest_size=8).digest()
     drawn = int.from_bytes(digest) / 2**64
@@ -201,39 +201,39 @@ def _split_of(place: Place, context: Context) -> str:
     return context.split
 
 
-def _place(clip_id: str, record: Mapping[str, Any], texts: Mapping[str, str], context: Context) -> Place:
+def _place(clip_id: str, record: Mapping[str, Any], texts: Mapping[str, str], context: Context) -> VideoLocation:
     """Where the video of a row is."""
     roles = context.roles
     if roles.layout == "video2dataset" and (status := texts.get("status", "success")) != "success":
         message = public_text(texts.get("error_message", ""))[:200]
-        raise _Refused(Reason.MISSING_FILE, f"video2dataset says {status[:100]}: {message}")
+        raise _Rejected(RejectReason.MISSING_FILE, f"video2dataset says {status[:100]}: {message}")
     clip_id = clip_id.removeprefix(context.id_prefix)
     name = texts.get(KEY) or (texts.get("key", "") if roles.layout == "video2dataset" else "") or clip_id
     if context.members is not None:
         if name not in context.members:
-            raise _Refused(Reason.MISSING_FILE, "no video of that name in its tar")
+            raise _Rejected(RejectReason.MISSING_FILE, "no video of that name in its tar")
         return context.members[name]
     url = texts.get(roles.url, "").strip() if context.urls else ""
     path = texts.get(roles.path, "").strip()
     if is_url(path):
         _check_path(path)
-        return Place(path)
+        return VideoLocation(path)
     if not context.root:
         if not url:
-            raise _Refused(
-                Reason.MISSING_FILE, "no URL" if context.urls else "a path below --videos, which is not given"
+            raise _Rejected(
+                RejectReason.MISSING_FILE, "no URL" if context.urls else "a path below --videos, which is not given"
             )
         _check_path(url)
-        return Place(url)
+        return VideoLocation(url)
     if roles.path:
         if not path and not url:
-            raise _Refused(Reason.MISSING_FILE, "no path")
+            raise _Rejected(RejectReason.MISSING_FILE, "no path")
         if path:
-            return Place(_below(path, context.root), url=url)
+            return VideoLocation(_below(path, context.root), url=url)
         _check_path(url)
-        return Place(url)
+        return VideoLocation(url)
     folder = texts.get(roles.page_dir, "").strip() if roles.page_dir else context.folder
-    return Place(_below(f"{folder}/{name}" if folder else name, context.root), needs_ending=True, url=url)
+    return VideoLocation(_below(f"{folder}/{name}" if folder else name, context.root), needs_ending=True, url=url)
 
 
 def _below(path: str, root: str) -> str:
@@ -241,30 +241,30 @@ def _below(path: str, root: str) -> str:
     if _SCHEME.match(path):
         prefix = root.rstrip("/") + "/"
         if not path.startswith(prefix):
-            raise _Refused(Reason.PATH_UNSAFE, f"a {path.partition(':')[0]} URL outside of the video root")
+            raise _Rejected(RejectReason.PATH_UNSAFE, f"a {path.partition(':')[0]} URL outside of the video root")
         path = path[len(prefix) :]
     elif root.startswith("/") and path.startswith(root.rstrip("/") + "/"):
         path = path[len(root.rstrip("/")) :].lstrip("/")
     _check_path(path)
     if path.startswith("/"):
-        raise _Refused(Reason.PATH_UNSAFE, "an absolute path outside of the video root")
+        raise _Rejected(RejectReason.PATH_UNSAFE, "an absolute path outside of the video root")
     if ".." in path.split("/"):
-        raise _Refused(Reason.PATH_UNSAFE, "'..' in the path")
+        raise _Rejected(RejectReason.PATH_UNSAFE, "'..' in the path")
     if "\\" in path:
-        raise _Refused(Reason.PATH_UNSAFE, "'\\' in the path")
+        raise _Rejected(RejectReason.PATH_UNSAFE, "'\\' in the path")
     return posixpath.normpath(path)
 
 
 def _check_path(path: str) -> None:
     if any(ord(character) < 32 for character in path):
-        raise _Refused(Reason.PATH_UNSAFE, "a control character in the path")
+        raise _Rejected(RejectReason.PATH_UNSAFE, "a control character in the path")
 
 
 def _spans(
     number: int,
     clip_id: str,
     split: str,
-    place: Place,
+    place: VideoLocation,
     record: Mapping[str, Any],
     texts: Mapping[str, str],
     context: Context,
@@ -308,27 +308,27 @@ def _spans(
         return
     captions = parse_list(value) or [value] * len(pairs)
     if not pairs or len(captions) != len(pairs):
-        reason = Reason.BAD_ROW if pairs else Reason.BAD_SPAN
-        raise _Refused(reason, f"{len(captions)} captions for {len(pairs)} spans")
+        reason = RejectReason.BAD_ROW if pairs else RejectReason.BAD_SPAN
+        raise _Rejected(reason, f"{len(captions)} captions for {len(pairs)} spans")
     lists = {name: items for name in extra if (items := parse_list(record[name])) and len(items) == len(pairs)}
     for n, (pair, caption) in enumerate(zip(pairs, captions, strict=True)):
         own = {name: unsigned_text(as_text(lists[name][n])) if name in lists else text for name, text in extra.items()}
         try:
             if not isinstance(pair, list | tuple) or len(pair) != 2:
-                raise _Refused(Reason.BAD_SPAN, f"no [start, end]: {str(pair)[:60]!r}")
+                raise _Rejected(RejectReason.BAD_SPAN, f"no [start, end]: {str(pair)[:60]!r}")
             yield clip(f"{clip_id}_{n}", _span(*pair), caption, own)
-        except _Refused as refused:
+        except _Rejected as refused:
             yield _bad(number, f"{clip_id}_{n}", refused, split, public_uri(place.path), context)
 
 
-def _pairs(record: Mapping[str, Any], roles: Roles) -> list[Any] | None:
+def _pairs(record: Mapping[str, Any], roles: ColumnRoles) -> list[Any] | None:
     """The [start, end] pairs of a record: a list of them, lists of starts and of ends; None where it holds neither."""
     starts = parse_list(record.get(roles.start)) if roles.start else None
     if starts is None or not roles.end:
         return starts
     ends = parse_list(record.get(roles.end)) or []
     if len(starts) != len(ends):
-        raise _Refused(Reason.BAD_SPAN, f"{len(starts)} starts and {len(ends)} ends")
+        raise _Rejected(RejectReason.BAD_SPAN, f"{len(starts)} starts and {len(ends)} ends")
     return list(zip(starts, ends, strict=True))
 
 
@@ -341,7 +341,7 @@ def _span(start: Any, end: Any) -> Span:
     try:
         return parse_span(start, end)
     except ValueError as error:
-        raise _Refused(Reason.BAD_SPAN, str(error)) from None
+        raise _Rejected(RejectReason.BAD_SPAN, str(error)) from None
 
 
 def _captions(value: Any) -> tuple[str, ...]:
@@ -349,11 +349,11 @@ def _captions(value: Any) -> tuple[str, ...]:
     several = parse_captions(value)
     if several is None:
         return (_caption(value),)
-    captions, refused = list[str](), _Refused(Reason.EMPTY_CAPTION)
+    captions, refused = list[str](), _Rejected(RejectReason.EMPTY_CAPTION)
     for caption in several:
         try:
             captions.append(_caption(caption))
-        except _Refused as error:
+        except _Rejected as error:
             refused = error
     if not captions:
         raise refused
@@ -363,17 +363,17 @@ def _captions(value: Any) -> tuple[str, ...]:
 def _caption(value: Any) -> str:
     if isinstance(value, dict):
         keys = ", ".join(map(str, value))[:80]
-        raise _Refused(Reason.BAD_CAPTION, f"an object with {keys}, not a text; make one of them the column")
+        raise _Rejected(RejectReason.BAD_CAPTION, f"an object with {keys}, not a text; make one of them the column")
     text = as_text(value)
     if "\0" in text:
-        raise _Refused(Reason.BAD_CAPTION, "NUL character")
+        raise _Rejected(RejectReason.BAD_CAPTION, "NUL character")
     caption = clean_caption(text)
     if not caption:
-        raise _Refused(Reason.EMPTY_CAPTION)
+        raise _Rejected(RejectReason.EMPTY_CAPTION)
     return caption
 
 
-def _bad(number: int, clip_id: str, refused: _Refused, split: str, path: str, context: Context) -> BadRow:
+def _bad(number: int, clip_id: str, refused: _Rejected, split: str, path: str, context: Context) -> BadRow:
     detail = refused.detail.encode(errors="replace").decode()
     clip_id = clip_id.encode(errors="replace").decode()
     return BadRow(number, clip_id, refused.reason, detail, split, path, context.source)

@@ -10,7 +10,7 @@ from evilm.config.data import VIDEO_ENDINGS
 from evilm.errors import ManifestError, StorageError
 from evilm.io import storage
 from evilm.manifests.layouts import KEY
-from evilm.manifests.records import Fault, is_text
+from evilm.manifests.records import ParseError, is_text
 
 _TEXT_BYTES = 1 << 20
 _BLOCK_BYTES = 1 << 16  # one range read gives a sample's texts and the next header
@@ -41,20 +41,20 @@ class Sample:
     fault: str = ""
 
 
-def read_tar(uri: str) -> Iterator[Sample | Fault]:
-    """The samples of a tar. One that was cut off gives the whole samples before the cut and a `Fault`.
+def read_tar(uri: str) -> Iterator[Sample | ParseError]:
+    """The samples of a tar. One that was cut off gives the whole samples before the cut and a `ParseError`.
 
     Raises:
         ManifestError: no such file, or no tar that can be read in place.
     """
     fs, path = storage.resolve(uri)
     try:
-        with storage.patiently(uri, lambda: fs.open(path, "rb", block_size=_BLOCK_BYTES)) as file:
+        with storage.with_retries(uri, lambda: fs.open(path, "rb", block_size=_BLOCK_BYTES)) as file:
             head = file.read(512)
             if head[:2] == b"\x1f\x8b":
                 raise ManifestError(f"{uri} is a compressed tar; unpack it to .tar, videos gain nothing from gzip")
             if not head:
-                yield Fault("an empty tar")
+                yield ParseError("an empty tar")
                 return
             file.seek(0)
             yield from _samples(file)
@@ -66,7 +66,7 @@ def read_tar(uri: str) -> Iterator[Sample | Fault]:
         raise ManifestError(f"cannot read {uri}: {error.strerror or type(error).__name__}") from None
 
 
-def merge_samples(samples: Iterable[Sample | Fault]) -> Iterator[Sample | Fault]:
+def merge_samples(samples: Iterable[Sample | ParseError]) -> Iterator[Sample | ParseError]:
     """Join samples of one key of which one has only the video and another only what is said about it.
 
     Their members do not follow each other in the tar, as in one that was packed ending by ending.
@@ -95,9 +95,9 @@ def split_key(name: str) -> tuple[str, str]:
     return f"{folder}{slash}{stem}", (dot + ending).lower()
 
 
-def _samples(file: IO[bytes]) -> Iterator[Sample | Fault]:
+def _samples(file: IO[bytes]) -> Iterator[Sample | ParseError]:
     """Samples as their members follow each other; the last one before a cut only if nothing of it is missing."""
-    sample, count, usual, problem = None, 0, 1, _Problem()
+    sample, count, usual, problem = None, 0, 1, _BadMember()
     for member in _members(file, problem):
         name = member.name.removeprefix("./")
         key, ending = split_key(name)
@@ -115,11 +115,11 @@ def _samples(file: IO[bytes]) -> Iterator[Sample | Fault]:
         count += 1
         yield _finished(sample)
     if problem.text:
-        yield Fault(f"{problem.text} after {count} samples")
+        yield ParseError(f"{problem.text} after {count} samples")
 
 
 @dataclass(slots=True)
-class _Problem:
+class _BadMember:
     """What is wrong with a tar, and the key of the member that was met with it."""
 
     text: str = ""
@@ -137,7 +137,7 @@ class _Header(tarfile.TarInfo):
         return header
 
 
-def _members(file: IO[bytes], problem: _Problem) -> Iterator[tarfile.TarInfo]:
+def _members(file: IO[bytes], problem: _BadMember) -> Iterator[tarfile.TarInfo]:
     """The members of a tar whose bytes are all there, and of others that were appended to it by `cat`, without
     folders; why there are no more is left in `problem`."""
     size, begin = file.seek(0, 2), 0
@@ -146,7 +146,7 @@ def _members(file: IO[bytes], problem: _Problem) -> Iterator[tarfile.TarInfo]:
         begin = yield from _members_of_one(file, size, problem)
 
 
-def _members_of_one(file: IO[bytes], size: int, problem: _Problem) -> Generator[tarfile.TarInfo, None, int | None]:
+def _members_of_one(file: IO[bytes], size: int, problem: _BadMember) -> Generator[tarfile.TarInfo, None, int | None]:
     """The members of the tar that begins where `file` stands; where the next one begins, None if there is none."""
     begin = file.tell()
     try:

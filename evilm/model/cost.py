@@ -15,9 +15,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from evilm.config import presets
 from evilm.config.base import validate
-from evilm.config.models import StudentConfig
+from evilm.config.models import EViLMConfig
 from evilm.errors import ConfigError
-from evilm.model.evilm_model import Student
+from evilm.model.evilm_model import EViLMModel
 
 TABLE_8 = {
     "textual embedding": "1.2M",
@@ -44,7 +44,7 @@ NOTES = (
 _UNITS = {"M": 10**6, "K": 10**3}
 
 
-def parameter_rows(student: Student) -> dict[str, int]:
+def parameter_rows(student: EViLMModel) -> dict[str, int]:
     """Exact parameters in the rows of Table 8, total included."""
     bert = student.text_encoder.bert
     rows = {
@@ -61,7 +61,7 @@ def parameter_rows(student: Student) -> dict[str, int]:
     return rows | {"total": sum(rows.values())}
 
 
-def extra_rows(student: Student) -> dict[str, int]:
+def extra_rows(student: EViLMModel) -> dict[str, int]:
     """Parameters that Table 8 has no row for."""
     tables = {"temporal embedding": student.temporal_embedding, "spatial embedding": student.spatial_embedding}
     rows = {name: 0 if table is None else table.numel() for name, table in tables.items()}
@@ -88,7 +88,7 @@ def agreement(count: int, printed: str) -> str:
     return "cut off" if at_precision(count, printed, ROUND_DOWN) == printed else "no"
 
 
-def macs(student: Student, num_words: int = 30) -> dict[str, int]:
+def macs(student: EViLMModel, num_words: int = 30) -> dict[str, int]:
     """MACs of one forward pass, one clip and one caption of `num_words` word pieces, by component, total included."""
     config = student.config
     frames = torch.zeros(1, config.num_frames, config.input_px, config.input_px, 3, dtype=torch.uint8)
@@ -116,9 +116,9 @@ def macs(student: Student, num_words: int = 30) -> dict[str, int]:
     return counts | {"total": sum(counts.values())}
 
 
-def report(config: StudentConfig, num_words: int = 30) -> dict[str, Any]:
+def report(config: EViLMConfig, num_words: int = 30) -> dict[str, Any]:
     """All figures as JSON-able data."""
-    student = Student(config, pretrained_video=False)
+    student = EViLMModel(config, pretrained_video=False)
     ours = parameter_rows(student)
     rows = [
         {
@@ -169,7 +169,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     try:
         section = presets.load(options.config).get("pretrain", {}).get("arch", {})
-        config = validate(StudentConfig, section, where=options.config)
+        config = validate(EViLMConfig, section, where=options.config)
     except ConfigError as error:
         parser.error(str(error))
     if not 1 <= options.words <= config.text_positions:

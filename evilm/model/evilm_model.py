@@ -7,7 +7,7 @@ from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor, nn
 
 from evilm.config.base import validate
-from evilm.config.models import StudentConfig
+from evilm.config.models import EViLMConfig
 from evilm.errors import ConfigError
 from evilm.model import checkpoint_folder, pretrained
 from evilm.model.heads import MatchHead, MlmHead, MvmHead
@@ -29,7 +29,7 @@ class DecoderOutput(NamedTuple):
     regions: Float[Tensor, "clip region dim"]
 
 
-class Student(nn.Module):
+class EViLMModel(nn.Module):
     """E-ViLM. The defaults of its config give Table 8 to the digit: 16,313,514 parameters.
 
     `tokens` holds three rows, the [CLS] vector, t_L and t_V: just the 3 x 384 = 1,152 that Table 8 calls token types.
@@ -37,7 +37,7 @@ class Student(nn.Module):
     any pairing.
     """
 
-    def __init__(self, config: StudentConfig, pretrained_video: bool = True) -> None:
+    def __init__(self, config: EViLMConfig, pretrained_video: bool = True) -> None:
         """Build with fresh weights, but for the video encoder's where the config names them and they are wanted."""
         super().__init__()
         self.config = config
@@ -140,7 +140,7 @@ class Student(nn.Module):
     @classmethod
     def from_pretrained(
         cls, uri: str, dtype: str | torch.dtype | None = None, device: str | torch.device = "cpu"
-    ) -> "Student":
+    ) -> "EViLMModel":
         """The model saved at `uri`, in eval mode.
 
         Args:
@@ -155,14 +155,14 @@ class Student(nn.Module):
         place = pretrained.as_device(device)
         kept = checkpoint_folder.read_model(uri, PREFIX)
         content = pretrained.read_config(uri, KIND)
-        config = validate(StudentConfig, content["config"], where=uri)
+        config = validate(EViLMConfig, content["config"], where=uri)
         wanted = pretrained.as_dtype(dtype or content.get("dtype", "float32"))
         with torch.random.fork_rng(devices=[]):  # the weights drawn here are overwritten; leave the caller's seed alone
             student = cls(config, pretrained_video=False)
         pretrained.load_into(student, pretrained.read_weights(uri, WEIGHTS) if kept is None else kept, uri)
         return student.cast(wanted).to(place).eval()
 
-    def cast(self, dtype: torch.dtype) -> "Student":
+    def cast(self, dtype: torch.dtype) -> "EViLMModel":
         """Store the weights in another dtype; pixels are normalised in float32 all the same."""
         if dtype != self.dtype:
             self.to(dtype)

@@ -15,10 +15,10 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from evilm.config.models import StudentConfig
+from evilm.config.models import EViLMConfig
 from evilm.errors import ConfigError
 from evilm.io import storage
-from evilm.model.evilm_model import Student
+from evilm.model.evilm_model import EViLMModel
 from evilm.model.preprocess import Preprocessor, Video
 from evilm.text.vocab import Vocab
 
@@ -52,7 +52,7 @@ class Texts:
         return Texts(*(part[places, :longest] for part in (self.words, self.padding, self.word_ids)))
 
 
-class Guess(NamedTuple):
+class Prediction(NamedTuple):
     """A predicted word or code, and its probability."""
 
     value: str | int
@@ -68,7 +68,7 @@ Captions = Sequence[str] | Texts
 class EViLM:
     """A student with the vocabulary and the preprocessing that belong to it. Paper: Eq. 1-2."""
 
-    def __init__(self, student: Student, vocab: Vocab, preprocessor: Preprocessor) -> None:
+    def __init__(self, student: EViLMModel, vocab: Vocab, preprocessor: Preprocessor) -> None:
         self.student, self.vocab, self.preprocessor = student.eval(), vocab, preprocessor
         if vocab.size != student.config.vocab_size:
             raise ConfigError(
@@ -93,7 +93,7 @@ class EViLM:
             ConfigError: a dtype or device that can't be used, or another model's vocabulary.
         """
         place = str(uri)
-        student = Student.from_pretrained(place, dtype, device)
+        student = EViLMModel.from_pretrained(place, dtype, device)
         vocab = Vocab.load(storage.join(place, VOCAB))
         return cls(student, vocab, Preprocessor.load(place, student.config))
 
@@ -156,26 +156,26 @@ class EViLM:
         return np.concatenate(rows) if rows else np.empty(0, dtype=np.float32)
 
     @torch.inference_mode()
-    def fill_words(self, video: Video | None, caption: str, top: int = 5) -> list[list[Guess]]:
+    def fill_words(self, video: Video | None, caption: str, top: int = 5) -> list[list[Prediction]]:
         """For each [MASK] of a caption the likeliest words, seen with the video, or without any (None)."""
         texts = self._encode([self._word_ids(caption)])
         regions = None if video is None else self.embed_videos([video])
         states = self.student.decode(regions, texts.words, texts.padding).words
         hidden = texts.word_ids == self.vocab.mask_id
         chances = self.student.mlm_logits(states[hidden]).float().softmax(-1)
-        return [[Guess(self.vocab.pieces[i], p) for i, p in zip(*_top(row, top), strict=True)] for row in chances]
+        return [[Prediction(self.vocab.pieces[i], p) for i, p in zip(*_top(row, top), strict=True)] for row in chances]
 
     @torch.inference_mode()
     def fill_regions(
         self, video: Video, caption: str, mask: Bool[np.ndarray, "frame grid grid"], top: int = 5
-    ) -> list[list[Guess]]:
+    ) -> list[list[Prediction]]:
         """For each hidden region of a video, in order, the likeliest codes of the video tokenizer."""
         texts = self.embed_texts([caption])
         regions = self.embed_videos([video], mask[None])
         states = self.student.decode(regions, texts.words, texts.padding).regions
         hidden = torch.from_numpy(mask[None]).flatten(1).to(states.device)
         chances = self.student.mvm_logits(states[hidden]).float().softmax(-1)
-        return [[Guess(i, p) for i, p in zip(*_top(row, top), strict=True)] for row in chances]
+        return [[Prediction(i, p) for i, p in zip(*_top(row, top), strict=True)] for row in chances]
 
     def _match(self, regions: Tensor, texts: Texts) -> np.ndarray:
         logits = self.student.match_logits(self.student.decode(regions, texts.words, texts.padding).cls)
@@ -211,7 +211,7 @@ class EViLM:
         return [self.vocab.cls_id, *ids[: self.student.config.max_words - 2], self.vocab.sep_id]
 
 
-def save_rules(place: str, vocab: Vocab, preprocessor: Preprocessor, config: StudentConfig) -> None:
+def save_rules(place: str, vocab: Vocab, preprocessor: Preprocessor, config: EViLMConfig) -> None:
     """Write vocabulary and preprocessing beside the weights of a model."""
     vocab.save(storage.join(place, VOCAB))
     # With this, transformers' BertTokenizer loads the vocabulary folder and cuts captions alike.

@@ -13,13 +13,13 @@ from jaxtyping import UInt8
 
 from evilm.config.base import validate
 from evilm.config.data import FramesConfig
-from evilm.config.models import StudentConfig
+from evilm.config.models import EViLMConfig
 from evilm.errors import CheckpointError, ConfigError, DecodeError, ShardError
 from evilm.io import storage
 from evilm.model.video_encoder import IMAGENET_MEAN, IMAGENET_STD
 from evilm.shards import decode_frames
 from evilm.video.decoder_process import Decoder
-from evilm.video.reasons import Reason
+from evilm.video.reasons import RejectReason
 from evilm.video.resize import fit, resize
 
 PREPROCESSOR = "preprocessor_config.json"
@@ -72,7 +72,7 @@ class Preprocessor:
                     clip = self._decoder.decode(path, uri)
                 return list(decode_frames(clip.frames))
             except FileNotFoundError:
-                raise DecodeError(Reason.MISSING_FILE, uri) from None
+                raise DecodeError(RejectReason.MISSING_FILE, uri) from None
             except DecodeError as error:
                 raise DecodeError(error.reason, f"{uri} {error.detail}".strip()) from None
 
@@ -84,12 +84,12 @@ class Preprocessor:
             return frame
         return resize(np.ascontiguousarray(frame), fit(frame.shape[1], frame.shape[0], side, self.frames.resize), side)
 
-    def save(self, uri: str, config: StudentConfig) -> None:
+    def save(self, uri: str, config: EViLMConfig) -> None:
         """Write the rules beside the model."""
         storage.write_json(storage.join(uri, PREPROCESSOR), self._content(config))
 
     @classmethod
-    def load(cls, uri: str, config: StudentConfig) -> Self:
+    def load(cls, uri: str, config: EViLMConfig) -> Self:
         """The rules beside a model.
 
         Raises:
@@ -110,7 +110,7 @@ class Preprocessor:
                 )
         return rules
 
-    def _content(self, config: StudentConfig) -> dict[str, Any]:
+    def _content(self, config: EViLMConfig) -> dict[str, Any]:
         """By the names that transformers has for them, and all that makes frames out of a video under `frames`."""
         return {
             "processor_class": "EViLM",
@@ -136,7 +136,7 @@ def _decode_jpeg(jpeg: bytes, max_pixels: int) -> np.ndarray:
     try:
         height, width = (int(side) for side in simplejpeg.decode_jpeg_header(jpeg)[:2])
         if height * width > max_pixels:
-            raise DecodeError(Reason.TOO_LARGE, f"a frame of {width} x {height} pixels, allowed are {max_pixels}")
+            raise DecodeError(RejectReason.TOO_LARGE, f"a frame of {width} x {height} pixels, allowed are {max_pixels}")
         return simplejpeg.decode_jpeg(jpeg, colorspace="RGB", fastdct=False, fastupsample=False)
     except (ValueError, TypeError) as error:
-        raise DecodeError(Reason.DECODE_ERROR, f"a frame that is no JPEG ({error})") from None
+        raise DecodeError(RejectReason.DECODE_ERROR, f"a frame that is no JPEG ({error})") from None

@@ -3,13 +3,13 @@
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
-from evilm.config.models import StudentConfig
+from evilm.config.models import EViLMConfig
 
 
 class TextEncoder(nn.Module):
     """BERT of 12 layers x 128 by default, without pooler, always from scratch. Paper: Sec. 4.1, Table 8."""
 
-    def __init__(self, config: StudentConfig) -> None:
+    def __init__(self, config: EViLMConfig) -> None:
         from transformers.models.bert import BertConfig, BertModel  # seconds, which only who builds a model should pay
 
         super().__init__()

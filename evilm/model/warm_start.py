@@ -13,10 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from evilm.config.models import StudentConfig, VideoTokenizerConfig
+from evilm.config.models import EViLMConfig, VideoTokenizerConfig
 from evilm.errors import CheckpointError
 from evilm.io import storage
-from evilm.model.evilm_model import Student
+from evilm.model.evilm_model import EViLMModel
 from evilm.model.identity import read_objectives
 from evilm.model.inference import VOCAB
 from evilm.model.tokenizers.semantic_vq import VideoTokenizer
@@ -56,7 +56,7 @@ class WarmStart:
         )
 
 
-def start_student(config: StudentConfig, uri: str, vocab: Vocab, tokenizer: str) -> tuple[Student, WarmStart]:
+def start_model(config: EViLMConfig, uri: str, vocab: Vocab, tokenizer: str) -> tuple[EViLMModel, WarmStart]:
     """Build a student whose weights start from those of another.
 
     Args:
@@ -70,8 +70,8 @@ def start_student(config: StudentConfig, uri: str, vocab: Vocab, tokenizer: str)
         CheckpointError: no student is there, it is damaged, or nothing of it fits.
         VocabError: its vocabulary is missing.
     """
-    old = Student.from_pretrained(uri, dtype=torch.float32)
-    student = Student(config, pretrained_video=old.config.video_encoder != config.video_encoder)
+    old = EViLMModel.from_pretrained(uri, dtype=torch.float32)
+    student = EViLMModel(config, pretrained_video=old.config.video_encoder != config.video_encoder)
     words, codes = _by_piece(_vocab_of(uri, old.config.vocab_size), vocab), read_objectives(uri)[1]
     changes: dict[str, Change] = {
         "text_encoder.bert.embeddings.word_embeddings.weight": words,

@@ -9,7 +9,7 @@ from torch import nn
 from evilm.model.losses import LossSum
 
 
-class Scores(Protocol):
+class ObjectiveScores(Protocol):
     """Collects what an evaluation measures, batch by batch, worker by worker."""
 
     def add(self, batch: Any, device: torch.device) -> None:
@@ -59,6 +59,6 @@ class Objective(nn.Module):
     def drop_counts(self) -> None:
         """Forget what was counted: this worker has got a copy of rank 0's state, and would count it twice."""
 
-    def scores(self) -> Scores:
+    def scores(self) -> ObjectiveScores:
         """A fresh collection of this objective's scores."""
         raise NotImplementedError

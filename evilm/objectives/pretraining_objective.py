@@ -15,7 +15,7 @@ from evilm.config.training import ObjectivesConfig
 from evilm.dataloader.collate import PretrainBatch
 from evilm.dataloader.color_jitter import jitter_colours
 from evilm.dataloader.masking import IGNORE
-from evilm.model.evilm_model import Student
+from evilm.model.evilm_model import EViLMModel
 from evilm.model.losses import LossSum, mlm_loss, mvm_loss, vtm_loss
 from evilm.objectives.objective import Objective
 
@@ -23,7 +23,7 @@ from evilm.objectives.objective import Objective
 class PretrainObjective(Objective):
     """E-ViLM with its three losses. Paper: Eq. 3 and 8, Sec. 3.4."""
 
-    def __init__(self, student: Student, settings: ObjectivesConfig, pool_clips: int = 0) -> None:
+    def __init__(self, student: EViLMModel, settings: ObjectivesConfig, pool_clips: int = 0) -> None:
         """Losses of a student.
 
         Args:
@@ -145,7 +145,7 @@ class PretrainScores:
         return {"loss": loss} | metrics | codes | matched
 
 
-def match_wins(student: Student, batch: PretrainBatch, pool_clips: int) -> Float[Tensor, "2"]:
+def match_wins(student: EViLMModel, batch: PretrainBatch, pool_clips: int) -> Float[Tensor, "2"]:
     """Match each clip against each caption of its pool of the batch, with nothing masked.
 
     Returns:

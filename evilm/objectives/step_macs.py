@@ -2,17 +2,17 @@
 
 from dataclasses import dataclass
 
-from evilm.config.models import StudentConfig, VideoTokenizerConfig
+from evilm.config.models import EViLMConfig, VideoTokenizerConfig
 from evilm.config.training import ObjectivesConfig
 from evilm.dataloader.masking import num_masked
 from evilm.model import cost
-from evilm.model.evilm_model import Student
+from evilm.model.evilm_model import EViLMModel
 
 _MLP_RATIO = 4  # of the blocks of a ViT
 
 
 @dataclass(frozen=True)
-class Work:
+class StepWork:
     """MACs of forward passes, per clip, and what workers exchange."""
 
     encoder_macs: float
@@ -31,16 +31,16 @@ class Work:
 
 
 def work_of(
-    student: StudentConfig, tokenizer: VideoTokenizerConfig, objectives: ObjectivesConfig, num_words: int
-) -> Work:
+    student: EViLMConfig, tokenizer: VideoTokenizerConfig, objectives: ObjectivesConfig, num_words: int
+) -> StepWork:
     """The work of a step on captions of `num_words` word pieces, all of the same length."""
-    model = Student(student, pretrained_video=False)
+    model = EViLMModel(student, pretrained_video=False)
     encoder, other = step_macs(model, objectives, num_words)
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    return Work(encoder, other, tokenizer_macs(tokenizer, student.num_frames), 4 * trained)
+    return StepWork(encoder, other, tokenizer_macs(tokenizer, student.num_frames), 4 * trained)
 
 
-def step_macs(student: Student, objectives: ObjectivesConfig, num_words: int) -> tuple[float, float]:
+def step_macs(student: EViLMModel, objectives: ObjectivesConfig, num_words: int) -> tuple[float, float]:
     """Forward MACs of one clip in a step, those of the video encoder and all else.
 
     The video is encoded once; matching takes a second caption and a second pass through the decoder. Heads see hidden

@@ -221,7 +221,7 @@ def _persistently(uri: str, what: str, read: Callable[[], T]) -> T:
     """
     for wait in (*_WAITS_S, None):
         try:
-            return storage.patiently(uri, read)  # retries what object stores refuse in passing
+            return storage.with_retries(uri, read)  # retries what object stores refuse in passing
         except (OSError, pa.ArrowException, IndexError, KeyError) as error:
             cause = error.__cause__ or error
             if wait is not None and isinstance(cause, OSError) and cause.errno in _HICCUPS:

@@ -193,7 +193,7 @@ def _write(path: str, folder: str, kind: str, shards: Sequence[ShardInfo]) -> No
     """Write a side file to a local path; few shards are held at a time."""
     schema, read = (_TEXTS, _texts) if kind == CAPTIONS else (_FOOTER, _footer)
     uris = (storage.join(folder, shard.file) for shard in shards)
-    with storage.explained(path), pa.ipc.new_file(path, schema) as writer:
+    with storage.storage_errors(path), pa.ipc.new_file(path, schema) as writer:
         for batch in _side_by_side(read, uris):
             writer.write_batch(batch)
 

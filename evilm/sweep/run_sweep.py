@@ -16,7 +16,7 @@ from evilm.config.sweep_space import Space, read_space
 from evilm.errors import ConfigError, UsageError
 from evilm.io import storage
 from evilm.io.outputs import Output
-from evilm.sweep.shared_inputs import Ground, Shared
+from evilm.sweep.shared_inputs import SharedInputs, SharedPlaces
 from evilm.sweep.sweep_plan import make_plan
 from evilm.sweep.sweep_results import Setting, Tried, best_preset, rank, results_csv, results_json, results_table
 from evilm.sweep.trial_folder import Trial
@@ -58,15 +58,15 @@ def sweep(config: Sweep) -> dict[str, Any]:
 def _run(config: Sweep, door: str, space: Space, plan: Any, output: Output) -> dict[str, Any]:
     """Run the trials; the summary."""
     began, out = time.monotonic(), output.out
-    from evilm.sweep.search import Job, count_slots, make_job, run_search
+    from evilm.sweep.search import SearchJob, count_slots, make_job, run_search
     from evilm.tracking.mlflow_run import end_run
 
     slots = count_slots(config.base, config.concurrent)
     run, parent = _parent(config, door, out, space)
     try:
-        shared = Shared(config.base, out, run.uri if run else "")
+        shared = SharedInputs(config.base, out, run.uri if run else "")
 
-        def prepare(trial: Trial) -> Job:
+        def prepare(trial: Trial) -> SearchJob:
             ground = shared.ground(trial.values)
             settings = trial_config(config, trial, ground, door, run.uri if run else "", parent)
             return make_job(config, trial, settings, ground.steps_per_epoch(settings))
@@ -86,7 +86,7 @@ def _run(config: Sweep, door: str, space: Space, plan: Any, output: Output) -> d
 
 
 def trial_config(
-    config: Sweep, trial: Trial, ground: Ground, door: str = "", uri: str = "", parent: str = ""
+    config: Sweep, trial: Trial, ground: SharedPlaces, door: str = "", uri: str = "", parent: str = ""
 ) -> Pretrain:
     """The pre-training of a trial: what all have in common, its values, its seed, and where it stands and goes."""
     base, inputs = config.base.override(trial.values), ground.inputs
@@ -113,7 +113,7 @@ def _fingerprint(config: Sweep, space: Space) -> str:
 
 
 def _conclude(
-    config: Sweep, door: str, out: str, tried: Sequence[Tried], shared: Shared, prepare: Any
+    config: Sweep, door: str, out: str, tried: Sequence[Tried], shared: SharedInputs, prepare: Any
 ) -> dict[str, Any]:
     """Write table, figure and preset."""
     from evilm.sweep.sweep_figure import draw_sweep
@@ -188,14 +188,14 @@ def _warn_of_guessing(best: Setting, val_clips: int) -> None:
 def _parent(config: Sweep, door: str, out: str, space: Space) -> tuple[Any, str]:
     """The sweep's own MLflow run, which holds the space, and its id; None and '' where nothing is tracked."""
     from evilm.tracking.lineage import RUN_FILE
-    from evilm.tracking.mlflow_run import describe_run, ensure_run, harmless
+    from evilm.tracking.mlflow_run import describe_run, ensure_run, suppress_tracking_errors
 
     run = describe_run(config, door, out, {})
     if run is None:
         return None, ""
     axes = {f"space.{name}": str(axis)[:500] for name, axis in space.items()}
     run = dataclasses.replace(run, params=dict(list((axes | run.params).items())[:100]))
-    with harmless("open the sweep's run; its trials are tracked without it"):
+    with suppress_tracking_errors("open the sweep's run; its trials are tracked without it"):
         return run, ensure_run(run)
     kept = storage.join(out, RUN_FILE)
     return run, str(storage.read_json(kept)["run_id"]) if storage.exists(kept) else ""
@@ -204,14 +204,14 @@ def _parent(config: Sweep, door: str, out: str, space: Space) -> tuple[Any, str]
 def _track_end(run: Any, config: Sweep, summary: dict[str, Any], tried: Sequence[Tried]) -> None:
     """Say in MLflow how each trial ended, and bring table, figure and preset to the sweep's run."""
     from evilm.tracking.lineage import RUN_FILE
-    from evilm.tracking.mlflow_run import close_run, harmless
+    from evilm.tracking.mlflow_run import close_run, suppress_tracking_errors
 
     if run is None:
         return
     from mlflow import MlflowClient
 
     client = MlflowClient(tracking_uri=run.uri)
-    with harmless("say how the trials ended"):
+    with suppress_tracking_errors("say how the trials ended"):
         for item in tried:
             kept = storage.join(item.trial.out, RUN_FILE)
             if not storage.exists(kept) or (known := storage.read_json(kept)).get("uri") != public_uri(run.uri):

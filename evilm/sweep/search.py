@@ -13,9 +13,9 @@ from typing import Any
 from evilm.config.stages import Pretrain, Sweep
 from evilm.io import storage
 from evilm.sweep.halving import halve, in_random_order, rung_steps
-from evilm.sweep.sweep_plan import Plan
+from evilm.sweep.sweep_plan import SweepPlan
 from evilm.sweep.sweep_results import Tried
-from evilm.sweep.trial_folder import STOPPED_FILE, Outcome, Trial, make_trials, mode_of, read_outcome
+from evilm.sweep.trial_folder import STOPPED_FILE, Trial, TrialOutcome, make_trials, mode_of, read_outcome
 
 logger = logging.getLogger(__name__)
 
@@ -23,7 +23,7 @@ TRIALS = "trials"
 
 
 @dataclass(frozen=True)
-class Job:
+class SearchJob:
     """A trial with all that is needed to run it."""
 
     trial: Trial
@@ -32,7 +32,7 @@ class Job:
     rungs: tuple[int, ...]
 
     @property
-    def outcome(self) -> Outcome:
+    def outcome(self) -> TrialOutcome:
         """Read how far it has got."""
         return read_outcome(self.trial.out, self.rungs[-1])
 
@@ -53,17 +53,19 @@ class Job:
         return None if outcome.state == "failed" and outcome.step < step else outcome.at(name, step)
 
 
-def make_job(config: Sweep, trial: Trial, settings: Pretrain, steps_per_epoch: int) -> Job:
+def make_job(config: Sweep, trial: Trial, settings: Pretrain, steps_per_epoch: int) -> SearchJob:
     """Return a trial with its rungs."""
     schedule = settings.schedule
     last = steps_per_epoch * schedule.epochs
     last = min(last, schedule.max_steps or last)
     stops = config.stopping == "halving"
     rungs = rung_steps(steps_per_epoch, last, config.grace_epochs, config.reduction) if stops else (last,)
-    return Job(trial, settings, steps_per_epoch, rungs)
+    return SearchJob(trial, settings, steps_per_epoch, rungs)
 
 
-def run_search(config: Sweep, plan: Plan, out: str, prepare: Callable[[Trial], Job], slots: int) -> list[Tried]:
+def run_search(
+    config: Sweep, plan: SweepPlan, out: str, prepare: Callable[[Trial], SearchJob], slots: int
+) -> list[Tried]:
     """Run all trials of a plan that have not run, `slots` at a time.
 
     Args:
@@ -97,17 +99,17 @@ def run_search(config: Sweep, plan: Plan, out: str, prepare: Callable[[Trial], J
     return tried
 
 
-def _propose(plan: Plan, first: int) -> list[dict[str, Any]]:
+def _propose(plan: SweepPlan, first: int) -> list[dict[str, Any]]:
     """Return the values of the next group of settings."""
     group = (plan.propose(number) for number in range(first, first + plan.group_size))
     return [values for values in group if values is not None]
 
 
-def _run_group(config: Sweep, settings: Sequence[Sequence[Job]], slots: int) -> None:
+def _run_group(config: Sweep, settings: Sequence[Sequence[SearchJob]], slots: int) -> None:
     """Run settings, each with its seeds, from rung to rung, and note in their folders which trials were stopped."""
     sign = -1 if mode_of(config.score) == "min" else 1
 
-    def advance(left: Sequence[Sequence[Job]], rung: int) -> list[list[float]]:
+    def advance(left: Sequence[Sequence[SearchJob]], rung: int) -> list[list[float]]:
         behind = [job for jobs in left for job in jobs if not job.has_reached(rung)]
         if behind:
             _run_rung(config, behind, rung, slots)
@@ -123,7 +125,7 @@ def _run_group(config: Sweep, settings: Sequence[Sequence[Job]], slots: int) -> 
             storage.write_json(storage.join(job.trial.out, STOPPED_FILE), {"step": outcome.step})
 
 
-def _run_rung(config: Sweep, jobs: Sequence[Job], rung: int, slots: int) -> None:
+def _run_rung(config: Sweep, jobs: Sequence[SearchJob], rung: int, slots: int) -> None:
     """Run trials up to a rung, in random order."""
     from evilm.sweep.trial_round import run_round
 
@@ -142,7 +144,7 @@ def _run_rung(config: Sweep, jobs: Sequence[Job], rung: int, slots: int) -> None
     run_round({name: up_to(by_name[name], rung) for name in order}, slots, ended)
 
 
-def up_to(job: Job, rung: int) -> Pretrain:
+def up_to(job: SearchJob, rung: int) -> Pretrain:
     """Return the settings of a trial that ends at a rung; its learning rates are those of the whole schedule.
 
     All rungs are evaluated, also those that it passes without a pause because no setting is dropped there: a sweep that

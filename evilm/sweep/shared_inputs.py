@@ -22,7 +22,7 @@ _OF_TOKENIZER = ("build.train_tokenizer.", "tokenizer")
 
 
 @dataclass(frozen=True)
-class Ground:
+class SharedPlaces:
     """What a trial stands on."""
 
     inputs: Inputs
@@ -35,7 +35,7 @@ class Ground:
         return max(1, full + (1 if rest and config.schedule.tail != "drop" else 0))
 
 
-class Shared:
+class SharedInputs:
     """Builds the inputs of trials, and remembers what stands.
 
     What no swept setting touches lies under the sweep's --root, as for the pretrain door; what depends on swept values
@@ -55,9 +55,9 @@ class Shared:
         tracked = {name: section.model_copy(update={"tracking": tracking}) for name, section in sections.items()}
         self._base = base.model_copy(update={"build": base.build.model_copy(update=tracked)})
         self._out = out
-        self._built: dict[str, Ground] = {}
+        self._built: dict[str, SharedPlaces] = {}
 
-    def ground(self, values: Mapping[str, Any]) -> Ground:
+    def ground(self, values: Mapping[str, Any]) -> SharedPlaces:
         """The inputs of a trial with these values, built where they are missing.
 
         Raises:
@@ -69,7 +69,7 @@ class Shared:
             self._built[key] = self._build(upstream)
         return self._built[key]
 
-    def _build(self, upstream: Mapping[str, Any]) -> Ground:
+    def _build(self, upstream: Mapping[str, Any]) -> SharedPlaces:
         config = self._base.override(upstream)
         of_data = {name: value for name, value in upstream.items() if name.startswith(_OF_DATA)}
         of_tokenizer = {name: value for name, value in upstream.items() if name.startswith(_OF_TOKENIZER)}
@@ -86,7 +86,7 @@ class Shared:
             )
         root = self._folder(of_data | of_tokenizer)
         inputs = build_missing(config.model_copy(update={"root": root, "frames": frames, "vocab": vocab}))
-        return Ground(inputs, train, val)
+        return SharedPlaces(inputs, train, val)
 
     def _folder(self, values: Mapping[str, Any]) -> str:
         return storage.join(self._out, "shared", fingerprint(dict(values), 10)) if values else self._base.root

@@ -17,7 +17,7 @@ _DRAWS = 200
 _TRIES = 5
 
 
-class Plan(Protocol):
+class SweepPlan(Protocol):
     """Settings to try, by number."""
 
     group_size: int
@@ -46,7 +46,7 @@ class Listed:
         """Changes nothing."""
 
 
-def make_plan(config: Sweep, space: Space, out: str) -> Plan:
+def make_plan(config: Sweep, space: Space, out: str) -> SweepPlan:
     """The plan of a sweep.
 
     Raises:

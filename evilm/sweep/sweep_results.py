@@ -11,7 +11,7 @@ import yaml
 
 from evilm.config.stages import DOORS, Pretrain, Upstream
 from evilm.io.text_table import number_as_text, text_table
-from evilm.sweep.trial_folder import Outcome, Trial, mode_of
+from evilm.sweep.trial_folder import Trial, TrialOutcome, mode_of
 
 _NOT_IN_PRESETS = ("preset", "dry_run", "overwrite", "out", "root", "tracking")
 _PLACES = ("manifest", "videos", "frames", "codes", "vocab", "tokenizer")
@@ -22,7 +22,7 @@ class Tried:
     """A trial that has ended."""
 
     trial: Trial
-    outcome: Outcome
+    outcome: TrialOutcome
     steps_per_epoch: int
 
     @property

@@ -37,7 +37,7 @@ class Trial:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class TrialOutcome:
     """How far a trial has got."""
 
     state: State
@@ -79,7 +79,7 @@ def make_trials(number: int, values: Mapping[str, Any], seeds: int, folder: str)
     return [Trial(number, k, dict(values), storage.join(folder, f"{stem}-s{k}")) for k in range(seeds)]
 
 
-def read_outcome(out: str, last_step: int) -> Outcome:
+def read_outcome(out: str, last_step: int) -> TrialOutcome:
     """Read how far a trial has got from its folder.
 
     Args:
@@ -90,10 +90,10 @@ def read_outcome(out: str, last_step: int) -> Outcome:
     points = list(_points(out)) if METRICS_FILE in names else []
     summary = storage.read_json(storage.join(out, SUMMARY)) if SUMMARY in names else {}
     if summary and summary["steps"] >= last_step:
-        return Outcome("done", points, summary)
+        return TrialOutcome("done", points, summary)
     if FAILED_FILE in names:
-        return Outcome("failed", points, error=str(storage.read_json(storage.join(out, FAILED_FILE))["error"]))
-    return Outcome("stopped" if STOPPED_FILE in names else "unfinished", points)
+        return TrialOutcome("failed", points, error=str(storage.read_json(storage.join(out, FAILED_FILE))["error"]))
+    return TrialOutcome("stopped" if STOPPED_FILE in names else "unfinished", points)
 
 
 def _points(out: str) -> Iterator[tuple[int, dict[str, float]]]:

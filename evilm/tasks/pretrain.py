@@ -7,22 +7,22 @@ import torch
 
 from evilm.config.base import validate
 from evilm.config.data import FramesConfig
-from evilm.config.models import StudentConfig
+from evilm.config.models import EViLMConfig
 from evilm.config.stages import Pretrain
 from evilm.config.training import ScheduleConfig
-from evilm.dataloader.clip_reader import Looks
+from evilm.dataloader.clip_reader import ClipAugmentation
 from evilm.dataloader.collate import PretrainBatch, PretrainCollate
-from evilm.dataloader.loader import Feed, evaluation_feed, training_feed
-from evilm.dataloader.sampler import step_sizes
+from evilm.dataloader.loader import DataLoader, evaluation_loader, training_loader
+from evilm.dataloader.sampler import batch_sizes
 from evilm.encode.verify_codes import audit_codes, require_agreement, require_resampler
 from evilm.errors import ShardError
 from evilm.io import storage
 from evilm.model.tokenizers.collapse import require_usage_of_labels
 from evilm.shards import CodesManifest, FrameManifest, ShardPair, Side, find_codes, open_side, pair, publish_side
 from evilm.tasks.publications import load_codes, load_frames
-from evilm.tasks.training_run import Training
+from evilm.tasks.training_run import TrainingRun
 from evilm.text.vocab import Vocab
-from evilm.tracking.panel_log import NUM_CLIPS, Panels
+from evilm.tracking.panel_log import NUM_CLIPS, PanelLog
 
 if TYPE_CHECKING:
     from evilm.tasks.inputs import Inputs
@@ -67,7 +67,7 @@ def pretrain(config: Pretrain) -> dict[str, Any]:
         return {"out": out, "inputs": prints, "clips": frames.splits} | started | _made(out)
 
     task = "evilm.tasks.pretrain:build_task"
-    training = Training(config, "pretrain", task, out, prints, EViLM.from_pretrained, describe)
+    training = TrainingRun(config, "pretrain", task, out, prints, EViLM.from_pretrained, describe)
     with training.open(frames) as output:
         done = output.done
         if done and training.is_published(done):
@@ -75,7 +75,7 @@ def pretrain(config: Pretrain) -> dict[str, Any]:
             publish(config, out, done)
             return done | {"reused": True}
         if not done:
-            step_sizes(frames.num_clips("train"), config.schedule.batch_clips, config.schedule.tail, config.parts)
+            batch_sizes(frames.num_clips("train"), config.schedule.batch_clips, config.schedule.tail, config.parts)
             _audit(config, frames, codes)
             publish_side(frames, replace=False)
             publish_side(codes, replace=False)
@@ -119,10 +119,10 @@ def open_pairs(inputs: "Inputs", config: Pretrain, out: str = "") -> tuple[Frame
 
 def _made(out: str) -> dict[str, Any]:
     """What the finished model at `out` is."""
-    from evilm.model.evilm_model import Student
+    from evilm.model.evilm_model import EViLMModel
     from evilm.model.identity import model_fingerprint
 
-    parameters = sum(p.numel() for p in Student.from_pretrained(out).parameters())
+    parameters = sum(p.numel() for p in EViLMModel.from_pretrained(out).parameters())
     return {"parameters": parameters, "fingerprint": model_fingerprint(out)}
 
 
@@ -156,7 +156,7 @@ class PretrainTask:
         self._frames = FrameManifest.load(settings.frames)
         self._codes = CodesManifest.load(settings.codes)  # the driver has found the folder of the tokenizer's codes
         sizes = {"vocab_size": self._vocab.size, "num_codes": self._codes.num_codes}
-        self.arch: StudentConfig = settings.arch.model_copy(update=sizes)
+        self.arch: EViLMConfig = settings.arch.model_copy(update=sizes)
 
     def objective(self) -> Any:
         """A student with the losses of Eq. 8, fresh or warm-started."""
@@ -167,30 +167,32 @@ class PretrainTask:
 
     def start(self) -> tuple[Any, Any]:
         """Build the student and, if it starts from another one, report what it took."""
-        from evilm.model.evilm_model import Student
-        from evilm.model.warm_start import start_student
+        from evilm.model.evilm_model import EViLMModel
+        from evilm.model.warm_start import start_model
 
         init, codes = self.settings.init, self._codes.tokenizer
-        return start_student(self.arch, init, self._vocab, codes) if init else (Student(self.arch), None)
+        return start_model(self.arch, init, self._vocab, codes) if init else (EViLMModel(self.arch), None)
 
-    def train_feed(self, rank: int, world: int) -> Feed:
+    def train_feed(self, rank: int, world: int) -> DataLoader:
         """Frames, codes, masks and negatives of the train split."""
         schedule, threads = self.settings.schedule, self.settings.cluster.num_feed_threads
         pairs, side, looks = self._pairs("train"), self._side("train"), self._looks()
-        return training_feed(pairs, schedule, self._collate(), rank, world, looks, threads, side)
+        return training_loader(pairs, schedule, self._collate(), rank, world, looks, threads, side)
 
-    def eval_feed(self, rank: int, world: int) -> Feed | None:
+    def eval_feed(self, rank: int, world: int) -> DataLoader | None:
         """The same of the val split, each clip once and always masked the same way."""
         return self._evaluation("val", self.settings.schedule, rank, world, self.settings.micro_batch)
 
-    def _evaluation(self, split: str, schedule: ScheduleConfig, rank: int, world: int, micro_batch: int) -> Feed | None:
+    def _evaluation(
+        self, split: str, schedule: ScheduleConfig, rank: int, world: int, micro_batch: int
+    ) -> DataLoader | None:
         pairs, threads = self._pairs(split), self.settings.cluster.num_feed_threads
         if not pairs:
             return None
         side, looks = self._side(split), self._looks()
-        return evaluation_feed(pairs, schedule, self._collate(), rank, world, micro_batch, looks, threads, side)
+        return evaluation_loader(pairs, schedule, self._collate(), rank, world, micro_batch, looks, threads, side)
 
-    def panels(self, tracked: dict[str, Any] | None) -> Panels:
+    def panels(self, tracked: dict[str, Any] | None) -> PanelLog:
         """Pictures of what the student makes of a few clips of the val split, or of train where there is none."""
         schedule, settings = self.settings.schedule, self.settings
         few = schedule.model_copy(update={"eval_clips": NUM_CLIPS, "eval_pool_clips": 0})
@@ -199,7 +201,7 @@ class PretrainTask:
             feed = self._evaluation("val" if self._pairs("val") else "train", few, 0, 1, NUM_CLIPS)
             return next(iter(feed.batches(0, 1)), None) if feed else None
 
-        return Panels(settings.out, schedule.panel_every_steps, self._vocab, settings.tokenizer, batch, tracked)
+        return PanelLog(settings.out, schedule.panel_every_steps, self._vocab, settings.tokenizer, batch, tracked)
 
     def forward_macs(self, objective: Any) -> float:
         """Count those of the student on captions of usual length."""
@@ -233,10 +235,10 @@ class PretrainTask:
     def _side(self, split: str) -> Side:
         return open_side(self._frames, split, self._codes)
 
-    def _looks(self) -> Looks:
+    def _looks(self) -> ClipAugmentation:
         augment = self.settings.augment
         crop = augment.crop if augment.approximate else None
-        return Looks(self.settings.schedule.seed, self.arch.num_frames, self._codes.num_views, crop)
+        return ClipAugmentation(self.settings.schedule.seed, self.arch.num_frames, self._codes.num_views, crop)
 
     def _collate(self) -> PretrainCollate:
         objectives, schedule = self.settings.objectives, self.settings.schedule

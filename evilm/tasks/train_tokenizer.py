@@ -7,16 +7,16 @@ import torch
 
 from evilm.config.models import CodebookConfig, VideoTokenizerConfig
 from evilm.config.stages import TrainTokenizer
-from evilm.dataloader.clip_reader import Looks
+from evilm.dataloader.clip_reader import ClipAugmentation
 from evilm.dataloader.collate import TokenizerCollate
-from evilm.dataloader.loader import Feed, evaluation_feed, training_feed
-from evilm.dataloader.sampler import step_sizes
+from evilm.dataloader.loader import DataLoader, evaluation_loader, training_loader
+from evilm.dataloader.sampler import batch_sizes
 from evilm.errors import ConfigError
 from evilm.io import storage
 from evilm.model.tokenizers.collapse import require_usage_on_val
 from evilm.shards import FrameManifest, ShardPair, check_num_frames, open_side, publish_side
 from evilm.tasks.publications import load_frames
-from evilm.tasks.training_run import Training
+from evilm.tasks.training_run import TrainingRun
 from evilm.text.vocab import Vocab
 
 logger = logging.getLogger(__name__)
@@ -55,7 +55,9 @@ def train_tokenizer(config: TrainTokenizer) -> dict[str, Any]:
         return facts | started | {"fingerprint": VideoTokenizer.from_pretrained(config.out).fingerprint()}
 
     task = "evilm.tasks.train_tokenizer:build_task"
-    training = Training(config, "train_tokenizer", task, config.out, inputs, VideoTokenizer.from_pretrained, describe)
+    training = TrainingRun(
+        config, "train_tokenizer", task, config.out, inputs, VideoTokenizer.from_pretrained, describe
+    )
     with training.open(frames) as output:
         done = output.done
         if done and training.is_published(done):
@@ -64,7 +66,7 @@ def train_tokenizer(config: TrainTokenizer) -> dict[str, Any]:
             require_usage_on_val(config.arch.codebook, done, config.out)
             return done | {"reused": True}
         if not done:
-            step_sizes(frames.num_clips("train"), config.schedule.batch_clips, config.schedule.tail, config.parts)
+            batch_sizes(frames.num_clips("train"), config.schedule.batch_clips, config.schedule.tail, config.parts)
             publish_side(frames, replace=False)
             started |= training.warm_start()
         summary = output.close(training.finish(output))
@@ -118,20 +120,20 @@ class TokenizerTask:
         init = self.settings.init
         return start_tokenizer(self.arch, init, self._vocab) if init else (VideoTokenizer(self.arch), None)
 
-    def train_feed(self, rank: int, world: int) -> Feed:
+    def train_feed(self, rank: int, world: int) -> DataLoader:
         """Frames and caption words of the train split."""
         schedule, threads = self.settings.schedule, self.settings.cluster.num_feed_threads
         collate, looks, side = TokenizerCollate(self._vocab), self._looks(), open_side(self._frames, "train")
-        return training_feed(self._pairs("train"), schedule, collate, rank, world, looks, threads, side)
+        return training_loader(self._pairs("train"), schedule, collate, rank, world, looks, threads, side)
 
-    def eval_feed(self, rank: int, world: int) -> Feed | None:
+    def eval_feed(self, rank: int, world: int) -> DataLoader | None:
         """The same of the val split, each clip once."""
         settings, pairs = self.settings, self._pairs("val")
         if not pairs:
             return None
         schedule, threads, collate = settings.schedule, settings.cluster.num_feed_threads, TokenizerCollate(self._vocab)
         looks, side = self._looks(), open_side(self._frames, "val")
-        return evaluation_feed(pairs, schedule, collate, rank, world, settings.micro_batch, looks, threads, side)
+        return evaluation_loader(pairs, schedule, collate, rank, world, settings.micro_batch, looks, threads, side)
 
     def forward_macs(self, objective: Any) -> float:
         """Count those of encoder, codebook and word decoder."""
@@ -150,8 +152,8 @@ class TokenizerTask:
             objective.tokenizer.save_pretrained(self.settings.out)
         self._vocab.save(storage.join(self.settings.out, "vocab"))
 
-    def _looks(self) -> Looks:
-        return Looks(self.settings.schedule.seed, self.arch.num_frames)
+    def _looks(self) -> ClipAugmentation:
+        return ClipAugmentation(self.settings.schedule.seed, self.arch.num_frames)
 
     def _pairs(self, split: str) -> list[ShardPair]:
         """The shards of a split, without codes."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from evilm.config.stages import Pretrain, TrainTokenizer
-from evilm.dataloader.sampler import step_sizes
+from evilm.dataloader.sampler import batch_sizes
 from evilm.errors import CheckpointError, ConfigError
 from evilm.io import storage
 from evilm.io.outputs import Output
@@ -20,7 +20,7 @@ from evilm.train.checkpoint_manager import CHECKPOINTS, newest_first, step_of
 logger = logging.getLogger(__name__)
 
 
-class Model(Protocol):
+class ExportedModel(Protocol):
     """What a training publishes."""
 
     def save_pretrained(self, uri: str) -> None:
@@ -29,7 +29,7 @@ class Model(Protocol):
 
 
 @dataclass(frozen=True)
-class Training:
+class TrainingRun:
     """One training and its output folder."""
 
     config: Pretrain | TrainTokenizer
@@ -40,7 +40,7 @@ class Training:
     out: str
     inputs: dict[str, str]
     """Fingerprint of each input by name."""
-    load: Callable[[str], Model]
+    load: Callable[[str], ExportedModel]
     """Loads a checkpoint as a model; reads everything before it returns."""
     describe: Callable[[], dict[str, Any]]
     """What the summary says of the published model."""
@@ -160,7 +160,7 @@ class Training:
             )
         return {"export": "best", "step": best["step"], "checkpoint": best["checkpoint"]}
 
-    def _load(self, place: str, chosen: dict[str, Any]) -> Model:
+    def _load(self, place: str, chosen: dict[str, Any]) -> ExportedModel:
         """Load a checkpoint as a model.
 
         Raises:
@@ -185,7 +185,7 @@ class Training:
 def num_steps(config: Pretrain | TrainTokenizer, num_clips: int) -> int:
     """Count the steps of a training over `num_clips` clips."""
     schedule = config.schedule
-    steps = len(step_sizes(num_clips, schedule.batch_clips, schedule.tail)) * schedule.epochs
+    steps = len(batch_sizes(num_clips, schedule.batch_clips, schedule.tail)) * schedule.epochs
     return int(min(steps, schedule.max_steps or math.inf))
 
 

@@ -14,7 +14,7 @@ from tokenizers.models import WordPiece
 from tokenizers.trainers import WordPieceTrainer
 
 from evilm.config.base import fingerprint
-from evilm.config.models import StudentConfig
+from evilm.config.models import EViLMConfig
 from evilm.config.stages import BuildVocab
 from evilm.errors import ConfigError, VocabError
 from evilm.io import storage
@@ -24,7 +24,7 @@ from evilm.text.vocab import SPECIALS, UNK, Vocab, clean, piece_tokenizer, read_
 
 logger = logging.getLogger(__name__)
 
-_MAX_WORDS: int = StudentConfig.model_fields["max_words"].default
+_MAX_WORDS: int = EViLMConfig.model_fields["max_words"].default
 _BLOCK = 10_000
 
 

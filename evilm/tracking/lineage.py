@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from evilm.config.secrets import public_uri
-from evilm.config.stages import Door
+from evilm.config.stages import StageConfig
 from evilm.io import storage
 
 logger = logging.getLogger(__name__)
@@ -37,7 +37,7 @@ class Source:
         return f"[{self.name}](#/experiments/{self.experiment_id}/runs/{self.run_id})"
 
 
-def identity_tags(config: Door, door: str, out: str, inputs: Mapping[str, str]) -> dict[str, str]:
+def identity_tags(config: StageConfig, door: str, out: str, inputs: Mapping[str, str]) -> dict[str, str]:
     """What a run is filtered by: door, place, root folder, preset, version, and the fingerprint of each input."""
     import evilm
 
@@ -103,7 +103,7 @@ def _source(run: Any) -> Source:
     return Source(str(run.info.run_id), str(run.info.experiment_id), str(run.info.run_name))
 
 
-def describe_experiment(config: Door, door: str) -> str:
+def describe_experiment(config: StageConfig, door: str) -> str:
     """Markdown above the runs of one door."""
     about = inspect.cleandoc(type(config).__doc__ or "")
     return (

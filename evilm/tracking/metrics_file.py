@@ -11,7 +11,7 @@ logger = logging.getLogger(__name__)
 METRICS_FILE = "metrics.jsonl"
 
 
-class Spool:
+class MetricsFile:
     """Appends points; a replayed step is not written twice."""
 
     def __init__(self, path: Path) -> None:

@@ -19,7 +19,7 @@ from typing import Any
 
 from evilm.config.base import flatten
 from evilm.config.secrets import public_data, public_text, public_uri
-from evilm.config.stages import Door
+from evilm.config.stages import StageConfig
 from evilm.io import storage
 from evilm.tracking.lineage import (
     FROM,
@@ -78,7 +78,7 @@ class TrackedRun:
         return asdict(self)
 
 
-def tracking_uri(config: Door, out: str) -> str:
+def tracking_uri(config: StageConfig, out: str) -> str:
     """Where to track: the setting, MLFLOW_TRACKING_URI, or a sqlite store beside `out`; '' for nowhere."""
     if not config.tracking.enabled:
         return ""
@@ -92,7 +92,9 @@ def tracking_uri(config: Door, out: str) -> str:
     return f"sqlite:///{root / 'mlflow.db'}"
 
 
-def describe_run(config: Door, door: str, out: str, inputs: dict[str, str], beside: str = "") -> TrackedRun | None:
+def describe_run(
+    config: StageConfig, door: str, out: str, inputs: dict[str, str], beside: str = ""
+) -> TrackedRun | None:
     """The run of an output folder that `open_output` has claimed; None where nothing is tracked.
 
     Args:
@@ -145,7 +147,9 @@ def ensure_run(run: TrackedRun) -> str:
         else:
             client.update_run(known["run_id"], status=RunStatus.to_string(RunStatus.RUNNING))
         if not known.get("described", True):
-            with harmless("describe the run; its next start tries again"):  # metrics must not wait for it
+            with suppress_tracking_errors(
+                "describe the run; its next start tries again"
+            ):  # metrics must not wait for it
                 client.log_batch(known["run_id"], params=[Param(name, value) for name, value in run.params.items()])
                 client.log_inputs(known["run_id"], datasets=_datasets(run.inputs))
                 _tell(client, known["run_id"], run, {})
@@ -212,7 +216,7 @@ def _artifacts(uri: str) -> str | None:
 
 
 @contextmanager
-def with_patience() -> Iterator[None]:
+def with_tracking_retries() -> Iterator[None]:
     """For files, which a server may take minutes to pass on; the short time-outs are for calls of a line or two."""
     names = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "120", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3"}
     before = {name: os.environ[name] for name in names}
@@ -225,7 +229,7 @@ def with_patience() -> Iterator[None]:
 
 
 @contextmanager
-def harmless(what: str) -> Iterator[None]:
+def suppress_tracking_errors(what: str) -> Iterator[None]:
     """Tracking must not end a run: whatever it raises (many kinds, from many libraries) becomes a warning."""
     try:
         yield
@@ -235,20 +239,22 @@ def harmless(what: str) -> Iterator[None]:
         )
 
 
-def open_run(config: Door, door: str, out: str, inputs: dict[str, str], beside: str = "") -> TrackedRun | None:
+def open_run(config: StageConfig, door: str, out: str, inputs: dict[str, str], beside: str = "") -> TrackedRun | None:
     """Make or find the MLflow run of this output folder; where no server answers, whoever comes next tries again."""
     run = describe_run(config, door, out, inputs, beside)
     if run:
-        with harmless("open a run"):
+        with suppress_tracking_errors("open a run"):
             ensure_run(run)
     return run
 
 
-def close_run(run: TrackedRun | None, config: Door, summary: dict[str, Any], files: dict[str, list[Path]]) -> None:
+def close_run(
+    run: TrackedRun | None, config: StageConfig, summary: dict[str, Any], files: dict[str, list[Path]]
+) -> None:
     """Log the summary's figures, the resolved settings and files by folder, describe the run, and end it."""
     if run is None:
         return
-    with harmless("close the run; the same command sends what is missing, once the server answers"):
+    with suppress_tracking_errors("close the run; the same command sends what is missing, once the server answers"):
         from mlflow import MlflowClient
         from mlflow.entities import Metric
 
@@ -257,7 +263,7 @@ def close_run(run: TrackedRun | None, config: Door, summary: dict[str, Any], fil
         now = int(time.time() * 1000)
         points = [Metric(f"summary/{name.replace('@', '')}", float(value), now, 0) for name, value in numbers.items()]
         client.log_batch(run_id, metrics=points[:900])
-        with with_patience():
+        with with_tracking_retries():
             client.log_dict(run_id, public_data(config.model_dump(mode="json")), "config.yaml")
             client.log_dict(run_id, public_data(summary), "summary.json")
             for folder, paths in files.items():
@@ -286,7 +292,7 @@ def reopen_run(out: str) -> None:
 def end_run(run: TrackedRun | None, status: str) -> None:
     """End the run without a summary: FAILED, or KILLED where somebody asked for it."""
     if run:
-        with harmless(f"mark the run as {status}"):
+        with suppress_tracking_errors(f"mark the run as {status}"):
             from mlflow import MlflowClient
 
             MlflowClient(tracking_uri=run.uri).set_terminated(ensure_run(run), status=status)

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from evilm.io import storage
-from evilm.tracking.metrics_file import METRICS_FILE, Spool, read_from
-from evilm.tracking.mlflow_run import TrackedRun, ensure_run, harmless
+from evilm.tracking.metrics_file import METRICS_FILE, MetricsFile, read_from
+from evilm.tracking.mlflow_run import TrackedRun, ensure_run, suppress_tracking_errors
 
 logger = logging.getLogger(__name__)
 
@@ -25,7 +25,7 @@ _LONGEST_PAUSE_S = 60.0  # while no server answers
 _NOTES = "{}.jsonl"
 
 
-class Shipper:
+class MlflowUploader:
     """Sends the points of a metrics file to an MLflow run from a background thread, each once.
 
     What was sent is noted beside the file. A call that the server has carried out but not answered is repeated; a
@@ -39,7 +39,7 @@ class Shipper:
         self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._loop, name="mlflow", daemon=True)
 
-    def start(self) -> "Shipper":
+    def start(self) -> "MlflowUploader":
         """Begin shipping; nothing is sent where nothing is tracked."""
         if self._run:
             self._thread.start()
@@ -70,7 +70,7 @@ class Shipper:
         self._stop.set()
         if self._thread.is_alive():
             self._thread.join(timeout=30)
-            with harmless("ship the last metrics; they are kept in " + self._path.name):
+            with suppress_tracking_errors("ship the last metrics; they are kept in " + self._path.name):
                 self.ship()
 
     def _loop(self) -> None:
@@ -98,7 +98,7 @@ def _offset(sent_file: Path) -> int:
         return 0
 
 
-class Recorder:
+class MetricsRecorder:
     """Metrics and notes of a training, on the worker's disk first, then in the output folder and in MLflow."""
 
     def __init__(self, out: str, tracked: dict[str, Any] | None) -> None:
@@ -108,8 +108,8 @@ class Recorder:
         if self._remote and storage.exists(kept := storage.join(out, METRICS_FILE)):
             (folder / METRICS_FILE).write_bytes(storage.read_bytes(kept))
         self._lock = threading.Lock()
-        self._spool = Spool(folder / METRICS_FILE)
-        self._shipper = Shipper(TrackedRun(**tracked) if tracked else None, folder / METRICS_FILE).start()
+        self._spool = MetricsFile(folder / METRICS_FILE)
+        self._shipper = MlflowUploader(TrackedRun(**tracked) if tracked else None, folder / METRICS_FILE).start()
         self._closed = threading.Event()
         if self._remote:
             threading.Thread(target=self._store_now_and_then, name="metrics", daemon=True).start()
@@ -134,11 +134,11 @@ class Recorder:
         """Bring everything to its place."""
         self._closed.set()
         self._spool.close()
-        with harmless("store the last metrics"):
+        with suppress_tracking_errors("store the last metrics"):
             self.store()
         self._shipper.close()
 
     def _store_now_and_then(self) -> None:
         while not self._closed.wait(_STORE_S):
-            with harmless("store the metrics"):
+            with suppress_tracking_errors("store the metrics"):
                 self.store()

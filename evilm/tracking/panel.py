@@ -12,18 +12,18 @@ import numpy as np
 from PIL import Image
 
 from evilm.dataloader.collate import PretrainBatch
-from evilm.model.evilm_model import Student
+from evilm.model.evilm_model import EViLMModel
 from evilm.model.tokenizers.code_words import CodeWords
 from evilm.model.tokenizers.semantic_vq import VideoTokenizer
 from evilm.text.vocab import Vocab
-from evilm.tracking.panel_canvas import FAINT, GAP, INK, MARGIN, RIGHT, TEXT_WIDTH, WRONG, Pen, cut, font
-from evilm.tracking.panel_view import ClipView, look
+from evilm.tracking.panel_canvas import FAINT, GAP, INK, MARGIN, RIGHT, TEXT_WIDTH, WRONG, PanelCanvas, cut, font
+from evilm.tracking.panel_view import ClipView, predict
 
 _FRAME, _MOST_FRAMES, _MOST_CODES = 136, 6, 8
 
 
 def draw_panel(
-    model: Student,
+    model: EViLMModel,
     tokenizer: VideoTokenizer | CodeWords,
     vocab: Vocab,
     batch: PretrainBatch,
@@ -39,10 +39,10 @@ def draw_panel(
         title: printed at the top.
     """
     code_words = tokenizer if isinstance(tokenizer, CodeWords) else CodeWords(tokenizer, vocab)
-    views = look(model, vocab, batch)
+    views = predict(model, vocab, batch)
     shown = min(_MOST_FRAMES, len(views[0].frames)) if views else 1
     left = shown * (_FRAME + GAP)
-    pen = Pen(left + TEXT_WIDTH + 4 * MARGIN, 120 + len(views) * 900)
+    pen = PanelCanvas(left + TEXT_WIDTH + 4 * MARGIN, 120 + len(views) * 900)
     pen.header(title, _tally(views))
     for view in views:
         top = pen.y
@@ -83,7 +83,7 @@ def _shown_frames(view: ClipView, shown: int) -> list[int]:
     return [k * len(view.frames) // shown for k in range(shown)]
 
 
-def _draw_frames(pen: Pen, view: ClipView, shown: int, chosen: Sequence[int]) -> int:
+def _draw_frames(pen: PanelCanvas, view: ClipView, shown: int, chosen: Sequence[int]) -> int:
     """Frames with right and wrong regions outlined, below them what the model saw; where they end."""
     grid = view.mask.shape[1]
     places = np.argwhere(view.mask)
@@ -107,7 +107,7 @@ def _draw_frames(pen: Pen, view: ClipView, shown: int, chosen: Sequence[int]) ->
     return pen.y + 2 * _FRAME + GAP
 
 
-def _draw_text(pen: Pen, view: ClipView, chosen: Sequence[int], code_words: CodeWords) -> None:
+def _draw_text(pen: PanelCanvas, view: ClipView, chosen: Sequence[int], code_words: CodeWords) -> None:
     """Caption, matching and codes of a clip."""
     pen.label(f"clip {view.clip_id}")
     pen.flow(view.caption)

@@ -19,7 +19,7 @@ _PAPER, _CARD, _LINE, _RIGHT_FILL, _WRONG_FILL, _BAR, _TRACK = (
 _ENDS = (".", ",", "!", "?", ";", ":", ")")  # stand close to the word before them
 
 
-class Pen:
+class PanelCanvas:
     """A canvas with a place to write at, which grows downwards."""
 
     def __init__(self, width: int, height: int) -> None:

@@ -12,7 +12,7 @@ from evilm.io import storage
 from evilm.model.tokenizers.code_words import CodeWords
 from evilm.model.tokenizers.semantic_vq import VideoTokenizer
 from evilm.text.vocab import Vocab
-from evilm.tracking.mlflow_run import TrackedRun, ensure_run, harmless, with_patience
+from evilm.tracking.mlflow_run import TrackedRun, ensure_run, suppress_tracking_errors, with_tracking_retries
 
 logger = logging.getLogger(__name__)
 
@@ -21,7 +21,7 @@ PANELS = "panels"
 NUM_CLIPS = 6
 
 
-class Panels:
+class PanelLog:
     """Draws the same clips every so many steps, into the output folder, and sends the pictures in the background."""
 
     def __init__(
@@ -87,7 +87,7 @@ def send_panels(run: TrackedRun) -> None:
     names = storage.list_names(storage.join(run.out, PANELS))
     if not names:
         return
-    with harmless("send the panels; the same command sends them later"):
+    with suppress_tracking_errors("send the panels; the same command sends them later"):
         from mlflow import MlflowClient
 
         client, run_id = MlflowClient(tracking_uri=run.uri), ensure_run(run)
@@ -97,5 +97,5 @@ def send_panels(run: TrackedRun) -> None:
             for name in missing:
                 copy = str(Path(folder) / name)
                 storage.get_file(storage.join(run.out, PANELS, name), copy)
-                with with_patience():
+                with with_tracking_retries():
                     client.log_artifact(run_id, copy, PANELS)

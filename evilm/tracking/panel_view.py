@@ -8,7 +8,7 @@ from jaxtyping import Bool, Int64, UInt8
 
 from evilm.dataloader.collate import PretrainBatch
 from evilm.dataloader.masking import IGNORE
-from evilm.model.evilm_model import DecoderOutput, Student
+from evilm.model.evilm_model import DecoderOutput, EViLMModel
 from evilm.text.vocab import Vocab
 
 
@@ -58,7 +58,7 @@ class ClipView:
 
 
 @torch.no_grad()
-def look(model: Student, vocab: Vocab, batch: PretrainBatch) -> list[ClipView]:
+def predict(model: EViLMModel, vocab: Vocab, batch: PretrainBatch) -> list[ClipView]:
     """What a model in training says of a batch; its train or eval mode is as it was afterwards."""
     was_training, here = model.training, batch.to(model.device)
     model.eval()
@@ -98,7 +98,7 @@ def look(model: Student, vocab: Vocab, batch: PretrainBatch) -> list[ClipView]:
     return views
 
 
-def _match(model: Student, out: DecoderOutput) -> torch.Tensor:
+def _match(model: EViLMModel, out: DecoderOutput) -> torch.Tensor:
     return model.match_logits(out.cls).float().softmax(-1)[:, 1]
 
 

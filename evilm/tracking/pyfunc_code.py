@@ -22,7 +22,7 @@ from evilm.model.preprocess import Video
 VIDEO_ROOT = "EVILM_VIDEO_ROOT"
 
 
-class EViLMModel(PythonModel):
+class EViLMPyfunc(PythonModel):
     """Rows of a video and a caption to their matching probability."""
 
     _skip_type_hint_validation = True  # the model has a signature; MLflow warns at each load otherwise
@@ -80,4 +80,4 @@ def _allowed(video: str, number: int) -> str:
     return str(found)
 
 
-mlflow.models.set_model(EViLMModel())
+mlflow.models.set_model(EViLMPyfunc())

@@ -19,7 +19,14 @@ from evilm.config.stages import Pretrain
 from evilm.io import storage
 from evilm.model.inference import FILES
 from evilm.tracking.lineage import RUN_FILE
-from evilm.tracking.mlflow_run import TrackedRun, describe_run, ensure_run, harmless, is_closed, with_patience
+from evilm.tracking.mlflow_run import (
+    TrackedRun,
+    describe_run,
+    ensure_run,
+    is_closed,
+    suppress_tracking_errors,
+    with_tracking_retries,
+)
 from evilm.tracking.panel_log import send_panels
 from evilm.tracking.registry import REGISTERED_NAME
 
@@ -47,7 +54,7 @@ def publish(config: Pretrain, out: str, summary: Mapping[str, Any]) -> None:
     if known or (known == "" and not config.tracking.log_model):
         return
     send_panels(run)
-    with harmless("log the model; the same command tries again"):
+    with suppress_tracking_errors("log the model; the same command tries again"):
         from mlflow import MlflowClient
 
         uri = log_model(run, out, inputs, tags={"evilm.step": str(step)}) if config.tracking.log_model else ""
@@ -81,9 +88,9 @@ def log_model(
     before: Any = mlflow.get_tracking_uri() if mlflow.is_tracking_uri_set() else None
     mlflow.set_tracking_uri(run.uri)
     try:
-        with with_patience(), _copied(model) as folder, mlflow.start_run(run_id=run_id):
+        with with_tracking_retries(), _copied(model) as folder, mlflow.start_run(run_id=run_id):
             uri = str(mlflow.pyfunc.log_model(name=name, **_flavour(folder), metadata=facts).model_uri)
-        with harmless("register the model; it is logged all the same"):
+        with suppress_tracking_errors("register the model; it is logged all the same"):
             uri = f"models:/{name}/{mlflow.register_model(uri, name, tags={**facts, **(tags or {})}).version}"
         return uri
     finally:

@@ -19,7 +19,7 @@ from evilm.config.secrets import public_uri
 from evilm.config.stages import PROMOTE_BY, Benchmark
 from evilm.io import storage
 from evilm.tracking.lineage import RUN_FILE, find_sources, main_figures
-from evilm.tracking.mlflow_run import TrackedRun, harmless
+from evilm.tracking.mlflow_run import TrackedRun, suppress_tracking_errors
 
 logger = logging.getLogger(__name__)
 
@@ -32,14 +32,14 @@ _PLUS_MINUS = " ± "
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Promotion:
     """What becomes of a scored version, and why."""
 
     alias: Literal["champion", "challenger", ""]
     reason: str
 
 
-def decide(name: str, figure: Mapping[str, float], scored_on: str, champion: Mapping[str, str] | None) -> Verdict:
+def decide(name: str, figure: Mapping[str, float], scored_on: str, champion: Mapping[str, str] | None) -> Promotion:
     """The rule.
 
     Args:
@@ -51,12 +51,12 @@ def decide(name: str, figure: Mapping[str, float], scored_on: str, champion: Map
     value, error, sigmas = (float(figure[key]) for key in ("value", "standard_error", "sigmas_above_chance"))
     own = f"{name} {value:.4g} ± {error:.2g}"
     if sigmas < _LEAST_SIGMAS:
-        return Verdict("", f"{own} is only {sigmas:.1f} standard errors above guessing")
+        return Promotion("", f"{own} is only {sigmas:.1f} standard errors above guessing")
     if champion is None:
-        return Verdict(CHAMPION, f"{own}, {sigmas:.1f} standard errors above guessing; there was no champion")
+        return Promotion(CHAMPION, f"{own}, {sigmas:.1f} standard errors above guessing; there was no champion")
     kept = champion.get(_SCORE.format(name))
     if not kept or champion.get(_ON) != scored_on:
-        return Verdict(
+        return Promotion(
             CHALLENGER, f"{own}; the champion has no {name} on these clips: benchmark it on them, then this one again"
         )
     its, its_error = (float(number) for number in kept.split(_PLUS_MINUS))
@@ -64,8 +64,10 @@ def decide(name: str, figure: Mapping[str, float], scored_on: str, champion: Map
     needed = math.hypot(error, its_error)
     against = f"{own} against the champion's {its:.4g}"
     if lead > needed:
-        return Verdict(CHAMPION, f"{against}, ahead by more than the standard error of the difference, {needed:.2g}")
-    return Verdict(CHALLENGER, f"{against}, not ahead by more than the standard error of the difference, {needed:.2g}")
+        return Promotion(CHAMPION, f"{against}, ahead by more than the standard error of the difference, {needed:.2g}")
+    return Promotion(
+        CHALLENGER, f"{against}, not ahead by more than the standard error of the difference, {needed:.2g}"
+    )
 
 
 def judge(run: TrackedRun, config: Benchmark, summary: Mapping[str, Any]) -> None:
@@ -73,7 +75,7 @@ def judge(run: TrackedRun, config: Benchmark, summary: Mapping[str, Any]) -> Non
 
     Nothing happens where the model has no registered version in this store, or `promote_by` is ''.
     """
-    with harmless("judge the registered model; the same command tries again"):
+    with suppress_tracking_errors("judge the registered model; the same command tries again"):
         _judge(run, config, summary)
 
 
@@ -138,7 +140,7 @@ def _champion(client: Any) -> Any:
         raise
 
 
-def _move_alias(client: Any, version: str, verdict: Verdict, is_champion: bool) -> None:
+def _move_alias(client: Any, version: str, verdict: Promotion, is_champion: bool) -> None:
     if is_champion and verdict.alias:  # scored again, it has no other to beat
         return
     if is_champion:
@@ -150,7 +152,7 @@ def _move_alias(client: Any, version: str, verdict: Verdict, is_champion: bool) 
             client.delete_registered_model_alias(REGISTERED_NAME, CHALLENGER)
 
 
-def _describe_version(summary: Mapping[str, Any], verdict: Verdict) -> str:
+def _describe_version(summary: Mapping[str, Any], verdict: Promotion) -> str:
     """Markdown of a version: verdict, scores beside guessing, where it came from."""
     lines = [f"{verdict.alias or 'no alias'}: {verdict.reason}", ""]
     lines += [f"{summary['num_clips']:,} clips of the split {summary['split']}:", "", "| figure | value |", "|---|---|"]

@@ -9,7 +9,7 @@ from typing import Any
 
 from evilm.io import storage
 from evilm.io.outputs import CONFIG
-from evilm.tracking.mlflow_run import TrackedRun, close_run, describe_run, harmless, is_closed
+from evilm.tracking.mlflow_run import TrackedRun, close_run, describe_run, is_closed, suppress_tracking_errors
 from evilm.tracking.registry import judge
 
 logger = logging.getLogger(__name__)
@@ -28,7 +28,7 @@ def track(door: str, work: Callable[[Any], dict[str, Any]], config: Any) -> dict
     if run is None:
         return summary
     if not summary.get("reused") or not is_closed(run):
-        with tempfile.TemporaryDirectory(prefix="evilm-figures-") as folder, harmless("record the run"):
+        with tempfile.TemporaryDirectory(prefix="evilm-figures-") as folder, suppress_tracking_errors("record the run"):
             close_run(run, config, summary, {FIGURES: _pictures(run.out, Path(folder))})
     if door == "benchmark" and is_closed(run):
         judge(run, config, summary)

@@ -20,7 +20,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from evilm.dataloader.sampler import TrainOrder, step_sizes
+from evilm.dataloader.sampler import TrainSampler, batch_sizes
 from evilm.errors import CheckpointError, EvilmError
 from evilm.io import storage
 from evilm.io.outputs import CONFIG
@@ -58,7 +58,7 @@ class Audit:
         self._rows.clear()
 
 
-def write_plan(out: str, order: TrainOrder, frames: str) -> None:
+def write_plan(out: str, order: TrainSampler, frames: str) -> None:
     """Say what an epoch should be, and of which frames, for whoever reads the audit."""
     plan = {"num_clips": order.num_clips, "batch_clips": order.batch_clips, "steps_per_epoch": order.num_steps}
     storage.write_json(storage.join(out, _FOLDER, _PLAN), plan | {"tail": order.tail, "frames": frames})
@@ -185,7 +185,7 @@ def _check_epoch(
 ) -> EpochReport:
     per_epoch, num_clips = plan["steps_per_epoch"], plan["num_clips"]
     tail = plan.get("tail") or ("pad" if per_epoch * plan["batch_clips"] >= num_clips else "drop")
-    sizes = step_sizes(num_clips, plan["batch_clips"], tail)
+    sizes = batch_sizes(num_clips, plan["batch_clips"], tail)
     first, last = epoch * per_epoch, max(steps)
     finished = last >= first + per_epoch - 1
     wanted = range(first, first + per_epoch if finished else last + 1)

@@ -106,7 +106,7 @@ def forget_registry(out: str) -> None:
     storage.delete(storage.join(out, CHECKPOINTS, _REGISTRY))
 
 
-class Keeper:
+class CheckpointManager:
     """Saves the checkpoints of one attempt. `save` is called by all workers at the same steps; rank 0 does the work."""
 
     def __init__(self, out: str, run: int, attempt: int, keep: int, rank: int, restored: str = "") -> None:

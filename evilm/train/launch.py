@@ -15,8 +15,16 @@ from evilm.io.outputs import Output
 from evilm.shards import pinned
 from evilm.tracking.loss_figure import draw_losses
 from evilm.tracking.metrics_file import METRICS_FILE
-from evilm.tracking.mlflow_run import TrackedRun, close_run, describe_run, end_run, harmless, is_closed, open_run
-from evilm.tracking.mlflow_uploader import Shipper
+from evilm.tracking.mlflow_run import (
+    TrackedRun,
+    close_run,
+    describe_run,
+    end_run,
+    is_closed,
+    open_run,
+    suppress_tracking_errors,
+)
+from evilm.tracking.mlflow_uploader import MlflowUploader
 from evilm.train import preemption
 from evilm.train.checkpoint_manager import CHECKPOINTS, forget_registry
 from evilm.train.task import WorkerSpec
@@ -106,8 +114,8 @@ def finish_tracking(config: Any, run: TrackedRun | None, summary: dict[str, Any]
             metrics.write_bytes(storage.read_bytes(storage.join(out, METRICS_FILE)))
         figures = {"figures": [draw_losses(metrics, folder / "losses.png")]}
         if run:
-            with harmless("send all metrics; the same command sends them, once the server answers"):
-                Shipper(run, metrics).ship()
+            with suppress_tracking_errors("send all metrics; the same command sends them, once the server answers"):
+                MlflowUploader(run, metrics).ship()
                 close_run(run, config, summary, figures)
 
 

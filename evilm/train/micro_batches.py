@@ -10,22 +10,22 @@ from typing import Any, cast
 import numpy as np
 
 from evilm.config.training import TrainConfig
-from evilm.dataloader.loader import Feed
-from evilm.dataloader.sampler import Step, TrainOrder, part_of
+from evilm.dataloader.loader import DataLoader
+from evilm.dataloader.sampler import Step, TrainSampler, part_of
 from evilm.errors import ConfigError
 
 
-def parts_of(rank: int, world: int, parts: int) -> range:
+def micro_batches_of(rank: int, world: int, parts: int) -> range:
     """The parts of one worker: consecutive, as even as they come."""
     mine = np.array_split(np.arange(parts), world)[rank]
     return range(int(mine[0]), int(mine[-1]) + 1) if len(mine) else range(0)
 
 
 @dataclass(frozen=True)
-class PartsOrder:
+class MicroBatchSampler:
     """A worker's parts of every step as the steps of a feed: part after part, step after step."""
 
-    whole: TrainOrder
+    whole: TrainSampler
     parts: int
     mine: range
 
@@ -48,10 +48,10 @@ class PartsOrder:
         return replace(whole, mine=mine, until=whole.until * count + count - 1)
 
 
-def in_parts(feed: Feed, parts: int, mine: range) -> Feed:
+def split_micro_batches(feed: DataLoader, parts: int, mine: range) -> DataLoader:
     """Let a feed of whole steps give these parts of them."""
     if len(mine) > 1:
-        feed.order = cast(Any, PartsOrder(cast(TrainOrder, feed.order), parts, mine))
+        feed.order = cast(Any, MicroBatchSampler(cast(TrainSampler, feed.order), parts, mine))
     return feed
 
 

@@ -64,7 +64,7 @@ def torch_config(cluster: ClusterConfig) -> Any:
     return Config(backend=backend, timeout_s=math.ceil(cluster.collective_timeout_s))
 
 
-class WorkerLeaves(ClusterError):
+class WorkerPreempted(ClusterError):
     """Raised on all workers after the checkpoint that a worker's SIGTERM asked for; Ray then starts them anew."""
 
     def __init__(self) -> None:
@@ -74,7 +74,7 @@ class WorkerLeaves(ClusterError):
 NUM_FLAGS = 4
 
 
-class Watch:
+class StopSignal:
     """What one worker knows of the end, as flags to be added up over workers.
 
     Order of the flags: the run shall stop; a worker was told to end; it is time to look at Ray's notices; a node will

@@ -8,7 +8,7 @@ from typing import Any
 import psutil
 import torch
 
-from evilm.dataloader.loader import Feed
+from evilm.dataloader.loader import DataLoader
 
 _STRETCHES = 8  # between metric points; the time left is told from their mean speed, evaluations and all
 _LINE_S = 5.0
@@ -41,7 +41,7 @@ class Progress:
         """What was collected since the last line, JSON-able, so that a resumed run logs what the unbroken one does."""
         return {"sums": dict(self._sums), "count": self._count}
 
-    def flush(self, step: int, feed: Feed, keep: bool = False) -> dict[str, float]:
+    def flush(self, step: int, feed: DataLoader, keep: bool = False) -> dict[str, float]:
         """Means since the last call, with speed; `lr` too is a mean, over a stretch where it hardly moves.
 
         With `keep` the next call averages over these steps again, as if this call had not been.

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from evilm.config.training import TrainConfig
-from evilm.dataloader.loader import Feed
+from evilm.dataloader.loader import DataLoader
 from evilm.objectives.objective import Objective
 
 
@@ -17,11 +17,11 @@ class Task(Protocol):
         """The module that is trained, with fresh weights drawn from the global generator."""
         ...
 
-    def train_feed(self, rank: int, world: int) -> Feed:
+    def train_feed(self, rank: int, world: int) -> DataLoader:
         """Batches of the train split for one worker."""
         ...
 
-    def eval_feed(self, rank: int, world: int) -> Feed | None:
+    def eval_feed(self, rank: int, world: int) -> DataLoader | None:
         """Batches of the val split for one worker; None where there is none."""
         ...
 

@@ -15,12 +15,12 @@ from evilm.train.checkpoint_manager import find_intact, load_named
 from evilm.train.optimizer import EMA, make_optimizer
 from evilm.train.precision import autocast
 from evilm.train.timing import StepTimer
-from evilm.train.train_step import Updater
+from evilm.train.train_step import TrainStep
 
 logger = logging.getLogger(__name__)
 
 
-class Learner:
+class TrainState:
     """A model on one worker: fresh or resumed, ready to be updated, copied for a checkpoint."""
 
     def __init__(
@@ -71,7 +71,7 @@ class Learner:
         averaged = self._ema.averaged if self._ema else None
         return load_checkpoint(folder, self.objective, self._optimizer, averaged)
 
-    def updater(self, fresh: bool, some_batches: Callable[[int], Iterable[Any]], timer: StepTimer) -> Updater:
+    def updater(self, fresh: bool, some_batches: Callable[[int], Iterable[Any]], timer: StepTimer) -> TrainStep:
         """Make the model ready to be trained.
 
         Args:
@@ -90,7 +90,7 @@ class Learner:
             self._ema.averaged.module.load_state_dict(self.objective.state_dict())
         if self.settings.cluster.compile:
             compile_objective(self.objective)
-        return Updater(
+        return TrainStep(
             objective=self.objective,
             model=self._shared() if self._world > 1 else self.objective,
             optimizer=self._optimizer,

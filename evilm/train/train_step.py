@@ -40,7 +40,7 @@ class NonFiniteError(EvilmError, ArithmeticError):
 
 
 @dataclass
-class Outcome:
+class StepOutcome:
     """The numbers of one step, read from the device."""
 
     metrics: dict[str, float]
@@ -65,7 +65,7 @@ class _Pending:
     clip_ids: list[list[str]]
 
 
-class Updater:
+class TrainStep:
     """Makes global steps; the same decisions on every worker, from the same reduced numbers."""
 
     def __init__(
@@ -104,7 +104,7 @@ class Updater:
 
     def step(
         self, step: int, num_steps: int, parts: Sequence[int], batches: Sequence[Any], flags: Sequence[float]
-    ) -> list[Outcome]:
+    ) -> list[StepOutcome]:
         """Make step number `step` of `num_steps`.
 
         Args:
@@ -137,7 +137,7 @@ class Updater:
         self._timer.mark("optimizer")
         return self._read(self._lag)
 
-    def settle(self) -> list[Outcome]:
+    def settle(self) -> list[StepOutcome]:
         """Wait for all steps made so far, and return the outcomes that were not returned yet.
 
         Raises:
@@ -200,11 +200,11 @@ class Updater:
         if self._ema:
             self._ema.update(self._objective)
 
-    def _read(self, left: int) -> list[Outcome]:
+    def _read(self, left: int) -> list[StepOutcome]:
         """Take the numbers of all pending steps but the last `left`."""
         return [self._outcome(self._pending.popleft()) for _ in range(len(self._pending) - left)]
 
-    def _outcome(self, pending: _Pending) -> Outcome:
+    def _outcome(self, pending: _Pending) -> StepOutcome:
         """Wait until a step's numbers are there, and say how it went."""
         if pending.arrived is not None:
             pending.arrived.synchronize()
@@ -214,9 +214,9 @@ class Updater:
         wrong = [name for name in pending.names if not math.isfinite(metrics[f"{name}_loss"])]
         metrics = {"loss": loss} | metrics | {"grad_norm": norm, "lr": pending.rate}
         if wrong or not math.isfinite(norm):
-            return Outcome(metrics, flags, self._skipped(pending, wrong))
+            return StepOutcome(metrics, flags, self._skipped(pending, wrong))
         self._in_a_row = 0
-        return Outcome(metrics, flags)
+        return StepOutcome(metrics, flags)
 
     def _skipped(self, pending: _Pending, wrong: list[str]) -> dict[str, Any]:
         """Report a step without update: at the clips of the micro-batches whose own losses are not finite."""

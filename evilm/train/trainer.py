@@ -14,26 +14,26 @@ import torch
 
 from evilm.console import log_to_console
 from evilm.dataloader.collate import Batch
-from evilm.dataloader.loader import Feed
-from evilm.dataloader.sampler import TrainOrder
+from evilm.dataloader.loader import DataLoader
+from evilm.dataloader.sampler import TrainSampler
 from evilm.errors import EvilmError
 from evilm.io.ownership import check_owner
-from evilm.tracking.mlflow_uploader import Recorder
+from evilm.tracking.mlflow_uploader import MetricsRecorder
 from evilm.train import attempts, preemption
 from evilm.train.audit import Audit, write_plan
 from evilm.train.best import note_best
 from evilm.train.cadence import Cadence
 from evilm.train.checkpoint_files import files_beside
-from evilm.train.checkpoint_manager import Keeper
+from evilm.train.checkpoint_manager import CheckpointManager
 from evilm.train.device_copies import on_device
-from evilm.train.micro_batches import check_world, in_parts, parts_of
+from evilm.train.micro_batches import check_world, micro_batches_of, split_micro_batches
 from evilm.train.precision import make_deterministic
 from evilm.train.profiling import StepProfiler
 from evilm.train.progress import Progress, metrics_line
 from evilm.train.task import Task, WorkerSpec
 from evilm.train.timing import StepTimer, matmul_peak
-from evilm.train.train_state import Learner
-from evilm.train.train_step import NonFiniteError, Outcome
+from evilm.train.train_state import TrainState
+from evilm.train.train_step import NonFiniteError, StepOutcome
 from evilm.train.validation import evaluate
 
 logger = logging.getLogger(__name__)
@@ -58,7 +58,7 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
     try:
-        run = Run(task, spec, rank, world)
+        run = Trainer(task, spec, rank, world)
         try:
             return run.train()
         finally:
@@ -68,12 +68,12 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
     except EvilmError as error:
         if world > 1:
             raise  # the others wait for this worker, and only a failure of the group ends them
-        if isinstance(error, preemption.WorkerLeaves):
+        if isinstance(error, preemption.WorkerPreempted):
             raise  # to be started anew
         return {"error": str(error)}  # raised, Ray would start again what can't get better
 
 
-class Run:
+class Trainer:
     """One worker's part of a training."""
 
     def __init__(self, task: Task, spec: WorkerSpec, rank: int, world: int) -> None:
@@ -91,31 +91,31 @@ class Run:
         objective = task.objective()
         # Forward and backward, two FLOPs a multiply-accumulate; the backward pass costs twice the forward one.
         self.flops_per_clip = 6 * task.forward_macs(objective) if rank == 0 else 0.0
-        self.learner = Learner(objective, self.settings, self.device, rank, world)
+        self.learner = TrainState(objective, self.settings, self.device, rank, world)
         self.peak = 0.0
         if rank == 0:
             dtype = torch.bfloat16 if cluster.precision == "bf16" else torch.float32
             self.peak = matmul_peak(self.device, dtype)
         self.timer = StepTimer(self.device)
-        self.parts = parts_of(rank, world, self.settings.parts)
+        self.parts = micro_batches_of(rank, world, self.settings.parts)
         feed = self._pinned(task.train_feed(self.parts.start, self.settings.parts))
-        self.order = cast(TrainOrder, feed.order)
+        self.order = cast(TrainSampler, feed.order)
         self.steps_per_epoch = self.order.num_steps
-        self.feed = in_parts(feed, self.settings.parts, self.parts)
+        self.feed = split_micro_batches(feed, self.settings.parts, self.parts)
         self.schedule_steps = self.steps_per_epoch * schedule.epochs
         self.num_steps = min(self.schedule_steps, schedule.max_steps or self.schedule_steps)
         self.state: dict[str, Any] = {"step": 0, "skipped": 0, "train": {}, "val": {}, "best": {}, "log": {}}
         self.state |= {"ended": -1}  # the step that was logged, evaluated and kept as the last one
         self.saved = -1
         self.ends = ExitStack()  # what was opened last is closed first
-        self.recorder = Recorder(spec.out, spec.tracked) if rank == 0 else None
+        self.recorder = MetricsRecorder(spec.out, spec.tracked) if rank == 0 else None
         if self.recorder:
             self.ends.callback(self.recorder.close)
         open_panels = getattr(task, "panels", None)  # pictures, which the tokenizer's training has none of
         self.panels = open_panels(spec.tracked) if open_panels and rank == 0 else None
         if self.panels:
             self.ends.callback(self.panels.close)
-        self.watch = preemption.Watch(spec.out, rank, spec.run)
+        self.watch = preemption.StopSignal(spec.out, rank, spec.run)
         self.ends.callback(self.watch.close)
 
     def train(self) -> dict[str, Any]:
@@ -152,7 +152,7 @@ class Run:
             if urgent or is_best or self.due.checkpoint(done):
                 self._save(wait=urgent or done == self.num_steps)
             if worker_ends and not stop_run:
-                raise preemption.WorkerLeaves()
+                raise preemption.WorkerPreempted()
             if stop_run and done < self.num_steps:
                 return {"interrupted": done}
         self._end_restored()
@@ -173,7 +173,7 @@ class Run:
         self.state["ended"], self.saved = done, -1
         self._save(wait=True)
 
-    def _take(self, outcomes: list[Outcome]) -> list[bool]:
+    def _take(self, outcomes: list[StepOutcome]) -> list[bool]:
         """Note the numbers of steps, and return which flags any of them raised."""
         for outcome in outcomes:
             self.progress.add(outcome.metrics, bool(outcome.skipped))
@@ -275,7 +275,9 @@ class Run:
                 write_plan(out, self.order, str(getattr(self.settings, "frames", "")))
         self.attempt = int(broadcast_from_rank_zero(number))
         self.audit = Audit(out, schedule.audit, self.attempt, self.rank)
-        self.keeper = Keeper(out, self.spec.run, self.attempt, schedule.keep_checkpoints, self.rank, restored)
+        self.keeper = CheckpointManager(
+            out, self.spec.run, self.attempt, schedule.keep_checkpoints, self.rank, restored
+        )
         self.files = files_beside(lambda folder: self.task.describe(folder, self.learner.objective))
         self.ends.callback(self.keeper.close)
         if self.recorder:
@@ -285,7 +287,7 @@ class Run:
         """This worker's parts of the first steps of training, for a start that depends on data."""
         return (batch.to(self.device) for batch in self.feed.batches(0, count * len(self.parts)))
 
-    def _pinned(self, feed: Feed) -> Feed:
+    def _pinned(self, feed: DataLoader) -> DataLoader:
         """Let the feed put its batches where a GPU copies from while the step before is computed."""
         if self.device.type == "cuda":
             feed.finish = Batch.pin_memory

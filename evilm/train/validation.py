@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from evilm.dataloader.loader import Feed
+from evilm.dataloader.loader import DataLoader
 from evilm.objectives.objective import Objective
 from evilm.train.reduce import gather
 
@@ -15,7 +15,9 @@ logger = logging.getLogger(__name__)
 
 
 @torch.no_grad()
-def evaluate(objective: Objective, feed: Feed, device: torch.device, world: int, autocast: Any) -> dict[str, float]:
+def evaluate(
+    objective: Objective, feed: DataLoader, device: torch.device, world: int, autocast: Any
+) -> dict[str, float]:
     """Score a split, summed over workers; the model is back in train mode afterwards.
 
     Args:

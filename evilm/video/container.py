@@ -13,7 +13,7 @@ import av.error
 import av.logging
 
 from evilm.errors import DecodeError
-from evilm.video.reasons import Reason
+from evilm.video.reasons import RejectReason
 
 MOV, MATROSKA, AVI, GIF = "mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "avi", "gif"
 _CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,gif,mpegts,mpeg,flv,ogg,asf"
@@ -65,20 +65,22 @@ class Video:
             DecodeError: too_large.
         """
         if self.max_pixels and width * height > self.max_pixels:
-            raise DecodeError(Reason.TOO_LARGE, f"{width} x {height} pixels; sampling.max_pixels = {self.max_pixels}")
+            raise DecodeError(
+                RejectReason.TOO_LARGE, f"{width} x {height} pixels; sampling.max_pixels = {self.max_pixels}"
+            )
 
     def failure(self, error: Exception) -> DecodeError:
         """What a decoder's exception says about the file."""
         if isinstance(error, MemoryError):
-            return DecodeError(Reason.TOO_LARGE, "more memory than a decoder may use")
+            return DecodeError(RejectReason.TOO_LARGE, "more memory than a decoder may use")
         # Pictures larger than the container said: the decoder calls it a bad argument, and its size is unset or large.
         if self.max_pixels and isinstance(error, av.error.ArgumentError):
             if not self.context.width:
                 return DecodeError(
-                    Reason.TOO_LARGE, f"pictures of more pixels; sampling.max_pixels = {self.max_pixels}"
+                    RejectReason.TOO_LARGE, f"pictures of more pixels; sampling.max_pixels = {self.max_pixels}"
                 )
             self.check_pixels(self.context.width, self.context.height)
-        return DecodeError(Reason.DECODE_ERROR, type(error).__name__)
+        return DecodeError(RejectReason.DECODE_ERROR, type(error).__name__)
 
 
 @contextmanager
@@ -103,12 +105,12 @@ def opened(path: str, max_pixels: int = 0) -> Iterator[Video]:
         stream = _picture_track(container)
         if stream is None:
             check_complete(path, container.format.name)
-            raise DecodeError(Reason.NO_VIDEO_STREAM, f"streams: {len(container.streams)}")
+            raise DecodeError(RejectReason.NO_VIDEO_STREAM, f"streams: {len(container.streams)}")
         context = stream.codec_context
         if context is None:
-            raise DecodeError(Reason.DECODE_ERROR, "no decoder for this codec")
+            raise DecodeError(RejectReason.DECODE_ERROR, "no decoder for this codec")
         if stream.time_base is None or stream.time_base <= 0:
-            raise DecodeError(Reason.DECODE_ERROR, f"a tick of {stream.time_base} seconds")
+            raise DecodeError(RejectReason.DECODE_ERROR, f"a tick of {stream.time_base} seconds")
         video = Video(path, container, stream, max_pixels)
         video.check_pixels(*(_gif_size(path) if video.kind == GIF else (context.width, context.height)))
         context.thread_count = 1
@@ -137,7 +139,7 @@ def check_complete(path: str, container: str) -> None:
         else:
             end = 0
     if end > size:
-        raise DecodeError(Reason.TRUNCATED, f"{size} of {end} bytes are there ({100 * size // end} %)")
+        raise DecodeError(RejectReason.TRUNCATED, f"{size} of {end} bytes are there ({100 * size // end} %)")
 
 
 def _at_most(max_pixels: int) -> dict[str, str]:
@@ -160,16 +162,16 @@ def _check_file(path: str) -> None:
     try:
         info = os.stat(path)
     except (FileNotFoundError, NotADirectoryError):
-        raise DecodeError(Reason.MISSING_FILE) from None
+        raise DecodeError(RejectReason.MISSING_FILE) from None
     except ValueError:  # a NUL in the name
-        raise DecodeError(Reason.MISSING_FILE, "no file can have this name") from None
+        raise DecodeError(RejectReason.MISSING_FILE, "no file can have this name") from None
     except OSError as error:
-        reason = Reason.MISSING_FILE if error.errno == errno.ENAMETOOLONG else Reason.FETCH_ERROR
+        reason = RejectReason.MISSING_FILE if error.errno == errno.ENAMETOOLONG else RejectReason.FETCH_ERROR
         raise DecodeError(reason, error.strerror or "") from None
     if not stat.S_ISREG(info.st_mode):  # a pipe or device would keep its reader waiting
-        raise DecodeError(Reason.NOT_A_FILE)
+        raise DecodeError(RejectReason.NOT_A_FILE)
     if info.st_size == 0:
-        raise DecodeError(Reason.EMPTY_FILE)
+        raise DecodeError(RejectReason.EMPTY_FILE)
 
 
 def _unopened(path: str, error: Exception) -> DecodeError:
@@ -178,14 +180,14 @@ def _unopened(path: str, error: Exception) -> DecodeError:
         with open(path, "rb") as file:
             head = file.read(189)
     except OSError as unreadable:
-        return DecodeError(Reason.FETCH_ERROR, unreadable.strerror or "")
+        return DecodeError(RejectReason.FETCH_ERROR, unreadable.strerror or "")
     if isinstance(error, MemoryError):
-        return DecodeError(Reason.TOO_LARGE, "more memory than a decoder may use")
+        return DecodeError(RejectReason.TOO_LARGE, "more memory than a decoder may use")
     is_ts = head[:1] + head[188:] == b"GG"  # MPEG-TS: a sync byte every 188 bytes
     if is_ts or any(head[at:].startswith(magics) for at, magics in _VIDEOS.items()):
-        return DecodeError(Reason.UNREADABLE_CONTAINER, type(error).__name__)
+        return DecodeError(RejectReason.UNREADABLE_CONTAINER, type(error).__name__)
     kinds = (kind for kind, magics in _OTHERS.items() if head.lstrip().startswith(magics))
-    return DecodeError(Reason.NOT_A_VIDEO, next(kinds, type(error).__name__))
+    return DecodeError(RejectReason.NOT_A_VIDEO, next(kinds, type(error).__name__))
 
 
 def _mov_end(file: BinaryIO, size: int) -> int:

@@ -17,10 +17,10 @@ from evilm.errors import DecodeError
 from evilm.video import frames
 from evilm.video.container import Video, opened
 from evilm.video.frame_times import Time, check_span, clip_rng, shown_at, span_ticks, span_times
-from evilm.video.frames import Mismatch, Shown
+from evilm.video.frames import DecodedFrame, Mismatch
 from evilm.video.keyframes import from_keys
-from evilm.video.probe import Probe, Wish, is_long, is_part, probe_part, probe_whole
-from evilm.video.reasons import Flag, Reason
+from evilm.video.probe import Probe, SampleRequest, is_long, is_part, probe_part, probe_whole
+from evilm.video.reasons import ClipFlag, RejectReason
 from evilm.video.resize import fit, resize, to_jpeg
 
 Backend = Literal["auto", "pyav", "decord"]
@@ -51,7 +51,7 @@ class DecodedClip:
     flags: int
 
 
-_Decode = Callable[[Probe, Sequence[int]], Iterator[Shown]]
+_Decode = Callable[[Probe, Sequence[int]], Iterator[DecodedFrame]]
 """Gives the frames at ascending places of a timeline."""
 
 
@@ -103,7 +103,7 @@ def decode_clip(
     return sampler.clip(found, "pyav", partial(frames.in_order, path, config.max_pixels))
 
 
-def _probed(video: Video, wish: Wish, may_be_decord: bool) -> Probe | None:
+def _probed(video: Video, wish: SampleRequest, may_be_decord: bool) -> Probe | None:
     """The packets that matter; None where a part of them should do, but can't be found."""
     if is_part(video, wish) and not (may_be_decord and not is_long(video, wish)):
         return probe_part(video, wish)
@@ -115,7 +115,7 @@ class _Sampler:
 
     def __init__(self, clip_id: str, config: FramesConfig, start_s: float | None, end_s: float | None) -> None:
         self._clip_id, self._config = clip_id, config
-        self.wish = Wish(start_s, end_s, self._times)
+        self.wish = SampleRequest(start_s, end_s, self._times)
 
     def _times(self, start: Time, end: Time) -> list[int]:
         rng = clip_rng(self._config.seed, self._clip_id) if self._config.sampling == "random" else None
@@ -134,14 +134,16 @@ class _Sampler:
         count = bisect_left(found.pts, end) - begin
         if count < 2:
             if found.time_base >= 1 and not self.wish.is_span:  # no clock, or a broken one: all frames in one tick
-                raise DecodeError(Reason.DECODE_ERROR, f"one frame, by a clock that ticks every {found.time_base} s")
-            raise DecodeError(Reason.TOO_SHORT, "one frame")
+                raise DecodeError(
+                    RejectReason.DECODE_ERROR, f"one frame, by a clock that ticks every {found.time_base} s"
+                )
+            raise DecodeError(RejectReason.TOO_SHORT, "one frame")
         pts_us = [int(found.pts[place] * found.time_base * 1_000_000) for place in index]
         if max(map(abs, pts_us)) > _LATEST_US:
-            raise DecodeError(Reason.DECODE_ERROR, f"a frame shown at {pts_us[-1] / 1_000_000:g} s")
+            raise DecodeError(RejectReason.DECODE_ERROR, f"a frame shown at {pts_us[-1] / 1_000_000:g} s")
         wanted = sorted(set(index))
         jpegs: dict[int, bytes] = {}
-        first: Shown | None = None
+        first: DecodedFrame | None = None
         for place, shown in zip(wanted, decode(found, wanted), strict=True):
             first = first or shown
             jpegs[place] = _to_square(shown, first, self._config)
@@ -165,25 +167,25 @@ class _Sampler:
         )
 
 
-def _flags(found: Probe, first: Shown, is_repeated: bool) -> Flag:
+def _flags(found: Probe, first: DecodedFrame, is_repeated: bool) -> ClipFlag:
     flags = found.flags
     for holds, flag in (
-        (is_repeated, Flag.REPEATED),
-        (first.turn or first.is_mirrored, Flag.ROTATED),
-        (first.pixel_aspect != 1, Flag.ANAMORPHIC),
-        (first.is_hdr, Flag.HDR),
+        (is_repeated, ClipFlag.REPEATED),
+        (first.turn or first.is_mirrored, ClipFlag.ROTATED),
+        (first.pixel_aspect != 1, ClipFlag.ANAMORPHIC),
+        (first.is_hdr, ClipFlag.HDR),
     ):
-        flags |= flag if holds else Flag(0)
+        flags |= flag if holds else ClipFlag(0)
     return flags
 
 
-def _to_square(shown: Shown, first: Shown, config: FramesConfig) -> bytes:
+def _to_square(shown: DecodedFrame, first: DecodedFrame, config: FramesConfig) -> bytes:
     """One stored frame, its size checked."""
     height, width = shown.pixels.shape[:2]
     if shown.pixels.shape != first.pixels.shape:
         was = first.pixels.shape
-        raise DecodeError(Reason.RESOLUTION_CHANGE, f"{was[1]} x {was[0]}, later {width} x {height}")
+        raise DecodeError(RejectReason.RESOLUTION_CHANGE, f"{was[1]} x {was[0]}, later {width} x {height}")
     if min(height, width) < config.min_side_px:
-        raise DecodeError(Reason.TOO_SMALL, f"{width} x {height}")
+        raise DecodeError(RejectReason.TOO_SMALL, f"{width} x {height}")
     how = fit(width, height, config.frame_px, config.resize, first.pixel_aspect)
     return to_jpeg(resize(shown.pixels, how, config.frame_px), config.jpeg_quality)

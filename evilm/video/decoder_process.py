@@ -23,7 +23,7 @@ from typing import IO, Any, Self
 from evilm.config.data import FramesConfig
 from evilm.errors import DecodeError, EvilmError
 from evilm.video.decode import Backend, DecodedClip, decode_clip
-from evilm.video.reasons import Reason
+from evilm.video.reasons import RejectReason
 
 _START_S = 120.0
 """Longest start of a child: an interpreter and its imports, on a machine that may be very busy."""
@@ -44,7 +44,7 @@ _LONGEST_MESSAGE = 2**28
 _COMMAND = (sys.executable, "-m", "evilm.video.decoder_process")
 
 
-class _Died(Exception):
+class _WorkerDied(Exception):
     """The child is gone."""
 
 
@@ -71,16 +71,18 @@ class Decoder:
         except TimeoutError:
             backend = "pyav"  # as before, unless decord was asked for: shards must not depend on what was slow
             self.close()
-        except _Died:  # of this clip, or because the machine was short of memory: by the same decoder, for equal bytes
+        except (
+            _WorkerDied
+        ):  # of this clip, or because the machine was short of memory: by the same decoder, for equal bytes
             self.close()
         try:
             return self._ask(request | {"backend": backend}, limit_s)
         except TimeoutError:
             self.close()
-            raise DecodeError(Reason.DECODE_TIMEOUT, f"longer than {limit_s:g} s of CPU time") from None
-        except _Died:
+            raise DecodeError(RejectReason.DECODE_TIMEOUT, f"longer than {limit_s:g} s of CPU time") from None
+        except _WorkerDied:
             self.close()
-            raise DecodeError(Reason.DECODER_CRASH) from None
+            raise DecodeError(RejectReason.DECODER_CRASH) from None
 
     def close(self) -> None:
         """Kill the child."""
@@ -106,7 +108,7 @@ class Decoder:
         try:
             _send(child.stdin, json.dumps(request).encode())
         except OSError:
-            raise _Died from None
+            raise _WorkerDied from None
         deadline = _Deadline(limit_s, child.pid)
         try:
             answer = json.loads(_receive(child.stdout, deadline))
@@ -114,12 +116,12 @@ class Decoder:
             is_swollen, reason, detail = (answer.pop(name) for name in ("is_swollen", "reason", "detail"))
             clip = None if reason else DecodedClip(frames=frames, **answer)
         except (ValueError, TypeError, KeyError):  # a child gone mad
-            raise _Died from None
+            raise _WorkerDied from None
         self._clips += 1
         if is_swollen:
             self.close()
         if clip is None:
-            raise DecodeError(Reason(reason), detail)
+            raise DecodeError(RejectReason(reason), detail)
         return clip
 
     def _running(self) -> subprocess.Popen[bytes]:
@@ -147,7 +149,7 @@ class Decoder:
                 env=os.environ | {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"},
             )
             _receive(self._child.stdout, _Deadline(_START_S))
-        except (OSError, _Died) as error:  # TimeoutError is an OSError
+        except (OSError, _WorkerDied) as error:  # TimeoutError is an OSError
             self.close()
             raise EvilmError(
                 f"the decoding process does not start ({type(error).__name__}); run {' '.join(self._command)} by hand "
@@ -203,7 +205,7 @@ def _receive(pipe: IO[bytes] | None, deadline: _Deadline) -> bytes:
         selector.register(pipe, selectors.EVENT_READ)
         length = int.from_bytes(_read(pipe, 8, selector, deadline), "little")
         if length > _LONGEST_MESSAGE:
-            raise _Died
+            raise _WorkerDied
         return _read(pipe, length, selector, deadline)
 
 
@@ -215,7 +217,7 @@ def _read(pipe: IO[bytes], length: int, selector: selectors.BaseSelector, deadli
                 raise TimeoutError
         part = os.read(pipe.fileno(), min(length - len(data), 1 << 20))
         if not part:
-            raise _Died
+            raise _WorkerDied
         data += part
     return bytes(data)
 
@@ -229,11 +231,11 @@ def _answer(request: dict[str, Any]) -> tuple[dict[str, Any], list[bytes]]:
     except DecodeError as error:
         return {"reason": error.reason, "detail": error.detail}, []
     except MemoryError:
-        return {"reason": Reason.TOO_LARGE, "detail": "more memory than a decoder may use"}, []
+        return {"reason": RejectReason.TOO_LARGE, "detail": "more memory than a decoder may use"}, []
     except OSError as error:  # the file went away, or its disk did
-        return {"reason": Reason.FETCH_ERROR, "detail": error.strerror or type(error).__name__}, []
+        return {"reason": RejectReason.FETCH_ERROR, "detail": error.strerror or type(error).__name__}, []
     except Exception as error:  # a decoder may raise anything on damaged input; it concerns this clip alone
-        return {"reason": Reason.DECODE_ERROR, "detail": f"{type(error).__name__}: {error}"}, []
+        return {"reason": RejectReason.DECODE_ERROR, "detail": f"{type(error).__name__}: {error}"}, []
     frames = clip.pop("frames")
     return clip | {"reason": "", "detail": ""}, frames
 

@@ -24,7 +24,7 @@ from urllib3.util.url import Url, parse_url
 from evilm.config.data import FetchConfig
 from evilm.errors import DecodeError, ShardError
 from evilm.video.network_guard import Guard, Http, Https
-from evilm.video.reasons import Reason
+from evilm.video.reasons import RejectReason
 
 _CHUNK_BYTES = 1 << 16
 _MAX_REDIRECTS = 5
@@ -34,10 +34,10 @@ _PASSING = (408, 425, 429, 500, 502, 503, 504)
 _BACKOFF_S, _MAX_BACKOFF_S = 0.5, 30.0
 
 
-class Passing(Exception):
+class TransientError(Exception):
     """A failure that may pass: worth another attempt."""
 
-    def __init__(self, reason: Reason, detail: str, wait_s: float = 0.0) -> None:
+    def __init__(self, reason: RejectReason, detail: str, wait_s: float = 0.0) -> None:
         super().__init__(reason, detail)
         self.reason, self.detail, self.wait_s = reason, detail, wait_s
 
@@ -53,7 +53,7 @@ class Deadline:
         return max(0.0, self._end - time.monotonic())
 
 
-def back_off(attempt: int, failure: Passing, config: FetchConfig, deadline: Deadline) -> None:
+def back_off(attempt: int, failure: TransientError, config: FetchConfig, deadline: Deadline) -> None:
     """Wait before the next attempt: doubling, with jitter, at least as long as the server asks for.
 
     Raises:
@@ -80,7 +80,7 @@ def download(url: str, file: IO[bytes], config: FetchConfig) -> int:
         file.truncate()
         try:
             return _attempt(url, file, config, deadline)
-        except Passing as failure:
+        except TransientError as failure:
             back_off(attempt, failure, config, deadline)
         attempt += 1
 
@@ -93,7 +93,7 @@ def _attempt(url: str, file: IO[bytes], config: FetchConfig, deadline: Deadline)
             if response.status not in _REDIRECTS or not place:
                 return _receive(response, file, config, deadline)
         url = _joined(url, place)
-    raise DecodeError(Reason.FETCH_ERROR, f"more than {_MAX_REDIRECTS} redirects")
+    raise DecodeError(RejectReason.FETCH_ERROR, f"more than {_MAX_REDIRECTS} redirects")
 
 
 def _joined(url: str, place: str) -> str:
@@ -101,7 +101,7 @@ def _joined(url: str, place: str) -> str:
     try:
         return urljoin(url, place)
     except ValueError:
-        raise DecodeError(Reason.FETCH_ERROR, "a redirect to no valid URL") from None
+        raise DecodeError(RejectReason.FETCH_ERROR, "a redirect to no valid URL") from None
 
 
 @contextmanager
@@ -144,10 +144,10 @@ def _parse(url: str) -> Url:
     try:
         parts = parse_url(url)
     except (LocationParseError, ValueError):
-        raise DecodeError(Reason.FETCH_ERROR, "no valid URL") from None
+        raise DecodeError(RejectReason.FETCH_ERROR, "no valid URL") from None
     if parts.scheme not in ("http", "https") or not parts.host:
         raise DecodeError(
-            Reason.PATH_UNSAFE, f"a {(parts.scheme or 'relative')[:20]} URL; only http and https are downloaded"
+            RejectReason.PATH_UNSAFE, f"a {(parts.scheme or 'relative')[:20]} URL; only http and https are downloaded"
         )
     return parts
 
@@ -156,29 +156,31 @@ def _receive(response: urllib3.BaseHTTPResponse, file: IO[bytes], config: FetchC
     """Write the body of a response to the end, if it is what was asked for."""
     status, most = response.status, config.max_mb << 20
     if status in _GONE:
-        raise DecodeError(Reason.MISSING_FILE, f"HTTP {status}")
+        raise DecodeError(RejectReason.MISSING_FILE, f"HTTP {status}")
     if status in _PASSING or status >= 500:
-        raise Passing(Reason.FETCH_ERROR, f"HTTP {status}", _retry_after(response.headers.get("Retry-After")))
+        raise TransientError(
+            RejectReason.FETCH_ERROR, f"HTTP {status}", _retry_after(response.headers.get("Retry-After"))
+        )
     if status != 200:
-        raise DecodeError(Reason.FETCH_ERROR, f"HTTP {status}")
+        raise DecodeError(RejectReason.FETCH_ERROR, f"HTTP {status}")
     if response.headers.get("Content-Encoding", "identity").lower() not in ("", "identity"):
-        raise DecodeError(Reason.FETCH_ERROR, "a compressed body, which was not asked for")
+        raise DecodeError(RejectReason.FETCH_ERROR, "a compressed body, which was not asked for")
     length = response.headers.get("Content-Length", "")
     promised = int(length) if length.isascii() and length.isdigit() else None
     if promised is not None and promised > most:
-        raise DecodeError(Reason.TOO_LARGE, f"{promised} bytes, more than fetch.max_mb = {config.max_mb}")
+        raise DecodeError(RejectReason.TOO_LARGE, f"{promised} bytes, more than fetch.max_mb = {config.max_mb}")
     received = 0
     while chunk := response.read1(_CHUNK_BYTES, decode_content=False):
         received += len(chunk)
         if received > most:
-            raise DecodeError(Reason.TOO_LARGE, f"more than fetch.max_mb = {config.max_mb}")
+            raise DecodeError(RejectReason.TOO_LARGE, f"more than fetch.max_mb = {config.max_mb}")
         if not deadline.left():
             break
         _write(file, chunk)
     if not deadline.left():
-        raise Passing(Reason.FETCH_TIMEOUT, f"{received} bytes came in fetch.deadline_s")
+        raise TransientError(RejectReason.FETCH_TIMEOUT, f"{received} bytes came in fetch.deadline_s")
     if promised is not None and received != promised:
-        raise Passing(Reason.FETCH_ERROR, f"{received} of {promised} bytes came")
+        raise TransientError(RejectReason.FETCH_ERROR, f"{received} of {promised} bytes came")
     file.flush()
     return received
 
@@ -193,20 +195,20 @@ def _write(file: IO[bytes], chunk: bytes) -> None:
         ) from None
 
 
-def _failure(error: Exception, host: str, deadline: Deadline) -> DecodeError | Passing:
+def _failure(error: Exception, host: str, deadline: Deadline) -> DecodeError | TransientError:
     """A failed connection as a reason. Messages of the library are not passed on: they may hold the URL."""
     kind = type(error).__name__
     if not deadline.left():
-        return Passing(Reason.FETCH_TIMEOUT, f"no end of it within fetch.deadline_s from {host}")
+        return TransientError(RejectReason.FETCH_TIMEOUT, f"no end of it within fetch.deadline_s from {host}")
     if isinstance(error, ssl.SSLError | urllib3.exceptions.SSLError) and "CERTIFICATE" in str(error).upper():
-        return DecodeError(Reason.FETCH_ERROR, f"the certificate of {host} is not valid")
+        return DecodeError(RejectReason.FETCH_ERROR, f"the certificate of {host} is not valid")
     if isinstance(error, TimeoutError | urllib3.exceptions.TimeoutError):
-        return Passing(Reason.FETCH_TIMEOUT, f"{host} did not answer in time")
+        return TransientError(RejectReason.FETCH_TIMEOUT, f"{host} did not answer in time")
     if isinstance(error, socket.gaierror):
-        return Passing(Reason.FETCH_ERROR, f"no address of {host}")
+        return TransientError(RejectReason.FETCH_ERROR, f"no address of {host}")
     if isinstance(error, UnicodeError):  # a host name that is none
-        return DecodeError(Reason.FETCH_ERROR, "no valid URL")
-    return Passing(Reason.FETCH_ERROR, f"{kind} at {host}")
+        return DecodeError(RejectReason.FETCH_ERROR, "no valid URL")
+    return TransientError(RejectReason.FETCH_ERROR, f"{kind} at {host}")
 
 
 def _retry_after(value: str | None) -> float:

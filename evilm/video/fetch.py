@@ -25,9 +25,9 @@ from evilm.config.data import VIDEO_ENDINGS, FetchConfig
 from evilm.config.secrets import public_uri
 from evilm.errors import ConfigError, DecodeError, ShardError
 from evilm.io import storage
-from evilm.video.download import Deadline, Passing, back_off, download
+from evilm.video.download import Deadline, TransientError, back_off, download
 from evilm.video.local_files import LocalRoot, forms, has_ending, rank, stem
-from evilm.video.reasons import Reason
+from evilm.video.reasons import RejectReason
 from evilm.video.urls import is_url
 
 _TAR = re.compile(r"\.tar/", re.IGNORECASE)
@@ -85,7 +85,7 @@ class Fetcher:
             try:
                 local = self._named(path, needs_ending, offset, num_bytes, stack)
             except DecodeError as error:
-                if error.reason != Reason.MISSING_FILE or not url:
+                if error.reason != RejectReason.MISSING_FILE or not url:
                     raise
                 local = self._download(url, stack)
             yield local
@@ -102,7 +102,7 @@ class Fetcher:
             _check(path)
             self._local.find(path, needs_ending or not has_ending(path))
         except DecodeError as error:
-            return error.reason == Reason.MISSING_FILE
+            return error.reason == RejectReason.MISSING_FILE
         return False
 
     def _named(self, path: str, needs_ending: bool, offset: int, num_bytes: int, stack: contextlib.ExitStack) -> Local:
@@ -111,7 +111,7 @@ class Fetcher:
             return self._get(path, needs_ending, offset, num_bytes, stack)
         except DecodeError as error:
             may_lack_ending = not (needs_ending or has_ending(path) or is_url(path) or offset >= 0)
-            if error.reason != Reason.MISSING_FILE or self._fs is None or not may_lack_ending:
+            if error.reason != RejectReason.MISSING_FILE or self._fs is None or not may_lack_ending:
                 raise
             return self._get(path, True, offset, num_bytes, stack)
 
@@ -119,7 +119,7 @@ class Fetcher:
         if is_url(path):
             return self._download(path, stack)
         if self._fs is None:
-            raise DecodeError(Reason.MISSING_FILE, "a path below --videos, which is not given")
+            raise DecodeError(RejectReason.MISSING_FILE, "a path below --videos, which is not given")
         _check(path)
         if offset >= 0:
             return self._from_tar(path, offset, num_bytes, stack)
@@ -134,12 +134,14 @@ class Fetcher:
         assert match is not None, path
         name = path[: match.end() - 1]
         if num_bytes > self._config.max_mb << 20:
-            raise DecodeError(Reason.TOO_LARGE, f"{num_bytes} bytes, more than fetch.max_mb = {self._config.max_mb}")
+            raise DecodeError(
+                RejectReason.TOO_LARGE, f"{num_bytes} bytes, more than fetch.max_mb = {self._config.max_mb}"
+            )
         copy, name_of_copy = _temporary(path, stack)
         if self._is_local:
             self._local.check(f"{self._root}/{name}".rpartition("/")[0])
             if not self._local.is_file(name, may_lead_out=True):  # --manifest names it: a cache may keep it elsewhere
-                raise DecodeError(Reason.MISSING_FILE, "its tar")
+                raise DecodeError(RejectReason.MISSING_FILE, "its tar")
             with open(f"{self._root}/{name}", "rb") as tar:
                 tar.seek(max(0, offset - _HEADER_BYTES))
                 _check_member(tar.read(min(offset, _HEADER_BYTES)), path[match.end() :], num_bytes)
@@ -161,7 +163,7 @@ class Fetcher:
             with self._slots:
                 _write_all(copy, pieces_of())
         if copy.tell() != num_bytes:
-            raise DecodeError(Reason.FETCH_ERROR, f"its tar ends after {copy.tell()} of its {num_bytes} bytes")
+            raise DecodeError(RejectReason.FETCH_ERROR, f"its tar ends after {copy.tell()} of its {num_bytes} bytes")
         return Local(name_of_copy, path, num_bytes)
 
     def _remote(self, path: str, needs_ending: bool, stack: contextlib.ExitStack) -> Local:
@@ -174,7 +176,7 @@ class Fetcher:
             if needs_ending and (name := self._find_remote(path)) and (local := self._copy(name, stack)) is not None:
                 return local
         tried = f" + {VIDEO_ENDINGS[0]}, {VIDEO_ENDINGS[1]}, ..." if needs_ending else ""
-        raise DecodeError(Reason.MISSING_FILE, f"no {path[:200]}{tried}")
+        raise DecodeError(RejectReason.MISSING_FILE, f"no {path[:200]}{tried}")
 
     def _copy(self, path: str, stack: contextlib.ExitStack) -> Local | None:
         """A copy of a file, None where there is none."""
@@ -186,13 +188,13 @@ class Fetcher:
             get(place, copy, callback=size)
             received = os.path.getsize(copy)
             if size.promised is not None and received != size.promised:
-                raise Passing(Reason.FETCH_ERROR, f"{received} of {size.promised} bytes came")
+                raise TransientError(RejectReason.FETCH_ERROR, f"{received} of {size.promised} bytes came")
             return received
 
         try:
             return Local(copy, path, self._retried(attempt))
         except DecodeError as error:
-            if error.reason == Reason.MISSING_FILE:
+            if error.reason == RejectReason.MISSING_FILE:
                 return None
             raise
 
@@ -220,7 +222,7 @@ class Fetcher:
         while True:
             try:
                 return action()
-            except Passing as failure:
+            except TransientError as failure:
                 passing = failure
             except (DecodeError, ShardError):
                 raise
@@ -243,7 +245,7 @@ class _Size(Callback):
     def set_size(self, size: int | None) -> None:
         self.promised = size
         if size is not None and size > self._max_mb << 20:
-            raise DecodeError(Reason.TOO_LARGE, f"{size} bytes, more than fetch.max_mb = {self._max_mb}")
+            raise DecodeError(RejectReason.TOO_LARGE, f"{size} bytes, more than fetch.max_mb = {self._max_mb}")
 
 
 def _file_system(videos: str, config: FetchConfig) -> tuple[Any, str]:
@@ -268,7 +270,7 @@ def _file_system(videos: str, config: FetchConfig) -> tuple[Any, str]:
     return fs, str(root).rstrip("/")
 
 
-def _judge(error: Exception) -> Passing:
+def _judge(error: Exception) -> TransientError:
     """What a failure of an object store means.
 
     Raises:
@@ -286,21 +288,21 @@ def _judge(error: Exception) -> Passing:
         if code == "NoSuchBucket":
             raise ConfigError("there is no such bucket of videos; check --videos and the AWS variables") from None
         if status == 404:
-            raise DecodeError(Reason.MISSING_FILE, "" if code in ("404", "NoSuchKey") else code) from None
+            raise DecodeError(RejectReason.MISSING_FILE, "" if code in ("404", "NoSuchKey") else code) from None
         if status >= 500 or status in (408, 429) or code in ("SlowDown", "RequestTimeout", "ThrottlingException"):
-            return Passing(Reason.FETCH_ERROR, f"S3 answers {status} {code}")
-        raise DecodeError(Reason.FETCH_ERROR, f"S3 answers {status} {code}") from None
+            return TransientError(RejectReason.FETCH_ERROR, f"S3 answers {status} {code}")
+        raise DecodeError(RejectReason.FETCH_ERROR, f"S3 answers {status} {code}") from None
     if isinstance(error, FileNotFoundError):
-        raise DecodeError(Reason.MISSING_FILE) from None
+        raise DecodeError(RejectReason.MISSING_FILE) from None
     if isinstance(error, IsADirectoryError):
-        raise DecodeError(Reason.NOT_A_FILE, "a folder") from None
+        raise DecodeError(RejectReason.NOT_A_FILE, "a folder") from None
     if "Credentials" in kind:
         raise ConfigError(f"no credentials for the object store ({kind}); set the AWS variables") from None
     if isinstance(error, TimeoutError) or "Timeout" in kind:
-        return Passing(Reason.FETCH_TIMEOUT, "the object store did not answer in time")
+        return TransientError(RejectReason.FETCH_TIMEOUT, "the object store did not answer in time")
     if isinstance(error, OSError) and error.errno in (28, 122):  # no space, quota
         raise ShardError(f"no space in {tempfile.gettempdir()} for videos; free some or set TMPDIR") from None
-    return Passing(Reason.FETCH_ERROR, kind)
+    return TransientError(RejectReason.FETCH_ERROR, kind)
 
 
 def _check_member(header: bytes, member: str, num_bytes: int) -> None:
@@ -321,14 +323,15 @@ def _check_member(header: bytes, member: str, num_bytes: int) -> None:
     is_short = member.isascii() and len(member) <= _HEADER_NAME_BYTES
     if size != num_bytes or (is_short and name != member):
         raise DecodeError(
-            Reason.SOURCE_CHANGED, f"its tar was rewritten: {name[:200]!r} lies there; the same command lists it anew"
+            RejectReason.SOURCE_CHANGED,
+            f"its tar was rewritten: {name[:200]!r} lies there; the same command lists it anew",
         )
 
 
 def _check(path: str) -> None:
     """Refuse a path that could leave the root, should a manifest's reader have let it through."""
     if path.startswith("/") or ".." in path.split("/") or "\\" in path or "\0" in path or not path:
-        raise DecodeError(Reason.PATH_UNSAFE, "not a path below the video root")
+        raise DecodeError(RejectReason.PATH_UNSAFE, "not a path below the video root")
 
 
 def _temporary(path: str, stack: contextlib.ExitStack) -> tuple[IO[bytes], str]:

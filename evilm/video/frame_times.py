@@ -12,7 +12,7 @@ from fractions import Fraction
 import numpy as np
 
 from evilm.errors import DecodeError
-from evilm.video.reasons import Reason
+from evilm.video.reasons import RejectReason
 
 _LONGEST_S = 365 * 24 * 3600
 
@@ -53,7 +53,7 @@ def check_span(start_s: float | None, end_s: float | None) -> None:
     start, end = start_s or 0.0, math.inf if end_s is None else end_s
     # NaN compares as false; a year is more than any video and less than what overflows.
     if not (0 <= start < end and start < _LONGEST_S and start + 0.000_001 <= end):
-        raise DecodeError(Reason.BAD_SPAN, f"from {start_s} s to {end_s} s")
+        raise DecodeError(RejectReason.BAD_SPAN, f"from {start_s} s to {end_s} s")
 
 
 def span_ticks(
@@ -79,7 +79,8 @@ def span_ticks(
         end = min(end, first + _fraction(end_s) / time_base)
     if start >= end:
         raise DecodeError(
-            Reason.BAD_SPAN, f"begins at {start_s:g} s, the video ends at {float((last - first) * time_base):.2f} s"
+            RejectReason.BAD_SPAN,
+            f"begins at {start_s:g} s, the video ends at {float((last - first) * time_base):.2f} s",
         )
     return start, end
 

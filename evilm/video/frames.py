@@ -15,11 +15,11 @@ from evilm.errors import DecodeError
 from evilm.video.container import Video, opened
 from evilm.video.packets import demuxed
 from evilm.video.probe import Probe, is_variable
-from evilm.video.reasons import Flag, Reason
+from evilm.video.reasons import ClipFlag, RejectReason
 
 
 @dataclass(frozen=True)
-class Shown:
+class DecodedFrame:
     """A decoded frame: upright uint8 RGB."""
 
     pixels: np.ndarray
@@ -84,20 +84,20 @@ def measured(path: str, max_pixels: int, found: Probe, stop_s: float | None) -> 
             if stop is not None and None not in (pts[0], frame.pts) and frame.pts - pts[0] > stop:
                 break
     if not pts:
-        raise DecodeError(Reason.DECODE_ERROR, "no frame can be decoded")
+        raise DecodeError(RejectReason.DECODE_ERROR, "no frame can be decoded")
     # Frames come in the order they are shown; AVI files with B-frames only label them wrongly.
     times = sorted(time for time in pts if time is not None)
     if len(set(times)) < len(pts):
         times = [int(place * step) for place in range(len(pts))]
     gaps = [after - before for before, after in pairwise(times)]
-    flags = (found.flags & ~Flag.VFR) | Flag.MEASURED | (Flag.VFR if is_variable(gaps) else Flag(0))
+    flags = (found.flags & ~ClipFlag.VFR) | ClipFlag.MEASURED | (ClipFlag.VFR if is_variable(gaps) else ClipFlag(0))
     end = times[-1] + max(1, duration or int(step))
     return replace(
         found, pts=times, first=times[0], keys=[], end=end, flags=flags, plain=False, is_whole=True, has_gaps=False
     )
 
 
-def in_order(path: str, max_pixels: int, found: Probe, wanted: Sequence[int]) -> Iterator[Shown]:
+def in_order(path: str, max_pixels: int, found: Probe, wanted: Sequence[int]) -> Iterator[DecodedFrame]:
     """The frames at these places, counted from the start, exactly as they were measured."""
     with opened(path, max_pixels) as video:
         tainted, left = False, deque(wanted)
@@ -105,14 +105,14 @@ def in_order(path: str, max_pixels: int, found: Probe, wanted: Sequence[int]) ->
             tainted = bool(frame.is_corrupt) or (tainted and not frame.key_frame)
             if place == left[0]:
                 if tainted:
-                    raise DecodeError(Reason.DECODE_CORRUPT, f"frame {place}")
+                    raise DecodeError(RejectReason.DECODE_CORRUPT, f"frame {place}")
                 yield upright(frame, video)
                 left.popleft()
             if not left:
                 return
 
 
-def upright(frame: Any, video: Video) -> Shown:
+def upright(frame: Any, video: Video) -> DecodedFrame:
     """A frame's pixels, turned and mirrored as the container's display matrix says."""
     video.check_pixels(frame.width, frame.height)
     try:
@@ -122,7 +122,7 @@ def upright(frame: Any, video: Video) -> Shown:
     aspect, is_hdr = _pixel_aspect(video), int(getattr(frame, "color_trc", 0) or 0) in _HDR
     matrix = next((bytes(side) for side in frame.side_data if side.type.name == "DISPLAYMATRIX"), b"")
     if len(matrix) != 36:
-        return Shown(pixels, 0, False, aspect, is_hdr)
+        return DecodedFrame(pixels, 0, False, aspect, is_hdr)
     # x' = a x + c y, y' = b x + d y; only quarter turns and mirrors are of use for pixels.
     a, b, _, c, d, *_ = np.frombuffer(matrix, np.int32).astype(int).tolist()
     if abs(a) + abs(d) < abs(b) + abs(c):
@@ -132,7 +132,7 @@ def upright(frame: Any, video: Video) -> Shown:
     pixels = pixels[:: -1 if down < 0 else 1, :: -1 if right < 0 else 1]
     is_mirrored = a * d - b * c < 0
     turn = 90 * round(np.degrees(np.arctan2(b, a)) / 90) % 360
-    return Shown(np.ascontiguousarray(pixels), int(turn), is_mirrored, aspect, is_hdr)
+    return DecodedFrame(np.ascontiguousarray(pixels), int(turn), is_mirrored, aspect, is_hdr)
 
 
 def _pixel_aspect(video: Video) -> Fraction:
@@ -157,7 +157,7 @@ def is_plain(video: Video, found: Probe) -> bool:
     return True
 
 
-def by_decord(video: Video, found: Probe, wanted: Sequence[int]) -> Iterator[Shown]:
+def by_decord(video: Video, found: Probe, wanted: Sequence[int]) -> Iterator[DecodedFrame]:
     """The frames at these places by decord, which counts frames in the order they are shown.
 
     Raises:
@@ -172,6 +172,6 @@ def by_decord(video: Video, found: Probe, wanted: Sequence[int]) -> Iterator[Sho
         if len(reader) != len(found.pts):
             raise Mismatch
         for place in wanted:
-            yield Shown(reader[place].asnumpy(), 0, False, aspect)
+            yield DecodedFrame(reader[place].asnumpy(), 0, False, aspect)
     except (RuntimeError, decord.DECORDError):
         raise Mismatch from None

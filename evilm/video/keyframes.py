@@ -9,19 +9,19 @@ from av.video.frame import PictureType
 
 from evilm.errors import DecodeError
 from evilm.video.container import GIF, Video
-from evilm.video.frames import Mismatch, Shown, decoded, seek, upright
+from evilm.video.frames import DecodedFrame, Mismatch, decoded, seek, upright
 from evilm.video.packets import demuxed
 from evilm.video.probe import Probe
-from evilm.video.reasons import Reason
+from evilm.video.reasons import RejectReason
 
 _PREDICTED = (PictureType.P, PictureType.B)
 
 
-class _Tainted(Exception):
+class _CorruptChain(Exception):
     """The wanted frame, or one it may depend on, is damaged, or its decoding began too late."""
 
 
-def from_keys(video: Video, skip_nonref: bool, found: Probe, wanted: Sequence[int]) -> Iterator[Shown]:
+def from_keys(video: Video, skip_nonref: bool, found: Probe, wanted: Sequence[int]) -> Iterator[DecodedFrame]:
     """The frames at these places of the timeline, each decoded from the key frame before it, or one further back.
 
     Args:
@@ -46,8 +46,8 @@ def from_keys(video: Video, skip_nonref: bool, found: Probe, wanted: Sequence[in
             try:
                 for frame in _chain(video, start, left, skips):
                     yield upright(frame, video)
-            except _Tainted:
-                trouble = DecodeError(Reason.DECODE_CORRUPT, f"at {float(left[0] * found.time_base):.2f} s")
+            except _CorruptChain:
+                trouble = DecodeError(RejectReason.DECODE_CORRUPT, f"at {float(left[0] * found.time_base):.2f} s")
             if not left:
                 break
         else:
@@ -86,7 +86,7 @@ def _chain(video: Video, start: int | None, left: deque[int], skip: bool) -> Ite
             return
         if frame.pts == left[0]:
             if taint.reaches(frame.pts):
-                raise _Tainted
+                raise _CorruptChain
             yield frame
             left.popleft()
             taint.given.append(frame.pts)
@@ -156,4 +156,4 @@ class _Taint:
         """
         for time in self.given:
             if self.reaches(time):
-                raise DecodeError(Reason.DECODE_CORRUPT, "a frame that was shown later")
+                raise DecodeError(RejectReason.DECODE_CORRUPT, "a frame that was shown later")

@@ -9,7 +9,7 @@ import unicodedata
 
 from evilm.config.data import VIDEO_ENDINGS
 from evilm.errors import DecodeError, SourceError
-from evilm.video.reasons import Reason
+from evilm.video.reasons import RejectReason
 
 _SCANNED_FOLDERS = 256
 
@@ -54,7 +54,7 @@ class LocalRoot:
         tried = f"{folder}/{last}".lstrip("/") + (
             f" + {VIDEO_ENDINGS[0]}, {VIDEO_ENDINGS[1]}, ..." if needs_ending else ""
         )
-        raise DecodeError(Reason.MISSING_FILE, f"no {tried[:200]}")
+        raise DecodeError(RejectReason.MISSING_FILE, f"no {tried[:200]}")
 
     def is_file(self, path: str, may_lead_out: bool = False) -> bool:
         """Whether there is a file below the root that may be read; `may_lead_out` if it may be a link to elsewhere."""
@@ -66,13 +66,13 @@ class LocalRoot:
         except OSError as error:
             if error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
                 return False
-            raise DecodeError(Reason.FETCH_ERROR, error.strerror or type(error).__name__) from None
+            raise DecodeError(RejectReason.FETCH_ERROR, error.strerror or type(error).__name__) from None
         if not may_lead_out:
             self.check(place)
         if not stat.S_ISREG(mode):
-            raise DecodeError(Reason.NOT_A_FILE, "a folder" if stat.S_ISDIR(mode) else "a device or pipe")
+            raise DecodeError(RejectReason.NOT_A_FILE, "a folder" if stat.S_ISDIR(mode) else "a device or pipe")
         if not os.access(place, os.R_OK):
-            raise DecodeError(Reason.FETCH_ERROR, "no permission to read it")
+            raise DecodeError(RejectReason.FETCH_ERROR, "no permission to read it")
         return True
 
     def check(self, place: str) -> None:
@@ -81,7 +81,7 @@ class LocalRoot:
         if self._follow_links:
             return
         if real != self._real_root and not real.startswith(self._real_root.rstrip("/") + "/"):
-            raise DecodeError(Reason.PATH_UNSAFE, "a link that leaves the video root; --follow-links allows that")
+            raise DecodeError(RejectReason.PATH_UNSAFE, "a link that leaves the video root; --follow-links allows that")
 
 
 def forms(name: str) -> list[str]:

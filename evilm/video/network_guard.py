@@ -11,7 +11,7 @@ import socket
 from urllib3.connection import HTTPConnection, HTTPSConnection
 
 from evilm.errors import DecodeError
-from evilm.video.reasons import Reason
+from evilm.video.reasons import RejectReason
 
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 _PROTOCOLS = ipaddress.ip_network("192.0.0.0/24")  # of which ipaddress calls a few addresses global
@@ -47,7 +47,7 @@ class Guard:
         found = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)
         allowed = [entry for entry in found if self._allow_private or is_public(str(entry[4][0]))]
         if not allowed:
-            raise DecodeError(Reason.FORBIDDEN_ADDRESS, f"{host} is this machine or in a private network")
+            raise DecodeError(RejectReason.FORBIDDEN_ADDRESS, f"{host} is this machine or in a private network")
         failure: OSError | None = None
         for family, kind, protocol, _, address in allowed:
             opened = socket.socket(family, kind, protocol)

@@ -7,7 +7,7 @@ import av.error
 
 from evilm.errors import DecodeError
 from evilm.video.container import Video
-from evilm.video.reasons import Reason
+from evilm.video.reasons import RejectReason
 
 _MOST = 1_000_000
 """Packets (9 hours) that a file may have which can only be read from start to end."""
@@ -90,7 +90,7 @@ def collect(video: Video, stop: Past) -> list[Packet]:
         if stop(packet):
             break
         if len(seen) > _MOST:
-            raise DecodeError(Reason.TOO_LARGE, f"more than {_MOST} frames to read one after the other")
+            raise DecodeError(RejectReason.TOO_LARGE, f"more than {_MOST} frames to read one after the other")
     return seen
 
 
@@ -122,9 +122,9 @@ def demuxed(video: Video) -> Iterator[Any]:
         try:
             packet = next(packets, None)
         except MemoryError:
-            raise DecodeError(Reason.TOO_LARGE, "a frame of more bytes than a decoder may use") from None
+            raise DecodeError(RejectReason.TOO_LARGE, "a frame of more bytes than a decoder may use") from None
         except (av.error.FFmpegError, OSError) as error:
-            raise DecodeError(Reason.UNREADABLE_CONTAINER, f"packets: {type(error).__name__}") from None
+            raise DecodeError(RejectReason.UNREADABLE_CONTAINER, f"packets: {type(error).__name__}") from None
         except IndexError:
             return  # PyAV's, at the file's end, where tracks turned up that its head did not name
         if packet is None:

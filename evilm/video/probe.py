@@ -16,7 +16,7 @@ from evilm.errors import DecodeError
 from evilm.video.container import GIF, MATROSKA, MOV, Video, check_complete, opened
 from evilm.video.frame_times import Time, span_ticks
 from evilm.video.packets import NotCovered, Packet, Past, collect, cover, first_shown, shown_of
-from evilm.video.reasons import Flag, Reason
+from evilm.video.reasons import ClipFlag, RejectReason
 
 _TRUSTED = (MOV, MATROSKA, GIF)
 """Containers whose packets tell when a frame is shown; AVI has only an order, MPEG-TS may start anywhere."""
@@ -52,7 +52,7 @@ class Probe:
     """Whether frames that no other depends on can be told and left out."""
     rate: float
     """Frames per second, as the header says."""
-    flags: Flag
+    flags: ClipFlag
     is_whole: bool = True
     """Whether `pts` are those of all frames of the video."""
     has_gaps: bool = False
@@ -70,7 +70,7 @@ class Probe:
 
 
 @dataclass(frozen=True)
-class Wish:
+class SampleRequest:
     """What is wanted of a video."""
 
     start_s: float | None
@@ -103,23 +103,23 @@ def probe_whole(video: Video) -> Probe:
     _check_complete(video)
     seen = collect(video, Past(None))
     if not seen:
-        raise DecodeError(Reason.DECODE_ERROR, "the picture track has no data")
+        raise DecodeError(RejectReason.DECODE_ERROR, "the picture track has no data")
     return _timeline(video, [seen])
 
 
-def is_part(video: Video, wish: Wish) -> bool:
+def is_part(video: Video, wish: SampleRequest) -> bool:
     """Whether only a part of the packets need be read: for a span, or of a long video; seeking must be possible."""
     if video.kind not in (MOV, MATROSKA) or math.isinf(_stop_s(video, wish)):
         return False
     return wish.is_span or is_long(video, wish)
 
 
-def is_long(video: Video, wish: Wish) -> bool:
+def is_long(video: Video, wish: SampleRequest) -> bool:
     """Whether the wanted part has so many packets that only those around the wanted moments are to be read."""
     return (_stop_s(video, wish) - (wish.start_s or 0)) * _rate(video) > _MANY
 
 
-def probe_part(video: Video, wish: Wish) -> Probe | None:
+def probe_part(video: Video, wish: SampleRequest) -> Probe | None:
     """Read the packets of a span, or around the wanted moments of a long one; None where seeking fails.
 
     Raises:
@@ -161,7 +161,7 @@ def _length_s(video: Video) -> float:
     return min(known, default=math.inf)
 
 
-def _stop_s(video: Video, wish: Wish) -> float:
+def _stop_s(video: Video, wish: SampleRequest) -> float:
     return min(_length_s(video), math.inf if wish.end_s is None else wish.end_s)
 
 
@@ -178,7 +178,7 @@ def _check_complete(video: Video) -> None:
         size, count = os.path.getsize(video.path), len(video.stream.index_entries)
         lost = sum(entry.pos + entry.size > size for entry in video.stream.index_entries[max(0, count - 64) :])
         if lost:
-            raise DecodeError(Reason.TRUNCATED, f"frames lie beyond the {size} bytes that are there")
+            raise DecodeError(RejectReason.TRUNCATED, f"frames lie beyond the {size} bytes that are there")
 
 
 def _timeline(video: Video, runs: list[list[Packet]]) -> Probe:
@@ -197,9 +197,9 @@ def _timeline(video: Video, runs: list[list[Packet]]) -> Probe:
     last = shown[pts[-1]].duration if shown else 0
     hidden = any(packet.is_hidden for packet in seen)
     open_gop = any(_has_leading(run) for run in runs)
-    flags = Flag(0)
-    for holds, flag in ((is_variable(gaps), Flag.VFR), (hidden, Flag.EDIT_LIST), (open_gop, Flag.OPEN_GOP)):
-        flags |= flag if holds else Flag(0)
+    flags = ClipFlag(0)
+    for holds, flag in ((is_variable(gaps), ClipFlag.VFR), (hidden, ClipFlag.EDIT_LIST), (open_gop, ClipFlag.OPEN_GOP)):
+        flags |= flag if holds else ClipFlag(0)
     plain = (
         trusted
         and name in (MOV, MATROSKA)

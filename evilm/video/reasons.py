@@ -3,7 +3,7 @@
 from enum import IntFlag, StrEnum
 
 
-class Reason(StrEnum):
+class RejectReason(StrEnum):
     """Why a row became no clip. The value is what quarantine tables and summaries hold."""
 
     BAD_ROW = "bad_row"
@@ -60,7 +60,7 @@ class Reason(StrEnum):
     """The decoding process died on this clip, twice."""
 
 
-class Flag(IntFlag):
+class ClipFlag(IntFlag):
     """What is remarkable about a kept clip; stored as bits in the `flags` column."""
 
     REPEATED = 1

@@ -10,7 +10,7 @@ from doors import ROOT
 
 from evilm.config.command_line import parse
 from evilm.config.presets import defaults
-from evilm.config.stages import All, Pretrain
+from evilm.config.stages import Pretrain, RunAll
 from evilm.errors import ConfigError, EvilmError
 from evilm.run_all import run_all
 
@@ -25,9 +25,9 @@ def root(small_workflow: tuple[Path, dict[str, Any]], tmp_path_factory: pytest.T
     return copied
 
 
-def _config(root: Path, *flags: str) -> All:
+def _config(root: Path, *flags: str) -> RunAll:
     config = parse("all", ["--preset", SMALL, "--root", str(root), *flags])
-    assert isinstance(config, All)
+    assert isinstance(config, RunAll)
     return config
 
 
@@ -58,7 +58,7 @@ def test_other_settings_are_refused_with_the_flags_that_all_has(root: Path) -> N
 
 def test_a_preset_means_the_same_for_all_as_for_each_door() -> None:
     config = defaults("all", "tiny")
-    assert isinstance(config, All)
+    assert isinstance(config, RunAll)
     pretrain = defaults("pretrain", "tiny")
     assert {name: getattr(config, name) for name in Pretrain.model_fields} == dict(pretrain)
     assert config.benchmark == defaults("benchmark", "tiny").model_copy(update={"preset": ""})

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from evilm.dataloader.pixel_buffers import Buffers
+from evilm.dataloader.pixel_buffers import PixelBuffers
 
 
 def place(array: np.ndarray) -> int:
@@ -11,7 +11,7 @@ def place(array: np.ndarray) -> int:
 
 
 def test_memory_is_used_again_once_it_is_free() -> None:
-    buffers = Buffers(2)
+    buffers = PixelBuffers(2)
     first = buffers.take((2, 3, 4))
     where = place(first)
     assert first.shape == (2, 3, 4)
@@ -24,7 +24,7 @@ def test_memory_is_used_again_once_it_is_free() -> None:
 
 
 def test_views_and_tensors_keep_their_memory() -> None:
-    buffers = Buffers(4)
+    buffers = PixelBuffers(4)
     whole = buffers.take((8, 8))
     whole[:] = 7
     part, tensor = whole[1:3][0], torch.from_numpy(buffers.take((8, 8))[:2].reshape(-1))
@@ -40,7 +40,7 @@ def test_views_and_tensors_keep_their_memory() -> None:
 
 
 def test_more_arrays_than_are_kept_and_larger_ones() -> None:
-    buffers = Buffers(2)
+    buffers = PixelBuffers(2)
     held = [buffers.take((5,)) for _ in range(4)]
     assert len({place(array) for array in held}) == 4
     held.clear()

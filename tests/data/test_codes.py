@@ -17,10 +17,10 @@ from stored import GRID, NUM_CODES, PX, SIZES, make_tokenizer, store_frames
 
 from evilm.config.stages import PrecomputeCodes
 from evilm.dataloader.clip_reader import load_clips
-from evilm.dataloader.loader import Feed
-from evilm.dataloader.sampler import TrainOrder
+from evilm.dataloader.loader import DataLoader
+from evilm.dataloader.sampler import TrainSampler
 from evilm.encode.encode_job import plan_work, precompute_codes, unit_of
-from evilm.encode.tokenizer_actor import Coder
+from evilm.encode.tokenizer_actor import TokenizerActor
 from evilm.encode.verify_codes import audit_codes, require_agreement
 from evilm.errors import CheckpointError, CollapseError, ConfigError, ShardError
 from evilm.io import storage
@@ -244,7 +244,9 @@ def test_lost_and_damaged_codes_are_made_again(unbroken: Path, frames: str, toke
     manifest, model = FrameManifest.load(frames), VideoTokenizer.from_pretrained(tokenizer)
     config = PrecomputeCodes(tokenizer=tokenizer, out=str(tmp_path), batch_clips=BATCH_CLIPS, repair=True)
     shutil.copytree(unbroken, tmp_path / unbroken.name)
-    coder = Coder(plan_work(config, manifest, model), {unit_of(shard).name: shard for shard in manifest.shards})
+    coder = TokenizerActor(
+        plan_work(config, manifest, model), {unit_of(shard).name: shard for shard in manifest.shards}
+    )
     before, (lost, damaged, *_) = files_of(unbroken), sorted((tmp_path / unbroken.name).glob("*.parquet"))
     lost.unlink()
     data = bytearray(damaged.read_bytes())
@@ -261,7 +263,7 @@ def test_on_an_object_store(unbroken: Path, frames: str, tokenizer: str, s3_buck
     config = PrecomputeCodes(tokenizer=tokenizer, out=f"{s3_bucket}/codes")
     work = plan_work(config, manifest, model)
     units = {unit_of(shard).name: shard for shard in manifest.shards}
-    coder = Coder(work, units)  # without Ray, whose workers know another store
+    coder = TokenizerActor(work, units)  # without Ray, whose workers know another store
     for unit in units:
         coder.make_shard(unit)
     for name, data in files_of(unbroken).items():
@@ -273,8 +275,8 @@ def test_on_an_object_store(unbroken: Path, frames: str, tokenizer: str, s3_buck
     )
     there = ShardPair(f"{manifest.uri}/{shard.file}", codes_uri, shard.num_clips, shard.row_groups)
     local = pair(FrameManifest.load(frames), CodesManifest.load(str(unbroken)), "train")[0]
-    order = TrainOrder([shard.row_groups], 5, 0, 2)
-    far, near = (next(iter(Feed([item], order, lambda rows: rows).batches(0, 1))) for item in (there, local))
+    order = TrainSampler([shard.row_groups], 5, 0, 2)
+    far, near = (next(iter(DataLoader([item], order, lambda rows: rows).batches(0, 1))) for item in (there, local))
     assert np.array_equal(far.frames, near.frames)
     assert np.array_equal(far.code_ids, near.code_ids)
 

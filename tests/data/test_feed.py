@@ -14,14 +14,14 @@ import torch
 from fsspec.implementations.memory import MemoryFileSystem
 
 from evilm.dataloader.collate import PretrainBatch, PretrainCollate, TokenizerCollate
-from evilm.dataloader.loader import Feed, Rows
-from evilm.dataloader.sampler import TrainOrder
+from evilm.dataloader.loader import DataLoader, Rows
+from evilm.dataloader.sampler import TrainSampler
 from evilm.errors import ShardError
 from evilm.shards import FRAMES_SCHEMA, ShardPair, codes_schema, write_codes, write_frames
 from evilm.text.vocab import Vocab
 from evilm.text.vocab_builder import train_wordpiece
-from evilm.train.micro_batches import in_parts
-from evilm.train.trainer import Run
+from evilm.train.micro_batches import split_micro_batches
+from evilm.train.trainer import Trainer
 
 _GROUPS = [[4, 4, 2], [4, 3]]
 _CAPTIONS = [
@@ -86,7 +86,7 @@ def _same(a: PretrainBatch, b: PretrainBatch) -> bool:
 
 
 def test_rows_carry_their_own_frames_codes_and_captions(pairs: list[ShardPair]) -> None:
-    seen: list[Rows] = list(Feed(pairs, TrainOrder(_GROUPS, 4, 0, 2, "drop"), lambda rows: rows).batches(0, 4))
+    seen: list[Rows] = list(DataLoader(pairs, TrainSampler(_GROUPS, 4, 0, 2, "drop"), lambda rows: rows).batches(0, 4))
     assert len(seen) == 4
     for rows in seen:
         for place, clip_id in enumerate(rows.clip_ids):
@@ -99,16 +99,16 @@ def test_rows_carry_their_own_frames_codes_and_captions(pairs: list[ShardPair]) 
 
 
 def test_a_feed_starts_anywhere_and_gives_the_same_batches(pairs: list[ShardPair], vocab: Vocab) -> None:
-    order = TrainOrder(_GROUPS, 4, 0, 2)
-    whole = list(Feed(pairs, order, _collate(vocab)).batches(0, 12))
-    late = list(Feed(pairs, order, _collate(vocab), prefetch=1, threads=1).batches(7, 12))
+    order = TrainSampler(_GROUPS, 4, 0, 2)
+    whole = list(DataLoader(pairs, order, _collate(vocab)).batches(0, 12))
+    late = list(DataLoader(pairs, order, _collate(vocab), prefetch=1, threads=1).batches(7, 12))
     assert all(_same(a, b) for a, b in zip(whole[7:], late, strict=True))
 
 
 def test_two_workers_get_the_halves_of_what_one_gets(pairs: list[ShardPair], vocab: Vocab) -> None:
-    (alone,) = Feed(pairs, TrainOrder(_GROUPS, 8, 0, 2), _collate(vocab)).batches(1, 2)
+    (alone,) = DataLoader(pairs, TrainSampler(_GROUPS, 8, 0, 2), _collate(vocab)).batches(1, 2)
     halves = [
-        next(iter(Feed(pairs, TrainOrder(_GROUPS, 8, 0, 2, rank=rank, world=2), _collate(vocab)).batches(1, 2)))
+        next(iter(DataLoader(pairs, TrainSampler(_GROUPS, 8, 0, 2, rank=rank, world=2), _collate(vocab)).batches(1, 2)))
         for rank in range(2)
     ]
     assert alone.clip_ids == halves[0].clip_ids + halves[1].clip_ids
@@ -125,8 +125,8 @@ def test_two_workers_get_the_halves_of_what_one_gets(pairs: list[ShardPair], voc
 def test_negatives_never_have_the_same_caption_and_masks_change_with_the_epoch(
     pairs: list[ShardPair], vocab: Vocab
 ) -> None:
-    order = TrainOrder(_GROUPS, 17, 0, 4)
-    feed = Feed(pairs, order, PretrainCollate(vocab, 5, 16, _GRID, 0.0, 0.4, "block"))
+    order = TrainSampler(_GROUPS, 17, 0, 4)
+    feed = DataLoader(pairs, order, PretrainCollate(vocab, 5, 16, _GRID, 0.0, 0.4, "block"))
     first, second = feed.batches(0, 2)
     for place, clip in enumerate(first.negative_of.tolist()):
         own = first.word_targets[clip] >= 0
@@ -138,9 +138,13 @@ def test_negatives_never_have_the_same_caption_and_masks_change_with_the_epoch(
 
 def test_a_start_on_data_sees_whole_steps_however_they_are_cut(pairs: list[ShardPair], vocab: Vocab) -> None:
     def first_steps(parts: int) -> list[str]:
-        run = object.__new__(Run)
-        feed = Feed(pairs, TrainOrder(_GROUPS, 4, 0, 2, world=parts), _collate(vocab))
-        run.feed, run.parts, run.device = in_parts(feed, parts, range(parts)), range(parts), torch.device("cpu")
+        run = object.__new__(Trainer)
+        feed = DataLoader(pairs, TrainSampler(_GROUPS, 4, 0, 2, world=parts), _collate(vocab))
+        run.feed, run.parts, run.device = (
+            split_micro_batches(feed, parts, range(parts)),
+            range(parts),
+            torch.device("cpu"),
+        )
         return [clip for batch in run._some_batches(2) for clip in batch.clip_ids]
 
     assert first_steps(2) == first_steps(1)
@@ -148,7 +152,7 @@ def test_a_start_on_data_sees_whole_steps_however_they_are_cut(pairs: list[Shard
 
 
 def test_tokenizer_batches_hold_the_words_of_each_caption(pairs: list[ShardPair], vocab: Vocab) -> None:
-    (batch,) = Feed(pairs, TrainOrder(_GROUPS, 4, 0, 2), TokenizerCollate(vocab)).batches(0, 1)
+    (batch,) = DataLoader(pairs, TrainSampler(_GROUPS, 4, 0, 2), TokenizerCollate(vocab)).batches(0, 1)
     for clip_id, words in zip(batch.clip_ids, batch.caption_words, strict=True):
         assert set(words.nonzero().flatten().tolist()) == vocab.words_of(_CAPTIONS[int(clip_id[4:]) % 5])
 
@@ -156,7 +160,7 @@ def test_tokenizer_batches_hold_the_words_of_each_caption(pairs: list[ShardPair]
 def test_codes_of_other_clips_are_refused(pairs: list[ShardPair]) -> None:
     mixed = [ShardPair(pairs[0].frames_uri, pairs[1].codes_uri, 10, _GROUPS[0])]
     with pytest.raises(ShardError, match="holds other clips"):
-        list(Feed(mixed, TrainOrder([[4]], 4, 0, 1), lambda rows: rows).batches(0, 1))
+        list(DataLoader(mixed, TrainSampler([[4]], 4, 0, 1), lambda rows: rows).batches(0, 1))
 
 
 class _Flaky(MemoryFileSystem):
@@ -185,9 +189,12 @@ def test_a_read_that_fails_in_passing_is_tried_again(pairs: list[ShardPair]) -> 
             uris.append(f"flaky://{uri}")
             _Flaky().pipe_file(uri, Path(uri).read_bytes())
         moved.append(ShardPair(*uris, pair.num_clips, pair.row_groups))
-    order = TrainOrder(_GROUPS, 4, 0, 2)
-    wanted = list(Feed(pairs, order, lambda rows: rows).batches(0, 2))
-    feed, late = Feed(moved, order, lambda rows: rows), Feed(moved[:1], TrainOrder([[4]], 4, 0, 1), lambda rows: rows)
+    order = TrainSampler(_GROUPS, 4, 0, 2)
+    wanted = list(DataLoader(pairs, order, lambda rows: rows).batches(0, 2))
+    feed, late = (
+        DataLoader(moved, order, lambda rows: rows),
+        DataLoader(moved[:1], TrainSampler([[4]], 4, 0, 1), lambda rows: rows),
+    )
     _Flaky.failures += [ConnectionError("reset"), OSError(errno.EIO, "I/O error")]
     found = list(feed.batches(0, 2))
     assert not _Flaky.failures
@@ -198,7 +205,7 @@ def test_a_read_that_fails_in_passing_is_tried_again(pairs: list[ShardPair]) -> 
 
 
 def test_batches_are_finished_in_the_background(pairs: list[ShardPair]) -> None:
-    feed, threads = Feed(pairs, TrainOrder(_GROUPS, 4, 0, 2), lambda rows: rows), set()
+    feed, threads = DataLoader(pairs, TrainSampler(_GROUPS, 4, 0, 2), lambda rows: rows), set()
     feed.finish = lambda rows: threads.add(threading.current_thread().name) or len(rows.clip_ids)
     assert list(feed.batches(0, 3)) == [4, 4, 3]
     assert all(name.startswith("feed") for name in threads)

@@ -25,7 +25,7 @@ from evilm.inspect.contact_sheets import choose_clips, fit, wrap
 from evilm.inspect.inspect_shards import inspect_shards
 from evilm.inspect.shard_stats import Distribution
 from evilm.shards import CodeShardInfo, CodesManifest, FrameManifest, ShardInfo, codes_schema, write_codes, write_frames
-from evilm.video.reasons import Flag, Reason
+from evilm.video.reasons import ClipFlag, RejectReason
 from evilm.video.resize import to_jpeg
 
 PX, NUM_FRAMES, GRID, NUM_CODES, NUM_VIEWS = 32, 2, 2, 8, 2
@@ -58,7 +58,7 @@ def clip(split: str, number: int, row: int, changed: dict[str, Any]) -> dict[str
         "source_hash": hashlib.sha256(split.encode() + bytes([number])).hexdigest(),
         "crop_box": [16, 0, 144, 144],
         "decoder": "pyav",
-        "flags": int(Flag.VFR) if number == 1 else 0,
+        "flags": int(ClipFlag.VFR) if number == 1 else 0,
         "extra": [],
     } | changed
 
@@ -93,7 +93,7 @@ def store(folder: Path, changed: dict[str, dict[str, Any]] | None = None) -> Fra
     return manifest
 
 
-REASONS = (Reason.TRUNCATED, Reason.TOO_SHORT)
+REASONS = (RejectReason.TRUNCATED, RejectReason.TOO_SHORT)
 
 
 def code(folder: Path, frames: FrameManifest, swapped: bool = False) -> CodesManifest:
@@ -208,7 +208,7 @@ def test_rows_that_are_wrong_are_named(tmp_path: Path, clip_id: str, changed: di
 
 
 def test_a_repeated_frame_is_no_fault_where_it_is_said(tmp_path: Path) -> None:
-    twice = {"frame_pts_us": [0, 0], "frame_index": [0, 0], "flags": int(Flag.REPEATED)}
+    twice = {"frame_pts_us": [0, 0], "frame_index": [0, 0], "flags": int(ClipFlag.REPEATED)}
     assert inspect(store(tmp_path / "frames", {"train1": twice}), verify="full")["num_problems"] == 0
 
 
@@ -383,8 +383,8 @@ def test_ray_tasks_find_the_same(ray_local: Any, tmp_path: Path) -> None:
     assert inspect(frames, **settings, **{"cluster.num_workers": 2}) | {"seconds": 0} == here
 
 
-@pytest.mark.parametrize("words", [Reason, Flag])
-def test_every_reason_and_flag_is_documented(words: type[Reason] | type[Flag]) -> None:
+@pytest.mark.parametrize("words", [RejectReason, ClipFlag])
+def test_every_reason_and_flag_is_documented(words: type[RejectReason] | type[ClipFlag]) -> None:
     text = (ROOT / "docs" / "data.md").read_text()
-    names = [word.value if isinstance(word, Reason) else str(word.name).lower() for word in words]
+    names = [word.value if isinstance(word, RejectReason) else str(word.name).lower() for word in words]
     assert [name for name in names if f"| `{name}` |" not in text] == []

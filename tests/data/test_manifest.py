@@ -15,7 +15,7 @@ from evilm.errors import DecodeError, EvilmError, ManifestError
 from evilm.manifests.reader import read_manifests, videos_root
 from evilm.manifests.rows import BadRow, ClipRow, clean_caption, count_reasons
 from evilm.video.fetch import Fetcher
-from evilm.video.reasons import Reason
+from evilm.video.reasons import RejectReason
 from evilm.video.urls import flat_name
 
 HEADER = ["videoid", "contentUrl", "duration", "page_dir", "name"]
@@ -120,14 +120,14 @@ def test_bytes_that_are_no_text(tmp_path: Path) -> None:
     data = as_csv([["a", "", "", "", "hello"]]) + b"b,,,,caf\xe9\n" + b"c,,,,fine\n"
     good, bad = read(data, tmp_path)
     assert [row.clip_id for row in good] == ["a", "c"]
-    assert [(row.record, row.clip_id, row.reason) for row in bad] == [(2, "b", Reason.BAD_ROW)]
+    assert [(row.record, row.clip_id, row.reason) for row in bad] == [(2, "b", RejectReason.BAD_ROW)]
 
 
 def test_an_open_quote_takes_no_row_after_its_own(tmp_path: Path) -> None:
     rows = "".join(f"{n},,,,{'fine ' * 100}\n" for n in range(3000))  # longer than a field may be
     good, bad = read(as_csv([["a", "", "", "", "hello"]]) + b'b,,,,"never closed\n' + rows.encode(), tmp_path)
     assert [row.clip_id for row in good] == ["a", *map(str, range(3000))]
-    assert [(row.record, row.clip_id, row.reason) for row in bad] == [(2, "b", Reason.BAD_ROW)]
+    assert [(row.record, row.clip_id, row.reason) for row in bad] == [(2, "b", RejectReason.BAD_ROW)]
     assert "lines 3 to" in bad[0].detail
 
 
@@ -186,14 +186,14 @@ def test_names_that_are_no_text(tmp_path: Path) -> None:
     lines = b'{"videoid": "a", "name": "x"}\n{"videoid": "b", "name": "x", "\\ud800": 1}\n'
     good, bad = read(lines, tmp_path, name="a.jsonl")
     assert [row.clip_id for row in good] == ["a"]
-    assert [(row.clip_id, row.reason, row.detail) for row in bad] == [("b", Reason.BAD_ROW, "not UTF-8")]
+    assert [(row.clip_id, row.reason, row.detail) for row in bad] == [("b", RejectReason.BAD_ROW, "not UTF-8")]
 
 
 def test_a_split_is_a_short_name(tmp_path: Path) -> None:
     data = as_csv([["a", "hello", "s" * 100], ["b", "hello", "s" * 101]], ["videoid", "name", "split"])
     good, bad = read(data, tmp_path)
     assert [row.split for row in good] == ["s" * 100]
-    assert [row.reason for row in bad] == [Reason.BAD_ROW]
+    assert [row.reason for row in bad] == [RejectReason.BAD_ROW]
 
 
 def test_nothing_outside_the_root(tmp_path: Path) -> None:
@@ -217,7 +217,7 @@ def test_nothing_outside_the_root(tmp_path: Path) -> None:
     manifest.write_bytes(as_csv([*(["a", "", "", name, "hello"] for name in names), ["c", "", "", "", "hello"]]))
     got = outcomes(manifest, root)
     assert len(got) == 9
-    assert set(got.values()) == {Reason.PATH_UNSAFE.value}
+    assert set(got.values()) == {RejectReason.PATH_UNSAFE.value}
 
 
 def test_paths_and_urls_of_a_column(tmp_path: Path) -> None:
@@ -233,7 +233,7 @@ def test_paths_and_urls_of_a_column(tmp_path: Path) -> None:
     data = as_csv([[str(n), "hello", cell] for n, cell in enumerate(cells)], ["videoid", "name", "file"])
     good, bad = read(data, tmp_path, ColumnsConfig(path="file"))
     assert [row.path for row in good] == ["p/a.mp4", "p/a.mp4", "https://x.org/a.mp4?k=1"]
-    assert [row.reason for row in bad] == [Reason.PATH_UNSAFE] * 3 + [Reason.MISSING_FILE]
+    assert [row.reason for row in bad] == [RejectReason.PATH_UNSAFE] * 3 + [RejectReason.MISSING_FILE]
 
 
 def test_endings_and_unicode_names(tmp_path: Path) -> None:
@@ -265,5 +265,8 @@ def test_cleaning_twice_is_cleaning_once(text: str) -> None:
 
 
 def test_reasons_are_counted() -> None:
-    rows = [BadRow(n, "", reason) for n, reason in enumerate([Reason.BAD_ROW, Reason.BAD_SPAN, Reason.BAD_SPAN])]
+    rows = [
+        BadRow(n, "", reason)
+        for n, reason in enumerate([RejectReason.BAD_ROW, RejectReason.BAD_SPAN, RejectReason.BAD_SPAN])
+    ]
     assert list(count_reasons(rows).items()) == [("bad_span", 2), ("bad_row", 1)]

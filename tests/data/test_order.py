@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evilm.dataloader.sampler import EVAL_EPOCH, NEGATIVE_GROUP_CLIPS, EvalOrder, TrainOrder, part_of, step_sizes
+from evilm.dataloader.sampler import EVAL_EPOCH, NEGATIVE_GROUP_CLIPS, EvalSampler, TrainSampler, batch_sizes, part_of
 from evilm.errors import ConfigError
 
 _GROUPS = [[5, 5, 3], [5, 1], [4]]
@@ -49,22 +49,22 @@ def test_steps_are_cut_from_the_listed_order(groups, batch, tail, seed, epoch, w
     num_clips = sum(map(sum, groups))
     if tail == "drop":
         batch = min(batch, num_clips)
-    order = TrainOrder(groups, batch, seed, window, tail)
-    ends = np.concatenate([[0], np.cumsum(step_sizes(num_clips, batch, tail))])
+    order = TrainSampler(groups, batch, seed, window, tail)
+    ends = np.concatenate([[0], np.cumsum(batch_sizes(num_clips, batch, tail))])
     listed = _listed(groups, seed, epoch, window, ends)
     for step in [*range(order.num_steps), 0, order.num_steps // 2]:  # in turn, and back again
         assert np.array_equal(order.step(epoch * order.num_steps + step).rows, listed[ends[step] : ends[step + 1]])
 
 
 def test_every_row_is_in_an_epoch_exactly_once() -> None:
-    order = TrainOrder(_GROUPS, 4, 7, 2)
+    order = TrainSampler(_GROUPS, 4, 7, 2)
     rows = [row for step in range(order.num_steps) for row in _rows(order.step(step).rows)]
     assert sorted(rows) == sorted((s, g, r) for s, gs in enumerate(_GROUPS) for g, n in enumerate(gs) for r in range(n))
 
 
 def test_order_repeats_by_seed_and_epoch_and_differs_otherwise() -> None:
     def epoch(seed: int, number: int) -> list[tuple[int, ...]]:
-        order = TrainOrder(_GROUPS, 4, seed, 2)
+        order = TrainSampler(_GROUPS, 4, seed, 2)
         return [
             row for step in range(order.num_steps) for row in _rows(order.step(number * order.num_steps + step).rows)
         ]
@@ -76,7 +76,7 @@ def test_order_repeats_by_seed_and_epoch_and_differs_otherwise() -> None:
 
 @pytest.mark.parametrize(("batch", "tail", "world"), [(3, "even", 1), (8, "pad", 2), (20, "drop", 1), (6, "even", 3)])
 def test_no_step_needs_a_row_group_after_it_was_let_go(batch, tail, world) -> None:
-    order = TrainOrder(_GROUPS, batch, 5, 2, tail, rank=world - 1, world=world)
+    order = TrainSampler(_GROUPS, batch, 5, 2, tail, rank=world - 1, world=world)
     for epoch in range(2):
         last: dict[tuple[int, int], int] = {}
         for step in range(epoch * order.num_steps, (epoch + 1) * order.num_steps):
@@ -90,7 +90,7 @@ def test_no_step_needs_a_row_group_after_it_was_let_go(batch, tail, world) -> No
 
 def test_a_resumed_epoch_goes_on_as_an_unbroken_one_does() -> None:
     groups = [[9] * 50] * 20
-    whole, late = TrainOrder(groups, 16, 0, 4), TrainOrder(groups, 16, 0, 4)
+    whole, late = TrainSampler(groups, 16, 0, 4), TrainSampler(groups, 16, 0, 4)
     steps = [whole.step(step) for step in range(whole.num_steps)]
     for step in (500, 501, 30, 502):
         assert np.array_equal(late.step(step).numbers, steps[step].numbers)
@@ -98,8 +98,8 @@ def test_a_resumed_epoch_goes_on_as_an_unbroken_one_does() -> None:
 
 @pytest.mark.parametrize("world", [1, 2, 4])
 def test_workers_share_out_the_same_global_steps(world: int) -> None:
-    alone = TrainOrder(_GROUPS, 8, seed=3, window=2)
-    parts = [TrainOrder(_GROUPS, 8, 3, 2, rank=rank, world=world) for rank in range(world)]
+    alone = TrainSampler(_GROUPS, 8, seed=3, window=2)
+    parts = [TrainSampler(_GROUPS, 8, 3, 2, rank=rank, world=world) for rank in range(world)]
     for step in range(2 * alone.num_steps):
         whole = alone.step(step)
         dealt = [row for part in parts for row in _rows(part.step(step).rows[part.step(step).mine])]
@@ -109,12 +109,12 @@ def test_workers_share_out_the_same_global_steps(world: int) -> None:
 @settings(max_examples=100, deadline=None)
 @given(num_clips=st.integers(1, 300), batch=st.integers(1, 40), parts=st.integers(1, 8))
 def test_even_steps_hold_each_clip_once_and_are_as_many_as_padded_ones(num_clips: int, batch: int, parts: int) -> None:
-    padded = step_sizes(num_clips, batch, "pad")
+    padded = batch_sizes(num_clips, batch, "pad")
     if num_clips // len(padded) < parts:
         with pytest.raises(ConfigError, match=r"too few for \d parts .*; use fewer parts, or tail = pad"):
-            step_sizes(num_clips, batch, "even", parts)
+            batch_sizes(num_clips, batch, "even", parts)
         return
-    sizes = step_sizes(num_clips, batch, "even", parts)
+    sizes = batch_sizes(num_clips, batch, "even", parts)
     assert (len(sizes), sizes.sum()) == (len(padded), num_clips)
     assert max(sizes) <= batch
     assert max(sizes) - min(sizes) <= 1
@@ -128,7 +128,7 @@ def test_even_steps_hold_each_clip_once_and_are_as_many_as_padded_ones(num_clips
 
 @pytest.mark.parametrize("world", [1, 2, 3])
 def test_an_epoch_of_even_steps_has_each_clip_once_for_any_number_of_workers(world: int) -> None:
-    orders = [TrainOrder(_GROUPS, 6, 3, 2, rank=rank, world=world) for rank in range(world)]
+    orders = [TrainSampler(_GROUPS, 6, 3, 2, rank=rank, world=world) for rank in range(world)]
     for epoch in range(2):
         steps = [[order.step(epoch * 4 + k) for order in orders] for k in range(4)]
         assert [len(whole.rows) for whole, *_ in steps] == [6, 6, 6, 5]
@@ -138,7 +138,7 @@ def test_an_epoch_of_even_steps_has_each_clip_once_for_any_number_of_workers(wor
 
 
 def test_the_tail_of_an_epoch_is_padded_with_its_first_clips_or_dropped() -> None:
-    padded, dropped = TrainOrder(_GROUPS, 8, 0, 2, "pad"), TrainOrder(_GROUPS, 8, 0, 2, "drop")
+    padded, dropped = TrainSampler(_GROUPS, 8, 0, 2, "pad"), TrainSampler(_GROUPS, 8, 0, 2, "drop")
     assert (padded.num_steps, padded.num_padded) == (3, 1)
     assert (dropped.num_steps, dropped.num_padded) == (2, -7)
     epoch = [row for step in range(3) for row in _rows(padded.step(step).rows)]
@@ -149,16 +149,16 @@ def test_the_tail_of_an_epoch_is_padded_with_its_first_clips_or_dropped() -> Non
 
 def test_too_large_a_batch_is_refused_where_the_tail_is_dropped() -> None:
     with pytest.raises(ConfigError, match="batch_clips = 64 is more than the 23 clips"):
-        TrainOrder(_GROUPS, 64, 0, 2, "drop")
+        TrainSampler(_GROUPS, 64, 0, 2, "drop")
     with pytest.raises(ConfigError, match="the split train holds no clips"):
-        TrainOrder([], 64, 0, 2)
-    assert len(TrainOrder(_GROUPS, 64, 0, 2).step(0).rows) == _TOTAL
-    assert len(TrainOrder(_GROUPS, 64, 0, 2, "pad").step(0).rows) == 64
+        TrainSampler([], 64, 0, 2)
+    assert len(TrainSampler(_GROUPS, 64, 0, 2).step(0).rows) == _TOTAL
+    assert len(TrainSampler(_GROUPS, 64, 0, 2, "pad").step(0).rows) == 64
 
 
 @pytest.mark.parametrize("world", [1, 2, 3])
 def test_an_evaluation_sees_each_row_once_over_all_workers(world: int) -> None:
-    orders = [EvalOrder(_GROUPS, 4, max_clips=22, rank=rank, world=world) for rank in range(world)]
+    orders = [EvalSampler(_GROUPS, 4, max_clips=22, rank=rank, world=world) for rank in range(world)]
     steps = [order.step(k) for order in orders for k in range(order.num_steps)]
     rows = [row for step in steps for row in _rows(step.rows[step.mine])]
     assert len(rows) == len(set(rows)) == 22
@@ -171,7 +171,7 @@ def test_negatives_and_pools_of_an_evaluation_do_not_depend_on_batches(micro_bat
     size = -(-NEGATIVE_GROUP_CLIPS // pool) * pool
     seen: list[int] = []
     for rank in range(world):
-        order = EvalOrder([[7] * 10] * 30, micro_batch, clips, pool, rank, world)
+        order = EvalSampler([[7] * 10] * 30, micro_batch, clips, pool, rank, world)
         for step in map(order.step, range(order.num_steps)):
             mine = step.numbers[step.mine]
             first = int(mine[0]) // size * size
@@ -184,13 +184,13 @@ def test_negatives_and_pools_of_an_evaluation_do_not_depend_on_batches(micro_bat
 
 
 def test_evaluation_batches_are_dealt_to_workers_in_turn() -> None:
-    orders = [EvalOrder([[64] * 4], 32, 256, rank=rank, world=3) for rank in range(3)]
+    orders = [EvalSampler([[64] * 4], 32, 256, rank=rank, world=3) for rank in range(3)]
     assert [order.num_steps for order in orders] == [3, 3, 2]
     assert [order.step(0).mine.start for order in orders] == [0, 32, 64]
 
 
 def test_a_worker_touches_few_of_the_row_groups_of_a_step() -> None:
-    orders = [TrainOrder([[16] * 64], 128, 0, 16, rank=rank, world=8) for rank in range(8)]
+    orders = [TrainSampler([[16] * 64], 128, 0, 16, rank=rank, world=8) for rank in range(8)]
     for step in range(8):
         groups = [{(s, g) for s, g, _ in _rows(order.step(step).rows[order.step(step).mine])} for order in orders]
         assert len(set().union(*groups)) == 16, "the step is mixed from all of a window"

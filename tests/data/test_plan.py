@@ -19,7 +19,7 @@ from evilm.ingest.shard_plan import Generation
 from evilm.io import storage
 from evilm.io.outputs import Output
 from evilm.manifests.rows import BadRow, ClipRow
-from evilm.video.reasons import Reason
+from evilm.video.reasons import RejectReason
 
 
 def clip(number: int, **changes: Any) -> ClipRow:
@@ -109,7 +109,7 @@ def test_plan_id_covers_the_rows(tmp_path: Path, change: dict[str, Any]) -> None
 
 def test_the_first_row_of_an_id_counts(mode: None, tmp_path: Path) -> None:
     rows: list[ClipRow | BadRow] = [clip(number) for number in range(20)]
-    rows.insert(3, BadRow(3, "c7", Reason.EMPTY_CAPTION))
+    rows.insert(3, BadRow(3, "c7", RejectReason.EMPTY_CAPTION))
     rows += [
         clip(7, record=21, captions=("again",), source="b.csv"),
         clip(7, record=22, split="other"),
@@ -137,7 +137,12 @@ def test_a_manifest_that_gained_rows(mode: None, tmp_path: Path) -> None:
     rows: list[ClipRow | BadRow] = [clip(number) for number in range(30)]
     first = plan_of(tmp_path, rows)
     before = files_of(tmp_path / "_plan" / first.folder)
-    rows = [BadRow(1, "", Reason.MISSING_ID), *rows, *[clip(number) for number in range(30, 47)], clip(3, record=99)]
+    rows = [
+        BadRow(1, "", RejectReason.MISSING_ID),
+        *rows,
+        *[clip(number) for number in range(30, 47)],
+        clip(3, record=99),
+    ]
     random.Random(0).shuffle(rows[1:-1])
     second = plan_of(tmp_path, rows, [first])
     assert files_of(tmp_path / "_plan" / first.folder) == before
@@ -224,7 +229,7 @@ def test_a_column_that_is_no_split(tmp_path: Path) -> None:
 
 
 def test_nothing_to_plan(tmp_path: Path) -> None:
-    made = plan_of(tmp_path, [BadRow(1, "a", Reason.EMPTY_CAPTION)])
+    made = plan_of(tmp_path, [BadRow(1, "a", RejectReason.EMPTY_CAPTION)])
     assert (made.shards, made.num_rows, made.reasons.top()) == ([], 1, "empty_caption 1, e.g. 'a'")
 
 

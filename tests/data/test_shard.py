@@ -29,17 +29,17 @@ from evilm.errors import (
 )
 from evilm.ingest import shard_plan
 from evilm.ingest.failure_budget import too_many
-from evilm.ingest.merge import Ledger
-from evilm.ingest.quarantine import Reasons
+from evilm.ingest.merge import CommitLog
+from evilm.ingest.quarantine import RejectCounts
 from evilm.ingest.shard_videos import _finder, shard_videos
-from evilm.ingest.shard_writer import Work, _get, make_shard
+from evilm.ingest.shard_writer import ShardJob, _get, make_shard
 from evilm.io import storage
 from evilm.io.outputs import Output
 from evilm.jobs import commits
 from evilm.manifests.rows import ClipRow
 from evilm.shards import FrameManifest, read_group
 from evilm.video.fetch import Fetcher
-from evilm.video.reasons import Reason
+from evilm.video.reasons import RejectReason
 
 
 @pytest.fixture(scope="module")
@@ -71,10 +71,10 @@ def test_shards_hold_every_good_clip_once(unbroken: Path) -> None:
 
 def test_bad_rows_are_told(unbroken: Path) -> None:
     assert quarantine_of(unbroken) == {
-        "22/23": Reason.TRUNCATED.value,
-        "99/24": Reason.MISSING_FILE.value,
-        "3/25": Reason.DUPLICATE_ID.value,
-        "4/26": Reason.EMPTY_CAPTION.value,
+        "22/23": RejectReason.TRUNCATED.value,
+        "99/24": RejectReason.MISSING_FILE.value,
+        "3/25": RejectReason.DUPLICATE_ID.value,
+        "4/26": RejectReason.EMPTY_CAPTION.value,
     }
     summary = json.loads((unbroken / "summary.json").read_text())
     assert summary["num_rows"] == 26
@@ -385,14 +385,14 @@ def test_what_may_fail_of_a_job() -> None:
                 "",
                 1000,
                 [shard_plan.PlannedShard(f"train-{n}", "train", number)],
-                Reasons({"x": 50}),
+                RejectCounts({"x": 50}),
             )
             for n, (kind, number) in enumerate(kinds)
         ]
 
-    assert Ledger("", 0, plans(800)).allowance(["0000/train-0"], 0, 0.5) == 450 / 800
-    assert Ledger("", 0, plans(600, 200)).allowance(["0001/train-1"], 300, 0.5) == 150 / 200, "300 failed before"
-    assert Ledger("", 0, plans(600, 200, 9)).allowance(["0001/train-1", "0002/train-2"], 450, 0.5) == 1
+    assert CommitLog("", 0, plans(800)).allowance(["0000/train-0"], 0, 0.5) == 450 / 800
+    assert CommitLog("", 0, plans(600, 200)).allowance(["0001/train-1"], 300, 0.5) == 150 / 200, "300 failed before"
+    assert CommitLog("", 0, plans(600, 200, 9)).allowance(["0001/train-1", "0002/train-2"], 450, 0.5) == 1
 
 
 def test_a_shard_ends_early_where_its_videos_went_away(tmp_path: Path) -> None:
@@ -402,7 +402,7 @@ def test_a_shard_ends_early_where_its_videos_went_away(tmp_path: Path) -> None:
         made = shard_plan.plan_rows(output, rows, "m", [], 0, 1000, lambda _: False)
     (tmp_path / "videos").mkdir()
     sampling = FramesConfig()
-    work = Work(out, 1, str(tmp_path / "videos"), {made.folder: made.plan_id}, sampling, FetchConfig(), 0.5, 1)
+    work = ShardJob(out, 1, str(tmp_path / "videos"), {made.folder: made.plan_id}, sampling, FetchConfig(), 0.5, 1)
     with pytest.raises(SourceError, match="200 of the last 200 videos"):
         make_shard(work, f"{made.folder}/train-00000")
     assert not commits.any_committed(out)

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from stored import CAPTIONS, store_frames
 
-from evilm.dataloader.loader import Feed
-from evilm.dataloader.sampler import TrainOrder
+from evilm.dataloader.loader import DataLoader
+from evilm.dataloader.sampler import TrainSampler
 from evilm.errors import ShardError, StorageError
 from evilm.io import node_cache, storage
 from evilm.shards import FrameManifest, ShardPair, Side, open_side, publish_side, read_group
@@ -97,17 +97,17 @@ def test_a_machine_copies_remote_ones_or_makes_what_is_missing_once(
 
 def test_shards_of_before_there_were_side_files_are_read(frames: FrameManifest, cache: Path) -> None:
     pairs = _pairs(frames, "train")
-    order = TrainOrder([item.row_groups for item in pairs], 3, 0, 2)
+    order = TrainSampler([item.row_groups for item in pairs], 3, 0, 2)
 
     def rows() -> list[tuple[list[str], list[str], int]]:
-        feed = Feed(pairs, order, lambda rows: rows, side=open_side(frames, "train"))
+        feed = DataLoader(pairs, order, lambda rows: rows, side=open_side(frames, "train"))
         return [(r.clip_ids, r.captions, int(r.frames.sum())) for r in feed.batches(0, 2 * order.num_steps)]
 
     made = rows()
     assert _side_files(cache) == ["captions-train", "footers-train"]
     publish_side(frames, replace=False)
     assert rows() == made
-    without = Feed(pairs, order, lambda rows: rows).batches(0, 2 * order.num_steps)
+    without = DataLoader(pairs, order, lambda rows: rows).batches(0, 2 * order.num_steps)
     assert [(r.clip_ids, r.captions, int(r.frames.sum())) for r in without] == made
 
 
@@ -135,7 +135,7 @@ def test_a_damaged_side_file_is_named(frames: FrameManifest) -> None:
 def test_captions_of_other_clips_are_refused(frames: FrameManifest) -> None:
     publish_side(frames)
     side = Side(open_side(frames, "val").captions, open_side(frames, "train").footers)
-    feed = Feed(_pairs(frames, "train"), TrainOrder([[2]], 2, 0, 1), lambda rows: rows, side=side)
+    feed = DataLoader(_pairs(frames, "train"), TrainSampler([[2]], 2, 0, 1), lambda rows: rows, side=side)
     with pytest.raises(ShardError, match=r"the captions file has clip val000 where .*; delete the files captions-"):
         list(feed.batches(0, 1))
 

@@ -21,7 +21,7 @@ from evilm.manifests.captions import read_captions
 from evilm.manifests.reader import fingerprint_of_manifests, read_manifests, videos_root
 from evilm.manifests.rows import BadRow, ClipRow
 from evilm.video.fetch import Fetcher
-from evilm.video.reasons import Reason
+from evilm.video.reasons import RejectReason
 
 
 def rows_of(manifest: Path | str, videos: Path | str = "", **settings: Any) -> list[ClipRow | BadRow]:
@@ -97,7 +97,7 @@ def test_values_that_are_no_text(tmp_path: Path) -> None:
     assert isinstance(good, ClipRow)
     assert (good.clip_id, good.extra) == ("7", {})
     assert isinstance(lost, BadRow)
-    assert lost.reason == Reason.MISSING_ID
+    assert lost.reason == RejectReason.MISSING_ID
 
 
 def test_broken_json_lines_are_bad_rows(tmp_path: Path) -> None:
@@ -114,7 +114,7 @@ def test_parquet_text_that_is_no_text(tmp_path: Path) -> None:
     pq.write_table(pa.table({"videoid": ["a", "b", "c"], "name": names}), tmp_path / "a.parquet")
     good, broken, last = rows_of(tmp_path / "a.parquet", tmp_path)
     assert isinstance(broken, BadRow)
-    assert (broken.record, broken.clip_id, broken.reason) == (2, "b", Reason.BAD_ROW)
+    assert (broken.record, broken.clip_id, broken.reason) == (2, "b", RejectReason.BAD_ROW)
     assert isinstance(good, ClipRow)
     assert isinstance(last, ClipRow)
 
@@ -342,7 +342,7 @@ def test_video2dataset(tmp_path: Path, kind: str, columns: dict[str, str]) -> No
     assert [row.captions[0] for row in good] == ["A.", "C."]
     assert [row.clip_id for row in good] == (["a", "c"] if columns else ["00000000", "00000002"])
     assert isinstance(lost, BadRow)
-    assert lost.reason == Reason.MISSING_FILE
+    assert lost.reason == RejectReason.MISSING_FILE
     assert lost.detail == "video2dataset says failed_to_download: 403 at https://x.org/b.mp4"
     fetcher = Fetcher(str(folder), FetchConfig())
     for row, key in zip(good, ("00000000", "00000002"), strict=True):
@@ -408,7 +408,7 @@ def test_a_cut_tar_keeps_what_is_whole(tmp_path: Path, cut: int) -> None:
     assert [row.clip_id for row in good] == [str(n) for n in range(cut // per_sample)]
     assert all(row.offset + row.num_bytes <= cut for row in good)
     (fault,) = [row for row in rows if isinstance(row, BadRow)]
-    assert fault.reason == Reason.BAD_ROW
+    assert fault.reason == RejectReason.BAD_ROW
     assert fault.detail.startswith("a.tar: ")
 
 
@@ -489,7 +489,7 @@ def test_headers_of_tars_that_lie(tmp_path: Path) -> None:
         assert isinstance(last, BadRow)
         assert "damaged header after 1 samples" in last.detail
         (tmp_path / "a.tar").write_bytes(lie + bytes(20_000))
-        assert [row.reason for row in bad(tmp_path / "a.tar")] == [Reason.BAD_ROW]
+        assert [row.reason for row in bad(tmp_path / "a.tar")] == [RejectReason.BAD_ROW]
 
 
 def test_members_of_tars_that_are_no_files(tmp_path: Path) -> None:

@@ -9,10 +9,10 @@ import simplejpeg
 import torch
 
 from evilm import shards
-from evilm.config.models import StudentConfig
+from evilm.config.models import EViLMConfig
 from evilm.config.training import ObjectivesConfig
 from evilm.io import storage
-from evilm.model.evilm_model import Student
+from evilm.model.evilm_model import EViLMModel
 from evilm.text.vocab import Vocab
 from evilm.text.vocab_builder import train_wordpiece
 
@@ -27,7 +27,7 @@ def captions(num_clips: int) -> list[str]:
     return [f"a {COLOURS[n % 6]} {SHAPES[n // 6 % 4]} moves" + " slowly" * (n % 3) for n in range(num_clips)]
 
 
-def make_model(uri: Path, **changes: object) -> Student:
+def make_model(uri: Path, **changes: object) -> EViLMModel:
     """A student with random weights, its vocabulary and its objectives."""
     vocab = Vocab(train_wordpiece(captions(24), 100))
     torch.manual_seed(0)
@@ -36,7 +36,7 @@ def make_model(uri: Path, **changes: object) -> Student:
         "max_words": 12, "text_dim": 32, "text_layers": 1, "text_heads": 2, "text_positions": 16, "dim": 48,
         "decoder_layers": 2, "decoder_heads": 3, "num_codes": NUM_CODES,
     }  # fmt: skip
-    student = Student(StudentConfig.model_validate(settings | changes)).eval()
+    student = EViLMModel(EViLMConfig.model_validate(settings | changes)).eval()
     student.save_pretrained(str(uri))
     vocab.save(str(uri / "vocab"))
     objectives = ObjectivesConfig.model_validate({"mask_ratio": 0.5}).model_dump() | {"tokenizer": "t0"}

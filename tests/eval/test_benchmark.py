@@ -13,7 +13,7 @@ from evilm.dataloader.masking import region_masks
 from evilm.errors import CheckpointError, ConfigError, ShardError
 from evilm.eval.benchmark import benchmark
 from evilm.io import storage
-from evilm.model.evilm_model import Student
+from evilm.model.evilm_model import EViLMModel
 from evilm.seeds import clip_keys
 from evilm.shards import FrameManifest, decode_frames, read_group
 from evilm.text.vocab import Vocab
@@ -47,7 +47,7 @@ def clips_of(root: Path) -> dict[str, torch.Tensor]:
 
 def test_scores_are_those_of_the_model_pair_by_pair(root: Path, summary: dict):
     table = pq.read_table(root / "benchmark" / "scores.parquet").to_pydict()
-    student, vocab = Student.from_pretrained(str(root / "model")), Vocab.load(str(root / "model" / "vocab"))
+    student, vocab = EViLMModel.from_pretrained(str(root / "model")), Vocab.load(str(root / "model" / "vocab"))
     frames, caption_at = clips_of(root), dict(zip(table["caption_index"], table["caption"], strict=True))
     for clip in (0, 7, 20):
         video = student.encode_video(frames[table["clip_id"][clip]])
@@ -72,7 +72,7 @@ def test_summary_counts_and_reuse(root: Path, summary: dict):
 def test_masked_codes_are_counted_on_the_hidden_regions(root: Path, summary: dict):
     assert summary["num_hidden_regions"] == 26 * FRAMES * 2  # half of 2 x 2 regions a frame
     codes = {f"c{n:03d}": ids for n, ids in enumerate(_codes(root))}
-    student, vocab = Student.from_pretrained(str(root / "model")), Vocab.load(str(root / "model" / "vocab"))
+    student, vocab = EViLMModel.from_pretrained(str(root / "model")), Vocab.load(str(root / "model" / "vocab"))
     hits = always_3 = 0
     for n, (clip_id, frames) in enumerate(sorted(clips_of(root).items())):
         (mask,) = region_masks("block", PX // 32, FRAMES, 0.5, clip_keys("benchmark", 0, 0, [clip_id]))

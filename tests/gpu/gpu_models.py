@@ -14,15 +14,15 @@ sys.path.append(str(Path(__file__).parents[1] / "eval"))
 import sample
 
 from evilm.config import presets
-from evilm.config.models import StudentConfig, VideoTokenizerConfig
+from evilm.config.models import EViLMConfig, VideoTokenizerConfig
 from evilm.config.stages import Pretrain, TrainTokenizer
 from evilm.config.training import ObjectivesConfig, TrainConfig
 from evilm.dataloader.collate import PretrainBatch, PretrainCollate, TokenizerBatch, TokenizerCollate
-from evilm.dataloader.loader import Feed, Rows, training_feed
+from evilm.dataloader.loader import DataLoader, Rows, training_loader
 from evilm.eval.eval_clips import choose_clips, make_blocks, open_shards
 from evilm.eval.scoring import ScoreJob
 from evilm.eval.zero_shot import distinct_captions
-from evilm.model.evilm_model import Student
+from evilm.model.evilm_model import EViLMModel
 from evilm.model.tokenizers.semantic_vq import VideoTokenizer
 from evilm.objectives.objective import Objective
 from evilm.objectives.pretraining_objective import PretrainObjective
@@ -33,8 +33,8 @@ from evilm.text.vocab_builder import train_wordpiece
 from evilm.train.device_copies import on_device
 from evilm.train.preemption import NUM_FLAGS
 from evilm.train.timing import StepTimer
-from evilm.train.train_state import Learner
-from evilm.train.train_step import Updater
+from evilm.train.train_state import TrainState
+from evilm.train.train_step import TrainStep
 
 PX, FRAMES, CODES = 64, 2, 20
 REGIONS = FRAMES * (PX // 32) ** 2
@@ -49,14 +49,14 @@ def captions(clips: int) -> list[str]:
 VOCAB = Vocab(train_wordpiece(captions(20), 100))
 
 
-def student_config(**changes: Any) -> StudentConfig:
+def student_config(**changes: Any) -> EViLMConfig:
     """A student of 2 x 2 regions a frame."""
     settings = {
         "video_encoder": "edgenext_xx_small", "input_px": PX, "num_frames": FRAMES, "vocab_size": VOCAB.size,
         "max_words": 12, "text_dim": 32, "text_layers": 1, "text_heads": 2, "text_positions": 16, "dim": 48,
         "decoder_layers": 1, "decoder_heads": 3, "num_codes": CODES,
     }  # fmt: skip
-    return StudentConfig.model_validate(settings | changes)
+    return EViLMConfig.model_validate(settings | changes)
 
 
 def tokenizer_config(codebook: dict[str, Any] | None = None, **changes: Any) -> VideoTokenizerConfig:
@@ -74,7 +74,7 @@ def pretrain_objective(
 ) -> PretrainObjective:
     """A student with its losses, the same for the same arguments."""
     torch.manual_seed(0)
-    return PretrainObjective(Student(student_config(**changes)), ObjectivesConfig(**(objectives or {})), pool_clips)
+    return PretrainObjective(EViLMModel(student_config(**changes)), ObjectivesConfig(**(objectives or {})), pool_clips)
 
 
 def tokenizer_objective(codebook: dict[str, Any] | None = None, **changes: Any) -> TokenizerObjective:
@@ -119,7 +119,7 @@ def pretrain_case(size: str) -> tuple[PretrainObjective, PretrainBatch]:
     else:
         arch = cast(Pretrain, presets.defaults("pretrain", "paper")).arch
         torch.manual_seed(0)
-        student = Student(arch.model_copy(update={"video_weights": ""}), pretrained_video=False)
+        student = EViLMModel(arch.model_copy(update={"video_weights": ""}), pretrained_video=False)
         objective = PretrainObjective(student, ObjectivesConfig())
         collate = PretrainCollate(VOCAB, 0, arch.max_words, arch.grid, 0.15, 0.4, "block")
         batch = collate(rows(2, px=arch.input_px, frames=arch.num_frames))
@@ -138,7 +138,7 @@ class Held:
         return iter(self._batches[start:end])
 
 
-def loader(folder: Path) -> Feed:
+def loader(folder: Path) -> DataLoader:
     """A feed over shards of JPEGs, written to `folder`."""
     frames = sample.make_frames(folder / "frames", 24, split="train")
     sample.make_codes(folder / "codes", frames)
@@ -146,7 +146,7 @@ def loader(folder: Path) -> Feed:
     pairs = pair(frames, codes, "train", "t0", PX // 32, FRAMES)
     collate = PretrainCollate(VOCAB, 0, 12, PX // 32, 0.3, 0.5, "block", 0.3)
     schedule = settings(schedule__batch_clips=6, schedule__epochs=10).schedule
-    return training_feed(pairs, schedule, collate, 0, 1, threads=2)
+    return training_loader(pairs, schedule, collate, 0, 1, threads=2)
 
 
 def score_job(folder: Path) -> ScoreJob:
@@ -173,17 +173,17 @@ def tokenizer_settings(**values: Any) -> Any:
 
 def make_learner(
     objective: Objective, config: TrainConfig, device: str | torch.device, batches: Sequence[Any] = (), world: int = 1
-) -> tuple[Learner, Updater]:
+) -> tuple[TrainState, TrainStep]:
     """An objective on a device, ready to be updated; `batches` are for a start that looks at data."""
     device = torch.device(device)
-    learner = Learner(objective, config, device, dist.get_rank() if world > 1 else 0, world)
+    learner = TrainState(objective, config, device, dist.get_rank() if world > 1 else 0, world)
     first = (lambda count: [batch.to(device) for batch in batches[:count]]) if batches else lambda _: []
     return learner, learner.updater(bool(batches), first, StepTimer(device))
 
 
 def train(
     objective: Objective, config: TrainConfig, device: str | torch.device, batches: Sequence[Sequence[Any]]
-) -> tuple[list[dict[str, float]], Learner]:
+) -> tuple[list[dict[str, float]], TrainState]:
     """Metrics of steps over the given batches, one list of micro-batches for each step."""
     learner, updater = make_learner(objective, config, device)
     objective.train()
@@ -191,7 +191,7 @@ def train(
 
 
 def run(
-    updater: Updater,
+    updater: TrainStep,
     batches: Sequence[Sequence[Any]],
     device: torch.device,
     start: int = 0,

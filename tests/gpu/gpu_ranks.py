@@ -13,7 +13,7 @@ import torch.multiprocessing
 from pretend_card import PretendCard
 
 from evilm.dataloader.sampler import part_of
-from evilm.train.micro_batches import parts_of
+from evilm.train.micro_batches import micro_batches_of
 from evilm.train.validation import evaluate
 
 PARTS, CLIPS, STEPS = 3, 7, 2
@@ -62,7 +62,7 @@ def _train(rank: int, world: int, device: torch.device, kind: str) -> list[dict[
     config = settings(
         schedule__batch_clips=3 * PARTS, schedule__accumulate=PARTS, cluster__channels_last=True, cluster__fused=True
     )
-    mine = parts_of(rank, world, PARTS)
+    mine = micro_batches_of(rank, world, PARTS)
     slices = [part_of(CLIPS, part, PARTS) for part in mine]
     batches = [[batch(CLIPS, step, part) for part in slices] for step in range(STEPS)]
     learner, updater = small.make_learner(make(), config, device, world=world)

@@ -22,7 +22,7 @@ from evilm.dataloader.collate import Batch
 from evilm.eval.scoring import ScoreJob, Scorer
 from evilm.train.checkpoint_files import load_checkpoint, save_checkpoint
 from evilm.train.device_copies import on_device
-from evilm.train.train_state import Learner
+from evilm.train.train_state import TrainState
 from evilm.train.validation import evaluate
 
 _CARD = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
@@ -40,7 +40,7 @@ def exact() -> Iterator[None]:
 def _gradients(objective: nn.Module, batch: Any, device: str, precision: str) -> tuple[dict[str, float], torch.Tensor]:
     """Losses and all gradients of one batch, on the CPU."""
     config = small.settings(cluster__precision=precision, cluster__channels_last=True)
-    learner = Learner(objective, config, torch.device(device), 0, 1)  # type: ignore[arg-type]
+    learner = TrainState(objective, config, torch.device(device), 0, 1)  # type: ignore[arg-type]
     torch.manual_seed(0)
     with learner.autocast:
         losses = learner.objective(batch.to(torch.device(device)))
@@ -62,7 +62,7 @@ def test_losses_and_gradients_are_those_of_the_cpu_in_fp32(
     objective, batch = small.pretrain_case(size)
     twin = copy.deepcopy(objective)
     config = small.settings()
-    wanted = Learner(objective, config, torch.device("cpu"), 0, 1)
+    wanted = TrainState(objective, config, torch.device("cpu"), 0, 1)
     losses = wanted.objective(batch)
     sum(loss.total / loss.num_items for loss in losses.values()).backward()
     expected = torch.cat([p.grad.flatten() for p in objective.parameters() if p.grad is not None])

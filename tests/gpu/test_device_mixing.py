@@ -12,8 +12,8 @@ from gpu_ranks import start_ranks, train_ranks
 from pretend_card import PretendCard
 
 from evilm.eval.scoring import ScoreJob, Scorer
-from evilm.model.evilm_model import Student
-from evilm.tracking.panel_view import look
+from evilm.model.evilm_model import EViLMModel
+from evilm.tracking.panel_view import predict
 from evilm.train.checkpoint_files import load_checkpoint, save_checkpoint
 from evilm.train.precision import autocast
 from evilm.train.validation import evaluate
@@ -134,10 +134,10 @@ def test_evaluation_gives_the_same_scores(kind: str) -> None:
 
 def test_panels(card: PretendCard) -> None:
     student, batch = small.pretrain_objective().student, small.pretrain_batch()
-    wanted = look(copy.deepcopy(student), small.VOCAB, batch)
+    wanted = predict(copy.deepcopy(student), small.VOCAB, batch)
     student.to(CUDA)
     card.clear()
-    found = look(student, small.VOCAB, batch)
+    found = predict(student, small.VOCAB, batch)
     for one, other in zip(found, wanted, strict=True):
         assert one.guesses.tolist() == other.guesses.tolist()
         assert one.match == pytest.approx(other.match, rel=1e-5)
@@ -188,7 +188,7 @@ def test_the_published_model(card: PretendCard, tmp_path: Path, dtype: torch.dty
     from evilm.model.preprocess import Preprocessor
 
     sampling = FramesConfig(num_frames=small.FRAMES, frame_px=small.PX, resize="squash")
-    student = Student(small.student_config())
+    student = EViLMModel(small.student_config())
     on_cpu = EViLM(copy.deepcopy(student), small.VOCAB, Preprocessor(sampling, small.FRAMES))
     model = EViLM(student.cast(dtype).to(CUDA), small.VOCAB, Preprocessor(sampling, small.FRAMES))
     frames = small.rows(3).frames

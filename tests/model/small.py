@@ -2,10 +2,10 @@
 
 import torch
 
-from evilm.config.models import CodebookConfig, StudentConfig, VideoTokenizerConfig
+from evilm.config.models import CodebookConfig, EViLMConfig, VideoTokenizerConfig
 
 
-def student_config(**changes) -> StudentConfig:
+def student_config(**changes) -> EViLMConfig:
     """A student of 2 x 2 regions a frame."""
     settings = {
         "video_encoder": "edgenext_xx_small",
@@ -21,7 +21,7 @@ def student_config(**changes) -> StudentConfig:
         "decoder_heads": 3,
         "num_codes": 20,
     }
-    return StudentConfig(**(settings | changes))
+    return EViLMConfig(**(settings | changes))
 
 
 def tokenizer_config(codebook: dict | None = None, **changes) -> VideoTokenizerConfig:

@@ -17,13 +17,13 @@ from evilm.config.models import CodebookConfig, VideoTokenizerConfig
 from evilm.config.presets import defaults
 from evilm.config.training import ObjectivesConfig
 from evilm.dataloader.collate import PretrainBatch
-from evilm.dataloader.sampler import TrainOrder
+from evilm.dataloader.sampler import TrainSampler
 from evilm.errors import ConfigError
 from evilm.model import cost
-from evilm.model.evilm_model import Student
+from evilm.model.evilm_model import EViLMModel
 from evilm.model.tokenizers.semantic_vq import VideoTokenizer
 from evilm.objectives.pretraining_objective import PretrainObjective
-from evilm.objectives.step_macs import Work, step_macs, tokenizer_macs
+from evilm.objectives.step_macs import StepWork, step_macs, tokenizer_macs
 
 ROUND = {
     "shard_core_s_per_clip": 0.36,
@@ -56,7 +56,7 @@ JOB = Job(
     num_clips=1_000_000, num_epochs=10, batch_clips=64, num_frames=4, stored_frames=4, frame_px=200,
     regions_per_frame=64, num_views=2, group_clips=50, shuffle_groups=10,
 )  # fmt: skip
-WORK = Work(encoder_macs=5e9, other_macs=5e9, tokenizer_macs=20e9, gradient_bytes=80_000_000)
+WORK = StepWork(encoder_macs=5e9, other_macs=5e9, tokenizer_macs=20e9, gradient_bytes=80_000_000)
 GPU = Device("gpu", 1000, 100, 10, 2.0, 8, 64, 80, 50)
 
 
@@ -128,7 +128,7 @@ def test_reading_by_hand() -> None:
 @pytest.mark.parametrize("world", [1, 4, 16])
 def test_reading_is_what_the_order_of_training_asks_for(world: int) -> None:
     groups, group_clips, batch = 256, 16, 128
-    orders = [TrainOrder([[group_clips] * groups], batch, 0, 16, "pad", rank, world) for rank in range(world)]
+    orders = [TrainSampler([[group_clips] * groups], batch, 0, 16, "pad", rank, world) for rank in range(world)]
     reads = 0
     for order in orders:
         held = [order.step(step) for step in range(order.num_steps)]
@@ -172,7 +172,7 @@ def _batch(config, num_words: int, hidden_words: int) -> PretrainBatch:
 
 def test_macs_of_a_step_are_those_that_torch_counts() -> None:
     config, objectives = student_config(), ObjectivesConfig(mlm_ratio=0.5)
-    student = Student(config)
+    student = EViLMModel(config)
     counted = sum(step_macs(student, objectives, num_words=10))  # 8 words of which half are hidden
     objective = PretrainObjective(student, objectives)
     student.use_explicit_attention()
@@ -182,7 +182,7 @@ def test_macs_of_a_step_are_those_that_torch_counts() -> None:
 
 
 def test_macs_of_a_step_without_matching() -> None:
-    student, objectives = Student(student_config()), ObjectivesConfig(vtm_weight=0, mlm_weight=0)
+    student, objectives = EViLMModel(student_config()), ObjectivesConfig(vtm_weight=0, mlm_weight=0)
     parts = cost.macs(student, 10)
     regions = 3 * 2 * (48 * 48 + 48 * 20)
     once_each = parts["visual projection"] + parts["text encoder + projection"] + parts["decoder"]

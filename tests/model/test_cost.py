@@ -4,15 +4,15 @@ import json
 
 import pytest
 
-from evilm.config.models import StudentConfig
+from evilm.config.models import EViLMConfig
 from evilm.model.cost import TABLE_8, agreement, at_precision, extra_rows, macs, main, parameter_rows, printed_value
-from evilm.model.evilm_model import Student
+from evilm.model.evilm_model import EViLMModel
 
 
 @pytest.fixture(scope="module")
-def student() -> Student:
+def student() -> EViLMModel:
     """E-ViLM at the paper's size."""
-    return Student(StudentConfig())
+    return EViLMModel(EViLMConfig())
 
 
 # Derived from the layers, e.g. textual embedding 9157 x 128 words + 512 x 128 positions + 2 x 128 types + LayerNorm 256

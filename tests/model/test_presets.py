@@ -11,7 +11,7 @@ from evilm.config.command_line import parse
 from evilm.config.presets import defaults
 from evilm.config.stages import Pretrain
 from evilm.model.cost import main as cost
-from evilm.model.evilm_model import Student
+from evilm.model.evilm_model import EViLMModel
 from evilm.model.tokenizers.semantic_vq import VideoTokenizer
 
 
@@ -27,7 +27,7 @@ def test_the_models_of_the_gpu_preset_are_built_without_a_download(monkeypatch: 
     assert (config.arch.video_weights, tokenizer.encoder_weights, config.build.build_vocab.base_vocab) == ("", "", "")
     assert config.arch == paper.arch.model_copy(update={"video_weights": ""}), "the paper's student"
     arch = config.arch.model_copy(update={"num_codes": tokenizer.codebook.num_codes})
-    sizes = [sum(p.numel() for p in model.parameters()) for model in (Student(arch), VideoTokenizer(tokenizer))]
+    sizes = [sum(p.numel() for p in model.parameters()) for model in (EViLMModel(arch), VideoTokenizer(tokenizer))]
     # The student: 16,313,514 of Table 8, and heads of 1,725,568 + 58,693 for 4,096 codes and 9,157 word pieces, + 1,536
     # of the temporal embedding. The tokenizer: encoder 22.5 M, decoder and word head 10.7 M, codebook 4,096 x 32.
     assert sizes == [18_099_311, 33_375_845]

@@ -16,7 +16,7 @@ from video_files import write_video
 import evilm
 from evilm.config.data import FramesConfig
 from evilm.errors import CheckpointError, ConfigError, DecodeError
-from evilm.model.evilm_model import Student
+from evilm.model.evilm_model import EViLMModel
 from evilm.model.inference import EViLM
 from evilm.model.preprocess import Preprocessor
 from evilm.shards import decode_frames
@@ -33,7 +33,7 @@ def build(**changes: object) -> EViLM:
     """A model with random weights."""
     vocab = Vocab(train_wordpiece(CAPTIONS, 60))
     torch.manual_seed(0)
-    student = Student(student_config(vocab_size=vocab.size, max_words=20, **changes))
+    student = EViLMModel(student_config(vocab_size=vocab.size, max_words=20, **changes))
     return EViLM(student, vocab, Preprocessor(FRAMES, 3))
 
 
@@ -213,7 +213,7 @@ def test_settings_that_this_code_would_not_obey_are_refused(saved: Path, tmp_pat
 def test_a_vocabulary_of_another_size_is_refused(saved: Path):
     other = Vocab(train_wordpiece(["x y z"], 40))
     with pytest.raises(ConfigError, match="give the vocabulary that it was trained with"):
-        EViLM(Student.from_pretrained(str(saved)), other, Preprocessor(FRAMES, 3))
+        EViLM(EViLMModel.from_pretrained(str(saved)), other, Preprocessor(FRAMES, 3))
 
 
 def test_frames_are_read_as_sharding_reads_them(saved: Path, clip: Path):

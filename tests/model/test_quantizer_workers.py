@@ -15,7 +15,7 @@ from evilm.dataloader.sampler import part_of
 from evilm.model.tokenizers.quantizer import kmeans
 from evilm.model.tokenizers.semantic_vq import VideoTokenizer
 from evilm.objectives.tokenizer_objective import TokenizerObjective
-from evilm.train.micro_batches import parts_of
+from evilm.train.micro_batches import micro_batches_of
 
 _CLIPS, _STEPS = 9, 3
 _LAYOUTS = {"2 workers": 2, "2 workers x 2": 4, "2 workers, 3 micro-batches": 3}
@@ -32,7 +32,7 @@ def objective(**codebook) -> TokenizerObjective:
 def micro_batches(step: int, micro_batches: int, rank: int, world: int) -> list[TokenizerBatch]:
     """This worker's micro-batches of a step of `_CLIPS` clips."""
     pixels, found = frames(_CLIPS, seed=step), []
-    for part in parts_of(rank, world, micro_batches):
+    for part in micro_batches_of(rank, world, micro_batches):
         mine = part_of(_CLIPS, part, micro_batches)
         words = torch.zeros(mine.stop - mine.start, 11, dtype=torch.bool)
         found.append(TokenizerBatch(pixels[mine], words, ["a"] * len(words), mine.start, _CLIPS))

@@ -8,16 +8,16 @@ from model.small import frames, student_config, words
 from safetensors.torch import load_file, save_file
 
 from evilm.errors import CheckpointError, ConfigError
-from evilm.model.evilm_model import Student
+from evilm.model.evilm_model import EViLMModel
 from evilm.model.video_encoder import VideoEncoder
 
 
-def build(seed: int = 0, **changes) -> Student:
+def build(seed: int = 0, **changes) -> EViLMModel:
     torch.manual_seed(seed)
-    return Student(student_config(**changes)).eval()
+    return EViLMModel(student_config(**changes)).eval()
 
 
-def cls_of(student: Student, clip_frames: torch.Tensor) -> torch.Tensor:
+def cls_of(student: EViLMModel, clip_frames: torch.Tensor) -> torch.Tensor:
     ids, padding = words(len(clip_frames))
     return student.decode(student.encode_video(clip_frames), student.encode_text(ids, padding), padding).cls
 
@@ -131,7 +131,7 @@ def test_save_and_load_are_bit_equal(tmp_path):
     student = build(spatial_embedding=True)
     student.save_pretrained(str(tmp_path / "model"))
     state = torch.random.get_rng_state()
-    again = Student.from_pretrained(str(tmp_path / "model"))
+    again = EViLMModel.from_pretrained(str(tmp_path / "model"))
     assert torch.equal(torch.random.get_rng_state(), state)
     assert again.config == student.config
     assert not again.training
@@ -151,13 +151,13 @@ def test_a_checkpoint_that_does_not_fit_is_refused_in_one_line(tmp_path):
     save_file(weights, folder / "model.safetensors")
     faults = "1 missing, e.g. tokens.weight; 1 unexpected, e.g. stray; 1 of another shape"
     with pytest.raises(CheckpointError, match=faults) as caught:
-        Student.from_pretrained(str(folder))
+        EViLMModel.from_pretrained(str(folder))
     assert "\n" not in str(caught.value)
     (folder / "model.safetensors").write_bytes(b"no")
     with pytest.raises(CheckpointError, match="damaged"):
-        Student.from_pretrained(str(folder))
+        EViLMModel.from_pretrained(str(folder))
     with pytest.raises(CheckpointError, match="there is no config"):
-        Student.from_pretrained(str(tmp_path))
+        EViLMModel.from_pretrained(str(tmp_path))
 
 
 def test_video_weights_from_a_local_file(tmp_path):

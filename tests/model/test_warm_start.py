@@ -10,12 +10,12 @@ from small import student_config, tokenizer_config
 
 from evilm.config.data import FramesConfig
 from evilm.errors import CheckpointError, VocabError
-from evilm.model.evilm_model import Student
+from evilm.model.evilm_model import EViLMModel
 from evilm.model.identity import OBJECTIVES_FILE, tokenizer_fingerprints
 from evilm.model.inference import EViLM
 from evilm.model.preprocess import Preprocessor
 from evilm.model.tokenizers.semantic_vq import VideoTokenizer
-from evilm.model.warm_start import has_codebook, start_student, start_tokenizer
+from evilm.model.warm_start import has_codebook, start_model, start_tokenizer
 from evilm.text.vocab import SPECIALS, Vocab
 
 OLD = Vocab([*SPECIALS, "ball", "red", "star", "left"])
@@ -26,10 +26,10 @@ _WORDS = "text_encoder.bert.embeddings.word_embeddings.weight"
 _POSITIONS = "text_encoder.bert.embeddings.position_embeddings.weight"
 
 
-def _student(vocab: Vocab = OLD, **changes: object) -> Student:
+def _student(vocab: Vocab = OLD, **changes: object) -> EViLMModel:
     """A student of this vocabulary, all of whose weights are random."""
     torch.manual_seed(7)
-    student = Student(student_config(vocab_size=vocab.size, max_words=20, **({"spatial_embedding": True} | changes)))
+    student = EViLMModel(student_config(vocab_size=vocab.size, max_words=20, **({"spatial_embedding": True} | changes)))
     for parameter in student.parameters():
         parameter.data.copy_(torch.randn_like(parameter))
     return student
@@ -56,8 +56,8 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def test_the_same_student_takes_everything(student: str) -> None:
-    new, report = start_student(_student().config, student, OLD, "abc")
-    old = Student.from_pretrained(student).state_dict()
+    new, report = start_model(_student().config, student, OLD, "abc")
+    old = EViLMModel.from_pretrained(student).state_dict()
     assert all(torch.equal(value, old[name]) for name, value in new.state_dict().items())
     assert (report.taken, report.resized, report.unused, report.fresh) == (len(old), [], [], [])
     assert str(report).endswith("resized: none; not used: none; started fresh: none")
@@ -66,10 +66,10 @@ def test_the_same_student_takes_everything(student: str) -> None:
 def test_rows_of_words_follow_their_pieces_and_new_ones_come_from_the_seed(student: str) -> None:
     config = _student(NEW, text_positions=64).config
     torch.manual_seed(3)
-    fresh = Student(config).state_dict()
+    fresh = EViLMModel(config).state_dict()
     torch.manual_seed(3)
-    new, report = start_student(config, student, NEW, "abc")
-    old, state = Student.from_pretrained(student).state_dict(), new.state_dict()
+    new, report = start_model(config, student, NEW, "abc")
+    old, state = EViLMModel.from_pretrained(student).state_dict(), new.state_dict()
     for name in (_WORDS, "mlm_head.bias"):
         assert all(torch.equal(state[name][row], old[name][before]) for row, before in KNOWN)
         assert torch.equal(state[name][UNKNOWN], fresh[name][UNKNOWN])
@@ -82,10 +82,10 @@ def test_rows_of_words_follow_their_pieces_and_new_ones_come_from_the_seed(stude
 
 
 def test_frames_and_grid_may_be_others(student: str) -> None:
-    old = Student.from_pretrained(student)
+    old = EViLMModel.from_pretrained(student)
     assert old.temporal_embedding is not None
     first, second, third = old.temporal_embedding.detach()
-    new, report = start_student(_student(num_frames=6, input_px=128).config, student, OLD, "abc")
+    new, report = start_model(_student(num_frames=6, input_px=128).config, student, OLD, "abc")
     assert new.temporal_embedding is not None
     between = torch.stack([
         first, 0.75 * first + 0.25 * second, 0.25 * first + 0.75 * second,
@@ -106,8 +106,8 @@ def test_frames_and_grid_may_be_others(student: str) -> None:
 
 def test_what_means_something_else_is_not_used_and_named(student: str) -> None:
     config = _student(num_codes=20, decoder_heads=2, text_layers=1, spatial_embedding=False).config
-    new, report = start_student(config, student, OLD, "another")
-    old = Student.from_pretrained(student).state_dict()
+    new, report = start_model(config, student, OLD, "another")
+    old = EViLMModel.from_pretrained(student).state_dict()
     layer = "text_encoder.bert.encoder.layer.1.*"
     assert report.unused == ["decoder.*", "mvm_head.codes.*", "spatial_embedding", layer]
     assert report.fresh == ["decoder.*", "mvm_head.codes.*"]
@@ -120,20 +120,20 @@ def test_what_means_something_else_is_not_used_and_named(student: str) -> None:
 def test_a_model_that_cannot_be_started_from_is_refused_in_a_line(student: str, tokenizer: str, tmp_path: Path) -> None:
     config = _student().config
     with pytest.raises(CheckpointError, match="holds 'tokenizer', not a student; give the folder of a student"):
-        start_student(config, tokenizer, OLD, "abc")
+        start_model(config, tokenizer, OLD, "abc")
     with pytest.raises(CheckpointError, match="holds 'student', not a tokenizer"):
         start_tokenizer(tokenizer_config(), student, OLD)
     with pytest.raises(CheckpointError, match="holds no student"):
-        start_student(config, str(tmp_path), OLD, "abc")
+        start_model(config, str(tmp_path), OLD, "abc")
     other = _student(video_encoder="edgenext_x_small", text_dim=64, dim=24, text_layers=1)
     with pytest.raises(CheckpointError, match=r"no weight matrix of .* fits this model"):
-        start_student(other.config.model_copy(update={"num_codes": 5}), student, OLD, "another")
+        start_model(other.config.model_copy(update={"num_codes": 5}), student, OLD, "another")
     _student().save_pretrained(str(tmp_path / "bare"))
     with pytest.raises(VocabError, match="no vocabulary at"):
-        start_student(config, str(tmp_path / "bare"), OLD, "abc")
+        start_model(config, str(tmp_path / "bare"), OLD, "abc")
     NEW.save(tmp_path / "bare" / "vocab")
     with pytest.raises(CheckpointError, match="has 12 pieces, the model 9"):
-        start_student(config, str(tmp_path / "bare"), OLD, "abc")
+        start_model(config, str(tmp_path / "bare"), OLD, "abc")
 
 
 def test_a_tokenizer_starts_from_another(tokenizer: str) -> None:

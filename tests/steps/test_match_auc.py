@@ -2,20 +2,20 @@
 
 import torch
 
-from evilm.config.models import StudentConfig
+from evilm.config.models import EViLMConfig
 from evilm.config.training import ObjectivesConfig
 from evilm.dataloader.collate import PretrainBatch
-from evilm.model.evilm_model import Student
+from evilm.model.evilm_model import EViLMModel
 from evilm.objectives.pretraining_objective import PretrainObjective, match_wins
 
 CLIPS = 5
 
 
-def _student() -> Student:
+def _student() -> EViLMModel:
     torch.manual_seed(0)
     sizes = {"input_px": 64, "num_frames": 2, "vocab_size": 50, "text_dim": 32, "text_layers": 1, "text_heads": 2}
     sizes |= {"text_positions": 40, "dim": 48, "decoder_layers": 1, "decoder_heads": 3, "num_codes": 20}
-    return Student(StudentConfig(video_encoder="edgenext_xx_small", **sizes)).eval()
+    return EViLMModel(EViLMConfig(video_encoder="edgenext_xx_small", **sizes)).eval()
 
 
 def _batch(words: torch.Tensor, hidden: torch.Tensor, mask: torch.Tensor) -> PretrainBatch:

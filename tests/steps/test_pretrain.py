@@ -4,11 +4,11 @@ from dataclasses import replace
 
 import torch
 
-from evilm.config.models import StudentConfig
+from evilm.config.models import EViLMConfig
 from evilm.config.training import ObjectivesConfig
 from evilm.dataloader.collate import PretrainBatch
 from evilm.dataloader.color_jitter import jitter_colours
-from evilm.model.evilm_model import Student
+from evilm.model.evilm_model import EViLMModel
 from evilm.objectives.pretraining_objective import PretrainObjective
 
 
@@ -16,7 +16,7 @@ def test_jitter_is_the_frames_alone() -> None:
     torch.manual_seed(0)
     sizes = {"input_px": 64, "num_frames": 2, "vocab_size": 50, "text_dim": 32, "text_layers": 1, "text_heads": 2}
     sizes |= {"text_positions": 40, "dim": 48, "decoder_layers": 1, "decoder_heads": 3, "num_codes": 20}
-    student = Student(StudentConfig(video_encoder="edgenext_xx_small", **sizes))
+    student = EViLMModel(EViLMConfig(video_encoder="edgenext_xx_small", **sizes))
     objective = PretrainObjective(student, ObjectivesConfig()).eval()
     mask = torch.zeros(2, 2, 2, 2, dtype=torch.bool)
     mask[:, :, 0] = True

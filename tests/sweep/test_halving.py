@@ -8,7 +8,7 @@ import pytest
 
 from evilm.sweep.halving import halve, in_random_order, rung_steps
 from evilm.sweep.sweep_results import Tried, rank
-from evilm.sweep.trial_folder import Outcome, make_trials
+from evilm.sweep.trial_folder import TrialOutcome, make_trials
 
 SETTINGS, EPOCHS = "abcd", 20
 
@@ -87,7 +87,7 @@ def _winner(sweep: int, reduction: float, seeds: int, noise: float) -> str:
         for trial in make_trials(number, {"name": name}, seeds, "trials"):
             rungs = range(reached[name] + 1)
             points = [(steps[rung], {"match_auc": float(scores[number, trial.repeat, rung])}) for rung in rungs]
-            tried.append(Tried(trial, Outcome("done" if name in ended else "stopped", points), 1))
+            tried.append(Tried(trial, TrialOutcome("done" if name in ended else "stopped", points), 1))
     return str(rank(tried, "match_auc")[0].values["name"])
 
 

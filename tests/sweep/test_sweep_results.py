@@ -12,11 +12,11 @@ from evilm.config.presets import defaults
 from evilm.config.stages import Pretrain
 from evilm.errors import ConfigError
 from evilm.sweep.run_sweep import _require_score, trial_config
-from evilm.sweep.search import Job, make_job, up_to
-from evilm.sweep.shared_inputs import Ground
+from evilm.sweep.search import SearchJob, make_job, up_to
+from evilm.sweep.shared_inputs import SharedPlaces
 from evilm.sweep.sweep_figure import draw_sweep
 from evilm.sweep.sweep_results import Tried, best_preset, rank, results_csv, results_json, results_table, short_names
-from evilm.sweep.trial_folder import Outcome, Trial, make_trials, read_outcome
+from evilm.sweep.trial_folder import Trial, TrialOutcome, make_trials, read_outcome
 from evilm.tasks.inputs import Inputs
 
 SCORES = {0.2: [(0.7, "done"), (0.8, "done")], 0.4: [(0.9, "done"), (0.6, "stopped")], 0.6: [(0.74, "done")] * 2}
@@ -28,7 +28,7 @@ def _tried(**more: object) -> list[Tried]:
         trials = make_trials(number, {"objectives.mask_ratio": ratio} | more, 2, "somewhere")
         for trial, (score, state) in zip(trials, ends, strict=True):
             points = [(8, {"match_auc": 0.5, "loss": 9.0}), (16, {"match_auc": score, "loss": 8.0})]
-            found.append(Tried(trial, Outcome(state, points, {"seconds": 9.5} if state == "done" else {}), 16))  # type: ignore[arg-type]
+            found.append(Tried(trial, TrialOutcome(state, points, {"seconds": 9.5} if state == "done" else {}), 16))  # type: ignore[arg-type]
     return found
 
 
@@ -42,7 +42,9 @@ def test_settings_are_ranked_by_seeds_that_ran_to_the_end_then_by_their_mean() -
     ends = {1: [(8, 0.9)], 2: [(8, 0.6), (16, 0.5)], 3: [(8, 0.7), (16, 0.6)]}
     stopped = [
         Tried(
-            make_trials(number, {"optim.lr": number}, 1, "x")[0], Outcome("stopped", [(s, {"a": v}) for s, v in at]), 8
+            make_trials(number, {"optim.lr": number}, 1, "x")[0],
+            TrialOutcome("stopped", [(s, {"a": v}) for s, v in at]),
+            8,
         )
         for number, at in ends.items()
     ]
@@ -57,7 +59,7 @@ def test_a_score_that_is_not_finite_is_none() -> None:
     for index, item in enumerate(tried := _tried()):
         if item.trial.number == 0:
             points = [*item.outcome.points, (24, {"match_auc": float("nan"), "loss": float("inf")})]
-            tried[index] = Tried(item.trial, Outcome(item.outcome.state, points), 16)
+            tried[index] = Tried(item.trial, TrialOutcome(item.outcome.state, points), 16)
     for score in ("match_auc", "loss"):
         ranked = rank(tried, score)
         assert ranked[-1].values == {"objectives.mask_ratio": 0.2}
@@ -68,7 +70,7 @@ def test_a_score_that_is_not_finite_is_none() -> None:
 
 def test_why_there_is_no_best_setting_tells_of_all_trials() -> None:
     stopped, failed = make_trials(0, {"optim.lr": 1e-3}, 1, "x"), make_trials(1, {"optim.lr": 9.0}, 1, "x")
-    outcomes = [Outcome("stopped", [(8, {"match_auc": 0.5})]), Outcome("failed", error="loss is not finite")]
+    outcomes = [TrialOutcome("stopped", [(8, {"match_auc": 0.5})]), TrialOutcome("failed", error="loss is not finite")]
     ranked = rank([Tried(t, o, 8) for t, o in zip([*stopped, *failed], outcomes, strict=True)], "match_auc")
     with pytest.raises(ConfigError, match=r"\(1 stopped, 1 failed\); the first failed with: loss is not finite"):
         _require_score(ranked, parse("masking_ratio", ["--preset", "tiny"]))
@@ -101,14 +103,14 @@ def test_the_best_is_a_preset_that_means_the_same_trial_to_pretrain(tmp_path: Pa
     config = parse("codebook_size", ["--preset", "tiny", "--arch.dropout", "0.2"])
     values = {"build.train_tokenizer.arch.codebook.num_codes": 64, "optim.lr": 2e-3}
     (trial,) = make_trials(0, values, 1, str(tmp_path))
-    ground = Ground(Inputs("f", "c", "v", "t"), 512, 96)
+    ground = SharedPlaces(Inputs("f", "c", "v", "t"), 512, 96)
     settings = trial_config(config, trial, ground, "codebook_size", "sqlite:///x.db", "parent")
     assert (settings.tracking.experiment, settings.tracking.parent, settings.tracking.log_model) == (
         "codebook_size",
         "parent",
         False,
     )
-    (best,) = rank([Tried(trial, Outcome("done", [(48, {"match_auc": 0.6})]), 16)], "match_auc")
+    (best,) = rank([Tried(trial, TrialOutcome("done", [(48, {"match_auc": 0.6})]), 16)], "match_auc")
     preset = tmp_path / "best.yaml"
     preset.write_text(best_preset(settings, "codebook_size", best, {"frames": "f"}))
     again = defaults("pretrain", str(preset))
@@ -121,7 +123,7 @@ def test_the_best_is_a_preset_that_means_the_same_trial_to_pretrain(tmp_path: Pa
 
 def test_each_trial_differs_by_its_values_and_seed_alone(tmp_path: Path) -> None:
     config = parse("masking_ratio", ["--preset", "tiny", "--schedule.seed", "5"])
-    ground = Ground(Inputs("f", "c", "v", "t"), 100, 96)
+    ground = SharedPlaces(Inputs("f", "c", "v", "t"), 100, 96)
     first, second = (
         trial_config(config, trial, ground)
         for trial in make_trials(0, {"objectives.mask_ratio": 0.7}, 2, str(tmp_path))
@@ -134,17 +136,17 @@ def test_each_trial_differs_by_its_values_and_seed_alone(tmp_path: Path) -> None
     assert ground.steps_per_epoch(first.override({"schedule.tail": "drop"})) == 3
 
 
-def _job(tmp_path: Path, *flags: str) -> Job:
+def _job(tmp_path: Path, *flags: str) -> SearchJob:
     """A trial of 4 epochs of 4 steps, with rungs at steps 4 and 12, and 16."""
     config = parse("masking_ratio", ["--preset", "tiny", "--schedule.epochs", "4", "--grace-epochs", "1", *flags])
     config = config.override({"reduction": 3, "schedule.batch_clips": 32})
     (trial,) = make_trials(0, {"objectives.mask_ratio": 0.4}, 1, str(tmp_path))
-    ground = Ground(Inputs("f", "c", "v", "t"), 128, 96)
+    ground = SharedPlaces(Inputs("f", "c", "v", "t"), 128, 96)
     settings = trial_config(config, trial, ground)
     return make_job(config, trial, settings, ground.steps_per_epoch(settings))
 
 
-def _write(job: Job, scores: dict[int, float], **files: dict) -> None:
+def _write(job: SearchJob, scores: dict[int, float], **files: dict) -> None:
     """Make the folder of a trial with these scores by step."""
     folder = Path(job.trial.out)
     folder.mkdir(exist_ok=True)

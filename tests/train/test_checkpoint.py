@@ -17,7 +17,7 @@ from evilm.errors import CheckpointError
 from evilm.io import storage
 from evilm.train.attempts import begin_attempt, lineage
 from evilm.train.checkpoint_files import load_checkpoint, save_checkpoint, take_snapshot, verify
-from evilm.train.checkpoint_manager import Keeper, find_intact, newest_first, publish
+from evilm.train.checkpoint_manager import CheckpointManager, find_intact, newest_first, publish
 from evilm.train.optimizer import EMA, learning_rate, make_optimizer
 
 
@@ -136,7 +136,7 @@ def _state(folder: Path) -> str:
 def test_the_last_and_the_best_are_kept(out: str) -> None:
     names = [f"step_{step:08d}-002" for step in (4, 8, 12, 16)]
     _published(out, "step_00000002-001", *names, "step_00000020-003")
-    keeper = Keeper(out, run=0, attempt=2, keep=2, rank=0)
+    keeper = CheckpointManager(out, run=0, attempt=2, keep=2, rank=0)
     keeper._delete_all_but({*names[-2:], names[0]})
     left = ["step_00000020-003", names[3], names[2], names[0]]
     assert newest_first(out) == left, "those of a later attempt are not touched"
@@ -153,7 +153,7 @@ def test_a_checkpoint_is_there_whole_or_not_at_all(tmp_path: Path, monkeypatch: 
         _published(str(tmp_path), "step_00000004-001")
     assert newest_first(str(tmp_path)) == []
     monkeypatch.undo()
-    Keeper(str(tmp_path), run=0, attempt=1, keep=1, rank=0)
+    CheckpointManager(str(tmp_path), run=0, attempt=1, keep=1, rank=0)
     assert list((tmp_path / "checkpoints").iterdir()) == [], "the next start sweeps up"
 
 

@@ -12,12 +12,12 @@ import simplejpeg
 import torch
 import torch.distributed as dist
 
-from evilm.config.models import StudentConfig
+from evilm.config.models import EViLMConfig
 from evilm.config.training import ObjectivesConfig, ScheduleConfig
 from evilm.dataloader import sampler
 from evilm.dataloader.collate import PretrainCollate
-from evilm.dataloader.loader import Feed, evaluation_feed
-from evilm.model.evilm_model import Student
+from evilm.dataloader.loader import DataLoader, evaluation_loader
+from evilm.model.evilm_model import EViLMModel
 from evilm.objectives.pretraining_objective import PretrainObjective
 from evilm.shards import FRAMES_SCHEMA, ShardPair, codes_schema, write_codes, write_frames
 from evilm.text.vocab import Vocab
@@ -70,20 +70,20 @@ def _objective() -> PretrainObjective:
     torch.manual_seed(0)
     sizes = {"input_px": PX, "num_frames": FRAMES, "text_dim": 32, "text_layers": 1, "text_heads": 2, "dim": 48}
     sizes |= {"text_positions": 40, "decoder_layers": 1, "decoder_heads": 3, "num_codes": NUM_CODES, "max_words": 12}
-    student = Student(StudentConfig(video_encoder="edgenext_xx_small", vocab_size=_vocab().size, **sizes))
+    student = EViLMModel(EViLMConfig(video_encoder="edgenext_xx_small", vocab_size=_vocab().size, **sizes))
     return PretrainObjective(student, ObjectivesConfig(), POOL)
 
 
-def _feed(pairs: list[ShardPair], rank: int, world: int, micro_batch: int) -> Feed:
+def _feed(pairs: list[ShardPair], rank: int, world: int, micro_batch: int) -> DataLoader:
     collate = PretrainCollate(_vocab(), 3, 12, GRID, 0.15, 0.4, "block")
     schedule = ScheduleConfig(eval_clips=140, eval_pool_clips=POOL)
-    feed = evaluation_feed(pairs, schedule, collate, rank, world, micro_batch)
+    feed = evaluation_loader(pairs, schedule, collate, rank, world, micro_batch)
     assert feed is not None
     return feed
 
 
 @torch.no_grad()
-def _metrics(objective: PretrainObjective, feed_of: Callable[[int], Feed], world: int) -> dict[str, float]:
+def _metrics(objective: PretrainObjective, feed_of: Callable[[int], DataLoader], world: int) -> dict[str, float]:
     """The scores of all ranks' steps, worked off in one process."""
     objective.eval()
     states = []

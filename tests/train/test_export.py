@@ -18,7 +18,7 @@ from evilm.model.identity import model_fingerprint
 from evilm.model.tokenizers.semantic_vq import VideoTokenizer
 from evilm.shards import FrameManifest
 from evilm.tasks.pretrain import pretrain
-from evilm.tasks.training_run import Training
+from evilm.tasks.training_run import TrainingRun
 from evilm.train.checkpoint_manager import newest_first
 
 pytestmark = pytest.mark.long
@@ -141,7 +141,7 @@ def test_the_best_step_needs_evaluations(
     frames = FrameManifest.load(str(root / "frames"))
     only_train = dataclasses.replace(frames, shards=frames.of_split("train"))
     config = _config(root, tmp_path / "model", export="best")
-    training = Training(config, "pretrain", "", str(tmp_path / "model"), {}, evilm.EViLM.from_pretrained, dict)
+    training = TrainingRun(config, "pretrain", "", str(tmp_path / "model"), {}, evilm.EViLM.from_pretrained, dict)
     with pytest.raises(ConfigError, match="has no clips of the split val; use --export last"):
         training.open(only_train)
     assert not (tmp_path / "model").exists()

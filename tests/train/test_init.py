@@ -11,7 +11,7 @@ from faults import SMALL, losses
 from evilm.config.presets import defaults
 from evilm.config.stages import BuildVocab, Pretrain, TrainTokenizer
 from evilm.errors import CheckpointError, ConfigError
-from evilm.model.evilm_model import Student
+from evilm.model.evilm_model import EViLMModel
 from evilm.model.tokenizers.semantic_vq import VideoTokenizer
 from evilm.tasks.pretrain import pretrain
 from evilm.tasks.train_tokenizer import train_tokenizer
@@ -44,7 +44,7 @@ def test_a_pretraining_starts_where_another_ended(small_workflow: Workflow, star
     root, source = small_workflow
     out, summary = started
     assert summary["inputs"] == source["inputs"] | {"init": source["fingerprint"]}
-    taken = len(Student.from_pretrained(str(root / "model")).state_dict())
+    taken = len(EViLMModel.from_pretrained(str(root / "model")).state_dict())
     model = {"model": str(root / "model"), "taken": taken, "resized": [], "unused": [], "fresh": []}
     assert summary["init"] == model
     first, fresh, end = losses(out)[1], losses(root / "model")[1], losses(root / "model")[20]
@@ -96,7 +96,7 @@ def test_more_words_and_other_frames(
     assert "not used: none; started fresh: none" in line
     assert "temporal_embedding (4, 32) to (2, 32)" in line
     assert summary["init"]["resized"][0].startswith("temporal_embedding") or len(summary["init"]["resized"]) == 3
-    model = Student.from_pretrained(str(tmp_path / "model"))
+    model = EViLMModel.from_pretrained(str(tmp_path / "model"))
     assert (model.config.vocab_size, model.config.num_frames) == (new.size, 2)
 
 

@@ -17,7 +17,7 @@ import torch
 import evilm
 from evilm.config.presets import defaults
 from evilm.config.stages import Pretrain
-from evilm.model.evilm_model import Student
+from evilm.model.evilm_model import EViLMModel
 from evilm.shards import FrameManifest, decode_frames, read_group
 from evilm.text.vocab import Vocab
 from evilm.tracking.model_card import make_card
@@ -66,7 +66,7 @@ def test_a_file_is_scored_as_its_frame_shard_is(
 ) -> None:
     root, _ = small_workflow
     model = evilm.EViLM.from_pretrained(root / "model")
-    student, vocab = Student.from_pretrained(str(root / "model")), Vocab.load(str(root / "vocab"))
+    student, vocab = EViLMModel.from_pretrained(str(root / "model")), Vocab.load(str(root / "vocab"))
     for path, caption, jpegs in stored:
         pixels = decode_frames(jpegs)
         assert np.array_equal(model.preprocessor(path), pixels)

@@ -12,14 +12,14 @@ from PIL import Image
 from evilm.config.presets import defaults
 from evilm.config.stages import Pretrain
 from evilm.dataloader.collate import PretrainBatch
-from evilm.model.evilm_model import Student
+from evilm.model.evilm_model import EViLMModel
 from evilm.model.tokenizers.code_words import CodeWords
 from evilm.model.tokenizers.semantic_vq import VideoTokenizer
 from evilm.tasks.pretrain import PretrainTask
 from evilm.text.vocab import Vocab
 from evilm.tracking.panel import draw_panel, to_png
-from evilm.tracking.panel_log import Panels
-from evilm.tracking.panel_view import HiddenWord, look
+from evilm.tracking.panel_log import PanelLog
+from evilm.tracking.panel_view import HiddenWord, predict
 
 Workflow = tuple[Path, dict[str, Any]]
 
@@ -36,18 +36,18 @@ def task(small_workflow: Workflow) -> PretrainTask:
 
 
 @pytest.fixture
-def parts(small_workflow: Workflow, task: PretrainTask) -> tuple[Student, VideoTokenizer, Vocab, PretrainBatch]:
+def parts(small_workflow: Workflow, task: PretrainTask) -> tuple[EViLMModel, VideoTokenizer, Vocab, PretrainBatch]:
     """Model, tokenizer, vocabulary and the clips of every panel."""
     root, _ = small_workflow
     batch = task.panels(None)._make_batch()
     assert batch is not None
-    student = Student.from_pretrained(str(root / "model"))
+    student = EViLMModel.from_pretrained(str(root / "model"))
     return student, VideoTokenizer.from_pretrained(str(root / "tokenizer")), Vocab.load(str(root / "vocab")), batch
 
 
-def test_a_view_tells_what_the_model_says(parts: tuple[Student, VideoTokenizer, Vocab, PretrainBatch]) -> None:
+def test_a_view_tells_what_the_model_says(parts: tuple[EViLMModel, VideoTokenizer, Vocab, PretrainBatch]) -> None:
     student, _, vocab, batch = parts
-    views = look(student, vocab, batch)
+    views = predict(student, vocab, batch)
     assert [view.clip_id for view in views] == batch.clip_ids
     with torch.no_grad():
         out = student.decode(
@@ -71,7 +71,7 @@ def test_a_view_tells_what_the_model_says(parts: tuple[Student, VideoTokenizer, 
 
 
 def test_drawing_gives_the_same_picture_and_leaves_the_model_alone(
-    parts: tuple[Student, VideoTokenizer, Vocab, PretrainBatch],
+    parts: tuple[EViLMModel, VideoTokenizer, Vocab, PretrainBatch],
 ) -> None:
     student, tokenizer, vocab, batch = parts
     student.train()
@@ -89,7 +89,7 @@ def test_drawing_gives_the_same_picture_and_leaves_the_model_alone(
 
 
 def test_codes_have_words_unless_the_decoder_is_gone(
-    parts: tuple[Student, VideoTokenizer, Vocab, PretrainBatch],
+    parts: tuple[EViLMModel, VideoTokenizer, Vocab, PretrainBatch],
 ) -> None:
     student, tokenizer, vocab, batch = parts
     codes = sorted(set(batch.code_ids.flatten().tolist()))
@@ -109,17 +109,17 @@ def test_panels_come_when_they_are_due_and_a_broken_one_ends_nothing(
     objective = task.objective()
     vocab, tokenizer = Vocab.load(str(root / "vocab")), str(root / "tokenizer")
     batch = task.panels(None)._make_batch
-    panels = Panels(str(tmp_path), 10, vocab, tokenizer, batch)
+    panels = PanelLog(str(tmp_path), 10, vocab, tokenizer, batch)
     assert [step for step in range(1, 26) if panels.due(step, 25)] == [10, 20, 25]
     panels.draw(objective, 10)
     assert [path.name for path in (tmp_path / "panels").iterdir()] == ["step_000010.png"]
     assert objective.training
-    at_end = Panels(str(tmp_path / "end"), 0, vocab, tokenizer, batch)
+    at_end = PanelLog(str(tmp_path / "end"), 0, vocab, tokenizer, batch)
     assert [step for step in range(1, 26) if at_end.due(step, 25)] == [25]
-    gone = Panels(str(tmp_path / "gone"), 10, vocab, str(tmp_path / "no tokenizer"), batch)
+    gone = PanelLog(str(tmp_path / "gone"), 10, vocab, str(tmp_path / "no tokenizer"), batch)
     gone.draw(objective, 10)
     assert not gone.due(20, 25)
-    empty = Panels(str(tmp_path / "gone"), 10, vocab, tokenizer, lambda: None)
+    empty = PanelLog(str(tmp_path / "gone"), 10, vocab, tokenizer, lambda: None)
     empty.draw(objective, 10)
     assert not (tmp_path / "gone").exists()
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from evilm.train import preemption
-from evilm.train.preemption import STOP_FILE, Stopped, Watch, run_until_asked
+from evilm.train.preemption import STOP_FILE, Stopped, StopSignal, run_until_asked
 
 pytestmark = pytest.mark.faults
 
@@ -48,7 +48,7 @@ def test_a_later_signal_ends_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_a_checkpoint_is_asked_for_once_more_before_a_node_goes(tmp_path: Path) -> None:
-    watch = Watch(str(tmp_path), rank=0)
+    watch = StopSignal(str(tmp_path), rank=0)
     try:
         assert watch.flags()[3] == 0
         watch._expect(time.time() + 5)

@@ -13,9 +13,9 @@ from evilm.console import log_to_console
 from evilm.io import storage
 from evilm.io.outputs import Output
 from evilm.tracking.loss_figure import draw_losses
-from evilm.tracking.metrics_file import Spool, read_points
+from evilm.tracking.metrics_file import MetricsFile, read_points
 from evilm.tracking.mlflow_run import close_run, describe_run, is_closed, open_run, tracking_uri
-from evilm.tracking.mlflow_uploader import Recorder, Shipper
+from evilm.tracking.mlflow_uploader import MetricsRecorder, MlflowUploader
 from evilm.tracking.track_run import track
 from evilm.train.launch import catch_up, finish_tracking
 
@@ -27,14 +27,14 @@ def config(monkeypatch: pytest.MonkeyPatch) -> BuildVocab:
 
 
 def test_a_replayed_step_is_not_written_twice_and_a_torn_line_is_dropped(tmp_path: Path) -> None:
-    spool = Spool(tmp_path / "m.jsonl")
+    spool = MetricsFile(tmp_path / "m.jsonl")
     for step in (1, 2, 3):
         spool.log({"a": step}, step)
     spool.log({"val/b": 7}, 3)
     spool.close()
     with (tmp_path / "m.jsonl").open("a") as file:
         file.write('{"step": 4, "met')
-    again = Spool(tmp_path / "m.jsonl")
+    again = MetricsFile(tmp_path / "m.jsonl")
     for step in (2, 3, 4):
         again.log({"a": step}, step)
     again.close()
@@ -53,12 +53,12 @@ def test_a_run_has_parameters_metrics_figures_and_is_continued(tmp_path: Path, c
     run_id = json.loads((tmp_path / "out" / "mlflow.json").read_text())["run_id"]
     open_run(config, "build_vocab", out, {})
     assert json.loads((tmp_path / "out" / "mlflow.json").read_text())["run_id"] == run_id, "a restart continues it"
-    spool = Spool(tmp_path / "out" / "metrics.jsonl")
+    spool = MetricsFile(tmp_path / "out" / "metrics.jsonl")
     for step in range(1, 251):
         spool.log({"train/loss": 1 / step, "val/acc": step}, step)
     spool.close()
     for _ in range(2):  # a second shipper has nothing left to send
-        Shipper(run, tmp_path / "out" / "metrics.jsonl").start().close()
+        MlflowUploader(run, tmp_path / "out" / "metrics.jsonl").start().close()
     figure = draw_losses(tmp_path / "out" / "metrics.jsonl", tmp_path / "out" / "losses.png")
     assert not is_closed(run)
     close_run(run, config, {"num_words": 12}, {"figures": [figure]})
@@ -106,7 +106,7 @@ def test_what_could_not_be_sent_all_along_is_sent_by_the_same_command_later(tmp_
     dead = config.override({"tracking.uri": f"http://127.0.0.1:{free_port()}"})
     run = open_run(dead, "build_vocab", str(out), {})
     assert run
-    recorder = Recorder(str(out), run.as_dict)
+    recorder = MetricsRecorder(str(out), run.as_dict)
     for step in range(1, 151):
         recorder.log({"train/loss": 1 / step}, step)
     recorder.close()
@@ -133,7 +133,7 @@ def test_a_run_that_lacks_metrics_is_not_closed_and_a_torn_note_of_what_was_sent
         pass
     run = open_run(config, "build_vocab", str(out), {})
     assert run
-    spool = Spool(out / "metrics.jsonl")
+    spool = MetricsFile(out / "metrics.jsonl")
     spool.log({"train/loss": 1.0}, 1)
     spool.close()
     run_id = json.loads((out / "mlflow.json").read_text())["run_id"]
@@ -171,7 +171,7 @@ def test_a_server_that_comes_late_is_killed_and_comes_back_gets_every_point_once
     assert run
     assert not warmed.exists()
     monkeypatch.setattr("evilm.tracking.mlflow_uploader.SHIP_S", 0.2)
-    recorder, longest = Recorder(out, run.as_dict), 0.0
+    recorder, longest = MetricsRecorder(out, run.as_dict), 0.0
 
     def log(steps: range) -> None:
         nonlocal longest
@@ -205,7 +205,7 @@ def test_a_server_that_comes_late_is_killed_and_comes_back_gets_every_point_once
         server.start()
         again = describe_run(config, "build_vocab", out, {"manifest": "abc"})
         (tmp_path / "out" / f"metrics.jsonl.{json.loads(warmed.read_text())['run_id']}.sent").unlink()
-        Shipper(again, tmp_path / "out" / "metrics.jsonl").ship()  # all of them a second time
+        MlflowUploader(again, tmp_path / "out" / "metrics.jsonl").ship()  # all of them a second time
         close_run(again, config, {"num_words": 1}, {})
         assert is_closed(run)
         assert seen() == list(range(1, 501)), "a point that is sent twice is one point"
@@ -216,13 +216,13 @@ def test_a_server_that_comes_late_is_killed_and_comes_back_gets_every_point_once
 
 def test_metrics_on_an_object_store_outlive_the_worker(s3_bucket: str) -> None:
     out = f"{s3_bucket}/model"
-    first = Recorder(out, None)
+    first = MetricsRecorder(out, None)
     for step in (1, 2, 3):
         first.log({"a": step}, step)
     first.store()  # as a checkpoint does
     first.log({"a": 4}, 4)  # lost with the worker's disk, and its step made again
     first.note("nonfinite", {"step": 2})
-    second = Recorder(out, None)
+    second = MetricsRecorder(out, None)
     for step in (3, 4, 5):
         second.log({"a": step}, step)
     second.note("nonfinite", {"step": 5})

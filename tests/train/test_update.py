@@ -10,20 +10,20 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from evilm.config.models import StudentConfig
+from evilm.config.models import EViLMConfig
 from evilm.config.stages import Pretrain
 from evilm.config.training import ObjectivesConfig
 from evilm.dataloader.collate import PretrainBatch
-from evilm.dataloader.sampler import TrainOrder, part_of
-from evilm.model.evilm_model import Student
+from evilm.dataloader.sampler import TrainSampler, part_of
+from evilm.model.evilm_model import EViLMModel
 from evilm.objectives.pretraining_objective import PretrainObjective
-from evilm.train.micro_batches import PartsOrder, parts_of
+from evilm.train.micro_batches import MicroBatchSampler, micro_batches_of
 from evilm.train.optimizer import EMA, make_optimizer
 from evilm.train.precision import autocast
-from evilm.train.train_step import NonFiniteError, Updater
+from evilm.train.train_step import NonFiniteError, TrainStep
 
 _CPU = torch.device("cpu")
-_ARCH = StudentConfig(
+_ARCH = EViLMConfig(
     video_encoder="edgenext_xx_small", input_px=64, num_frames=2, text_dim=16, text_layers=1, text_heads=2,
     text_positions=16, max_words=8, dim=16, decoder_layers=1, decoder_heads=2, dropout=0.0, vocab_size=40, num_codes=8,
 )  # fmt: skip
@@ -78,7 +78,7 @@ def _trained(
         {"schedule.batch_clips": most, "schedule.accumulate": parts, "optim.lr": 1e-3} | values
     )
     torch.manual_seed(0)
-    objective = PretrainObjective(Student(_ARCH), ObjectivesConfig())
+    objective = PretrainObjective(EViLMModel(_ARCH), ObjectivesConfig())
     objective.train()
     if settings.cluster.channels_last:
         objective.to(memory_format=torch.channels_last)
@@ -89,8 +89,8 @@ def _trained(
     mean = EMA(objective, settings.optim.ema_decay) if settings.optim.ema_decay else None
     optimizer = make_optimizer(objective, settings.optim, settings.cluster.fused)
     model = DistributedDataParallel(objective, gradient_as_bucket_view=True) if world > 1 else objective
-    updater = Updater(objective, model, optimizer, settings, world, autocast("fp32", _CPU), _CPU, mean)
-    batch, mine = _batch(8), parts_of(rank, world, parts)
+    updater = TrainStep(objective, model, optimizer, settings, world, autocast("fp32", _CPU), _CPU, mean)
+    batch, mine = _batch(8), micro_batches_of(rank, world, parts)
     batches = [_part(batch, cut.start, cut.stop) for cut in (part_of(8, part, parts) for part in mine)]
     updater._lag = lag
     outcomes = [updater.step(step, 10, mine, batches, [0.0, 1.0 / world]) for step in range(steps)]
@@ -208,15 +208,15 @@ def test_two_workers_have_the_gradients_of_one(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("world", "parts"), [(1, 4), (2, 4), (3, 4), (4, 4), (3, 7)])
 def test_parts_are_dealt_to_workers_once_each(world: int, parts: int) -> None:
-    dealt = [parts_of(rank, world, parts) for rank in range(world)]
+    dealt = [micro_batches_of(rank, world, parts) for rank in range(world)]
     assert [part for mine in dealt for part in mine] == list(range(parts))
     assert max(map(len, dealt)) - min(map(len, dealt)) <= 1
-    whole = TrainOrder([[10, 10, 8]], batch_clips=parts * 2 + 1, seed=0, window=2)  # in parts of different sizes
+    whole = TrainSampler([[10, 10, 8]], batch_clips=parts * 2 + 1, seed=0, window=2)  # in parts of different sizes
     for step in range(whole.num_steps):
         rows = [
             order.step(step * len(mine) + k)
             for mine in dealt
-            for order in [PartsOrder(whole, parts, mine)]
+            for order in [MicroBatchSampler(whole, parts, mine)]
             for k in range(len(mine))
         ]
         np.testing.assert_array_equal(np.concatenate([r.rows[r.mine] for r in rows]), whole.step(step).rows)
@@ -268,6 +268,6 @@ def test_heads_without_a_weight_are_not_trained() -> None:
     """DDP waits for the gradient of each parameter that is to be trained."""
     for mlm, vtm, mvm in ((1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 0, 1)):
         weights = ObjectivesConfig(mlm_weight=mlm, vtm_weight=vtm, mvm_weight=mvm)
-        objective = PretrainObjective(Student(_ARCH), weights)
+        objective = PretrainObjective(EViLMModel(_ARCH), weights)
         sum(loss.total for loss in objective(_batch(8)).values()).backward()
         assert all((p.grad is not None) == p.requires_grad for p in objective.parameters()), (mlm, vtm, mvm)

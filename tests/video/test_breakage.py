@@ -27,7 +27,7 @@ from evilm.video import packets
 from evilm.video.container import MOV, check_complete
 from evilm.video.decode import DecodedClip, decode_clip
 from evilm.video.decoder_process import Decoder
-from evilm.video.reasons import Reason
+from evilm.video.reasons import RejectReason
 
 CONFIG = FramesConfig(decode_timeout_s=60)
 GOP = {"x264-params": "keyint=24:bframes=3:scenecut=0"}
@@ -54,8 +54,8 @@ def outcome(decoder: Decoder, path: Path, start_s: float | None = None) -> Outco
     except DecodeError as error:
         refusal = error
     if refusal is not None:
-        assert refusal.reason not in (Reason.DECODER_CRASH, Reason.DECODE_TIMEOUT), path.name
-        assert refusal.reason in list(Reason)
+        assert refusal.reason not in (RejectReason.DECODER_CRASH, RejectReason.DECODE_TIMEOUT), path.name
+        assert refusal.reason in list(RejectReason)
         assert not refusal.detail or refusal.detail.isprintable()
         return refusal
     assert len(clip.frames) == CONFIG.num_frames
@@ -111,7 +111,7 @@ def test_cut_off_anywhere(files: dict[str, Path], look: Look, tmp_path: Path, na
             assert_true_frames(path, found)
     if name not in ("a.ts", "a.flv", "fragmented.mp4"):  # those can be cut between frames with nothing left to tell
         assert not seen["frames"]
-        assert seen[Reason.TRUNCATED] > len(places) / 3
+        assert seen[RejectReason.TRUNCATED] > len(places) / 3
 
 
 @pytest.mark.parametrize("name", ["a.mp4", "a.mkv", "hevc.mp4", "a.webm", "a.ts", "a.avi", "a.gif", "fragmented.mp4"])
@@ -212,7 +212,7 @@ def retimed(pts: Callable[[int], int], dts: Callable[[int], int]) -> Callable[[l
     [
         ("negative.mkv", lambda number: 40 * number - 400, "frames"),
         ("twice.mkv", lambda number: 40 * (number // 2), "frames"),
-        ("all_at_once.mkv", lambda number: 7, Reason.TOO_SHORT),
+        ("all_at_once.mkv", lambda number: 7, RejectReason.TOO_SHORT),
         ("a_day.mkv", lambda number: 40 * number + 86_400_000 * (number > 24), "frames"),
         ("two_years.mp4", lambda number: 2_000_000_000 * number, "frames"),
     ],
@@ -274,7 +274,7 @@ def test_what_points_elsewhere_is_not_followed(tmp_path: Path, look: Look, text:
     with socket.create_server(("127.0.0.1", 0)) as server:
         path.write_text(text.format(port=server.getsockname()[1], folder=tmp_path))
         found = look(path)
-        assert reason(found) == Reason.NOT_A_VIDEO
+        assert reason(found) == RejectReason.NOT_A_VIDEO
         server.setblocking(False)
         with pytest.raises(BlockingIOError):
             server.accept()
@@ -300,14 +300,14 @@ def test_files_that_are_none(tmp_path: Path, look: Look) -> None:
     (tmp_path / "dangling.mp4").symlink_to("nowhere.mp4")
     (tmp_path / "file").write_text("")
     for name, expected in {
-        "pipe.mp4": Reason.NOT_A_FILE,
-        "socket.mp4": Reason.NOT_A_FILE,
-        "zero.mp4": Reason.NOT_A_FILE,
-        "loop.mp4": Reason.FETCH_ERROR,
-        "dangling.mp4": Reason.MISSING_FILE,
-        "file/a.mp4": Reason.MISSING_FILE,
-        "x" * 300: Reason.MISSING_FILE,
-        "nul\0.mp4": Reason.MISSING_FILE,
+        "pipe.mp4": RejectReason.NOT_A_FILE,
+        "socket.mp4": RejectReason.NOT_A_FILE,
+        "zero.mp4": RejectReason.NOT_A_FILE,
+        "loop.mp4": RejectReason.FETCH_ERROR,
+        "dangling.mp4": RejectReason.MISSING_FILE,
+        "file/a.mp4": RejectReason.MISSING_FILE,
+        "x" * 300: RejectReason.MISSING_FILE,
+        "nul\0.mp4": RejectReason.MISSING_FILE,
     }.items():
         assert reason(look(tmp_path / name)) == expected, name
 
@@ -327,7 +327,7 @@ def test_odd_names_and_titles(tmp_path: Path, look: Look) -> None:
 def test_no_right_to_read(tmp_path: Path, look: Look) -> None:
     path = write_video(tmp_path / "a.mp4")
     path.chmod(0)
-    assert reason(look(path)) == ("frames" if os.access(path, os.R_OK) else Reason.FETCH_ERROR)
+    assert reason(look(path)) == ("frames" if os.access(path, os.R_OK) else RejectReason.FETCH_ERROR)
 
 
 def test_the_file_shrinks_while_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -389,8 +389,8 @@ def write_tracks(path: Path, *kinds: str) -> Path:
         ("b.mkv", ("video", "small"), "frames"),
         ("c.mp4", ("sound", "video"), "frames"),
         ("d.mkv", ("text", "video"), "frames"),
-        ("e.mkv", ("text",), Reason.NO_VIDEO_STREAM),
-        ("f.mp4", ("cover", "sound"), Reason.NO_VIDEO_STREAM),
+        ("e.mkv", ("text",), RejectReason.NO_VIDEO_STREAM),
+        ("f.mp4", ("cover", "sound"), RejectReason.NO_VIDEO_STREAM),
     ],
 )
 def test_tracks(tmp_path: Path, look: Look, name: str, kinds: Sequence[str], expected: str) -> None:
@@ -404,12 +404,12 @@ def test_tracks(tmp_path: Path, look: Look, name: str, kinds: Sequence[str], exp
 @pytest.mark.parametrize(
     ("name", "settings", "expected"),
     [
-        ("a.h264", {}, Reason.NOT_A_VIDEO),
-        ("a.ivf", {"codec": "libvpx"}, Reason.NOT_A_VIDEO),
-        ("a.webp", {"codec": "libwebp_anim", "pix_fmt": "bgra"}, Reason.NOT_A_VIDEO),
-        ("a.apng", {"codec": "apng", "pix_fmt": "rgb24"}, Reason.NOT_A_VIDEO),
-        ("a.y4m", {"codec": "wrapped_avframe"}, Reason.NOT_A_VIDEO),
-        ("one.gif", {"codec": "gif", "pix_fmt": "rgb8", "num_frames": 1}, Reason.TOO_SHORT),
+        ("a.h264", {}, RejectReason.NOT_A_VIDEO),
+        ("a.ivf", {"codec": "libvpx"}, RejectReason.NOT_A_VIDEO),
+        ("a.webp", {"codec": "libwebp_anim", "pix_fmt": "bgra"}, RejectReason.NOT_A_VIDEO),
+        ("a.apng", {"codec": "apng", "pix_fmt": "rgb24"}, RejectReason.NOT_A_VIDEO),
+        ("a.y4m", {"codec": "wrapped_avframe"}, RejectReason.NOT_A_VIDEO),
+        ("one.gif", {"codec": "gif", "pix_fmt": "rgb8", "num_frames": 1}, RejectReason.TOO_SHORT),
         ("a.avif", {"codec": "libsvtav1", "options": {"preset": "12"}}, "frames"),
         ("a.webm", {"codec": "libsvtav1", "options": {"preset": "12"}}, "frames"),
         ("a.mov", {"codec": "prores_ks", "pix_fmt": "yuva444p10le", "options": {"profile": "4444"}}, "frames"),
@@ -470,17 +470,20 @@ def test_too_many_pixels(tmp_path: Path, look: Look, decoder: Decoder) -> None:
     path.write_bytes(gif(60_000, 60_000))
     found = look(path)
     assert isinstance(found, DecodeError)
-    assert (found.reason, found.detail) == (Reason.TOO_LARGE, "60000 x 60000 pixels; sampling.max_pixels = 33177600")
+    assert (found.reason, found.detail) == (
+        RejectReason.TOO_LARGE,
+        "60000 x 60000 pixels; sampling.max_pixels = 33177600",
+    )
     path = tmp_path / "liar.webm"  # the container says 64 x 48, the key frame 16383 x 16383
     data = write_video(path, codec="libvpx").read_bytes()
     path.write_bytes(data.replace(b"\x9d\x01\x2a" + struct.pack("<HH", 64, 48), b"\x9d\x01\x2a\xff\x3f\xff\x3f"))
     assert path.read_bytes() != data
-    assert reason(look(path)) == Reason.TOO_LARGE
+    assert reason(look(path)) == RejectReason.TOO_LARGE
     path = write_growing(tmp_path / "growing.mkv")
     with pytest.raises(DecodeError) as caught:
         decode_clip(str(path), "x", CONFIG.override({"max_pixels": 64 * 64}))
-    assert caught.value.reason == Reason.TOO_LARGE
-    assert reason(look(path)) == Reason.RESOLUTION_CHANGE
+    assert caught.value.reason == RejectReason.TOO_LARGE
+    assert reason(look(path)) == RejectReason.RESOLUTION_CHANGE
 
 
 def write_growing(path: Path) -> Path:
@@ -507,7 +510,7 @@ def test_memory_has_a_limit(tmp_path: Path) -> None:
     bomb.write_bytes(gif(10_000, 10_000))
     code = "import evilm.video.decoder_process as child; child._MAX_BYTES = 2**30; child.main()"
     with Decoder(CONFIG.override({"max_pixels": 10**9}), [sys.executable, "-c", code]) as decoder:
-        assert reason(outcome(decoder, bomb)) == Reason.TOO_LARGE
+        assert reason(outcome(decoder, bomb)) == RejectReason.TOO_LARGE
         assert reason(outcome(decoder, write_video(tmp_path / "a.mp4"))) == "frames"
 
 
@@ -526,7 +529,7 @@ def test_too_many_packets(files: dict[str, Path], monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(packets, "_MOST", 30)
     with pytest.raises(DecodeError) as caught:
         decode_clip(str(files["a.ts"]), "x", CONFIG)
-    assert caught.value.reason == Reason.TOO_LARGE
+    assert caught.value.reason == RejectReason.TOO_LARGE
 
 
 def test_encrypted(tmp_path: Path, look: Look) -> None:
@@ -566,7 +569,7 @@ def test_unknown_codec_and_no_size(files: dict[str, Path], look: Look, tmp_path:
     path = tmp_path / "a.mp4"
     data = files["a.mp4"].read_bytes()
     path.write_bytes(data.replace(b"avc1", b"what"))
-    assert reason(look(path)) == Reason.DECODE_ERROR
+    assert reason(look(path)) == RejectReason.DECODE_ERROR
     at = data.index(b"avc1") + 28  # width and height in the description of the codec
     bare = bytearray(data)
     struct.pack_into(">HH", bare, at, 0, 0)
@@ -594,7 +597,7 @@ def test_frames_beyond_the_file(files: dict[str, Path], tmp_path: Path) -> None:
     check_complete(str(path), MOV)
     with pytest.raises(DecodeError) as caught:
         decode_clip(str(path), "x", CONFIG)
-    assert caught.value.reason == Reason.TRUNCATED
+    assert caught.value.reason == RejectReason.TRUNCATED
 
 
 def test_nothing_takes_long(files: dict[str, Path], decoder: Decoder, tmp_path: Path) -> None:

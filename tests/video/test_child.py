@@ -14,7 +14,7 @@ from evilm.config.data import FramesConfig
 from evilm.errors import DecodeError, EvilmError
 from evilm.video.decode import decode_clip
 from evilm.video.decoder_process import Decoder
-from evilm.video.reasons import Reason
+from evilm.video.reasons import RejectReason
 
 CONFIG = FramesConfig()
 
@@ -61,7 +61,7 @@ def test_a_child_that_always_dies() -> None:
         pytest.raises(DecodeError) as caught,
     ):
         decoder.decode("/nowhere.mp4", "x")
-    assert caught.value.reason == Reason.DECODER_CRASH
+    assert caught.value.reason == RejectReason.DECODER_CRASH
 
 
 def test_a_child_that_hangs() -> None:
@@ -72,7 +72,7 @@ def test_a_child_that_hangs() -> None:
         pytest.raises(DecodeError) as caught,
     ):
         decoder.decode("/nowhere.mp4", "x")
-    assert caught.value.reason == Reason.DECODE_TIMEOUT
+    assert caught.value.reason == RejectReason.DECODE_TIMEOUT
     assert time.monotonic() - began < 30
 
 
@@ -152,7 +152,7 @@ def test_a_child_gone_mad(tmp_path: Path, nonsense: str | None) -> None:
     command = [sys.executable, "-c", READY + f"sys.stdin.buffer.read(8); os.write(1, {message}); time.sleep(600)"]
     with Decoder(CONFIG, command) as decoder, pytest.raises(DecodeError) as caught:
         decoder.decode(str(tmp_path / "a.mp4"), "x")
-    assert caught.value.reason == Reason.DECODER_CRASH
+    assert caught.value.reason == RejectReason.DECODER_CRASH
 
 
 def test_a_child_that_does_not_start_is_not_the_clips_fault() -> None:
@@ -164,9 +164,9 @@ def test_a_child_that_does_not_start_is_not_the_clips_fault() -> None:
 
 def test_errors_of_the_files_disk_and_of_memory(tmp_path: Path) -> None:
     for error, reason in (
-        ("OSError(5, 'Input/output error')", Reason.FETCH_ERROR),
-        ("MemoryError()", Reason.TOO_LARGE),
-        ("KeyError('what')", Reason.DECODE_ERROR),
+        ("OSError(5, 'Input/output error')", RejectReason.FETCH_ERROR),
+        ("MemoryError()", RejectReason.TOO_LARGE),
+        ("KeyError('what')", RejectReason.DECODE_ERROR),
     ):
         code = f"def broken(*_):\n    raise {error}\nchild.decode_clip = broken"
         with Decoder(CONFIG, altered(code)) as decoder, pytest.raises(DecodeError) as caught:

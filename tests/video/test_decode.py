@@ -19,7 +19,7 @@ from evilm.video.container import opened
 from evilm.video.decode import DecodedClip, decode_clip
 from evilm.video.keyframes import _chain
 from evilm.video.probe import probe, probe_whole
-from evilm.video.reasons import Flag, Reason
+from evilm.video.reasons import ClipFlag, RejectReason
 
 CONFIG = FramesConfig()
 LONG_GOP = {"x264-params": "keyint=250:bframes=3:scenecut=0"}
@@ -85,14 +85,14 @@ def test_variable_rate_samples_by_time(tmp_path: Path) -> None:
     clip = decode_clip(str(path), "x", CONFIG)
     # 103 + 1 ticks of 1/24 s: on screen at 13, 39, 65, 91 are the frames of ticks 3, 33, 62, 62
     assert [round(time * 24 / 1_000_000) for time in clip.frame_pts_us] in ([3, 33, 62, 62], [3, 33, 62, 100])
-    assert clip.flags & Flag.VFR
+    assert clip.flags & ClipFlag.VFR
 
 
 @pytest.mark.parametrize(("name", "shown_s"), [("edited.mp4", 1.2), ("edited_b.mp4", 1.3)])
 def test_edit_list_is_honoured(kind: Callable[[str], Path], name: str, shown_s: float) -> None:
     clip = decode_clip(str(kind(name)), "x", CONFIG)
     assert len(sequential(kind(name))) < KINDS[name]["num_frames"]
-    assert clip.flags & Flag.EDIT_LIST
+    assert clip.flags & ClipFlag.EDIT_LIST
     assert clip.duration_s == pytest.approx(shown_s, abs=0.1)
 
 
@@ -102,7 +102,7 @@ def test_turned_as_the_container_says(tmp_path: Path, rotation: int, turn: int, 
     clip = decode_clip(str(path), "x", CONFIG.override({"resize": "squash"}))
     assert clip.rotation == turn
     assert (clip.width, clip.height) == ((64, 96) if turn % 180 else (96, 64))
-    assert clip.flags & Flag.ROTATED
+    assert clip.flags & ClipFlag.ROTATED
     pixels = np.asarray(Image.open(io.BytesIO(clip.frames[0]))).astype(int)
     y, x = (20 if place == 0 else 235 for place in corner)
     red, green, blue = pixels[y, x]  # the picture's red corner, wherever it is when upright
@@ -115,11 +115,11 @@ def test_few_frames_are_repeated(tmp_path: Path) -> None:
     clip = decode_clip(str(write_video(tmp_path / "a.mp4", num_frames=2)), "x", CONFIG)
     assert clip.frame_index == [0, 0, 1, 1]
     assert clip.frames[0] == clip.frames[1]
-    assert clip.flags & Flag.REPEATED
+    assert clip.flags & ClipFlag.REPEATED
 
 
 def test_too_short_and_too_small(tmp_path: Path) -> None:
-    for settings, reason in (({"num_frames": 1}, Reason.TOO_SHORT), ({"size": (64, 16)}, Reason.TOO_SMALL)):
+    for settings, reason in (({"num_frames": 1}, RejectReason.TOO_SHORT), ({"size": (64, 16)}, RejectReason.TOO_SMALL)):
         with pytest.raises(DecodeError) as caught:
             decode_clip(str(write_video(tmp_path / "a.mp4", **settings)), "x", CONFIG)
         assert caught.value.reason == reason
@@ -140,7 +140,7 @@ def test_damaged_bits_never_give_a_wrong_picture_unseen(tmp_path: Path) -> None:
         if isinstance(clip, DecodedClip):
             assert len(clip.frames) == len(good.frames)
         else:
-            assert clip in (Reason.DECODE_CORRUPT, Reason.DECODE_ERROR)
+            assert clip in (RejectReason.DECODE_CORRUPT, RejectReason.DECODE_ERROR)
             refused += 1
     assert refused >= 15
 
@@ -214,4 +214,4 @@ def test_a_high_dynamic_range_is_flagged(tmp_path: Path, transfer: int, is_hdr: 
             pixels = np.full((64, 64, 3), 20 * number, np.uint8)
             container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
         container.mux(stream.encode(None))
-    assert ("hdr" in Flag.names(decode_clip(str(path), "x", CONFIG).flags)) == is_hdr
+    assert ("hdr" in ClipFlag.names(decode_clip(str(path), "x", CONFIG).flags)) == is_hdr

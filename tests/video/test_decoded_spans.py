@@ -16,7 +16,7 @@ from evilm.video import packets
 from evilm.video import probe as probing
 from evilm.video.container import Video
 from evilm.video.decode import decode_clip
-from evilm.video.reasons import Flag, Reason
+from evilm.video.reasons import ClipFlag, RejectReason
 
 CONFIG = FramesConfig()
 
@@ -63,15 +63,15 @@ def test_spans_by_decord_are_the_same(kind: Callable[[str], Path]) -> None:
 def test_spans_that_hold_nothing(kind: Callable[[str], Path], start_s: float, end_s: float | None) -> None:
     for name in ("plain.mp4", "packed.avi"):
         error = refusal(kind(name), start_s if name == "plain.mp4" or start_s != 1.0 else 1.1, end_s)
-        assert error.reason == Reason.BAD_SPAN
+        assert error.reason == RejectReason.BAD_SPAN
         assert error.detail
 
 
 def test_few_frames_are_repeated_and_one_is_too_short(kind: Callable[[str], Path]) -> None:
     clip = decode_clip(str(kind("plain.mp4")), "x", CONFIG, None, 0.5, 0.58)
     assert clip.frame_index == [0, 0, 1, 1]
-    assert clip.flags & Flag.REPEATED
-    assert refusal(kind("plain.mp4"), 0.51, 0.53).reason == Reason.TOO_SHORT
+    assert clip.flags & ClipFlag.REPEATED
+    assert refusal(kind("plain.mp4"), 0.51, 0.53).reason == RejectReason.TOO_SHORT
 
 
 @pytest.fixture(scope="module", params=["mp4", "mkv"])

@@ -8,7 +8,7 @@ from video_files import write_video
 
 from evilm.errors import DecodeError
 from evilm.video.probe import probe
-from evilm.video.reasons import Flag, Reason
+from evilm.video.reasons import ClipFlag, RejectReason
 
 REGULAR = {"x264-params": "keyint=12:min-keyint=12:scenecut=0"}
 
@@ -27,33 +27,33 @@ def test_timeline(tmp_path: Path) -> None:
     assert found.fps == pytest.approx(24)
     assert [float(key * found.time_base) for key in found.keys] == [0.0, 0.5]
     assert found.plain
-    assert found.flags == Flag(0)
+    assert found.flags == ClipFlag(0)
 
 
 def test_variable_rate(tmp_path: Path) -> None:
     found = probe(str(write_video(tmp_path / "a.mp4", num_frames=4, pts=[0, 1, 2, 50])))
     assert [round(float(time * found.time_base) * 24) for time in found.pts] == [0, 1, 2, 50]
-    assert found.flags & Flag.VFR
+    assert found.flags & ClipFlag.VFR
 
 
 def test_open_gop_is_noticed(tmp_path: Path) -> None:
     options = {"x264-params": "open-gop=1:keyint=8:min-keyint=8:bframes=2:scenecut=0"}
     found = probe(str(write_video(tmp_path / "a.mkv", num_frames=40, options=options)))
-    assert found.flags & Flag.OPEN_GOP
+    assert found.flags & ClipFlag.OPEN_GOP
     assert not found.plain
 
 
 def test_files_that_are_no_video(tmp_path: Path) -> None:
     path = tmp_path / "a.mp4"
-    assert reason_of(path) == Reason.MISSING_FILE
-    assert reason_of(tmp_path) == Reason.NOT_A_FILE
+    assert reason_of(path) == RejectReason.MISSING_FILE
+    assert reason_of(tmp_path) == RejectReason.NOT_A_FILE
     path.write_bytes(b"")
-    assert reason_of(path) == Reason.EMPTY_FILE
+    assert reason_of(path) == RejectReason.EMPTY_FILE
     for content in (b"Good day\n" * 99, b"<html>403</html>", bytes(100_000), b"\x89PNG\r\n\x1a\n" + bytes(99)):
         path.write_bytes(content)
-        assert reason_of(path) == Reason.NOT_A_VIDEO
+        assert reason_of(path) == RejectReason.NOT_A_VIDEO
     path.write_bytes(b"#EXTM3U\n#EXTINF:1,\nhttp://127.0.0.1:9/x.ts\n")  # a playlist is never followed
-    assert reason_of(path) == Reason.NOT_A_VIDEO
+    assert reason_of(path) == RejectReason.NOT_A_VIDEO
 
 
 def test_sound_alone(tmp_path: Path) -> None:
@@ -66,7 +66,7 @@ def test_sound_alone(tmp_path: Path) -> None:
             plane.update(bytes(plane.buffer_size))
         container.mux(stream.encode(frame))
         container.mux(stream.encode())
-    assert reason_of(path) == Reason.NO_VIDEO_STREAM
+    assert reason_of(path) == RejectReason.NO_VIDEO_STREAM
 
 
 @pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".avi"])
@@ -76,7 +76,7 @@ def test_cut_off_files(tmp_path: Path, suffix: str, kept: float) -> None:
     whole = write_video(tmp_path / f"a{suffix}", num_frames=24, codec=codec).read_bytes()
     path = tmp_path / f"b{suffix}"
     path.write_bytes(whole[: int(len(whole) * kept)])
-    assert reason_of(path) == Reason.TRUNCATED
+    assert reason_of(path) == RejectReason.TRUNCATED
 
 
 def test_index_cut_off(tmp_path: Path) -> None:
@@ -84,6 +84,6 @@ def test_index_cut_off(tmp_path: Path) -> None:
     whole = path.read_bytes()
     for lost in (100, 400, 800):
         path.write_bytes(whole[:-lost])
-        assert reason_of(path) in (Reason.TRUNCATED, Reason.UNREADABLE_CONTAINER)
+        assert reason_of(path) in (RejectReason.TRUNCATED, RejectReason.UNREADABLE_CONTAINER)
     path.write_bytes(whole[: whole.index(b"moov") - 4])
-    assert reason_of(path) == Reason.UNREADABLE_CONTAINER
+    assert reason_of(path) == RejectReason.UNREADABLE_CONTAINER
