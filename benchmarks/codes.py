@@ -1,16 +1,16 @@
-"""Clips per second of the coding door against a bare forward pass of the same tokenizer on decoded frames.
+"""Clips per second of the coding command against a bare forward pass of the same tokenizer on decoded frames.
 
     python benchmarks/codes.py --json codes.json
     python benchmarks/codes.py --views 4          # the whole frame and three crops of each clip
     python benchmarks/codes.py --encoder base     # the paper's size; about 5 s per clip and core
 
-`door` is `precompute_codes` as it is, with one worker of one thread: Ray Data, hashing of the shards, Parquet, JPEG
+`command` is `precompute_codes` as it is, with one worker of one thread: Ray Data, hashing of the shards, Parquet, JPEG
 decoding, codes, commits. Its rates are those between the first and the last shard committed; what comes before and
 after (actor, torch, weights, manifest) is noted apart. `bare forward` is encoder and nearest code, 64 clips at a
-time, from memory; `bare, decoded first` decodes the JPEGs too, in the same thread. `encode` is what the door calls: the
-same in lots of 16 frames, which makes codes independent of the batch, and is kinder to caches. All have one thread for
-torch; the door decodes in a second one, which its CPU seconds include. With several views the bare passes code each
-clip as many times, and `bare, decoded first` crops as the door does.
+time, from memory; `bare, decoded first` decodes the JPEGs too, in the same thread. `encode` is what the command calls:
+the same in lots of 16 frames, which makes codes independent of the batch, and is kinder to caches. All have one thread for
+torch; the command decodes in a second one, which its CPU seconds include. With several views the bare passes code each
+clip as many times, and `bare, decoded first` crops as the command does.
 """
 
 import contextlib
@@ -65,15 +65,15 @@ def main() -> None:
         frames = store_frames(folder / "frames", clips, tokenizer.config.input_px, shard_clips=max(8, clips // 8))
         connect(min_cpus=2)
         around: list[float] = []
-        bench.add("door", door(frames, folder, chosen.views, around))
+        bench.add("command", stage(frames, folder, chosen.views, around))
         bench.add("bare forward", bare(frames, tokenizer, forward, decode=False, views=chosen.views))
         bench.add("bare, decoded first", bare(frames, tokenizer, forward, decode=True, views=chosen.views))
         bench.add("encode", bare(frames, tokenizer, VideoTokenizer.encode, decode=False, views=chosen.views))
         bench.run()
-    bench.notes["seconds of the door around that"] = round(median(around), 1)
+    bench.notes["seconds of the command around that"] = round(median(around), 1)
     for other in ("bare forward", "bare, decoded first", "encode"):
-        bench.ratio("door", other)
-        bench.ratio("door", other, "cpu")
+        bench.ratio("command", other)
+        bench.ratio("command", other, "cpu")
     bench.print()
     bench.save(chosen.json)
 
@@ -89,8 +89,8 @@ def make_tokenizer(size: str, folder: Path) -> VideoTokenizer:
     return tokenizer
 
 
-def door(frames: FrameManifest, folder: Path, views: int, around: list[float]) -> Callable[[], Sample]:
-    """The whole door, timed from its first commit to its last; notes the other seconds in `around`."""
+def stage(frames: FrameManifest, folder: Path, views: int, around: list[float]) -> Callable[[], Sample]:
+    """The whole command, timed from its first commit to its last; notes the other seconds in `around`."""
     places = {"frames": frames.uri, "tokenizer": str(folder / "tokenizer")}
     config = PrecomputeCodes(**places, batch_clips=_TOGETHER, views=views)
 

@@ -4,7 +4,7 @@
     python benchmarks/feed.py --ranks 1 8 64 --rows 2500000 10000000      # what a rank asks an object store for
     python benchmarks/feed.py --peer-python peer-readers/bin/python    # WebDataset, mosaicml-streaming: see README.md
 
-`feed` is what a training worker runs: the planned order, Parquet with its CRCs, pixels, codes, masks, hidden words and
+`feed` is what a training worker runs: the planned order, Parquet with its CRCs, pixels, codes, masks, masked words and
 negative captions. `feed, no objectives` stops at pixels, codes and captions, as the peers do. `decode alone` decodes
 the same JPEGs from memory into memory that is used again: the least that any reader of them must do. All have the same
 number of threads (peers: of worker processes), and have read the files before.
@@ -93,14 +93,14 @@ def measure_ranks(chosen: Any) -> None:
 def add_feed(
     bench: Bench, name: str, pairs: list[ShardPair], collate: Callable[[Any], Any], batch: int, threads: int
 ) -> None:
-    """A variant that takes one epoch after the other from the feed of a single worker."""
+    """A variant that takes one epoch after the other from the data loader of a single worker."""
     order = TrainSampler([item.row_groups for item in pairs], batch, 0, window=16)
-    feed = DataLoader(pairs, order, collate, threads=threads, prefetch=threads + 1)
+    loader = DataLoader(pairs, order, collate, threads=threads, prefetch=threads + 1)
     epoch = iter(range(1_000_000))
 
     def run() -> int:
         first = next(epoch) * order.num_steps
-        return sum(batch for _ in feed.batches(first, first + order.num_steps))
+        return sum(batch for _ in loader.batches(first, first + order.num_steps))
 
     bench.add(name, run)
 

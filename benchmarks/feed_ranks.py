@@ -1,4 +1,4 @@
-"""What the feed costs a rank where there are many of them: requests, bytes, and CPU time for order and captions.
+"""What the data loader costs a rank where there are many of them: requests, bytes, and CPU time for order and captions.
 
 The part of `feed.py` behind `--ranks`. Ranks take their turns in this process, each with caches of its own; eight of
 them make a node, which has one cache folder. Requests are real ones by the S3 protocol, to a store on loopback that
@@ -80,12 +80,12 @@ def _epochs_of_rank(store: CountingStore, rank: int, world: int, batch: int) -> 
     options = {}
     if open_side := getattr(__import__("evilm.shards").shards, "open_side", None):
         options["side"] = open_side(frames, "train", codes)
-    feed = training_loader(pair(frames, codes, "train"), schedule, lambda rows: rows, rank, world, **options)
-    side, steps = store.take(), feed.order.num_steps
+    loader = training_loader(pair(frames, codes, "train"), schedule, lambda rows: rows, rank, world, **options)
+    side, steps = store.take(), loader.order.num_steps
     for epoch in range(_EPOCHS):
-        own = [feed.order.step(epoch * steps + step) for step in range(steps)]
+        own = [loader.order.step(epoch * steps + step) for step in range(steps)]
         groups = {(s, g) for step in own for s, g, _ in step.rows[step.mine].tolist()}
-        for _ in feed.batches(epoch * steps, (epoch + 1) * steps):
+        for _ in loader.batches(epoch * steps, (epoch + 1) * steps):
             pass
         count = store.take()
         if not epoch:

@@ -86,7 +86,7 @@ class Steps:
 
     def __init__(self, folder: Path, size: str, is_compiled: bool, threads: int, peaks: dict[str, float]) -> None:
         self._folder, self._size, self._threads = folder, size, threads
-        self._mode = {"cluster.compile": is_compiled, "cluster.feed_threads": threads}
+        self._mode = {"cluster.compile": is_compiled, "cluster.loader_threads": threads}
         self._learner = Learner(self._settings(_GROUP_CLIPS[size]))
         self._is_gpu = self._learner.device.type == "cuda"
         self._peak = peaks["bf16" if self._learner.precision == "bf16" else "fp32"]
@@ -98,16 +98,16 @@ class Steps:
     def measure(self, clips: int, steps: int) -> dict[str, Any]:
         """Rates, phases and memory at one batch size."""
         learner = self._learner
-        learner.feed = learner.open_feed(self._settings(clips))
+        learner.loader = learner.open_feed(self._settings(clips))
         if self._is_gpu:
             torch.cuda.reset_peak_memory_stats()
         held = learner.held(2)
         memory_s = self._timed(islice(cycle(held), 2), islice(cycle(held), steps)) / steps
-        fed = learner.feed.batches(0, 1_000_000)
+        fed = learner.loader.batches(0, 1_000_000)
         loader_s = self._timed(islice(fed, 3), islice(fed, steps)) / steps
         phases = {name: 1e3 * seconds / steps for name, seconds in learner.timer.read().items()}
         cast(Iterator[Any], fed).close()  # type: ignore[attr-defined]  # a generator, whose threads end with it
-        words = max(batch.word_ids.shape[1] for batch in held)
+        words = max(batch.input_ids.shape[1] for batch in held)
         gflop = 6 * learner.work(words).student_macs / 1e9
         return {
             "mode": "compiled" if self._mode["cluster.compile"] else "eager",

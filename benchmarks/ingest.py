@@ -1,11 +1,11 @@
-"""Clips per second per core of the sharding door, beside bare loops over the same files and beside a peer.
+"""Clips per second per core of the sharding command, beside bare loops over the same files and beside a peer.
 
     python benchmarks/ingest.py --json ingest.json
     python benchmarks/ingest.py --manifest clips.csv --videos clips/ --peer peer-v2d/bin/python
 
-- door: all of `pipelines/shard_videos.py` but its command line and tracking, through Ray, --workers tasks at a time;
+- command: all of `pipelines/shard_videos.py` but its command line and tracking, through Ray, --workers tasks at a time;
   once over all clips and once over a few, so that what a job costs however small it is can be told apart;
-- bare: the door's decoder, resizing and JPEG in a loop in one process; also without leaving out frames that no other
+- bare: the command's decoder, resizing and JPEG in a loop in one process; also without leaving out frames that no other
   depends on, which is the work that any exact decoder has to do;
 - decord: `VideoReader.get_batch` of the frames in the middle of as many equal spans, the same resizing and JPEG;
 - video2dataset: its frame subsampler, in the interpreter that --peer names (see peers/video2dataset_subsample.py).
@@ -90,12 +90,12 @@ def _files(config: ShardVideos) -> list[dict[str, Any]]:
             with fetcher.fetch(row.path, row.needs_ending, row.offset, row.num_bytes) as local:
                 found.append({"path": local.path, "clip_id": row.clip_id, "start_s": row.start_s, "end_s": row.end_s})
         except DecodeError:
-            continue  # the door quarantines it, at no cost to speak of
+            continue  # the command quarantines it, at no cost to speak of
     return found
 
 
 def _add_doors(bench: Bench, manifest: str, videos: str, folder: Path, clips: int, workers: int) -> None:
-    """The whole door, over all clips and over a few, in a Ray that is up; each time into a new folder."""
+    """The whole command, over all clips and over a few, in a Ray that is up; each time into a new folder."""
     from evilm.cluster import connect
     from evilm.ingest.shard_videos import shard_videos
 
@@ -107,7 +107,7 @@ def _add_doors(bench: Bench, manifest: str, videos: str, folder: Path, clips: in
     few = min(clips // 2, _FEW * workers)
     number = iter(range(1_000_000))
 
-    def door(limit: int) -> int:
+    def stage(limit: int) -> int:
         values = {
             "manifest": manifest,
             "videos": videos,
@@ -120,7 +120,7 @@ def _add_doors(bench: Bench, manifest: str, videos: str, folder: Path, clips: in
         summary = shard_videos(ShardVideos().override(values))
         return summary["num_clips"] + summary["num_quarantined"]
 
-    bench.add("door", partial(door, clips)).add("door, few clips", partial(door, few))
+    bench.add("command", partial(stage, clips)).add("command, few clips", partial(stage, few))
 
 
 def _looped(name: str, jobs: list[dict[str, Any]]) -> Sample:
@@ -137,7 +137,7 @@ def _timed(jobs: list[dict[str, Any]], work: Callable[[dict[str, Any]], Any]) ->
     work(jobs[0])
     began, cpu, done = time.perf_counter(), time.process_time(), 0
     for job in jobs:
-        with contextlib.suppress(DecodeError, RuntimeError):  # the door quarantines it, and spends time on it too
+        with contextlib.suppress(DecodeError, RuntimeError):  # the command quarantines it, and spends time on it too
             work(job)
         done += 1
     return {"items": done, "wall_s": time.perf_counter() - began, "cpu_s": time.process_time() - cpu}
@@ -205,17 +205,17 @@ def _add_peer(bench: Bench, python: str, jobs: list[dict[str, Any]], folder: Pat
 
 
 def _report(bench: Bench) -> None:
-    """Ratios, and the door without what each job costs however small it is."""
-    pairs = list(zip(bench.samples["door"], bench.samples["door, few clips"], strict=True))
-    bench.samples["door, each further clip"] = [
+    """Ratios, and the command without what each job costs however small it is."""
+    pairs = list(zip(bench.samples["command"], bench.samples["command, few clips"], strict=True))
+    bench.samples["command, each further clip"] = [
         Sample(all_.items - few.items, (all_.cpu_s or 0) - (few.cpu_s or 0), (all_.wall_s or 0) - (few.wall_s or 0))
         for all_, few in pairs
     ]
     for other in ("bare", "decord", "video2dataset"):
         if other in bench.samples:
-            for door in ("door", "door, each further clip"):
-                bench.ratio(door, other, per="cpu")
-                bench.ratio(door, other)
+            for stage in ("command", "command, each further clip"):
+                bench.ratio(stage, other, per="cpu")
+                bench.ratio(stage, other)
     bench.ratio("bare", "decord", per="cpu")
     bench.ratio("bare, all frames", "decord", per="cpu")
     bench.ratio("bare", "bare, all frames", per="cpu")

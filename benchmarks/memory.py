@@ -192,7 +192,7 @@ def _code(work: dict[str, Any]) -> None:
     precompute_codes(config.override({"views": 2, "cluster.num_workers": work["workers"]}))
 
 
-def _feed(work: dict[str, Any]) -> None:
+def _loader(work: dict[str, Any]) -> None:
     from evilm.config.training import ScheduleConfig
     from evilm.dataloader.loader import training_loader
     from evilm.shards import CodesManifest, FrameManifest, pair
@@ -201,8 +201,8 @@ def _feed(work: dict[str, Any]) -> None:
     coded = next(place.parent for place in sorted(codes.glob("*/manifest.json")))
     pairs = pair(FrameManifest.load(str(frames)), CodesManifest.load(str(coded)), "train")
     schedule = ScheduleConfig(batch_clips=10, shuffle_groups=2)
-    feed = training_loader(pairs, schedule, lambda rows: rows, rank=0, world=1)
-    for rows in feed.batches(0, feed.order.num_steps):
+    loader = training_loader(pairs, schedule, lambda rows: rows, rank=0, world=1)
+    for rows in loader.batches(0, loader.order.num_steps):
         assert len(rows.clip_ids) == schedule.batch_clips
 
 
@@ -234,7 +234,7 @@ def _plan(work: dict[str, Any]) -> None:
 _STAGES: dict[str, Callable[[dict[str, Any]], None]] = {
     "sharding": _shard,
     "coding": _code,
-    "feeding": _feed,
+    "feeding": _loader,
     "inspecting": _inspect,
     "planning": _plan,
 }

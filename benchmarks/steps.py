@@ -87,15 +87,15 @@ class Learner:
         self.objective, self.autocast = trained.objective, trained.autocast
         self._updater = trained.updater(False, lambda count: [], self.timer)
         self._parts = range(rank, rank + 1)
-        self.feed = self.open_feed(config, rank, world)
+        self.loader = self.open_feed(config, rank, world)
         self._step = self._fed = 0
 
     def open_feed(self, config: Pretrain, rank: int = 0, world: int = 1) -> DataLoader:
-        """The feed of a training with these settings, in page-locked memory where the step runs on a GPU."""
-        feed = PretrainTask(config).train_feed(rank, world)
+        """The data loader of a training with these settings, in page-locked memory where the step runs on a GPU."""
+        loader = PretrainTask(config).train_loader(rank, world)
         if self.device.type == "cuda":
-            feed.finish = Batch.pin_memory
-        return feed
+            loader.finish = Batch.pin_memory
+        return loader
 
     @property
     def precision(self) -> str:
@@ -120,16 +120,14 @@ class Learner:
             self._step += 1
 
     def held(self, count: int) -> list[PretrainBatch]:
-        """Batches on the device, in memory of their own: the feed uses its buffers again."""
-        stream = self.feed.batches(0, count)
+        """Batches on the device, in memory of their own: the data loader uses its buffers again."""
+        stream = self.loader.batches(0, count)
         return [replace(batch, frames=batch.frames.clone()).to(self.device) for batch in stream]
 
     def fed(self, count: int) -> Iterator[PretrainBatch]:
-        """One batch of the feed to warm up with, then `count`; there are more behind, so that it works ahead to the
-        last.
-        """
+        """One batch of the data loader to warm up with, then `count`; it works ahead to the last, as there are more."""
         end = self._fed + 1 + count + _AHEAD
-        stream = self.feed.batches(self._fed, end)
+        stream = self.loader.batches(self._fed, end)
         self._fed = end
         with closing(cast(Generator, stream)):
             yield from islice(stream, 1 + count)

@@ -140,10 +140,10 @@ class Measured:
             return self._timed(learner.fed(4 * self._steps), lambda batch: None, 4 * self._steps)
 
         bench.add("in memory", lambda: self._timed(self._in_memory(), learner.train, self._steps))
-        bench.add("with the feed", lambda: self._timed(learner.fed(self._steps), learner.train, self._steps))
+        bench.add("with the data loader", lambda: self._timed(learner.fed(self._steps), learner.train, self._steps))
         bench.add("feed alone", feed_alone)
         bench.notes["row groups"] = f"{self._clips} clips, one read for each step, from files read before"
-        _finish(bench, "data stall (step with the feed / in memory)", "in memory", "with the feed")
+        _finish(bench, "data stall (step with the data loader / in memory)", "in memory", "with the data loader")
 
     def _measure_labels(self) -> None:
         learner = self._learner
@@ -170,7 +170,7 @@ class Measured:
             use(next(stream))
         wall_s, cpu_s = clock.seconds()
         if hasattr(stream, "close"):
-            stream.close()  # ends the feed's threads before the next variant
+            stream.close()  # ends the data loader's threads before the next variant
         return Sample(steps * self._clips, cpu_s, wall_s)
 
     def _memory(self, online: bool) -> dict[str, float]:
@@ -183,7 +183,7 @@ class Measured:
 
     def _speed(self, peak: Peak) -> dict[str, Any]:
         """FLOP/s and the cost model's prediction, in terms of one step."""
-        words = max(batch.word_ids.shape[1] for batch in self._held)
+        words = max(batch.input_ids.shape[1] for batch in self._held)
         work = self._learner.work(words)
         return {
             "work": asdict(work),

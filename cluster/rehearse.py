@@ -20,7 +20,7 @@ from typing import Any
 
 from local import LocalCluster, free_port, node_types, protect
 
-from evilm.config.stages import DOORS
+from evilm.config.stages import STAGES
 
 _TOP = Path(__file__).resolve().parents[1]
 _ENDED = {"SUCCEEDED", "FAILED", "STOPPED"}
@@ -75,9 +75,9 @@ class Jobs:
         """Write something down beside the nodes that are there."""
         self._write(self.history[-1][1], what)
 
-    def submit(self, door: str, *flags: str) -> str:
-        """Start a door without a working dir, as on nodes whose image holds the package; returns the job's id."""
-        command = shlex.join([sys.executable, str(_TOP / DOORS[door].folder / f"{door}.py"), *flags])
+    def submit(self, stage: str, *flags: str) -> str:
+        """Start a command without a working dir, as on nodes whose image holds the package; returns the job's id."""
+        command = shlex.join([sys.executable, str(_TOP / STAGES[stage].folder / f"{stage}.py"), *flags])
         variables = {"RAY_JOB_STOP_WAIT_TIME_S": "60", "OMP_NUM_THREADS": "1"}
         return str(self.client.submit_job(entrypoint=command, runtime_env={"env_vars": variables}))
 
@@ -111,7 +111,7 @@ class Jobs:
             raise RuntimeError(f"no progress; nodes over time:\n{self.table()}\n{self.log(job)[-2000:]}")
 
     def summary(self, job: str) -> dict[str, Any]:
-        """The last line that a door printed.
+        """The last line that a command printed.
 
         Raises:
             RuntimeError: the job did not succeed.

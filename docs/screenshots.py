@@ -75,7 +75,7 @@ class Look:
         page.set_default_timeout(_WAIT_MS)
 
     def experiments(self, names: list[str]) -> None:
-        """The list of experiments, one per door."""
+        """The list of experiments, one per command."""
         self._go("experiments")
         self._hide_assistant()
         for name in names:
@@ -83,7 +83,7 @@ class Look:
         self._keep("experiments")
 
     def runs(self, experiments: list[str], names: list[str]) -> None:
-        """The runs of all doors in one table."""
+        """The runs of all commands in one table."""
         ids = ",".join(f"%22{number}%22" for number in experiments)
         self._go(f"compare-experiments/s?experiments=[{ids}]")
         for name in names:
@@ -158,7 +158,7 @@ def look_at(uri: str, root: str, out: Path) -> list[str]:
     client = MlflowClient(tracking_uri=uri)
     experiments = {e.experiment_id: e.name for e in client.search_experiments() if e.name != "Default"}
     wanted = f"tags.`evilm.root` = '{root}' AND attributes.status = 'FINISHED'"
-    runs = {run.data.tags["evilm.door"]: run for run in client.search_runs(list(experiments), wanted)}
+    runs = {run.data.tags["evilm.stage"]: run for run in client.search_runs(list(experiments), wanted)}
     pretrain = runs["pretrain"]
     experiment, run_id = pretrain.info.experiment_id, pretrain.info.run_id
     panels = [item.path for item in client.list_artifacts(run_id, "panels")]

@@ -1,6 +1,6 @@
-"""The whole of a door: parse the command line, call one function, end with its summary as one JSON line.
+"""The whole of a command: parse the command line, call one function, end with its summary as one JSON line.
 
-SIGTERM, which `ray job stop` and schedulers send, ends a door as Ctrl-C does: by KeyboardInterrupt in the main thread.
+SIGTERM, which `ray job stop` and schedulers send, ends a command as Ctrl-C does: by KeyboardInterrupt in the main thread.
 """
 
 import importlib
@@ -21,17 +21,17 @@ _received: list[int] = []
 """Signals heard. An exception can't tell which: Ray's calls raise a plain KeyboardInterrupt in place of ours."""
 
 
-def run(door: str, target: str, tracked: bool = True) -> None:
-    """Run a door.
+def run(stage: str, target: str, tracked: bool = True) -> None:
+    """Run a command.
 
     Args:
-        door: name of the door, its section in presets.
+        command: name of the command, its section in presets.
         target: `module:function`, imported only after the command line was understood, so that --help and a wrong
-            flag answer at once. The function takes the door's settings and returns the summary; one that tells of
+            flag answer at once. The function takes the command's settings and returns the summary; one that tells of
             `num_problems` ends in exit code 1.
-        tracked: record settings and summary as an MLflow run; a training door does it itself, point by point.
+        tracked: record settings and summary as an MLflow run; a training command does it itself, point by point.
     """
-    config = parse(door)
+    config = parse(stage)
     log_to_console()
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _interrupt)
@@ -41,7 +41,7 @@ def run(door: str, target: str, tracked: bool = True) -> None:
         if tracked:
             from evilm.tracking.track_run import track
 
-            summary = track(door, work, config)
+            summary = track(stage, work, config)
         else:
             summary = work(config)
     except UsageError as error:

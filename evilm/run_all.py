@@ -1,4 +1,4 @@
-"""The whole workflow as one call: the doors' own functions one after the other, each with its own resources."""
+"""The whole workflow as one call: the commands' own functions one after the other, each with its own resources."""
 
 import logging
 import time
@@ -26,7 +26,7 @@ def run_all(config: RunAll) -> dict[str, Any]:
         The summary: state and seconds of each stage, the model's and the benchmark's main figures.
 
     Raises:
-        ConfigError, ShardError, ClusterError: as the doors raise them; the same command goes on from that stage.
+        ConfigError, ShardError, ClusterError: as the commands raise them; the same command goes on from that stage.
     """
     began = time.monotonic()
     out = storage.absolute(config.out or storage.join(config.root, "all"))

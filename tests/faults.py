@@ -1,7 +1,7 @@
 """Real pre-training that breaks at a chosen step, by a plan beside its output; each fault happens once.
 
-Faults strike between two batches of the feed of one worker, which then waits until the signal has arrived, so that no
-machine is too fast or too slow for a test.
+Faults strike between two batches of the data loader of one worker, which then waits until the signal has arrived, so
+that no machine is too fast or too slow for a test.
 """
 
 import json
@@ -53,7 +53,13 @@ def train(
     places = {name: str(root / name) for name in ("frames", "vocab", "tokenizer")}
     places["codes"] = str(root / "codes" / summary["inputs"]["tokenizer"])
     workers = values.pop("workers", 1)
-    schedule = {"epochs": 1, "batch_clips": 4, "checkpoint_every_steps": 3, "eval_clips": 8, "accumulate": 2 // workers}
+    schedule = {
+        "epochs": 1,
+        "batch_clips": 4,
+        "checkpoint_every_steps": 3,
+        "eval_clips": 8,
+        "gradient_accumulation_steps": 2 // workers,
+    }
     settings = {f"schedule.{name}": value for name, value in schedule.items() | {("audit", True)}}
     settings |= {
         "tracking.log_model": False,
@@ -93,11 +99,11 @@ class FaultyTask(PretrainTask):
             objective.nan_at = self._plan["nan_at"]
         return objective
 
-    def train_feed(self, rank: int, world: int) -> DataLoader:
-        feed = super().train_feed(rank, world)
-        feed.__class__ = _FaultyFeed
-        feed.before = lambda step: self._strike(rank, step)  # type: ignore[attr-defined]
-        return feed
+    def train_loader(self, rank: int, world: int) -> DataLoader:
+        loader = super().train_loader(rank, world)
+        loader.__class__ = _FaultyFeed
+        loader.before = lambda step: self._strike(rank, step)  # type: ignore[attr-defined]
+        return loader
 
     def _strike(self, part: int, step: int) -> None:
         for index, (at_part, at_step, what) in enumerate(self._plan["faults"]):

@@ -98,13 +98,13 @@ def test_train_step_measures_and_feeds_the_cost_model(tmp_path: Path) -> None:
     command = [sys.executable, str(BENCHMARKS / "train_step.py"), "--quick", "--sizes", "tiny", "--json", str(file)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stderr
-    for shown in ("data stall (step with the feed / in memory)", "step with the tokenizer / with cached codes"):
+    for shown in ("data stall (step with the data loader / in memory)", "step with the tokenizer / with cached codes"):
         assert shown in done.stdout
     assert "online / cached" in done.stdout
     assert "a factor of 2" in done.stdout
     parts = json.loads(file.read_text())["parts"]
     tiny = parts["tiny"]
-    assert set(tiny["stall"]["variants"]) == {"in memory", "with the feed", "feed alone"}
+    assert set(tiny["stall"]["variants"]) == {"in memory", "with the data loader", "feed alone"}
     assert tiny["peak memory"]["online"]["peak_mib"] > tiny["peak memory"]["online"]["before_mib"] > 0
     work, step = tiny["speed"]["work"], tiny["speed"]["step"]
     assert step["gflop_per_clip"] == pytest.approx(6 * (work["encoder_macs"] + work["other_macs"]) / 1e9)

@@ -10,15 +10,15 @@ import yaml
 from evilm.config.base import fingerprint, flatten
 from evilm.config.command_line import dump, parse
 from evilm.config.presets import defaults, load, names
-from evilm.config.stages import DOORS, Pretrain
+from evilm.config.stages import STAGES, Pretrain
 from evilm.errors import ConfigError
 
 
 @pytest.mark.parametrize("preset", names())
-@pytest.mark.parametrize("door", DOORS)
-def test_every_preset_survives_a_dump_and_a_load(preset: str, door: str) -> None:
-    config = defaults(door, preset)
-    assert DOORS[door].model_validate(yaml.safe_load(dump(config))) == config
+@pytest.mark.parametrize("command", STAGES)
+def test_every_preset_survives_a_dump_and_a_load(preset: str, stage: str) -> None:
+    config = defaults(stage, preset)
+    assert STAGES[stage].model_validate(yaml.safe_load(dump(config))) == config
 
 
 def test_paper_preset_holds_every_value_of_section_4_1() -> None:
@@ -59,7 +59,7 @@ def test_short_flags_of_shard_videos(capsys: pytest.CaptureFixture[str]) -> None
         sampling = parse("shard_videos", flags).sampling
         assert (sampling.num_frames, sampling.frames_stored, sampling.stored) == (2, 8, 8)
     assert parse("shard_videos", ["--frames", "3"]).sampling.stored == 3
-    assert parse("pretrain", ["--frames", "some/where"]).frames == "some/where"  # a place, in other doors
+    assert parse("pretrain", ["--frames", "some/where"]).frames == "some/where"  # a place, in other commands
     for flags, wanted in (
         (["--frames-stored", "6"], "frames_stored = 6 is no multiple of num_frames = 4; use e.g. 8"),
         (["--frames-stored", "96"], "less than or equal to 64"),
@@ -109,9 +109,9 @@ def test_dry_run_prints_the_resolved_settings(capsys: pytest.CaptureFixture[str]
 def test_a_preset_file_is_checked_section_by_section(tmp_path: Path) -> None:
     for text, wanted in [
         ("pretrain: {optim: {lrr: 1}}", "unknown setting 'optim.lrr'"),
-        ("pretrian: {}", "no door is called 'pretrian'"),
+        ("pretrian: {}", "no command is called 'pretrian'"),
         ("pretrain: 3", "must hold settings"),
-        ("[1, 2]", "one section per door"),
+        ("[1, 2]", "one section per command"),
         ("a: [", "not valid YAML"),
     ]:
         file = tmp_path / "mine.yaml"
@@ -136,10 +136,10 @@ def test_override_validates_again() -> None:
 
 def test_threads_of_the_feed_follow_from_the_cpus_of_a_worker() -> None:
     found = {
-        cpus: Pretrain().override({"cluster.cpus_per_worker": cpus}).cluster.num_feed_threads for cpus in (1, 2, 8)
+        cpus: Pretrain().override({"cluster.cpus_per_worker": cpus}).cluster.num_loader_threads for cpus in (1, 2, 8)
     }
     assert found == {1: 2, 2: 2, 8: 7}
-    assert Pretrain().override({"cluster.feed_threads": 5}).cluster.num_feed_threads == 5
+    assert Pretrain().override({"cluster.loader_threads": 5}).cluster.num_loader_threads == 5
 
 
 def test_identity_leaves_out_places_and_machinery() -> None:
@@ -151,9 +151,9 @@ def test_identity_leaves_out_places_and_machinery() -> None:
 
 
 def test_help_and_typos_answer_before_heavy_imports() -> None:
-    door = Path(__file__).parents[1] / "pipelines" / "pretrain.py"
+    stage = Path(__file__).parents[1] / "pipelines" / "pretrain.py"
     code = "import sys, runpy; sys.argv = ['pretrain.py', '--nope']\n"
-    code += f"try: runpy.run_path({str(door)!r}, run_name='__main__')\n"
+    code += f"try: runpy.run_path({str(stage)!r}, run_name='__main__')\n"
     code += "except SystemExit as stop: print(stop.code, 'torch' in sys.modules, 'ray' in sys.modules)"
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert shown.stdout.split() == ["2", "False", "False"]
@@ -187,7 +187,9 @@ def test_the_gpu_preset_grows_with_its_workers_and_the_learning_rate_with_the_ro
         assert (config.schedule.batch_clips, config.optim.lr) == (batch, pytest.approx(lr, rel=1e-12))
         tokenizer = config.build.train_tokenizer
         assert (tokenizer.schedule.batch_clips, tokenizer.optim.lr) == (64, 2.5e-4), "it has workers of its own"
-    config = parse("pretrain", ["--preset", "gpu", "--cluster.num-workers", "2", "--schedule.accumulate", "8"])
+    config = parse(
+        "pretrain", ["--preset", "gpu", "--cluster.num-workers", "2", "--schedule.gradient_accumulation_steps", "8"]
+    )
     assert (config.schedule.batch_clips, config.optim.lr) == (1024, 2e-4)
     config = parse("train_tokenizer", ["--preset", "gpu", "--cluster.num-workers", "4", "--optim.lr", "8e-4"])
     assert (config.schedule.batch_clips, config.optim.lr) == (256, 8e-4)

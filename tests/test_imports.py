@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 import evilm
-from evilm.config.stages import DOORS
+from evilm.config.stages import STAGES
 
 _CORE = ("config", "errors", "storage", "outputs", "shards", "masking", "text", "video", "model", "steps")
 
@@ -50,5 +50,5 @@ def test_who_only_knows_of_models_loads_no_model_library() -> None:
 
 
 def test_every_door_is_a_file_and_shadows_no_module() -> None:
-    for door in DOORS:
-        assert door not in sys.stdlib_module_names
+    for stage in STAGES:
+        assert stage not in sys.stdlib_module_names

@@ -65,7 +65,7 @@ def test_tube_is_equal_in_all_frames_and_block_is_not():
 
 
 def neighbour_agreement(shape: str, grid: int, ratio: float = 0.4) -> float:
-    """Share of a hidden cell's neighbours that are hidden too, over many masks."""
+    """Share of a masked cell's neighbours that are masked too, over many masks."""
     masks = region_masks(shape, grid, 4, ratio, keys(500)).reshape(-1, grid, grid)
     pairs = [(masks[:, 1:], masks[:, :-1]), (masks[:, :, 1:], masks[:, :, :-1])]
     both = sum((a & b).sum() for a, b in pairs)
@@ -75,7 +75,7 @@ def neighbour_agreement(shape: str, grid: int, ratio: float = 0.4) -> float:
 
 @pytest.mark.parametrize("grid", [4, 8, 14])
 def test_blocks_are_blocky(grid):
-    # h of n cells drawn without order: both of a pair hidden h(h-1) / n(n-1), at least one of them 2h/n less that
+    # h of n cells drawn without order: both of a pair masked h(h-1) / n(n-1), at least one of them 2h/n less that
     n, h = grid * grid, num_masked(grid * grid, 0.4)
     both = h * (h - 1) / (n * (n - 1))
     random = neighbour_agreement("random", grid)
@@ -91,12 +91,12 @@ def test_blocks_reach_every_place():
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize(("frames", "ratio", "hidden"), [(4, 0.4, 2), (4, 0.01, 1), (4, 0.99, 3), (2, 0.5, 1)])
-def test_one_region_per_frame_hides_whole_frames(shape, frames, ratio, hidden):
+@pytest.mark.parametrize(("frames", "ratio", "masked"), [(4, 0.4, 2), (4, 0.01, 1), (4, 0.99, 3), (2, 0.5, 1)])
+def test_one_region_per_frame_hides_whole_frames(shape, frames, ratio, masked):
     masks = region_masks(shape, 1, frames, ratio, keys(400))
     assert masks.shape == (400, frames, 1, 1)
-    assert set(masks.sum((1, 2, 3)).tolist()) == {hidden}
-    assert masks.mean(0).ravel() == pytest.approx(np.full(frames, hidden / frames), abs=0.1)
+    assert set(masks.sum((1, 2, 3)).tolist()) == {masked}
+    assert masks.mean(0).ravel() == pytest.approx(np.full(frames, masked / frames), abs=0.1)
 
 
 def test_a_single_region_cannot_be_masked():

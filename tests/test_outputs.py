@@ -1,4 +1,4 @@
-"""The output folder of a door, on local disk and on an S3 server."""
+"""The output folder of a command, on local disk and on an S3 server."""
 
 from pathlib import Path
 from typing import Any

@@ -13,7 +13,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
-from doors import ROOT, start
+from commands import ROOT, start
 from gates import Gate, serve
 from mlflow_server import Server
 from packaging.requirements import Requirement
@@ -85,8 +85,8 @@ def manifest(tmp_path: Path) -> Iterator[Path]:
             table = csv.writer(file)
             table.writerow(["videoid", "contentUrl", "name", "split", "note"])
             for number in range(42):
-                place = f"http://me:hidden-password@{host}/{number}.mp4?X-Amz-Signature=hidden-signature&n={number}"
-                note = "https://you:hidden-password@h/x?api_key=hidden-signature"
+                place = f"http://me:masked-password@{host}/{number}.mp4?X-Amz-Signature=masked-signature&n={number}"
+                note = "https://you:masked-password@h/x?api_key=masked-signature"
                 split = "val" if number % 5 == 0 else "train"
                 table.writerow([f"c{number}", place, f"clip {number} of a thing", split, note])
         yield tmp_path / "clips.csv"
@@ -98,7 +98,7 @@ def test_a_whole_workflow_writes_no_secret_anywhere(manifest: Path, tmp_path: Pa
     ray = Path(tempfile.mkdtemp(prefix="ev-"))  # paths of sockets must be short
     server.start()
     try:
-        uri = server.uri.replace("://", "://me:hidden-password@")
+        uri = server.uri.replace("://", "://me:masked-password@")
         small = "build.train_tokenizer.schedule.batch_clips=8 build.shard_videos.fetch.urls=True"
         flags = [f"--{flag.replace('_', '-')}" for flag in small.split()]
         process = start(
@@ -111,12 +111,12 @@ def test_a_whole_workflow_writes_no_secret_anywhere(manifest: Path, tmp_path: Pa
         server.kill()
     assert process.returncode == 0, said.decode()[-3000:]
     assert "2 of 42 rows quarantined" in said.decode()
-    assert b"hidden-" not in printed + said
+    assert b"masked-" not in printed + said
     looked_at, found = 0, []
     for path in (*tmp_path.rglob("*"), *ray.rglob("*")):
         if path.is_file() and not path.is_relative_to(manifest.parent / "web") and path != manifest:
             looked_at += 1
-            if b"hidden-" in path.read_bytes():
+            if b"masked-" in path.read_bytes():
                 found.append(str(path))
     shutil.rmtree(ray)
     print(f"{looked_at} files: {found or 'no secret in any'}")

@@ -1,4 +1,4 @@
-"""Try shares of hidden regions in pre-training (Sec. 4.1: 0.4), under Ray Tune.
+"""Try shares of masked regions in pre-training (Sec. 4.1: 0.4), under Ray Tune.
 
     python tune/masking_ratio.py --preset tiny
     python tune/masking_ratio.py --preset tiny --values 0.3,0.4,0.5 --seeds 3

@@ -141,7 +141,7 @@ class Job:
     """Clips of a row group, the least that is read."""
     shuffle_groups: int
     """Row groups mixed with each other."""
-    feed_threads: int = 2
+    loader_threads: int = 2
     """Background threads of a worker's feed, so the most cores that it uses."""
     num_runs: int = 1
     """Trainings that share one set of codes."""
@@ -167,8 +167,8 @@ def job_of(config: Pretrain, num_clips: int) -> Job:
         num_views=config.build.precompute_codes.views,
         group_clips=sampling.row_group_clips,
         shuffle_groups=config.schedule.shuffle_groups,
-        feed_threads=config.cluster.num_feed_threads,
-        worker_clips=config.schedule.worker_clips * config.schedule.accumulate,
+        loader_threads=config.cluster.num_loader_threads,
+        worker_clips=config.schedule.worker_clips * config.schedule.gradient_accumulation_steps,
     )
 
 

@@ -61,7 +61,7 @@ class Labels:
 
     device: str
     coding_s_per_clip: float
-    """One view, in float32 as the coding door does it."""
+    """One view, in float32 as the coding command does it."""
     online_s_per_clip: float
     """The same within a step, under its autocast."""
     online_step_ratio: float
@@ -121,7 +121,7 @@ def training(
         compute_s=formulas.device_s(clips, s_per_clip, kernels, values["gap_s_per_kernel"]),
         network_s=network_s,
         host_s=formulas.host_s(clips, values["loader_python_s_per_clip"], kernels, values["launch_s_per_kernel"]),
-        feed_s=clips * values["feed_core_s_per_clip"] / min(cores, job.feed_threads),
+        feed_s=clips * values["feed_core_s_per_clip"] / min(cores, job.loader_threads),
         storage_s=8 * read / steps / nodes / (device.node_gbit_per_s * 1e9),
     )
     step_s = max(limits.values())

@@ -1,4 +1,4 @@
-"""Commands that files and docs tell people to run: do the doors exist, and do they understand their flags?"""
+"""Commands that files and docs tell people to run: do the commands exist, and do they understand their flags?"""
 
 import contextlib
 import io
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from evilm.config.command_line import parse
-from evilm.config.stages import DOORS
+from evilm.config.stages import STAGES
 
 TOP = Path(__file__).parents[2]
 _DOOR = re.compile(r"python\s+(?:\S*/)?(pipelines|tune)/(\w+)\.py([^\n]*)")
@@ -24,26 +24,26 @@ def comments(text: str) -> str:
 
 
 def doors_in(text: str) -> Iterator[tuple[str, list[str]]]:
-    """Each door that a text calls, by folder and name, with its arguments; backslashes at the end of lines go on."""
-    for folder, door, rest in _DOOR.findall(re.sub(r"\\\n[ \t]*", " ", text)):
-        yield f"{folder}/{door}", shlex.split(_END.split(rest, maxsplit=1)[0])
+    """Each command that a text calls, by folder and name, with its arguments; backslashes at the end of lines go on."""
+    for folder, stage, rest in _DOOR.findall(re.sub(r"\\\n[ \t]*", " ", text)):
+        yield f"{folder}/{stage}", shlex.split(_END.split(rest, maxsplit=1)[0])
 
 
 def check_doors(text: str) -> list[str]:
-    """What is wrong with the doors' commands in a text."""
+    """What is wrong with the commands' commands in a text."""
     problems = []
     for place, arguments in doors_in(text):
-        folder, door = place.split("/")
+        folder, stage = place.split("/")
         said = io.StringIO()
-        if door not in DOORS or DOORS[door].folder != folder or not (TOP / f"{place}.py").is_file():
-            problems.append(f"there is no door {place}.py")
+        if stage not in STAGES or STAGES[stage].folder != folder or not (TOP / f"{place}.py").is_file():
+            problems.append(f"there is no command {place}.py")
             continue
         with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
             try:
-                parse(door, arguments)
+                parse(stage, arguments)
             except SystemExit as stop:
                 if stop.code:
-                    problems.append(f"{door}: {said.getvalue().strip().removeprefix('error: ')}")
+                    problems.append(f"{stage}: {said.getvalue().strip().removeprefix('error: ')}")
     return problems
 
 

@@ -9,7 +9,7 @@ from checks.commands import TOP
 
 _INSTRUCTIONS = {"ARG", "FROM", "WORKDIR", "COPY", "RUN", "ENV", "USER", "LABEL", "EXPOSE", "ENTRYPOINT", "CMD"}
 _NEEDED = {"evilm", "pipelines", "tune", "pyproject.toml", "constraints.txt", "cluster/spot_watch.py"}
-"""What doors, and the commands in the cluster files, look for in the image."""
+"""What commands, and the commands in the cluster files, look for in the image."""
 
 INSTALLED = "evilm.__version__"
 """What a whole package has and an empty one, or a folder of that name, has not."""

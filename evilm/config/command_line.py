@@ -1,4 +1,4 @@
-"""The command line of every door: preset, then flags over it; one clear line and exit code 2 for a bad one."""
+"""The command line of every command: preset, then flags over it; one clear line and exit code 2 for a bad one."""
 
 import contextlib
 import io
@@ -14,32 +14,32 @@ from pydantic import ValidationError
 from evilm.config.base import describe
 from evilm.config.presets import defaults
 from evilm.config.secrets import public_data, public_text
-from evilm.config.stages import DOORS, StageConfig
+from evilm.config.stages import STAGES, StageConfig
 from evilm.config.training import TrainConfig
 from evilm.errors import ConfigError
 
 _EXIT_USAGE = 2
 
 
-def parse(door: str, argv: Sequence[str] | None = None) -> Any:
-    """The settings of `door` from a command line; ends the process on --help, --dry-run or a bad flag.
+def parse(stage: str, argv: Sequence[str] | None = None) -> Any:
+    """The settings of `command` from a command line; ends the process on --help, --dry-run or a bad flag.
 
     Returns:
-        An instance of the door's class in `evilm.config.stages`.
+        An instance of the command's class in `evilm.config.stages`.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
-    arguments = _in_full(arguments, DOORS[door].short_flags)
-    arguments = _with_values(arguments, DOORS[door].bare_values)
+    arguments = _in_full(arguments, STAGES[stage].short_flags)
+    arguments = _with_values(arguments, STAGES[stage].bare_values)
     report = io.StringIO()
     try:
-        start = defaults(door, _preset_of(arguments))
+        start = defaults(stage, _preset_of(arguments))
         with contextlib.redirect_stderr(report):
             config = tyro.cli(
-                DOORS[door],
+                STAGES[stage],
                 args=arguments,
                 default=start,
-                prog=f"{DOORS[door].folder}/{door}.py",
-                description=DOORS[door].__doc__,
+                prog=f"{STAGES[command].folder}/{stage}.py",
+                description=STAGES[stage].__doc__,
             )
         config = config.resolved() if isinstance(config, TrainConfig) else config
     except ValidationError as error:

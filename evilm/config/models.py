@@ -20,7 +20,7 @@ class EViLMConfig(Config):
     """Frames per clip."""
     vocab_size: int = Field(default=9157, ge=8)
     """Word pieces; pre-training takes it from the vocabulary."""
-    max_words: int = Field(default=40, ge=4)
+    max_text_len: int = Field(default=40, ge=4)
     """Longest caption in word pieces, [CLS] and [SEP] included; longer ones are cut and counted."""
     text_positions: int = Field(default=512, ge=4)
     """Rows of the text encoder's position table."""
@@ -37,7 +37,7 @@ class EViLMConfig(Config):
     decoder_heads: int = Field(default=6, ge=1)
     """Attention heads of the multi-modal decoder."""
     mlp_ratio: int = Field(default=4, ge=1)
-    """Hidden width of a block's MLP over its width."""
+    """Masked width of a block's MLP over its width."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Dropout of the text encoder and the decoder."""
     temporal_embedding: bool = True
@@ -67,8 +67,10 @@ class EViLMConfig(Config):
         ):
             if width % heads:
                 raise ValueError(f"{name} = {heads} does not divide the width {width}; choose a divisor")
-        if self.max_words > self.text_positions:
-            raise ValueError(f"max_words = {self.max_words} is over text_positions = {self.text_positions}; lower it")
+        if self.max_text_len > self.text_positions:
+            raise ValueError(
+                f"max_text_len = {self.max_text_len} is over text_positions = {self.text_positions}; lower it"
+            )
         return self
 
 

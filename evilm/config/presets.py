@@ -1,4 +1,4 @@
-"""Presets: YAML files with one section per door, shipped as package data or given by path."""
+"""Presets: YAML files with one section per command, shipped as package data or given by path."""
 
 from functools import reduce
 from importlib import resources
@@ -8,10 +8,10 @@ from typing import Any
 import yaml
 
 from evilm.config.base import read_yaml, validate
-from evilm.config.stages import DOORS, StageConfig, Sweep
+from evilm.config.stages import STAGES, StageConfig, Sweep
 from evilm.errors import ConfigError
 
-_JOINED = ("pretrain", "all", *(name for name, door in DOORS.items() if issubclass(door, Sweep)))
+_JOINED = ("pretrain", "all", *(name for name, stage in STAGES.items() if issubclass(stage, Sweep)))
 _UPSTREAM = ("render_corpus", "shard_videos", "build_vocab", "train_tokenizer", "precompute_codes")
 
 
@@ -23,10 +23,10 @@ def names() -> list[str]:
 
 
 def load(preset: str) -> dict[str, Any]:
-    """The sections of a preset by name or YAML path; every section is checked against its door.
+    """The sections of a preset by name or YAML path; every section is checked against its command.
 
     Raises:
-        ConfigError: no such preset or file, a section that is no door, an unknown setting or one out of range.
+        ConfigError: no such preset or file, a section that is no command, an unknown setting or one out of range.
     """
     if not preset:
         return {}
@@ -41,37 +41,39 @@ def load(preset: str) -> dict[str, Any]:
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date that is none
         raise ConfigError(f"--preset {preset}: not valid YAML ({' '.join(str(error).split())})") from None
     if not isinstance(sections, dict):
-        raise ConfigError(f"--preset {preset}: expected one section per door ({', '.join(DOORS)}), found {sections!r}")
+        raise ConfigError(
+            f"--preset {preset}: expected one section per command ({', '.join(STAGES)}), found {sections!r}"
+        )
     for name, section in sections.items():
-        if name not in DOORS:
-            raise ConfigError(f"--preset {preset}: no door is called {name!r}; sections: {', '.join(DOORS)}")
+        if name not in STAGES:
+            raise ConfigError(f"--preset {preset}: no command is called {name!r}; sections: {', '.join(STAGES)}")
         if not isinstance(section, dict):
             raise ConfigError(f"--preset {preset}: section {name!r} must hold settings, found {section!r}")
         if name not in _JOINED:  # checked below, joined with what they build from
-            validate(DOORS[name], section, where=f"--preset {preset}, section {name}")
+            validate(STAGES[name], section, where=f"--preset {preset}, section {name}")
     for name in [name for name in _JOINED if name in sections]:
-        validate(DOORS[name], _settings(name, sections), where=f"--preset {preset}, section {name}")
+        validate(STAGES[name], _settings(name, sections), where=f"--preset {preset}, section {name}")
     return sections
 
 
 def _with_upstream(sections: dict[str, Any]) -> dict[str, Any]:
-    """The pretrain section with the other doors' sections as what it builds from."""
+    """The pretrain section with the other commands' sections as what it builds from."""
     section = dict(sections.get("pretrain", {}))
     build = {name: sections[name] for name in _UPSTREAM if name in sections}
     return section | ({"build": build | section.get("build", {})} if build or "build" in section else {})
 
 
-def _settings(door: str, sections: dict[str, Any]) -> dict[str, Any]:
-    """The settings of a door in a preset's sections; those of `pretrain`, `all` and sweeps hold other doors' too.
+def _settings(stage: str, sections: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a command in a preset's sections; those of `pretrain`, `all` and sweeps hold other commands' too.
 
     A sweep's are pretrain's, then those of the section `sweep`, then its own.
     """
-    if issubclass(DOORS[door], Sweep):
-        over = [sections.get(name, {}) for name in dict.fromkeys(("sweep", door))]
+    if issubclass(STAGES[stage], Sweep):
+        over = [sections.get(name, {}) for name in dict.fromkeys(("sweep", stage))]
         return reduce(_merged, over, _with_upstream(sections))
-    if door == "all":
+    if stage == "all":
         return _with_upstream(sections) | {"benchmark": sections.get("benchmark", {})} | sections.get("all", {})
-    return _with_upstream(sections) if door == "pretrain" else sections.get(door, {})
+    return _with_upstream(sections) if stage == "pretrain" else sections.get(stage, {})
 
 
 def _merged(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
@@ -83,7 +85,7 @@ def _merged(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     return under | both
 
 
-def defaults(door: str, preset: str) -> StageConfig:
-    """The settings of `door` under `preset`, before flags."""
+def defaults(stage: str, preset: str) -> StageConfig:
+    """The settings of `command` under `preset`, before flags."""
     sections = load(preset)
-    return validate(DOORS[door], {**_settings(door, sections), "preset": preset}, where=f"--preset {preset}")
+    return validate(STAGES[stage], {**_settings(stage, sections), "preset": preset}, where=f"--preset {preset}")

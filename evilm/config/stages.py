@@ -1,4 +1,4 @@
-"""One class per door: its places, its settings. A preset holds one section per door, under the door's name."""
+"""One class per command: its places, its settings. A preset holds one section per command, under the command's name."""
 
 from typing import Any, ClassVar, Literal, Self, get_args
 
@@ -20,10 +20,10 @@ from evilm.config.training import (
 
 
 class StageConfig(Config):
-    """What every door takes."""
+    """What every command takes."""
 
     folder: ClassVar[str] = "pipelines"
-    """Where the door's script lies."""
+    """Where the command's script lies."""
     bare_values: ClassVar[dict[str, str]] = {}
     """What flags mean that stand without a value."""
     short_flags: ClassVar[dict[str, str]] = {}
@@ -71,7 +71,7 @@ _LENGTH = ("max_steps", "eval_clips", "eval_every_epochs")
 """How far a training goes and what it is evaluated on: no step depends on them, so they may change between runs."""
 _CADENCE = (
     *("worker_clips", "max_steps", "log_every_steps", "checkpoint_every_steps", "keep_checkpoints", "keep_best"),
-    *("accumulate", "nonfinite", "audit", "panel_every_steps", "eval_pool_clips", "eval_at_steps"),
+    *("gradient_accumulation_steps", "nonfinite", "audit", "panel_every_steps", "eval_pool_clips", "eval_at_steps"),
     *_LENGTH,
 )
 _PLACES = ("out", "root", "manifest", "videos", "frames", "codes", "vocab", "tokenizer", "model", "corpus_root", "init")
@@ -200,7 +200,7 @@ class PrecomputeCodes(StageConfig):
 
 
 class Upstream(Config):
-    """How `pretrain` builds what is missing: the sections of the other doors."""
+    """How `pretrain` builds what is missing: the sections of the other commands."""
 
     render_corpus: RenderCorpus = RenderCorpus()
     shard_videos: ShardVideos = ShardVideos()
@@ -402,7 +402,7 @@ class Sweep(Pretrain):
 
 
 class MaskingRatio(Sweep):
-    """Try shares of hidden regions. All flags are those of tune/sweep.py."""
+    """Try shares of masked regions. All flags are those of tune/sweep.py."""
 
     space: str = "masking_ratio"
 
@@ -424,10 +424,10 @@ class LrBatch(Sweep):
 
     space: str = "lr_batch"
     score: str = "loss"
-    """Held-out metric that trials are compared by: the loss, since what is hidden and asked is the same in all."""
+    """Held-out metric that trials are compared by: the loss, since what is masked and asked is the same in all."""
 
 
-DOORS: dict[str, type[StageConfig]] = {
+STAGES: dict[str, type[StageConfig]] = {
     "render_corpus": RenderCorpus,
     "shard_videos": ShardVideos,
     "build_vocab": BuildVocab,
@@ -444,4 +444,4 @@ DOORS: dict[str, type[StageConfig]] = {
     "focal_loss": FocalLoss,
     "lr_batch": LrBatch,
 }
-"""Every door by its file's name, which is also its section in a preset."""
+"""Every command by its file's name, which is also its section in a preset."""

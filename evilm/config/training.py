@@ -38,9 +38,9 @@ class ObjectivesConfig(Config):
     """The three pre-training objectives, Eq. 8."""
 
     mlm_ratio: float = Field(default=0.15, ge=0, lt=1)
-    """Share of words hidden from the model; at least one per caption."""
+    """Share of words masked from the model; at least one per caption."""
     mask_ratio: float = Field(default=0.4, gt=0, lt=1)
-    """Share of regions hidden from the model, the same count in each frame."""
+    """Share of regions masked from the model, the same count in each frame."""
     mask_shape: Literal["block", "tube", "random"] = "block"
     """block: rectangles per frame (the paper); tube: the same in every frame; random: single regions."""
     mlm_weight: float = Field(default=1.0, ge=0)
@@ -109,12 +109,12 @@ class ScheduleConfig(Config):
     """Stop after this many steps; 0 runs all epochs. The learning-rate schedule always spans all epochs, so the same
     command with more steps continues a finished training as if it had never ended."""
     batch_clips: int = Field(default=256, ge=0)
-    """Clips per step over all workers, at most (see `tail`); cluster.num_workers x accumulate must divide it. 0 leaves
-    it to worker_clips."""
+    """Clips per step over all workers, at most (see `tail`); cluster.num_workers x gradient_accumulation_steps must
+    divide it. 0 leaves it to worker_clips."""
     worker_clips: int = Field(default=0, ge=0)
     """Clips that a worker computes at a time, instead of batch_clips, which then is
-    worker_clips x cluster.num_workers x accumulate. 0 leaves it to batch_clips."""
-    accumulate: int = Field(default=1, ge=1)
+    worker_clips x cluster.num_workers x gradient_accumulation_steps. 0 leaves it to batch_clips."""
+    gradient_accumulation_steps: int = Field(default=1, ge=1)
     """Parts that a worker's share of a step is worked off in, one after the other, to need less memory. Where fewer
     workers than cluster.num_workers are there, each takes more parts: step, losses and memory stay the same."""
     tail: Literal["even", "pad", "drop"] = "even"
@@ -130,7 +130,7 @@ class ScheduleConfig(Config):
     eval_clips: int = Field(default=1024, ge=0)
     """At most this many clips of the val split per evaluation; 0 turns it off."""
     eval_pool_clips: int = Field(default=0, ge=0)
-    """Pre-training also matches captions and clips of the val split with nothing hidden, among so many clips at a
+    """Pre-training also matches captions and clips of the val split with nothing masked, among so many clips at a
     time, as `match_auc`; costs that many decodings per clip. 0 leaves it out."""
     checkpoint_every_steps: int = Field(default=500, ge=1)
     """Steps between two checkpoints; the last step is always saved."""
@@ -211,7 +211,7 @@ class ClusterConfig(WorkerConfig):
     collective_timeout_s: float = Field(default=1800.0, gt=0)
     """Seconds that a worker waits for the others in NCCL or gloo before it gives up, and the training starts again from
     the last checkpoint."""
-    feed_threads: int = Field(default=0, ge=0)
+    loader_threads: int = Field(default=0, ge=0)
     """Threads of a training worker that read and decode batches beside the step; 0: one less than its CPUs, at least
     two."""
     fused: bool = False
@@ -222,9 +222,9 @@ class ClusterConfig(WorkerConfig):
     """torch.compile the model; needs a C++ compiler on the workers, and minutes at the start."""
 
     @property
-    def num_feed_threads(self) -> int:
-        """`feed_threads`, or as many as a worker's CPUs allow: decoding uses whole cores, as it holds no lock."""
-        return self.feed_threads or max(2, int(self.cpus_per_worker) - 1)
+    def num_loader_threads(self) -> int:
+        """`loader_threads`, or as many as a worker's CPUs allow: decoding uses whole cores, as it holds no lock."""
+        return self.loader_threads or max(2, int(self.cpus_per_worker) - 1)
 
 
 def simulates_gpus() -> bool:
@@ -238,9 +238,9 @@ class TrackingConfig(Config):
     uri: str = ""
     """Tracking server or store."""
     run_name: str = ""
-    """Name of the run; '' names it after the door and the config."""
+    """Name of the run; '' names it after the command and the config."""
     experiment: str = ""
-    """Experiment that a training's run is filed under; '' is the door's name."""
+    """Experiment that a training's run is filed under; '' is the command's name."""
     parent: str = ""
     """Id of the run that this one is shown below."""
     enabled: bool = True
@@ -283,7 +283,7 @@ class TrainConfig(Config):
     @property
     def parts(self) -> int:
         """Parts that each step is cut into: one or more for each of the wanted workers, also while some are missing."""
-        return self.cluster.num_workers * self.schedule.accumulate
+        return self.cluster.num_workers * self.schedule.gradient_accumulation_steps
 
     @property
     def micro_batch(self) -> int:
@@ -322,8 +322,8 @@ class TrainConfig(Config):
         batch, workers, parts = self.schedule.batch_clips, self.cluster.num_workers, self.parts
         if batch % parts:
             factors = f"cluster.num_workers = {workers}"
-            if self.schedule.accumulate > 1:
-                factors += f" x schedule.accumulate = {self.schedule.accumulate}"
+            if self.schedule.gradient_accumulation_steps > 1:
+                factors += f" x schedule.gradient_accumulation_steps = {self.schedule.gradient_accumulation_steps}"
             raise ValueError(
                 f"schedule.batch_clips = {batch} is not a multiple of {factors}; "
                 f"use {parts * max(1, round(batch / parts))}, or another number of workers"

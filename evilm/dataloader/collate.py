@@ -1,4 +1,4 @@
-"""Batches: what the feed's rows become before they meet a model. Runs in the feed's background threads."""
+"""Collate the data loader's rows into batches. Runs in the data loader's background threads."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
@@ -52,14 +52,14 @@ class TokenizerBatch(Batch):
 
 @dataclass
 class PretrainBatch(Batch):
-    """Clips with hidden regions, captions with hidden words, and a caption that does not match for each clip."""
+    """Clips with masked regions, captions with masked words, and a caption that does not match for each clip."""
 
     frames: UInt8[Tensor, "clip frame row col 3"]
     mask: Bool[Tensor, "clip frame row col"]
-    """True = hidden from the model."""
+    """True = masked from the model."""
     code_ids: Int[Tensor, "clip region"]
-    word_ids: Int[Tensor, "clip word"]
-    word_padding: Bool[Tensor, "clip word"]
+    input_ids: Int[Tensor, "clip word"]
+    padding_mask: Bool[Tensor, "clip word"]
     """True = padding."""
     word_targets: Int[Tensor, "clip word"]
     """The word that stood there, -1 where none is to be predicted."""
@@ -104,7 +104,7 @@ class PretrainCollate:
         self,
         vocab: Vocab,
         seed: int,
-        max_words: int,
+        max_text_len: int,
         grid: int,
         mlm_ratio: float,
         mask_ratio: float,
@@ -112,8 +112,8 @@ class PretrainCollate:
         jitter: float = 0.0,
         negatives: Negatives = "random",
     ) -> None:
-        """How words and regions are hidden is `ObjectivesConfig`'s; how much colours vary, `AugmentConfig`'s."""
-        self._vocab, self._seed, self._max_words, self._grid = vocab, seed, max_words, grid
+        """How words and regions are masked is `ObjectivesConfig`'s; how much colours vary, `AugmentConfig`'s."""
+        self._vocab, self._seed, self._max_text_len, self._grid = vocab, seed, max_text_len, grid
         self._hide = WordMasker(vocab.special_ids, vocab.mask_id, vocab.size, mlm_ratio)
         self._mask_ratio, self._jitter = mask_ratio, jitter
         self._mask_shape: Shape = mask_shape
@@ -136,8 +136,8 @@ class PretrainCollate:
             frames=torch.from_numpy(rows.frames),
             mask=torch.from_numpy(mask),
             code_ids=torch.from_numpy(rows.code_ids),
-            word_ids=torch.from_numpy(inputs[own]),
-            word_padding=torch.from_numpy(padding[own]),
+            input_ids=torch.from_numpy(inputs[own]),
+            padding_mask=torch.from_numpy(padding[own]),
             word_targets=torch.from_numpy(targets[own]),
             negative_ids=torch.from_numpy(inputs[others]),
             negative_padding=torch.from_numpy(padding[others]),
@@ -155,13 +155,13 @@ class PretrainCollate:
         return torch.from_numpy(factors.astype(np.float32))
 
     def _words(self, rows: Any, clips: list[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return inputs, targets and padding of some clips' captions with some words hidden, each (clip, word).
+        """Return inputs, targets and padding of some clips' captions with some words masked, each (clip, word).
 
-        A negative has words hidden as its own clip would have them; else a hidden word would give the match away.
+        A negative has words masked as its own clip would have them; else a masked word would give the match away.
         """
-        word_ids, lengths = self._vocab.encode_batch([rows.captions[clip] for clip in clips], self._max_words)
+        input_ids, lengths = self._vocab.encode_batch([rows.captions[clip] for clip in clips], self._max_text_len)
         keys = clip_keys("words", self._seed, rows.epoch, [rows.clip_ids[clip] for clip in clips])
-        return *self._hide(word_ids, keys), np.arange(word_ids.shape[1]) >= lengths[:, None]
+        return *self._hide(input_ids, keys), np.arange(input_ids.shape[1]) >= lengths[:, None]
 
 
 def _cut(padding: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, slice]:

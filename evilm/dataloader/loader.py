@@ -1,4 +1,4 @@
-"""The feed of training: rows of the epoch's order, read from Parquet, decoded and collated ahead of the step.
+"""The data loader of training: rows of the epoch's order, read from Parquet, decoded and collated ahead of the step.
 
 A direct reader in every worker rather than a Ray Dataset: the position in the data is the step number alone, so a run
 resumes anywhere, with any number of workers, and sees the same batches.
@@ -192,7 +192,7 @@ def training_loader(
     threads: int = 2,
     side: Side | None = None,
 ) -> DataLoader:
-    """The feed of one worker over all epochs of a schedule."""
+    """The data loader of one worker over all epochs of a schedule."""
     order = TrainSampler(
         [pair.row_groups for pair in pairs],
         schedule.batch_clips,
@@ -219,7 +219,7 @@ def evaluation_loader(
     threads: int = 2,
     side: Side | None = None,
 ) -> DataLoader | None:
-    """The feed of one worker over a split, each clip once; None where the split is empty or not asked for.
+    """The data loader of one worker over a split, each clip once; None where the split is empty or not asked for.
 
     Args:
         pairs: the shards of the split.

@@ -1,4 +1,4 @@
-"""Choose regions and words that are hidden from the model. True = hidden. Numpy only.
+"""Choose regions and words that are masked from the model. True = masked. Numpy only.
 
 Draws are counter-based: number n of a clip is a hash of the clip's key and n. So the masks of many clips are drawn
 together, and those of one depend on nothing but its key.
@@ -41,14 +41,14 @@ def uniform(keys: UInt64[np.ndarray, " key"], counters: Int64[np.ndarray, "*d"])
 def region_masks(
     shape: Shape, grid: int, num_frames: int, ratio: float, keys: UInt64[np.ndarray, " clip"]
 ) -> Bool[np.ndarray, "clip frame row col"]:
-    """Draw a mask for each clip, with the same number of hidden regions in every frame.
+    """Draw a mask for each clip, with the same number of masked regions in every frame.
 
     That number is round(ratio x grid^2), at least 1 and never all. `block` draws rectangles per frame, `tube` one
     frame's rectangles for all frames, `random` single regions per frame. A grid of one region per frame hides whole
     frames instead, at least one and never all. Paper: Sec. 4.1 (block-wise, 40 %).
 
     Raises:
-        ConfigError: an unknown shape, or a single region in all, of which a part can't be hidden.
+        ConfigError: an unknown shape, or a single region in all, of which a part can't be masked.
     """
     if shape not in ("block", "tube", "random"):
         raise ConfigError(f"mask_shape = {shape!r}: use block (the paper), tube or random")
@@ -63,7 +63,7 @@ def region_masks(
 
 
 def num_masked(num_regions: int, ratio: float) -> int:
-    """Return how many of a frame's regions are hidden: the ratio rounded half up, at least 1, never all."""
+    """Return how many of a frame's regions are masked: the ratio rounded half up, at least 1, never all."""
     return min(max(math.floor(ratio * num_regions + 0.5), 1), num_regions - 1)
 
 
@@ -79,7 +79,7 @@ def _scattered(keys: UInt64[np.ndarray, " mask"], cells: int, ratio: float) -> B
 def _blocks(keys: UInt64[np.ndarray, " mask"], grid: int, ratio: float) -> Bool[np.ndarray, "mask row col"]:
     """Hide rectangles as in BEiT, then single cells up to the exact count; ten tries without a fit end the former.
 
-    The last few cells prefer to touch what is hidden already, so that small grids stay blocky too.
+    The last few cells prefer to touch what is masked already, so that small grids stay blocky too.
     """
     target = num_masked(grid * grid, ratio)
     mask = np.zeros((len(keys), grid, grid), dtype=bool)
@@ -123,7 +123,7 @@ def _add_rectangles(
 
 
 def _touching(mask: Bool[np.ndarray, "mask row col"]) -> Bool[np.ndarray, "mask row col"]:
-    """Find cells with a hidden neighbour above, below, left or right."""
+    """Find cells with a masked neighbour above, below, left or right."""
     padded = np.pad(mask, ((0, 0), (1, 1), (1, 1)))
     return padded[:, :-2, 1:-1] | padded[:, 2:, 1:-1] | padded[:, 1:-1, :-2] | padded[:, 1:-1, 2:]
 
@@ -149,10 +149,10 @@ class WordMasker:
         self._mask_id, self._ratio = mask_id, ratio
 
     def __call__(
-        self, word_ids: Int[np.ndarray, "caption word"], keys: UInt64[np.ndarray, " caption"]
+        self, input_ids: Int[np.ndarray, "caption word"], keys: UInt64[np.ndarray, " caption"]
     ) -> tuple[Int64[np.ndarray, "caption word"], Int64[np.ndarray, "caption word"]]:
         """Return what the model reads, special words included, and the targets, IGNORE where nothing is asked."""
-        truth = np.asarray(word_ids, dtype=np.int64)
+        truth = np.asarray(input_ids, dtype=np.int64)
         asks, fate, swap = uniform(keys, np.arange(3)[:, None] + 3 * np.arange(truth.shape[1])).transpose(1, 0, 2)
         is_word = self._is_word[truth]
         asked = is_word & (asks < self._ratio)

@@ -125,7 +125,7 @@ def batch_sizes(num_clips: int, batch_clips: int, tail: Tail, parts: int = 1) ->
     if (least := num_clips // num_steps) < parts:
         raise ConfigError(
             f"schedule.tail = even makes steps of {least} of the {num_clips} clips, too few for {parts} parts "
-            "(cluster.num_workers x schedule.accumulate); use fewer parts, or tail = pad"
+            "(cluster.num_workers x schedule.gradient_accumulation_steps); use fewer parts, or tail = pad"
         )
     return _evenly(num_clips, num_steps)
 

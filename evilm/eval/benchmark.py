@@ -124,10 +124,10 @@ def open_inputs(config: Benchmark) -> BenchmarkInputs:
     arch = validate(EViLMConfig, content["config"], where=model)
     frames = FrameManifest.load(config.frames or storage.join(config.root, "frames"))
     check_num_frames(frames, arch.num_frames)
-    print_ = model_fingerprint(model)
+    fingerprint_ = model_fingerprint(model)
     EViLMModel.from_pretrained(model)  # damaged weights end here, in one line, and not in every scoring actor
     objectives, tokenizer = read_objectives(model)
-    return BenchmarkInputs(model, print_, arch, objectives, frames, _find_codes(config, frames, arch, tokenizer))
+    return BenchmarkInputs(model, fingerprint_, arch, objectives, frames, _find_codes(config, frames, arch, tokenizer))
 
 
 def _find_codes(config: Benchmark, frames: FrameManifest, arch: EViLMConfig, tokenizer: str) -> CodesManifest | None:

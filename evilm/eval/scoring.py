@@ -1,4 +1,4 @@
-"""The scores of all clips against all captions, and codes of hidden regions, by a pool of model actors (Ray Data)."""
+"""The scores of all clips against all captions, and codes of masked regions, by a pool of model actors (Ray Data)."""
 
 import logging
 import time
@@ -53,10 +53,10 @@ class ScoreMatrix:
 
     match: Float[np.ndarray, "clip caption"]
     """Logit of match minus logit of mismatch for every clip and distinct caption."""
-    code_ids: Int[np.ndarray, "clip hidden"] | None
-    """The cached code of each hidden region."""
-    predicted: Int[np.ndarray, "clip hidden"] | None
-    """The model's code of each hidden region."""
+    code_ids: Int[np.ndarray, "clip masked"] | None
+    """The cached code of each masked region."""
+    predicted: Int[np.ndarray, "clip masked"] | None
+    """The model's code of each masked region."""
 
 
 class Scorer:
@@ -69,9 +69,9 @@ class Scorer:
         device = torch.device("cuda" if job.use_gpu else "cpu")
         self._student = EViLMModel.from_pretrained(job.model).to(device)
         vocab = Vocab.load(storage.join(job.model, "vocab"))
-        word_ids, lengths = vocab.encode_batch(job.captions, self._student.config.max_words)
-        self._word_ids = torch.from_numpy(word_ids).to(device)
-        self._padding = torch.from_numpy(np.arange(word_ids.shape[1]) >= lengths[:, None]).to(device)
+        input_ids, lengths = vocab.encode_batch(job.captions, self._student.config.max_text_len)
+        self._word_ids = torch.from_numpy(input_ids).to(device)
+        self._padding = torch.from_numpy(np.arange(input_ids.shape[1]) >= lengths[:, None]).to(device)
         self._device = device
         with torch.inference_mode():
             self._texts = [self._encode(places) for places in _by_length(lengths)]
@@ -104,16 +104,16 @@ class Scorer:
     def _hidden_codes(
         self, frames: Tensor, clip_ids: Sequence[str], code_ids: np.ndarray, places: Sequence[int]
     ) -> dict[str, np.ndarray]:
-        """Codes of regions hidden as in pre-training, given the visible regions and the whole caption."""
+        """Codes of regions masked as in pre-training, given the visible regions and the whole caption."""
         job = self._job
         mask = torch.from_numpy(self._masks(clip_ids)).to(self._device)
         captions = torch.tensor([job.caption_of[place] for place in places], device=self._device)
         _, text, padding = self._encode(captions)
         video = self._student.encode_video(frames.to(self._device), mask)
-        hidden = mask.flatten(1)
-        states = self._student.decode(video, text, padding).regions[hidden]
+        masked = mask.flatten(1)
+        states = self._student.decode(video, text, padding).regions[masked]
         predicted = self._student.mvm_logits(states).argmax(dim=-1).view(len(clip_ids), -1)
-        truth = code_ids[hidden.cpu().numpy()].reshape(len(clip_ids), -1)
+        truth = code_ids[masked.cpu().numpy()].reshape(len(clip_ids), -1)
         return {"code_ids": truth, "predicted": predicted.cpu().numpy()}
 
     def _masks(self, clip_ids: Sequence[str]) -> np.ndarray:

@@ -87,11 +87,11 @@ def groups_of(clips: Sequence[EvalClip]) -> dict[str, Bool[np.ndarray, "clip"]]:
 
 
 def masked_code_figures(
-    code_ids: Int[np.ndarray, "clip hidden"],
-    predicted: Int[np.ndarray, "clip hidden"],
+    code_ids: Int[np.ndarray, "clip masked"],
+    predicted: Int[np.ndarray, "clip masked"],
     train_histogram: Sequence[int],
 ) -> dict[str, Figure]:
-    """Accuracy on hidden regions against always guessing one code.
+    """Accuracy on masked regions against always guessing one code.
 
     `mvm_accuracy` is held against the most frequent code of the train split, `mvm_accuracy_oracle` against the best
     constant there is: the most frequent code of these very regions, which nobody could know.

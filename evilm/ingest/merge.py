@@ -135,7 +135,7 @@ class _Sum:
 
 
 def merge_commits(
-    ledger: CommitLog, config: ShardVideos, output: Output, is_partial: bool = False
+    commit_log: CommitLog, config: ShardVideos, output: Output, is_partial: bool = False
 ) -> tuple[FrameManifest, RejectCounts]:
     """Fold the commits into the manifest and the quarantine table, and clean up.
 
@@ -150,29 +150,29 @@ def merge_commits(
         OwnershipError: another run has taken the output over.
     """
     output.check()
-    total, reasons, retried = _Sum(), RejectCounts(), ledger.retried()
-    reasons.merge(ledger.of_manifest.reasons)
-    with Quarantine(ledger.out, quarantine.OF_CLIPS) as table:
-        for generation, shard, record in ledger.records():
+    total, reasons, retried = _Sum(), RejectCounts(), commit_log.retried()
+    reasons.merge(commit_log.of_manifest.reasons)
+    with Quarantine(commit_log.out, quarantine.OF_CLIPS) as table:
+        for generation, shard, record in commit_log.records():
             if record is None and is_partial:
                 total.num_missing += 1
                 continue
             if record is None:
                 raise ShardError(
-                    f"{ledger.out} has no commit of {shard.name} for this plan; run the same command again"
+                    f"{commit_log.out} has no commit of {shard.name} for this plan; run the same command again"
                 )
             table.extend(row for row in bad_rows(record) if not retried.after(generation.number, row.clip_id))
             total.add(generation, shard, record)
         table.publish()
         reasons.merge(table.reasons)
-    manifest = _manifest_of(ledger, config, total, reasons)
+    manifest = _manifest_of(commit_log, config, total, reasons)
     if is_partial:
         if manifest.shards:
             manifest.save(output)
             clips, shards = manifest.num_clips(), len(total.shards)
             logger.info("published %d clips in %d shards; %d shards are missing", clips, shards, total.num_missing)
         return manifest, reasons
-    enforce_failed_share(ledger, config, reasons, total.empty)
+    enforce_failed_share(commit_log, config, reasons, total.empty)
     publish_side(manifest, again=config.repair)  # before readers see the shards
     manifest.save(output)
     commits.clean(output, total.files)
@@ -181,7 +181,7 @@ def merge_commits(
 
 
 def enforce_failed_share(
-    ledger: CommitLog, config: ShardVideos, reasons: RejectCounts, empty: Sequence[Unit] = ()
+    commit_log: CommitLog, config: ShardVideos, reasons: RejectCounts, empty: Sequence[Unit] = ()
 ) -> None:
     """Fail where more rows than allowed are quarantined, or all.
 
@@ -194,15 +194,15 @@ def enforce_failed_share(
     Raises:
         ShardError: says for which reasons.
     """
-    num_rows, share = ledger.of_manifest.num_rows, config.max_failed_share
+    num_rows, share = commit_log.of_manifest.num_rows, config.max_failed_share
     if reasons.total <= share * num_rows and reasons.total < num_rows:
         return
     for unit in empty:
-        commits.revoke(ledger.out, unit)
+        commits.revoke(commit_log.out, unit)
     may_help = "" if all(reason in OF_ROWS for reason in reasons.counts) else ", with --retry all for videos"
     raise ShardError(
         f"{reasons.total} of {num_rows} rows were quarantined ({reasons.top()}{_where(reasons)}); max_failed_share = "
-        f"{share:g} and at least one good clip are needed; see {ledger.out}/quarantine, mend the input and run the "
+        f"{share:g} and at least one good clip are needed; see {commit_log.out}/quarantine, mend the input and run the "
         f"same command again{may_help}, or raise --max-failed-share"
     )
 
@@ -222,8 +222,8 @@ def tell_retryable(reasons: dict[str, int]) -> None:
         logger.info("%d quarantined clips may be there next time: --retry %s", sum(passing.values()), ",".join(passing))
 
 
-def _manifest_of(ledger: CommitLog, config: ShardVideos, total: _Sum, reasons: RejectCounts) -> FrameManifest:
-    made = [each for each in ledger.generations if each.shards]
+def _manifest_of(commit_log: CommitLog, config: ShardVideos, total: _Sum, reasons: RejectCounts) -> FrameManifest:
+    made = [each for each in commit_log.generations if each.shards]
     history = [
         {
             "plan_id": each.plan_id,
@@ -234,13 +234,13 @@ def _manifest_of(ledger: CommitLog, config: ShardVideos, total: _Sum, reasons: R
         for each in made
     ]
     return FrameManifest(
-        uri=ledger.out,
+        uri=commit_log.out,
         plan_id=made[0].plan_id if len(made) == 1 else fingerprint([each.plan_id for each in made]),
         num_frames=config.sampling.stored,
         frame_px=config.sampling.frame_px,
         shards=total.shards,
         sampling=config.sampling.model_dump(mode="json"),
-        num_rows=ledger.of_manifest.num_rows,
+        num_rows=commit_log.of_manifest.num_rows,
         reasons=reasons.sorted(),
         num_captions=total.num_captions,
         flags=dict(sorted(total.flags.items())),

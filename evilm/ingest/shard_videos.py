@@ -87,16 +87,16 @@ def shard_videos(config: ShardVideos, run: Any = runner.run) -> dict[str, Any]:
 def _make(config: ShardVideos, output: Output, videos: str, reasons: frozenset[str], run: Any) -> dict[str, Any]:
     """Plan what is not planned, make what is missing, and publish the manifest; the summary."""
     began, out = time.monotonic(), output.out
-    ledger = CommitLog(out, config.sampling.seed, shard_plan.read_generations(out))
-    _plan_rows(ledger, config, output, videos)
+    commit_log = CommitLog(out, config.sampling.seed, shard_plan.read_generations(out))
+    _plan_rows(commit_log, config, output, videos)
     try:
-        made = _make_missing(ledger, config, output, videos, run)
-        if reasons and _plan_retry(ledger, config, output, reasons):
-            made = _sum(made, _make_missing(ledger, config, output, videos, run))
+        made = _make_missing(commit_log, config, output, videos, run)
+        if reasons and _plan_retry(commit_log, config, output, reasons):
+            made = _sum(made, _make_missing(commit_log, config, output, videos, run))
     except UnfinishedError:
-        merge_commits(ledger, config, output, is_partial=True)  # finished shards can be used
+        merge_commits(commit_log, config, output, is_partial=True)  # finished shards can be used
         raise
-    manifest, aside = merge_commits(ledger, config, output)
+    manifest, aside = merge_commits(commit_log, config, output)
     spent = time.monotonic() - began
     return {
         "out": out,
@@ -135,54 +135,54 @@ def retry_reasons(names: str) -> frozenset[str]:
     return frozenset(wanted)
 
 
-def _plan_rows(ledger: CommitLog, config: ShardVideos, output: Output, videos: str) -> None:
+def _plan_rows(commit_log: CommitLog, config: ShardVideos, output: Output, videos: str) -> None:
     """Plan the rows of the manifest that are not planned yet.
 
     Raises:
         ConfigError: rows that were planned before are gone or say something else.
         ShardError: too few rows can be used.
     """
-    manifest, planned = fingerprint(output.inputs), [each for each in ledger.generations if each.kind == "rows"]
+    manifest, planned = fingerprint(output.inputs), [each for each in commit_log.generations if each.kind == "rows"]
     if not planned or planned[-1].manifest != manifest:
-        if planned and not commits.any_committed(ledger.out):
+        if planned and not commits.any_committed(commit_log.out):
             shard_plan.forget_plans(output)  # nothing was made of them
-            ledger.generations = []
-        sampling, earlier = config.sampling, ledger.generations
+            commit_log.generations = []
+        sampling, earlier = config.sampling, commit_log.generations
         rows, seed, size = read_manifests(config), sampling.seed, sampling.shard_clips
         finder, repeats = _finder(videos, config), config.columns.repeats
         found = shard_plan.plan_rows(output, rows, manifest, earlier, seed, size, finder, repeats)
-        ledger.generations = [*earlier, found]
+        commit_log.generations = [*earlier, found]
         _tell(found, "that the manifest gained" if earlier else "of the manifest")
         output.extend()
-    enforce_failed_share(ledger, config, ledger.of_manifest.reasons)
+    enforce_failed_share(commit_log, config, commit_log.of_manifest.reasons)
 
 
-def _plan_retry(ledger: CommitLog, config: ShardVideos, output: Output, reasons: frozenset[str]) -> bool:
+def _plan_retry(commit_log: CommitLog, config: ShardVideos, output: Output, reasons: frozenset[str]) -> bool:
     """Plan the clips once more that were quarantined for some of these reasons; whether there are any."""
-    if ledger.generations[-1].kind == "retry" and not output.done:
+    if commit_log.generations[-1].kind == "retry" and not output.done:
         return False  # this run has just done what was left of such a plan
     output.extend()
-    rows, size = ledger.rows_of(reasons), config.sampling.shard_clips
-    found = shard_plan.plan_retry(output, rows, ledger.generations, ledger.seed, size)
+    rows, size = commit_log.rows_of(reasons), config.sampling.shard_clips
+    found = shard_plan.plan_retry(output, rows, commit_log.generations, commit_log.seed, size)
     if found is not None:
-        ledger.generations.append(found)
+        commit_log.generations.append(found)
         _tell(found, "once more")
     return found is not None
 
 
-def _make_missing(ledger: CommitLog, config: ShardVideos, output: Output, videos: str, run: Any) -> commits.Tally:
+def _make_missing(commit_log: CommitLog, config: ShardVideos, output: Output, videos: str, run: Any) -> commits.Tally:
     """Run the tasks of all shards that are not committed."""
-    (todo, num_bad, known), done = ledger.missing(config.repair), commits.Tally(0)
-    num_shards = sum(len(generation.shards) for generation in ledger.generations)
+    (todo, num_bad, known), done = commit_log.missing(config.repair), commits.Tally(0)
+    num_shards = sum(len(generation.shards) for generation in commit_log.generations)
     if not todo:
         return done
     if len(todo) < num_shards:
         logger.info("%d of %d shards are there; making the rest", num_shards - len(todo), num_shards)
     work = ShardJob(
-        out=ledger.out,
+        out=commit_log.out,
         run=output.run,
         videos=videos,
-        plan_ids={generation.folder: generation.plan_id for generation in ledger.generations},
+        plan_ids={generation.folder: generation.plan_id for generation in commit_log.generations},
         sampling=config.sampling,
         fetch=config.fetch,
         max_failed_share=config.max_failed_share,
@@ -191,13 +191,13 @@ def _make_missing(ledger: CommitLog, config: ShardVideos, output: Output, videos
     )
     options, needed = task_options(config.cluster, len(todo))
     options["fn_args"] = (work,)
-    num_clips = {each.task(shard): shard.num_rows for each in ledger.generations for shard in each.shards}
+    num_clips = {each.task(shard): shard.num_rows for each in commit_log.generations for shard in each.shards}
     is_due, share = _Due(*period(config.publish_every)), config.max_failed_share
-    allowance = 1.0 if config.retry else ledger.allowance(todo, num_bad, share)
-    watch = FailureBudget(ledger.out, output.run, lambda task: unit_of(work, task), share, allowance)
+    allowance = 1.0 if config.retry else commit_log.allowance(todo, num_bad, share)
+    watch = FailureBudget(commit_log.out, output.run, lambda task: unit_of(work, task), share, allowance)
     try:
         with (
-            _locations(ledger, todo, config, output) as private,
+            _locations(commit_log, todo, config, output) as private,
             closing(run(todo, make_shards, needed, options, "frames", num_clips, private)) as rows,
         ):
             for row in rows:
@@ -205,7 +205,7 @@ def _make_missing(ledger: CommitLog, config: ShardVideos, output: Output, videos
                 done = _sum(done, tally)
                 watch.add(str(row["name"]), tally)
                 if is_due():
-                    merge_commits(ledger, config, output, is_partial=True)
+                    merge_commits(commit_log, config, output, is_partial=True)
                     watch.keep()
     except SourceError:
         watch.take_back([task for task in todo if task not in known])
@@ -244,19 +244,19 @@ class _Due:
 
 @contextmanager
 def _locations(
-    ledger: CommitLog, todo: Sequence[str], config: ShardVideos, output: Output
+    commit_log: CommitLog, todo: Sequence[str], config: ShardVideos, output: Output
 ) -> Iterator[runner.PrivateData | None]:
     """Look up videos that the plan can't locate: those behind signed URLs, and in tars that have changed since."""
     manifest = fingerprint(output.inputs)
     stale = [
-        each for each in ledger.generations if each.has_secrets or (each.has_offsets and each.manifest != manifest)
+        each for each in commit_log.generations if each.has_secrets or (each.has_offsets and each.manifest != manifest)
     ]
     tasks = {each.task(shard) for each in stale for shard in each.shards}
     wanted = [task for task in todo if task in tasks]
     if not wanted:
         yield None
         return
-    with VideoLocations(ledger.out, wanted, read_manifests(config)) as locations:
+    with VideoLocations(commit_log.out, wanted, read_manifests(config)) as locations:
         yield runner.PrivateData(locations.path, locations.records)
 
 

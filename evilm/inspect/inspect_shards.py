@@ -1,4 +1,4 @@
-"""The door of inspection: finds shards and codes, has them looked at, and prints and draws what was found."""
+"""The command of inspection: finds shards and codes, has them looked at, and prints and draws what was found."""
 
 import sys
 import time
@@ -61,10 +61,10 @@ def inspect_shards(config: InspectShards) -> dict[str, Any]:
 
 
 def _claim(out: str) -> str:
-    """The folder for pictures and summary; not one that holds the result of another door."""
+    """The folder for pictures and summary; not one that holds the result of another command."""
     names = set(storage.list_names(out)) if out else set()
     if taken := sorted({MANIFEST, CONFIG} & names):
-        raise ConfigError(f"--out {out} holds {taken[0]} of another door; choose another folder for what is drawn")
+        raise ConfigError(f"--out {out} holds {taken[0]} of another command; choose another folder for what is drawn")
     return storage.absolute(out) if out else ""
 
 

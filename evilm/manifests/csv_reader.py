@@ -26,8 +26,8 @@ class ParseError:
 
 
 class CsvReader:
-    """Records of a CSV, strictly read: what is not as it should be is a `ParseError` of its first line only, and the lines
-    after that are read anew. In a TSV, which often knows no quotes, such a line is taken as it stands.
+    """Read a CSV strictly: what is malformed is a `ParseError` of its first line only, and the lines after that are
+    read anew. In a TSV, which often knows no quotes, such a line is taken as it stands.
 
     Args:
         text: the file, its line ends as they are.

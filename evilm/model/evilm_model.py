@@ -74,7 +74,7 @@ class EViLMModel(nn.Module):
     ) -> Float[Tensor, "clip region dim"]:
         """Regions of raw frames (0-255), ready for the decoder: t_V, time and place are added.
 
-        Pixels under `mask` (True = hidden) are black. Paper: Eq. 1 and e_V + t_V of Eq. 2.
+        Pixels under `mask` (True = masked) are black. Paper: Eq. 1 and e_V + t_V of Eq. 2.
 
         Raises:
             ConfigError: another number of frames than the temporal embedding has.
@@ -91,16 +91,16 @@ class EViLMModel(nn.Module):
         return regions.flatten(1, 2) + self.tokens.weight[2]
 
     def encode_text(
-        self, word_ids: Int64[Tensor, "clip word"], word_padding: Bool[Tensor, "clip word"]
+        self, input_ids: Int64[Tensor, "clip word"], padding_mask: Bool[Tensor, "clip word"]
     ) -> Float[Tensor, "clip word dim"]:
-        """Words ready for the decoder; `word_padding` True marks fill. Paper: e_L + t_L of Eq. 2."""
-        return self.text_projection(self.text_encoder(word_ids, word_padding)) + self.tokens.weight[1]
+        """Words ready for the decoder; `padding_mask` True marks fill. Paper: e_L + t_L of Eq. 2."""
+        return self.text_projection(self.text_encoder(input_ids, padding_mask)) + self.tokens.weight[1]
 
     def decode(
         self,
         video: Float[Tensor, "clip region dim"] | None,
         text: Float[Tensor, "clip word dim"] | None,
-        word_padding: Bool[Tensor, "clip word"] | None = None,
+        padding_mask: Bool[Tensor, "clip word"] | None = None,
     ) -> DecoderOutput:
         """Both modalities, or one alone, seen together behind [CLS]. Paper: Eq. 2."""
         given = [part for part in (text, video) if part is not None]
@@ -110,9 +110,9 @@ class EViLMModel(nn.Module):
         num_words = 0 if text is None else text.shape[1]
         states = torch.cat([cls, *(part.to(cls.dtype) for part in given)], dim=1)
         padding = None
-        if text is not None and word_padding is not None:
+        if text is not None and padding_mask is not None:
             padding = torch.zeros(states.shape[:2], dtype=torch.bool, device=states.device)
-            padding[:, 1 : 1 + num_words] = word_padding
+            padding[:, 1 : 1 + num_words] = padding_mask
         states = self.decoder(states, padding)
         return DecoderOutput(states[:, 0], states[:, 1 : 1 + num_words], states[:, 1 + num_words :])
 
@@ -121,11 +121,11 @@ class EViLMModel(nn.Module):
         return self.match_head(cls)
 
     def mlm_logits(self, words: Float[Tensor, "*words dim"]) -> Float[Tensor, "*words vocab"]:
-        """Scores over the vocabulary; pass the hidden words' states only, it is a big product."""
+        """Scores over the vocabulary; pass the masked words' states only, it is a big product."""
         return self.mlm_head(words, self.text_encoder.word_table)
 
     def mvm_logits(self, regions: Float[Tensor, "*regions dim"]) -> Float[Tensor, "*regions num_codes"]:
-        """Scores over the codes; pass the hidden regions' states only, it is a big product."""
+        """Scores over the codes; pass the masked regions' states only, it is a big product."""
         return self.mvm_head(regions)
 
     def use_explicit_attention(self, explicit: bool = True) -> None:

@@ -40,15 +40,17 @@ def tokenizer_fingerprints(uri: str, name: str) -> dict[str, str]:
         CheckpointError: no tokenizer is there, or it is damaged.
     """
     tokenizer = VideoTokenizer.from_pretrained(uri)
-    prints = {name: tokenizer.fingerprint()}  # the one by which the run that made it is found; covers what codes need
+    fingerprints = {
+        name: tokenizer.fingerprint()
+    }  # the one by which the run that made it is found; covers what codes need
     if tokenizer.decoder is not None:
         weights = pretrained.weight_bytes(tokenizer.decoder.state_dict())
-        prints[f"{name}_decoder"] = hashlib.sha256(weights).hexdigest()[:16]
-    return prints
+        fingerprints[f"{name}_decoder"] = hashlib.sha256(weights).hexdigest()[:16]
+    return fingerprints
 
 
 def read_objectives(model: str) -> tuple[ObjectivesConfig, str]:
-    """How regions were hidden in pre-training, and of which tokenizer the codes were; defaults where nobody says."""
+    """How regions were masked in pre-training, and of which tokenizer the codes were; defaults where nobody says."""
     place = storage.join(model, OBJECTIVES_FILE)
     if not storage.exists(place):
         return validate(ObjectivesConfig, {}), ""

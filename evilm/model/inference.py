@@ -41,7 +41,7 @@ class Texts:
     words: Float[Tensor, "caption word dim"]
     padding: Bool[Tensor, "caption word"]
     """True marks the fill behind a caption."""
-    word_ids: Int64[Tensor, "caption word"]
+    input_ids: Int64[Tensor, "caption word"]
 
     def __len__(self) -> int:
         return len(self.words)
@@ -49,7 +49,7 @@ class Texts:
     def __getitem__(self, places: slice) -> "Texts":
         """Some of the captions, without the fill that all of them have."""
         longest = int((~self.padding[places]).sum(1).max()) if len(self.padding[places]) else 0
-        return Texts(*(part[places, :longest] for part in (self.words, self.padding, self.word_ids)))
+        return Texts(*(part[places, :longest] for part in (self.words, self.padding, self.input_ids)))
 
 
 class Prediction(NamedTuple):
@@ -120,12 +120,12 @@ class EViLM:
         for start in range(0, len(videos), _VIDEOS_AT_A_TIME):
             some = slice(start, start + _VIDEOS_AT_A_TIME)
             frames = torch.from_numpy(np.stack([self.preprocessor(video) for video in videos[some]]))
-            hidden = None if mask is None else torch.from_numpy(mask[some])
-            parts.append(self.student.encode_video(frames.to(self.student.device), hidden))
+            masked = None if mask is None else torch.from_numpy(mask[some])
+            parts.append(self.student.encode_video(frames.to(self.student.device), masked))
         return torch.cat(parts) if parts else torch.empty(0, self.student.config.num_regions, self.student.config.dim)
 
     def embed_texts(self, captions: Sequence[str]) -> Texts:
-        """One vector per word piece; captions over `max_words` pieces lose their end. `[MASK]` hides a piece."""
+        """One vector per word piece; captions over `max_text_len` pieces lose their end. `[MASK]` hides a piece."""
         if isinstance(captions, str):
             raise ConfigError(f"captions = {captions!r} is one caption; give a list of captions")
         return self._encode([self._word_ids(caption) for caption in captions])
@@ -161,20 +161,20 @@ class EViLM:
         texts = self._encode([self._word_ids(caption)])
         regions = None if video is None else self.embed_videos([video])
         states = self.student.decode(regions, texts.words, texts.padding).words
-        hidden = texts.word_ids == self.vocab.mask_id
-        chances = self.student.mlm_logits(states[hidden]).float().softmax(-1)
+        masked = texts.input_ids == self.vocab.mask_id
+        chances = self.student.mlm_logits(states[masked]).float().softmax(-1)
         return [[Prediction(self.vocab.pieces[i], p) for i, p in zip(*_top(row, top), strict=True)] for row in chances]
 
     @torch.inference_mode()
     def fill_regions(
         self, video: Video, caption: str, mask: Bool[np.ndarray, "frame grid grid"], top: int = 5
     ) -> list[list[Prediction]]:
-        """For each hidden region of a video, in order, the likeliest codes of the video tokenizer."""
+        """For each masked region of a video, in order, the likeliest codes of the video tokenizer."""
         texts = self.embed_texts([caption])
         regions = self.embed_videos([video], mask[None])
         states = self.student.decode(regions, texts.words, texts.padding).regions
-        hidden = torch.from_numpy(mask[None]).flatten(1).to(states.device)
-        chances = self.student.mvm_logits(states[hidden]).float().softmax(-1)
+        masked = torch.from_numpy(mask[None]).flatten(1).to(states.device)
+        chances = self.student.mvm_logits(states[masked]).float().softmax(-1)
         return [[Prediction(i, p) for i, p in zip(*_top(row, top), strict=True)] for row in chances]
 
     def _match(self, regions: Tensor, texts: Texts) -> np.ndarray:
@@ -191,24 +191,24 @@ class EViLM:
     def _encode(self, rows: Sequence[Sequence[int]]) -> Texts:
         """Words of captions given by their ids, padded to the longest."""
         longest = max((len(row) for row in rows), default=0)
-        word_ids = torch.full((len(rows), longest), self.vocab.pad_id)
-        for ids, row in zip(word_ids, rows, strict=True):
+        input_ids = torch.full((len(rows), longest), self.vocab.pad_id)
+        for ids, row in zip(input_ids, rows, strict=True):
             ids[: len(row)] = torch.tensor(row)
-        word_ids = word_ids.to(self.student.device)
-        padding = word_ids == self.vocab.pad_id
-        lots = zip(word_ids.split(_TEXTS_AT_A_TIME), padding.split(_TEXTS_AT_A_TIME), strict=True)
+        input_ids = input_ids.to(self.student.device)
+        padding = input_ids == self.vocab.pad_id
+        lots = zip(input_ids.split(_TEXTS_AT_A_TIME), padding.split(_TEXTS_AT_A_TIME), strict=True)
         words = [self.student.encode_text(*lot) for lot in lots if len(lot[0])]
         if not words:
             words = [torch.empty(0, longest, self.student.config.dim, dtype=self.student.dtype)]
-        return Texts(torch.cat(words), padding, word_ids)
+        return Texts(torch.cat(words), padding, input_ids)
 
     def _word_ids(self, caption: str) -> list[int]:
-        """Ids of a caption in which [MASK] stands for a hidden piece."""
+        """Ids of a caption in which [MASK] stands for a masked piece."""
         first, *rest = self.vocab.cut(caption.split(MASK))
         ids = list(first)
         for part in rest:
             ids += [self.vocab.mask_id, *part]
-        return [self.vocab.cls_id, *ids[: self.student.config.max_words - 2], self.vocab.sep_id]
+        return [self.vocab.cls_id, *ids[: self.student.config.max_text_len - 2], self.vocab.sep_id]
 
 
 def save_rules(place: str, vocab: Vocab, preprocessor: Preprocessor, config: EViLMConfig) -> None:
@@ -216,7 +216,7 @@ def save_rules(place: str, vocab: Vocab, preprocessor: Preprocessor, config: EVi
     vocab.save(storage.join(place, VOCAB))
     # With this, transformers' BertTokenizer loads the vocabulary folder and cuts captions alike.
     rules = {"tokenizer_class": "BertTokenizer", "do_lower_case": True, "strip_accents": None}
-    rules |= {"model_max_length": config.max_words}
+    rules |= {"model_max_length": config.max_text_len}
     storage.write_json(storage.join(place, VOCAB, "tokenizer_config.json"), rules)
     preprocessor.save(place, config)
 

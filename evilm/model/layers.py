@@ -107,7 +107,7 @@ class PixelNorm(nn.Module):
         """Frames as decoded, uint8 0-255. Pixels under the mask become 0 (black) before normalisation.
 
         Frames of another size are resized with antialiasing. The mask is then applied before and after, so that no
-        hidden pixel bleeds into a visible region. Paper: Sec. 3.4; "zero-value pixels" read as in VIOLET.
+        masked pixel bleeds into a visible region. Paper: Sec. 3.4; "zero-value pixels" read as in VIOLET.
         """
         pixels = frames.to(self.mean.device, non_blocking=True).flatten(0, 1).permute(0, 3, 1, 2).float()
         if mask is not None:

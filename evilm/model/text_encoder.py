@@ -35,7 +35,7 @@ class TextEncoder(nn.Module):
         return self.bert.embeddings.word_embeddings.weight
 
     def forward(
-        self, word_ids: Int64[Tensor, "clip word"], padding: Bool[Tensor, "clip word"]
+        self, input_ids: Int64[Tensor, "clip word"], padding: Bool[Tensor, "clip word"]
     ) -> Float[Tensor, "clip word text_dim"]:
         """One vector per word; `padding` True marks the fill behind a caption."""
         visible = ~padding
@@ -43,4 +43,4 @@ class TextEncoder(nn.Module):
             # A finished mask is taken as it is; given one row per caption, transformers would ask the device whether
             # there is any padding, and wait for the answer.
             visible = visible[:, None, None, :].expand(-1, 1, padding.shape[1], -1)
-        return self.bert(input_ids=word_ids, attention_mask=visible).last_hidden_state
+        return self.bert(input_ids=input_ids, attention_mask=visible).last_hidden_state

@@ -1,6 +1,6 @@
 """Pre-training, Eq. 8: masked language modelling, video-text matching, masked video modelling in one step.
 
-The student encodes each clip once and each caption once. The matched pair (hidden regions, hidden words) serves all
+The student encodes each clip once and each caption once. The matched pair (masked regions, masked words) serves all
 three objectives; the mismatched pair, the same video encoding with another clip's caption, serves matching alone.
 """
 
@@ -45,8 +45,8 @@ class PretrainObjective(Objective):
         student = self.student
         frames = batch.frames if batch.jitter is None else jitter_colours(batch.frames, batch.jitter)
         video = student.encode_video(frames, batch.mask)
-        text = student.encode_text(batch.word_ids, batch.word_padding)
-        matched = student.decode(video, text, batch.word_padding)
+        text = student.encode_text(batch.input_ids, batch.padding_mask)
+        matched = student.decode(video, text, batch.padding_mask)
         losses: dict[str, LossSum] = {}
         if "mlm" in self.weights:
             states, targets = _pick(matched.words, batch.mlm_positions), batch.word_targets.flatten()
@@ -59,7 +59,7 @@ class PretrainObjective(Objective):
         return losses
 
     def counts(self, batch: PretrainBatch) -> dict[str, int]:
-        """Hidden words, pairs, and hidden regions of a batch."""
+        """Masked words, pairs, and masked regions of a batch."""
         counts = {
             "mlm": len(batch.mlm_positions),
             "vtm": len(batch.frames) + len(batch.negative_of),
@@ -98,7 +98,7 @@ class PretrainScores:
         self._sums: Tensor | None = None  # (loss, total and correct), float64, on the device
         self._match: Tensor | None = None  # comparisons won, comparisons
         self._num_codes = objective.student.config.num_codes
-        self._targets = np.zeros((2, self._num_codes), dtype=np.int64)  # all regions, hidden regions
+        self._targets = np.zeros((2, self._num_codes), dtype=np.int64)  # all regions, masked regions
 
     def add(self, batch: PretrainBatch, device: torch.device) -> None:
         """Score one batch."""
@@ -135,10 +135,10 @@ class PretrainScores:
             metrics[f"{name}_accuracy"] = correct / max(1.0, count)
         weights = self._objective.weights
         loss = sum(weight * metrics[f"{name}_loss"] for name, weight in weights.items())
-        everywhere, hidden = np.sum([state["targets"] for state in states], axis=0)
+        everywhere, masked = np.sum([state["targets"] for state in states], axis=0)
         codes = {
             "code_usage": float((everywhere > 0).mean()),
-            "mvm_most_frequent": float(hidden.max() / max(1, hidden.sum())),
+            "mvm_most_frequent": float(masked.max() / max(1, masked.sum())),
         }
         won, compared = np.sum([state["match"] for state in states], axis=0)
         matched = {"match_auc": float(won / compared)} if compared else {}
@@ -154,10 +154,10 @@ def match_wins(student: EViLMModel, batch: PretrainBatch, pool_clips: int) -> Fl
         ratio does not depend on the size of pools.
     """
     found = torch.zeros(2, dtype=torch.float64, device=batch.frames.device)
-    word_ids = torch.where(batch.word_targets != IGNORE, batch.word_targets, batch.word_ids)
+    input_ids = torch.where(batch.word_targets != IGNORE, batch.word_targets, batch.input_ids)
     for start in range(0, len(batch.frames), pool_clips):
         pool = slice(start, start + pool_clips)
-        words, padding = word_ids[pool], batch.word_padding[pool]
+        words, padding = input_ids[pool], batch.padding_mask[pool]
         videos, texts = student.encode_video(batch.frames[pool]), student.encode_text(words, padding)
         rows = []
         for video in videos:

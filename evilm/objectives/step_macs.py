@@ -43,7 +43,7 @@ def work_of(
 def step_macs(student: EViLMModel, objectives: ObjectivesConfig, num_words: int) -> tuple[float, float]:
     """Forward MACs of one clip in a step, those of the video encoder and all else.
 
-    The video is encoded once; matching takes a second caption and a second pass through the decoder. Heads see hidden
+    The video is encoded once; matching takes a second caption and a second pass through the decoder. Heads see masked
     words and regions alone.
     """
     config, parts = student.config, cost.macs(student, num_words)
@@ -52,8 +52,8 @@ def step_macs(student: EViLMModel, objectives: ObjectivesConfig, num_words: int)
     if objectives.vtm_weight:
         other += passes * parts["pooler + matching head"]
     if objectives.mlm_weight:
-        hidden_words = max(1.0, objectives.mlm_ratio * (num_words - 2))  # [CLS] and [SEP] are never hidden
-        other += hidden_words * (config.dim * config.text_dim + config.text_dim * config.vocab_size)
+        masked_words = max(1.0, objectives.mlm_ratio * (num_words - 2))  # [CLS] and [SEP] are never masked
+        other += masked_words * (config.dim * config.text_dim + config.text_dim * config.vocab_size)
     if objectives.mvm_weight:
         hidden_regions = config.num_frames * num_masked(config.grid**2, objectives.mask_ratio)
         other += hidden_regions * (config.dim**2 + config.dim * config.num_codes)

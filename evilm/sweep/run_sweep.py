@@ -11,7 +11,7 @@ from typing import Any
 
 from evilm.config.base import fingerprint
 from evilm.config.secrets import public_uri
-from evilm.config.stages import DOORS, Pretrain, Sweep
+from evilm.config.stages import STAGES, Pretrain, Sweep
 from evilm.config.sweep_space import Space, read_space
 from evilm.errors import ConfigError, UsageError
 from evilm.io import storage
@@ -42,8 +42,8 @@ def sweep(config: Sweep) -> dict[str, Any]:
     """
     if not config.space:
         raise UsageError("--space is missing: the path of a YAML file like `optim.lr: [1e-4, 3e-4]`")
-    door = next(name for name, kind in DOORS.items() if kind is type(config))
-    out = storage.absolute(config.out or storage.join(config.root, door))
+    stage = next(name for name, kind in STAGES.items() if kind is type(config))
+    out = storage.absolute(config.out or storage.join(config.root, stage))
     space = read_space(config.space, config.values)
     plan = make_plan(config, space, out)
     inputs = {"plan": _fingerprint(config, space)}
@@ -52,28 +52,28 @@ def sweep(config: Sweep) -> dict[str, Any]:
             logger.info("%s is finished, reused\n%s", out, output.done.get("table", ""))
             return output.done | {"reused": True}
         output.extend()
-        return output.close(_run(config, door, space, plan, output))
+        return output.close(_run(config, stage, space, plan, output))
 
 
-def _run(config: Sweep, door: str, space: Space, plan: Any, output: Output) -> dict[str, Any]:
+def _run(config: Sweep, stage: str, space: Space, plan: Any, output: Output) -> dict[str, Any]:
     """Run the trials; the summary."""
     began, out = time.monotonic(), output.out
     from evilm.sweep.search import SearchJob, count_slots, make_job, run_search
     from evilm.tracking.mlflow_run import end_run
 
     slots = count_slots(config.base, config.concurrent)
-    run, parent = _parent(config, door, out, space)
+    run, parent = _parent(config, stage, out, space)
     try:
         shared = SharedInputs(config.base, out, run.uri if run else "")
 
         def prepare(trial: Trial) -> SearchJob:
             ground = shared.ground(trial.values)
-            settings = trial_config(config, trial, ground, door, run.uri if run else "", parent)
+            settings = trial_config(config, trial, ground, stage, run.uri if run else "", parent)
             return make_job(config, trial, settings, ground.steps_per_epoch(settings))
 
         logger.info("%d trial(s) at a time", slots)
         tried = run_search(config, plan, out, prepare, slots)
-        summary = _conclude(config, door, out, tried, shared, prepare)
+        summary = _conclude(config, stage, out, tried, shared, prepare)
     except KeyboardInterrupt:
         end_run(run, "KILLED")
         raise
@@ -86,7 +86,7 @@ def _run(config: Sweep, door: str, space: Space, plan: Any, output: Output) -> d
 
 
 def trial_config(
-    config: Sweep, trial: Trial, ground: SharedPlaces, door: str = "", uri: str = "", parent: str = ""
+    config: Sweep, trial: Trial, ground: SharedPlaces, stage: str = "", uri: str = "", parent: str = ""
 ) -> Pretrain:
     """The pre-training of a trial: what all have in common, its values, its seed, and where it stands and goes."""
     base, inputs = config.base.override(trial.values), ground.inputs
@@ -97,7 +97,7 @@ def trial_config(
         }
     )
     tracking = base.tracking.model_copy(
-        update={"uri": uri, "parent": parent, "experiment": door, "run_name": trial.name, "log_model": False}
+        update={"uri": uri, "parent": parent, "experiment": stage, "run_name": trial.name, "log_model": False}
         | ({} if uri else {"enabled": False})
     )
     places = dataclasses.asdict(inputs) | {"out": trial.out}
@@ -113,7 +113,7 @@ def _fingerprint(config: Sweep, space: Space) -> str:
 
 
 def _conclude(
-    config: Sweep, door: str, out: str, tried: Sequence[Tried], shared: SharedInputs, prepare: Any
+    config: Sweep, stage: str, out: str, tried: Sequence[Tried], shared: SharedInputs, prepare: Any
 ) -> dict[str, Any]:
     """Write table, figure and preset."""
     from evilm.sweep.sweep_figure import draw_sweep
@@ -129,7 +129,7 @@ def _conclude(
     storage.write_bytes(storage.join(out, FIGURE), draw_sweep(ranked, config.score))
     first = best.tried[0].trial
     places = dataclasses.asdict(shared.ground(first.values).inputs)
-    preset = best_preset(prepare(first).settings, door, best, places)
+    preset = best_preset(prepare(first).settings, stage, best, places)
     storage.write_bytes(storage.join(out, BEST), preset.encode())
     states = [t.outcome.state for t in tried]
     return {
@@ -185,12 +185,12 @@ def _warn_of_guessing(best: Setting, val_clips: int) -> None:
         )
 
 
-def _parent(config: Sweep, door: str, out: str, space: Space) -> tuple[Any, str]:
+def _parent(config: Sweep, stage: str, out: str, space: Space) -> tuple[Any, str]:
     """The sweep's own MLflow run, which holds the space, and its id; None and '' where nothing is tracked."""
     from evilm.tracking.lineage import RUN_FILE
     from evilm.tracking.mlflow_run import describe_run, ensure_run, suppress_tracking_errors
 
-    run = describe_run(config, door, out, {})
+    run = describe_run(config, stage, out, {})
     if run is None:
         return None, ""
     axes = {f"space.{name}": str(axis)[:500] for name, axis in space.items()}

@@ -107,10 +107,10 @@ class Proposed:
         self._optuna, self._config = optuna, config
         self._place = storage.join(out, _PROPOSALS)
         kept = storage.read_json(self._place) if storage.exists(self._place) else {}
-        print_ = fingerprint([repr(sorted(space.items())), config.search_seed, config.score])
-        before = list(kept.get("values", [])) if kept.get("space") == print_ else []
+        fingerprint_ = fingerprint([repr(sorted(space.items())), config.search_seed, config.score])
+        before = list(kept.get("values", [])) if kept.get("space") == fingerprint_ else []
         self._kept: list[dict[str, Any]] = list({self._print(values): values for values in before}.values())
-        self._space = print_
+        self._space = fingerprint_
         self._study = optuna.create_study(direction="minimize" if config.score.endswith("loss") else "maximize")
         self._distributions = {name: self._distribution(axis) for name, axis in space.items()}
         self._asked: list[Any] = []

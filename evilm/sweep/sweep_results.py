@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from evilm.config.stages import DOORS, Pretrain, Upstream
+from evilm.config.stages import STAGES, Pretrain, Upstream
 from evilm.io.text_table import number_as_text, text_table
 from evilm.sweep.trial_folder import Trial, TrialOutcome, mode_of
 
@@ -147,12 +147,12 @@ def results_json(settings: Sequence[Setting], score: str) -> dict[str, Any]:
     }
 
 
-def best_preset(config: Pretrain, door: str, setting: Setting, given: dict[str, Any]) -> str:
-    """The best setting as a preset: the settings of its first trial, and those of the doors before it.
+def best_preset(config: Pretrain, stage: str, setting: Setting, given: dict[str, Any]) -> str:
+    """The best setting as a preset: the settings of its first trial, and those of the commands before it.
 
     Args:
         config: a trial of the setting.
-        door: the sweep's.
+        command: the sweep's.
         setting: the best.
         given: places of what the trials stood on.
     """
@@ -169,12 +169,12 @@ def best_preset(config: Pretrain, door: str, setting: Setting, given: dict[str, 
     score = "no score" if setting.mean is None else f"{setting.score_name} {setting.mean:.4f}{spread}"
     flags = " ".join(f"--{name} {place}" for name, place in given.items())
     head = (
-        f"# Best of tune/{door}.py: {values}; {score} over {len(setting.scores)} seed(s).\n"
+        f"# Best of tune/{stage}.py: {values}; {score} over {len(setting.scores)} seed(s).\n"
         f"# The length is a trial's ({config.schedule.epochs} epochs); more with --schedule.epochs.\n"
         "# Again on what the trials stood on:\n"
         f"#   python pipelines/pretrain.py --preset best.yaml {flags} --out OUT\n"
     )
-    sections = {name: sections[name] for name in DOORS if sections.get(name)}
+    sections = {name: sections[name] for name in STAGES if sections.get(name)}
     return head + yaml.safe_dump(sections | {"pretrain": data}, sort_keys=False)
 
 

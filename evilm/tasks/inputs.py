@@ -1,4 +1,4 @@
-"""What pre-training needs and nobody named: looked for under the root, built by the other doors' own functions."""
+"""What pre-training needs and nobody named: looked for under the root, built by the other commands' own functions."""
 
 import logging
 import os
@@ -78,14 +78,14 @@ def build_data(config: Pretrain) -> tuple[str, str]:
     return storage.absolute(frames), storage.absolute(vocab)
 
 
-def _run_stage(caller: Pretrain, door: str, function: Any, settings: Any, **places: Any) -> dict[str, Any]:
-    """One upstream door with its places filled in; tracked as if it had been called by itself."""
+def _run_stage(caller: Pretrain, stage: str, function: Any, settings: Any, **places: Any) -> dict[str, Any]:
+    """One upstream command with its places filled in; tracked as if it had been called by itself."""
     config = settings.model_copy(update=places | {"take_over": caller.take_over})
     try:
-        summary = function(config) if door == "train_tokenizer" else track(door, function, config)
+        summary = function(config) if stage == "train_tokenizer" else track(stage, function, config)
     except ConfigError as error:
         raise ConfigError(
-            f"{door}, to build {places['out']}: {error} (here its flags begin with --build.{door.replace('_', '-')}.)"
+            f"{stage}, to build {places['out']}: {error} (here its flags begin with --build.{stage.replace('_', '-')}.)"
         ) from None
-    logger.info("%s: %s in %s", door, "reused" if summary.get("reused") else "made", summary.get("out", places["out"]))
+    logger.info("%s: %s in %s", stage, "reused" if summary.get("reused") else "made", summary.get("out", places["out"]))
     return summary

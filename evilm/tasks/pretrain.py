@@ -52,22 +52,22 @@ def pretrain(config: Pretrain) -> dict[str, Any]:
     places = {"frames": inputs.frames, "codes": codes.uri, "vocab": inputs.vocab, "tokenizer": inputs.tokenizer}
     config = config.model_copy(update={**places, "out": out, "init": config.init and storage.absolute(config.init)})
     vocab = Vocab.load(config.vocab)
-    prints = {"frames": frames.fingerprint, "codes": codes.fingerprint, "vocab": vocab.fingerprint}
-    prints["tokenizer"] = codes.tokenizer
+    fingerprints = {"frames": frames.fingerprint, "codes": codes.fingerprint, "vocab": vocab.fingerprint}
+    fingerprints["tokenizer"] = codes.tokenizer
     from evilm.model.identity import model_fingerprint
     from evilm.model.inference import EViLM
     from evilm.tracking.model_card import write_card
     from evilm.tracking.pyfunc_model import publish
     from evilm.train.launch import catch_up
 
-    prints |= {"init": model_fingerprint(config.init)} if config.init else {}
+    fingerprints |= {"init": model_fingerprint(config.init)} if config.init else {}
     started: dict[str, Any] = {}
 
     def describe() -> dict[str, Any]:
-        return {"out": out, "inputs": prints, "clips": frames.splits} | started | _made(out)
+        return {"out": out, "inputs": fingerprints, "clips": frames.splits} | started | _made(out)
 
     task = "evilm.tasks.pretrain:build_task"
-    training = TrainingRun(config, "pretrain", task, out, prints, EViLM.from_pretrained, describe)
+    training = TrainingRun(config, "pretrain", task, out, fingerprints, EViLM.from_pretrained, describe)
     with training.open(frames) as output:
         done = output.done
         if done and training.is_published(done):
@@ -173,20 +173,20 @@ class PretrainTask:
         init, codes = self.settings.init, self._codes.tokenizer
         return start_model(self.arch, init, self._vocab, codes) if init else (EViLMModel(self.arch), None)
 
-    def train_feed(self, rank: int, world: int) -> DataLoader:
+    def train_loader(self, rank: int, world: int) -> DataLoader:
         """Frames, codes, masks and negatives of the train split."""
-        schedule, threads = self.settings.schedule, self.settings.cluster.num_feed_threads
+        schedule, threads = self.settings.schedule, self.settings.cluster.num_loader_threads
         pairs, side, looks = self._pairs("train"), self._side("train"), self._looks()
         return training_loader(pairs, schedule, self._collate(), rank, world, looks, threads, side)
 
-    def eval_feed(self, rank: int, world: int) -> DataLoader | None:
+    def eval_loader(self, rank: int, world: int) -> DataLoader | None:
         """The same of the val split, each clip once and always masked the same way."""
         return self._evaluation("val", self.settings.schedule, rank, world, self.settings.micro_batch)
 
     def _evaluation(
         self, split: str, schedule: ScheduleConfig, rank: int, world: int, micro_batch: int
     ) -> DataLoader | None:
-        pairs, threads = self._pairs(split), self.settings.cluster.num_feed_threads
+        pairs, threads = self._pairs(split), self.settings.cluster.num_loader_threads
         if not pairs:
             return None
         side, looks = self._side(split), self._looks()
@@ -198,8 +198,8 @@ class PretrainTask:
         few = schedule.model_copy(update={"eval_clips": NUM_CLIPS, "eval_pool_clips": 0})
 
         def batch() -> PretrainBatch | None:
-            feed = self._evaluation("val" if self._pairs("val") else "train", few, 0, 1, NUM_CLIPS)
-            return next(iter(feed.batches(0, 1)), None) if feed else None
+            loader = self._evaluation("val" if self._pairs("val") else "train", few, 0, 1, NUM_CLIPS)
+            return next(iter(loader.batches(0, 1)), None) if loader else None
 
         return PanelLog(settings.out, schedule.panel_every_steps, self._vocab, settings.tokenizer, batch, tracked)
 
@@ -207,7 +207,7 @@ class PretrainTask:
         """Count those of the student on captions of usual length."""
         from evilm.objectives.step_macs import step_macs
 
-        return sum(step_macs(objective.student, self.settings.objectives, min(_USUAL_WORDS, self.arch.max_words)))
+        return sum(step_macs(objective.student, self.settings.objectives, min(_USUAL_WORDS, self.arch.max_text_len)))
 
     def describe(self, folder: str, objective: Any) -> None:
         """Write settings, vocabulary and preprocessing, and how regions were masked."""
@@ -245,7 +245,7 @@ class PretrainTask:
         return PretrainCollate(
             self._vocab,
             schedule.seed,
-            self.arch.max_words,
+            self.arch.max_text_len,
             self.arch.grid,
             objectives.mlm_ratio,
             objectives.mask_ratio,

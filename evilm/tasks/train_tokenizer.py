@@ -120,18 +120,22 @@ class TokenizerTask:
         init = self.settings.init
         return start_tokenizer(self.arch, init, self._vocab) if init else (VideoTokenizer(self.arch), None)
 
-    def train_feed(self, rank: int, world: int) -> DataLoader:
+    def train_loader(self, rank: int, world: int) -> DataLoader:
         """Frames and caption words of the train split."""
-        schedule, threads = self.settings.schedule, self.settings.cluster.num_feed_threads
+        schedule, threads = self.settings.schedule, self.settings.cluster.num_loader_threads
         collate, looks, side = TokenizerCollate(self._vocab), self._looks(), open_side(self._frames, "train")
         return training_loader(self._pairs("train"), schedule, collate, rank, world, looks, threads, side)
 
-    def eval_feed(self, rank: int, world: int) -> DataLoader | None:
+    def eval_loader(self, rank: int, world: int) -> DataLoader | None:
         """The same of the val split, each clip once."""
         settings, pairs = self.settings, self._pairs("val")
         if not pairs:
             return None
-        schedule, threads, collate = settings.schedule, settings.cluster.num_feed_threads, TokenizerCollate(self._vocab)
+        schedule, threads, collate = (
+            settings.schedule,
+            settings.cluster.num_loader_threads,
+            TokenizerCollate(self._vocab),
+        )
         looks, side = self._looks(), open_side(self._frames, "val")
         return evaluation_loader(pairs, schedule, collate, rank, world, settings.micro_batch, looks, threads, side)
 

@@ -92,27 +92,27 @@ class Vocab:
         settings = SETTINGS | {"num_words": self.size, "fingerprint": self.fingerprint}
         storage.write_json(storage.join(str(uri), _JSON), settings)
 
-    def encode(self, caption: str, max_words: int = 40) -> list[int]:
-        """[CLS] pieces [SEP], at most `max_words` ids in all; a caption that is too long loses its end, never [SEP]."""
-        return self._framed(self.cut([caption])[0], max_words)
+    def encode(self, caption: str, max_text_len: int = 40) -> list[int]:
+        """Return [CLS] pieces [SEP], at most `max_text_len` ids; a caption that is too long loses its end, never [SEP]."""
+        return self._framed(self.cut([caption])[0], max_text_len)
 
     def encode_batch(
-        self, captions: Sequence[str], max_words: int = 40
+        self, captions: Sequence[str], max_text_len: int = 40
     ) -> tuple[Int64[np.ndarray, "caption word"], Int64[np.ndarray, "caption"]]:
         """Ids of many captions, padded with [PAD] to the longest, and the length of each ([CLS] and [SEP] counted)."""
-        rows = [self._framed(ids, max_words) for ids in self.cut(captions)]
+        rows = [self._framed(ids, max_text_len) for ids in self.cut(captions)]
         lengths = np.array([len(row) for row in rows], dtype=np.int64)
-        word_ids = np.full((len(rows), int(lengths.max(initial=0))), self.pad_id, dtype=np.int64)
-        for row, ids in zip(word_ids, rows, strict=True):
+        input_ids = np.full((len(rows), int(lengths.max(initial=0))), self.pad_id, dtype=np.int64)
+        for row, ids in zip(input_ids, rows, strict=True):
             row[: len(ids)] = ids
-        return word_ids, lengths
+        return input_ids, lengths
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of ids: pieces joined to words; [PAD], [CLS] and [SEP] left out, [UNK] and [MASK] shown."""
-        hidden = {self.pad_id, self.cls_id, self.sep_id}
+        masked = {self.pad_id, self.cls_id, self.sep_id}
         words: list[str] = []
         for index in ids:
-            if index in hidden:
+            if index in masked:
                 continue
             piece = self.pieces[index]
             if piece.startswith("##") and len(piece) > 2 and words:
@@ -141,9 +141,9 @@ class Vocab:
         """Length of each caption uncut, [CLS] and [SEP] counted."""
         return np.array([len(ids) + 2 for ids in self.cut(captions)], dtype=np.int64)
 
-    def is_truncated(self, caption: str, max_words: int = 40) -> bool:
+    def is_truncated(self, caption: str, max_text_len: int = 40) -> bool:
         """Whether `encode` cuts this caption."""
-        return int(self.num_words([caption])[0]) > max_words
+        return int(self.num_words([caption])[0]) > max_text_len
 
     def count_pieces(self, captions: Sequence[str]) -> Int64[np.ndarray, "vocab"]:
         """How often each entry is used by the captions, uncut, [CLS] and [SEP] not counted."""
@@ -156,10 +156,10 @@ class Vocab:
         """Ids of each caption, uncut, without [CLS] and [SEP]."""
         return [encoding.ids for encoding in self._encode(captions)]
 
-    def _framed(self, ids: list[int], max_words: int) -> list[int]:
-        if max_words < 2:
-            raise VocabError(f"max_words = {max_words} leaves no room for [CLS] and [SEP]; use at least 3")
-        return [self.cls_id, *ids[: max_words - 2], self.sep_id]
+    def _framed(self, ids: list[int], max_text_len: int) -> list[int]:
+        if max_text_len < 2:
+            raise VocabError(f"max_text_len = {max_text_len} leaves no room for [CLS] and [SEP]; use at least 3")
+        return [self.cls_id, *ids[: max_text_len - 2], self.sep_id]
 
     def _encode(self, captions: Sequence[str]) -> list[Encoding]:
         return self._tokenizer.encode_batch_fast(clean(captions), add_special_tokens=False)

@@ -24,7 +24,7 @@ from evilm.text.vocab import SPECIALS, UNK, Vocab, clean, piece_tokenizer, read_
 
 logger = logging.getLogger(__name__)
 
-_MAX_WORDS: int = EViLMConfig.model_fields["max_words"].default
+_MAX_WORDS: int = EViLMConfig.model_fields["max_text_len"].default
 _BLOCK = 10_000
 
 
@@ -91,7 +91,7 @@ def describe(vocab: Vocab, captions: Sequence[str]) -> dict[str, Any]:
         "words_mean": round(float(length.mean()), 3),
         "words_max": int(length.max()),
         "truncated_ratio": float((length > _MAX_WORDS).mean()),
-        "max_words": _MAX_WORDS,
+        "max_text_len": _MAX_WORDS,
         "fingerprint": vocab.fingerprint,
     }
 

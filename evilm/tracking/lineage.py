@@ -1,4 +1,4 @@
-"""How the MLflow runs of all doors hang together, in words and links: tags to filter by, and a description in Markdown.
+"""Link the MLflow runs of all commands: tags to filter by, and a description in Markdown.
 
 A run says what it made (`evilm.made`) and what from (`evilm.input.<name>`), by fingerprint. Whoever made an input is
 found by these in the same store, and named in `evilm.from.<name>` and, as a link, in the description.
@@ -37,16 +37,16 @@ class Source:
         return f"[{self.name}](#/experiments/{self.experiment_id}/runs/{self.run_id})"
 
 
-def identity_tags(config: StageConfig, door: str, out: str, inputs: Mapping[str, str]) -> dict[str, str]:
-    """What a run is filtered by: door, place, root folder, preset, version, and the fingerprint of each input."""
+def identity_tags(config: StageConfig, stage: str, out: str, inputs: Mapping[str, str]) -> dict[str, str]:
+    """What a run is filtered by: command, place, root folder, preset, version, and the fingerprint of each input."""
     import evilm
 
     tags = {
-        "evilm.door": door,
+        "evilm.stage": stage,
         "evilm.out": out,
         "evilm.root": root_of(out),
         "evilm.version": evilm.__version__,
-        "mlflow.source.name": f"{type(config).folder}/{door}.py",
+        "mlflow.source.name": f"{type(config).folder}/{stage}.py",
         "mlflow.source.type": "PROJECT",
     }
     if config.preset:
@@ -70,23 +70,23 @@ def find_sources(client: Any, uri: str, inputs: Mapping[str, tuple[str, str]]) -
     """
     experiments = [experiment.experiment_id for experiment in client.search_experiments()]
     found = {}
-    for name, (print_, place) in inputs.items():
-        source = _by_fingerprint(client, experiments, print_) or _by_place(client, uri, place)
+    for name, (fingerprint_, place) in inputs.items():
+        source = _by_fingerprint(client, experiments, fingerprint_) or _by_place(client, uri, place)
         if source:
             found[name] = source
     return found
 
 
-def _by_fingerprint(client: Any, experiments: list[str], print_: str) -> Source | None:
-    if not print_ or not experiments or any(sign in print_ for sign in _QUOTE_BREAKS):
+def _by_fingerprint(client: Any, experiments: list[str], fingerprint_: str) -> Source | None:
+    if not fingerprint_ or not experiments or any(sign in fingerprint_ for sign in _QUOTE_BREAKS):
         return None
-    wanted = f"tags.`{MADE}` = '{print_}'"
+    wanted = f"tags.`{MADE}` = '{fingerprint_}'"
     runs = client.search_runs(experiments, wanted, max_results=1, order_by=["attributes.start_time DESC"])
     return _source(runs[0]) if runs else None
 
 
 def _by_place(client: Any, uri: str, place: str) -> Source | None:
-    """By the note that a door leaves in the folder of its output: for manifests, which are files in such a folder."""
+    """Find it by the note that a command leaves in its output folder: for manifests, which are files in such a folder."""
     if not place or any(sign in place for sign in ",*?"):
         return None
     for folder in (place, place.rpartition("/")[0]):
@@ -103,11 +103,11 @@ def _source(run: Any) -> Source:
     return Source(str(run.info.run_id), str(run.info.experiment_id), str(run.info.run_name))
 
 
-def describe_experiment(config: StageConfig, door: str) -> str:
-    """Markdown above the runs of one door."""
+def describe_experiment(config: StageConfig, stage: str) -> str:
+    """Markdown above the runs of one command."""
     about = inspect.cleandoc(type(config).__doc__ or "")
     return (
-        f"{about}\n\nOne run for each output folder of `{type(config).folder}/{door}.py`; a restart continues its run. "
+        f"{about}\n\nOne run for each output folder of `{type(config).folder}/{stage}.py`; a restart continues its run. "
         "Filter with `tags.evilm.root = 'demo'`, ``tags.`evilm.input.frames` = '<fingerprint>'``, "
         "``metrics.`summary/val.loss` < 10``."
     )
@@ -123,18 +123,18 @@ def write_note(
     """A run's description in Markdown: what it is, what it was made from (with links), what came out.
 
     Args:
-        about: what the door does.
+        about: what the command does.
         out: output folder.
         inputs: fingerprint and place of each input.
         sources: runs that made them.
-        summary: the door's summary; empty while it runs.
+        summary: the command's summary; empty while it runs.
     """
     made = summary.get("fingerprint")
     lines = [about, "", f"Output: `{out}`" + (f", fingerprint `{made}`" if made else "")]
     rows = [
-        f"| {name} | `{print_}` | {sources[name].link if name in sources else ''} | {f'`{place}`' if place else ''} |"
-        for name, (print_, place) in inputs.items()
-        if print_
+        f"| {name} | `{digest}` | {sources[name].link if name in sources else ''} | {f'`{place}`' if place else ''} |"
+        for name, (digest, place) in inputs.items()
+        if digest
     ]
     if rows:
         lines += ["", "### Made from", "", "| input | fingerprint | run | place |", "|---|---|---|---|", *rows]

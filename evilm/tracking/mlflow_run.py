@@ -1,4 +1,4 @@
-"""The MLflow run of a door: made once for each output folder, continued by a restart, closed with its summary.
+"""The MLflow run of a command: made once for each output folder, continued by a restart, closed with its summary.
 
 The driver makes it, rank 0 of a training appends to it (`recorder`), the driver closes it with figures and the resolved
 settings. Whatever can't be done because no server answers is a warning, and is made up for by whoever comes next: rank
@@ -66,7 +66,7 @@ class TrackedRun:
     inputs: dict[str, tuple[str, str]]
     """Fingerprint and place of each input by name; a place that is not known is ''."""
     about: str = ""
-    """What its door does."""
+    """What its command does."""
     about_experiment: str = ""
     """Markdown for the experiment, if this run is its first."""
     seconds: float = 0.0
@@ -93,13 +93,13 @@ def tracking_uri(config: StageConfig, out: str) -> str:
 
 
 def describe_run(
-    config: StageConfig, door: str, out: str, inputs: dict[str, str], beside: str = ""
+    config: StageConfig, stage: str, out: str, inputs: dict[str, str], beside: str = ""
 ) -> TrackedRun | None:
     """The run of an output folder that `open_output` has claimed; None where nothing is tracked.
 
     Args:
-        config: the door's settings.
-        door: its name.
+        config: the command's settings.
+        command: its name.
         out: the output folder.
         inputs: fingerprint of each input.
         beside: the folder beside which a store of our own lies; '' is `out`.
@@ -109,20 +109,20 @@ def describe_run(
     if not uri:
         return None
     fingerprint = storage.read_json(storage.join(out, "run.json"))["fingerprint"]
-    tags = identity_tags(config, door, out, inputs) | {"evilm.root": root_of(beside)}
+    tags = identity_tags(config, stage, out, inputs) | {"evilm.root": root_of(beside)}
     if config.tracking.parent:
         tags["mlflow.parentRunId"] = config.tracking.parent
     flat = public_data(flatten(config.model_dump(mode="json", exclude={"build"})))
     return TrackedRun(
         uri=uri,
         out=out,
-        experiment=config.tracking.experiment or door,
-        name=config.tracking.run_name or "-".join(filter(None, [door, root_of(beside), fingerprint[:6]])),
+        experiment=config.tracking.experiment or stage,
+        name=config.tracking.run_name or "-".join(filter(None, [stage, root_of(beside), fingerprint[:6]])),
         tags=tags,
         params=dict(list({name: str(value)[:500] for name, value in flat.items()}.items())[:100]),
         inputs={name: (value, str(flat.get(_PLACE_OF.get(name, name), ""))) for name, value in inputs.items()},
         about=inspect.cleandoc(type(config).__doc__ or ""),
-        about_experiment=describe_experiment(config, door),
+        about_experiment=describe_experiment(config, stage),
     )
 
 
@@ -239,9 +239,9 @@ def suppress_tracking_errors(what: str) -> Iterator[None]:
         )
 
 
-def open_run(config: StageConfig, door: str, out: str, inputs: dict[str, str], beside: str = "") -> TrackedRun | None:
+def open_run(config: StageConfig, stage: str, out: str, inputs: dict[str, str], beside: str = "") -> TrackedRun | None:
     """Make or find the MLflow run of this output folder; where no server answers, whoever comes next tries again."""
-    run = describe_run(config, door, out, inputs, beside)
+    run = describe_run(config, stage, out, inputs, beside)
     if run:
         with suppress_tracking_errors("open a run"):
             ensure_run(run)

@@ -20,7 +20,7 @@ A compact video-language model, pre-trained with masked video modelling, masked 
 matching by evilm {version}, after the paper "E-ViLM: Efficient Video-Language Model via Masked Video Modeling with
 Semantic Vector-Quantized Tokenizer".
 
-{parameters:,} parameters; clips of {num_frames} frames of {input_px} x {input_px} pixels; captions of up to {max_words}
+{parameters:,} parameters; clips of {num_frames} frames of {input_px} x {input_px} pixels; captions of up to {max_text_len}
 word pieces, out of {vocab_size:,}.
 
 ```python
@@ -50,7 +50,7 @@ Clips by split: {clips}. What it was trained from, by the fingerprints in its ma
 ## Training
 
 - AdamW, learning rate {lr:g}, weight decay {weight_decay:g}, seed {seed}; {start}
-- hidden: {mask_ratio:.0%} of the regions ({mask_shape}), {mlm_ratio:.0%} of the words
+- masked: {mask_ratio:.0%} of the regions ({mask_shape}), {mlm_ratio:.0%} of the words
 - captions held against a clip in matching: {negatives}
 
 All settings are in `run.json` beside this file, or in `config.yaml` of the MLflow run.
@@ -96,7 +96,7 @@ def make_card(config: Pretrain, summary: Mapping[str, Any], about: Mapping[str, 
     return _TEXT.format(
         version=dict(about.get("versions") or {}).get("evilm", ""),
         parameters=summary.get("parameters", 0),
-        **{name: about[name] for name in ("num_frames", "input_px", "max_words", "vocab_size")},
+        **{name: about[name] for name in ("num_frames", "input_px", "max_text_len", "vocab_size")},
         evaluated=f"On {held_out:,} held-out clips of the split `val`" if held_out else _UNSEEN,
         steps=published.get("step", summary.get("steps", 0)),
         choice=choice if published.get("export") == "best" else "",

@@ -1,6 +1,6 @@
 """The qualitative panel: a picture of what the model makes of a few held-out clips, the same ones in every panel.
 
-Of each clip: its frames, what was hidden of them, the words of true and guessed codes, hidden words and guesses, and
+Of each clip: its frames, what was masked of them, the words of true and guessed codes, masked words and guesses, and
 the matching probability with its own caption and with another clip's.
 """
 
@@ -68,14 +68,14 @@ def _tally(views: Sequence[ClipView]) -> str:
 
 
 def _choose(view: ClipView, shown: int) -> list[int]:
-    """Which hidden regions are told in words: a few of each shown frame, spread evenly, the same in every panel."""
+    """Which masked regions are told in words: a few of each shown frame, spread evenly, the same in every panel."""
     frame_of = np.nonzero(view.mask)[0]
     each = max(1, _MOST_CODES // shown)
     chosen: list[int] = []
     for frame in _shown_frames(view, shown):
-        hidden = np.flatnonzero(frame_of == frame)
-        count = min(each, len(hidden))
-        chosen += [int(hidden[(2 * k + 1) * len(hidden) // (2 * count)]) for k in range(count)]
+        masked = np.flatnonzero(frame_of == frame)
+        count = min(each, len(masked))
+        chosen += [int(masked[(2 * k + 1) * len(masked) // (2 * count)]) for k in range(count)]
     return chosen
 
 
@@ -116,7 +116,7 @@ def _draw_text(pen: PanelCanvas, view: ClipView, chosen: Sequence[int], code_wor
         pen.bar("another one", view.wrong_match)
         pen.flow(view.wrong_caption.split(), 13, FAINT)
     pen.y += 4
-    pen.label("hidden regions: true code → guess")
+    pen.label("masked regions: true code → guess")
     true, guessed = ([int(codes[k]) for k in chosen] for codes in (view.codes, view.guesses))
     rows = zip(chosen, true, guessed, code_words.words(true), code_words.words(guessed), strict=True)
     top, half = pen.y, (len(chosen) + 1) // 2

@@ -1,4 +1,4 @@
-"""The canvas of the qualitative panel: text, captions with hidden words, bars, cards."""
+"""The canvas of the qualitative panel: text, captions with masked words, bars, cards."""
 
 import math
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from evilm.tracking.panel_view import HiddenWord
+from evilm.tracking.panel_view import MaskedWord
 
 MARGIN, GAP, TEXT_WIDTH = 24, 8, 760
 INK, FAINT, RIGHT, WRONG = "#111827", "#6b7280", "#15803d", "#c2410c"
@@ -32,7 +32,7 @@ class PanelCanvas:
         self.draw.text((MARGIN, self.y), title, fill=INK, font=font(20, True))
         self.draw.text((self.image.width - MARGIN, self.y + 3), tally, fill=INK, font=font(15), anchor="ra")
         self.y += 30
-        legend = "above: the clip, hidden regions outlined; below: what the model sees. Guesses: "
+        legend = "above: the clip, masked regions outlined; below: what the model sees. Guesses: "
         self.draw.text((MARGIN, self.y), legend, fill=FAINT, font=font(13))
         x = MARGIN + width_of(legend, 13)
         for text, color in (("right", RIGHT), (" or ", FAINT), ("wrong", WRONG), (", with probability", FAINT)):
@@ -61,17 +61,17 @@ class PanelCanvas:
         self.at(x + width + 10, f"{chance:.0%}", 13, INK, bold=True)
         self.y += 21
 
-    def flow(self, pieces: Sequence[str | HiddenWord], size: int = 17, color: str = INK) -> None:
-        """A caption in as many lines as it needs; hidden words in boxes with the guess."""
+    def flow(self, pieces: Sequence[str | MaskedWord], size: int = 17, color: str = INK) -> None:
+        """A caption in as many lines as it needs; masked words in boxes with the guess."""
         x, end, height = self.x, self.x + TEXT_WIDTH, size + 10
         for glued, item in _items(pieces):
             text = item if isinstance(item, str) else told(item)
-            pad = 6 if isinstance(item, HiddenWord) else 0
+            pad = 6 if isinstance(item, MaskedWord) else 0
             width = width_of(text, size) + 2 * pad
             x += 0 if glued or x == self.x else 6
             if x + width > end and x > self.x:
                 x, self.y = self.x, self.y + height
-            if isinstance(item, HiddenWord):
+            if isinstance(item, MaskedWord):
                 fill = _RIGHT_FILL if item.is_right else _WRONG_FILL
                 self.draw.rounded_rectangle([x, self.y - 1, x + width, self.y + size + 6], 5, fill=fill)
                 color_here = RIGHT if item.is_right else WRONG
@@ -97,10 +97,10 @@ class PanelCanvas:
         return self.image.crop((0, 0, self.image.width, self.y + GAP))
 
 
-def _items(pieces: Sequence[str | HiddenWord]) -> list[tuple[bool, str | HiddenWord]]:
-    """Words and hidden pieces of a caption, each with whether it stands close to what comes before it."""
-    items: list[tuple[bool, str | HiddenWord]] = []
-    for piece in (word for p in pieces for word in ([p] if isinstance(p, HiddenWord) else p.split(" "))):
+def _items(pieces: Sequence[str | MaskedWord]) -> list[tuple[bool, str | MaskedWord]]:
+    """Words and masked pieces of a caption, each with whether it stands close to what comes before it."""
+    items: list[tuple[bool, str | MaskedWord]] = []
+    for piece in (word for p in pieces for word in ([p] if isinstance(p, MaskedWord) else p.split(" "))):
         text = piece if isinstance(piece, str) else piece.truth
         glued = text.startswith("##") or text in _ENDS
         before = items[-1] if items else None
@@ -111,8 +111,8 @@ def _items(pieces: Sequence[str | HiddenWord]) -> list[tuple[bool, str | HiddenW
     return items
 
 
-def told(word: HiddenWord) -> str:
-    """A hidden word as it is printed: the truth, what stood there where that was another word, and the guess."""
+def told(word: MaskedWord) -> str:
+    """A masked word as it is printed: the truth, what stood there where that was another word, and the guess."""
     truth, read, guess = (text.removeprefix("##") for text in (word.truth, word.seen, word.guess))
     seen = "" if word.seen in ("[MASK]", word.truth) else f" (seen as {read})"
     answer = "" if word.is_right else f" → {guess}"

@@ -1,4 +1,4 @@
-"""What a panel tells of each clip, as plain values: hidden words and codes, the model's guesses, matching."""
+"""What a panel tells of each clip, as plain values: masked words and codes, the model's guesses, matching."""
 
 from dataclasses import dataclass
 
@@ -13,7 +13,7 @@ from evilm.text.vocab import Vocab
 
 
 @dataclass(frozen=True)
-class HiddenWord:
+class MaskedWord:
     """A word piece that was asked for."""
 
     truth: str
@@ -31,30 +31,30 @@ class HiddenWord:
 
 @dataclass(frozen=True)
 class ClipView:
-    """A clip, what was hidden of it, and what the model made of it."""
+    """A clip, what was masked of it, and what the model made of it."""
 
     clip_id: str
     frames: UInt8[np.ndarray, "frame row col 3"]
     mask: Bool[np.ndarray, "frame grid grid"]
-    codes: Int64[np.ndarray, " hidden"]
-    """True code of each hidden region, frame by frame, row by row."""
-    guesses: Int64[np.ndarray, " hidden"]
+    codes: Int64[np.ndarray, " masked"]
+    """True code of each masked region, frame by frame, row by row."""
+    guesses: Int64[np.ndarray, " masked"]
     """The model's."""
     chances: np.ndarray
     """Probability of each guess."""
-    caption: list[str | HiddenWord]
+    caption: list[str | MaskedWord]
     """Its pieces in order."""
     match: float
-    """Probability that the caption, with words hidden, belongs to the clip."""
+    """Probability that the caption, with words masked, belongs to the clip."""
     wrong_caption: str
     """A caption of another clip, '' where the batch has none."""
     wrong_match: float
     """The probability with it."""
 
     @property
-    def words(self) -> list[HiddenWord]:
-        """The hidden words."""
-        return [word for word in self.caption if isinstance(word, HiddenWord)]
+    def words(self) -> list[MaskedWord]:
+        """The masked words."""
+        return [word for word in self.caption if isinstance(word, MaskedWord)]
 
 
 @torch.no_grad()
@@ -64,7 +64,7 @@ def predict(model: EViLMModel, vocab: Vocab, batch: PretrainBatch) -> list[ClipV
     model.eval()
     try:
         video = model.encode_video(here.frames, here.mask)
-        out = model.decode(video, model.encode_text(here.word_ids, here.word_padding), here.word_padding)
+        out = model.decode(video, model.encode_text(here.input_ids, here.padding_mask), here.padding_mask)
         match = _match(model, out)
         wrong = torch.full_like(match, float("nan"))
         if len(here.negative_of):
@@ -80,15 +80,15 @@ def predict(model: EViLMModel, vocab: Vocab, batch: PretrainBatch) -> list[ClipV
     wrong_captions = dict(zip(batch.negative_of.tolist(), batch.negative_ids.tolist(), strict=True))
     views = []
     for clip, clip_id in enumerate(batch.clip_ids):
-        hidden = batch.mask[clip].flatten()
+        masked = batch.mask[clip].flatten()
         views.append(
             ClipView(
                 clip_id=clip_id,
                 frames=batch.frames[clip].cpu().numpy(),
                 mask=batch.mask[clip].cpu().numpy(),
-                codes=batch.code_ids[clip][hidden].numpy().astype(np.int64),
-                guesses=guesses[clip][hidden].numpy(),
-                chances=chances[clip][hidden].numpy(),
+                codes=batch.code_ids[clip][masked].numpy().astype(np.int64),
+                guesses=guesses[clip][masked].numpy(),
+                chances=chances[clip][masked].numpy(),
                 caption=_caption(vocab, batch, clip, word_guesses[clip], word_chances[clip]),
                 match=match_scores[clip],
                 wrong_caption=vocab.decode(wrong_captions.get(clip, [])),
@@ -104,10 +104,10 @@ def _match(model: EViLMModel, out: DecoderOutput) -> torch.Tensor:
 
 def _caption(
     vocab: Vocab, batch: PretrainBatch, clip: int, guesses: list[int], chances: list[float]
-) -> list[str | HiddenWord]:
-    """The caption's pieces, hidden ones with the model's guess."""
-    pieces: list[str | HiddenWord] = []
-    rows = (batch.word_ids[clip].tolist(), batch.word_targets[clip].tolist(), batch.word_padding[clip].tolist())
+) -> list[str | MaskedWord]:
+    """The caption's pieces, masked ones with the model's guess."""
+    pieces: list[str | MaskedWord] = []
+    rows = (batch.input_ids[clip].tolist(), batch.word_targets[clip].tolist(), batch.padding_mask[clip].tolist())
     for place, (seen, truth, is_padding) in enumerate(zip(*rows, strict=True)):
         if is_padding or seen in (vocab.cls_id, vocab.sep_id):
             continue
@@ -115,5 +115,5 @@ def _caption(
             pieces.append(vocab.pieces[seen])
         else:
             names = vocab.pieces[truth], vocab.pieces[guesses[place]]
-            pieces.append(HiddenWord(*names, chances[place], vocab.pieces[seen]))
+            pieces.append(MaskedWord(*names, chances[place], vocab.pieces[seen]))
     return pieces

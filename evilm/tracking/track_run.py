@@ -1,4 +1,4 @@
-"""The MLflow run of a door that is no training: settings, summary and pictures at once, when it is done."""
+"""The MLflow run of a command that is no training: settings, summary and pictures at once, when it is done."""
 
 import logging
 import tempfile
@@ -18,36 +18,36 @@ FIGURES = "figures"
 """Artifact path of the pictures of a run."""
 
 
-def track(door: str, work: Callable[[Any], dict[str, Any]], config: Any) -> dict[str, Any]:
-    """Run an offline door and record settings, summary and pictures as one MLflow run; a benchmark judges its model.
+def track(stage: str, work: Callable[[Any], dict[str, Any]], config: Any) -> dict[str, Any]:
+    """Run an offline command and record settings, summary and pictures as one MLflow run; a benchmark judges its model.
 
     A reused result is recorded only where it has not been, because no server answered then.
     """
     summary = work(config)
-    run = _run_of(door, config, summary)
+    run = _run_of(stage, config, summary)
     if run is None:
         return summary
     if not summary.get("reused") or not is_closed(run):
         with tempfile.TemporaryDirectory(prefix="evilm-figures-") as folder, suppress_tracking_errors("record the run"):
             close_run(run, config, summary, {FIGURES: _pictures(run.out, Path(folder))})
-    if door == "benchmark" and is_closed(run):
+    if stage == "benchmark" and is_closed(run):
         judge(run, config, summary)
     return summary
 
 
-def _run_of(door: str, config: Any, summary: dict[str, Any]) -> TrackedRun | None:
-    """The run of what a door made; the codes of each tokenizer, which lie below one folder, have one each."""
+def _run_of(stage: str, config: Any, summary: dict[str, Any]) -> TrackedRun | None:
+    """The run of what a command made; the codes of each tokenizer, which lie below one folder, have one each."""
     beside = str(summary.get("out") or config.out)
-    out = str(summary["codes"]) if door == "precompute_codes" else beside
+    out = str(summary["codes"]) if stage == "precompute_codes" else beside
     if not out or not storage.exists(storage.join(out, CONFIG)):
         return None
     inputs = {name: str(value) for name, value in dict(summary.get("inputs") or {}).items()}
-    run = describe_run(config, door, out, inputs, beside)
+    run = describe_run(config, stage, out, inputs, beside)
     return run and replace(run, seconds=float(summary.get("seconds") or 0))
 
 
 def _pictures(out: str, folder: Path) -> list[Path]:
-    """Copies of the pictures that the door left in its output folder."""
+    """Copies of the pictures that the command left in its output folder."""
     copies = []
     for name in storage.list_names(out):
         if name.endswith(".png"):

@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 
 def fit(
     config: Any,
-    door: str,
+    stage: str,
     task: str,
     output: Output,
     made: Callable[[dict[str, Any]], dict[str, Any]] = dict,
@@ -43,8 +43,8 @@ def fit(
     """Train `task` under Ray Train until it is done, through worker failures.
 
     Args:
-        config: the door's settings.
-        door: its name, also the MLflow experiment.
+        config: the command's settings.
+        command: its name, also the MLflow experiment.
         task: `module:function` that builds the task in each worker.
         output: the folder of the model, claimed.
         made: gets the result of the training once the model is written, and returns more fields of the summary.
@@ -63,7 +63,7 @@ def fit(
     began, out, inputs = time.monotonic(), output.out, output.inputs
     cluster: ClusterConfig = config.cluster
     connect(min_cpus=cluster.num_workers * cluster.cpus_per_worker)
-    run = open_run(config, door, out, inputs)
+    run = open_run(config, stage, out, inputs)
     spec = WorkerSpec(
         task=task,
         settings=config.model_dump(mode="json") | {"out": out} | _pins(config, inputs),
@@ -119,9 +119,9 @@ def finish_tracking(config: Any, run: TrackedRun | None, summary: dict[str, Any]
                 close_run(run, config, summary, figures)
 
 
-def catch_up(config: Any, door: str, out: str, summary: dict[str, Any]) -> None:
+def catch_up(config: Any, stage: str, out: str, summary: dict[str, Any]) -> None:
     """Bring a finished training to MLflow that could not be brought there while it ran; nothing where it is there."""
-    run = describe_run(config, door, out, dict(summary.get("inputs", {})))
+    run = describe_run(config, stage, out, dict(summary.get("inputs", {})))
     if run and not is_closed(run):
         finish_tracking(config, run, summary)
 

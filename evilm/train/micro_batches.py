@@ -48,11 +48,11 @@ class MicroBatchSampler:
         return replace(whole, mine=mine, until=whole.until * count + count - 1)
 
 
-def split_micro_batches(feed: DataLoader, parts: int, mine: range) -> DataLoader:
-    """Let a feed of whole steps give these parts of them."""
+def split_micro_batches(loader: DataLoader, parts: int, mine: range) -> DataLoader:
+    """Let a data loader of whole steps give these parts of them."""
     if len(mine) > 1:
-        feed.order = cast(Any, MicroBatchSampler(cast(TrainSampler, feed.order), parts, mine))
-    return feed
+        loader.order = cast(Any, MicroBatchSampler(cast(TrainSampler, loader.order), parts, mine))
+    return loader
 
 
 def check_world(settings: TrainConfig, world: int) -> None:
@@ -65,5 +65,5 @@ def check_world(settings: TrainConfig, world: int) -> None:
     if world > parts:
         raise ConfigError(
             f"{world} workers can't share the {parts} micro-batches of a step (cluster.num_workers x "
-            f"schedule.accumulate); use at most {parts} workers"
+            f"schedule.gradient_accumulation_steps); use at most {parts} workers"
         )

@@ -41,7 +41,7 @@ class Progress:
         """What was collected since the last line, JSON-able, so that a resumed run logs what the unbroken one does."""
         return {"sums": dict(self._sums), "count": self._count}
 
-    def flush(self, step: int, feed: DataLoader, keep: bool = False) -> dict[str, float]:
+    def flush(self, step: int, loader: DataLoader, keep: bool = False) -> dict[str, float]:
         """Means since the last call, with speed; `lr` too is a mean, over a stretch where it hardly moves.
 
         With `keep` the next call averages over these steps again, as if this call had not been.
@@ -51,7 +51,7 @@ class Progress:
         steps = step - self._step
         means = {name: value / max(1, self._count) for name, value in self._sums.items()}
         means["time/clips_per_s"] = steps * self._batch / elapsed
-        means["time/data_wait_ratio"] = (feed.wait_s - self._waited) / elapsed
+        means["time/data_wait_ratio"] = (loader.wait_s - self._waited) / elapsed
         since, first = self._marks[0]
         means["time/eta_s"] = (self._num_steps - step) * (now - since) / max(1, step - first)
         self._marks.append((now, step))
@@ -61,7 +61,7 @@ class Progress:
         if not keep:
             self._sums.clear()
             self._count = 0
-        self._step, self._began, self._waited = step, now, feed.wait_s
+        self._step, self._began, self._waited = step, now, loader.wait_s
         return means
 
     def is_line_due(self) -> bool:

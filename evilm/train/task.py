@@ -17,11 +17,11 @@ class Task(Protocol):
         """The module that is trained, with fresh weights drawn from the global generator."""
         ...
 
-    def train_feed(self, rank: int, world: int) -> DataLoader:
+    def train_loader(self, rank: int, world: int) -> DataLoader:
         """Batches of the train split for one worker."""
         ...
 
-    def eval_feed(self, rank: int, world: int) -> DataLoader | None:
+    def eval_loader(self, rank: int, world: int) -> DataLoader | None:
         """Batches of the val split for one worker; None where there is none."""
         ...
 

@@ -98,10 +98,10 @@ class Trainer:
             self.peak = matmul_peak(self.device, dtype)
         self.timer = StepTimer(self.device)
         self.parts = micro_batches_of(rank, world, self.settings.parts)
-        feed = self._pinned(task.train_feed(self.parts.start, self.settings.parts))
-        self.order = cast(TrainSampler, feed.order)
+        loader = self._pinned(task.train_loader(self.parts.start, self.settings.parts))
+        self.order = cast(TrainSampler, loader.order)
         self.steps_per_epoch = self.order.num_steps
-        self.feed = split_micro_batches(feed, self.settings.parts, self.parts)
+        self.loader = split_micro_batches(loader, self.settings.parts, self.parts)
         self.schedule_steps = self.steps_per_epoch * schedule.epochs
         self.num_steps = min(self.schedule_steps, schedule.max_steps or self.schedule_steps)
         self.state: dict[str, Any] = {"step": 0, "skipped": 0, "train": {}, "val": {}, "best": {}, "log": {}}
@@ -128,7 +128,7 @@ class Trainer:
         updater = self.learner.updater(not restored, self._some_batches, self.timer)
         progress = self.progress = Progress(self.num_steps, self.order.mean_clips, start, self.state["log"])
         count = len(self.parts)
-        fed = self.feed.batches(start * count, self.num_steps * count)
+        fed = self.loader.batches(start * count, self.num_steps * count)
         stream = on_device(fed, self.device, self.timer)
         profiler = StepProfiler(self.spec.out, self.settings.profiled if self.rank == 0 else range(0), self.device)
         for step in range(start, self.num_steps):
@@ -143,7 +143,7 @@ class Trainer:
                 outcomes += updater.settle()
             stop_run, worker_ends, look, near = self._take(outcomes)
             if self.due.log(done):
-                self._log(progress.flush(done, self.feed, keep=not self.due.log_in_any_run(done)), done)
+                self._log(progress.flush(done, self.loader, keep=not self.due.log_in_any_run(done)), done)
             is_best = self._look(done)
             if self.panels and self.panels.due(done, self.num_steps):
                 self.panels.draw(self.learner.finished, done)
@@ -168,7 +168,7 @@ class Trainer:
         if self.state["ended"] == done:
             return
         if self.progress.state["count"]:
-            self._log(self.progress.flush(done, self.feed, keep=True), done)
+            self._log(self.progress.flush(done, self.loader, keep=True), done)
         self._look(done)
         self.state["ended"], self.saved = done, -1
         self._save(wait=True)
@@ -199,11 +199,11 @@ class Trainer:
         """Evaluate on the val split at the end of an epoch; whether it is the best so far and worth keeping."""
         if not self.due.evaluation(done):
             return False
-        feed = self.task.eval_feed(self.rank, self.world)
-        if feed is None:
+        loader = self.task.eval_loader(self.rank, self.world)
+        if loader is None:
             return False
         autocast = self.learner.autocast
-        metrics = evaluate(self.learner.finished, self._pinned(feed), self.device, self.world, autocast)
+        metrics = evaluate(self.learner.finished, self._pinned(loader), self.device, self.world, autocast)
         self.state |= {"val": metrics, "eval_clips": self.settings.schedule.eval_clips}
         if self.recorder:
             shown = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
@@ -285,13 +285,13 @@ class Trainer:
 
     def _some_batches(self, count: int) -> Any:
         """This worker's parts of the first steps of training, for a start that depends on data."""
-        return (batch.to(self.device) for batch in self.feed.batches(0, count * len(self.parts)))
+        return (batch.to(self.device) for batch in self.loader.batches(0, count * len(self.parts)))
 
-    def _pinned(self, feed: DataLoader) -> DataLoader:
-        """Let the feed put its batches where a GPU copies from while the step before is computed."""
+    def _pinned(self, loader: DataLoader) -> DataLoader:
+        """Let the data loader put its batches where a GPU copies from while the step before is computed."""
         if self.device.type == "cuda":
-            feed.finish = Batch.pin_memory
-        return feed
+            loader.finish = Batch.pin_memory
+        return loader
 
     def close(self) -> None:
         """Flush the metrics, end the threads."""

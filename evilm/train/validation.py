@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 
 @torch.no_grad()
 def evaluate(
-    objective: Objective, feed: DataLoader, device: torch.device, world: int, autocast: Any
+    objective: Objective, loader: DataLoader, device: torch.device, world: int, autocast: Any
 ) -> dict[str, float]:
     """Score a split, summed over workers; the model is back in train mode afterwards.
 
@@ -30,7 +30,7 @@ def evaluate(
     objective.eval()
     scores = objective.scores()
     with autocast:
-        for batch in feed.batches(0, feed.order.num_steps):
+        for batch in loader.batches(0, loader.order.num_steps):
             scores.add(batch, device)
     objective.train()
     return scores.result(gather(scores.state(), world))

@@ -1,6 +1,6 @@
 """Jobs on a cluster of fake nodes that grows and shrinks: work asks for nodes, they come, are switched off, go.
 
-The head runs no tasks. Every door is submitted without a working dir, as on nodes whose image holds the package.
+The head runs no tasks. Every command is submitted without a working dir, as on nodes whose image holds the package.
 """
 
 import contextlib
@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from doors import ROOT, files_of
+from commands import ROOT, files_of
 from metadata import AWS_NOTICE, aws_notice, metadata_service
 from rehearse import Jobs, rehearse
 
-from evilm.config.stages import DOORS, Sweep
+from evilm.config.stages import STAGES, Sweep
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(1800)]
 SMALL = str(ROOT / "tests" / "small.yaml")
@@ -129,8 +129,8 @@ def test_every_door_is_a_job_without_a_working_dir(jobs: Jobs, workflow: Workflo
         "inspect_shards": [*frames, "--out", str(tmp_path / "inspect")],
         "report": ["--root", str(root)],
     }
-    assert set(flags) == {name for name, door in DOORS.items() if not issubclass(door, Sweep)}
-    made = {door: jobs.submit(door, "--preset", SMALL, *given) for door, given in flags.items()}
-    summaries = {door: jobs.summary(job) for door, job in made.items()}
-    reused = {door for door, summary in summaries.items() if summary.get("reused")}
+    assert set(flags) == {name for name, stage in STAGES.items() if not issubclass(stage, Sweep)}
+    made = {stage: jobs.submit(stage, "--preset", SMALL, *given) for stage, given in flags.items()}
+    summaries = {stage: jobs.summary(job) for stage, job in made.items()}
+    reused = {stage for stage, summary in summaries.items() if summary.get("reused")}
     assert reused == set(flags) - {"inspect_shards", "report"}

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from doors import ROOT
+from commands import ROOT
 
 from evilm.config.command_line import parse
 from evilm.config.presets import defaults

@@ -15,7 +15,7 @@ from checks.commands import check_doors, check_files, doors_in
 
 TOP = Path(__file__).parents[2]
 DOCS = [TOP / "docs" / name for name in ("cluster.md", "operations.md", "sweeps.md")]
-DOORS = sorted([*(TOP / "pipelines").glob("*.py"), *(TOP / "tune").glob("*.py")])
+STAGES = sorted([*(TOP / "pipelines").glob("*.py"), *(TOP / "tune").glob("*.py")])
 _MESSAGES = {  # part of a message in operations.md: the file it comes from, ours, Ray's or aiohttp's
     "no Ray cluster answers at RAY_ADDRESS": "evilm/cluster.py",
     "cannot start Ray on this machine": "evilm/cluster.py",
@@ -86,7 +86,7 @@ def test_doors_and_files_in_the_docs_are_there(path: Path, tmp_path: Path) -> No
     assert list(doors_in(text))
 
 
-@pytest.mark.parametrize("path", DOORS, ids=lambda path: f"{path.parent.name}/{path.name}")
+@pytest.mark.parametrize("path", STAGES, ids=lambda path: f"{path.parent.name}/{path.name}")
 def test_a_door_takes_the_commands_of_its_own_docstring(path: Path, tmp_path: Path, monkeypatch: Any) -> None:
     (tmp_path / "space.yaml").write_text("optim.lr: {low: 1e-5, high: 1e-3, log: true}\n")
     said = ast.get_docstring(ast.parse(path.read_text())) or ""

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from doors import ROOT
+from commands import ROOT
 from local import LocalCluster, free_port
 
 _TIMEOUT = "RAY_AUTOSCALER_RECONCILE_ALLOCATE_STATUS_TIMEOUT_S"

@@ -8,7 +8,7 @@ import validate
 import yaml
 from checks import commands, cost
 
-from evilm.config.stages import DOORS, Sweep
+from evilm.config.stages import STAGES, Sweep
 
 TOP = Path(__file__).parents[2]
 CLUSTER = TOP / "cluster"
@@ -37,7 +37,7 @@ WRONG: dict[str, list[tuple[str, str, str]]] = {
         ("0.38 + 1.94 = 2.32", "0.38 + 1.94 = 3.32", "is not 3.32"),
         ("8 x c6i.4xlarge", "8 x c6i.2xlarge", "priced as c6i.2xlarge"),
         ("--cluster.gpus-per-worker 1\n", "--cluster.gpu-per-worker 1\n", "all: "),
-        ("pipelines/all.py", "pipelines/everything.py", "there is no door"),
+        ("pipelines/all.py", "pipelines/everything.py", "there is no command"),
         ("torch.cuda.is_available()", "torch.cuda", "do not check that torch can use the GPU"),
         ("ray.__version__ == '2.60.0'", "ray.__version__ == '2.59.0'", "as in constraints.txt"),
         ("evilm.__version__ and ", "", "do not look at evilm.__version__"),
@@ -194,12 +194,12 @@ def test_kuberays_schemas_catch_a_wrong_field(
 
 
 def test_there_is_a_job_for_every_door_and_it_runs_that_door() -> None:
-    other_spaces = {name for name, door in DOORS.items() if issubclass(door, Sweep)} - {"sweep"}
+    other_spaces = {name for name, stage in STAGES.items() if issubclass(stage, Sweep)} - {"sweep"}
     files = {"all": CLUSTER / "kuberay" / "all.yaml"} | {path.stem: path for path in JOBS}
-    assert set(files) == set(DOORS) - other_spaces
-    for door, path in files.items():
+    assert set(files) == set(STAGES) - other_spaces
+    for stage, path in files.items():
         entrypoint = yaml.safe_load(path.read_text())["spec"]["entrypoint"]
-        assert [place for place, _ in commands.doors_in(entrypoint)] == [f"{DOORS[door].folder}/{door}"]
+        assert [place for place, _ in commands.doors_in(entrypoint)] == [f"{STAGES[command].folder}/{stage}"]
 
 
 def test_the_jobs_own_cluster_is_the_standing_one_without_redis() -> None:

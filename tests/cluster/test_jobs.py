@@ -15,7 +15,7 @@ from typing import Any
 
 import psutil
 import pytest
-from doors import ROOT
+from commands import ROOT
 from local import free_port
 
 pytestmark = pytest.mark.long
@@ -109,8 +109,8 @@ def test_without_the_token_nothing_runs(head: dict[str, str], variables: dict[st
 
 def test_a_door_without_the_token_says_what_to_check(head: dict[str, str], tmp_path: Path) -> None:
     outside = head | {"RAY_ADDRESS": head["TEST_GCS"], "RAY_AUTH_MODE": "disabled"}
-    door = ROOT / "pipelines" / "render_corpus.py"
-    ended = _run(sys.executable, door, "--preset", "tiny", "--out", tmp_path / "corpus", **outside)
+    stage = ROOT / "pipelines" / "render_corpus.py"
+    ended = _run(sys.executable, stage, "--preset", "tiny", "--out", tmp_path / "corpus", **outside)
     assert ended.returncode == 1
     (line,) = [line for line in ended.stderr.splitlines() if line.startswith("error: ")]
     assert line.endswith("check RAY_ADDRESS and RAY_AUTH_MODE")

@@ -1,4 +1,4 @@
-"""What `ray job submit --working-dir .` sends: all that doors need, nothing that people keep beside the code."""
+"""What `ray job submit --working-dir .` sends: all that commands need, nothing that people keep beside the code."""
 
 import shutil
 import zipfile

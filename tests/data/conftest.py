@@ -9,7 +9,7 @@ from typing import IO, Any
 
 import psutil
 import pytest
-from doors import ROOT
+from commands import ROOT
 
 
 def _write_line(stream: IO[bytes]) -> None:

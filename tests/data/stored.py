@@ -1,4 +1,4 @@
-"""Frame shards without videos: textured frames that move, written as the sharding door would leave them."""
+"""Frame shards without videos: textured frames that move, written as the sharding command would leave them."""
 
 import hashlib
 import io

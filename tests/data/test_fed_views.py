@@ -41,13 +41,13 @@ def settings(inputs: Inputs, **values: Any) -> Pretrain:
 
 
 def fed(inputs: Inputs, world: int = 1, **values: Any) -> dict[tuple[int, str], tuple[torch.Tensor, torch.Tensor]]:
-    """Frames and codes by epoch and clip, as the pre-training door's own feed gives them to its workers."""
+    """Frames and codes by epoch and clip, as the pre-training command's own feed gives them to its workers."""
     task = PretrainTask(settings(inputs, **values))
     found = {}
     for rank in range(world):
-        feed = task.train_feed(rank, world)
-        steps = feed.order.num_steps
-        for step, batch in enumerate(feed.batches(0, EPOCHS * steps)):
+        loader = task.train_loader(rank, world)
+        steps = loader.order.num_steps
+        for step, batch in enumerate(loader.batches(0, EPOCHS * steps)):
             for clip_id, frames, codes in zip(batch.clip_ids, batch.frames, batch.code_ids, strict=True):
                 found[step // steps, clip_id] = (frames, codes)
     return found
@@ -56,9 +56,9 @@ def fed(inputs: Inputs, world: int = 1, **values: Any) -> dict[tuple[int, str], 
 def test_cached_codes_are_those_of_the_tokenizer_on_the_frames_that_are_fed(inputs: Inputs) -> None:
     tokenizer = VideoTokenizer.from_pretrained(inputs.tokenizer)
     task = PretrainTask(settings(inputs))
-    feed = task.train_feed(0, 1)
+    loader = task.train_loader(0, 1)
     looks = set()
-    for step, batch in enumerate(feed.batches(0, EPOCHS * feed.order.num_steps)):
+    for step, batch in enumerate(loader.batches(0, EPOCHS * loader.order.num_steps)):
         assert torch.equal(batch.code_ids, tokenizer.encode(batch.frames)), step  # bit for bit, in other batches
         looks |= {(clip, frames.numpy().tobytes()) for clip, frames in zip(batch.clip_ids, batch.frames, strict=True)}
     assert len(looks) > 16 * (EPOCHS - 1.5), "epochs show a clip in other ways"
@@ -72,29 +72,29 @@ def test_the_same_looks_for_any_number_of_workers(inputs: Inputs) -> None:
 
 def test_an_evaluation_sees_whole_frames_from_the_middle(inputs: Inputs) -> None:
     task = PretrainTask(settings(inputs))
-    feed, tokenizer = task.eval_feed(0, 1), VideoTokenizer.from_pretrained(inputs.tokenizer)
-    assert feed is not None
-    plain = PretrainTask(settings(inputs, **{"arch.num_frames": 8})).eval_feed(0, 1)
+    loader, tokenizer = task.eval_loader(0, 1), VideoTokenizer.from_pretrained(inputs.tokenizer)
+    assert loader is not None
+    plain = PretrainTask(settings(inputs, **{"arch.num_frames": 8})).eval_loader(0, 1)
     assert plain is not None
-    for batch, whole in zip(*(f.batches(0, f.order.num_steps) for f in (feed, plain)), strict=True):
+    for batch, whole in zip(*(f.batches(0, f.order.num_steps) for f in (loader, plain)), strict=True):
         assert torch.equal(batch.frames, whole.frames[:, [0, 2, 4, 6]])  # of two, the earlier
         assert torch.equal(batch.code_ids, tokenizer.encode(batch.frames))
 
 
 def test_jitter_touches_neither_codes_nor_what_is_drawn(inputs: Inputs) -> None:
-    plain, jittered = (PretrainTask(settings(inputs, **{"augment.jitter": j})).train_feed(0, 1) for j in (0.0, 0.4))
+    plain, jittered = (PretrainTask(settings(inputs, **{"augment.jitter": j})).train_loader(0, 1) for j in (0.0, 0.4))
     for one, other in zip(plain.batches(0, 8), jittered.batches(0, 8), strict=True):
         assert other.jitter is not None
         assert other.jitter.shape == (len(other.clip_ids), 3)
-        for name in ("frames", "code_ids", "mask", "word_ids", "negative_ids"):
+        for name in ("frames", "code_ids", "mask", "input_ids", "negative_ids"):
             assert torch.equal(getattr(one, name), getattr(other, name))
 
 
 def test_approximate_codes_are_of_the_nearest_cell_and_agree_in_part(inputs: Inputs) -> None:
     tokenizer = VideoTokenizer.from_pretrained(inputs.tokenizer)
     crops = {"augment.approximate": True, "augment.crop.min_scale": 0.8, "augment.crop.flip_ratio": 0.0}
-    feed = PretrainTask(settings(inputs, **crops)).train_feed(0, 1)
-    same = [tokenizer.encode(batch.frames) == batch.code_ids for batch in feed.batches(0, 8)]
+    loader = PretrainTask(settings(inputs, **crops)).train_loader(0, 1)
+    same = [tokenizer.encode(batch.frames) == batch.code_ids for batch in loader.batches(0, 8)]
     assert 2 / NUM_CODES < float(torch.cat(same).float().mean()) < 1
 
 

@@ -1,4 +1,4 @@
-"""The feed: rows of real shards in the planned order, and batches that workers and restarts do not change."""
+"""The data loader: rows of real shards in the planned order, and batches that workers and restarts do not change."""
 
 import errno
 import threading
@@ -114,7 +114,7 @@ def test_two_workers_get_the_halves_of_what_one_gets(pairs: list[ShardPair], voc
     assert alone.clip_ids == halves[0].clip_ids + halves[1].clip_ids
     for name in ("frames", "mask", "code_ids"):
         assert torch.equal(getattr(alone, name), torch.cat([getattr(half, name) for half in halves]))
-    words = lambda batch: [ids[~gone].tolist() for ids, gone in zip(batch.word_ids, batch.word_padding, strict=True)]  # noqa: E731
+    words = lambda batch: [ids[~gone].tolist() for ids, gone in zip(batch.input_ids, batch.padding_mask, strict=True)]  # noqa: E731
     against = lambda batch: [  # noqa: E731
         ids[~gone].tolist() for ids, gone in zip(batch.negative_ids, batch.negative_padding, strict=True)
     ]
@@ -126,12 +126,12 @@ def test_negatives_never_have_the_same_caption_and_masks_change_with_the_epoch(
     pairs: list[ShardPair], vocab: Vocab
 ) -> None:
     order = TrainSampler(_GROUPS, 17, 0, 4)
-    feed = DataLoader(pairs, order, PretrainCollate(vocab, 5, 16, _GRID, 0.0, 0.4, "block"))
-    first, second = feed.batches(0, 2)
+    loader = DataLoader(pairs, order, PretrainCollate(vocab, 5, 16, _GRID, 0.0, 0.4, "block"))
+    first, second = loader.batches(0, 2)
     for place, clip in enumerate(first.negative_of.tolist()):
         own = first.word_targets[clip] >= 0
         assert own.any(), "at least one word is asked for"
-        assert not torch.equal(first.negative_ids[place], first.word_ids[clip])
+        assert not torch.equal(first.negative_ids[place], first.input_ids[clip])
     masks = {clip: first.mask[k] for k, clip in enumerate(first.clip_ids)}
     assert any(not torch.equal(masks[clip], second.mask[k]) for k, clip in enumerate(second.clip_ids))
 
@@ -139,9 +139,9 @@ def test_negatives_never_have_the_same_caption_and_masks_change_with_the_epoch(
 def test_a_start_on_data_sees_whole_steps_however_they_are_cut(pairs: list[ShardPair], vocab: Vocab) -> None:
     def first_steps(parts: int) -> list[str]:
         run = object.__new__(Trainer)
-        feed = DataLoader(pairs, TrainSampler(_GROUPS, 4, 0, 2, world=parts), _collate(vocab))
-        run.feed, run.parts, run.device = (
-            split_micro_batches(feed, parts, range(parts)),
+        loader = DataLoader(pairs, TrainSampler(_GROUPS, 4, 0, 2, world=parts), _collate(vocab))
+        run.loader, run.parts, run.device = (
+            split_micro_batches(loader, parts, range(parts)),
             range(parts),
             torch.device("cpu"),
         )
@@ -191,12 +191,12 @@ def test_a_read_that_fails_in_passing_is_tried_again(pairs: list[ShardPair]) -> 
         moved.append(ShardPair(*uris, pair.num_clips, pair.row_groups))
     order = TrainSampler(_GROUPS, 4, 0, 2)
     wanted = list(DataLoader(pairs, order, lambda rows: rows).batches(0, 2))
-    feed, late = (
+    loader, late = (
         DataLoader(moved, order, lambda rows: rows),
         DataLoader(moved[:1], TrainSampler([[4]], 4, 0, 1), lambda rows: rows),
     )
     _Flaky.failures += [ConnectionError("reset"), OSError(errno.EIO, "I/O error")]
-    found = list(feed.batches(0, 2))
+    found = list(loader.batches(0, 2))
     assert not _Flaky.failures
     assert all(np.array_equal(a.frames, b.frames) for a, b in zip(wanted, found, strict=True))
     _Flaky().rm(pairs[0].frames_uri)
@@ -205,7 +205,7 @@ def test_a_read_that_fails_in_passing_is_tried_again(pairs: list[ShardPair]) -> 
 
 
 def test_batches_are_finished_in_the_background(pairs: list[ShardPair]) -> None:
-    feed, threads = DataLoader(pairs, TrainSampler(_GROUPS, 4, 0, 2), lambda rows: rows), set()
-    feed.finish = lambda rows: threads.add(threading.current_thread().name) or len(rows.clip_ids)
-    assert list(feed.batches(0, 3)) == [4, 4, 3]
+    loader, threads = DataLoader(pairs, TrainSampler(_GROUPS, 4, 0, 2), lambda rows: rows), set()
+    loader.finish = lambda rows: threads.add(threading.current_thread().name) or len(rows.clip_ids)
+    assert list(loader.batches(0, 3)) == [4, 4, 3]
     assert all(name.startswith("feed") for name in threads)

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from doors import ROOT
+from commands import ROOT
 from PIL import Image, ImageFont
 
 from evilm.config.command_line import parse
@@ -317,7 +317,7 @@ def test_messages(tmp_path: Path) -> None:
     frames = store(tmp_path / "frames")
     with pytest.raises(UsageError, match="--out is missing"):
         inspect(frames, sheets=3)
-    with pytest.raises(ConfigError, match=r"holds manifest.json of another door"):
+    with pytest.raises(ConfigError, match=r"holds manifest.json of another command"):
         inspect(frames, out=frames.uri)
     with pytest.raises(ConfigError, match="no clip 'nobody' in"):
         inspect(frames, out=str(tmp_path / "look"), sheet_clips="train1,nobody")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from doors import wait_for
+from commands import wait_for
 
 pytestmark = pytest.mark.long
 

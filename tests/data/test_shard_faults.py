@@ -15,10 +15,10 @@ from typing import Any
 import psutil
 import pytest
 import s3fs
-from doors import ROOT, files_of, kill, start, wait_for
+from commands import ROOT, files_of, kill, start, wait_for
 from gates import Gate, serve
 from s3_faults import FaultyS3, at_random
-from sharding import clips_of, door, make_corpus, quarantine_of
+from sharding import clips_of, make_corpus, quarantine_of, stage
 
 from evilm.errors import StorageError
 from evilm.ingest.shard_videos import shard_videos
@@ -77,7 +77,7 @@ def corpus(gate: Gate, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pat
 def unbroken(corpus: Path, ray_local: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Shards of one clip made in one go."""
     out = tmp_path_factory.mktemp("unbroken") / "frames"
-    shard_videos(door(corpus, out, **_VALUES, **{"cluster.num_workers": 2}))
+    shard_videos(stage(corpus, out, **_VALUES, **{"cluster.num_workers": 2}))
     return out
 
 
@@ -125,7 +125,7 @@ def test_sigkill_and_ctrl_c_of_the_driver(corpus: Path, unbroken: Path, tmp_path
     assert not (out / "manifest.json").exists()
 
     gate.open()
-    summary = shard_videos(door(corpus, out, **_VALUES))
+    summary = shard_videos(stage(corpus, out, **_VALUES))
     assert (summary["num_clips"], summary["num_quarantined"]) == (22, 4)
     assert_same(out, unbroken)
 
@@ -159,7 +159,7 @@ def test_sigkill_of_a_worker(corpus: Path, unbroken: Path, tmp_path: Path, gate:
 
     thread = threading.Thread(target=kill_the_worker, daemon=True)
     thread.start()
-    shard_videos(door(corpus, out, **_VALUES))
+    shard_videos(stage(corpus, out, **_VALUES))
     thread.join()
     assert killed
     assert_same(out, unbroken)
@@ -281,13 +281,13 @@ FULL_DISK = """
 import sys
 from pathlib import Path
 sys.path.insert(0, {tests!r})
-from sharding import door
+from sharding import command
 from evilm.data import plan
 from evilm.ingest.shard_writer import Work, make_shard
 from evilm.manifests.reader import read_manifests
 from evilm.errors import StorageError
 from evilm.io.outputs import Output
-config, out = door(Path({corpus!r}), Path({out!r})), {out!r}
+config, out = command(Path({corpus!r}), Path({out!r})), {out!r}
 with Output(config, out, {{}}) as output:
     made = plan.plan_rows(output, read_manifests(config), "m", [], 0, 100, lambda row: False)
 free = Path(out, "ballast")

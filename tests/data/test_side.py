@@ -100,8 +100,8 @@ def test_shards_of_before_there_were_side_files_are_read(frames: FrameManifest, 
     order = TrainSampler([item.row_groups for item in pairs], 3, 0, 2)
 
     def rows() -> list[tuple[list[str], list[str], int]]:
-        feed = DataLoader(pairs, order, lambda rows: rows, side=open_side(frames, "train"))
-        return [(r.clip_ids, r.captions, int(r.frames.sum())) for r in feed.batches(0, 2 * order.num_steps)]
+        loader = DataLoader(pairs, order, lambda rows: rows, side=open_side(frames, "train"))
+        return [(r.clip_ids, r.captions, int(r.frames.sum())) for r in loader.batches(0, 2 * order.num_steps)]
 
     made = rows()
     assert _side_files(cache) == ["captions-train", "footers-train"]
@@ -135,9 +135,9 @@ def test_a_damaged_side_file_is_named(frames: FrameManifest) -> None:
 def test_captions_of_other_clips_are_refused(frames: FrameManifest) -> None:
     publish_side(frames)
     side = Side(open_side(frames, "val").captions, open_side(frames, "train").footers)
-    feed = DataLoader(_pairs(frames, "train"), TrainSampler([[2]], 2, 0, 1), lambda rows: rows, side=side)
+    loader = DataLoader(_pairs(frames, "train"), TrainSampler([[2]], 2, 0, 1), lambda rows: rows, side=side)
     with pytest.raises(ShardError, match=r"the captions file has clip val000 where .*; delete the files captions-"):
-        list(feed.batches(0, 1))
+        list(loader.batches(0, 1))
 
 
 def test_processes_and_threads_wait_for_the_one_that_makes_a_file(cache: Path) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sharding import door, in_this_process
+from sharding import in_this_process, stage
 from video_files import write_video
 
 from evilm.errors import ConfigError, OwnershipError
@@ -44,7 +44,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def settings(corpus: Path, out: str, values: dict[str, Any]) -> Any:
     values = dict(values)
     manifest = str(corpus / values.pop("manifest", "clips.csv"))
-    return door(corpus, Path(), **_SMALL | values).override({"manifest": manifest, "out": out})
+    return stage(corpus, Path(), **_SMALL | values).override({"manifest": manifest, "out": out})
 
 
 def drive(corpus: Path, out: str, values: dict[str, Any], stop_at: int, heartbeat_s: float) -> None:
@@ -119,7 +119,9 @@ def test_the_published_shards_are_those_of_one_run(
         for shard in found.shards:
             shard.verify(out)
         assert 0 in codes
-        wanted = set[str]().union(*(prints for code, prints in zip(codes, expected, strict=True) if code == 0))
+        wanted = set[str]().union(
+            *(fingerprints for code, fingerprints in zip(codes, expected, strict=True) if code == 0)
+        )
         assert found.fingerprint in wanted, (trial, codes)
         if codes[1] == 0:
             again = shard_videos(settings(corpus, out, values | {"overwrite": False}), in_this_process)

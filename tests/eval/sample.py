@@ -1,4 +1,4 @@
-"""A small pre-trained model with its frames and codes, as the other doors leave them."""
+"""A small pre-trained model with its frames and codes, as the other commands leave them."""
 
 import hashlib
 from pathlib import Path
@@ -33,7 +33,7 @@ def make_model(uri: Path, **changes: object) -> EViLMModel:
     torch.manual_seed(0)
     settings: dict[str, object] = {
         "video_encoder": "edgenext_xx_small", "input_px": PX, "num_frames": FRAMES, "vocab_size": vocab.size,
-        "max_words": 12, "text_dim": 32, "text_layers": 1, "text_heads": 2, "text_positions": 16, "dim": 48,
+        "max_text_len": 12, "text_dim": 32, "text_layers": 1, "text_heads": 2, "text_positions": 16, "dim": 48,
         "decoder_layers": 2, "decoder_heads": 3, "num_codes": NUM_CODES,
     }  # fmt: skip
     student = EViLMModel(EViLMConfig.model_validate(settings | changes)).eval()

@@ -52,7 +52,7 @@ def test_scores_are_those_of_the_model_pair_by_pair(root: Path, summary: dict):
     for clip in (0, 7, 20):
         video = student.encode_video(frames[table["clip_id"][clip]])
         for index in (0, 5, 11, len(caption_at) - 1):
-            ids = torch.tensor([vocab.encode(caption_at[index], student.config.max_words)])
+            ids = torch.tensor([vocab.encode(caption_at[index], student.config.max_text_len)])
             text = student.encode_text(ids, torch.zeros_like(ids, dtype=torch.bool))
             logits = student.match_logits(student.decode(video, text).cls)[0]
             assert table["match"][clip][index] == pytest.approx(float((logits[1] - logits[0]).detach()), abs=1e-4)
@@ -76,7 +76,7 @@ def test_masked_codes_are_counted_on_the_hidden_regions(root: Path, summary: dic
     hits = always_3 = 0
     for n, (clip_id, frames) in enumerate(sorted(clips_of(root).items())):
         (mask,) = region_masks("block", PX // 32, FRAMES, 0.5, clip_keys("benchmark", 0, 0, [clip_id]))
-        ids = torch.tensor([vocab.encode(captions(26)[n], student.config.max_words)])
+        ids = torch.tensor([vocab.encode(captions(26)[n], student.config.max_text_len)])
         text = student.encode_text(ids, torch.zeros_like(ids, dtype=torch.bool))
         out = student.decode(student.encode_video(frames, torch.from_numpy(mask)[None]), text)
         predicted = student.mvm_logits(out.regions[0][mask.ravel()]).argmax(-1).numpy()

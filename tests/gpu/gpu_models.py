@@ -53,7 +53,7 @@ def student_config(**changes: Any) -> EViLMConfig:
     """A student of 2 x 2 regions a frame."""
     settings = {
         "video_encoder": "edgenext_xx_small", "input_px": PX, "num_frames": FRAMES, "vocab_size": VOCAB.size,
-        "max_words": 12, "text_dim": 32, "text_layers": 1, "text_heads": 2, "text_positions": 16, "dim": 48,
+        "max_text_len": 12, "text_dim": 32, "text_layers": 1, "text_heads": 2, "text_positions": 16, "dim": 48,
         "decoder_layers": 1, "decoder_heads": 3, "num_codes": CODES,
     }  # fmt: skip
     return EViLMConfig.model_validate(settings | changes)
@@ -121,7 +121,7 @@ def pretrain_case(size: str) -> tuple[PretrainObjective, PretrainBatch]:
         torch.manual_seed(0)
         student = EViLMModel(arch.model_copy(update={"video_weights": ""}), pretrained_video=False)
         objective = PretrainObjective(student, ObjectivesConfig())
-        collate = PretrainCollate(VOCAB, 0, arch.max_words, arch.grid, 0.15, 0.4, "block")
+        collate = PretrainCollate(VOCAB, 0, arch.max_text_len, arch.grid, 0.15, 0.4, "block")
         batch = collate(rows(2, px=arch.input_px, frames=arch.num_frames))
     return cast(PretrainObjective, objective.eval()), batch
 

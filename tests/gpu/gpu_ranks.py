@@ -60,12 +60,12 @@ def train_ranks(rank: int, world: int, device: str, kind: str, place: str) -> li
 def _train(rank: int, world: int, device: torch.device, kind: str) -> list[dict[str, float]]:
     make, batch, settings = small.KINDS[kind]
     config = settings(
-        schedule__batch_clips=3 * PARTS, schedule__accumulate=PARTS, cluster__channels_last=True, cluster__fused=True
+        schedule__batch_clips=3 * PARTS, schedule__gradient_accumulation_steps=PARTS, cluster__channels_last=True, cluster__fused=True
     )
     mine = micro_batches_of(rank, world, PARTS)
     slices = [part_of(CLIPS, part, PARTS) for part in mine]
     batches = [[batch(CLIPS, step, part) for part in slices] for step in range(STEPS)]
     learner, updater = small.make_learner(make(), config, device, world=world)
     metrics = small.run(updater, batches, device, parts=mine)
-    feed: Any = small.Held([batch(CLIPS, -1, part_of(CLIPS, rank, world))])
-    return [*metrics, evaluate(learner.finished, feed, device, world, learner.autocast)]
+    loader: Any = small.Held([batch(CLIPS, -1, part_of(CLIPS, rank, world))])
+    return [*metrics, evaluate(learner.finished, loader, device, world, learner.autocast)]

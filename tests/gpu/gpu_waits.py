@@ -28,7 +28,7 @@ class Waits:
 def count_waits(kind: str, config: TrainConfig, codebook: dict[str, Any] | None = None) -> Waits:
     """Train on a pretended card, from page-locked batches as the loop does, and count from the third step on."""
     make, batch, _ = small.KINDS[kind]
-    parts = range(config.schedule.accumulate)
+    parts = range(config.schedule.gradient_accumulation_steps)
     slices = [part_of(CLIPS, part, len(parts)) for part in parts]
     with PretendCard() as card:
         how = {"jitter": 0.3} if kind == "student" else {}

@@ -139,12 +139,12 @@ def test_compiled_equals_eager(device: str, kind: str) -> None:
 def test_batches_of_the_loader_arrive_whole_while_steps_run(device: str, tmp_path: Path) -> None:
     """Every tensor of every batch as the loader made it, though its copy and the loader's buffers were in use."""
     wanted = [_kept(batch) for batch in small.loader(tmp_path / "one").batches(0, 12)]
-    feed = small.loader(tmp_path / "two")
+    loader = small.loader(tmp_path / "two")
     if device == "cuda":
-        feed.finish = Batch.pin_memory
+        loader.finish = Batch.pin_memory
     _, updater = small.make_learner(small.pretrain_objective(), small.settings(), device)
     found = []
-    for step, batch in enumerate(on_device(feed.batches(0, 12), torch.device(device))):
+    for step, batch in enumerate(on_device(loader.batches(0, 12), torch.device(device))):
         updater.step(step, 12, range(1), [batch], [0.0] * 4)
         found.append(_kept(batch))
         if device == "cuda":
@@ -193,8 +193,8 @@ def test_evaluation_is_the_cpus(device: str, kind: str) -> None:
     found = []
     for place in (device, "cpu"):
         learner, _ = small.make_learner(make(), small.settings(), place)
-        feed: Any = small.Held([batch(6, -1), batch(5, -1)])
-        found.append(evaluate(learner.finished, feed, torch.device(place), 1, learner.autocast))
+        loader: Any = small.Held([batch(6, -1), batch(5, -1)])
+        found.append(evaluate(learner.finished, loader, torch.device(place), 1, learner.autocast))
     auc = [metrics.pop("match_auc", 0.0) for metrics in found]
     assert found[0] == pytest.approx(found[1], rel=1e-3, abs=1e-6)
     assert auc[0] == pytest.approx(auc[1], rel=1e-2)

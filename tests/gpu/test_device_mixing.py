@@ -23,7 +23,11 @@ CUDA = torch.device("cuda", 0)
 STUDENTS: dict[str, dict[str, Any]] = {
     "all objectives": {},
     "channels last, averaged weights, two micro-batches, jitter": {
-        "settings": {"cluster__channels_last": True, "optim__ema_decay": 0.9, "schedule__accumulate": 2},
+        "settings": {
+            "cluster__channels_last": True,
+            "optim__ema_decay": 0.9,
+            "schedule__gradient_accumulation_steps": 2,
+        },
         "batch": {"jitter": 0.3},
     },
     "MLM, not clipped": {"settings": {"optim__clip_norm": 0.0}, "objectives": {"vtm_weight": 0, "mvm_weight": 0}},
@@ -45,10 +49,10 @@ def card() -> Any:
         yield card
 
 
-def _parts(make: Any, accumulate: int, steps: int = 2, clips: int = 6, **how: Any) -> list[list[Any]]:
+def _parts(make: Any, gradient_accumulation_steps: int, steps: int = 2, clips: int = 6, **how: Any) -> list[list[Any]]:
     """The parts of some steps."""
-    size = clips // accumulate
-    slices = [slice(k * size, (k + 1) * size) for k in range(accumulate)]
+    size = clips // gradient_accumulation_steps
+    slices = [slice(k * size, (k + 1) * size) for k in range(gradient_accumulation_steps)]
     return [[make(clips, step, mine, **how) for mine in slices] for step in range(steps)]
 
 
@@ -72,7 +76,7 @@ def _same_on_both(objective: Any, config: Any, batches: list[list[Any]], rel: fl
 def test_the_student_trains_as_on_the_cpu(option: str) -> None:
     how = STUDENTS[option]
     config = small.settings(**how.get("settings", {}))
-    parts = _parts(small.pretrain_batch, config.schedule.accumulate, **how.get("batch", {}))
+    parts = _parts(small.pretrain_batch, config.schedule.gradient_accumulation_steps, **how.get("batch", {}))
     _same_on_both(small.pretrain_objective(how.get("objectives")), config, parts)
 
 
@@ -87,10 +91,10 @@ def test_the_student_trains_in_bf16_with_dropout(card: PretendCard) -> None:
     assert metrics[0]["loss"] == pytest.approx(exact[0]["loss"], rel=0.05)
 
 
-@pytest.mark.parametrize(("codebook", "accumulate"), list(zip(CODEBOOKS, (1, 1, 2), strict=True)))
-def test_the_tokenizer_trains_as_on_the_cpu(codebook: str, accumulate: int) -> None:
+@pytest.mark.parametrize(("codebook", "gradient_accumulation_steps"), list(zip(CODEBOOKS, (1, 1, 2), strict=True)))
+def test_the_tokenizer_trains_as_on_the_cpu(codebook: str, gradient_accumulation_steps: int) -> None:
     objective = small.tokenizer_objective(CODEBOOKS[codebook])
-    config = small.tokenizer_settings(schedule__accumulate=accumulate, cluster__fused=True)
+    config = small.tokenizer_settings(schedule__gradient_accumulation_steps=gradient_accumulation_steps, cluster__fused=True)
     twin = copy.deepcopy(objective)
     first = [batch for step in _parts(small.tokenizer_batch, 1) for batch in step]
     objective.prepare(lambda count: first[:count], 0)
@@ -101,12 +105,12 @@ def test_the_tokenizer_trains_as_on_the_cpu(codebook: str, accumulate: int) -> N
         twin.cpu()
     torch.testing.assert_close(codes, objective.tokenizer.quantizer.codebook.detach())
     twin.load_state_dict(objective.state_dict())
-    _same_on_both(objective, config, _parts(small.tokenizer_batch, accumulate))
+    _same_on_both(objective, config, _parts(small.tokenizer_batch, gradient_accumulation_steps))
 
 
 def _evaluated(objective: Any, batches: list[Any], device: torch.device) -> dict[str, float]:
-    feed: Any = small.Held(batches)
-    return evaluate(objective.to(device), feed, device, 1, autocast("fp32", device))
+    loader: Any = small.Held(batches)
+    return evaluate(objective.to(device), loader, device, 1, autocast("fp32", device))
 
 
 @pytest.mark.parametrize("kind", ["student", "tokenizer"])

@@ -29,7 +29,7 @@ def test_the_student_is_one_graph_that_evaluation_does_not_compile_again() -> No
     compiled = small.run(updater, batches, torch.device("cpu"))
     assert len(graphs) == 1, f"{len(graphs)} graphs: batches of other sizes were compiled anew"
     assert compiled == eager
-    feed: Any = small.Held([small.pretrain_batch(6, -1), small.pretrain_batch(3, -1)])
-    found = evaluate(learner.finished, feed, torch.device("cpu"), 1, learner.autocast)
+    loader: Any = small.Held([small.pretrain_batch(6, -1), small.pretrain_batch(3, -1)])
+    found = evaluate(learner.finished, loader, torch.device("cpu"), 1, learner.autocast)
     assert found["match_auc"] > 0
     assert len(graphs) == 1, "the evaluation was compiled"

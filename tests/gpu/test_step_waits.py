@@ -9,7 +9,7 @@ from gpu_waits import count_waits
 OPTIONS: dict[str, dict[str, Any]] = {
     "as it is": {},
     "three micro-batches, averaged weights, bf16, channels last": {
-        "schedule__accumulate": 3,
+        "schedule__gradient_accumulation_steps": 3,
         "optim__ema_decay": 0.9,
         "cluster__precision": "bf16",
         "cluster__channels_last": True,

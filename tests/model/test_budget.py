@@ -67,7 +67,7 @@ def test_time_of_a_step_by_hand() -> None:
     assert found.limits_s["compute"] == pytest.approx(8 * (3e-3 + 0.6e-3) + 1e-3)
     # 1,000 launches of 10 us, and 0.5 ms of the loader's Python for each clip
     assert found.limits_s["host"] == pytest.approx(0.01 + 8 * 0.5e-3)
-    # 8 clips x 10 ms on two cores: the feed has two threads, though the machine has eight cores per GPU
+    # 8 clips x 10 ms on two cores: the data loader has two threads, though the machine has eight cores per GPU
     assert found.limits_s["decoding"] == pytest.approx(0.04)
     assert found.cores_per_gpu == 8
     # a ring of 8 sends 2 x 7/8 of 80 MB = 140 MB at 50 GB/s, well within the backward pass
@@ -157,13 +157,13 @@ def test_a_gpu_without_bf16_runs_in_float32() -> None:
     assert DEVICES["a100"].encoder_tflops(values) == pytest.approx(8.478 * 1555 / 936.2, rel=1e-3)
 
 
-def _batch(config, num_words: int, hidden_words: int) -> PretrainBatch:
-    clips, hidden = 2, 2  # of 2 x 2 regions per frame, 40 % rounded half up
+def _batch(config, num_words: int, masked_words: int) -> PretrainBatch:
+    clips, masked = 2, 2  # of 2 x 2 regions per frame, 40 % rounded half up
     ids, padding = words(clips, num_words)
     targets = torch.full_like(ids, -1)
-    targets[:, :hidden_words] = ids[:, :hidden_words]
+    targets[:, :masked_words] = ids[:, :masked_words]
     mask = torch.zeros(clips, config.num_frames, 2, 2, dtype=torch.bool)
-    mask.view(clips, config.num_frames, -1)[..., :hidden] = True
+    mask.view(clips, config.num_frames, -1)[..., :masked] = True
     codes = torch.zeros(clips, config.num_frames * 4, dtype=torch.int64)
     pixels = frames(clips, config.num_frames)
     names = [str(clip) for clip in range(clips)]
@@ -173,11 +173,11 @@ def _batch(config, num_words: int, hidden_words: int) -> PretrainBatch:
 def test_macs_of_a_step_are_those_that_torch_counts() -> None:
     config, objectives = student_config(), ObjectivesConfig(mlm_ratio=0.5)
     student = EViLMModel(config)
-    counted = sum(step_macs(student, objectives, num_words=10))  # 8 words of which half are hidden
+    counted = sum(step_macs(student, objectives, num_words=10))  # 8 words of which half are masked
     objective = PretrainObjective(student, objectives)
     student.use_explicit_attention()
     with FlopCounterMode(display=False) as counter:
-        objective(_batch(config, num_words=10, hidden_words=4))
+        objective(_batch(config, num_words=10, masked_words=4))
     assert counter.get_total_flops() / 2 / 2 == pytest.approx(counted, rel=1e-6)
 
 

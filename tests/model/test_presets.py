@@ -33,12 +33,12 @@ def test_the_models_of_the_gpu_preset_are_built_without_a_download(monkeypatch: 
     assert sizes == [18_099_311, 33_375_845]
 
 
-@pytest.mark.parametrize("door", ["all", "masking_ratio"])
+@pytest.mark.parametrize("command", ["all", "masking_ratio"])
 def test_the_gpu_preset_has_settings_for_the_whole_workflow_and_for_sweeps(
-    door: str, capsys: pytest.CaptureFixture[str]
+    stage: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as ended:
-        parse(door, ["--preset", "gpu", "--cluster.num-workers", "8", "--dry-run"])
+        parse(stage, ["--preset", "gpu", "--cluster.num-workers", "8", "--dry-run"])
     assert ended.value.code == 0
     assert "batch_clips: 512" in capsys.readouterr().out
 

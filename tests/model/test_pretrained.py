@@ -33,7 +33,7 @@ def build(**changes: object) -> EViLM:
     """A model with random weights."""
     vocab = Vocab(train_wordpiece(CAPTIONS, 60))
     torch.manual_seed(0)
-    student = EViLMModel(student_config(vocab_size=vocab.size, max_words=20, **changes))
+    student = EViLMModel(student_config(vocab_size=vocab.size, max_text_len=20, **changes))
     return EViLM(student, vocab, Preprocessor(FRAMES, 3))
 
 

@@ -29,7 +29,9 @@ _POSITIONS = "text_encoder.bert.embeddings.position_embeddings.weight"
 def _student(vocab: Vocab = OLD, **changes: object) -> EViLMModel:
     """A student of this vocabulary, all of whose weights are random."""
     torch.manual_seed(7)
-    student = EViLMModel(student_config(vocab_size=vocab.size, max_words=20, **({"spatial_embedding": True} | changes)))
+    student = EViLMModel(
+        student_config(vocab_size=vocab.size, max_text_len=20, **({"spatial_embedding": True} | changes))
+    )
     for parameter in student.parameters():
         parameter.data.copy_(torch.randn_like(parameter))
     return student

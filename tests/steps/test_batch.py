@@ -16,7 +16,7 @@ CAPTIONS = ["a red star", "a blue ring", "two birds"]
 
 @dataclass(frozen=True)
 class Rows:
-    """As the feed gives them."""
+    """As the data loader gives them."""
 
     epoch: int
     clip_ids: list[str]

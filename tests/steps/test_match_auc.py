@@ -1,4 +1,4 @@
-"""The score that sweeps compare trials by: matching on held-out clips with nothing hidden."""
+"""The score that sweeps compare trials by: matching on held-out clips with nothing masked."""
 
 import torch
 
@@ -18,15 +18,15 @@ def _student() -> EViLMModel:
     return EViLMModel(EViLMConfig(video_encoder="edgenext_xx_small", **sizes)).eval()
 
 
-def _batch(words: torch.Tensor, hidden: torch.Tensor, mask: torch.Tensor) -> PretrainBatch:
-    """Clips with captions `words`, of which `hidden` ones are masked."""
+def _batch(words: torch.Tensor, masked: torch.Tensor, mask: torch.Tensor) -> PretrainBatch:
+    """Clips with captions `words`, of which `masked` ones are masked."""
     return PretrainBatch(
         frames=torch.randint(0, 256, (CLIPS, 2, 64, 64, 3), dtype=torch.uint8, generator=torch.Generator()),
         mask=mask,
         code_ids=torch.zeros(CLIPS, 8, dtype=torch.int64),
-        word_ids=torch.where(hidden, 4, words),
-        word_padding=torch.zeros(CLIPS, 6, dtype=torch.bool),
-        word_targets=torch.where(hidden, words, -1),
+        input_ids=torch.where(masked, 4, words),
+        padding_mask=torch.zeros(CLIPS, 6, dtype=torch.bool),
+        word_targets=torch.where(masked, words, -1),
         negative_ids=words.roll(1, 0),
         negative_padding=torch.zeros(CLIPS, 6, dtype=torch.bool),
         negative_of=torch.arange(CLIPS),
@@ -44,8 +44,8 @@ def test_it_is_won_comparisons_of_full_clips_and_captions() -> None:
     masks[1, :, :, 0] = True
     with torch.no_grad():
         won, compared = match_wins(student, _batch(words, nothing, masks[0]), CLIPS).tolist()
-        hidden = match_wins(student, _batch(words, some, masks[1]), CLIPS).tolist()
-        assert hidden == [won, compared], "hiding changes nothing"
+        masked = match_wins(student, _batch(words, some, masks[1]), CLIPS).tolist()
+        assert masked == [won, compared], "hiding changes nothing"
         video = student.encode_video(_batch(words, nothing, masks[0]).frames)
         text, padding = student.encode_text(words, torch.zeros(CLIPS, 6, dtype=torch.bool)), nothing
         match = torch.empty(CLIPS, CLIPS)
@@ -67,9 +67,9 @@ def test_it_is_won_comparisons_of_full_clips_and_captions() -> None:
 
 def test_pools_are_compared_within_and_the_score_is_left_out_without_them() -> None:
     words = torch.arange(5, 5 + CLIPS * 6).view(CLIPS, 6)
-    hidden, mask = torch.zeros(CLIPS, 6, dtype=torch.bool), torch.zeros(CLIPS, 2, 2, 2, dtype=torch.bool)
-    hidden[:, 1], mask[:, :, 0] = True, True
-    batch = _batch(words, hidden, mask)
+    masked, mask = torch.zeros(CLIPS, 6, dtype=torch.bool), torch.zeros(CLIPS, 2, 2, 2, dtype=torch.bool)
+    masked[:, 1], mask[:, :, 0] = True, True
+    batch = _batch(words, masked, mask)
     with torch.no_grad():
         assert match_wins(_student(), batch, 2)[1] == 2 * (2 + 2), "pools of 2, 2 and 1"
         found = {}
@@ -86,10 +86,10 @@ def test_the_loss_of_a_split_is_weighted_as_that_of_a_step() -> None:
     objective = PretrainObjective(_student(), ObjectivesConfig(mlm_weight=2.0, vtm_weight=0.0, mvm_weight=0.5))
     objective.eval()
     words = torch.randint(5, 50, (CLIPS, 6), generator=torch.Generator().manual_seed(1))
-    hidden, mask = torch.zeros(CLIPS, 6, dtype=torch.bool), torch.zeros(CLIPS, 2, 2, 2, dtype=torch.bool)
-    hidden[:, 2], mask[:, :, 0] = True, True
+    masked, mask = torch.zeros(CLIPS, 6, dtype=torch.bool), torch.zeros(CLIPS, 2, 2, 2, dtype=torch.bool)
+    masked[:, 2], mask[:, :, 0] = True, True
     scores = objective.scores()
     with torch.no_grad():
-        scores.add(_batch(words, hidden, mask), torch.device("cpu"))
+        scores.add(_batch(words, masked, mask), torch.device("cpu"))
     found = scores.result([scores.state()])
     assert found["loss"] == 2.0 * found["mlm_loss"] + 0.5 * found["mvm_loss"]

@@ -6,17 +6,17 @@ import pytest
 
 from evilm.config.command_line import parse
 from evilm.config.presets import defaults
-from evilm.config.stages import DOORS, Pretrain, Sweep
+from evilm.config.stages import STAGES, Pretrain, Sweep
 from evilm.config.sweep_space import Choices, Range, read_space, space_names
 from evilm.errors import UsageError
 from evilm.sweep.sweep_plan import Listed, make_plan
 from evilm.sweep.trial_folder import make_trials
 
-SWEEPS = [name for name, kind in DOORS.items() if issubclass(kind, Sweep)]
+SWEEPS = [name for name, kind in STAGES.items() if issubclass(kind, Sweep)]
 
 
-def _settings(*flags: str, door: str = "sweep", out: str = "") -> list[dict]:
-    config = parse(door, ["--preset", "tiny", *flags])
+def _settings(*flags: str, stage: str = "sweep", out: str = "") -> list[dict]:
+    config = parse(stage, ["--preset", "tiny", *flags])
     plan = make_plan(config, read_space(config.space, config.values), out)
     assert isinstance(plan, Listed)
     return plan.settings
@@ -37,7 +37,9 @@ def test_a_sweep_takes_the_settings_of_pretrain_then_of_sweep_then_its_own(tmp_p
         "lr_batch: {seeds: 4, build: {train_tokenizer: {schedule: {epochs: 1}}}}\n"
         "train_tokenizer: {schedule: {epochs: 7, batch_clips: 64}}\n"
     )
-    found = {door: parse(door, ["--preset", str(preset), "--space", "masking_ratio"]) for door in ("sweep", "lr_batch")}
+    found = {
+        stage: parse(stage, ["--preset", str(preset), "--space", "masking_ratio"]) for stage in ("sweep", "lr_batch")
+    }
     assert [(c.optim.lr, c.optim.beta1, c.seeds) for c in found.values()] == [(2e-3, 0.8, 3), (2e-3, 0.8, 4)]
     schedules = [config.build.train_tokenizer.schedule for config in found.values()]
     assert [(s.epochs, s.batch_clips) for s in schedules] == [(7, 64), (1, 64)]
@@ -95,14 +97,14 @@ def test_what_can_not_work_is_told_in_one_line(
 
 
 def test_grids_draws_and_values_from_flags(tmp_path: Path) -> None:
-    grid = _settings(door="lr_batch")
+    grid = _settings(stage="lr_batch")
     assert len(grid) == 6
     assert grid[:3] == [
         {"optim.lr": 3e-4, "schedule.batch_clips": 16},
         {"optim.lr": 3e-4, "schedule.batch_clips": 32},
         {"optim.lr": 1e-3, "schedule.batch_clips": 16},
     ]
-    assert _settings("--values", "0.3,.5", door="masking_ratio") == [
+    assert _settings("--values", "0.3,.5", stage="masking_ratio") == [
         {"objectives.mask_ratio": 0.3},
         {"objectives.mask_ratio": 0.5},
     ]

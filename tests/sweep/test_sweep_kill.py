@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import s3fs
 import yaml
-from doors import ROOT, kill, start, wait_for
+from commands import ROOT, kill, start, wait_for
 from gates import Gate
 
 from evilm.config.command_line import parse
@@ -38,7 +38,7 @@ def test_a_killed_sweep_goes_on_and_its_best_preset_gives_the_same_model_again(
     command = ["--preset", SMALL, *places, "--out", str(out), "--tracking.uri", store, "--seeds", "1"]
     command += ["--values", "0.25,0.5,0.75", "--concurrent", "1", "--reduction", "2"]
     command += ["--schedule.epochs", "4", "--schedule.checkpoint-every-steps", "2", "--cluster.cpus-per-worker", "1"]
-    door = "../tune/masking_ratio"
+    stage = "../tune/masking_ratio"
 
     trials = out / "trials"
 
@@ -49,7 +49,7 @@ def test_a_killed_sweep_goes_on_and_its_best_preset_gives_the_same_model_again(
         return bool(ended) and bool(begun - ended)
 
     store_gate.shut(".parquet", once=in_the_middle)
-    process = start(door, *command)
+    process = start(stage, *command)
     wait_for(store_gate.holds, process, timeout_s=900)
     kill(process, and_workers=True)
     store_gate.open()
@@ -57,7 +57,7 @@ def test_a_killed_sweep_goes_on_and_its_best_preset_gives_the_same_model_again(
     begun = {path.parents[1] for path in trials.glob("*/checkpoints/step_*-*")} - ended.keys()
     assert not (out / "summary.json").exists()
 
-    process = start(door, *command)
+    process = start(stage, *command)
     said, errors = process.communicate(timeout=1200)
     assert process.returncode == 0, errors.decode()[-3000:]
     summary = json.loads(said.decode().splitlines()[-1])
@@ -121,21 +121,21 @@ def _check_preset(summary: dict[str, Any], out: Path) -> None:
     assert same[0] == same[1]
 
 
-@pytest.mark.parametrize("door", ["codebook_size", "focal_loss"])
+@pytest.mark.parametrize("command", ["codebook_size", "focal_loss"])
 def test_a_sweep_killed_while_it_builds_what_trials_share_goes_on_and_builds_each_once(
-    door: str, small_workflow: tuple[Path, dict[str, Any]], frames: str, store_gate: Gate, tmp_path: Path
+    stage: str, small_workflow: tuple[Path, dict[str, Any]], frames: str, store_gate: Gate, tmp_path: Path
 ) -> None:
     """codebook_size is killed in the middle of its second tokenizer, focal_loss in the middle of its second codes."""
     root, _ = small_workflow
     space, out = tmp_path / "space.yaml", tmp_path / "sweep"
-    swept = {"codebook_size": "codebook.num_codes: [16, 32]", "focal_loss": "focal.gamma_negative: [1, 2]"}[door]
+    swept = {"codebook_size": "codebook.num_codes: [16, 32]", "focal_loss": "focal.gamma_negative: [1, 2]"}[stage]
     space.write_text(f"build.train_tokenizer.arch.{swept}\n")
     command = ["--preset", SMALL, f"--frames={frames}", f"--vocab={root / 'vocab'}", "--root", str(tmp_path)]
     command += ["--out", str(out), "--space", str(space), "--seeds", "1", "--stopping", "none", "--concurrent", "1"]
     command += ["--tracking.no-enabled", "--schedule.epochs", "1", "--cluster.cpus-per-worker", "1"]
     command += ["--build.train-tokenizer.schedule.checkpoint-every-steps", "2"]
     command += ["--build.precompute-codes.batch-clips", "1"]
-    begun = "tokenizer/checkpoints/step_*-*" if door == "codebook_size" else "codes/*/commits/*.json"
+    begun = "tokenizer/checkpoints/step_*-*" if stage == "codebook_size" else "codes/*/commits/*.json"
 
     def second() -> Path | None:
         """The folder of the second value, once the part that is to be broken off has begun."""
@@ -144,7 +144,7 @@ def test_a_sweep_killed_while_it_builds_what_trials_share_goes_on_and_builds_eac
         return next(iter(at_work), None) if len(ended) == 1 else None
 
     store_gate.shut(".parquet", once=lambda: second() is not None)
-    process = start(f"../tune/{door}", *command)
+    process = start(f"../tune/{stage}", *command)
     wait_for(store_gate.holds, process, timeout_s=600)
     kill(process, and_workers=True)
     store_gate.open()
@@ -154,7 +154,7 @@ def test_a_sweep_killed_while_it_builds_what_trials_share_goes_on_and_builds_eac
     before = {path: path.read_bytes() for path in whole.rglob("*") if path.is_file()}
     assert not (broken / begun.split("/")[0] / "summary.json").exists()
 
-    process = start(f"../tune/{door}", *command)
+    process = start(f"../tune/{stage}", *command)
     said, errors = process.communicate(timeout=600)
     assert process.returncode == 0, errors.decode()[-3000:]
     assert json.loads(said.decode().splitlines()[-1])["trials"]["done"] == 2
@@ -164,7 +164,7 @@ def test_a_sweep_killed_while_it_builds_what_trials_share_goes_on_and_builds_eac
     inputs = [json.loads(path.read_text())["inputs"] for path in (out / "trials").glob("*/summary.json")]
     assert len({given["tokenizer"] for given in inputs}) == len({given["codes"] for given in inputs}) == 2
     starts = attempts(str(broken / "tokenizer"))
-    if door == "codebook_size":
+    if stage == "codebook_size":
         assert [each.start_step > 0 for each in starts] == [False, True], "from a checkpoint"
     else:
         assert len(starts) == 1

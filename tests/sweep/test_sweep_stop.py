@@ -1,4 +1,4 @@
-"""SIGTERM, as `ray job stop` sends it, at a door that does not train and at a sweep: one line, exit code 143."""
+"""SIGTERM, as `ray job stop` sends it, at a command that does not train and at a sweep: one line, exit code 143."""
 
 import json
 import signal
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from doors import ROOT, kill, start, wait_for
+from commands import ROOT, kill, start, wait_for
 
 from evilm.config.command_line import parse
 from evilm.config.sweep_space import check_score

@@ -28,24 +28,24 @@ def test_unknown_word_is_unk_and_others_stay():
     assert VOCAB.decode(VOCAB.encode("a cat red")) == "a [UNK] red"
 
 
-@pytest.mark.parametrize("max_words", [2, 3, 4, 5, 6, 40])
-def test_truncation_keeps_sep(max_words: int):
-    ids = VOCAB.encode("a red ball", max_words)
-    assert len(ids) == min(max_words, 5)
+@pytest.mark.parametrize("max_text_len", [2, 3, 4, 5, 6, 40])
+def test_truncation_keeps_sep(max_text_len: int):
+    ids = VOCAB.encode("a red ball", max_text_len)
+    assert len(ids) == min(max_text_len, 5)
     assert (ids[0], ids[-1]) == (VOCAB.cls_id, VOCAB.sep_id)
-    assert VOCAB.is_truncated("a red ball", max_words) == (max_words < 5)
+    assert VOCAB.is_truncated("a red ball", max_text_len) == (max_text_len < 5)
 
 
 def test_no_room_for_words_is_refused():
-    with pytest.raises(VocabError, match="max_words = 1"):
+    with pytest.raises(VocabError, match="max_text_len = 1"):
         VOCAB.encode("a", 1)
 
 
 def test_batch_is_padded_to_the_longest():
-    word_ids, lengths = VOCAB.encode_batch(["a red ball", "", "dog"], 4)
-    assert word_ids.tolist() == [[2, 5, 6, 3], [2, 3, 0, 0], [2, 11, 3, 0]]
+    input_ids, lengths = VOCAB.encode_batch(["a red ball", "", "dog"], 4)
+    assert input_ids.tolist() == [[2, 5, 6, 3], [2, 3, 0, 0], [2, 11, 3, 0]]
     assert lengths.tolist() == [4, 2, 3]
-    assert word_ids.dtype == np.int64
+    assert input_ids.dtype == np.int64
     assert VOCAB.encode_batch([], 4)[0].shape == (0, 0)
 
 

@@ -131,15 +131,15 @@ class _Feed:
 
 def test_a_point_at_the_last_step_leaves_the_next_one_as_it_is() -> None:
     unbroken, stopped = Progress(9, 4, 0), Progress(3, 4, 0)
-    feed: Any = _Feed()
+    loader: Any = _Feed()
     for progress in (unbroken, stopped):
         for loss in (1.0, 2.0, 6.0):
             progress.add({"loss": loss})
-    assert stopped.flush(3, feed, keep=True)["loss"] == 3.0
+    assert stopped.flush(3, loader, keep=True)["loss"] == 3.0
     continued = Progress(9, 4, 3, json.loads(json.dumps(stopped.state)))
     for progress in (unbroken, continued):
         progress.add({"loss": 11.0})
-    assert continued.flush(4, feed)["loss"] == unbroken.flush(4, feed)["loss"] == 5.0
+    assert continued.flush(4, loader)["loss"] == unbroken.flush(4, loader)["loss"] == 5.0
     assert continued.state == {"sums": {}, "count": 0}
 
 

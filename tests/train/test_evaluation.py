@@ -69,17 +69,17 @@ def _vocab() -> Vocab:
 def _objective() -> PretrainObjective:
     torch.manual_seed(0)
     sizes = {"input_px": PX, "num_frames": FRAMES, "text_dim": 32, "text_layers": 1, "text_heads": 2, "dim": 48}
-    sizes |= {"text_positions": 40, "decoder_layers": 1, "decoder_heads": 3, "num_codes": NUM_CODES, "max_words": 12}
+    sizes |= {"text_positions": 40, "decoder_layers": 1, "decoder_heads": 3, "num_codes": NUM_CODES, "max_text_len": 12}
     student = EViLMModel(EViLMConfig(video_encoder="edgenext_xx_small", vocab_size=_vocab().size, **sizes))
     return PretrainObjective(student, ObjectivesConfig(), POOL)
 
 
-def _feed(pairs: list[ShardPair], rank: int, world: int, micro_batch: int) -> DataLoader:
+def _loader(pairs: list[ShardPair], rank: int, world: int, micro_batch: int) -> DataLoader:
     collate = PretrainCollate(_vocab(), 3, 12, GRID, 0.15, 0.4, "block")
     schedule = ScheduleConfig(eval_clips=140, eval_pool_clips=POOL)
-    feed = evaluation_loader(pairs, schedule, collate, rank, world, micro_batch)
-    assert feed is not None
-    return feed
+    loader = evaluation_loader(pairs, schedule, collate, rank, world, micro_batch)
+    assert loader is not None
+    return loader
 
 
 @torch.no_grad()
@@ -88,8 +88,8 @@ def _metrics(objective: PretrainObjective, feed_of: Callable[[int], DataLoader],
     objective.eval()
     states = []
     for rank in range(world):
-        scores, feed = objective.scores(), feed_of(rank)
-        for batch in feed.batches(0, feed.order.num_steps):
+        scores, loader = objective.scores(), feed_of(rank)
+        for batch in loader.batches(0, loader.order.num_steps):
             scores.add(batch, torch.device("cpu"))
         states.append(scores.state())
     return objective.scores().result(states)
@@ -101,7 +101,7 @@ def test_metrics_are_those_of_one_worker_and_batches_of_16(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     monkeypatch.setattr(sampler, "NEGATIVE_GROUP_CLIPS", 70)  # several groups, of 72 clips
-    found = _metrics(objective, lambda rank: _feed(pairs, rank, world, micro_batch), world)
+    found = _metrics(objective, lambda rank: _loader(pairs, rank, world, micro_batch), world)
     assert found == pytest.approx(expected, rel=1e-5)
 
 
@@ -109,7 +109,7 @@ def test_metrics_are_those_of_one_worker_and_batches_of_16(
 def expected(pairs: list[ShardPair], objective: PretrainObjective) -> dict[str, float]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sampler, "NEGATIVE_GROUP_CLIPS", 70)
-        found = _metrics(objective, lambda rank: _feed(pairs, rank, 1, 16), 1)
+        found = _metrics(objective, lambda rank: _loader(pairs, rank, 1, 16), 1)
     assert {"loss", "mlm_loss", "vtm_loss", "mvm_loss", "match_auc", "code_usage"} <= set(found)
     assert 0.3 < found["match_auc"] < 0.7
     return found
@@ -117,7 +117,7 @@ def expected(pairs: list[ShardPair], objective: PretrainObjective) -> dict[str, 
 
 def _work(rank: int, pairs: list[ShardPair], meeting: str, out: str) -> None:
     dist.init_process_group("gloo", f"file://{meeting}", rank=rank, world_size=2)
-    metrics = evaluate(_objective(), _feed(pairs, rank, 2, 32), torch.device("cpu"), 2, nullcontext())
+    metrics = evaluate(_objective(), _loader(pairs, rank, 2, 32), torch.device("cpu"), 2, nullcontext())
     torch.save(metrics, f"{out}/{rank}.pt")
     dist.destroy_process_group()
 
@@ -127,6 +127,6 @@ def test_two_processes_find_what_one_does(pairs: list[ShardPair], objective: Pre
     torch.multiprocessing.start_processes(
         _work, (pairs, str(tmp_path / "meeting"), str(tmp_path)), 2, start_method="fork"
     )
-    alone = _metrics(objective, lambda rank: _feed(pairs, rank, 1, 64), 1)
+    alone = _metrics(objective, lambda rank: _loader(pairs, rank, 1, 64), 1)
     for rank in range(2):
         assert torch.load(tmp_path / f"{rank}.pt") == pytest.approx(alone, rel=1e-5)

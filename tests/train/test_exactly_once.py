@@ -43,7 +43,7 @@ def test_one_two_and_four_workers_give_the_same_losses_over_fifty_steps(
     """With dropout, which is drawn by part of a step; four parts each."""
     fifty = {"schedule.epochs": 4, "schedule.max_steps": 50, "schedule.checkpoint_every_steps": 50}
     for workers in (1, 2, 4):
-        settings = fifty | {"schedule.accumulate": 4 // workers, "schedule.eval_clips": 0}
+        settings = fifty | {"schedule.gradient_accumulation_steps": 4 // workers, "schedule.eval_clips": 0}
         train(small_workflow, tmp_path / str(workers), workers=workers, **settings)
     one = losses(tmp_path / "1")
     assert list(one) == list(range(1, 51))

@@ -30,7 +30,7 @@ MADE_FROM = {
 
 @pytest.fixture(scope="module")
 def scored(small_workflow: tuple[Path, dict[str, Any]], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """The runs of the small workflow and of a benchmark of its model, by door; and the store's client."""
+    """The runs of the small workflow and of a benchmark of its model, by command; and the store's client."""
     from mlflow import MlflowClient
 
     from evilm.eval.benchmark import benchmark
@@ -43,7 +43,7 @@ def scored(small_workflow: tuple[Path, dict[str, Any]], tmp_path_factory: pytest
     client = MlflowClient(tracking_uri=uri)
     experiments = [experiment.experiment_id for experiment in client.search_experiments()]
     runs = client.search_runs(experiments, f"tags.`evilm.out` LIKE '{root}%'")
-    found: dict[str, Any] = {run.data.tags["evilm.door"]: run for run in runs if run.data.tags.get("evilm.made")}
+    found: dict[str, Any] = {run.data.tags["evilm.stage"]: run for run in runs if run.data.tags.get("evilm.made")}
     found["benchmark"] = client.search_runs(experiments, f"tags.`evilm.out` = '{out}'")[0]
     return {"client": client, "runs": found, "root": root}
 
@@ -51,25 +51,25 @@ def scored(small_workflow: tuple[Path, dict[str, Any]], tmp_path_factory: pytest
 def test_every_run_names_and_links_the_runs_that_made_its_inputs(scored: dict[str, Any]) -> None:
     runs = scored["runs"]
     assert runs.keys() == MADE_FROM.keys() | {"render_corpus"}
-    for door, sources in MADE_FROM.items():
-        run = runs[door]
+    for stage, sources in MADE_FROM.items():
+        run = runs[stage]
         note = run.data.tags["mlflow.note.content"]
         linked = dict(re.findall(r"\[([\w-]+)\]\(#/experiments/\d+/runs/(\w+)\)", note))
         for name, maker in sources.items():
             source = runs[maker]
-            assert run.data.tags[f"evilm.from.{name}"] == source.info.run_id, f"{door} from {name}"
+            assert run.data.tags[f"evilm.from.{name}"] == source.info.run_id, f"{stage} from {name}"
             assert linked[source.info.run_name] == source.info.run_id
         assert "### Came out" in note
-        assert run.data.tags["evilm.root"] == (scored["root"].name if door != "benchmark" else "scored0")
-        assert run.info.run_name.startswith(f"{door}-{run.data.tags['evilm.root']}-")
+        assert run.data.tags["evilm.root"] == (scored["root"].name if stage != "benchmark" else "scored0")
+        assert run.info.run_name.startswith(f"{stage}-{run.data.tags['evilm.root']}-")
     assert "| t2v_r10 | " in runs["benchmark"].data.tags["mlflow.note.content"]
     assert "| val.loss | " in runs["pretrain"].data.tags["mlflow.note.content"]
 
 
 def test_pictures_are_artifacts_of_their_runs(scored: dict[str, Any]) -> None:
     client, runs = scored["client"], scored["runs"]
-    for door, picture in (("pretrain", "losses.png"), ("train_tokenizer", "losses.png"), ("benchmark", "ranks.png")):
-        assert f"figures/{picture}" in [item.path for item in client.list_artifacts(runs[door].info.run_id, "figures")]
+    for stage, picture in (("pretrain", "losses.png"), ("train_tokenizer", "losses.png"), ("benchmark", "ranks.png")):
+        assert f"figures/{picture}" in [item.path for item in client.list_artifacts(runs[stage].info.run_id, "figures")]
     experiment = client.get_experiment_by_name("pretrain")
     assert "One run for each output folder of `pipelines/pretrain.py`" in experiment.tags["mlflow.note.content"]
 

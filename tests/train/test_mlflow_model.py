@@ -70,7 +70,7 @@ def test_a_file_is_scored_as_its_frame_shard_is(
     for path, caption, jpegs in stored:
         pixels = decode_frames(jpegs)
         assert np.array_equal(model.preprocessor(path), pixels)
-        ids = torch.tensor([vocab.encode(caption, student.config.max_words)])
+        ids = torch.tensor([vocab.encode(caption, student.config.max_text_len)])
         with torch.no_grad():
             text = student.encode_text(ids, torch.zeros_like(ids, dtype=torch.bool))
             cls = student.decode(student.encode_video(torch.from_numpy(pixels)[None]), text).cls
@@ -101,8 +101,8 @@ def test_the_card_tells_the_figures_of_the_run(small_workflow: Workflow) -> None
     assert card.startswith("---\nlibrary_name: evilm\n")
     for name in ("mvm", "mlm", "vtm"):
         assert f"| {summary['val'][f'{name}_loss']:.3f} | {summary['val'][f'{name}_accuracy']:.1%} |" in card
-    for name, print_ in summary["inputs"].items():
-        assert f"| {name} | `{print_}` |" in card
+    for name, fingerprint_ in summary["inputs"].items():
+        assert f"| {name} | `{fingerprint_}` |" in card
     assert f"{summary['parameters']:,} parameters" in card
     assert "knows no real videos" in card
     assert str(root) not in card, "a card is for others, on other machines"

@@ -19,7 +19,7 @@ from evilm.tasks.pretrain import PretrainTask
 from evilm.text.vocab import Vocab
 from evilm.tracking.panel import draw_panel, to_png
 from evilm.tracking.panel_log import PanelLog
-from evilm.tracking.panel_view import HiddenWord, predict
+from evilm.tracking.panel_view import MaskedWord, predict
 
 Workflow = tuple[Path, dict[str, Any]]
 
@@ -52,18 +52,18 @@ def test_a_view_tells_what_the_model_says(parts: tuple[EViLMModel, VideoTokenize
     with torch.no_grad():
         out = student.decode(
             student.encode_video(batch.frames, batch.mask),
-            student.encode_text(batch.word_ids, batch.word_padding),
-            batch.word_padding,
+            student.encode_text(batch.input_ids, batch.padding_mask),
+            batch.padding_mask,
         )
         match = student.match_logits(out.cls).softmax(-1)[:, 1]
         codes = student.mvm_logits(out.regions).argmax(-1)
     for clip, view in enumerate(views):
-        hidden = batch.mask[clip].flatten()
+        masked = batch.mask[clip].flatten()
         assert view.match == pytest.approx(float(match[clip]), abs=1e-6)
-        assert view.guesses.tolist() == codes[clip][hidden].tolist()
-        assert view.codes.tolist() == batch.code_ids[clip][hidden].tolist()
+        assert view.guesses.tolist() == codes[clip][masked].tolist()
+        assert view.codes.tolist() == batch.code_ids[clip][masked].tolist()
         assert len(view.words) == int((batch.word_targets[clip] >= 0).sum()) > 0
-        pieces = [piece.truth if isinstance(piece, HiddenWord) else piece for piece in view.caption]
+        pieces = [piece.truth if isinstance(piece, MaskedWord) else piece for piece in view.caption]
         place, target = (batch.word_targets[clip] >= 0).nonzero()[0, 0], batch.word_targets[clip]
         assert pieces[place - 1] == vocab.pieces[int(target[place])], "in its place, [CLS] not counted"
         assert 0 <= view.wrong_match <= 1

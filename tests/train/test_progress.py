@@ -20,7 +20,7 @@ def _losses(step: int) -> dict[str, float]:
 
 @pytest.mark.parametrize("killed", [0, 3, 5])
 def test_a_resumed_run_logs_the_means_of_the_unbroken_one(killed: int) -> None:
-    feed: Any = _Feed()
+    loader: Any = _Feed()
     unbroken = Progress(100, 8, 0)
     for step in range(7):
         unbroken.add(_losses(step), skipped=step == 2)
@@ -30,7 +30,7 @@ def test_a_resumed_run_logs_the_means_of_the_unbroken_one(killed: int) -> None:
     resumed = Progress(100, 8, killed, json.loads(json.dumps(first.state)))
     for step in range(killed, 7):
         resumed.add(_losses(step), skipped=step == 2)
-    one, other = unbroken.flush(7, feed), resumed.flush(7, feed)
+    one, other = unbroken.flush(7, loader), resumed.flush(7, loader)
     assert {n: v for n, v in one.items() if "/" not in n} == {n: v for n, v in other.items() if "/" not in n}
     assert one["loss"] == pytest.approx(sum(1 / (step + 1) for step in range(7) if step != 2) / 6)
     assert unbroken.state == {"sums": {}, "count": 0}, "a line begins anew"
@@ -49,15 +49,15 @@ def test_a_line_says_where_it_is_and_how_long_it_takes(seconds: float, shown: st
 def test_the_time_left_is_told_from_more_than_the_last_stretch(monkeypatch: pytest.MonkeyPatch) -> None:
     now, left = 100.0, 0.0
     monkeypatch.setattr("time.perf_counter", lambda: now)
-    feed: Any = _Feed()
+    loader: Any = _Feed()
     progress = Progress(1000, 8, 0)
     for step in range(10, 101, 10):
         now += 60.0 if step == 100 else 10.0  # the last one had an evaluation in it
-        left = progress.flush(step, feed)["time/eta_s"]
+        left = progress.flush(step, loader)["time/eta_s"]
     assert left == pytest.approx(900 * 130 / 80)
     for step in range(110, 501, 10):
         now += 10.0
-        left = progress.flush(step, feed)["time/eta_s"]
+        left = progress.flush(step, loader)["time/eta_s"]
     assert left == pytest.approx(500), "of long ago nothing is left"
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from doors import kill, start, wait_for
+from commands import kill, start, wait_for
 from faults import SMALL
 from gates import Gate
 from sharding import in_this_process

@@ -25,7 +25,8 @@ from evilm.train.train_step import NonFiniteError, TrainStep
 _CPU = torch.device("cpu")
 _ARCH = EViLMConfig(
     video_encoder="edgenext_xx_small", input_px=64, num_frames=2, text_dim=16, text_layers=1, text_heads=2,
-    text_positions=16, max_words=8, dim=16, decoder_layers=1, decoder_heads=2, dropout=0.0, vocab_size=40, num_codes=8,
+    text_positions=16, max_text_len=8, dim=16, decoder_layers=1, decoder_heads=2, dropout=0.0, vocab_size=40,
+    num_codes=8,
 )  # fmt: skip
 
 
@@ -42,8 +43,8 @@ def _batch(clips: int) -> PretrainBatch:
         frames=draw(256, clips, 2, 64, 64, 3).to(torch.uint8),
         mask=draw(3, clips, 2, 2, 2) == 0,
         code_ids=draw(8, clips, 8),
-        word_ids=words,
-        word_padding=torch.zeros(clips, 6, dtype=torch.bool),
+        input_ids=words,
+        padding_mask=torch.zeros(clips, 6, dtype=torch.bool),
         word_targets=targets,
         negative_ids=words.roll(1, 0)[: clips - 1],
         negative_padding=torch.zeros(clips - 1, 6, dtype=torch.bool),
@@ -64,7 +65,7 @@ def _part(batch: PretrainBatch, start: int, stop: int) -> PretrainBatch:
     )
 
 
-_PER_CLIP = ("frames", "mask", "code_ids", "word_ids", "word_padding", "word_targets", "clip_ids")
+_PER_CLIP = ("frames", "mask", "code_ids", "input_ids", "padding_mask", "word_targets", "clip_ids")
 
 
 def _trained(
@@ -75,7 +76,7 @@ def _trained(
     """
     most = -(-8 // parts) * parts
     settings = Pretrain().override(
-        {"schedule.batch_clips": most, "schedule.accumulate": parts, "optim.lr": 1e-3} | values
+        {"schedule.batch_clips": most, "schedule.gradient_accumulation_steps": parts, "optim.lr": 1e-3} | values
     )
     torch.manual_seed(0)
     objective = PretrainObjective(EViLMModel(_ARCH), ObjectivesConfig())

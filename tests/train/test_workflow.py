@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import s3fs
-from doors import kill, start, wait_for
+from commands import kill, start, wait_for
 from faults import SMALL
 from gates import Gate
 
@@ -61,9 +61,9 @@ def test_every_door_is_a_run_in_mlflow(small_workflow: Workflow) -> None:
 
     root, summary = small_workflow
     client = MlflowClient(tracking_uri=f"sqlite:///{root / 'mlflow.db'}")
-    for door in ("render_corpus", "shard_videos", "build_vocab", "train_tokenizer", "precompute_codes", "pretrain"):
-        experiment = client.get_experiment_by_name(door)
-        assert experiment, door
+    for stage in ("render_corpus", "shard_videos", "build_vocab", "train_tokenizer", "precompute_codes", "pretrain"):
+        experiment = client.get_experiment_by_name(stage)
+        assert experiment, stage
         (run,) = client.search_runs([experiment.experiment_id])
         assert run.info.status == "FINISHED"
     assert run.data.tags["evilm.input.codes"] == summary["inputs"]["codes"]
@@ -120,13 +120,13 @@ def test_a_killed_pretraining_ends_in_the_figures_of_an_unbroken_one(
     s3fs.S3FileSystem().put(f"{root}/frames/", f"{s3_bucket}/frames/", recursive=True)
     store_gate.shut(".parquet", once=lambda: max(_losses(out), default=0) >= 5)
     flags = [*(f"--{name}={place}" for name, place in places.items()), "--tracking.no-log-model"]
-    door = start("pretrain", "--preset", str(SMALL), *flags)
-    wait_for(store_gate.holds, door)
+    stage = start("pretrain", "--preset", str(SMALL), *flags)
+    wait_for(store_gate.holds, stage)
     twice = start("pretrain", "--preset", str(SMALL), *flags)  # by accident
     _, said = twice.communicate(timeout=300)
     assert twice.returncode == 1
-    assert said.decode().splitlines()[-1].startswith(f"error: {out} is being written by process {door.pid} on ")
-    kill(door, and_workers=True)
+    assert said.decode().splitlines()[-1].startswith(f"error: {out} is being written by process {stage.pid} on ")
+    kill(stage, and_workers=True)
     store_gate.open()
     assert not (out / "summary.json").exists()
     assert 5 <= max(_losses(out)) < 20

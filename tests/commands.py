@@ -1,4 +1,4 @@
-"""Doors as processes of their own, so that tests can kill them."""
+"""Commands as processes of their own, so that tests can kill them."""
 
 import contextlib
 import os
@@ -13,10 +13,10 @@ import psutil
 ROOT = Path(__file__).parents[1]
 
 
-def start(door: str, *arguments: str, **variables: str) -> subprocess.Popen[bytes]:
-    """Run a door with a private Ray of its own, unless `variables` of its environment name another."""
+def start(stage: str, *arguments: str, **variables: str) -> subprocess.Popen[bytes]:
+    """Run a command with a private Ray of its own, unless `variables` of its environment name another."""
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"} | variables
-    command = [sys.executable, str(ROOT / "pipelines" / f"{door}.py"), *arguments]
+    command = [sys.executable, str(ROOT / "pipelines" / f"{stage}.py"), *arguments]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment, cwd=ROOT)
 
 
