@@ -115,8 +115,8 @@ class ScheduleConfig(Config):
     """Clips that a worker computes at a time, instead of batch_clips, which then is
     worker_clips x cluster.num_workers x gradient_accumulation_steps. 0 leaves it to batch_clips."""
     gradient_accumulation_steps: int = Field(default=1, ge=1)
-    """Parts that a worker's share of a step is worked off in, one after the other, to need less memory. Where fewer
-    workers than cluster.num_workers are there, each takes more parts: step, losses and memory stay the same."""
+    """Micro-batches per worker and step; more of them need less memory. With fewer workers than cluster.num_workers each
+    takes more micro-batches: step, losses and memory stay the same."""
     tail: Literal["even", "pad", "drop"] = "even"
     """Where batch_clips does not divide the clips of an epoch. even: its steps are smaller, all alike but for one clip,
     and no clip is seen twice or missed; pad: its last step repeats the epoch's first clips, so that all steps have one
@@ -281,14 +281,14 @@ class TrainConfig(Config):
         return range(int(first), int(end)) if end else range(0)
 
     @property
-    def parts(self) -> int:
-        """Parts that each step is cut into: one or more for each of the wanted workers, also while some are missing."""
+    def num_micro_batches(self) -> int:
+        """Micro-batches per step: one or more for each of the wanted workers, also while some are missing."""
         return self.cluster.num_workers * self.schedule.gradient_accumulation_steps
 
     @property
     def micro_batch(self) -> int:
         """The most clips that a worker computes at a time."""
-        return self.schedule.batch_clips // self.parts
+        return self.schedule.batch_clips // self.num_micro_batches
 
     def resolved(self) -> Self:
         """Return the settings with the batch size and the learning rate that follow from the number of workers.
@@ -303,7 +303,7 @@ class TrainConfig(Config):
         optim, schedule = self.optim, self.schedule
         if not (schedule.worker_clips or optim.lr_batch_clips):
             return self
-        batch = schedule.batch_clips or schedule.worker_clips * self.parts
+        batch = schedule.batch_clips or schedule.worker_clips * self.num_micro_batches
         lr = optim.lr * math.sqrt(batch / optim.lr_batch_clips) if optim.lr_batch_clips else optim.lr
         sizes = {"schedule.batch_clips": batch, "schedule.worker_clips": 0}
         return self.override(sizes | {"optim.lr": lr, "optim.lr_batch_clips": 0})
@@ -319,14 +319,14 @@ class TrainConfig(Config):
 
     @model_validator(mode="after")
     def _workers_divide(self) -> "TrainConfig":
-        batch, workers, parts = self.schedule.batch_clips, self.cluster.num_workers, self.parts
-        if batch % parts:
+        batch, workers, num_micro_batches = self.schedule.batch_clips, self.cluster.num_workers, self.num_micro_batches
+        if batch % num_micro_batches:
             factors = f"cluster.num_workers = {workers}"
             if self.schedule.gradient_accumulation_steps > 1:
                 factors += f" x schedule.gradient_accumulation_steps = {self.schedule.gradient_accumulation_steps}"
             raise ValueError(
                 f"schedule.batch_clips = {batch} is not a multiple of {factors}; "
-                f"use {parts * max(1, round(batch / parts))}, or another number of workers"
+                f"use {num_micro_batches * max(1, round(batch / num_micro_batches))}, or another number of workers"
             )
         gpus = self.cluster.gpus_per_worker
         if workers > 1 and gpus % 1:

@@ -99,17 +99,17 @@ class _Epoch:
 Tail = Literal["even", "pad", "drop"]
 
 
-def batch_sizes(num_clips: int, batch_clips: int, tail: Tail, parts: int = 1) -> Int64[np.ndarray, " step"]:
+def batch_sizes(num_clips: int, batch_clips: int, tail: Tail, num_micro_batches: int = 1) -> Int64[np.ndarray, " step"]:
     """Clips of each step of an epoch; they add up to `num_clips` but for padding and dropping.
 
     Args:
         num_clips: clips of the epoch.
         batch_clips: the most clips of a step.
         tail: what to do where the one is no multiple of the other, `ScheduleConfig.tail`.
-        parts: parts that each step is cut into.
+        num_micro_batches: micro-batches per step.
 
     Raises:
-        ConfigError: there are no clips, no step, or fewer clips in a step than parts.
+        ConfigError: there are no clips, no step, or fewer clips in a step than micro-batches.
     """
     if not num_clips:
         raise ConfigError("the split train holds no clips; shard some with --split train")
@@ -122,18 +122,18 @@ def batch_sizes(num_clips: int, batch_clips: int, tail: Tail, parts: int = 1) ->
         )
     if tail != "even":
         return np.full(num_steps, batch_clips, dtype=np.int64)
-    if (least := num_clips // num_steps) < parts:
+    if (least := num_clips // num_steps) < num_micro_batches:
         raise ConfigError(
-            f"schedule.tail = even makes steps of {least} of the {num_clips} clips, too few for {parts} parts "
-            "(cluster.num_workers x schedule.gradient_accumulation_steps); use fewer parts, or tail = pad"
+            f"schedule.tail = even makes steps of {least} of the {num_clips} clips, too few for {num_micro_batches} micro-batches "
+            "(cluster.num_workers x schedule.gradient_accumulation_steps); use fewer, or tail = pad"
         )
     return _evenly(num_clips, num_steps)
 
 
-def part_of(size: int, part: int, parts: int) -> slice:
-    """The clips of one part of a step of `size` clips: parts differ by one clip at most, larger ones come first."""
-    ends = np.cumsum(_evenly(size, parts))
-    return slice(int(ends[part - 1]) if part else 0, int(ends[part]))
+def micro_batch_slice(size: int, index: int, num_micro_batches: int) -> slice:
+    """Return the slice of one micro-batch of a step of `size` clips: sizes differ by one at most, larger ones first."""
+    ends = np.cumsum(_evenly(size, num_micro_batches))
+    return slice(int(ends[index - 1]) if index else 0, int(ends[index]))
 
 
 def _evenly(count: int, shares: int) -> Int64[np.ndarray, " share"]:
@@ -213,7 +213,7 @@ class TrainSampler:
         if stop > self.num_clips:  # after the rows that are left, whatever their group
             numbers = np.concatenate([numbers, padding])
             until = np.concatenate([until, np.full(len(padding), step)])
-        mine = part_of(len(numbers), self._rank, self._world)
+        mine = micro_batch_slice(len(numbers), self._rank, self._world)
         return Step(epoch, numbers, self._groups.places(numbers), mine, until)
 
     def _epoch(self, epoch: int) -> tuple[_Epoch, np.ndarray]:

@@ -40,10 +40,10 @@ class Audit:
         self._rank = rank
         self._rows: list[dict[str, Any]] = []
 
-    def note(self, step: int, parts: Sequence[int], batches: Sequence[Any]) -> None:
-        """Remember the clips of this worker's parts of a step."""
+    def note(self, step: int, micro_batches: Sequence[int], batches: Sequence[Any]) -> None:
+        """Remember the clips of this worker's micro-batches of a step."""
         if self._folder:
-            pairs = zip(parts, batches, strict=True)
+            pairs = zip(micro_batches, batches, strict=True)
             self._rows += [{"step": step, "part": part, "clip_ids": list(batch.clip_ids)} for part, batch in pairs]
 
     def write(self) -> None:

@@ -1,6 +1,6 @@
-"""The parts of a step, and who works them off: with fewer workers than wanted, some take several, one after the other.
+"""Deal the micro-batches of a step to workers: with fewer workers than wanted, some take several, one after the other.
 
-A step's clips are cut into `TrainConfig.parts` slices, equal but for one clip. Dropout is seeded by the part, and
+A step's clips are cut into `TrainConfig.num_micro_batches` slices, equal but for one clip. Dropout is seeded by the micro-batch, and
 losses are normalised over the whole step, so the number of workers changes nothing but the order of sums.
 """
 
@@ -11,27 +11,27 @@ import numpy as np
 
 from evilm.config.training import TrainConfig
 from evilm.dataloader.loader import DataLoader
-from evilm.dataloader.sampler import Step, TrainSampler, part_of
+from evilm.dataloader.sampler import Step, TrainSampler, micro_batch_slice
 from evilm.errors import ConfigError
 
 
-def micro_batches_of(rank: int, world: int, parts: int) -> range:
-    """The parts of one worker: consecutive, as even as they come."""
-    mine = np.array_split(np.arange(parts), world)[rank]
+def micro_batches_of(rank: int, world: int, num_micro_batches: int) -> range:
+    """Return the micro-batches of one worker: consecutive, as even as possible."""
+    mine = np.array_split(np.arange(num_micro_batches), world)[rank]
     return range(int(mine[0]), int(mine[-1]) + 1) if len(mine) else range(0)
 
 
 @dataclass(frozen=True)
 class MicroBatchSampler:
-    """A worker's parts of every step as the steps of a feed: part after part, step after step."""
+    """A worker's micro-batches of every step as the steps of a data loader, one after the other."""
 
     whole: TrainSampler
-    parts: int
+    num_micro_batches: int
     mine: range
 
     @property
     def num_steps(self) -> int:
-        """Parts per epoch."""
+        """Return micro-batches per epoch."""
         return self.whole.num_steps * len(self.mine)
 
     @property
@@ -40,18 +40,18 @@ class MicroBatchSampler:
         return self.whole.window
 
     def step(self, number: int) -> Step:
-        """This worker's part number `number`, counted over all epochs."""
+        """Return this worker's micro-batch `number`, counted over all epochs."""
         count = len(self.mine)
         step, which = divmod(number, count)
         whole = self.whole.step(step)
-        mine = part_of(len(whole.rows), self.mine[which], self.parts)
+        mine = micro_batch_slice(len(whole.rows), self.mine[which], self.num_micro_batches)
         return replace(whole, mine=mine, until=whole.until * count + count - 1)
 
 
-def split_micro_batches(loader: DataLoader, parts: int, mine: range) -> DataLoader:
-    """Let a data loader of whole steps give these parts of them."""
+def split_micro_batches(loader: DataLoader, num_micro_batches: int, mine: range) -> DataLoader:
+    """Make a data loader of whole steps yield these micro-batches of them."""
     if len(mine) > 1:
-        loader.order = cast(Any, MicroBatchSampler(cast(TrainSampler, loader.order), parts, mine))
+        loader.order = cast(Any, MicroBatchSampler(cast(TrainSampler, loader.order), num_micro_batches, mine))
     return loader
 
 
@@ -61,9 +61,9 @@ def check_world(settings: TrainConfig, world: int) -> None:
     Raises:
         ConfigError: it says which numbers can be.
     """
-    parts = settings.parts
-    if world > parts:
+    num_micro_batches = settings.num_micro_batches
+    if world > num_micro_batches:
         raise ConfigError(
-            f"{world} workers can't share the {parts} micro-batches of a step (cluster.num_workers x "
-            f"schedule.gradient_accumulation_steps); use at most {parts} workers"
+            f"{world} workers can't share the {num_micro_batches} micro-batches of a step (cluster.num_workers x "
+            f"schedule.gradient_accumulation_steps); use at most {num_micro_batches} workers"
         )

@@ -61,7 +61,7 @@ class _Pending:
     """On the host: the stats of the losses, row by row; the weighted loss; the gradient norm; the flags."""
     arrived: Any
     """CUDA event after the copy of `numbers`; None on a CPU."""
-    by_part: list[torch.Tensor]
+    by_micro_batch: list[torch.Tensor]
     clip_ids: list[list[str]]
 
 
@@ -103,14 +103,14 @@ class TrainStep:
         self._in_a_row = 0
 
     def step(
-        self, step: int, num_steps: int, parts: Sequence[int], batches: Sequence[Any], flags: Sequence[float]
+        self, step: int, num_steps: int, micro_batches: Sequence[int], batches: Sequence[Any], flags: Sequence[float]
     ) -> list[StepOutcome]:
         """Make step number `step` of `num_steps`.
 
         Args:
             step: counted from 0; learning rate and dropout depend on it.
             num_steps: steps of the learning-rate schedule.
-            parts: which micro-batches of the step are this worker's.
+            micro_batches: which micro-batches of the step are this worker's.
             batches: these micro-batches.
             flags: travel with the losses and come back added up over workers.
 
@@ -125,7 +125,7 @@ class TrainStep:
         for group in self._optimizer.param_groups:
             group["lr"] = rate
         self._optimizer.zero_grad(set_to_none=True)
-        names, by_part, stats, shared = self._losses(step, parts, batches, to_device(flags, self._device))
+        names, by_micro_batch, stats, shared = self._losses(step, micro_batches, batches, to_device(flags, self._device))
         limit = self._settings.optim.clip_norm or math.inf
         norm = nn.utils.clip_grad_norm_(self._objective.parameters(), limit)
         loss = weighted_mean(stats, self._weights)
@@ -133,7 +133,7 @@ class TrainStep:
         self._objective.after_step(step + 1, self._settings.schedule.seed)
         numbers = torch.cat([stats.flatten(), torch.stack([loss, norm.to(loss)]), shared])
         clip_ids = [batch.clip_ids for batch in batches]
-        self._pending.append(_Pending(step, rate, names, *_to_host(numbers), by_part, clip_ids))
+        self._pending.append(_Pending(step, rate, names, *_to_host(numbers), by_micro_batch, clip_ids))
         self._timer.mark("optimizer")
         return self._read(self._lag)
 
@@ -146,7 +146,7 @@ class TrainStep:
         return self._read(0)
 
     def _losses(
-        self, step: int, parts: Sequence[int], batches: Sequence[Any], flags: torch.Tensor
+        self, step: int, micro_batches: Sequence[int], batches: Sequence[Any], flags: torch.Tensor
     ) -> tuple[list[str], list[torch.Tensor], torch.Tensor, torch.Tensor]:
         """Run every micro-batch forward and backward: names of the losses, stats by micro-batch and whole step, flags.
 
@@ -154,28 +154,28 @@ class TrainStep:
         come with the losses; else they have to be known before the first backward pass, and are summed first.
         """
         world, seed = self._world, self._settings.schedule.seed
-        counts = None if self._settings.parts == world else self._counts(batches)
+        counts = None if self._settings.num_micro_batches == world else self._counts(batches)
         names: list[str] = []
-        by_part: list[torch.Tensor] = []
+        by_micro_batch: list[torch.Tensor] = []
         whole, shared = torch.zeros(0), flags
-        for part, batch in zip(parts, batches, strict=True):
-            # Seeded by (seed, step, part), so that a resumed run repeats dropout, with any number of workers.
-            torch.manual_seed((seed * 1_000_003 + step) * 4099 + part)
-            with self._alone(last=part == parts[-1]):
+        for micro_batch, batch in zip(micro_batches, batches, strict=True):
+            # Seeded by (seed, step, micro_batch), so that a resumed run repeats dropout, with any number of workers.
+            torch.manual_seed((seed * 1_000_003 + step) * 4099 + micro_batch)
+            with self._alone(last=micro_batch == micro_batches[-1]):
                 with self._autocast:
                     losses = self._model(batch.to(self._device))
                 names = list(losses)
-                by_part.append(loss_stats(losses))
+                by_micro_batch.append(loss_stats(losses))
                 if counts is None:
-                    whole, shared = sum_over_workers(by_part[0], flags, world)
+                    whole, shared = sum_over_workers(by_micro_batch[0], flags, world)
                 divide = whole[:, COUNT] if counts is None else counts
                 loss = weighted_loss(losses, divide, self._weights, world)
                 self._timer.mark("forward")
                 loss.backward()
                 self._timer.mark("backward")
         if counts is not None:
-            whole, shared = sum_over_workers(torch.stack(by_part).sum(0), flags, world)
-        return names, by_part, whole, shared
+            whole, shared = sum_over_workers(torch.stack(by_micro_batch).sum(0), flags, world)
+        return names, by_micro_batch, whole, shared
 
     def _alone(self, last: bool) -> contextlib.AbstractContextManager[Any]:
         """Gradients are exchanged in the backward pass of a worker's last micro-batch, and only added up before."""
@@ -185,8 +185,8 @@ class TrainStep:
 
     def _counts(self, batches: Sequence[Any]) -> torch.Tensor:
         """Items of each loss in the whole step, in the order of the losses."""
-        by_part = [self._objective.counts(batch) for batch in batches]
-        mine = to_device([sum(part[name] for part in by_part) for name in by_part[0]], self._device)
+        by_micro_batch = [self._objective.counts(batch) for batch in batches]
+        mine = to_device([sum(micro_batch[name] for micro_batch in by_micro_batch) for name in by_micro_batch[0]], self._device)
         counts, _ = sum_over_workers(mine, mine.new_zeros(0), self._world)
         return counts
 
@@ -224,7 +224,7 @@ class TrainStep:
         every = [clip for clips in pending.clip_ids for clip in clips]
         bad = [
             clip
-            for stats, clips in zip(pending.by_part, pending.clip_ids, strict=True)
+            for stats, clips in zip(pending.by_micro_batch, pending.clip_ids, strict=True)
             if not bool(stats.isfinite().all())
             for clip in clips
         ]

@@ -97,11 +97,11 @@ class Trainer:
             dtype = torch.bfloat16 if cluster.precision == "bf16" else torch.float32
             self.peak = matmul_peak(self.device, dtype)
         self.timer = StepTimer(self.device)
-        self.parts = micro_batches_of(rank, world, self.settings.parts)
-        loader = self._pinned(task.train_loader(self.parts.start, self.settings.parts))
+        self.micro_batches = micro_batches_of(rank, world, self.settings.num_micro_batches)
+        loader = self._pinned(task.train_loader(self.micro_batches.start, self.settings.num_micro_batches))
         self.order = cast(TrainSampler, loader.order)
         self.steps_per_epoch = self.order.num_steps
-        self.loader = split_micro_batches(loader, self.settings.parts, self.parts)
+        self.loader = split_micro_batches(loader, self.settings.num_micro_batches, self.micro_batches)
         self.schedule_steps = self.steps_per_epoch * schedule.epochs
         self.num_steps = min(self.schedule_steps, schedule.max_steps or self.schedule_steps)
         self.state: dict[str, Any] = {"step": 0, "skipped": 0, "train": {}, "val": {}, "best": {}, "log": {}}
@@ -127,15 +127,15 @@ class Trainer:
         self.due = Cadence(self.settings.schedule, self.steps_per_epoch, self.num_steps)
         updater = self.learner.updater(not restored, self._some_batches, self.timer)
         progress = self.progress = Progress(self.num_steps, self.order.mean_clips, start, self.state["log"])
-        count = len(self.parts)
+        count = len(self.micro_batches)
         fed = self.loader.batches(start * count, self.num_steps * count)
         stream = on_device(fed, self.device, self.timer)
         profiler = StepProfiler(self.spec.out, self.settings.profiled if self.rank == 0 else range(0), self.device)
         for step in range(start, self.num_steps):
             batches = list(islice(stream, count))
             profiler.before(step)
-            outcomes = updater.step(step, self.schedule_steps, self.parts, batches, self._flags())
-            self.audit.note(step, self.parts, batches)
+            outcomes = updater.step(step, self.schedule_steps, self.micro_batches, batches, self._flags())
+            self.audit.note(step, self.micro_batches, batches)
             self.state["step"] = done = step + 1
             profiler.after(step)
             is_asked = any(flag > 0 for outcome in outcomes for flag in outcome.flags)
@@ -284,8 +284,8 @@ class Trainer:
             self.recorder.log({"time/attempt": number, "time/workers": self.world}, self.state["step"])
 
     def _some_batches(self, count: int) -> Any:
-        """This worker's parts of the first steps of training, for a start that depends on data."""
-        return (batch.to(self.device) for batch in self.loader.batches(0, count * len(self.parts)))
+        """This worker's micro-batches of the first steps of training, for a start that depends on data."""
+        return (batch.to(self.device) for batch in self.loader.batches(0, count * len(self.micro_batches)))
 
     def _pinned(self, loader: DataLoader) -> DataLoader:
         """Let the data loader put its batches where a GPU copies from while the step before is computed."""

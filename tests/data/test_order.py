@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evilm.dataloader.sampler import EVAL_EPOCH, NEGATIVE_GROUP_CLIPS, EvalSampler, TrainSampler, batch_sizes, part_of
+from evilm.dataloader.sampler import EVAL_EPOCH, NEGATIVE_GROUP_CLIPS, EvalSampler, TrainSampler, batch_sizes, micro_batch_slice
 from evilm.errors import ConfigError
 
 _GROUPS = [[5, 5, 3], [5, 1], [4]]
@@ -121,7 +121,7 @@ def test_even_steps_hold_each_clip_once_and_are_as_many_as_padded_ones(num_clips
     assert sorted(sizes, reverse=True) == list(sizes)
     assert num_clips % batch or list(sizes) == list(padded)
     for size in {int(size) for size in sizes}:
-        slices = [part_of(size, part, parts) for part in range(parts)]
+        slices = [micro_batch_slice(size, part, parts) for part in range(parts)]
         assert [clip for mine in slices for clip in range(size)[mine]] == list(range(size))
         assert all(mine.stop > mine.start for mine in slices), "no part is empty"
 

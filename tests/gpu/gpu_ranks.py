@@ -12,7 +12,7 @@ import torch.distributed as dist
 import torch.multiprocessing
 from pretend_card import PretendCard
 
-from evilm.dataloader.sampler import part_of
+from evilm.dataloader.sampler import micro_batch_slice
 from evilm.train.micro_batches import micro_batches_of
 from evilm.train.validation import evaluate
 
@@ -63,9 +63,9 @@ def _train(rank: int, world: int, device: torch.device, kind: str) -> list[dict[
         schedule__batch_clips=3 * PARTS, schedule__gradient_accumulation_steps=PARTS, cluster__channels_last=True, cluster__fused=True
     )
     mine = micro_batches_of(rank, world, PARTS)
-    slices = [part_of(CLIPS, part, PARTS) for part in mine]
+    slices = [micro_batch_slice(CLIPS, part, PARTS) for part in mine]
     batches = [[batch(CLIPS, step, part) for part in slices] for step in range(STEPS)]
     learner, updater = small.make_learner(make(), config, device, world=world)
     metrics = small.run(updater, batches, device, parts=mine)
-    loader: Any = small.Held([batch(CLIPS, -1, part_of(CLIPS, rank, world))])
+    loader: Any = small.Held([batch(CLIPS, -1, micro_batch_slice(CLIPS, rank, world))])
     return [*metrics, evaluate(learner.finished, loader, device, world, learner.autocast)]

@@ -9,7 +9,7 @@ from pretend_card import PretendCard, Read
 
 from evilm.config.training import TrainConfig
 from evilm.dataloader.collate import Batch
-from evilm.dataloader.sampler import part_of
+from evilm.dataloader.sampler import micro_batch_slice
 
 WARM_UP, STEPS, CLIPS = 2, 2, 6
 """Steps before those that are counted: the optimizer makes its moments in the first, the average is a copy in it."""
@@ -29,7 +29,7 @@ def count_waits(kind: str, config: TrainConfig, codebook: dict[str, Any] | None 
     """Train on a pretended card, from page-locked batches as the loop does, and count from the third step on."""
     make, batch, _ = small.KINDS[kind]
     parts = range(config.schedule.gradient_accumulation_steps)
-    slices = [part_of(CLIPS, part, len(parts)) for part in parts]
+    slices = [micro_batch_slice(CLIPS, part, len(parts)) for part in parts]
     with PretendCard() as card:
         how = {"jitter": 0.3} if kind == "student" else {}
         held = [[batch(CLIPS, step, mine, **how) for mine in slices] for step in range(WARM_UP + STEPS)]

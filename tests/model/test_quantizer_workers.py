@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from model.small import frames, tokenizer_config
 
 from evilm.dataloader.collate import TokenizerBatch
-from evilm.dataloader.sampler import part_of
+from evilm.dataloader.sampler import micro_batch_slice
 from evilm.model.tokenizers.quantizer import kmeans
 from evilm.model.tokenizers.semantic_vq import VideoTokenizer
 from evilm.objectives.tokenizer_objective import TokenizerObjective
@@ -33,7 +33,7 @@ def micro_batches(step: int, micro_batches: int, rank: int, world: int) -> list[
     """This worker's micro-batches of a step of `_CLIPS` clips."""
     pixels, found = frames(_CLIPS, seed=step), []
     for part in micro_batches_of(rank, world, micro_batches):
-        mine = part_of(_CLIPS, part, micro_batches)
+        mine = micro_batch_slice(_CLIPS, part, micro_batches)
         words = torch.zeros(mine.stop - mine.start, 11, dtype=torch.bool)
         found.append(TokenizerBatch(pixels[mine], words, ["a"] * len(words), mine.start, _CLIPS))
     return found

@@ -14,7 +14,7 @@ from evilm.config.models import EViLMConfig
 from evilm.config.stages import Pretrain
 from evilm.config.training import ObjectivesConfig
 from evilm.dataloader.collate import PretrainBatch
-from evilm.dataloader.sampler import TrainSampler, part_of
+from evilm.dataloader.sampler import TrainSampler, micro_batch_slice
 from evilm.model.evilm_model import EViLMModel
 from evilm.objectives.pretraining_objective import PretrainObjective
 from evilm.train.micro_batches import MicroBatchSampler, micro_batches_of
@@ -92,7 +92,7 @@ def _trained(
     model = DistributedDataParallel(objective, gradient_as_bucket_view=True) if world > 1 else objective
     updater = TrainStep(objective, model, optimizer, settings, world, autocast("fp32", _CPU), _CPU, mean)
     batch, mine = _batch(8), micro_batches_of(rank, world, parts)
-    batches = [_part(batch, cut.start, cut.stop) for cut in (part_of(8, part, parts) for part in mine)]
+    batches = [_part(batch, cut.start, cut.stop) for cut in (micro_batch_slice(8, part, parts) for part in mine)]
     updater._lag = lag
     outcomes = [updater.step(step, 10, mine, batches, [0.0, 1.0 / world]) for step in range(steps)]
     return objective, [outcome for known in [*outcomes, updater.settle()] for outcome in known], mean
