@@ -136,7 +136,7 @@ def actor_options(cluster: PoolConfig, num_units: int) -> tuple[dict[str, Any], 
 
 
 def _num_fitting(cluster: PoolConfig) -> int:
-    """How many actors the cluster as it stands can hold beside a small task; one at least."""
+    """Return how many actors the cluster as it stands can hold beside a small task; one at least."""
     import ray
 
     there, gpus = ray.cluster_resources(), cluster.gpus_per_worker

@@ -49,7 +49,7 @@ def run_all(config: RunAll) -> dict[str, Any]:
 
 
 def _pretrain_settings(config: RunAll) -> Pretrain:
-    """What `pretrain` would have got from the same flags; --out is ours, the model lies at the root."""
+    """Return what `pretrain` would have got from the same flags; --out is ours, the model lies at the root."""
     return Pretrain.model_validate(config.model_dump(include=set(Pretrain.model_fields)) | {"out": ""})
 
 

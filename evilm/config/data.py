@@ -53,7 +53,7 @@ class CorpusConfig(Config):
 
 
 class ColumnsConfig(Config):
-    """Where a manifest keeps what we need: a layout in use, and columns that differ from it.
+    """Columns of a manifest: a known layout, and the columns that differ from it.
 
     A column that is not set is the layout's; an empty name ('') means 'no such column'.
     """
@@ -84,7 +84,7 @@ class ColumnsConfig(Config):
 
 
 class FetchConfig(Config):
-    """How videos that are not on this machine are fetched. Changes nothing about the clips that are got."""
+    """Fetching of videos that are not on this machine. The clips do not depend on it."""
 
     urls: bool = False
     """Download a clip from the manifest's URL where no file of it lies below --videos."""
@@ -105,7 +105,7 @@ class FetchConfig(Config):
 
 
 class FramesConfig(Config):
-    """How a clip becomes frames. Everything here is part of the fingerprint of the shards."""
+    """Sampling of a clip's frames. Everything here is part of the fingerprint of the shards."""
 
     num_frames: int = Field(default=4, ge=1, le=64)
     """Sparse frames of a clip (Sec. 4.1: 4), one from each of as many equal spans of time."""

@@ -1,4 +1,4 @@
-"""What of URLs may be shown and stored: users, passwords and signatures are neither."""
+"""Remove users, passwords and signatures from URLs before they are shown or stored."""
 
 import re
 from typing import Any

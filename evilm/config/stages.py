@@ -20,7 +20,7 @@ from evilm.config.training import (
 
 
 class StageConfig(Config):
-    """What every command takes."""
+    """Settings that every command takes."""
 
     folder: ClassVar[str] = "pipelines"
     """Where the command's script lies."""
@@ -200,7 +200,7 @@ class PrecomputeCodes(StageConfig):
 
 
 class Upstream(Config):
-    """How `pretrain` builds what is missing: the sections of the other commands."""
+    """Settings of the stages that `pretrain` runs where their output is missing: the sections of the other commands."""
 
     render_corpus: RenderCorpus = RenderCorpus()
     shard_videos: ShardVideos = ShardVideos()
@@ -374,12 +374,12 @@ class Sweep(Pretrain):
 
     @property
     def base(self) -> Pretrain:
-        """What all trials have in common."""
+        """Return what all trials have in common."""
         return Pretrain.model_validate(self.model_dump(include=set(Pretrain.model_fields))).resolved()
 
     @property
     def identity(self) -> dict[str, object]:
-        """What trials have in common; the space and how it is searched may change, which leaves trials as they are."""
+        """Return what trials have in common; the space and how it is searched may change, which leaves trials as they are."""
         data: dict[str, object] = super().identity
         for name in Sweep.model_fields.keys() - Pretrain.model_fields.keys():
             data.pop(name, None)

@@ -1,4 +1,4 @@
-"""What a sweep tries: settings of pre-training by dotted name, each with a list of values or a range.
+"""The search space of a sweep: settings of pre-training by dotted name, each with a list of values or a range.
 
 objectives.mask_ratio: [0.2, 0.4, 0.6]
 optim.lr: {low: 1.0e-5, high: 1.0e-3, log: true}
@@ -148,7 +148,7 @@ def typed(space: Space, base: Config) -> Space:
 
 
 def _is_whole(name: str, base: Config) -> bool:
-    """Whether the type of a setting has whole numbers and no others; False for one that is not there."""
+    """Return whether the type of a setting has whole numbers and no others; False for one that is not there."""
     *path, leaf = name.split(".")
     section: Any = base
     for part in path:

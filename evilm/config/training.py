@@ -81,7 +81,7 @@ class CropConfig(Config):
 
 
 class AugmentConfig(Config):
-    """What pre-training does to frames on top of the views that the codes were made for."""
+    """Augmentation of pre-training, on top of the views that the codes were made for."""
 
     jitter: float = Field(default=0.0, ge=0, lt=1)
     """Brightness, contrast and saturation vary by up to this share, per clip and epoch; the student's frames alone."""
@@ -101,7 +101,7 @@ class AugmentConfig(Config):
 
 
 class ScheduleConfig(Config):
-    """How long, how much at a time, how often to look and to save."""
+    """Length of a training, batch size, and how often to evaluate and save."""
 
     epochs: int = Field(default=20, ge=1)
     """Passes over the train split (Sec. 4.1: 20; the tokenizer 10)."""
@@ -164,7 +164,7 @@ class ScheduleConfig(Config):
 
 
 class WorkerConfig(Config):
-    """What each worker gets of a Ray cluster."""
+    """Resources of each worker on a Ray cluster."""
 
     cpus_per_worker: float = Field(default=1.0, gt=0)
     """CPUs per worker, also its number of torch threads on CPU."""
@@ -175,12 +175,12 @@ class WorkerConfig(Config):
 
     @property
     def uses_gpus(self) -> bool:
-        """Whether models go to GPUs: as `gpus_per_worker` says, unless GPUs are simulated (a resource count only)."""
+        """Return whether models go to GPUs: as `gpus_per_worker` says, unless GPUs are simulated (a resource count only)."""
         return self.gpus_per_worker > 0 and not simulates_gpus()
 
 
 class PoolConfig(WorkerConfig):
-    """What is asked of Ray for tasks and actors that make shards. No shard depends on it."""
+    """Ray resources of tasks and actors that make shards. No shard depends on it."""
 
     num_workers: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
     """Maximum number of tasks or actors at a time; auto: as many as the cluster can hold, more when it grows."""
@@ -189,7 +189,7 @@ class PoolConfig(WorkerConfig):
 
 
 class ClusterConfig(WorkerConfig):
-    """What is asked of Ray.
+    """Ray resources of a training.
 
     `precision` changes numbers; another number of workers changes only the order of sums.
     """
@@ -250,7 +250,7 @@ class TrackingConfig(Config):
 
 
 class TrainConfig(Config):
-    """What the two trainings, tokenizer and student, have in common."""
+    """Settings that both trainings share, that of the tokenizer and of the model."""
 
     init: str = ""
     """Model to start from, a published one or a checkpoint; vocabulary, grid and frames may be others than its own, and

@@ -34,7 +34,7 @@ class Clips:
 
     @property
     def has_codes(self) -> bool:
-        """Whether codes were read beside the frames."""
+        """Return whether codes were read beside the frames."""
         return self._codes is not None
 
     def num_frames(self, row: int) -> int:
@@ -98,7 +98,7 @@ def _only_chunk(column: pa.ChunkedArray) -> Any:
 
 @dataclass(frozen=True)
 class ClipAugmentation:
-    """What of a clip an epoch shows. The default: every stored frame, whole."""
+    """The part of a clip that an epoch shows. The default: every stored frame, whole."""
 
     seed: int = 0
     num_frames: int = 0
@@ -132,7 +132,7 @@ class ClipAugmentation:
         return None if codes is None else codes[:, nearest_cells(view, clips.frame_px, round(codes.shape[1] ** 0.5))]
 
     def pick(self, num_stored: int, clip_id: str, epoch: int) -> np.ndarray:
-        """Which stored frames of a clip an epoch shows."""
+        """Return which stored frames of a clip an epoch shows."""
         wanted = self.num_frames or num_stored
         drawn = epoch != EVAL_EPOCH and wanted < num_stored
         return pick_frames(num_stored, wanted, clip_rng("frames", self.seed, epoch, clip_id) if drawn else None)

@@ -33,7 +33,7 @@ _WHOLE = ClipAugmentation()
 
 @dataclass(frozen=True)
 class Rows:
-    """What a worker gets of one global step, before collation.
+    """The rows of one global step that a worker gets, before collation.
 
     `clip_ids` and `captions`, one drawn for each clip, are those of all clips of the global step; `mine` says which of
     them are this worker's, and `frames` (uint8, clip x frame x row x col x 3) and `code_ids` (int64, clip x region)

@@ -1,4 +1,4 @@
-"""Which caption is held against a clip in video-text matching: any other of the step, or the one most alike.
+"""Choose the negative caption of each clip for video-text matching: any other of the step, or the most similar one.
 
 Hard negatives are chosen by the captions' words alone. The model's own matching scores would differ in their last
 digits with the number of workers (other batch shapes round otherwise), and every worker would have to score its clips
@@ -59,7 +59,7 @@ NEGATIVES: dict[Negatives, _Choose] = {
 
 
 def _compare(captions: Sequence[str]) -> tuple[Int64[np.ndarray, "clip other"], np.ndarray]:
-    """How alike each two captions are, and whether the second has a word that counts and the first lacks."""
+    """Return how alike each two captions are, and whether the second has a word that counts and the first lacks."""
     words = [set(split_words(caption)) for caption in captions]
     index = {word: column for column, word in enumerate(sorted(set().union(*words)))}
     # float32 for the sake of fast products; whole numbers far below 2**24 are exact in it
@@ -75,7 +75,7 @@ def _compare(captions: Sequence[str]) -> tuple[Int64[np.ndarray, "clip other"], 
 
 
 def _own(captions: Sequence[str], all_captions: Sequence[Sequence[str]]) -> np.ndarray:
-    """Which of the drawn captions are among a clip's own: a row per clip."""
+    """Return which of the drawn captions are among a clip's own: a row per clip."""
     clips_with: dict[str, list[int]] = {}
     for clip, caption in enumerate(captions):
         clips_with.setdefault(caption, []).append(clip)

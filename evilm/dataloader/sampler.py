@@ -155,7 +155,7 @@ class Step:
 
 
 class TrainSampler:
-    """How the rows of the epochs are dealt to global steps, and each step to workers."""
+    """Deal the rows of the epochs to global steps, and each step to workers."""
 
     def __init__(
         self,

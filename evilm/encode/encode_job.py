@@ -111,7 +111,7 @@ def _encode(
 
 
 def plan_work(config: PrecomputeCodes, frames: FrameManifest, tokenizer: VideoTokenizer) -> EncodeJob:
-    """What the actors need to know.
+    """Return what the actors need to know.
 
     Raises:
         ConfigError: the codebook is too large for uint16.
@@ -142,7 +142,7 @@ def plan_work(config: PrecomputeCodes, frames: FrameManifest, tokenizer: VideoTo
 
 
 def _audit(config: PrecomputeCodes, frames: FrameManifest, tokenizer: VideoTokenizer, codes: str) -> dict[str, Any]:
-    """What `--audit` adds to the summary that is printed."""
+    """Return what `--audit` adds to the summary that is printed."""
     if not config.audit:
         return {}
     found = audit_codes(frames, CodesManifest.load(codes), tokenizer, config.audit, seed=config.augment.seed)

@@ -30,7 +30,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class EncodeJob:
-    """What all actors of a run need."""
+    """Settings that all actors of a job share."""
 
     out: str
     run: int

@@ -1,4 +1,4 @@
-"""Whether stored codes are the tokenizer's: random clips are coded again, from the pixels that training would see."""
+"""Verify stored codes: encode random clips again, from the pixels that training would see."""
 
 from typing import NamedTuple
 
@@ -14,7 +14,7 @@ from evilm.video.crops import replay, resampler, resampler_version
 
 
 class Agreement(NamedTuple):
-    """What coding some clips again gave."""
+    """Agreement of stored codes with those of clips that were encoded again."""
 
     num_clips: int
     num_regions: int

@@ -37,7 +37,7 @@ _BLOCK_CLIPS = 8
 
 @dataclass(frozen=True)
 class BenchmarkInputs:
-    """What is scored, on what."""
+    """The model, the clips and the codes of a benchmark."""
 
     model: str
     model_fingerprint: str

@@ -1,4 +1,4 @@
-"""Which clips of a split are scored, and where they lie."""
+"""Choose the clips of a split that are scored, and find them in their shards."""
 
 import hashlib
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""What the runs under a root have made, from the summary that each stage left: the last page of a workflow."""
+"""Report what the runs under a root have made, from each stage's summary: the last page of a workflow."""
 
 import sys
 from collections.abc import Callable, Mapping

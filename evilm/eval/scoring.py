@@ -49,7 +49,7 @@ class ScoreJob:
 
 @dataclass(frozen=True)
 class ScoreMatrix:
-    """What the model says of the clips."""
+    """Scores of all clips against all captions, and predicted codes."""
 
     match: Float[np.ndarray, "clip caption"]
     """Logit of match minus logit of mismatch for every clip and distinct caption."""

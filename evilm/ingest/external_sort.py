@@ -54,7 +54,7 @@ _SEEN_BITS = 1 << 27
 
 
 def order_key(seed: int, clip_id: str) -> bytes:
-    """Where a clip comes in the order of its split."""
+    """Return where a clip comes in the order of its split."""
     return hashlib.blake2b(f"{seed}:{clip_id}".encode(), digest_size=16).digest()
 
 

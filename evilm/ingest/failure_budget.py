@@ -22,7 +22,7 @@ _WINDOW_CLIPS = 5000
 
 
 def too_many(lost: int, asked: int, share: float) -> bool:
-    """Whether so many clips that can't be got prove that their share among all is above `share`.
+    """Return whether so many clips that can't be got prove that their share among all is above `share`.
 
     Clips come in random order. Four standard deviations leave alone a manifest whose share is just below.
     """

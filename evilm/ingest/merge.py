@@ -91,7 +91,7 @@ class CommitLog:
         return (max_failed_share * manifest.num_rows - manifest.reasons.total - num_bad) / max(sum(planned), 1)
 
     def retried(self) -> Retried:
-        """Which clips were planned again after they had been quarantined."""
+        """Return which clips were planned again after they had been quarantined."""
         folders = {each.number: shard_plan.folder(self.out, each) for each in self.generations if each.kind == "retry"}
         return Retried(folders, self.seed)
 
@@ -108,7 +108,7 @@ class CommitLog:
 
 @dataclass
 class _Sum:
-    """What all commits say."""
+    """Totals of all commits."""
 
     shards: list[ShardInfo] = field(default_factory=list)
     flags: dict[str, int] = field(default_factory=dict)
@@ -250,7 +250,7 @@ def _manifest_of(commit_log: CommitLog, config: ShardVideos, total: _Sum, reason
 
 
 def missing_val_note(manifest: FrameManifest) -> str:
-    """What it means that a data set has no clips to evaluate trainings on; '' where it has."""
+    """Return what it means that a data set has no clips to evaluate trainings on; '' where it has."""
     if manifest.num_clips("val"):
         return ""
     return (

@@ -1,4 +1,4 @@
-"""What earlier generations planned: compact sorted digests that are streamed beside a manifest's sorted rows."""
+"""Ids that earlier generations planned: compact sorted digests, streamed beside a manifest's sorted rows."""
 
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
@@ -41,7 +41,7 @@ class PlannedIds:
         self._copies.cleanup()
 
     def is_new(self, table: pa.Table, end: int | None) -> np.ndarray:
-        """Which rows no generation planned.
+        """Return which rows no generation planned.
 
         Args:
             table: rows in order, without doubles; the next ones after those of the last call.
@@ -108,7 +108,7 @@ def _entries(table: pa.Table | pa.RecordBatch) -> Iterable[tuple[str, int]]:
 
 
 class Retried:
-    """Which clips a later generation planned again: eight bytes for each."""
+    """Clips that a later generation planned again: eight bytes for each."""
 
     def __init__(self, folders: dict[int, str], seed: int) -> None:
         self._seed = seed
@@ -120,7 +120,7 @@ class Retried:
                 self._keys[number] = pq.read_table(copy, columns=["high"])["high"].to_numpy()
 
     def after(self, generation: int, clip_id: str) -> bool:
-        """Whether a clip of a generation was tried again in a later one, whose result counts."""
+        """Return whether a clip of a generation was tried again in a later one, whose result counts."""
         later = [keys for number, keys in self._keys.items() if number > generation]
         if not later:
             return False

@@ -34,7 +34,7 @@ _DETAIL_CHARS = 500
 
 @dataclass
 class RejectCounts:
-    """How many rows were put aside for which reason, and the first one of each."""
+    """Number of quarantined rows by reason, with the first one of each."""
 
     counts: dict[str, int] = field(default_factory=dict)
     examples: dict[str, list[str]] = field(default_factory=dict)

@@ -86,7 +86,7 @@ class Generation:
 
 
 def read_generations(out: str) -> list[Generation]:
-    """What was planned under `out`, in order; an attempt to plan that was killed is not there."""
+    """Return what was planned under `out`, in order; an attempt to plan that was killed is not there."""
     generations: list[Generation] = []
     names = storage.list_names(storage.join(out, FOLDER))
     while f"{len(generations):04d}.json" in names:

@@ -32,7 +32,7 @@ _DETAIL_CHARS = 500
 
 @dataclass(frozen=True)
 class ShardJob:
-    """What all tasks of a run need."""
+    """Settings that all tasks of a job share."""
 
     out: str
     run: int
@@ -94,7 +94,7 @@ def make_shard(work: ShardJob, task: str) -> commits.Tally:
 
 
 def tally_of(record: dict[str, Any]) -> commits.Tally:
-    """What a commit record says came of its shard."""
+    """Return what a commit record says came of its shard."""
     lost = sum(row["reason"] in LOST for row in record["bad"])
     return commits.Tally(record["num_clips"], len(record["bad"]), lost, record["bytes_read"])
 
@@ -279,7 +279,7 @@ def _get(row: ClipRow, fetcher: Fetcher, is_cut: bool = False) -> _Video:
 
 
 class _Kept:
-    """What a process uses for many shards: a decoder, whose child takes a second to start, and a fetcher."""
+    """Resources that a process keeps between shards: a decoder, whose child takes a second to start, and a fetcher."""
 
     decoder: tuple[FramesConfig, Decoder] | None = None
     fetcher: tuple[tuple[str, FetchConfig, str], Fetcher] | None = None

@@ -49,7 +49,7 @@ def choose_clips(frames: FrameManifest, split: str, num_clips: int, seed: int) -
 
 
 def find_clips(frames: FrameManifest, clip_ids: Sequence[str]) -> list[tuple[ShardInfo, int]]:
-    """Where clips lie, in the order of their ids.
+    """Return where clips lie, in the order of their ids.
 
     Raises:
         ConfigError: there is no such clip.
@@ -214,7 +214,7 @@ def fit(text: str, font: ImageFont.FreeTypeFont, width_px: float) -> str:
 
 
 def _longest(text: str, font: ImageFont.FreeTypeFont, width_px: float, end: str = "") -> int:
-    """How many characters of a text fit on a line with `end` behind them."""
+    """Return how many characters of a text fit on a line with `end` behind them."""
     return bisect_right(range(1, len(text) + 1), width_px, key=lambda number: font.getlength(text[:number] + end))
 
 

@@ -1,4 +1,4 @@
-"""What only all shards together show: clips that are there twice, counts that disagree, files that nobody lists."""
+"""Check all shards together: duplicate clips, counts that disagree, files that no manifest lists."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,7 +19,7 @@ _MOST_ORPHANS = 20
 
 @dataclass
 class CrossChecks:
-    """Whether frame shards and codes are sound."""
+    """Result of checking frame shards and codes together."""
 
     num_problems: int = 0
     problems: list[Issue] = field(default_factory=list)
@@ -69,7 +69,7 @@ def cross_check(
 
 
 def _of_counts(frames: FrameManifest, reasons: RejectCounts) -> Iterator[Issue]:
-    """Whether the counts of a manifest agree with each other and with the quarantine."""
+    """Return whether the counts of a manifest agree with each other and with the quarantine."""
     accounted = frames.num_clips() + sum(frames.reasons.values())
     if accounted != frames.num_rows:
         what = (

@@ -78,7 +78,7 @@ def inspect_all(frames: FrameManifest, codes: CodesManifest | None, verify: str,
 
 @dataclass(frozen=True)
 class _InspectJob:
-    """What all tasks need; of the manifests without their lists of shards, which stand aside by number."""
+    """Settings that all tasks share; manifests without their lists of shards, which are kept apart by number."""
 
     frames: FrameManifest
     codes: CodesManifest | None

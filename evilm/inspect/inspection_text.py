@@ -1,4 +1,4 @@
-"""What an inspection found, as text for a terminal and as the summary of the command."""
+"""Render an inspection as text for a terminal, and as the summary of the command."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any

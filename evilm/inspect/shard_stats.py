@@ -1,4 +1,4 @@
-"""What shards hold, as counts that can be added up: each shard is read once, row group by row group.
+"""Count what shards hold, in statistics that can be added up: each shard is read once, row group by row group.
 
 Frames are the bulk of a shard and are not read, but for a few row groups whose JPEG sizes stand for all. Values are
 counted by their first four digits, so what is held grows with the number of distinct values, not of clips; only eight
@@ -202,7 +202,7 @@ def _is_named(value: object) -> bool:
 
 
 def _digests(table: pa.Table, captions: Sequence[str]) -> dict[str, list[np.ndarray]]:
-    """What makes duplicates: the video file, the clip of it, the first caption."""
+    """Return what makes duplicates: the video file, the clip of it, the first caption."""
     videos = table["source_hash"].to_pylist()
     spans = [
         table[name].to_pylist() if name in table.column_names else [None] * len(videos) for name in ("start_s", "end_s")

@@ -50,7 +50,7 @@ class Issue(NamedTuple):
 
 @dataclass
 class ShardCheck:
-    """What a look at one shard found."""
+    """Result of checking one shard."""
 
     num_problems: int = 0
     problems: list[Issue] = field(default_factory=list)
@@ -198,7 +198,7 @@ class _File:
         yield from (Issue(self._shard.file, f"{place}, {where}", what) for where, what in self.rows(group, table))
 
     def rows(self, group: int, table: pa.Table) -> Iterator[tuple[str, str]]:
-        """Where in a row group something is wrong, and what."""
+        """Return where in a row group something is wrong, and what."""
         raise NotImplementedError
 
     def skip(self, group: int) -> None:

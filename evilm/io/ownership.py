@@ -175,7 +175,7 @@ def _is_gone(other: dict[str, Any]) -> bool:
 
 
 def _this_process() -> dict[str, Any]:
-    """What tells this process from all others, and what people want to know of it."""
+    """Return what tells this process from all others, and what people want to know of it."""
     return {
         "host": socket.gethostname(),
         "boot": _read("/proc/sys/kernel/random/boot_id"),
@@ -188,7 +188,7 @@ def _this_process() -> dict[str, Any]:
 
 
 def _start_ticks(pid: int) -> str:
-    """When a process of this machine started, in ticks since boot; '' if there is none."""
+    """Return when a process of this machine started, in ticks since boot; '' if there is none."""
     return _read(f"/proc/{pid}/stat").rpartition(")")[2].split(" ")[20:21][0] if _read(f"/proc/{pid}/stat") else ""
 
 

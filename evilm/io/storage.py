@@ -64,7 +64,7 @@ def resolve(uri: str) -> tuple[Any, str]:
 
 
 def is_local(uri: str) -> bool:
-    """Whether `uri` lies on this machine's file system."""
+    """Return whether `uri` lies on this machine's file system."""
     return isinstance(resolve(uri)[0], LocalFileSystem)
 
 
@@ -80,7 +80,7 @@ def join(uri: str, *parts: str) -> str:
 
 
 def exists(uri: str) -> bool:
-    """Whether a file or folder is there."""
+    """Return whether a file or folder is there."""
     fs, path = resolve(uri)
     if isinstance(fs, LocalFileSystem):
         return bool(fs.exists(path))
@@ -439,7 +439,7 @@ def publish_folder(uri: str) -> Iterator[Path]:
 
 
 def with_retries(uri: str, operation: Callable[[], T]) -> T:
-    """What `operation` at `uri` returns, tried again with growing pauses while an object store fails in passing.
+    """Return what `operation` at `uri` returns, tried again with growing pauses while an object store fails in passing.
 
     Raises:
         FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError: as `operation` says.
@@ -477,7 +477,7 @@ def storage_errors(uri: str) -> Iterator[None]:
 
 
 def as_storage_error(uri: str, error: Exception, attempts: int = 1) -> str:
-    """Why a place can't be used, in one line that says what to do."""
+    """Return why a place can't be used, in one line that says what to do."""
     code = error.errno if isinstance(error, OSError) else None
     if code in (errno.ENOSPC, errno.EDQUOT):
         return f"no space left for {uri}; free some, or choose another place (temporary files go to TMPDIR)"
@@ -498,7 +498,7 @@ def _is_of_network(error: Exception) -> bool:
 
 
 def _may_pass(error: Exception) -> bool:
-    """Whether the same request may succeed a little later."""
+    """Return whether the same request may succeed a little later."""
     if isinstance(error, TimeoutError | ConnectionError):
         return True
     if isinstance(error, OSError) and not _is_of_network(error):

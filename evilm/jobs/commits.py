@@ -26,7 +26,7 @@ _HALT, _HALT_S = "halt", 1.0
 
 
 class Tally(NamedTuple):
-    """What came of a unit."""
+    """Counts of one unit: clips made, failed, bytes read."""
 
     num_clips: int
     num_failed: int = 0
@@ -37,7 +37,7 @@ class Tally(NamedTuple):
 
 
 class Unit(NamedTuple):
-    """What is committed at once."""
+    """The smallest piece of work, committed at once."""
 
     name: str
     key: str
@@ -115,7 +115,7 @@ def halt(out: str, run: int) -> None:
 
 
 def attempt_place(out: str, unit: Unit) -> str:
-    """Where a unit's file is made; `clean` removes what is left there of processes that were killed."""
+    """Return where a unit's file is made; `clean` removes what is left there of processes that were killed."""
     return storage.join(out, f"{unit.name}-{unit.tag}attempt")
 
 
@@ -168,7 +168,7 @@ def committed_keys(out: str) -> dict[str, set[str]]:
 
 
 def any_committed(out: str) -> bool:
-    """Whether a unit of any plan is committed."""
+    """Return whether a unit of any plan is committed."""
     return any(name.endswith(".json") for name in storage.list_names(storage.join(out, _COMMITS)))
 
 

@@ -136,7 +136,7 @@ def _elsewhere(failed: set[str]) -> dict[str, Any]:
 
 
 def outcome(work: Callable[[str], tuple[int, ...]], batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """What a worker returns: the unit and its `Tally`, or the error of ours that ended it.
+    """Return what a worker returns: the unit and its `Tally`, or the error of ours that ended it.
 
     Errors travel as data: of what a worker raises, Ray Data keeps only the text, and prints all of its own stack.
     """

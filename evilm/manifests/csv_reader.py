@@ -123,7 +123,7 @@ class _Lines(Iterator[str]):
         self._most_lines = 1 if is_busy else _RECORD_LINES
 
     def place(self) -> str:
-        """Where the current record lies, if it goes on over many lines."""
+        """Return where the current record lies, if it goes on over many lines."""
         first, last = self._before + 1, self._before + len(self._taken)
         return f", lines {first} to {last}: a quote that is not closed?" if last > first else ""
 

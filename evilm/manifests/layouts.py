@@ -70,7 +70,7 @@ class ColumnRoles:
 
 
 def assign(header: Sequence[str], columns: ColumnsConfig, name: str, needed: Sequence[str] = ROLES[:2]) -> ColumnRoles:
-    """Which columns of a manifest hold what.
+    """Return which columns of a manifest hold what.
 
     Args:
         header: its columns.

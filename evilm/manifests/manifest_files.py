@@ -1,4 +1,4 @@
-"""Which files a --manifest names: one, several by commas, globs, or what lies in folders; local or on object stores."""
+"""List the files that --manifest names: one, several by commas, globs, or those in folders; local or on object stores."""
 
 import posixpath
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ def list_manifests(manifest: str) -> list[str]:
 
 
 def is_tar(uri: str) -> bool:
-    """Whether a manifest is a tar of clips."""
+    """Return whether a manifest is a tar of clips."""
     return uri.lower().endswith((".tar", ".tar.gz", ".tgz"))
 
 

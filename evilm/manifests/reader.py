@@ -64,7 +64,7 @@ def read_manifests(config: ShardVideos) -> Iterator[ClipRow | BadRow]:
 
 
 def _id_prefixes(config: ShardVideos, uris: Sequence[str], sources: Sequence[str]) -> list[str]:
-    """What is put before the ids of each manifest: the name of a tar, if its keys are unique in it only.
+    """Return what is put before the ids of each manifest: the name of a tar, if its keys are unique in it only.
 
     That is so if no column of ids is asked for, or if the first two tars begin with the same key.
     """
@@ -94,7 +94,7 @@ def fingerprint_of_manifests(config: ShardVideos) -> str:
 
 
 def videos_root(config: ShardVideos) -> str:
-    """Where paths of clips begin: --videos, the folder of the tars, or '' where all clips are URLs.
+    """Return where paths of clips begin: --videos, the folder of the tars, or '' where all clips are URLs.
 
     Raises:
         ConfigError: there is no such folder, or one is needed and not named.
@@ -173,7 +173,7 @@ def _context(config: ShardVideos, roles: ColumnRoles, root: str, source: str) ->
 
 
 def _of_video2dataset(context: Context, uri: str, samples: _Samples | None) -> Context:
-    """Where the videos of a table that video2dataset wrote are: in the tar or the folder of the same name."""
+    """Return where the videos of a table that video2dataset wrote are: in the tar or the folder of the same name."""
     folder = _below(uri.rpartition(".")[0], context.root) or posixpath.basename(uri).rpartition(".")[0]
     if samples is None:
         return replace(context, folder=folder)
@@ -181,7 +181,7 @@ def _of_video2dataset(context: Context, uri: str, samples: _Samples | None) -> C
 
 
 def _members(samples: _Samples, name: str) -> dict[str, VideoLocation]:
-    """Where the video of each sample is; of equal keys the first one counts."""
+    """Return where the video of each sample is; of equal keys the first one counts."""
     members: dict[str, VideoLocation] = {}
     for sample in samples:
         if isinstance(sample, Sample) and sample.member:
@@ -230,7 +230,7 @@ def _digest(uri: str, name: str) -> str:
 
 
 def _ahead(items: Sequence[_Item], load: Callable[[_Item], _Result], threads: int) -> Generator[_Result, None, None]:
-    """What `load` gives for each item, in their order; a few are loaded before they are asked for."""
+    """Return what `load` gives for each item, in their order; a few are loaded before they are asked for."""
     todo = iter(items)
     with ThreadPoolExecutor(threads) as pool:
         waiting: deque[Future[_Result]] = deque()

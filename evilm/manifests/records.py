@@ -102,7 +102,7 @@ def as_text(value: Any) -> str:
 
 
 def is_text(text: str) -> bool:
-    """Whether a text can be written as UTF-8; bytes that were none are kept as lone surrogates."""
+    """Return whether a text can be written as UTF-8; bytes that were none are kept as lone surrogates."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -215,7 +215,7 @@ def _guarded(records: Iterable[dict[str, Any] | ParseError], uri: str) -> Iterat
 
 
 def _unreadable(uri: str, error: Exception) -> str:
-    """Why a file can't be read, without what is in it."""
+    """Return why a file can't be read, without what is in it."""
     if isinstance(error, FileNotFoundError):
         return f"no manifest at {uri}; give CSV, TSV, JSON lines or Parquet, or tars of clips"
     if isinstance(error, IsADirectoryError):

@@ -71,7 +71,7 @@ class BadRow:
 
 @dataclass(frozen=True, slots=True)
 class VideoLocation:
-    """Where a video lies: the fields of a `ClipRow`."""
+    """Location of a video: the fields of a `ClipRow`."""
 
     path: str
     needs_ending: bool = False
@@ -82,7 +82,7 @@ class VideoLocation:
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """What the rows of one manifest have in common."""
+    """Settings that all rows of one manifest share."""
 
     roles: ColumnRoles
     split: str
@@ -164,7 +164,7 @@ def _kept(character: str) -> str:
 
 
 def count_reasons(rows: Iterable[BadRow]) -> dict[str, int]:
-    """How often each reason occurs, the most frequent first."""
+    """Return how often each reason occurs, the most frequent first."""
     counts: dict[str, int] = {}
     for row in rows:
         counts[row.reason.value] = counts.get(row.reason.value, 0) + 1
@@ -202,7 +202,7 @@ def _split_of(place: VideoLocation, context: Context) -> str:
 
 
 def _place(clip_id: str, record: Mapping[str, Any], texts: Mapping[str, str], context: Context) -> VideoLocation:
-    """Where the video of a row is."""
+    """Return where the video of a row is."""
     roles = context.roles
     if roles.layout == "video2dataset" and (status := texts.get("status", "success")) != "success":
         message = public_text(texts.get("error_message", ""))[:200]

@@ -120,7 +120,7 @@ def _samples(file: IO[bytes]) -> Iterator[Sample | ParseError]:
 
 @dataclass(slots=True)
 class _BadMember:
-    """What is wrong with a tar, and the key of the member that was met with it."""
+    """An error in a tar, with the key of the member where it was found."""
 
     text: str = ""
     key: str = ""
@@ -179,7 +179,7 @@ def _members_of_one(file: IO[bytes], size: int, problem: _BadMember) -> Generato
 
 
 def _after_zeros(file: IO[bytes]) -> int | None:
-    """Where the next block that is not empty begins; None where only zeros follow."""
+    """Return where the next block that is not empty begins; None where only zeros follow."""
     while data := file.read(_BLOCK_BYTES):
         if any(data):
             first = len(data) - len(data.lstrip(b"\0"))

@@ -1,4 +1,4 @@
-"""What the student costs: Table 8 row by row, and multiply-accumulates (MACs) per component.
+"""Count the model's parameters, Table 8 row by row, and multiply-accumulates (MACs) per component.
 
 python -m evilm.model.cost [--config paper] [--words 30] [--json]
 """
@@ -82,7 +82,7 @@ def at_precision(count: int, like: str, rounding: str = ROUND_HALF_UP) -> str:
 
 
 def agreement(count: int, printed: str) -> str:
-    """How an exact count agrees with a printed figure: rounded, cut off, or no."""
+    """Return how an exact count agrees with a printed figure: rounded, cut off, or no."""
     if at_precision(count, printed) == printed:
         return "rounded"
     return "cut off" if at_precision(count, printed, ROUND_DOWN) == printed else "no"

@@ -22,7 +22,7 @@ PREFIX = "student."
 
 
 class DecoderOutput(NamedTuple):
-    """What the decoder makes of [CLS], the words and the regions; an absent modality has length 0."""
+    """Decoder states of [CLS], the words and the regions; an absent modality has length 0."""
 
     cls: Float[Tensor, "clip dim"]
     words: Float[Tensor, "clip word dim"]
@@ -59,12 +59,12 @@ class EViLMModel(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """Return where the weights are."""
         return self.tokens.weight.device
 
     @property
     def dtype(self) -> torch.dtype:
-        """What the weights are stored in, and what comes out of the encoders without autocast."""
+        """Return what the weights are stored in, and what comes out of the encoders without autocast."""
         return self.tokens.weight.dtype
 
     def encode_video(

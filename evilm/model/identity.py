@@ -1,4 +1,4 @@
-"""Which model it is: one fingerprint of settings, weights and how it was masked, and the file that says the latter."""
+"""Identify a model: one fingerprint of settings, weights and masking, and the file that holds the latter."""
 
 import hashlib
 from typing import Any
@@ -50,7 +50,7 @@ def tokenizer_fingerprints(uri: str, name: str) -> dict[str, str]:
 
 
 def read_objectives(model: str) -> tuple[ObjectivesConfig, str]:
-    """How regions were masked in pre-training, and of which tokenizer the codes were; defaults where nobody says."""
+    """Return how regions were masked in pre-training, and of which tokenizer the codes were; defaults where nobody says."""
     place = storage.join(model, OBJECTIVES_FILE)
     if not storage.exists(place):
         return validate(ObjectivesConfig, {}), ""

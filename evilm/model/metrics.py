@@ -1,4 +1,4 @@
-"""What a model is worth, in numbers that ties and constants can't flatter, each with chance level and standard error.
+"""Metrics that ties and constant scores cannot inflate, each with chance level and standard error.
 
 Ranks count ties by their mean, so a model that scores everything alike is at chance, not at 100 %.
 """
@@ -78,7 +78,7 @@ def retrieval(
 
 
 def choice_hits(scores: Float[np.ndarray, "query choice"], answer: int = 0) -> Bool[np.ndarray, "query"]:
-    """Whether choice `answer` is scored strictly above all others of its query; a tie is a miss.
+    """Return whether choice `answer` is scored strictly above all others of its query; a tie is a miss.
 
     Raises:
         CheckpointError: a score is not finite, or a query scores all its choices alike.
@@ -113,7 +113,7 @@ def mean_average_precision(scores: Float[np.ndarray, "clip word"], present: Bool
 
 
 def chance_precision(present: Bool[np.ndarray, "clip word"]) -> float:
-    """What `mean_average_precision` gives to constant scores: the mean share of clips that have a word."""
+    """Return what `mean_average_precision` gives to constant scores: the mean share of clips that have a word."""
     share = np.asarray(present, dtype=bool).mean(axis=0)
     share = share[(share > 0) & (share < 1)]
     return float(share.mean()) if len(share) else 0.0

@@ -22,7 +22,7 @@ CONFIG = "config.json"
 
 
 class _Kind(NamedTuple):
-    """What a kind of model is called in its config, and what stands there that is no setting."""
+    """Name of a kind of model in its config, and the keys there that are not settings."""
 
     model_type: str
     architecture: str

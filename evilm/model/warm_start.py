@@ -36,7 +36,7 @@ _TOKENIZER_NEEDS = {"encoder_heads": ("encoder.blocks.",), "decoder_heads": ("de
 
 @dataclass(frozen=True)
 class WarmStart:
-    """What a model took from another one, by names of weights; `decoder.*` stands for all that begin so."""
+    """Weights that a model took from another one, by name; `decoder.*` stands for all that begin so."""
 
     model: str
     """Folder of the other model."""

@@ -1,4 +1,4 @@
-"""What an objective is to the training loop: a module from a batch to named sums of losses."""
+"""The interface of an objective to the training loop: a module from a batch to named sums of losses."""
 
 from collections.abc import Callable, Iterable
 from typing import Any, Protocol
@@ -17,7 +17,7 @@ class ObjectiveScores(Protocol):
         ...
 
     def state(self) -> dict[str, Any]:
-        """What this worker has collected; it travels to the others."""
+        """Return what this worker has collected; it travels to the others."""
         ...
 
     def result(self, states: list[dict[str, Any]]) -> dict[str, float]:

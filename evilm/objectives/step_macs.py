@@ -1,4 +1,4 @@
-"""What a step of pre-training computes, counted from the model: multiply-accumulates (MACs) and gradients per step."""
+"""Count multiply-accumulates (MACs) and gradients of a training step, from the model itself."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""Which codes belong to which frames."""
+"""Pair frame shards with their codes."""
 
 import re
 from collections.abc import Mapping

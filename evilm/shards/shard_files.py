@@ -120,7 +120,7 @@ def write_codes(
 
 
 def read_histogram(uri: str) -> np.ndarray:
-    """How often each code is used in a code shard, int64 (code,).
+    """Return how often each code is used in a code shard, int64 (code,).
 
     Raises:
         ShardError: no such file, or it holds no histogram.
@@ -214,7 +214,7 @@ def read_footer(uri: str) -> bytes:
 
 
 def _persistently(uri: str, what: str, read: Callable[[], T]) -> T:
-    """What `read` returns, tried again where the place fails in passing.
+    """Return what `read` returns, tried again where the place fails in passing.
 
     Raises:
         ShardError: it can't be read.

@@ -84,7 +84,7 @@ class ShardInfo:
 
 @dataclass(frozen=True)
 class FrameManifest:
-    """What a folder of frame shards holds."""
+    """Contents of a folder of frame shards."""
 
     uri: str
     """The folder."""
@@ -161,7 +161,7 @@ class CodeShardInfo(ShardInfo):
 
 @dataclass(frozen=True)
 class CodesManifest:
-    """What a folder of code shards holds: the codes of one tokenizer on one set of frame shards."""
+    """Contents of a folder of code shards: the codes of one tokenizer on one set of frame shards."""
 
     uri: str
     """The folder of this tokenizer's codes."""

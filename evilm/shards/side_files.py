@@ -86,7 +86,7 @@ class Footers:
 
 @dataclass(frozen=True)
 class Side:
-    """What a split's side files hold."""
+    """Contents of a split's side files."""
 
     captions: Captions
     footers: Footers
@@ -209,7 +209,7 @@ def _footer(uri: str) -> pa.RecordBatch:
 
 
 def _side_by_side(read: Callable[[Any], pa.RecordBatch], items: Iterable[Any]) -> Iterator[pa.RecordBatch]:
-    """What `read` gives for each item, in order, read ahead of the one that is asked for."""
+    """Return what `read` gives for each item, in order, read ahead of the one that is asked for."""
     with ThreadPoolExecutor(_READS) as pool:
         ahead: deque[Future[pa.RecordBatch]] = deque()
         for item in items:

@@ -107,7 +107,7 @@ def trial_config(
 
 
 def _fingerprint(config: Sweep, space: Space) -> str:
-    """What may change between two starts of one sweep."""
+    """Return what may change between two starts of one sweep."""
     names = Sweep.model_fields.keys() - Pretrain.model_fields.keys() - {"space", "values", "concurrent"}
     return fingerprint([repr(sorted(space.items())), config.model_dump(mode="json", include=set(names))])
 

@@ -1,4 +1,4 @@
-"""What trials share: frames, vocabulary, tokenizers and codes, each built once for all trials that need the same."""
+"""Build what trials share: frames, vocabulary, tokenizers and codes, each once for all trials that need the same."""
 
 import logging
 from collections.abc import Mapping
@@ -23,7 +23,7 @@ _OF_TOKENIZER = ("build.train_tokenizer.", "tokenizer")
 
 @dataclass(frozen=True)
 class SharedPlaces:
-    """What a trial stands on."""
+    """Inputs of a trial."""
 
     inputs: Inputs
     train_clips: int

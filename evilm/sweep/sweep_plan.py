@@ -1,4 +1,4 @@
-"""Which settings a sweep tries, in which order. The same sweep has the same plan each time it is started."""
+"""Plan the settings of a sweep and their order. The same sweep has the same plan each time it is started."""
 
 import itertools
 import math
@@ -165,7 +165,7 @@ class Proposed:
 
 
 def _size(space: Space) -> float:
-    """How many different values there are at most; infinite with a range of fractions."""
+    """Return how many different values there are at most; infinite with a range of fractions."""
     counts = (
         len(axis.values) if isinstance(axis, Choices) else axis.high - axis.low + 1 if axis.whole else math.inf
         for axis in space.values()

@@ -1,4 +1,4 @@
-"""What a sweep found: settings by their mean score, as a table, as files, and as a preset of the best."""
+"""Results of a sweep: settings by mean score, as a table, as files, and as a preset of the best."""
 
 import csv
 import io
@@ -62,7 +62,7 @@ class Setting:
         return statistics.stdev(self.scores) if len(self.scores) > 1 else None
 
     def states(self) -> dict[str, int]:
-        """How its trials ended."""
+        """Return how its trials ended."""
         found = [t.outcome.state for t in self.tried]
         return {state: found.count(state) for state in ("done", "stopped", "failed") if state in found}
 

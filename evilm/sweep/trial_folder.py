@@ -38,7 +38,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class TrialOutcome:
-    """How far a trial has got."""
+    """Progress and score of a trial."""
 
     state: State
     points: list[tuple[int, dict[str, float]]] = field(default_factory=list)
@@ -66,7 +66,7 @@ class TrialOutcome:
 
 
 def mode_of(score: str) -> str:
-    """Whether a score is to be low or high."""
+    """Return whether a score is to be low or high."""
     return "min" if score.endswith("loss") else "max"
 
 

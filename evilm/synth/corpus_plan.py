@@ -45,7 +45,7 @@ class PlannedClip:
 
     @property
     def path(self) -> str:
-        """Where the file lies below the video root."""
+        """Return where the file lies below the video root."""
         return f"{self.page_dir}/{self.videoid}.mp4"
 
 
@@ -65,7 +65,7 @@ def plan_corpus(config: CorpusConfig) -> list[PlannedClip]:
 
 
 def _world_id(config: CorpusConfig) -> str:
-    """What decides the look of every clip: all settings but how many clips there are."""
+    """Return what decides the look of every clip: all settings but how many clips there are."""
     fixed = config.model_dump(exclude={"train_clips", "val_clips", "test_clips"})
     return fingerprint({"version": WORLD_VERSION, **fixed})
 

@@ -20,7 +20,7 @@ _LEADS = ("there {be}", "we see", "a video of")
 
 @dataclass(frozen=True)
 class _Clause:
-    """Who does what: the finite verb, its participle, and what follows either."""
+    """A clause: the finite verb, its participle, and what follows either."""
 
     subject: str
     finite: str

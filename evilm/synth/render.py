@@ -28,7 +28,7 @@ _RIM_PX = 1.6
 
 @dataclass(frozen=True)
 class Pose:
-    """Where an object is in every frame: centre (units of the short side), scale, angle (radians) and opacity."""
+    """Pose of an object in every frame: centre (units of the short side), scale, angle (radians) and opacity."""
 
     x: Float[np.ndarray, " frame"]
     y: Float[np.ndarray, " frame"]
@@ -165,7 +165,7 @@ def _sprites(
 
 
 def _marks(item: ObjectSpec, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Where the stripes or dots of an object are; they turn with it."""
+    """Return where the stripes or dots of an object are; they turn with it."""
     if item.texture == "striped":
         wave = (x + y) * np.float32(1.7) + np.float32(0.5)
         return wave - np.floor(wave) < 0.36

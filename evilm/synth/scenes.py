@@ -38,7 +38,7 @@ _LAYOUT_WEIGHTS = {
 
 @dataclass(frozen=True)
 class _Draft:
-    """What is fixed before objects are placed."""
+    """Choices that are made before objects are placed."""
 
     rng: np.random.Generator
     main: Triple

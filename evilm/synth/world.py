@@ -43,7 +43,7 @@ class ObjectSpec:
 
     @property
     def triple(self) -> Triple:
-        """What held-out combinations are made of."""
+        """Return what held-out combinations are made of."""
         return (self.colour, self.shape, self.motion)
 
 

@@ -1,4 +1,4 @@
-"""What pre-training needs and nobody named: looked for under the root, built by the other commands' own functions."""
+"""Find or build the inputs of pre-training that were not named: under the root, by the other commands' own functions."""
 
 import logging
 import os

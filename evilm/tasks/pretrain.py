@@ -118,7 +118,7 @@ def open_pairs(inputs: "Inputs", config: Pretrain, out: str = "") -> tuple[Frame
 
 
 def _made(out: str) -> dict[str, Any]:
-    """What the finished model at `out` is."""
+    """Return what the finished model at `out` is."""
     from evilm.model.evilm_model import EViLMModel
     from evilm.model.identity import model_fingerprint
 

@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 
 class ExportedModel(Protocol):
-    """What a training publishes."""
+    """A model that a training can publish."""
 
     def save_pretrained(self, uri: str) -> None:
         """Write the model to a folder."""

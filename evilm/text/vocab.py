@@ -122,7 +122,7 @@ class Vocab:
         return " ".join(words)
 
     def normalise(self, caption: str) -> str:
-        """What decoding gives back of a caption without unknown words: lower case, no accents, punctuation apart."""
+        """Return what decoding gives back of a caption without unknown words: lower case, no accents, punctuation apart."""
         return " ".join(split_words(caption))
 
     def words_of(self, caption: str) -> set[int]:
@@ -142,11 +142,11 @@ class Vocab:
         return np.array([len(ids) + 2 for ids in self.cut(captions)], dtype=np.int64)
 
     def is_truncated(self, caption: str, max_text_len: int = 40) -> bool:
-        """Whether `encode` cuts this caption."""
+        """Return whether `encode` cuts this caption."""
         return int(self.num_words([caption])[0]) > max_text_len
 
     def count_pieces(self, captions: Sequence[str]) -> Int64[np.ndarray, "vocab"]:
-        """How often each entry is used by the captions, uncut, [CLS] and [SEP] not counted."""
+        """Return how often each entry is used by the captions, uncut, [CLS] and [SEP] not counted."""
         counts = np.zeros(self.size, dtype=np.int64)
         for ids in self.cut(captions):
             np.add.at(counts, ids, 1)

@@ -76,7 +76,7 @@ def _build(config: BuildVocab, output: Output, captions: list[str], base: list[s
 
 
 def describe(vocab: Vocab, captions: Sequence[str]) -> dict[str, Any]:
-    """How a vocabulary fits a corpus: share of [UNK], unused entries, caption lengths in word pieces."""
+    """Return how a vocabulary fits a corpus: share of [UNK], unused entries, caption lengths in word pieces."""
     counts, lengths = np.zeros(vocab.size, dtype=np.int64), []
     for start in range(0, len(captions), _BLOCK):
         block = captions[start : start + _BLOCK]
@@ -161,7 +161,7 @@ def train_wordpiece(captions: Sequence[str], size: int, min_frequency: int = 1) 
 
 
 def _chunks(captions: Sequence[str]) -> Counter[str]:
-    """How often each stretch between spaces occurs. BERT's rules never look across a space, so this loses nothing."""
+    """Return how often each stretch between spaces occurs. BERT's rules never look across a space, so this loses nothing."""
     counts: Counter[str] = Counter()
     for caption in clean(captions):
         counts.update(caption.split(" "))

@@ -38,7 +38,7 @@ class Source:
 
 
 def identity_tags(config: StageConfig, stage: str, out: str, inputs: Mapping[str, str]) -> dict[str, str]:
-    """What a run is filtered by: command, place, root folder, preset, version, and the fingerprint of each input."""
+    """Return what a run is filtered by: command, place, root folder, preset, version, and the fingerprint of each input."""
     import evilm
 
     tags = {

@@ -79,7 +79,7 @@ class TrackedRun:
 
 
 def tracking_uri(config: StageConfig, out: str) -> str:
-    """Where to track: the setting, MLFLOW_TRACKING_URI, or a sqlite store beside `out`; '' for nowhere."""
+    """Return where to track: the setting, MLFLOW_TRACKING_URI, or a sqlite store beside `out`; '' for nowhere."""
     if not config.tracking.enabled:
         return ""
     given = config.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI", "")
@@ -158,7 +158,7 @@ def ensure_run(run: TrackedRun) -> str:
 
 
 def _is_gone(client: Any, run_id: str) -> bool:
-    """Whether somebody deleted the run, or it was in a database that is no more: then its place gets a new one."""
+    """Return whether somebody deleted the run, or it was in a database that is no more: then its place gets a new one."""
     from mlflow.exceptions import MlflowException
 
     try:
@@ -195,7 +195,7 @@ def _tell(client: Any, run_id: str, run: TrackedRun, summary: dict[str, Any]) ->
 
 
 def _datasets(inputs: dict[str, tuple[str, str]]) -> list[Any]:
-    """What a run was made from, as MLflow's inputs: which frames, codes, ..., by fingerprint."""
+    """Return what a run was made from, as MLflow's inputs: which frames, codes, ..., by fingerprint."""
     from mlflow.entities import Dataset, DatasetInput, InputTag
 
     tags = [InputTag("mlflow.data.context", "training")]
@@ -209,7 +209,7 @@ def _datasets(inputs: dict[str, tuple[str, str]]) -> list[Any]:
 
 
 def _artifacts(uri: str) -> str | None:
-    """Where a new experiment keeps its files: beside a sqlite store, not in whatever folder we were started from."""
+    """Return where a new experiment keeps its files: beside a sqlite store, not in whatever folder we were started from."""
     if not uri.startswith("sqlite:///"):
         return None
     return (Path(uri.removeprefix("sqlite:///")).absolute().parent / "mlruns").as_uri()
@@ -276,7 +276,7 @@ def close_run(
 
 
 def is_closed(run: TrackedRun) -> bool:
-    """Whether the run has got its summary."""
+    """Return whether the run has got its summary."""
     kept = storage.join(run.out, RUN_FILE)
     return storage.exists(kept) and bool(storage.read_json(kept).get("closed"))
 

@@ -1,4 +1,4 @@
-"""What rank 0 records: metrics go to a file first, and are sent to MLflow from there, by a thread that may fail.
+"""Record metrics on rank 0: to a file first, and from there to MLflow, by a thread that may fail.
 
 On object stores the file is copied to the output folder, before each checkpoint and every half minute: a step that a
 checkpoint has behind it has its metrics there too, and later steps are made again.
@@ -91,7 +91,7 @@ class MlflowUploader:
 
 
 def _offset(sent_file: Path) -> int:
-    """How much of the metrics file was sent. Where that can't be read all is sent again, which changes nothing."""
+    """Return how much of the metrics file was sent. Where that can't be read all is sent again, which changes nothing."""
     try:
         return int(sent_file.read_text())
     except (FileNotFoundError, ValueError):

@@ -140,7 +140,7 @@ def _about(out: str) -> dict[str, Any]:
 
 
 def _is_embedded(config: Pretrain) -> bool:
-    """Whether the frames were cut from the embedded corpus, which is then beside them under the root."""
+    """Return whether the frames were cut from the embedded corpus, which is then beside them under the root."""
     root = storage.absolute(config.root)
     built = storage.absolute(config.frames) == storage.join(root, "frames")
     return built and not config.manifest and storage.exists(storage.join(root, "corpus", "run.json"))

@@ -58,7 +58,7 @@ def draw_panel(
 
 
 def _tally(views: Sequence[ClipView]) -> str:
-    """How much of the panel is right."""
+    """Return how much of the panel is right."""
     codes = [bool(right) for view in views for right in view.codes == view.guesses]
     words = [word.is_right for view in views for word in view.words]
     matched = [view.match > 0.5 for view in views]
@@ -68,7 +68,7 @@ def _tally(views: Sequence[ClipView]) -> str:
 
 
 def _choose(view: ClipView, shown: int) -> list[int]:
-    """Which masked regions are told in words: a few of each shown frame, spread evenly, the same in every panel."""
+    """Return which masked regions are told in words: a few of each shown frame, spread evenly, the same in every panel."""
     frame_of = np.nonzero(view.mask)[0]
     each = max(1, _MOST_CODES // shown)
     chosen: list[int] = []

@@ -1,4 +1,4 @@
-"""When panels are drawn, where they are kept, and how they get to MLflow. Rank 0 alone has them."""
+"""Draw panels at their steps, keep them, and send them to MLflow. Rank 0 only."""
 
 import logging
 import tempfile
@@ -52,7 +52,7 @@ class PanelLog:
         self._broken = False
 
     def due(self, step: int, num_steps: int) -> bool:
-        """Whether a panel is drawn after this many steps."""
+        """Return whether a panel is drawn after this many steps."""
         return not self._broken and (step == num_steps or (self._every > 0 and step % self._every == 0))
 
     def draw(self, objective: Any, step: int) -> None:

@@ -1,4 +1,4 @@
-"""What a panel tells of each clip, as plain values: masked words and codes, the model's guesses, matching."""
+"""Collect what a panel shows of each clip as plain values: masked words and codes, the model's guesses, matching."""
 
 from dataclasses import dataclass
 
@@ -25,7 +25,7 @@ class MaskedWord:
 
     @property
     def is_right(self) -> bool:
-        """Whether the guess is the truth."""
+        """Return whether the guess is the truth."""
         return self.guess == self.truth
 
 
@@ -59,7 +59,7 @@ class ClipView:
 
 @torch.no_grad()
 def predict(model: EViLMModel, vocab: Vocab, batch: PretrainBatch) -> list[ClipView]:
-    """What a model in training says of a batch; its train or eval mode is as it was afterwards."""
+    """Return what a model in training says of a batch; its train or eval mode is as it was afterwards."""
     was_training, here = model.training, batch.to(model.device)
     model.eval()
     try:

@@ -1,4 +1,4 @@
-"""Which registered model is `champion`: decided by a benchmark's figure, its standard error and the clips it is from.
+"""Choose the registered model `champion` by a benchmark's figure, its standard error and the clips it is from.
 
     model = mlflow.pyfunc.load_model("models:/evilm@champion")
 
@@ -33,7 +33,7 @@ _PLUS_MINUS = " ± "
 
 @dataclass(frozen=True)
 class Promotion:
-    """What becomes of a scored version, and why."""
+    """Decision on a scored version, with its reason."""
 
     alias: Literal["champion", "challenger", ""]
     reason: str

@@ -45,7 +45,7 @@ def attempts(out: str) -> list[Attempt]:
 
 
 def lineage(out: str) -> list[tuple[int, int, int | None]]:
-    """Which attempt each step of the newest attempt's weights comes from.
+    """Return which attempt each step of the newest attempt's weights comes from.
 
     Returns:
         (attempt, first step, step after the last) in order of steps; the last one is open, None.

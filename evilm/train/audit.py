@@ -1,4 +1,4 @@
-"""Which clips each step consumed: written by every worker, read back as one sequence, held against the split.
+"""Audit the clips each step consumed: written by every worker, read back as one sequence, compared with the split.
 
 `<out>/audit/plan.json` says what an epoch should be. `<out>/audit/<attempt>/` holds one Parquet file per worker and
 stretch of steps, written before the checkpoint that ends the stretch: steps that a kill threw away are either not
@@ -33,7 +33,7 @@ _SCHEMA = pa.schema([("step", pa.int64()), ("part", pa.int32()), ("clip_ids", pa
 
 
 class Audit:
-    """What one worker consumed in one attempt. Does nothing where no audit is wanted."""
+    """Record of the clips that one worker consumed in one attempt. Does nothing where no audit is wanted."""
 
     def __init__(self, out: str, wanted: bool, attempt: int, rank: int) -> None:
         self._folder = storage.join(out, _FOLDER, f"{attempt:05d}") if wanted else ""
@@ -87,7 +87,7 @@ def read(out: str) -> list[list[str]]:
 
 @dataclass(frozen=True)
 class EpochReport:
-    """What an audit found in one epoch."""
+    """Result of an audit in one epoch."""
 
     epoch: int
     """Counted from 0."""
@@ -109,12 +109,12 @@ class EpochReport:
 
     @property
     def as_planned(self) -> bool:
-        """Whether no clip was seen twice or missed but for what `schedule.tail` asks for."""
+        """Return whether no clip was seen twice or missed but for what `schedule.tail` asks for."""
         return not (self.repeated or self.missing or self.foreign or self.missing_steps)
 
     @property
     def exactly_once(self) -> bool:
-        """Whether no clip was seen twice or missed, for whatever reason."""
+        """Return whether no clip was seen twice or missed, for whatever reason."""
         return self.as_planned and not (self.padded or self.left_out)
 
     def __str__(self) -> str:

@@ -1,4 +1,4 @@
-"""Which steps are logged, evaluated, drawn and kept: decided by their number alone, so on every worker alike."""
+"""Decide which steps are logged, evaluated, drawn and saved: by their number only, so alike on every worker."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ from evilm.config.training import ScheduleConfig
 
 @dataclass(frozen=True)
 class Cadence:
-    """What is due after a step."""
+    """Decide what is due after a step."""
 
     schedule: ScheduleConfig
     steps_per_epoch: int
@@ -15,24 +15,24 @@ class Cadence:
     """The last step of the run, after which everything but a picture is due."""
 
     def log(self, done: int) -> bool:
-        """Whether metrics are logged once `done` steps are made."""
+        """Return whether metrics are logged once `done` steps are made."""
         return self._every(self.schedule.log_every_steps, done)
 
     def log_in_any_run(self, done: int) -> bool:
-        """Whether metrics would be logged also if the run went on, so that the next point begins after this one."""
+        """Return whether metrics would be logged also if the run went on, so that the next point begins after this one."""
         return done % self.schedule.log_every_steps == 0
 
     def checkpoint(self, done: int) -> bool:
-        """Whether a checkpoint is saved, also if nothing is about to end."""
+        """Return whether a checkpoint is saved, also if nothing is about to end."""
         return self._every(self.schedule.checkpoint_every_steps, done)
 
     def evaluation(self, done: int) -> bool:
-        """Whether the val split is evaluated."""
+        """Return whether the val split is evaluated."""
         every = max(1, round(self.schedule.eval_every_epochs * self.steps_per_epoch))
         return self._every(every, done) or done in self.schedule.eval_at_steps
 
     def numbers(self, done: int) -> bool:
-        """Whether the numbers of this very step are needed now, and not only once they have come from the GPU."""
+        """Return whether the numbers of this very step are needed now, and not only once they have come from the GPU."""
         panel = self.schedule.panel_every_steps
         is_panel = panel > 0 and done % panel == 0
         return is_panel or self.log(done) or self.checkpoint(done) or self.evaluation(done)

@@ -1,4 +1,4 @@
-"""Where checkpoints live: written in the background, registered with Ray, thinned out, found again.
+"""Manage checkpoints: write them in the background, register them with Ray, thin them out, find them again.
 
 A checkpoint is `<out>/checkpoints/step_<step>-<attempt>`, complete or not there: locally by a rename, on object stores
 because its digests are written last. Old ones are deleted once Ray has registered a newer one. A resumed run takes the

@@ -1,4 +1,4 @@
-"""How numbers are computed: bf16 autocast where the hardware has units for it, and the same sums in each run."""
+"""Numerical precision: bf16 autocast where the hardware has units for it, and the same sums in each run."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from evilm.errors import ConfigError
 
 
 def has_bf16(device: torch.device) -> bool:
-    """Whether bf16 is fast there: GPUs from Ampere on, CPUs with AVX512-BF16 or AMX. On other CPUs it is 10x slower."""
+    """Return whether bf16 is fast there: GPUs from Ampere on, CPUs with AVX512-BF16 or AMX. On other CPUs it is 10x slower."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     capabilities = torch.cpu.get_capabilities() if device.type == "cpu" else {}

@@ -75,7 +75,7 @@ NUM_FLAGS = 4
 
 
 class StopSignal:
-    """What one worker knows of the end, as flags to be added up over workers.
+    """Requests to stop that one worker knows of, as flags to be added up over workers.
 
     Order of the flags: the run shall stop; a worker was told to end; it is time to look at Ray's notices; a node will
     soon be taken away.
@@ -98,7 +98,7 @@ class StopSignal:
         return [float(self._stop_run.is_set()), float(_terminated.is_set()), float(look), float(near)]
 
     def _is_near(self, save_s: float) -> bool:
-        """Whether it is time for a last checkpoint before a node is taken away; once for each deadline."""
+        """Return whether it is time for a last checkpoint before a node is taken away; once for each deadline."""
         if not self._deadline or self._deadline - time.time() > max(_NEAR_S, _SAVES * save_s):
             return False
         self._deadline = 0.0
@@ -187,7 +187,7 @@ def run_until_asked(work: Callable[[], Any], out: str) -> Any:
 
 
 def _unless_interrupted(value: Any, number: int) -> Any:
-    """What a training returned, unless it ended because it was asked to."""
+    """Return what a training returned, unless it ended because it was asked to."""
     if isinstance(value, dict) and "interrupted" in value:
         raise stopped(number, f"at step {value['interrupted']}, which is kept")
     return value
@@ -212,11 +212,11 @@ def _wait(thread: threading.Thread, received: list[tuple[int, float]], stop_file
 
 
 def _there(uri: str) -> bool:
-    """Whether a file is there, past the cache of a listing."""
+    """Return whether a file is there, past the cache of a listing."""
     folder, name = uri.rsplit("/", 1)
     return name in storage.list_names(folder)
 
 
 def stopped(number: int, where: str) -> Stopped:
-    """What the driver raises in the end."""
+    """Return what the driver raises in the end."""
     return Stopped(f"interrupted {where}; the same command goes on from here", 128 + number)

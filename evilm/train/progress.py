@@ -1,4 +1,4 @@
-"""What a person watches while it trains: means since the last line, clips per second, waiting, time left."""
+"""Report progress on the console: means since the last line, clips per second, waiting, time left."""
 
 import math
 import time
@@ -38,7 +38,7 @@ class Progress:
 
     @property
     def state(self) -> dict[str, Any]:
-        """What was collected since the last line, JSON-able, so that a resumed run logs what the unbroken one does."""
+        """Return what was collected since the last line, JSON-able, so that a resumed run logs what the unbroken one does."""
         return {"sums": dict(self._sums), "count": self._count}
 
     def flush(self, step: int, loader: DataLoader, keep: bool = False) -> dict[str, float]:
@@ -65,7 +65,7 @@ class Progress:
         return means
 
     def is_line_due(self) -> bool:
-        """Whether the last line on the console is long enough ago for another; that one is then the last."""
+        """Return whether the last line on the console is long enough ago for another; that one is then the last."""
         now = time.perf_counter()
         if now - self._told < _LINE_S:
             return False

@@ -1,4 +1,4 @@
-"""What the training loop is given: a task, and what travels to the worker that builds it."""
+"""The interface of a task to the training loop, and the specification that travels to a worker."""
 
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -9,7 +9,7 @@ from evilm.objectives.objective import Objective
 
 
 class Task(Protocol):
-    """What a training is about; built in each worker from plain settings."""
+    """A training task; built in each worker from plain settings."""
 
     settings: TrainConfig
 
@@ -40,7 +40,7 @@ class Task(Protocol):
 
 @dataclass(frozen=True)
 class WorkerSpec:
-    """What travels to a worker: names and settings, never models."""
+    """Specification of a worker: names and settings, never models."""
 
     task: str
     """`module:function` that builds the task from `settings`."""

@@ -1,4 +1,4 @@
-"""How a step's time is spent, and how much of the machine's matrix peak it uses (MFU)."""
+"""Measure how a step's time is spent, and its share of the machine's matrix peak (MFU)."""
 
 import time
 from typing import Any

@@ -50,7 +50,7 @@ class TrainState:
 
     @property
     def finished(self) -> Objective:
-        """What is evaluated and published: the mean of the weights where one is kept."""
+        """Return what is evaluated and published: the mean of the weights where one is kept."""
         return self._ema.module if self._ema else self.objective  # type: ignore[return-value]
 
     def restore(self, out: str) -> tuple[str, dict[str, Any]]:

@@ -186,7 +186,7 @@ class Trainer:
         return self.watch.flags(self.keeper.took_s)
 
     def _urgent(self, stop_run: bool, worker_ends: bool, look: bool, near: bool) -> bool:
-        """Whether a checkpoint is wanted now, because something is about to end."""
+        """Return whether a checkpoint is wanted now, because something is about to end."""
         leaving = self.watch.leaving() if look else ""
         if near and not leaving:
             leaving = "a node will soon be taken away"

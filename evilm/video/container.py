@@ -70,7 +70,7 @@ class Video:
             )
 
     def failure(self, error: Exception) -> DecodeError:
-        """What a decoder's exception says about the file."""
+        """Return what a decoder's exception says about the file."""
         if isinstance(error, MemoryError):
             return DecodeError(RejectReason.TOO_LARGE, "more memory than a decoder may use")
         # Pictures larger than the container said: the decoder calls it a bad argument, and its size is unset or large.
@@ -175,7 +175,7 @@ def _check_file(path: str) -> None:
 
 
 def _unopened(path: str, error: Exception) -> DecodeError:
-    """Why a file can't be opened as a video, from its first bytes."""
+    """Return why a file can't be opened as a video, from its first bytes."""
     try:
         with open(path, "rb") as file:
             head = file.read(189)
@@ -191,7 +191,7 @@ def _unopened(path: str, error: Exception) -> DecodeError:
 
 
 def _mov_end(file: BinaryIO, size: int) -> int:
-    """Where the last box with media in it ends, walking the outermost boxes."""
+    """Return where the last box with media in it ends, walking the outermost boxes."""
     offset = end = 0
     while offset + 8 <= size:
         file.seek(offset)
@@ -208,7 +208,7 @@ def _mov_end(file: BinaryIO, size: int) -> int:
 
 
 def _matroska_end(file: BinaryIO) -> int:
-    """Where the segment ends; 0 where its size is not stated (live recordings)."""
+    """Return where the segment ends; 0 where its size is not stated (live recordings)."""
     offset = 0
     for _ in range(4):  # the EBML header, perhaps a void, then the segment
         file.seek(offset)
@@ -232,7 +232,7 @@ def _matroska_end(file: BinaryIO) -> int:
 
 
 def _gif_end(file: BinaryIO, size: int) -> int:
-    """Where the block that is begun last ends; walks the blocks, which have no index."""
+    """Return where the block that is begun last ends; walks the blocks, which have no index."""
     data = file.read()
     offset = 13 + _colours(data[10:11])
     while offset < size:

@@ -61,7 +61,7 @@ def _draw_box(frame_px: int, crop: CropConfig, rng: np.random.Generator) -> tupl
 
 
 def names_side(caption: str, words: Collection[str]) -> bool:
-    """Whether a caption holds one of `words` (lower case) as a whole word: mirrored, it would no longer be true."""
+    """Return whether a caption holds one of `words` (lower case) as a whole word: mirrored, it would no longer be true."""
     return not set(re.findall(r"\w+", caption.lower())).isdisjoint(words)
 
 
@@ -95,7 +95,7 @@ def replay(
 
 @cache
 def resampler() -> str:
-    """What `replay` does to a test picture, as a name and a digest: other digits mean other pixels."""
+    """Return what `replay` does to a test picture, as a name and a digest: other digits mean other pixels."""
     rows, cols = np.mgrid[0:48, 0:48]
     picture = ((rows[..., None] * [7, 13, 29] + cols[..., None] * [31, 5, 11]) ** 2 % 251).astype(np.uint8)
     shown = replay(picture[None], View(5, 3, 31, 40, True))
@@ -122,7 +122,7 @@ def nearest_cells(view: View, frame_px: int, grid: int) -> Int64[np.ndarray, " r
 def pick_frames(
     num_stored: int, num_frames: int, rng: np.random.Generator | None = None
 ) -> Int64[np.ndarray, " frame"]:
-    """Which of the stored frames are used: one of each of `num_frames` equal groups in time order.
+    """Return which of the stored frames are used: one of each of `num_frames` equal groups in time order.
 
     A random one of each group given `rng`, else the one in the middle, the earlier of two.
     """

@@ -97,7 +97,7 @@ def _attempt(url: str, file: IO[bytes], config: FetchConfig, deadline: Deadline)
 
 
 def _joined(url: str, place: str) -> str:
-    """Where a redirect leads."""
+    """Return where a redirect leads."""
     try:
         return urljoin(url, place)
     except ValueError:

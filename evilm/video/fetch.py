@@ -91,7 +91,7 @@ class Fetcher:
             yield local
 
     def is_missing(self, path: str, needs_ending: bool = False, offset: int = -1, url: str = "") -> bool:
-        """Whether a look at the local root, and nothing else, shows that there is no such video.
+        """Return whether a look at the local root, and nothing else, shows that there is no such video.
 
         Raises:
             SourceError: a root that is gone.
@@ -217,7 +217,7 @@ class Fetcher:
             return Local(copy, public_uri(url), download(url, file, self._config))
 
     def _retried(self, action: Callable[[], Any], default: Any = None) -> Any:
-        """What `action` gives, tried again where its failure may pass; `default` where nothing is there."""
+        """Return what `action` gives, tried again where its failure may pass; `default` where nothing is there."""
         deadline, attempt = Deadline(self._config.deadline_s), 0
         while True:
             try:
@@ -271,7 +271,7 @@ def _file_system(videos: str, config: FetchConfig) -> tuple[Any, str]:
 
 
 def _judge(error: Exception) -> TransientError:
-    """What a failure of an object store means.
+    """Return what a failure of an object store means.
 
     Raises:
         DecodeError: it will not pass.

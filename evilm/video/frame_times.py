@@ -1,4 +1,4 @@
-"""Which moments of a clip become frames: one from each of T equal spans of the time that is shown.
+"""Choose the times of a clip's frames: one from each of T equal spans of the time that is shown.
 
 Time is counted in whole ticks of the stream, so that nothing is rounded.
 """

@@ -55,7 +55,7 @@ def from_keys(video: Video, skip_nonref: bool, found: Probe, wanted: Sequence[in
 
 
 def _key_before(found: Probe, time: int) -> int | None:
-    """Where decoding of a frame starts; None is the file's start."""
+    """Return where decoding of a frame starts; None is the file's start."""
     place = bisect_right(found.keys, time)
     key = found.keys[place - 1] if place else found.first
     return None if key <= found.first else key
@@ -110,7 +110,7 @@ def _decoded_for(video: Video, times: Iterable[int], skip: bool, taint: "_Taint"
 
 
 class _Taint:
-    """Which frames of a chain are damaged, or may be because one they depend on is.
+    """Damaged frames of a chain, and those that may be because one they depend on is.
 
     What a container marks as key frames may be predicted from frames before (H.264 with intra refresh): decoding can't
     start there, and damage goes on behind it.
@@ -141,7 +141,7 @@ class _Taint:
             self._bad.append(frame.pts)
 
     def reaches(self, time: int) -> bool:
-        """Whether a damaged frame lies between the key frame before `time` and the frame of that time."""
+        """Return whether a damaged frame lies between the key frame before `time` and the frame of that time."""
         key = max((key for key in self._keys if key <= time), default=None)
         if key is None:
             return True

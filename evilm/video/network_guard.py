@@ -19,7 +19,7 @@ _WIRE_SERVER = ipaddress.ip_address("168.63.129.16")  # a cloud's metadata, at a
 
 
 def is_public(address: str) -> bool:
-    """Whether an IP address belongs to the public internet, also what is wrapped in an IPv6 address."""
+    """Return whether an IP address belongs to the public internet, also what is wrapped in an IPv6 address."""
     ip = ipaddress.ip_address(address.partition("%")[0])
     if isinstance(ip, ipaddress.IPv6Address):
         wrapped = ip.ipv4_mapped or ip.sixtofour

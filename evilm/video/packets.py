@@ -16,7 +16,7 @@ _REORDERED = 16
 
 
 class Packet(NamedTuple):
-    """What the container says of one frame."""
+    """A packet as the container describes it."""
 
     pts: int | None
     duration: int
@@ -68,7 +68,7 @@ class Past:
 
 
 def first_shown(video: Video) -> int | None:
-    """When the first shown frame starts; reads from the open file's start."""
+    """Return when the first shown frame starts; reads from the open file's start."""
     past, key = Past(None), None
     for packet in _packets(video):
         if packet.pts is None:
@@ -134,13 +134,13 @@ def demuxed(video: Video) -> Iterator[Any]:
 
 
 def _nal_bytes(context: Any) -> int:
-    """How many bytes state the length of each unit of HEVC data; 0 where units are not stated so."""
+    """Return how many bytes state the length of each unit of HEVC data; 0 where units are not stated so."""
     head = context.extradata or b""
     return (head[21] & 3) + 1 if len(head) > 22 and head[0] == 1 else 0
 
 
 def _is_layered(data: memoryview, nal_bytes: int) -> bool:
-    """Whether HEVC data belong to a higher temporal layer, which may use frames that the lower one never does."""
+    """Return whether HEVC data belong to a higher temporal layer, which may use frames that the lower one never does."""
     if not nal_bytes:
         return True  # can't be told
     offset = 0

@@ -1,4 +1,4 @@
-"""What a video file holds, from its packets alone: when each frame is shown, where decoding can start, what is missing.
+"""Probe a video file by its packets only: when each frame is shown, where decoding can start, what is missing.
 
 No frame is decoded, so this costs a few milliseconds and never hangs on damaged pictures. Of a span, only its packets
 are read; of a very long video, only those around the wanted moments.
@@ -71,7 +71,7 @@ class Probe:
 
 @dataclass(frozen=True)
 class SampleRequest:
-    """What is wanted of a video."""
+    """The part of a video that is wanted."""
 
     start_s: float | None
     """Where the span begins, in seconds from the first shown frame."""
@@ -108,14 +108,14 @@ def probe_whole(video: Video) -> Probe:
 
 
 def is_part(video: Video, wish: SampleRequest) -> bool:
-    """Whether only a part of the packets need be read: for a span, or of a long video; seeking must be possible."""
+    """Return whether only a part of the packets need be read: for a span, or of a long video; seeking must be possible."""
     if video.kind not in (MOV, MATROSKA) or math.isinf(_stop_s(video, wish)):
         return False
     return wish.is_span or is_long(video, wish)
 
 
 def is_long(video: Video, wish: SampleRequest) -> bool:
-    """Whether the wanted part has so many packets that only those around the wanted moments are to be read."""
+    """Return whether the wanted part has so many packets that only those around the wanted moments are to be read."""
     return (_stop_s(video, wish) - (wish.start_s or 0)) * _rate(video) > _MANY
 
 
@@ -150,7 +150,7 @@ def probe_part(video: Video, wish: SampleRequest) -> Probe | None:
 
 
 def _length_s(video: Video) -> float:
-    """What the header says of the video's length in seconds, infinite where it says nothing."""
+    """Return what the header says of the video's length in seconds, infinite where it says nothing."""
     known = []
     if video.stream.duration and video.stream.duration > 0:
         known.append(float(video.stream.duration * video.stream.time_base))
@@ -182,7 +182,7 @@ def _check_complete(video: Video) -> None:
 
 
 def _timeline(video: Video, runs: list[list[Packet]]) -> Probe:
-    """What runs of packets, each in decoding order, tell together."""
+    """Return what runs of packets, each in decoding order, tell together."""
     seen = [packet for run in runs for packet in run]
     shown: dict[int, Packet] = {}
     gaps: list[int] = []
@@ -231,22 +231,22 @@ def _timeline(video: Video, runs: list[list[Packet]]) -> Probe:
 
 
 def is_variable(gaps: list[int]) -> bool:
-    """Whether gaps between frames differ by more than a quarter, beyond a tick of rounding."""
+    """Return whether gaps between frames differ by more than a quarter, beyond a tick of rounding."""
     return bool(gaps) and max(gaps) - min(gaps) > max(2, max(gaps) / 4)
 
 
 def _has_repeats(run: list[Packet]) -> bool:
-    """Whether two frames claim the same time."""
+    """Return whether two frames claim the same time."""
     return len({packet.pts for packet in run}) < len(run)
 
 
 def _is_in_order(run: list[Packet]) -> bool:
-    """Whether frames are shown in the order in which they are decoded."""
+    """Return whether frames are shown in the order in which they are decoded."""
     return all(one.pts < other.pts for one, other in pairwise(run) if one.pts is not None and other.pts is not None)
 
 
 def _has_leading(run: list[Packet]) -> bool:
-    """Whether a frame is shown before the key frame that it is decoded after."""
+    """Return whether a frame is shown before the key frame that it is decoded after."""
     key: int | None = None
     for packet in run:
         if packet.pts is None:

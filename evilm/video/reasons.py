@@ -1,10 +1,10 @@
-"""Why a row of a manifest is put aside, and what is remarkable about a clip that is kept."""
+"""Reasons for quarantining a row of a manifest, and flags of clips that are kept."""
 
 from enum import IntFlag, StrEnum
 
 
 class RejectReason(StrEnum):
-    """Why a row became no clip. The value is what quarantine tables and summaries hold."""
+    """Reason for quarantining a row. Quarantine tables and summaries hold the value."""
 
     BAD_ROW = "bad_row"
     """The CSV record can't be read: wrong number of columns, or not UTF-8."""
@@ -61,7 +61,7 @@ class RejectReason(StrEnum):
 
 
 class ClipFlag(IntFlag):
-    """What is remarkable about a kept clip; stored as bits in the `flags` column."""
+    """Remarkable properties of a kept clip; stored as bits in the `flags` column."""
 
     REPEATED = 1
     """The clip has fewer frames than wanted, so some are stored twice."""

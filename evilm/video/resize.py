@@ -17,7 +17,7 @@ Mode = Literal["crop", "squash", "pad"]
 
 @dataclass(frozen=True)
 class Fit:
-    """Which part of the source fills which part of the square."""
+    """The part of the source that fills a part of the square."""
 
     crop_box: tuple[int, int, int, int]
     """left, top, width, height in the source's pixels."""
@@ -26,7 +26,7 @@ class Fit:
 
 
 def fit(width: int, height: int, frame_px: int, mode: Mode, pixel_aspect: Fraction = Fraction(1)) -> Fit:
-    """How a `width` x `height` picture goes into the square.
+    """Return how a `width` x `height` picture goes into the square.
 
     Args:
         pixel_aspect: width of a source pixel over its height; what is square on screen is square in the result.

@@ -14,5 +14,5 @@ def flat_name(path: str) -> str:
 
 
 def is_url(path: str) -> bool:
-    """Whether a place is to be downloaded over http(s)."""
+    """Return whether a place is to be downloaded over http(s)."""
     return bool(_URL.match(path))

@@ -1,4 +1,4 @@
-"""What the codes of a video tokenizer stand for, told in words by its own word decoder. Paper: Sec. 3.3, Eq. 5."""
+"""Describe the codes of a video tokenizer in words, by its own word decoder. Paper: Sec. 3.3, Eq. 5."""
 
 from collections.abc import Sequence
 

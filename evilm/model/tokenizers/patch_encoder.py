@@ -59,7 +59,7 @@ class ClipEncoder(nn.Module):
         return self.model.post_layernorm(states[:, 1:])
 
     def shape(self) -> dict[str, Any]:
-        """What is needed to build this tower again without its first source."""
+        """Return what is needed to build this tower again without its first source."""
         return {name: getattr(self.model.config, name) for name in _CLIP_FIELDS}
 
 

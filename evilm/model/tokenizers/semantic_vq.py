@@ -81,7 +81,7 @@ class VideoTokenizer(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """Return where the weights are."""
         return self.projection.weight.device
 
     def vectors(self, frames: UInt8[Tensor, "clip frame height width 3"]) -> Float[Tensor, "clip region code_dim"]:
