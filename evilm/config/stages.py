@@ -379,7 +379,7 @@ class Sweep(Pretrain):
 
     @property
     def identity(self) -> dict[str, object]:
-        """Return what trials have in common; the space and how it is searched may change, which leaves trials as they are."""
+        """Return the settings that trials share; the space and its search may change and leave trials as they are."""
         data: dict[str, object] = super().identity
         for name in Sweep.model_fields.keys() - Pretrain.model_fields.keys():
             data.pop(name, None)

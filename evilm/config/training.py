@@ -175,7 +175,7 @@ class WorkerConfig(Config):
 
     @property
     def uses_gpus(self) -> bool:
-        """Return whether models go to GPUs: as `gpus_per_worker` says, unless GPUs are simulated (a resource count only)."""
+        """Return whether models go to GPUs, by `gpus_per_worker`, unless GPUs are simulated (a count, no hardware)."""
         return self.gpus_per_worker > 0 and not simulates_gpus()
 
 

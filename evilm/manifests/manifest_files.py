@@ -1,4 +1,4 @@
-"""List the files that --manifest names: one, several by commas, globs, or those in folders; local or on object stores."""
+"""List the files that --manifest names: one, several by commas, globs, or those in folders, in any file system."""
 
 import posixpath
 from collections.abc import Sequence

@@ -50,7 +50,7 @@ def tokenizer_fingerprints(uri: str, name: str) -> dict[str, str]:
 
 
 def read_objectives(model: str) -> tuple[ObjectivesConfig, str]:
-    """Return how regions were masked in pre-training, and of which tokenizer the codes were; defaults where nobody says."""
+    """Return how regions were masked in pre-training, and the tokenizer of the codes; defaults where unknown."""
     place = storage.join(model, OBJECTIVES_FILE)
     if not storage.exists(place):
         return validate(ObjectivesConfig, {}), ""

@@ -1,4 +1,4 @@
-"""Find or build the inputs of pre-training that were not named: under the root, by the other commands' own functions."""
+"""Find or build the inputs of pre-training that were not named, under the root, by the other commands' functions."""
 
 import logging
 import os

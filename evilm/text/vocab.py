@@ -122,7 +122,7 @@ class Vocab:
         return " ".join(words)
 
     def normalise(self, caption: str) -> str:
-        """Return what decoding gives back of a caption without unknown words: lower case, no accents, punctuation apart."""
+        """Return what decoding makes of a caption without unknown words: lower case, no accents, punctuation apart."""
         return " ".join(split_words(caption))
 
     def words_of(self, caption: str) -> set[int]:

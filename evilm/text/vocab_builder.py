@@ -161,7 +161,7 @@ def train_wordpiece(captions: Sequence[str], size: int, min_frequency: int = 1) 
 
 
 def _chunks(captions: Sequence[str]) -> Counter[str]:
-    """Return how often each stretch between spaces occurs. BERT's rules never look across a space, so this loses nothing."""
+    """Count each stretch between spaces. BERT's rules never look across a space, so this loses nothing."""
     counts: Counter[str] = Counter()
     for caption in clean(captions):
         counts.update(caption.split(" "))

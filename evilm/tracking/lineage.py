@@ -38,7 +38,7 @@ class Source:
 
 
 def identity_tags(config: StageConfig, stage: str, out: str, inputs: Mapping[str, str]) -> dict[str, str]:
-    """Return what a run is filtered by: command, place, root folder, preset, version, and the fingerprint of each input."""
+    """Return the tags to filter runs by: command, place, root folder, preset, version, fingerprint of each input."""
     import evilm
 
     tags = {

@@ -158,7 +158,7 @@ def ensure_run(run: TrackedRun) -> str:
 
 
 def _is_gone(client: Any, run_id: str) -> bool:
-    """Return whether somebody deleted the run, or it was in a database that is no more: then its place gets a new one."""
+    """Return whether the run was deleted, or its database is no more: then its place gets a new one."""
     from mlflow.exceptions import MlflowException
 
     try:
@@ -209,7 +209,7 @@ def _datasets(inputs: dict[str, tuple[str, str]]) -> list[Any]:
 
 
 def _artifacts(uri: str) -> str | None:
-    """Return where a new experiment keeps its files: beside a sqlite store, not in whatever folder we were started from."""
+    """Return where a new experiment keeps its files: beside a sqlite store, not in the working directory."""
     if not uri.startswith("sqlite:///"):
         return None
     return (Path(uri.removeprefix("sqlite:///")).absolute().parent / "mlruns").as_uri()

@@ -91,7 +91,7 @@ class MlflowUploader:
 
 
 def _offset(sent_file: Path) -> int:
-    """Return how much of the metrics file was sent. Where that can't be read all is sent again, which changes nothing."""
+    """Return how much of the metrics file was sent; 0 where that can't be read, as sending again changes nothing."""
     try:
         return int(sent_file.read_text())
     except (FileNotFoundError, ValueError):

@@ -68,7 +68,7 @@ def _tally(views: Sequence[ClipView]) -> str:
 
 
 def _choose(view: ClipView, shown: int) -> list[int]:
-    """Return which masked regions are told in words: a few of each shown frame, spread evenly, the same in every panel."""
+    """Choose the masked regions to describe: a few of each shown frame, spread evenly, the same in every panel."""
     frame_of = np.nonzero(view.mask)[0]
     each = max(1, _MOST_CODES // shown)
     chosen: list[int] = []

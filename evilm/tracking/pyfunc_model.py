@@ -98,7 +98,7 @@ def log_model(
 
 
 def _flavour(folder: Path) -> dict[str, Any]:
-    """Return what `mlflow.pyfunc` needs to keep the model saved in `folder`: its files and our code, nothing pickled."""
+    """Return what `mlflow.pyfunc` needs to keep the model in `folder`: its files and our code, nothing pickled."""
     config = storage.read_json(str(folder / "config.json"))
     return {
         "python_model": str(Path(__file__).with_name("mlflow_code.py")),

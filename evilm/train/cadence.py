@@ -19,7 +19,7 @@ class Cadence:
         return self._every(self.schedule.log_every_steps, done)
 
     def log_in_any_run(self, done: int) -> bool:
-        """Return whether metrics would be logged also if the run went on, so that the next point begins after this one."""
+        """Return whether metrics would be logged also if the run went on, so that the next point begins after it."""
         return done % self.schedule.log_every_steps == 0
 
     def checkpoint(self, done: int) -> bool:
@@ -32,7 +32,7 @@ class Cadence:
         return self._every(every, done) or done in self.schedule.eval_at_steps
 
     def numbers(self, done: int) -> bool:
-        """Return whether the numbers of this very step are needed now, and not only once they have come from the GPU."""
+        """Return whether the numbers of this very step are needed now, not only once they come from the GPU."""
         panel = self.schedule.panel_every_steps
         is_panel = panel > 0 and done % panel == 0
         return is_panel or self.log(done) or self.checkpoint(done) or self.evaluation(done)

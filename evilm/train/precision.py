@@ -8,7 +8,7 @@ from evilm.errors import ConfigError
 
 
 def has_bf16(device: torch.device) -> bool:
-    """Return whether bf16 is fast there: GPUs from Ampere on, CPUs with AVX512-BF16 or AMX. On other CPUs it is 10x slower."""
+    """Return whether bf16 is fast: GPUs from Ampere on, CPUs with AVX512-BF16 or AMX. On others it is 10x slower."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     capabilities = torch.cpu.get_capabilities() if device.type == "cpu" else {}

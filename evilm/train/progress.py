@@ -38,7 +38,7 @@ class Progress:
 
     @property
     def state(self) -> dict[str, Any]:
-        """Return what was collected since the last line, JSON-able, so that a resumed run logs what the unbroken one does."""
+        """Return what was collected since the last line, as JSON: a resumed run logs what an unbroken one does."""
         return {"sums": dict(self._sums), "count": self._count}
 
     def flush(self, step: int, loader: DataLoader, keep: bool = False) -> dict[str, float]:

@@ -61,7 +61,7 @@ def _draw_box(frame_px: int, crop: CropConfig, rng: np.random.Generator) -> tupl
 
 
 def names_side(caption: str, words: Collection[str]) -> bool:
-    """Return whether a caption holds one of `words` (lower case) as a whole word: mirrored, it would no longer be true."""
+    """Return whether a caption holds one of `words` (lower case) as a whole word, so that mirroring makes it false."""
     return not set(re.findall(r"\w+", caption.lower())).isdisjoint(words)
 
 

@@ -142,7 +142,7 @@ def _pixel_aspect(video: Video) -> Fraction:
 
 
 def is_plain(video: Video, found: Probe) -> bool:
-    """Return whether decord gives the right frames of this kind of file; on others it may be silently wrong, or hang."""
+    """Return whether decord gives the right frames of this kind of file; on others it may be wrong, or hang."""
     if not (found.plain and found.codec == "h264" and found.num_tracks == 1):
         return False
     if video.context.pix_fmt != "yuv420p":

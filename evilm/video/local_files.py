@@ -57,7 +57,7 @@ class LocalRoot:
         raise DecodeError(RejectReason.MISSING_FILE, f"no {tried[:200]}")
 
     def is_file(self, path: str, may_lead_out: bool = False) -> bool:
-        """Return whether there is a file below the root that may be read; `may_lead_out` if it may be a link to elsewhere."""
+        """Return whether a readable file is below the root; `may_lead_out` if it may be a link to elsewhere."""
         place = f"{self._root}/{path}"
         try:
             mode = os.stat(place).st_mode

@@ -140,7 +140,7 @@ def _nal_bytes(context: Any) -> int:
 
 
 def _is_layered(data: memoryview, nal_bytes: int) -> bool:
-    """Return whether HEVC data belong to a higher temporal layer, which may use frames that the lower one never does."""
+    """Return whether HEVC data belong to a higher temporal layer, whose frames the lower one never uses."""
     if not nal_bytes:
         return True  # can't be told
     offset = 0

@@ -108,7 +108,7 @@ def probe_whole(video: Video) -> Probe:
 
 
 def is_part(video: Video, wish: SampleRequest) -> bool:
-    """Return whether only a part of the packets need be read: for a span, or of a long video; seeking must be possible."""
+    """Return whether only a part of the packets need be read: for a span, or a long video that can be sought."""
     if video.kind not in (MOV, MATROSKA) or math.isinf(_stop_s(video, wish)):
         return False
     return wish.is_span or is_long(video, wish)
