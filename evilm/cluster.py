@@ -97,7 +97,7 @@ def _probe(address: str) -> None:
     except OSError as error:
         raise ClusterError(
             f"no Ray cluster answers at RAY_ADDRESS = {address} ({error.strerror or error}); "
-            "start one with `ray start --head`, mend the address, or unset it for a private cluster"
+            "start one with `ray start --head`, fix the address, or unset it for a private cluster"
         ) from None
 
 

@@ -44,7 +44,7 @@ class StorageError(ShardError, OSError):
 
 
 class SourceError(ShardError):
-    """Videos that can't be got any more: a mount, server or network that went away while shards were made."""
+    """Videos that can no longer be fetched: a mount, server or network that went away while shards were made."""
 
 
 class UnfinishedError(ShardError):

@@ -6,7 +6,7 @@
 
 Leaves `manifest.json`, one Parquet file per 1,000 clips, and `quarantine/` with every row that became no clip and why.
 The same command continues what was interrupted, and adds the rows that the manifest gained. `--retry fetch_error` (or
-`all`) tries quarantined clips once more. A job ends early when most videos can't be got.
+`all`) tries quarantined clips once more. A job ends early when most videos can't be fetched.
 Ends with a JSON line: clips by split, quarantined rows by reason, fingerprint.
 """
 

@@ -108,7 +108,7 @@ class CodebookConfig(Config):
 
 
 class FocalConfig(Config):
-    """The multi-label word loss, Eq. 6 with its sign mended."""
+    """The multi-label word loss, Eq. 6 with its sign fixed."""
 
     gamma_positive: float = Field(default=0.0, ge=0)
     """Exponent on (1 - p) of words in the caption; 0 in Eq. 6."""

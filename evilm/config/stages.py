@@ -151,7 +151,7 @@ class ShardVideos(StageConfig):
             "publish_every",
         ):  # decide whether the result is good enough, not what it is
             data.pop(name, None)
-        data.pop("fetch", None)  # decides how a video is got, not what it is
+        data.pop("fetch", None)  # decides how a video is fetched, not what it is
         data.pop("limit", None)  # of the manifest's rows, of which there may be more next time
         return data
 

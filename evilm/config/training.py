@@ -115,8 +115,8 @@ class ScheduleConfig(Config):
     """Clips that a worker computes at a time, instead of batch_clips, which then is
     worker_clips x cluster.num_workers x gradient_accumulation_steps. 0 leaves it to batch_clips."""
     gradient_accumulation_steps: int = Field(default=1, ge=1)
-    """Micro-batches per worker and step; more of them need less memory. With fewer workers than cluster.num_workers each
-    takes more micro-batches: step, losses and memory stay the same."""
+    """Micro-batches per worker and step; more of them need less memory. With fewer workers than cluster.num_workers
+    each takes more micro-batches: step, losses and memory stay the same."""
     tail: Literal["even", "pad", "drop"] = "even"
     """Where batch_clips does not divide the clips of an epoch. even: its steps are smaller, all alike but for one clip,
     and no clip is seen twice or missed; pad: its last step repeats the epoch's first clips, so that all steps have one

@@ -124,8 +124,8 @@ def batch_sizes(num_clips: int, batch_clips: int, tail: Tail, num_micro_batches:
         return np.full(num_steps, batch_clips, dtype=np.int64)
     if (least := num_clips // num_steps) < num_micro_batches:
         raise ConfigError(
-            f"schedule.tail = even makes steps of {least} of the {num_clips} clips, too few for {num_micro_batches} micro-batches "
-            "(cluster.num_workers x schedule.gradient_accumulation_steps); use fewer, or tail = pad"
+            f"schedule.tail = even makes steps of {least} of the {num_clips} clips, too few for {num_micro_batches} "
+            "micro-batches (cluster.num_workers x schedule.gradient_accumulation_steps); use fewer, or tail = pad"
         )
     return _evenly(num_clips, num_steps)
 

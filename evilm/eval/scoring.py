@@ -172,11 +172,11 @@ def _collect(scored: Any, job: ScoreJob) -> ScoreMatrix:
     """Rows in whatever order they come, put in place; a line now and then tells how far it is."""
     num_clips = len(job.caption_of)
     found: dict[int, dict[str, Any]] = {}
-    began = told = time.monotonic()
+    began = reported = time.monotonic()
     for row in scored.iter_rows():
         found[int(row["place"])] = row
-        if time.monotonic() - told > _LOG_EVERY_S:
-            told, rate = time.monotonic(), len(found) / (time.monotonic() - began)
+        if time.monotonic() - reported > _LOG_EVERY_S:
+            reported, rate = time.monotonic(), len(found) / (time.monotonic() - began)
             logger.info("scored %d of %d clips, %.0f s left", len(found), num_clips, (num_clips - len(found)) / rate)
     assert len(found) == num_clips, f"{len(found)} of {num_clips} clips came back"
 

@@ -16,13 +16,13 @@ LOST = frozenset(
 )
 """Reasons that another run may not meet: a mount, server or network was away, a tar was being rewritten."""
 ENOUGH_CLIPS = 200
-"""Clips that must have been asked for before a job may end because too many can't be got."""
+"""Clips that must have been asked for before a job may end because too many can't be fetched."""
 _WINDOW_CLIPS = 5000
-"""Clips over which the share of those that can't be got is watched."""
+"""Clips over which the share of those that can't be fetched is watched."""
 
 
 def too_many(lost: int, asked: int, share: float) -> bool:
-    """Return whether so many clips that can't be got prove that their share among all is above `share`.
+    """Return whether so many clips that can't be fetched prove that their share among all is above `share`.
 
     Clips come in random order. Four standard deviations leave alone a manifest whose share is just below.
     """
@@ -30,11 +30,11 @@ def too_many(lost: int, asked: int, share: float) -> bool:
 
 
 def lost_error(lost: int, asked: int, share: float, example: BadRow) -> SourceError:
-    """Says that the job ends because videos can't be got."""
+    """Says that the job ends because videos can't be fetched."""
     return SourceError(
-        f"{lost} of the last {asked} videos could not be got, e.g. {example.path or example.clip_id!r}: "
+        f"{lost} of the last {asked} videos could not be fetched, e.g. {example.path or example.clip_id!r}: "
         f"{example.reason} {example.detail[:200]}".rstrip()
-        + f"; max_failed_share = {share:g}; mend --videos, its mount or the network and run the same command again"
+        + f"; max_failed_share = {share:g}; fix --videos, its mount or the network and run the same command again"
     )
 
 
@@ -44,13 +44,13 @@ def bad_rows(record: dict[str, Any]) -> Iterator[BadRow]:
 
 
 class FailureBudget:
-    """Ends a job whose videos can't be got any more, or of which too many fail for any reason.
+    """Ends a job whose videos can no longer be fetched, or of which too many fail for any reason.
 
     Args:
         out: where the commits are.
         run: number of the run that owns it.
         unit_of: what the shard of a task is committed as.
-        max_failed_share: of clips that can't be got, among the last ones.
+        max_failed_share: of clips that can't be fetched, among the last ones.
         allowance: share of all the job's clips that may fail, or the whole output can't be good enough.
     """
 
@@ -69,7 +69,7 @@ class FailureBudget:
         """Count a finished shard.
 
         Raises:
-            SourceError: too many of the last clips could not be got.
+            SourceError: too many of the last clips could not be fetched.
             ShardError: too many of all clips failed.
         """
         asked = tally.num_clips + tally.num_failed
@@ -94,7 +94,7 @@ class FailureBudget:
         self._empty.clear()
 
     def take_back(self, tasks: Sequence[str]) -> None:
-        """Halt the job, and take back its last shards that lack clips which could not be got."""
+        """Halt the job, and take back its last shards that lack clips which could not be fetched."""
         commits.halt(self._out, self._run)
         units = [self._unit_of(task) for task in tasks if task not in self._passed]
         for unit, record in commits.read_records(self._out, units):
@@ -111,7 +111,7 @@ class FailureBudget:
             commits.revoke(self._out, self._unit_of(empty))
         return ShardError(
             f"{self._all_failed} of the first {self._all_asked} videos failed (last {reasons.top()}): more than "
-            f"max_failed_share = {self._share:g} of all rows will be quarantined; mend the input and run the same "
+            f"max_failed_share = {self._share:g} of all rows will be quarantined; fix the input and run the same "
             "command again, with --retry all for videos, or raise --max-failed-share"
         )
 

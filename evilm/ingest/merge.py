@@ -188,7 +188,7 @@ def enforce_failed_share(
     Args:
         ledger: the output.
         config: says how many are allowed.
-        reasons: all rows put aside.
+        reasons: all rows quarantined.
         empty: shards without a clip, which are made anew next time; the others stay, as they may have taken days.
 
     Raises:
@@ -202,7 +202,7 @@ def enforce_failed_share(
     may_help = "" if all(reason in OF_ROWS for reason in reasons.counts) else ", with --retry all for videos"
     raise ShardError(
         f"{reasons.total} of {num_rows} rows were quarantined ({reasons.top()}{_where(reasons)}); max_failed_share = "
-        f"{share:g} and at least one good clip are needed; see {commit_log.out}/quarantine, mend the input and run the "
+        f"{share:g} and at least one good clip are needed; see {commit_log.out}/quarantine, fix the input and run the "
         f"same command again{may_help}, or raise --max-failed-share"
     )
 

@@ -69,16 +69,16 @@ class PlannedIds:
         Raises:
             ConfigError: rows changed or went away; says how many.
         """
-        told = []
+        complaints = []
         if self._changed:
-            told.append(
+            complaints.append(
                 f"{self._changed:,} rows have another caption, path, span or split, e.g. of {self._changed_id!r}"
             )
         if self._gone:
-            told.append(f"{self._gone:,} rows are gone or cut off by --limit, e.g. {self._gone_id!r}")
-        if told:
+            complaints.append(f"{self._gone:,} rows are gone or cut off by --limit, e.g. {self._gone_id!r}")
+        if complaints:
             raise ConfigError(
-                f"the manifest is not the one that {out} was made from, with rows added: {' and '.join(told)}; "
+                f"the manifest is not the one that {out} was made from, with rows added: {' and '.join(complaints)}; "
                 "--overwrite makes all anew, or choose another --out"
             )
 

@@ -65,9 +65,9 @@ class Generation:
     """Rows of the whole manifest, good and bad; 0 for a retry."""
     shards: list[PlannedShard]
     reasons: RejectCounts
-    """Of the rows put aside."""
+    """Of the rows quarantined."""
     has_secrets: bool = False
-    """Whether clips are got by URLs with signatures or passwords, which the plan does not hold."""
+    """Whether clips are fetched by URLs with signatures or passwords, which the plan does not hold."""
     has_offsets: bool = False
     """Whether clips lie in tars."""
 
@@ -376,7 +376,7 @@ def _digest_of(rows: pa.Table) -> str:
 
 
 def _without_secrets(rows: pa.Table) -> pa.Table:
-    """Rows whose URLs lack what signs them; a clip is got by its URL in the manifest."""
+    """Rows whose URLs lack what signs them; a clip is fetched by its URL in the manifest."""
     for name in _URLS:
         public = pa.array([unsigned(url) for url in rows[name].to_pylist()], pa.string())
         rows = rows.set_column(rows.column_names.index(name), name, public)

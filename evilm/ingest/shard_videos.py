@@ -66,7 +66,7 @@ def shard_videos(config: ShardVideos, run: Any = runner.run) -> dict[str, Any]:
     inputs = {"manifest": fingerprint_of_manifests(config)} | ({"limit": str(config.limit)} if config.limit else {})
     videos = videos_root(config)
     if videos and not storage.exists(videos):
-        raise ConfigError(f"--videos {config.videos or videos}: there is no such folder or bucket; mend the place")
+        raise ConfigError(f"--videos {config.videos or videos}: there is no such folder or bucket; fix the place")
     with Output(config, out, inputs, _GROWS, _SCRAPS) as output:
         done, found = output.done, None
         if done or storage.exists(storage.join(out, MANIFEST)):

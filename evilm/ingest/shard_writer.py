@@ -63,7 +63,7 @@ def make_shard(work: ShardJob, task: str) -> commits.Tally:
     """Make the shard of a task (`<folder of the generation>/<shard>`) and commit it.
 
     Raises:
-        SourceError: most of its videos can't be got.
+        SourceError: most of its videos can't be fetched.
         StorageError: it can't be written.
     """
     unit = unit_of(work, task)

@@ -62,7 +62,7 @@ def find_clips(frames: FrameManifest, clip_ids: Sequence[str]) -> list[tuple[Sha
             ids = file.read(columns=["clip_id"])["clip_id"].to_pylist()
         found |= {clip_id: (shard, row) for row, clip_id in enumerate(ids) if clip_id in wanted}
     if missing := [clip_id for clip_id in clip_ids if clip_id not in found]:
-        raise ConfigError(f"no clip {missing[0]!r} in {frames.uri}; see {frames.uri}/quarantine for clips put aside")
+        raise ConfigError(f"no clip {missing[0]!r} in {frames.uri}; see {frames.uri}/quarantine for clips quarantined")
     return [found[clip_id] for clip_id in dict.fromkeys(clip_ids)]
 
 

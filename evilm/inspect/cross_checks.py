@@ -73,13 +73,13 @@ def _of_counts(frames: FrameManifest, reasons: RejectCounts) -> Iterator[Issue]:
     accounted = frames.num_clips() + sum(frames.reasons.values())
     if accounted != frames.num_rows:
         what = (
-            f"{frames.num_clips()} clips and {sum(frames.reasons.values())} rows put aside, of {frames.num_rows} rows"
+            f"{frames.num_clips()} clips and {sum(frames.reasons.values())} rows quarantined, of {frames.num_rows} rows"
         )
         yield Issue(MANIFEST, "", what)
     for reason in sorted({*frames.reasons, *reasons.counts}):
-        told, there = frames.reasons.get(reason, 0), reasons.counts.get(reason, 0)
-        if told != there:
-            yield Issue(QUARANTINE, reason, f"{there} rows in the tables, {told} in the manifest")
+        listed, there = frames.reasons.get(reason, 0), reasons.counts.get(reason, 0)
+        if listed != there:
+            yield Issue(QUARANTINE, reason, f"{there} rows in the tables, {listed} in the manifest")
 
 
 def _of_ids(frames: FrameManifest, ids: np.ndarray) -> list[Issue]:
@@ -106,8 +106,8 @@ def _orphans(uri: str, listed: set[str]) -> list[str]:
     names = [f"{folder}/{name}".lstrip("/") for folder in folders for name in storage.list_names(f"{uri}/{folder}")]
     lost = sorted(name for name in names if name.endswith((".parquet", ".tmp")) and name not in listed)
     more = [f"{uri}: and {len(lost) - _MOST_ORPHANS} more files that no manifest lists"]
-    told = [f"{storage.join(uri, name)} is in no manifest, left by a run that was killed" for name in lost]
-    return told[:_MOST_ORPHANS] + (more if len(lost) > _MOST_ORPHANS else [])
+    lines = [f"{storage.join(uri, name)} is in no manifest, left by a run that was killed" for name in lost]
+    return lines[:_MOST_ORPHANS] + (more if len(lost) > _MOST_ORPHANS else [])
 
 
 def progress(uri: str) -> tuple[int, int]:

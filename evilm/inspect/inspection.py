@@ -34,7 +34,7 @@ class Inspection:
     codes: CodesManifest | None
     stats: Stats
     reasons: RejectCounts
-    """Rows put aside, from the quarantine tables."""
+    """Rows quarantined, from the quarantine tables."""
     repeated: dict[str, list[list[str]]]
     """By kind of duplicate, ids of clips that are alike; the largest groups."""
     num_repeated: dict[str, int]
@@ -134,16 +134,16 @@ def _results(
         for row in runner.run([str(number) for number in range(num_shards)], _task, workers, options, "inspection"):
             yield int(row["name"]), *pickle.loads(row["found"])[0]
         return
-    told = time.monotonic()
+    reported = time.monotonic()
     for number in range(num_shards):
         yield number, *_inspect_shard(work, number)
-        if time.monotonic() - told > _LOG_EVERY_S:
-            told = time.monotonic()
+        if time.monotonic() - reported > _LOG_EVERY_S:
+            reported = time.monotonic()
             logger.info("inspection: shard %d of %d", number + 1, num_shards)
 
 
 def read_reasons(uri: str) -> RejectCounts:
-    """Rows put aside by reason, from the tables below a folder of frame shards, one row group at a time."""
+    """Rows quarantined by reason, from the tables below a folder of frame shards, one row group at a time."""
     reasons = RejectCounts()
     for name in storage.list_names(storage.join(uri, QUARANTINE)):
         if not name.endswith(".parquet"):

@@ -142,13 +142,13 @@ def _share(count: int, total: int) -> str:
 
 def _reasons(look: "Inspection") -> str:
     if not look.reasons.counts:
-        return "quarantine: no row was put aside"
+        return "quarantine: no row was quarantined"
     rows = []
     for reason, count in look.reasons.sorted().items():
         name, detail = look.reasons.examples[reason]
         example = f"{name!r}" + (f": {detail}" if detail else "")
         rows.append([reason, f"{count:,}", f"{count / max(1, look.frames.num_rows):.2%}", example[:80]])
-    return text_table(["put aside because", "rows", "share", "e.g."], rows, right=(1, 2))
+    return text_table(["quarantined because", "rows", "share", "e.g."], rows, right=(1, 2))
 
 
 def _repeated(look: "Inspection") -> str:

@@ -1,4 +1,4 @@
-"""The picture of an inspection: how long, large and wordy the clips are, and what was put aside."""
+"""The picture of an inspection: how long, large and wordy the clips are, and what was quarantined."""
 
 import io
 
@@ -21,7 +21,7 @@ def draw_stats(stats: Stats, reasons: RejectCounts) -> bytes:
     bars = {
         "codec": dict(top(stats.kinds.get("codec", {}), _MOST)),
         "flags": dict(top(stats.kinds.get("flags", {}), _MOST)),
-        "put aside because": dict(top(reasons.counts, _MOST)),
+        "quarantined because": dict(top(reasons.counts, _MOST)),
     }
     rows = -(-(len(MEASURES) + len(bars)) // 4)
     figure, axes = pyplot.subplots(rows, 4, figsize=(17, 3.5 * rows), layout="constrained")

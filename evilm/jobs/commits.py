@@ -31,7 +31,7 @@ class Tally(NamedTuple):
     num_clips: int
     num_failed: int = 0
     num_lost: int = 0
-    """Failed clips whose video could not be got."""
+    """Failed clips whose video could not be fetched."""
     num_bytes: int = 0
     """Read from videos."""
 

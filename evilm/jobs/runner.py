@@ -284,5 +284,5 @@ def our_error(error: BaseException | None) -> EvilmError | None:
         if isinstance(error, EvilmError) and type(error).__module__ == EvilmError.__module__:
             return error
         error = getattr(error, "cause", None) or error.__cause__
-    told = re.search(rf"^{re.escape(EvilmError.__module__)}\.(\w+): (.+)$", text, re.MULTILINE)
-    return getattr(errors, told[1])(told[2]) if told and hasattr(errors, told[1]) else None
+    match = re.search(rf"^{re.escape(EvilmError.__module__)}\.(\w+): (.+)$", text, re.MULTILINE)
+    return getattr(errors, match[1])(match[2]) if match and hasattr(errors, match[1]) else None

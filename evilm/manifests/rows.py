@@ -1,4 +1,4 @@
-"""From a record of a manifest to clips. What can't become a clip is put aside with its reason, not dropped."""
+"""From a record of a manifest to clips. What can't become a clip is quarantined with its reason, not dropped."""
 
 import hashlib
 import posixpath
@@ -57,7 +57,7 @@ class ClipRow:
 
 @dataclass(frozen=True, slots=True)
 class BadRow:
-    """A row put aside."""
+    """A row quarantined."""
 
     record: int
     clip_id: str

@@ -105,9 +105,7 @@ class Preprocessor:
             raise CheckpointError(f"{place} can't be used ({error}); save the model again") from None
         for name, value in rules._content(config).items():
             if name != "frames" and found.get(name) != value:
-                raise CheckpointError(
-                    f"{place}: {name} = {found.get(name)!r}, the model needs {value!r}; mend the file"
-                )
+                raise CheckpointError(f"{place}: {name} = {found.get(name)!r}, the model needs {value!r}; fix the file")
         return rules
 
     def _content(self, config: EViLMConfig) -> dict[str, Any]:

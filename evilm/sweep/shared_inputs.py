@@ -38,7 +38,8 @@ class SharedPlaces:
 class SharedInputs:
     """Builds the inputs of trials, and remembers what stands.
 
-    What no swept setting touches lies under the sweep's --root, as for `pretrain`; what depends on swept values lies in the sweep's own folder, below `shared/` under a digest of these values.
+    What no swept setting touches lies under the sweep's --root, as for `pretrain`; what depends on swept values lies in
+    the sweep's own folder, below `shared/` under a digest of these values.
     """
 
     def __init__(self, base: Pretrain, out: str, uri: str) -> None:

@@ -62,7 +62,7 @@ def _render(planned: list[PlannedClip], config: RenderCorpus, out: str) -> None:
 
     remote = ray.remote(num_cpus=1, max_retries=3)(_render_chunk)
     chunks = [planned[start : start + _TASK_CLIPS] for start in range(0, len(planned), _TASK_CLIPS)]
-    waiting, running, done, began, told = list(reversed(chunks)), {}, 0, time.monotonic(), time.monotonic()
+    waiting, running, done, began, reported = list(reversed(chunks)), {}, 0, time.monotonic(), time.monotonic()
     while waiting or running:
         while waiting and len(running) < config.cluster.num_workers:
             chunk = waiting.pop()
@@ -71,8 +71,8 @@ def _render(planned: list[PlannedClip], config: RenderCorpus, out: str) -> None:
         for reference in ready:
             ray.get(reference)
             done += running.pop(reference)
-        if time.monotonic() - told > 10:
-            told, rate = time.monotonic(), done / (time.monotonic() - began)
+        if time.monotonic() - reported > 10:
+            reported, rate = time.monotonic(), done / (time.monotonic() - began)
             left = (len(planned) - done) / rate
             logger.info("corpus: %d of %d clips, %.0f clips/s, %.0f s left", done, len(planned), rate, left)
 

@@ -75,7 +75,9 @@ def pretrain(config: Pretrain) -> dict[str, Any]:
             publish(config, out, done)
             return done | {"reused": True}
         if not done:
-            batch_sizes(frames.num_clips("train"), config.schedule.batch_clips, config.schedule.tail, config.num_micro_batches)
+            batch_sizes(
+                frames.num_clips("train"), config.schedule.batch_clips, config.schedule.tail, config.num_micro_batches
+            )
             _audit(config, frames, codes)
             publish_side(frames, replace=False)
             publish_side(codes, replace=False)

@@ -66,7 +66,9 @@ def train_tokenizer(config: TrainTokenizer) -> dict[str, Any]:
             require_usage_on_val(config.arch.codebook, done, config.out)
             return done | {"reused": True}
         if not done:
-            batch_sizes(frames.num_clips("train"), config.schedule.batch_clips, config.schedule.tail, config.num_micro_batches)
+            batch_sizes(
+                frames.num_clips("train"), config.schedule.batch_clips, config.schedule.tail, config.num_micro_batches
+            )
             publish_side(frames, replace=False)
             started |= training.warm_start()
         summary = output.close(training.finish(output))

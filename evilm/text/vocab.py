@@ -93,7 +93,7 @@ class Vocab:
         storage.write_json(storage.join(str(uri), _JSON), settings)
 
     def encode(self, caption: str, max_text_len: int = 40) -> list[int]:
-        """Return [CLS] pieces [SEP], at most `max_text_len` ids; a caption that is too long loses its end, never [SEP]."""
+        """Return [CLS] pieces [SEP], at most `max_text_len` ids; a longer caption loses its end, never [SEP]."""
         return self._framed(self.cut([caption])[0], max_text_len)
 
     def encode_batch(

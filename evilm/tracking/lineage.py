@@ -86,7 +86,7 @@ def _by_fingerprint(client: Any, experiments: list[str], fingerprint_: str) -> S
 
 
 def _by_place(client: Any, uri: str, place: str) -> Source | None:
-    """Find it by the note that a command leaves in its output folder: for manifests, which are files in such a folder."""
+    """Find it by the note that a command leaves in its output folder: for manifests, which are files in one."""
     if not place or any(sign in place for sign in ",*?"):
         return None
     for folder in (place, place.rpartition("/")[0]):
@@ -107,7 +107,7 @@ def describe_experiment(config: StageConfig, stage: str) -> str:
     """Markdown above the runs of one command."""
     about = inspect.cleandoc(type(config).__doc__ or "")
     return (
-        f"{about}\n\nOne run for each output folder of `{type(config).folder}/{stage}.py`; a restart continues its run. "
+        f"{about}\n\nOne run for each output folder of `{type(config).folder}/{stage}.py`; a restart continues it. "
         "Filter with `tags.evilm.root = 'demo'`, ``tags.`evilm.input.frames` = '<fingerprint>'``, "
         "``metrics.`summary/val.loss` < 10``."
     )

@@ -20,8 +20,8 @@ A compact video-language model, pre-trained with masked video modelling, masked 
 matching by evilm {version}, after the paper "E-ViLM: Efficient Video-Language Model via Masked Video Modeling with
 Semantic Vector-Quantized Tokenizer".
 
-{parameters:,} parameters; clips of {num_frames} frames of {input_px} x {input_px} pixels; captions of up to {max_text_len}
-word pieces, out of {vocab_size:,}.
+{parameters:,} parameters; clips of {num_frames} frames of {input_px} x {input_px} pixels; captions of up to
+{max_text_len} word pieces, out of {vocab_size:,}.
 
 ```python
 import evilm

@@ -126,9 +126,9 @@ def _draw_text(pen: PanelCanvas, view: ClipView, chosen: Sequence[int], code_wor
         x = pen.x + (TEXT_WIDTH // 2 if place >= half else 0)
         color = RIGHT if code == guess else WRONG
         pen.at(x, f"{place + 1}", 13, FAINT, bold=True)
-        told = " ".join([f"#{code}", *words])
+        described = " ".join([f"#{code}", *words])
         answer = "same" if code == guess else " ".join([f"#{guess}", *guess_words])
-        width = pen.at(x + 22, cut(told, 25) + " → ", 13, INK)
+        width = pen.at(x + 22, cut(described, 25) + " → ", 13, INK)
         pen.at(x + 22 + width, f"{cut(answer, 23)} {view.chances[number]:.0%}", 13, color)
         pen.y += 19
     pen.y = top + 19 * half

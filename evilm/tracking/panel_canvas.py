@@ -65,7 +65,7 @@ class PanelCanvas:
         """A caption in as many lines as it needs; masked words in boxes with the guess."""
         x, end, height = self.x, self.x + TEXT_WIDTH, size + 10
         for glued, item in _items(pieces):
-            text = item if isinstance(item, str) else told(item)
+            text = item if isinstance(item, str) else caption_text(item)
             pad = 6 if isinstance(item, MaskedWord) else 0
             width = width_of(text, size) + 2 * pad
             x += 0 if glued or x == self.x else 6
@@ -111,7 +111,7 @@ def _items(pieces: Sequence[str | MaskedWord]) -> list[tuple[bool, str | MaskedW
     return items
 
 
-def told(word: MaskedWord) -> str:
+def caption_text(word: MaskedWord) -> str:
     """A masked word as it is printed: the truth, what stood there where that was another word, and the guess."""
     truth, read, guess = (text.removeprefix("##") for text in (word.truth, word.seen, word.guess))
     seen = "" if word.seen in ("[MASK]", word.truth) else f" (seen as {read})"

@@ -84,7 +84,7 @@ def log_model(
     import mlflow
 
     run_id = ensure_run(run)
-    # None where nothing is set: the default that is got otherwise, a store in the working folder, would stay set.
+    # None where nothing is set: the default that is fetched otherwise, a store in the working folder, would stay set.
     before: Any = mlflow.get_tracking_uri() if mlflow.is_tracking_uri_set() else None
     mlflow.set_tracking_uri(run.uri)
     try:

@@ -68,7 +68,7 @@ class WorkerPreempted(ClusterError):
     """Raised on all workers after the checkpoint that a worker's SIGTERM asked for; Ray then starts them anew."""
 
     def __init__(self) -> None:
-        super().__init__("a worker was told to end (SIGTERM); a checkpoint was kept, and the run goes on from it")
+        super().__init__("a worker was asked to end (SIGTERM); a checkpoint was kept, and the run goes on from it")
 
 
 NUM_FLAGS = 4
@@ -77,7 +77,7 @@ NUM_FLAGS = 4
 class StopSignal:
     """Requests to stop that one worker knows of, as flags to be added up over workers.
 
-    Order of the flags: the run shall stop; a worker was told to end; it is time to look at Ray's notices; a node will
+    Order of the flags: the run shall stop; a worker was asked to end; it is time to look at Ray's notices; a node will
     soon be taken away.
     """
 

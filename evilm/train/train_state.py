@@ -77,7 +77,7 @@ class TrainState:
         Args:
             fresh: no checkpoint was restored.
             some_batches: gives the first n batches of training, for a start that depends on data.
-            timer: is told of the phases of each step.
+            timer: gets the phases of each step.
         """
         if fresh:
             self.objective.prepare(some_batches, self.settings.schedule.seed)

@@ -91,7 +91,7 @@ class TrainStep:
             autocast: context of the forward pass.
             device: where the model is.
             ema: moving average of the weights, to be kept up.
-            timer: is told of the phases of each step.
+            timer: gets the phases of each step.
         """
         self._objective, self._model, self._optimizer, self._ema = objective, model, optimizer, ema
         self._settings, self._world, self._autocast, self._device = settings, world, autocast, device
@@ -125,7 +125,9 @@ class TrainStep:
         for group in self._optimizer.param_groups:
             group["lr"] = rate
         self._optimizer.zero_grad(set_to_none=True)
-        names, by_micro_batch, stats, shared = self._losses(step, micro_batches, batches, to_device(flags, self._device))
+        names, by_micro_batch, stats, shared = self._losses(
+            step, micro_batches, batches, to_device(flags, self._device)
+        )
         limit = self._settings.optim.clip_norm or math.inf
         norm = nn.utils.clip_grad_norm_(self._objective.parameters(), limit)
         loss = weighted_mean(stats, self._weights)
@@ -186,7 +188,9 @@ class TrainStep:
     def _counts(self, batches: Sequence[Any]) -> torch.Tensor:
         """Items of each loss in the whole step, in the order of the losses."""
         by_micro_batch = [self._objective.counts(batch) for batch in batches]
-        mine = to_device([sum(micro_batch[name] for micro_batch in by_micro_batch) for name in by_micro_batch[0]], self._device)
+        mine = to_device(
+            [sum(micro_batch[name] for micro_batch in by_micro_batch) for name in by_micro_batch[0]], self._device
+        )
         counts, _ = sum_over_workers(mine, mine.new_zeros(0), self._world)
         return counts
 

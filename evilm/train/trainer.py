@@ -47,7 +47,7 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
 
     Returns:
         Final metrics of the train and val splits and the number of steps; or `interrupted`, the step that an asked-for
-        end left it at; or `error`, what the user has to mend.
+        end left it at; or `error`, what the user has to fix.
     """
     import ray.train
 
@@ -191,7 +191,7 @@ class Trainer:
         if near and not leaving:
             leaving = "a node will soon be taken away"
         if self.rank == 0 and (stop_run or worker_ends or leaving):
-            why = leaving or ("the run was asked to stop" if stop_run else "a worker was told to end")
+            why = leaving or ("the run was asked to stop" if stop_run else "a worker was asked to end")
             logger.warning("%s: checkpoint at step %d", why, self.state["step"])
         return stop_run or worker_ends or bool(leaving)
 

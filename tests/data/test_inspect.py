@@ -71,7 +71,7 @@ def publish(folder: Path, name: str, data: bytes, split: str, groups: Sequence[i
 
 
 def store(folder: Path, changed: dict[str, dict[str, Any]] | None = None) -> FrameManifest:
-    """Three shards of eleven clips, two rows put aside; `changed` gives clips other values."""
+    """Three shards of eleven clips, two rows quarantined; `changed` gives clips other values."""
     folder.mkdir()
     shards, numbers = [], {"train": 0, "val": 0}
     for name, groups in GROUPS.items():
@@ -216,7 +216,7 @@ def test_counts_that_disagree(tmp_path: Path) -> None:
     frames = store(tmp_path / "frames")
     replace(frames, num_rows=20, reasons={"truncated": 2}).save()
     problems = "\n".join(inspect(frames, verify="quick")["problems"])
-    assert "11 clips and 2 rows put aside, of 20 rows" in problems
+    assert "11 clips and 2 rows quarantined, of 20 rows" in problems
     assert "quarantine: truncated: 1 rows in the tables, 2 in the manifest" in problems
     assert "quarantine: too_short: 1 rows in the tables, 0 in the manifest" in problems
 

@@ -7,7 +7,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evilm.dataloader.sampler import EVAL_EPOCH, NEGATIVE_GROUP_CLIPS, EvalSampler, TrainSampler, batch_sizes, micro_batch_slice
+from evilm.dataloader.sampler import (
+    EVAL_EPOCH,
+    NEGATIVE_GROUP_CLIPS,
+    EvalSampler,
+    TrainSampler,
+    batch_sizes,
+    micro_batch_slice,
+)
 from evilm.errors import ConfigError
 
 _GROUPS = [[5, 5, 3], [5, 1], [4]]

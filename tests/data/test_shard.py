@@ -348,7 +348,7 @@ def test_videos_that_went_away(growing: Path, ray_local: Any) -> None:
     config = stage(growing, out, **{"sampling.shard_clips": 40})
     with pytest.raises(
         SourceError,
-        match=r"of the last 2\d\d videos could not be got, e\.g\. '\d+': missing_file no .*; max_f",
+        match=r"of the last 2\d\d videos could not be fetched, e\.g\. '\d+': missing_file no .*; max_f",
     ):
         shard_videos(config)
     assert not (out / "manifest.json").exists()

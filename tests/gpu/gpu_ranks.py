@@ -60,7 +60,10 @@ def train_ranks(rank: int, world: int, device: str, kind: str, place: str) -> li
 def _train(rank: int, world: int, device: torch.device, kind: str) -> list[dict[str, float]]:
     make, batch, settings = small.KINDS[kind]
     config = settings(
-        schedule__batch_clips=3 * PARTS, schedule__gradient_accumulation_steps=PARTS, cluster__channels_last=True, cluster__fused=True
+        schedule__batch_clips=3 * PARTS,
+        schedule__gradient_accumulation_steps=PARTS,
+        cluster__channels_last=True,
+        cluster__fused=True,
     )
     mine = micro_batches_of(rank, world, PARTS)
     slices = [micro_batch_slice(CLIPS, part, PARTS) for part in mine]

@@ -94,7 +94,9 @@ def test_the_student_trains_in_bf16_with_dropout(card: PretendCard) -> None:
 @pytest.mark.parametrize(("codebook", "gradient_accumulation_steps"), list(zip(CODEBOOKS, (1, 1, 2), strict=True)))
 def test_the_tokenizer_trains_as_on_the_cpu(codebook: str, gradient_accumulation_steps: int) -> None:
     objective = small.tokenizer_objective(CODEBOOKS[codebook])
-    config = small.tokenizer_settings(schedule__gradient_accumulation_steps=gradient_accumulation_steps, cluster__fused=True)
+    config = small.tokenizer_settings(
+        schedule__gradient_accumulation_steps=gradient_accumulation_steps, cluster__fused=True
+    )
     twin = copy.deepcopy(objective)
     first = [batch for step in _parts(small.tokenizer_batch, 1) for batch in step]
     objective.prepare(lambda count: first[:count], 0)
