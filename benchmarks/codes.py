@@ -4,13 +4,13 @@
     python benchmarks/codes.py --views 4          # the whole frame and three crops of each clip
     python benchmarks/codes.py --encoder base     # the paper's size; about 5 s per clip and core
 
-`command` is `precompute_codes` as it is, with one worker of one thread: Ray Data, hashing of the shards, Parquet, JPEG
-decoding, codes, commits. Its rates are those between the first and the last shard committed; what comes before and
-after (actor, torch, weights, manifest) is noted apart. `bare forward` is encoder and nearest code, 64 clips at a
-time, from memory; `bare, decoded first` decodes the JPEGs too, in the same thread. `encode` is what the command calls:
-the same in lots of 16 frames, which makes codes independent of the batch, and is kinder to caches. All have one thread
-for torch; the command decodes in a second one, which its CPU seconds include. With several views the bare passes code each
-clip as many times, and `bare, decoded first` crops as the command does.
+`command` is `precompute_codes` as it is, with one worker of one thread: Ray Data, hashing of the shards, Parquet,
+JPEG decoding, codes, commits. Its rates are those between the first and the last shard committed; what comes before
+and after (actor, torch, weights, manifest) is noted apart. `bare forward` is encoder and nearest code, 64 clips at a
+time, from memory; `bare, decoded first` decodes the JPEGs too, in the same thread. `encode` is what the command
+calls: the same in lots of 16 frames, which makes codes independent of the batch, and is kinder to caches. All have
+one thread for torch; the command decodes in a second one, which its CPU seconds include. With several views the bare
+passes code each clip as many times, and `bare, decoded first` crops as the command does.
 """
 
 import contextlib

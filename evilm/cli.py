@@ -1,6 +1,6 @@
 """The whole of a command: parse the command line, call one function, end with its summary as one JSON line.
 
-SIGTERM, which `ray job stop` and schedulers send, ends a command as Ctrl-C does, by KeyboardInterrupt in the main thread.
+SIGTERM, which `ray job stop` and schedulers send, ends a command as Ctrl-C does: by KeyboardInterrupt.
 """
 
 import importlib
