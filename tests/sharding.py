@@ -36,7 +36,7 @@ def make_corpus(folder: Path) -> Path:
     return folder
 
 
-def stage(corpus: Path, out: Path, **settings: Any) -> ShardVideos:
+def shard_config(corpus: Path, out: Path, **settings: Any) -> ShardVideos:
     """Settings that shard a corpus into small shards."""
     config = ShardVideos(manifest=str(corpus / "clips.csv"), videos=str(corpus / "videos"), out=str(out))
     return config.override(SMALL | settings)

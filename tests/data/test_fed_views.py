@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from sharding import in_this_process
 from stored import CAPTIONS, GRID, NUM_CODES, make_tokenizer, store_frames
 
 from evilm.config.stages import PrecomputeCodes, Pretrain
@@ -30,7 +31,9 @@ def inputs(ray_local: Any, tmp_path_factory: pytest.TempPathFactory) -> Inputs:
     make_tokenizer(root / "tokenizer", frames)
     Vocab(train_wordpiece(CAPTIONS, 80, 1)).save(str(root / "vocab"))
     coding = PrecomputeCodes(frames=frames.uri, tokenizer=str(root / "tokenizer"), out=str(root / "codes"))
-    codes = precompute_codes(coding.override({"views": 4, "batch_clips": 3, "cluster.num_workers": 1}))["codes"]
+    codes = precompute_codes(
+        coding.override({"views": 4, "batch_clips": 3, "cluster.num_workers": 1}), in_this_process
+    )["codes"]
     return Inputs(frames.uri, codes, str(root / "vocab"), str(root / "tokenizer"))
 
 

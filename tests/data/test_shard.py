@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from commands import files_of, start
-from sharding import SMALL, clips_of, in_this_process, make_corpus, quarantine_of, stage
+from sharding import SMALL, clips_of, in_this_process, make_corpus, quarantine_of, shard_config
 from video_files import write_video
 
 from evilm.config.data import FetchConfig, FramesConfig
@@ -51,7 +51,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def unbroken(corpus: Path, ray_local: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Shards made in one go by two workers."""
     out = tmp_path_factory.mktemp("unbroken") / "frames"
-    summary = shard_videos(stage(corpus, out, **{"cluster.num_workers": 2}))
+    summary = shard_videos(shard_config(corpus, out, **{"cluster.num_workers": 2}))
     assert summary["clips"] == {"train": 16, "val": 6}
     return out
 
@@ -89,26 +89,26 @@ def test_no_place_of_this_machine_in_the_shards(unbroken: Path, corpus: Path) ->
 
 
 def test_same_bytes_with_another_number_of_workers(unbroken: Path, corpus: Path, tmp_path: Path) -> None:
-    shard_videos(stage(corpus, tmp_path / "frames"))
+    shard_videos(shard_config(corpus, tmp_path / "frames"))
     assert files_of(tmp_path / "frames") == files_of(unbroken)
 
 
 def test_a_finished_run_is_reused(unbroken: Path, corpus: Path) -> None:
     before = files_of(unbroken)
-    assert shard_videos(stage(corpus, unbroken))["reused"]
+    assert shard_videos(shard_config(corpus, unbroken))["reused"]
     assert files_of(unbroken) == before
     with pytest.raises(ConfigError, match=r"made with other settings .*jpeg_quality"):
-        shard_videos(stage(corpus, unbroken, **{"sampling.jpeg_quality": 80}))
+        shard_videos(shard_config(corpus, unbroken, **{"sampling.jpeg_quality": 80}))
 
 
 def test_what_is_committed_is_not_done_again(unbroken: Path, corpus: Path, tmp_path: Path) -> None:
     out = tmp_path / "frames"
-    shard_videos(stage(corpus, out), in_this_process)
+    shard_videos(shard_config(corpus, out), in_this_process)
     for name in ("summary.json", "manifest.json", "commits/train-00001.*.json", "commits/val-00000.*.json"):
         next(out.glob(name)).unlink()
     kept = {path: path.stat().st_mtime_ns for path in (out / "commits").iterdir()}
     (out / "train-00001-0123456789ab.parquet").write_bytes(b"left by an attempt that was killed")
-    shard_videos(stage(corpus, out), in_this_process)
+    shard_videos(shard_config(corpus, out), in_this_process)
     assert files_of(out) == files_of(unbroken)
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
 
@@ -116,11 +116,11 @@ def test_what_is_committed_is_not_done_again(unbroken: Path, corpus: Path, tmp_p
 def test_too_many_failures(corpus: Path, tmp_path: Path) -> None:
     out = tmp_path / "frames"
     with pytest.raises(ShardError, match=r"4 of 26 rows were quarantined \(duplicate_id 1, .*max_failed_share = 0\.12"):
-        shard_videos(stage(corpus, out, max_failed_share=0.12), in_this_process)
+        shard_videos(shard_config(corpus, out, max_failed_share=0.12), in_this_process)
     assert not (out / "manifest.json").exists()
     assert len(quarantine_of(out)) == 4
     assert (
-        shard_videos(stage(corpus, out, max_failed_share=0.2), in_this_process)["num_clips"] == 22
+        shard_videos(shard_config(corpus, out, max_failed_share=0.2), in_this_process)["num_clips"] == 22
     )  # the same folder goes on
 
 
@@ -129,9 +129,11 @@ def test_nothing_survives(tmp_path: Path) -> None:
     (tmp_path / "videos" / "a.mp4").write_bytes(b"no video")
     (tmp_path / "clips.csv").write_text("videoid,name\na,hello\n")
     with pytest.raises(ShardError, match=r"1 of 1 rows were quarantined .*not_a_video 1, e\.g\. 'a'"):
-        shard_videos(stage(tmp_path, tmp_path / "frames", max_failed_share=1), in_this_process)
+        shard_videos(shard_config(tmp_path, tmp_path / "frames", max_failed_share=1), in_this_process)
     write_video(tmp_path / "videos" / "a.mp4")
-    assert shard_videos(stage(tmp_path, tmp_path / "frames", max_failed_share=1), in_this_process)["num_clips"] == 1
+    assert (
+        shard_videos(shard_config(tmp_path, tmp_path / "frames", max_failed_share=1), in_this_process)["num_clips"] == 1
+    )
 
 
 def test_messages(corpus: Path, tmp_path: Path) -> None:
@@ -153,15 +155,15 @@ def test_messages(corpus: Path, tmp_path: Path) -> None:
 
 def test_buckets_that_do_not_exist(corpus: Path, s3_bucket: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="--videos s3://evilm-gone/x: there is no such folder or bucket"):
-        shard_videos(stage(corpus, tmp_path, videos="s3://evilm-gone/x"))
+        shard_videos(shard_config(corpus, tmp_path, videos="s3://evilm-gone/x"))
     with pytest.raises(ConfigError, match="there is no such folder or bucket"):
-        shard_videos(stage(corpus, tmp_path, videos=f"{s3_bucket}/no/such/folder"))
+        shard_videos(shard_config(corpus, tmp_path, videos=f"{s3_bucket}/no/such/folder"))
     with pytest.raises(StorageError, match=r"cannot use s3://evilm-gone/frames/_runs/\S+: .*bucket does not exist"):
-        shard_videos(stage(corpus, tmp_path).override({"out": "s3://evilm-gone/frames"}))
+        shard_videos(shard_config(corpus, tmp_path).override({"out": "s3://evilm-gone/frames"}))
 
 
 def test_shards_of_another_version(growing: Path) -> None:
-    config = stage(growing, growing / "frames")
+    config = shard_config(growing, growing / "frames")
     shard_videos(config, in_this_process)
     shutil.rmtree(growing / "frames" / "_runs")  # which earlier versions did not have
     place = growing / "frames" / "manifest.json"
@@ -218,7 +220,7 @@ def test_doubles_ask_no_server(tmp_path: Path) -> None:
 
 
 def test_limit(corpus: Path, tmp_path: Path) -> None:
-    summary = shard_videos(stage(corpus, tmp_path / "frames", limit=3), in_this_process)
+    summary = shard_videos(shard_config(corpus, tmp_path / "frames", limit=3), in_this_process)
     assert summary["num_rows"] == summary["num_clips"] == 3
     assert "note" not in summary
 
@@ -243,7 +245,7 @@ def test_spans_of_several_manifests(growing: Path, caplog: pytest.LogCaptureFixt
     caplog.set_level("INFO", "evilm")
     for name, span in (("a", "0.1,0.2"), ("b", "0,0.25"), ("c", "7,9")):
         (growing / f"{name}.csv").write_text(f"videoid,name,from,to\n{ord(name) - 96},a clip,{span}\n")
-    config = stage(growing, growing / "frames", **{"columns.start": "from", "columns.end": "to"})
+    config = shard_config(growing, growing / "frames", **{"columns.start": "from", "columns.end": "to"})
     summary = shard_videos(config.override({"manifest": f"{growing}/?.csv"}), in_this_process)
     assert summary["reasons"] == {"bad_span": 1}
     assert "no clips of the split val: trainings on these shards are not evaluated" in summary["note"]
@@ -259,7 +261,7 @@ def test_spans_of_several_manifests(growing: Path, caplog: pytest.LogCaptureFixt
 
 def test_rows_added_to_a_manifest(growing: Path) -> None:
     out = growing / "frames"
-    config = stage(growing, out)
+    config = shard_config(growing, out)
     first = shard_videos(config, in_this_process)
     before = files_of(out)
     write_manifest(
@@ -286,7 +288,7 @@ def test_rows_added_to_a_manifest(growing: Path) -> None:
 
 
 def test_a_limit_may_grow(growing: Path) -> None:
-    config = stage(growing, growing / "frames")
+    config = shard_config(growing, growing / "frames")
     assert shard_videos(config.override({"limit": 3}), in_this_process)["num_clips"] == 3
     assert shard_videos(config.override({"limit": 5}), in_this_process)["num_clips"] == 5
     assert shard_videos(config, in_this_process)["num_clips"] == 10
@@ -302,7 +304,7 @@ def test_quarantined_clips_are_tried_again(growing: Path, caplog: pytest.LogCapt
     whole = (videos / "7.mp4").read_bytes()
     (videos / "7.mp4").unlink()
     (videos / "7.mp4").write_bytes(whole[:-200])
-    config = stage(growing, out)
+    config = shard_config(growing, out)
     summary = shard_videos(config, in_this_process)
     assert summary["reasons"] == {"missing_file": 3, "truncated": 1}
     assert "3 quarantined clips may be there next time: --retry missing_file" in caplog.text
@@ -333,7 +335,7 @@ def test_quarantined_clips_are_tried_again(growing: Path, caplog: pytest.LogCapt
 def test_a_try_that_was_interrupted_goes_on(growing: Path) -> None:
     videos, out = growing / "videos", growing / "frames"
     (videos / "2.mp4").rename(videos / "2.away")
-    config = stage(growing, out, retry="all")
+    config = shard_config(growing, out, retry="all")
     assert shard_videos(config, in_this_process)["reasons"] == {"missing_file": 1}
     for name in ("summary.json", "manifest.json", "commits/train-00003.*.json"):
         next(out.glob(name)).unlink()
@@ -345,7 +347,7 @@ def test_a_try_that_was_interrupted_goes_on(growing: Path) -> None:
 def test_videos_that_went_away(growing: Path, ray_local: Any) -> None:
     out = growing / "frames"
     write_manifest(growing / "clips.csv", [[str(number), "a clip"] for number in range(240)])
-    config = stage(growing, out, **{"sampling.shard_clips": 40})
+    config = shard_config(growing, out, **{"sampling.shard_clips": 40})
     with pytest.raises(
         SourceError,
         match=r"of the last 2\d\d videos could not be fetched, e\.g\. '\d+': missing_file no .*; max_f",
@@ -363,7 +365,7 @@ def test_a_data_set_that_is_broken_ends_early(growing: Path) -> None:
     for number in range(20, 320):
         (growing / "videos" / f"{number}.mp4").write_bytes(b"<html>no video</html>")
     write_manifest(growing / "clips.csv", [[str(number), "a clip"] for number in range(320)])
-    config = stage(growing, out, **{"sampling.shard_clips": 40, "cluster.num_workers": 1})
+    config = shard_config(growing, out, **{"sampling.shard_clips": 40, "cluster.num_workers": 1})
     with pytest.raises(
         ShardError, match=r"of the first 2\d\d videos failed \(last not_a_video \d+, .*--max-failed-share"
     ):

@@ -12,7 +12,7 @@ import pytest
 import s3fs
 from commands import files_of, kill, start, wait_for
 from gates import Gate, serve
-from sharding import make_corpus, stage
+from sharding import make_corpus, shard_config
 
 from evilm.ingest.shard_videos import shard_videos
 from evilm.io import storage
@@ -96,7 +96,7 @@ def test_a_second_writer_is_rejected_in_a_line_or_takes_over(
     assert manifest_there.frame_px == 96
     for shard in manifest_there.shards:
         shard.verify(out)
-    config = stage(corpus, tmp_path / "alone").override({"manifest": str(corpus / "fewer.csv")})
+    config = shard_config(corpus, tmp_path / "alone").override({"manifest": str(corpus / "fewer.csv")})
     values: dict[str, Any] = {"sampling.frame_px": 96, "sampling.shard_clips": 2, "columns.url": "url"}
     alone = shard_videos(config.override(values | {"fetch.urls": True, "fetch.allow_private": True}))
     assert json.loads(printed)["fingerprint"] == alone["fingerprint"] == manifest_there.fingerprint
@@ -114,7 +114,7 @@ def test_a_command_whose_shell_was_killed_is_given_again(corpus: Path, out: str,
     assert json.loads(printed)["num_clips"] == 22
     assert before > 0
     if storage.is_local(out):
-        config = stage(corpus, tmp_path / "alone", **{"sampling.shard_clips": 2, "columns.url": "url"})
+        config = shard_config(corpus, tmp_path / "alone", **{"sampling.shard_clips": 2, "columns.url": "url"})
         shard_videos(config.override({"fetch.urls": True, "fetch.allow_private": True}))
         assert files_of(Path(out)) == files_of(tmp_path / "alone")
     else:

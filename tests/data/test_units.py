@@ -17,7 +17,7 @@ from commands import files_of, start
 from failing_units import fail_some
 from gates import Gate, serve
 from s3_faults import FaultyS3
-from sharding import SMALL, clips_of, in_this_process, stage
+from sharding import SMALL, clips_of, in_this_process, shard_config
 from video_files import write_video
 
 from evilm.errors import HaltedError, ShardError, StorageError, UnfinishedError, UsageError
@@ -100,11 +100,11 @@ def test_attempts_that_ended_with_an_error_have_not_died(tmp_path: Path) -> None
 
 def test_a_lost_and_a_damaged_shard_are_repaired(corpus: Path, tmp_path: Path, caplog: Any) -> None:
     out = tmp_path / "frames"
-    made = shard_videos(stage(corpus, out), in_this_process)
+    made = shard_videos(shard_config(corpus, out), in_this_process)
     before, (lost, damaged, *_) = files_of(out), sorted(out.glob("*.parquet"))
     lost.unlink()
     caplog.set_level(logging.INFO, "evilm")
-    again = shard_videos(stage(corpus, out), in_this_process)
+    again = shard_videos(shard_config(corpus, out), in_this_process)
     assert f"1 shards are missing from {out}, e.g. {lost.name}; making them again" in caplog.text
     assert (again["fingerprint"], again.get("reused"), files_of(out)) == (made["fingerprint"], None, before)
 
@@ -114,10 +114,10 @@ def test_a_lost_and_a_damaged_shard_are_repaired(corpus: Path, tmp_path: Path, c
     damaged.write_bytes(data)
     for path in out.glob("*.arrow"):
         path.write_bytes(b"damaged")
-    repaired = shard_videos(stage(corpus, out, repair=True), in_this_process)
+    repaired = shard_videos(shard_config(corpus, out, repair=True), in_this_process)
     assert (repaired["fingerprint"], files_of(out)) == (made["fingerprint"], before)
     assert all(path.read_bytes() != b"damaged" for path in out.glob("*.arrow"))
-    assert shard_videos(stage(corpus, out), in_this_process)["reused"]
+    assert shard_videos(shard_config(corpus, out), in_this_process)["reused"]
 
 
 def test_a_shard_whose_video_was_replaced_is_not_repaired_in_silence(corpus: Path, tmp_path: Path) -> None:
@@ -125,7 +125,7 @@ def test_a_shard_whose_video_was_replaced_is_not_repaired_in_silence(corpus: Pat
     (videos / "p").mkdir(parents=True)
     for path in (corpus / "videos" / "p").iterdir():
         (videos / "p" / path.name).symlink_to(path)
-    config = stage(corpus, out).override({"videos": str(videos), "fetch.follow_links": True})
+    config = shard_config(corpus, out).override({"videos": str(videos), "fetch.follow_links": True})
     shard_videos(config, in_this_process)
     before = files_of(out)
     (videos / "p" / "3.mp4").unlink()
@@ -144,7 +144,7 @@ def test_a_shard_whose_video_was_replaced_is_not_repaired_in_silence(corpus: Pat
 def test_a_lost_shard_without_videos_is_no_shard_without_clips(corpus: Path, tmp_path: Path) -> None:
     videos, out = tmp_path / "videos", tmp_path / "frames"
     shutil.copytree(corpus / "videos", videos)
-    config = stage(corpus, out, **_ONE_EACH, max_failed_share=1.0).override({"videos": str(videos)})
+    config = shard_config(corpus, out, **_ONE_EACH, max_failed_share=1.0).override({"videos": str(videos)})
     shard_videos(config, in_this_process)
     for path in (*out.glob("train-00003-*"), *(videos / "p").iterdir()):
         path.unlink()
@@ -161,12 +161,12 @@ def test_shards_are_published_while_others_are_made(corpus: Path, tmp_path: Path
                 seen.append(FrameManifest.load(str(out)))
             yield row
 
-    summary = shard_videos(stage(corpus, out, publish_every="2"), watched)
+    summary = shard_videos(shard_config(corpus, out, publish_every="2"), watched)
     assert [(len(each.shards), each.num_missing) for each in seen] == [(2, 3), (4, 1)]
     assert not {shard.file for shard in seen[0].shards} - {shard.file for shard in seen[1].shards}, "only added to"
     final = FrameManifest.load(str(out))
     assert (len(final.shards), final.num_missing, final.num_clips()) == (5, 0, _NUM_CLIPS)
-    whole = shard_videos(stage(corpus, tmp_path / "whole", publish_every="0"), in_this_process)
+    whole = shard_videos(shard_config(corpus, tmp_path / "whole", publish_every="0"), in_this_process)
     assert whole["fingerprint"] == summary["fingerprint"], "it leaves no trace"
     early = FrameManifest.load(f"{out}@{seen[0].fingerprint}")
     assert (early.num_clips(), early.uri) == (8, str(out))
@@ -210,7 +210,7 @@ def test_urls_that_are_signed_again_are_the_same_rows_and_lie_nowhere(
         ]
         _write(manifest, rows, "path", "note")
         values = {"columns.path": "path", "fetch.urls": True, "fetch.allow_private": True, "sampling.shard_clips": 2}
-        return stage(corpus, out, **values).override({"manifest": str(manifest), "videos": ""})
+        return shard_config(corpus, out, **values).override({"manifest": str(manifest), "videos": ""})
 
     def first_alone(todo: list[str], *rest: Any) -> Iterator[dict[str, Any]]:
         yield from runner.run(todo[:1], *rest)
@@ -248,7 +248,7 @@ def _pack(tar: Path, corpus: Path, order: list[int]) -> None:
 
 def test_a_tar_that_is_written_anew_between_runs_mixes_no_clips(corpus: Path, ray_local: Any, tmp_path: Path) -> None:
     tar, out = tmp_path / "clips.tar", tmp_path / "frames"
-    config = stage(corpus, out, **{"sampling.shard_clips": 2}).override({"manifest": str(tar), "videos": ""})
+    config = shard_config(corpus, out, **{"sampling.shard_clips": 2}).override({"manifest": str(tar), "videos": ""})
 
     def first_alone(todo: list[str], *rest: Any) -> Iterator[dict[str, Any]]:
         yield from runner.run(todo[:1], *rest)

@@ -200,7 +200,9 @@ def test_evaluation_is_the_cpus(device: str, kind: str) -> None:
     assert auc[0] == pytest.approx(auc[1], rel=1e-2)
 
 
-@pytest.mark.parametrize(("device", "steps"), [("cpu", 25), pytest.param("cuda", 200, marks=_CARD)])
+@pytest.mark.parametrize(
+    ("device", "steps"), [pytest.param("cpu", 25, marks=pytest.mark.long), pytest.param("cuda", 200, marks=_CARD)]
+)
 def test_memory_stays_flat(device: str, steps: int) -> None:
     """As many living tensors after the last step as after the tenth; on a card also allocated bytes, of 200 steps."""
     place = torch.device(device)

@@ -18,7 +18,9 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("option", OPTIONS)
+@pytest.mark.parametrize(
+    "option", [name if name == "as it is" else pytest.param(name, marks=pytest.mark.long) for name in OPTIONS]
+)
 def test_a_step_of_the_student_has_no_blocking_read(option: str) -> None:
     config = small.settings(**OPTIONS[option])
     found = count_waits("student", config)
