@@ -25,7 +25,7 @@ class VocabError(EvilmError, ValueError):
 
 
 class DecodeError(EvilmError, RuntimeError):
-    """A video that can't be turned into frames; `reason` is a value of `evilm.video.reasons.Reason`."""
+    """A video that can't be turned into frames; `reason` is a value of `evilm.video.reasons.RejectReason`."""
 
     def __init__(self, reason: str, detail: str = "") -> None:
         super().__init__(reason, detail)

@@ -38,7 +38,7 @@ def parse(stage: str, argv: Sequence[str] | None = None) -> Any:
                 STAGES[stage],
                 args=arguments,
                 default=start,
-                prog=f"{STAGES[command].folder}/{stage}.py",
+                prog=f"{STAGES[stage].folder}/{stage}.py",
                 description=STAGES[stage].__doc__,
             )
         config = config.resolved() if isinstance(config, TrainConfig) else config

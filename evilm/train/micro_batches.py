@@ -1,7 +1,7 @@
 """Deal the micro-batches of a step to workers: with fewer workers than wanted, some take several, one after the other.
 
 A step's clips are cut into `TrainConfig.num_micro_batches` slices, equal but for one clip. Dropout is seeded by
-micro-batch, and losses are normalised over the whole step, so the number of workers changes nothing but the order of sums.
+micro-batch, and losses are normalised over the whole step, so the number of workers changes only the order of sums.
 """
 
 from dataclasses import dataclass, replace

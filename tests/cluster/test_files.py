@@ -199,7 +199,7 @@ def test_there_is_a_job_for_every_door_and_it_runs_that_door() -> None:
     assert set(files) == set(STAGES) - other_spaces
     for stage, path in files.items():
         entrypoint = yaml.safe_load(path.read_text())["spec"]["entrypoint"]
-        assert [place for place, _ in commands.doors_in(entrypoint)] == [f"{STAGES[command].folder}/{stage}"]
+        assert [place for place, _ in commands.doors_in(entrypoint)] == [f"{STAGES[stage].folder}/{stage}"]
 
 
 def test_the_jobs_own_cluster_is_the_standing_one_without_redis() -> None:

@@ -44,7 +44,7 @@ def tokenizer(frames: str, tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(folder)
 
 
-def shard_config(frames: str, tokenizer: str, out: Path, **settings: Any) -> PrecomputeCodes:
+def codes_config(frames: str, tokenizer: str, out: Path, **settings: Any) -> PrecomputeCodes:
     config = PrecomputeCodes(frames=frames, tokenizer=tokenizer, out=str(out), batch_clips=BATCH_CLIPS)
     return config.override({"cluster.num_workers": 1} | settings)
 
@@ -53,7 +53,7 @@ def shard_config(frames: str, tokenizer: str, out: Path, **settings: Any) -> Pre
 def unbroken(ray_local: Any, frames: str, tokenizer: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Codes made in one go by two actors."""
     out = tmp_path_factory.mktemp("unbroken") / "codes"
-    summary = precompute_codes(shard_config(frames, tokenizer, out, **{"cluster.num_workers": 2}))
+    summary = precompute_codes(codes_config(frames, tokenizer, out, **{"cluster.num_workers": 2}))
     assert summary["clips"] == {"train": 16, "val": 6}
     return Path(summary["codes"])
 
@@ -87,7 +87,7 @@ def test_same_bytes_with_other_workers_batches_and_decoding_threads(
     unbroken: Path, frames: str, tokenizer: str, tmp_path: Path
 ) -> None:
     threads = {"cluster.cpus_per_worker": 3.0}
-    summary = precompute_codes(shard_config(frames, tokenizer, tmp_path / "codes", batch_clips=64, **threads))
+    summary = precompute_codes(codes_config(frames, tokenizer, tmp_path / "codes", batch_clips=64, **threads))
     assert files_of(Path(summary["codes"])) == files_of(unbroken)
     assert json.loads((tmp_path / "codes" / "summary.json").read_text()) == summary
 
@@ -96,8 +96,8 @@ def test_two_tokenizers_side_by_side(unbroken: Path, frames: str, tokenizer: str
     other = str(tmp_path / "other")
     make_tokenizer(tmp_path / "other", FrameManifest.load(frames), 1)
     root = unbroken.parent
-    assert precompute_codes(shard_config(frames, tokenizer, root), in_this_process)["reused"]
-    fresh = precompute_codes(shard_config(frames, other, root), in_this_process)
+    assert precompute_codes(codes_config(frames, tokenizer, root), in_this_process)["reused"]
+    fresh = precompute_codes(codes_config(frames, other, root), in_this_process)
     assert fresh["inputs"]["tokenizer"] != unbroken.name
     assert find_codes(str(root), unbroken.name) == str(unbroken)
     with pytest.raises(
@@ -139,7 +139,7 @@ def test_views_are_drawn_once_and_stored(
 def views(ray_local: Any, frames: str, tokenizer: str, unbroken: Path) -> CodesManifest:
     """Codes of four views, beside those of whole frames."""
     return CodesManifest.load(
-        precompute_codes(shard_config(frames, tokenizer, unbroken.parent, views=4), in_this_process)["codes"]
+        precompute_codes(codes_config(frames, tokenizer, unbroken.parent, views=4), in_this_process)["codes"]
     )
 
 
@@ -148,7 +148,7 @@ def test_codes_of_other_views_stand_side_by_side(
 ) -> None:
     root, fingerprint_ = str(unbroken.parent), unbroken.name
     assert Path(views.uri).name.startswith(f"{fingerprint_}-v4-")
-    assert precompute_codes(shard_config(frames, tokenizer, unbroken.parent, views=4))["reused"]
+    assert precompute_codes(codes_config(frames, tokenizer, unbroken.parent, views=4))["reused"]
     assert find_codes(root, fingerprint_) == find_codes(root, fingerprint_, 4) == views.uri
     assert find_codes(root, fingerprint_, 1) == find_codes(root, fingerprint_, plain=True) == str(unbroken)
     with pytest.raises(ShardError, match=r"no finished codes .* with 2 views .*there: .*-v4-.* --views 2"):
@@ -166,19 +166,19 @@ def test_shards_that_came_since_are_coded_and_the_others_kept(
     unbroken: Path, frames: str, tokenizer: str, tmp_path: Path
 ) -> None:
     few = store_frames(tmp_path / "frames", {"train": SIZES["train"][:2], "val": SIZES["val"]})
-    first = precompute_codes(shard_config(few.uri, tokenizer, tmp_path / "codes"), in_this_process)
+    first = precompute_codes(codes_config(few.uri, tokenizer, tmp_path / "codes"), in_this_process)
     kept = {p: p.stat().st_mtime_ns for p in Path(first["codes"]).glob("*.parquet")}
     assert len(kept) == 4
     more = store_frames(tmp_path / "frames")
     assert more.fingerprint == FrameManifest.load(frames).fingerprint
-    second = precompute_codes(shard_config(more.uri, tokenizer, tmp_path / "codes"), in_this_process)
+    second = precompute_codes(codes_config(more.uri, tokenizer, tmp_path / "codes"), in_this_process)
     assert second["clips"] == {"train": 16, "val": 6}
     assert all(p.stat().st_mtime_ns == before for p, before in kept.items())
     assert files_of(Path(second["codes"])) == files_of(unbroken)
     for other, word in (({"train": SIZES["train"], "val": []}, "does not hold"), (SIZES, "with other content")):
         changed = store_frames(tmp_path / "other", other, seed=1 if other is SIZES else 0)
         with pytest.raises(ShardError, match=f"{word}.*another --out, or --overwrite"):
-            precompute_codes(shard_config(changed.uri, tokenizer, tmp_path / "codes"), in_this_process)
+            precompute_codes(codes_config(changed.uri, tokenizer, tmp_path / "codes"), in_this_process)
 
 
 def test_an_audit_codes_random_clips_again(
@@ -188,7 +188,7 @@ def test_an_audit_codes_random_clips_again(
     found = audit_codes(manifest, views, model, 7, split="train")
     assert (found.num_clips, found.num_regions, found.agreement) == (7, 7 * 4 * GRID**2, 1.0)
     assert audit_codes(manifest, views, model, 99).num_clips == 22
-    assert precompute_codes(shard_config(frames, tokenizer, unbroken.parent, audit=3))["audit"]["agreement"] == 1.0
+    assert precompute_codes(codes_config(frames, tokenizer, unbroken.parent, audit=3))["audit"]["agreement"] == 1.0
     make_tokenizer(tmp_path / "other", manifest, 1)
     wrong = audit_codes(manifest, views, VideoTokenizer.from_pretrained(str(tmp_path / "other")), 7)
     assert wrong.agreement < 0.5
@@ -211,17 +211,17 @@ def test_collapsed_codes_are_refused_and_accepted_by_a_lower_min_usage(
     )
     for _ in range(2):  # again without coding again
         with pytest.raises(CollapseError, match=message):
-            precompute_codes(shard_config(frames, str(collapsed), tmp_path / "codes"), in_this_process)
+            precompute_codes(codes_config(frames, str(collapsed), tmp_path / "codes"), in_this_process)
     config = json.loads((collapsed / "config.json").read_text())
     config["codebook"]["min_usage"] = 0
     (collapsed / "config.json").write_text(json.dumps(config))
-    assert precompute_codes(shard_config(frames, str(collapsed), tmp_path / "codes"), in_this_process)["reused"]
+    assert precompute_codes(codes_config(frames, str(collapsed), tmp_path / "codes"), in_this_process)["reused"]
     # known to have collapsed by its training: refused before anything is coded
     config["codebook"]["min_usage"] = 0.5
     (collapsed / "config.json").write_text(json.dumps(config))
     (collapsed / "summary.json").write_text(json.dumps({"val": {"code_usage": 0.125, "num_regions": 9000.0}}))
     with pytest.raises(CollapseError, match=r"collapsed, split val: .* 4 of its 32 codes .* 16 or more are accepted"):
-        precompute_codes(shard_config(frames, str(collapsed), tmp_path / "never"), in_this_process)
+        precompute_codes(codes_config(frames, str(collapsed), tmp_path / "never"), in_this_process)
     assert not (tmp_path / "never").exists()
 
 
@@ -233,11 +233,11 @@ def test_damaged_frames_are_refused(frames: str, tokenizer: str, tmp_path: Path)
     path.write_bytes(whole[:-1] + b"x")
     try:
         with pytest.raises(ShardError, match=f"{shard.file} was changed after it was written"):
-            precompute_codes(shard_config(frames, tokenizer, tmp_path / "codes"))
+            precompute_codes(codes_config(frames, tokenizer, tmp_path / "codes"))
     finally:
         path.write_bytes(whole)
     assert not list((tmp_path / "codes").glob("*/manifest.json"))
-    assert precompute_codes(shard_config(frames, tokenizer, tmp_path / "codes"))["clips"] == {"train": 16, "val": 6}
+    assert precompute_codes(codes_config(frames, tokenizer, tmp_path / "codes"))["clips"] == {"train": 16, "val": 6}
 
 
 def test_lost_and_damaged_codes_are_made_again(unbroken: Path, frames: str, tokenizer: str, tmp_path: Path) -> None:
@@ -271,7 +271,7 @@ def test_on_an_object_store(unbroken: Path, frames: str, tokenizer: str, s3_buck
             assert storage.read_bytes(f"{s3_bucket}/codes/{unbroken.name}/{name}") == data
     shard = manifest.shards[0]
     codes_uri = (
-        f"{work.out}/{job.committed(work.out, [unit_of(each) for each in manifest.shards])['train-00000']['file']}"
+        f"{work.out}/{commits.committed(work.out, [unit_of(each) for each in manifest.shards])['train-00000']['file']}"
     )
     there = ShardPair(f"{manifest.uri}/{shard.file}", codes_uri, shard.num_clips, shard.row_groups)
     local = pair(FrameManifest.load(frames), CodesManifest.load(str(unbroken)), "train")[0]
@@ -305,9 +305,9 @@ def test_messages(frames: str, tokenizer: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="--tokenizer is missing"):
         precompute_codes(PrecomputeCodes(frames=frames, out=str(tmp_path)))
     with pytest.raises(ShardError, match="no finished frames at"):
-        precompute_codes(shard_config(str(tmp_path / "gone"), tokenizer, tmp_path))
+        precompute_codes(codes_config(str(tmp_path / "gone"), tokenizer, tmp_path))
     with pytest.raises(CheckpointError):
-        precompute_codes(shard_config(frames, str(tmp_path / "gone"), tmp_path))
+        precompute_codes(codes_config(frames, str(tmp_path / "gone"), tmp_path))
 
 
 @pytest.mark.long
@@ -327,6 +327,6 @@ def test_sigkill_of_the_driver(
     done = {path.name: path.read_bytes() for path in out.glob("commits/*.json")}
     assert 0 < len(done) < 6
     assert not (out / "manifest.json").exists()
-    summary = precompute_codes(shard_config(there, tokenizer, root))
+    summary = precompute_codes(codes_config(there, tokenizer, root))
     assert summary["clips"] == {"train": 16, "val": 6}
     assert files_of(out) == files_of(unbroken)

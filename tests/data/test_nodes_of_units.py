@@ -16,7 +16,7 @@ pytestmark = pytest.mark.long
 def units(nodes: dict[str, Any], code: str) -> subprocess.Popen[bytes]:
     """Run units of work on these nodes, from a process of its own."""
     start = (
-        "import json, logging, ray, failing_units; from functools import partial; from evilm.data import runner; "
+        "import json, logging, ray, failing_units; from functools import partial; from evilm.jobs import runner; "
         "from evilm.config.training import PoolConfig; "
         "from evilm.cluster import actor_options, connect, task_options; "
         "logging.basicConfig(level='INFO'); connect(min_cpus=1); names = [f's-{n}' for n in range(8)]; "

@@ -288,18 +288,18 @@ FULL_DISK = """
 import sys
 from pathlib import Path
 sys.path.insert(0, {tests!r})
-from sharding import command
-from evilm.data import plan
-from evilm.ingest.shard_writer import Work, make_shard
+from sharding import shard_config
+from evilm.ingest import shard_plan
+from evilm.ingest.shard_writer import ShardJob, make_shard
 from evilm.manifests.reader import read_manifests
 from evilm.errors import StorageError
 from evilm.io.outputs import Output
-config, out = command(Path({corpus!r}), Path({out!r})), {out!r}
+config, out = shard_config(Path({corpus!r}), Path({out!r})), {out!r}
 with Output(config, out, {{}}) as output:
-    made = plan.plan_rows(output, read_manifests(config), "m", [], 0, 100, lambda row: False)
+    made = shard_plan.plan_rows(output, read_manifests(config), "m", [], 0, 100, lambda row: False)
 free = Path(out, "ballast")
 free.write_bytes(bytes(120_000))
-work = Work(out, 1, config.videos, {{made.folder: made.plan_id}}, config.sampling, config.fetch, 0.5, 0)
+work = ShardJob(out, 1, config.videos, {{made.folder: made.plan_id}}, config.sampling, config.fetch, 0.5, 0)
 try:
     make_shard(work, f"{{made.folder}}/train-00000")
 except StorageError as error:
