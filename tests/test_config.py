@@ -106,6 +106,31 @@ def test_dry_run_prints_the_resolved_settings(capsys: pytest.CaptureFixture[str]
     assert yaml.safe_load(capsys.readouterr().out)["num_choices"] == 3
 
 
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("arch.max_words", "arch.max_text_len"),
+        ("schedule.accumulate", "schedule.gradient_accumulation_steps"),
+        ("cluster.feed_threads", "cluster.loader_threads"),
+    ],
+)
+def test_a_setting_by_its_old_name_is_rejected_with_the_new_one(
+    old: str, new: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flag, other = (f"--{name.replace('_', '-')}" for name in (old, new))
+    for arguments in ([flag, "2"], [f"{flag}=2"]):
+        with pytest.raises(SystemExit):
+            parse("pretrain", arguments)
+        assert capsys.readouterr().err == f"error: {flag}: it is called {other} now\n"
+    with pytest.raises(ConfigError, match=f"no setting named '{old}': it is called '{new}' now"):
+        Pretrain().override({old: 2})
+    section, leaf = old.split(".")
+    file = tmp_path / "mine.yaml"
+    file.write_text(f"pretrain: {{{section}: {{{leaf}: 2}}}}")
+    with pytest.raises(ConfigError, match=f"unknown setting '{old}': it is called '{new}' now"):
+        load(str(file))
+
+
 def test_a_preset_file_is_checked_section_by_section(tmp_path: Path) -> None:
     for text, wanted in [
         ("pretrain: {optim: {lrr: 1}}", "unknown setting 'optim.lrr'"),

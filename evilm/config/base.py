@@ -36,11 +36,27 @@ class Config(BaseModel):
             for name in path:
                 section = section.get(name) if isinstance(section, dict) else None
             if not isinstance(section, dict) or leaf not in section:
+                if renamed := new_name(dotted):
+                    raise ConfigError(f"no setting named {dotted!r}: it is called {renamed!r} now")
                 raise ConfigError(
                     f"no setting named {dotted!r}; known: {', '.join(sorted(flatten(self.model_dump())))}"
                 )
             section[leaf] = value
         return validate(type(self), data)
+
+
+RENAMED = {
+    "max_words": "max_text_len",
+    "accumulate": "gradient_accumulation_steps",
+    "feed_threads": "loader_threads",
+}
+"""Settings by their names in earlier versions; under these they are rejected with the new name."""
+
+
+def new_name(dotted: str) -> str:
+    """Return today's name of a setting of an earlier version, dotted; '' for one that was not renamed."""
+    *path, leaf = dotted.split(".")
+    return ".".join([*path, RENAMED[leaf]]) if leaf in RENAMED else ""
 
 
 def validate(cls: type[T], data: Mapping[str, Any], where: str = "") -> T:
@@ -57,7 +73,8 @@ def describe(error: ValidationError, where: str = "") -> str:
     for fault in error.errors():
         name = ".".join(str(part) for part in fault["loc"]) or "settings"
         if fault["type"] == "extra_forbidden":
-            lines.append(f"unknown setting {name!r}")
+            renamed = new_name(name)
+            lines.append(f"unknown setting {name!r}" + (f": it is called {renamed!r} now" if renamed else ""))
         elif fault["type"] == "value_error":
             lines.append(str(fault["ctx"]["error"]) if "ctx" in fault else fault["msg"])
         else:

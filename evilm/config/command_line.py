@@ -11,7 +11,7 @@ import tyro
 import yaml
 from pydantic import ValidationError
 
-from evilm.config.base import describe
+from evilm.config.base import describe, new_name
 from evilm.config.presets import defaults
 from evilm.config.secrets import public_data, public_text
 from evilm.config.stages import STAGES, StageConfig
@@ -30,6 +30,9 @@ def parse(stage: str, argv: Sequence[str] | None = None) -> Any:
     arguments = list(sys.argv[1:] if argv is None else argv)
     arguments = _in_full(arguments, STAGES[stage].short_flags)
     arguments = _with_values(arguments, STAGES[stage].bare_values)
+    for flag in (argument.partition("=")[0] for argument in arguments if argument.startswith("--")):
+        if renamed := new_name(flag.removeprefix("--").replace("-", "_")):
+            fail(f"{flag}: it is called --{renamed.replace('_', '-')} now")
     report = io.StringIO()
     try:
         start = defaults(stage, _preset_of(arguments))

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 import evilm
-from evilm.config.base import Config
+from evilm.config.base import RENAMED, Config
 from evilm.errors import CheckpointError, ConfigError, ShardError
 from evilm.io import storage
 
@@ -101,7 +101,8 @@ def read_config(uri: str, kind: str) -> dict[str, Any]:
         return content
     apart = {*_ABOUT, *_KINDS[kind].facts}
     about = {name: content[name] for name in apart if name in content}
-    return about | {"config": {name: value for name, value in content.items() if name not in apart}}
+    settings = {RENAMED.get(name, name): value for name, value in content.items() if name not in apart}
+    return about | {"config": settings}
 
 
 def read_weights(uri: str, name: str) -> dict[str, Tensor]:
