@@ -15,6 +15,7 @@ _HERE = Path(__file__).parent
 # script imports torch, pandas and Ray: compiling them takes 5 to 10 CPU seconds each time.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
+sys.path.append(str(_HERE.parent / "benchmarks"))
 # Before the first import of ray, mlflow or torch; inherited by Ray's workers, which unpickle functions of test modules.
 os.environ["PYTHONPATH"] = os.pathsep.join([str(_HERE), str(_HERE.parent), os.environ.get("PYTHONPATH", "")])
 for _name, _value in {

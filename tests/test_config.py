@@ -15,7 +15,7 @@ from evilm.errors import ConfigError
 
 
 @pytest.mark.parametrize("preset", names())
-@pytest.mark.parametrize("command", STAGES)
+@pytest.mark.parametrize("stage", STAGES)
 def test_every_preset_survives_a_dump_and_a_load(preset: str, stage: str) -> None:
     config = defaults(stage, preset)
     assert STAGES[stage].model_validate(yaml.safe_load(dump(config))) == config

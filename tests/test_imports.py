@@ -23,13 +23,13 @@ def test_the_core_imports_without_ray_and_mlflow() -> None:
 def test_what_runs_on_a_card_needs_neither_ray_nor_mlflow_nor_a_video_decoder() -> None:
     """`make gpu-check` trains, codes and scores where none of them is installed."""
     names = (
-        "train.pretrain",
-        "train.tokenizer",
-        "train.learner",
-        "train.look",
-        "data.codes",
-        "data.coder",
-        "eval.score",
+        "tasks.pretrain",
+        "tasks.train_tokenizer",
+        "train.train_state",
+        "train.validation",
+        "encode.encode_job",
+        "encode.tokenizer_actor",
+        "eval.scoring",
     )
     code = "import importlib, sys\nsys.modules |= dict.fromkeys(('ray', 'mlflow', 'av'))\n"
     code += f"for name in {names!r}: importlib.import_module('evilm.' + name)"

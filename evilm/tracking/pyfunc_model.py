@@ -2,7 +2,7 @@
 
     mlflow models serve -m models:/evilm/1 --env-manager local
 
-What it takes and gives is said in `mlflow_code`, the file that MLflow keeps as the model's code.
+What it takes and gives is said in `pyfunc_code`, the file that MLflow keeps as the model's code.
 """
 
 import base64
@@ -101,7 +101,7 @@ def _flavour(folder: Path) -> dict[str, Any]:
     """Return what `mlflow.pyfunc` needs to keep the model in `folder`: its files and our code, nothing pickled."""
     config = storage.read_json(str(folder / "config.json"))
     return {
-        "python_model": str(Path(__file__).with_name("mlflow_code.py")),
+        "python_model": str(Path(__file__).with_name("pyfunc_code.py")),
         "artifacts": {_FILES: str(folder)},
         "code_paths": [str(Path(__file__).parents[1])],
         "signature": _signature(),

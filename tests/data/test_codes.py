@@ -24,6 +24,7 @@ from evilm.encode.tokenizer_actor import TokenizerActor
 from evilm.encode.verify_codes import audit_codes, require_agreement
 from evilm.errors import CheckpointError, CollapseError, ConfigError, ShardError
 from evilm.io import storage
+from evilm.jobs.commits import committed
 from evilm.model.tokenizers.semantic_vq import VideoTokenizer
 from evilm.shards import CodesManifest, FrameManifest, ShardPair, decode_frames, find_codes, pair, read_group
 from evilm.video.crops import View, replay
@@ -270,9 +271,7 @@ def test_on_an_object_store(unbroken: Path, frames: str, tokenizer: str, s3_buck
         if name.endswith(".parquet"):
             assert storage.read_bytes(f"{s3_bucket}/codes/{unbroken.name}/{name}") == data
     shard = manifest.shards[0]
-    codes_uri = (
-        f"{work.out}/{commits.committed(work.out, [unit_of(each) for each in manifest.shards])['train-00000']['file']}"
-    )
+    codes_uri = f"{work.out}/{committed(work.out, [unit_of(each) for each in manifest.shards])['train-00000']['file']}"
     there = ShardPair(f"{manifest.uri}/{shard.file}", codes_uri, shard.num_clips, shard.row_groups)
     local = pair(FrameManifest.load(frames), CodesManifest.load(str(unbroken)), "train")[0]
     order = TrainSampler([shard.row_groups], 5, 0, 2)

@@ -140,7 +140,7 @@ def test_a_start_on_data_sees_whole_steps_however_they_are_cut(pairs: list[Shard
     def first_steps(parts: int) -> list[str]:
         run = object.__new__(Trainer)
         loader = DataLoader(pairs, TrainSampler(_GROUPS, 4, 0, 2, world=parts), _collate(vocab))
-        run.loader, run.parts, run.device = (
+        run.loader, run.micro_batches, run.device = (
             split_micro_batches(loader, parts, range(parts)),
             range(parts),
             torch.device("cpu"),

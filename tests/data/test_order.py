@@ -118,7 +118,7 @@ def test_workers_share_out_the_same_global_steps(world: int) -> None:
 def test_even_steps_hold_each_clip_once_and_are_as_many_as_padded_ones(num_clips: int, batch: int, parts: int) -> None:
     padded = batch_sizes(num_clips, batch, "pad")
     if num_clips // len(padded) < parts:
-        with pytest.raises(ConfigError, match=r"too few for \d parts .*; use fewer parts, or tail = pad"):
+        with pytest.raises(ConfigError, match=r"too few for \d micro-batches .*; use fewer, or tail = pad"):
             batch_sizes(num_clips, batch, "even", parts)
         return
     sizes = batch_sizes(num_clips, batch, "even", parts)

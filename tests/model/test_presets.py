@@ -33,7 +33,7 @@ def test_the_models_of_the_gpu_preset_are_built_without_a_download(monkeypatch: 
     assert sizes == [18_099_311, 33_375_845]
 
 
-@pytest.mark.parametrize("command", ["all", "masking_ratio"])
+@pytest.mark.parametrize("stage", ["all", "masking_ratio"])
 def test_the_gpu_preset_has_settings_for_the_whole_workflow_and_for_sweeps(
     stage: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

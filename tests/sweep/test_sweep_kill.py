@@ -121,7 +121,7 @@ def _check_preset(summary: dict[str, Any], out: Path) -> None:
     assert same[0] == same[1]
 
 
-@pytest.mark.parametrize("command", ["codebook_size", "focal_loss"])
+@pytest.mark.parametrize("stage", ["codebook_size", "focal_loss"])
 def test_a_sweep_killed_while_it_builds_what_trials_share_goes_on_and_builds_each_once(
     stage: str, small_workflow: tuple[Path, dict[str, Any]], frames: str, store_gate: Gate, tmp_path: Path
 ) -> None:
