@@ -38,9 +38,9 @@ class ObjectivesConfig(Config):
     """The three pre-training objectives, Eq. 8."""
 
     mlm_ratio: float = Field(default=0.15, ge=0, lt=1)
-    """Share of words masked from the model; at least one per caption."""
+    """Share of words hidden from the model; at least one per caption."""
     mask_ratio: float = Field(default=0.4, gt=0, lt=1)
-    """Share of regions masked from the model, the same count in each frame."""
+    """Share of regions hidden from the model, the same count in each frame."""
     mask_shape: Literal["block", "tube", "random"] = "block"
     """block: rectangles per frame (the paper); tube: the same in every frame; random: single regions."""
     mlm_weight: float = Field(default=1.0, ge=0)

@@ -95,7 +95,7 @@ PLACES: dict[str, tuple[str, ...]] = {  # where the first object is, seen from t
     "above": ("above", "over"),
     "below": ("below", "under"),
     "front": ("in front of", "partly covering"),
-    "behind": ("behind", "partly masked by"),
+    "behind": ("behind", "partly hidden by"),
 }
 INVERSE_PLACES = {
     "left_of": "right_of",

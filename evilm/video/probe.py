@@ -195,16 +195,16 @@ def _timeline(video: Video, runs: list[list[Packet]]) -> Probe:
     pts = sorted(shown) or [0]
     usual = median(gaps) if gaps else 1 / (_rate(video) * video.stream.time_base)
     last = shown[pts[-1]].duration if shown else 0
-    masked = any(packet.is_hidden for packet in seen)
+    hidden = any(packet.is_hidden for packet in seen)
     open_gop = any(_has_leading(run) for run in runs)
     flags = ClipFlag(0)
-    for holds, flag in ((is_variable(gaps), ClipFlag.VFR), (masked, ClipFlag.EDIT_LIST), (open_gop, ClipFlag.OPEN_GOP)):
+    for holds, flag in ((is_variable(gaps), ClipFlag.VFR), (hidden, ClipFlag.EDIT_LIST), (open_gop, ClipFlag.OPEN_GOP)):
         flags |= flag if holds else ClipFlag(0)
     plain = (
         trusted
         and name in (MOV, MATROSKA)
         and seen[0].is_key
-        and not (masked or open_gop or any(packet.is_corrupt for packet in seen))
+        and not (hidden or open_gop or any(packet.is_corrupt for packet in seen))
         and len(shown) == len(seen)
         and video.stream.frames in (0, len(seen))
     )
