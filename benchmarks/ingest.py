@@ -67,7 +67,7 @@ def main() -> None:
         bench = Bench("ingest", 1 if chosen.quick else chosen.rounds, 0 if chosen.quick else 1, unit="clips")
         bench.notes["clips"] = f"{len(jobs)}, {sum(os.path.getsize(job['path']) for job in jobs) / 2**20:.0f} MiB"
         bench.notes["workers"] = chosen.workers
-        _add_doors(bench, manifest, videos, Path(folder), len(jobs), chosen.workers)
+        _add_commands(bench, manifest, videos, Path(folder), len(jobs), chosen.workers)
         for name in _LOOPS:
             bench.add(name, partial(_looped, name, jobs))
         _add_peer(bench, chosen.peer, jobs, Path(folder))
@@ -94,7 +94,7 @@ def _files(config: ShardVideos) -> list[dict[str, Any]]:
     return found
 
 
-def _add_doors(bench: Bench, manifest: str, videos: str, folder: Path, clips: int, workers: int) -> None:
+def _add_commands(bench: Bench, manifest: str, videos: str, folder: Path, clips: int, workers: int) -> None:
     """The whole command, over all clips and over a few, in a Ray that is up; each time into a new folder."""
     from evilm.cluster import connect
     from evilm.ingest.shard_videos import shard_videos

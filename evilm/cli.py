@@ -25,7 +25,7 @@ def run(stage: str, target: str, tracked: bool = True) -> None:
     """Run a command.
 
     Args:
-        command: name of the command, its section in presets.
+        stage: name of the command, its section in presets.
         target: `module:function`, imported only after the command line was understood, so that --help and a wrong
             flag answer at once. The function takes the command's settings and returns the summary; one that tells of
             `num_problems` ends in exit code 1.

@@ -49,6 +49,6 @@ def test_who_only_knows_of_models_loads_no_model_library() -> None:
     assert shown.stdout.strip() == "[]"
 
 
-def test_every_door_is_a_file_and_shadows_no_module() -> None:
+def test_every_command_is_a_file_and_shadows_no_module() -> None:
     for stage in STAGES:
         assert stage not in sys.stdlib_module_names

@@ -29,8 +29,8 @@ KINDS: dict[str, dict[str, Any]] = {
     "refreshed.mkv": {"num_frames": 60, "options": {"x264-params": "intra-refresh=1:keyint=16:bframes=0:scenecut=0"}},
     "interlaced.mp4": {"options": {"x264-params": "tff=1:keyint=12:bframes=2"}},
     "weighted.mp4": {"options": {"x264-params": f"{_X264}:weightp=2:ref=5:8x8dct=1:slices=3"}},
-    "edited.mp4": {"num_frames": 48, "options": {"x264-params": "keyint=250:bframes=0"}, "masked": (0.5, 0.3)},
-    "edited_b.mp4": {"num_frames": 60, "options": {"x264-params": _X264}, "masked": (0.7, 0.5)},
+    "edited.mp4": {"num_frames": 48, "options": {"x264-params": "keyint=250:bframes=0"}, "cut": (0.5, 0.3)},
+    "edited_b.mp4": {"num_frames": 60, "options": {"x264-params": _X264}, "cut": (0.7, 0.5)},
     "ten_bit.mp4": {"pix_fmt": "yuv420p10le"},
     "hevc.mp4": {"num_frames": 48, "codec": "libx265", "options": {"x265-params": "keyint=16:bframes=3:open-gop=1"}},
     "layered.mp4": {"num_frames": 48, "codec": "libx265", "options": {"x265-params": "bframes=3:temporal-layers=3"}},
@@ -70,14 +70,14 @@ def write_video(
     first_picture: int = 0,
     pix_fmt: str = "yuv420p",
     muxing: dict[str, str] | None = None,
-    masked: tuple[float, float] | None = None,
+    cut: tuple[float, float] | None = None,
 ) -> Path:
     """Encode numbered pictures.
 
     Args:
         pts: in ticks of 1/rate.
         muxing: options of the container.
-        masked: seconds at the head and at the tail that an edit list leaves out.
+        cut: seconds at the head and at the tail that an edit list leaves out.
     """
     if muxing is None:
         muxing = {"movflags": "+faststart"} if faststart and path.suffix in (".mp4", ".mov") else {}
@@ -98,8 +98,8 @@ def write_video(
             frame.pts, frame.time_base = pts[number] if pts else number, Fraction(1, rate)
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
-    if masked is not None:
-        hide(path, *masked)
+    if cut is not None:
+        hide(path, *cut)
     return path
 
 

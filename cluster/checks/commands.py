@@ -11,7 +11,7 @@ from evilm.config.command_line import parse
 from evilm.config.stages import STAGES
 
 TOP = Path(__file__).parents[2]
-_DOOR = re.compile(r"python\s+(?:\S*/)?(pipelines|tune)/(\w+)\.py([^\n]*)")
+_COMMAND = re.compile(r"python\s+(?:\S*/)?(pipelines|tune)/(\w+)\.py([^\n]*)")
 _FILE = re.compile(
     r"(?<![\w./-])((?:cluster|pipelines|tune|docs|benchmarks|tests)/[\w./-]+\.(?:py|yaml|json|md)|cluster/Dockerfile)"
 )
@@ -23,16 +23,16 @@ def comments(text: str) -> str:
     return "\n".join(line.lstrip(" #") for line in text.splitlines() if line.lstrip().startswith("#"))
 
 
-def doors_in(text: str) -> Iterator[tuple[str, list[str]]]:
+def commands_in(text: str) -> Iterator[tuple[str, list[str]]]:
     """Each command that a text calls, by folder and name, with its arguments; backslashes at the end of lines go on."""
-    for folder, stage, rest in _DOOR.findall(re.sub(r"\\\n[ \t]*", " ", text)):
+    for folder, stage, rest in _COMMAND.findall(re.sub(r"\\\n[ \t]*", " ", text)):
         yield f"{folder}/{stage}", shlex.split(_END.split(rest, maxsplit=1)[0])
 
 
-def check_doors(text: str) -> list[str]:
-    """What is wrong with the commands' commands in a text."""
+def check_commands(text: str) -> list[str]:
+    """What is wrong with the commands that a text calls."""
     problems = []
-    for place, arguments in doors_in(text):
+    for place, arguments in commands_in(text):
         folder, stage = place.split("/")
         said = io.StringIO()
         if stage not in STAGES or STAGES[stage].folder != folder or not (TOP / f"{place}.py").is_file():

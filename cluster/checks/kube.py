@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from checks.commands import check_doors, check_files, comments
+from checks.commands import check_commands, check_files, comments
 from checks.image import ray_version
 
 RAY_KINDS = {"RayCluster": 53, "RayJob": 47}
@@ -34,7 +34,7 @@ def check(path: Path, crds: Path | None = None) -> list[str]:
         kind = document.get("kind", "?") if isinstance(document, dict) else "?"
         name = document.get("metadata", {}).get("name", "?") if isinstance(document, dict) else "?"
         problems += [f"{kind} {name}: {problem}" for problem in _document(document, kind, crds)]
-    return problems + check_doors(comments(text)) + check_files(text)
+    return problems + check_commands(comments(text)) + check_files(text)
 
 
 def _document(document: Any, kind: str, crds: Path | None) -> Iterator[str]:
@@ -136,7 +136,7 @@ def _ray_job(spec: dict[str, Any]) -> Iterator[str]:
     if not spec.get("entrypoint"):
         yield "entrypoint is missing"
     else:
-        yield from check_doors(spec["entrypoint"])
+        yield from check_commands(spec["entrypoint"])
     if "rayClusterSpec" in spec:
         yield from _ray_cluster(spec["rayClusterSpec"])
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from checks.commands import check_doors, check_files, comments
+from checks.commands import check_commands, check_files, comments
 from checks.cost import check_cost
 from checks.image import INSTALLED, ray_version
 
@@ -46,7 +46,7 @@ def check(path: Path) -> list[str]:
     problems += [*_provider(config["provider"]), *_nodes(config, types, head), *_commands(config, types)]
     for name, settings in types.items():
         problems += [f"{name}: {problem}" for problem in _node_config(cloud(config), settings["node_config"])]
-    return problems + check_cost(text, types, head) + check_doors(comments(text)) + check_files(text)
+    return problems + check_cost(text, types, head) + check_commands(comments(text)) + check_files(text)
 
 
 def cloud(config: dict[str, Any]) -> str:

@@ -22,7 +22,7 @@ _EXIT_USAGE = 2
 
 
 def parse(stage: str, argv: Sequence[str] | None = None) -> Any:
-    """The settings of `command` from a command line; ends the process on --help, --dry-run or a bad flag.
+    """The settings of the command `stage` from a command line; ends the process on --help, --dry-run or a bad flag.
 
     Returns:
         An instance of the command's class in `evilm.config.stages`.

@@ -37,7 +37,7 @@ class EViLMConfig(Config):
     decoder_heads: int = Field(default=6, ge=1)
     """Attention heads of the multi-modal decoder."""
     mlp_ratio: int = Field(default=4, ge=1)
-    """Masked width of a block's MLP over its width."""
+    """Hidden width of a block's MLP over its width."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Dropout of the text encoder and the decoder."""
     temporal_embedding: bool = True

@@ -86,6 +86,6 @@ def _merged(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
 
 
 def defaults(stage: str, preset: str) -> StageConfig:
-    """The settings of `command` under `preset`, before flags."""
+    """The settings of the command `stage` under `preset`, before flags."""
     sections = load(preset)
     return validate(STAGES[stage], {**_settings(stage, sections), "preset": preset}, where=f"--preset {preset}")

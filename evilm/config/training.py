@@ -1,4 +1,4 @@
-"""Settings of training: optimizer, objectives, feed, checkpoints, cluster, tracking."""
+"""Settings of training: optimizer, objectives, data loader, checkpoints, cluster, tracking."""
 
 import math
 import os
@@ -286,7 +286,7 @@ class TrainConfig(Config):
         return self.cluster.num_workers * self.schedule.gradient_accumulation_steps
 
     @property
-    def micro_batch(self) -> int:
+    def micro_batch_clips(self) -> int:
         """The most clips that a worker computes at a time."""
         return self.schedule.batch_clips // self.num_micro_batches
 

@@ -56,7 +56,7 @@ class PretrainBatch(Batch):
 
     frames: UInt8[Tensor, "clip frame row col 3"]
     mask: Bool[Tensor, "clip frame row col"]
-    """True = masked from the model."""
+    """True = masked."""
     code_ids: Int[Tensor, "clip region"]
     input_ids: Int[Tensor, "clip word"]
     padding_mask: Bool[Tensor, "clip word"]

@@ -118,13 +118,13 @@ class DataLoader:
         self._footers = side.footers if side else None
         self._groups = _GroupCache()
         self._buffers = PixelBuffers(prefetch + threads + 2)  # ahead, in the making, in use and just used
-        self._readers = ThreadPoolExecutor(threads * _READERS, thread_name_prefix="feed-read")
+        self._readers = ThreadPoolExecutor(threads * _READERS, thread_name_prefix="loader-read")
         self.wait_s = 0.0
         """Seconds that the consumer has waited for batches so far."""
 
     def batches(self, start_step: int, end_step: int) -> Iterator[Any]:
         """The batches of steps start_step .. end_step - 1, counted over all epochs."""
-        with ThreadPoolExecutor(self._threads, thread_name_prefix="feed") as pool:
+        with ThreadPoolExecutor(self._threads, thread_name_prefix="loader") as pool:
             ahead: deque[Future[Any]] = deque()
             step = start_step
             try:
@@ -214,7 +214,7 @@ def evaluation_loader(
     collate: Callable[[Rows], Any],
     rank: int,
     world: int,
-    micro_batch: int,
+    micro_batch_clips: int,
     looks: ClipAugmentation = _WHOLE,
     threads: int = 2,
     side: Side | None = None,
@@ -227,7 +227,7 @@ def evaluation_loader(
         collate: turns rows into a batch.
         rank: this worker.
         world: number of workers.
-        micro_batch: the most clips of a batch, unless a matching pool has more: as many as training computes at a time.
+        micro_batch_clips: the most clips of a batch, unless a matching pool has more: a micro-batch of training.
         looks: which frames are shown.
         threads: background threads.
         side: the side files of the split.
@@ -235,5 +235,5 @@ def evaluation_loader(
     if not pairs or not schedule.eval_clips:
         return None
     groups, pool = [pair.row_groups for pair in pairs], max(1, schedule.eval_pool_clips)
-    order = EvalSampler(groups, micro_batch, schedule.eval_clips, pool, rank, world)
+    order = EvalSampler(groups, micro_batch_clips, schedule.eval_clips, pool, rank, world)
     return DataLoader(pairs, order, collate, looks, prefetch=threads + 1, threads=threads, side=side)

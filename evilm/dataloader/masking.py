@@ -1,4 +1,4 @@
-"""Choose regions and words that are masked from the model. True = masked. Numpy only.
+"""Choose the regions and words to mask. True = masked. Numpy only.
 
 Draws are counter-based: number n of a clip is a hash of the clip's key and n. So the masks of many clips are drawn
 together, and those of one depend on nothing but its key.

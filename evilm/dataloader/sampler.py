@@ -244,7 +244,7 @@ class EvalSampler:
     def __init__(
         self,
         groups: Sequence[Sequence[int]],
-        micro_batch: int,
+        micro_batch_clips: int,
         max_clips: int,
         pool_clips: int = 1,
         rank: int = 0,
@@ -254,7 +254,7 @@ class EvalSampler:
 
         Args:
             groups: rows of each row group of each shard.
-            micro_batch: the most clips of a batch, unless a pool has more.
+            micro_batch_clips: the most clips of a batch, unless a pool has more.
             max_clips: the most clips of the evaluation.
             pool_clips: clips that are matched with each other; a batch holds whole pools.
             rank: this worker.
@@ -262,7 +262,7 @@ class EvalSampler:
         """
         self._groups = RowGroups(groups)
         num_clips = min(max_clips, self._groups.num_rows)
-        size = max(1, micro_batch // pool_clips) * pool_clips
+        size = max(1, micro_batch_clips // pool_clips) * pool_clips
         self._whole = -(-NEGATIVE_GROUP_CLIPS // pool_clips) * pool_clips
         starts = [
             start

@@ -70,7 +70,7 @@ class EncodeBatch(NamedTuple):
 
     @property
     def size(self) -> int:
-        """Clips of the part."""
+        """Clips of the batch."""
         return len(self.views)
 
 
@@ -118,7 +118,7 @@ class TokenizerActor:
     def _parts(self, shard: ShardInfo) -> Iterator[EncodeBatch]:
         """The clips of a shard in order, at most `batch_clips` at a time; runs in a background thread.
 
-        Clips are decoded by as many threads as the worker has CPUs, those of the next part while this one is finished.
+        Clips are decoded by as many threads as the worker has CPUs, those of the next batch while this one is finished.
         """
         coming: deque[tuple[EncodeBatch, list[Future[None]]]] = deque()
         with ThreadPoolExecutor(self._work.threads, thread_name_prefix="decode") as pool:
@@ -131,7 +131,7 @@ class TokenizerActor:
                 yield _finished(*coming.popleft())
 
     def _undecoded(self, shard: ShardInfo) -> Iterator[tuple[EncodeBatch, Clips, int]]:
-        """Parts whose pixels are still to be written, with their row group's clips and the first clip's row there."""
+        """Batches whose pixels are still to be written, with their row group's clips and the first clip's row there."""
         work = self._work
         with shard.open_file(work.frames) as file:
             for group, size in enumerate(shard.row_groups):
@@ -194,7 +194,7 @@ class TokenizerActor:
 
 
 def _finished(part: EncodeBatch, tasks: list[Future[None]]) -> EncodeBatch:
-    """The part, once its clips are decoded."""
+    """The batch, once its clips are decoded."""
     for task in tasks:
         task.result()
     return part

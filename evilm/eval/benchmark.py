@@ -105,7 +105,7 @@ def _score(config: Benchmark, subject: BenchmarkInputs, output: Output) -> dict[
         "num_clips": len(clips),
         "num_captions": len(captions),
         "num_choices": config.num_choices,
-        "num_hidden_regions": 0 if scores.code_ids is None else int(scores.code_ids.size),
+        "num_masked_regions": 0 if scores.code_ids is None else int(scores.code_ids.size),
         "metrics": {name: figure.as_dict() for name, figure in figures.items()},
         "reused": False,
         "seconds": round(time.monotonic() - began, 1),

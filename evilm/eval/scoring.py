@@ -87,7 +87,7 @@ class Scorer:
             rows: dict[str, np.ndarray] = {"place": np.array(block.places), "match": self._match(frames)}
             if code_ids is not None:
                 clip_ids = [clips.clip_ids[row] for row in block.rows]
-                rows |= self._hidden_codes(frames, clip_ids, code_ids, block.places)
+                rows |= self._masked_codes(frames, clip_ids, code_ids, block.places)
         return rows
 
     def _match(self, frames: Tensor) -> np.ndarray:
@@ -101,7 +101,7 @@ class Scorer:
                 scores[clip, places] = (logits[:, 1] - logits[:, 0]).float()
         return scores.cpu().numpy()
 
-    def _hidden_codes(
+    def _masked_codes(
         self, frames: Tensor, clip_ids: Sequence[str], code_ids: np.ndarray, places: Sequence[int]
     ) -> dict[str, np.ndarray]:
         """Codes of regions masked as in pre-training, given the visible regions and the whole caption."""

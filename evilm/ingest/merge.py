@@ -140,7 +140,7 @@ def merge_commits(
     """Fold the commits into the manifest and the quarantine table, and clean up.
 
     Args:
-        ledger: what is planned and committed.
+        commit_log: what is planned and committed.
         config: the settings.
         output: the folder.
         is_partial: publish what is there of shards that are still being made, and nothing if that is nothing.
@@ -186,9 +186,9 @@ def enforce_failed_share(
     """Fail where more rows than allowed are quarantined, or all.
 
     Args:
-        ledger: the output.
+        commit_log: the output.
         config: says how many are allowed.
-        reasons: all rows quarantined.
+        reasons: all quarantined rows.
         empty: shards without a clip, which are made anew next time; the others stay, as they may have taken days.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Rows quarantined: streamed to a table, counted by reason, with an example of each."""
+"""Quarantined rows: streamed to a table, counted by reason, with an example of each."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -79,7 +79,7 @@ class RejectCounts:
 
 
 class Quarantine:
-    """A table of rows quarantined, `quarantine/<name>.parquet`; it appears when it is published."""
+    """A table of quarantined rows, `quarantine/<name>.parquet`; it appears when it is published."""
 
     def __init__(self, out: str, name: str) -> None:
         self._uri = storage.join(out, FOLDER, f"{name}.parquet")

@@ -34,7 +34,7 @@ class Inspection:
     codes: CodesManifest | None
     stats: Stats
     reasons: RejectCounts
-    """Rows quarantined, from the quarantine tables."""
+    """Quarantined rows, from the quarantine tables."""
     repeated: dict[str, list[list[str]]]
     """By kind of duplicate, ids of clips that are alike; the largest groups."""
     num_repeated: dict[str, int]
@@ -143,7 +143,7 @@ def _results(
 
 
 def read_reasons(uri: str) -> RejectCounts:
-    """Rows quarantined by reason, from the tables below a folder of frame shards, one row group at a time."""
+    """Quarantined rows by reason, from the tables below a folder of frame shards, one row group at a time."""
     reasons = RejectCounts()
     for name in storage.list_names(storage.join(uri, QUARANTINE)):
         if not name.endswith(".parquet"):

@@ -281,7 +281,7 @@ class _Codes(_File):
 
 
 def twice(ids: np.ndarray) -> np.ndarray:
-    """VideoLocations of digests that stand somewhere before too."""
+    """Return the indices of digests that already occurred earlier."""
     order = np.argsort(ids, kind="stable")
     return np.sort(order[1:][ids[order[1:]] == ids[order[:-1]]])
 

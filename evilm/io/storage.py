@@ -1,4 +1,4 @@
-"""VideoLocations by URI: a local path or `s3://bucket/key` (any fsspec scheme), read and written the same way.
+"""Places by URI: a local path or `s3://bucket/key` (any fsspec scheme), read and written the same way.
 
 Every write is atomic: locally through a temporary file and a rename, on object stores by one PUT or a multipart
 upload. Nobody ever sees half a file under its final name. What an object store refuses for a moment is tried again.

@@ -57,7 +57,7 @@ class ClipRow:
 
 @dataclass(frozen=True, slots=True)
 class BadRow:
-    """A row quarantined."""
+    """A quarantined row."""
 
     record: int
     clip_id: str

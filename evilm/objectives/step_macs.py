@@ -55,8 +55,8 @@ def step_macs(student: EViLMModel, objectives: ObjectivesConfig, num_words: int)
         masked_words = max(1.0, objectives.mlm_ratio * (num_words - 2))  # [CLS] and [SEP] are never masked
         other += masked_words * (config.dim * config.text_dim + config.text_dim * config.vocab_size)
     if objectives.mvm_weight:
-        hidden_regions = config.num_frames * num_masked(config.grid**2, objectives.mask_ratio)
-        other += hidden_regions * (config.dim**2 + config.dim * config.num_codes)
+        masked_regions = config.num_frames * num_masked(config.grid**2, objectives.mask_ratio)
+        other += masked_regions * (config.dim**2 + config.dim * config.num_codes)
     return parts["video encoder"], other
 
 

@@ -140,7 +140,7 @@ class TokenizerObjective(Objective):
         self.pool.zero_()
 
     def collect_counts(self) -> None:
-        """Return how often codes were chosen, which decides on their revival."""
+        """Bring to rank 0 how often codes were chosen, which decides on their revival."""
         usage = self.tokenizer.quantizer.usage
         _sum_over_workers(usage)
         if _rank() != 0:

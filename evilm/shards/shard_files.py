@@ -47,7 +47,7 @@ FRAMES_SCHEMA = pa.schema(
         pa.field("source_hash", pa.string(), nullable=False),  # SHA-256 of the video file
         pa.field("crop_box", pa.list_(pa.int32()), nullable=False),  # left, top, width, height of the upright frame
         pa.field("decoder", pa.string(), nullable=False),
-        pa.field("flags", pa.int32(), nullable=False),  # bits of `evilm.video.reasons.Flag`
+        pa.field("flags", pa.int32(), nullable=False),  # bits of `evilm.video.reasons.ClipFlag`
         pa.field("extra", pa.map_(pa.string(), pa.string()), nullable=False),  # columns of the manifest kept aside
     ]
 )

@@ -152,7 +152,7 @@ def best_preset(config: Pretrain, stage: str, setting: Setting, given: dict[str,
 
     Args:
         config: a trial of the setting.
-        command: the sweep's.
+        stage: the sweep's.
         setting: the best.
         given: places of what the trials stood on.
     """

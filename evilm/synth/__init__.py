@@ -1,7 +1,7 @@
 """The embedded corpus: a seeded world of textured objects, captioned and rendered to H.264 clips.
 
-`words` names things, `world` says what a scene is, `sample` draws one, `grammar` tells it, `render` paints it,
-`encode` packs it, `plan` ties them together.
+`words` names things, `world` says what a scene is, `scenes` draws one, `grammar` tells it, `render` paints it,
+`h264` packs it, `corpus_plan` ties them together.
 """
 
 from evilm.synth.corpus_plan import (

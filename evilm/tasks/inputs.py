@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Inputs:
-    """VideoLocations of everything that pre-training reads."""
+    """Places of everything that pre-training reads."""
 
     frames: str
     codes: str

@@ -150,7 +150,7 @@ def build_task(settings: dict[str, Any]) -> "PretrainTask":
 
 
 class PretrainTask:
-    """The student's objective and feeds."""
+    """The student's objective and loaders."""
 
     def __init__(self, settings: Pretrain) -> None:
         self.settings = settings
@@ -183,16 +183,16 @@ class PretrainTask:
 
     def eval_loader(self, rank: int, world: int) -> DataLoader | None:
         """The same of the val split, each clip once and always masked the same way."""
-        return self._evaluation("val", self.settings.schedule, rank, world, self.settings.micro_batch)
+        return self._evaluation("val", self.settings.schedule, rank, world, self.settings.micro_batch_clips)
 
     def _evaluation(
-        self, split: str, schedule: ScheduleConfig, rank: int, world: int, micro_batch: int
+        self, split: str, schedule: ScheduleConfig, rank: int, world: int, micro_batch_clips: int
     ) -> DataLoader | None:
         pairs, threads = self._pairs(split), self.settings.cluster.num_loader_threads
         if not pairs:
             return None
         side, looks = self._side(split), self._looks()
-        return evaluation_loader(pairs, schedule, self._collate(), rank, world, micro_batch, looks, threads, side)
+        return evaluation_loader(pairs, schedule, self._collate(), rank, world, micro_batch_clips, looks, threads, side)
 
     def panels(self, tracked: dict[str, Any] | None) -> PanelLog:
         """Pictures of what the student makes of a few clips of the val split, or of train where there is none."""

@@ -95,7 +95,7 @@ def build_task(settings: dict[str, Any]) -> "TokenizerTask":
 
 
 class TokenizerTask:
-    """The tokenizer's objective and feeds."""
+    """The tokenizer's objective and loaders."""
 
     def __init__(self, settings: TrainTokenizer) -> None:
         self.settings = settings
@@ -139,7 +139,9 @@ class TokenizerTask:
             TokenizerCollate(self._vocab),
         )
         looks, side = self._looks(), open_side(self._frames, "val")
-        return evaluation_loader(pairs, schedule, collate, rank, world, settings.micro_batch, looks, threads, side)
+        return evaluation_loader(
+            pairs, schedule, collate, rank, world, settings.micro_batch_clips, looks, threads, side
+        )
 
     def forward_macs(self, objective: Any) -> float:
         """Count those of encoder, codebook and word decoder."""

@@ -109,10 +109,10 @@ class Vocab:
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of ids: pieces joined to words; [PAD], [CLS] and [SEP] left out, [UNK] and [MASK] shown."""
-        masked = {self.pad_id, self.cls_id, self.sep_id}
+        left_out = {self.pad_id, self.cls_id, self.sep_id}
         words: list[str] = []
         for index in ids:
-            if index in masked:
+            if index in left_out:
                 continue
             piece = self.pieces[index]
             if piece.startswith("##") and len(piece) > 2 and words:

@@ -1,7 +1,7 @@
 """The MLflow run of a command: made once for each output folder, continued by a restart, closed with its summary.
 
-The driver makes it, rank 0 of a training appends to it (`recorder`), the driver closes it with figures and the resolved
-settings. Whatever can't be done because no server answers is a warning, and is made up for by whoever comes next: rank
+The driver makes it, rank 0 of a training appends to it (`MetricsRecorder`), the driver closes it with figures and the
+resolved settings. Whatever can't be done because no server answers is a warning, and is made up for by whoever comes next: rank
 0 while it trains, the driver at the end, the same command later.
 """
 
@@ -95,11 +95,11 @@ def tracking_uri(config: StageConfig, out: str) -> str:
 def describe_run(
     config: StageConfig, stage: str, out: str, inputs: dict[str, str], beside: str = ""
 ) -> TrackedRun | None:
-    """The run of an output folder that `open_output` has claimed; None where nothing is tracked.
+    """The run of an output folder that `Output` has claimed; None where nothing is tracked.
 
     Args:
         config: the command's settings.
-        command: its name.
+        stage: its name.
         out: the output folder.
         inputs: fingerprint of each input.
         beside: the folder beside which a store of our own lies; '' is `out`.

@@ -110,7 +110,7 @@ class CheckpointManager:
     """Saves the checkpoints of one attempt. `save` is called by all workers at the same steps; rank 0 does the work."""
 
     def __init__(self, out: str, run: int, attempt: int, keep: int, rank: int, restored: str = "") -> None:
-        """A keeper.
+        """A manager.
 
         Args:
             out: output folder of the training.

@@ -44,7 +44,7 @@ def fit(
 
     Args:
         config: the command's settings.
-        command: its name, also the MLflow experiment.
+        stage: its name, also the MLflow experiment.
         task: `module:function` that builds the task in each worker.
         output: the folder of the model, claimed.
         made: gets the result of the training once the model is written, and returns more fields of the summary.
@@ -142,7 +142,7 @@ def _scaling(cluster: ClusterConfig) -> Any:
 
 
 def _storage(out: str, cluster: ClusterConfig) -> Any:
-    """Checkpoints below the output folder. Which of them are kept is our own policy (`Keeper`), so Ray keeps all."""
+    """Checkpoints below the output folder. `CheckpointManager` decides which of them are kept, so Ray keeps all."""
     import pyarrow.fs
     import ray.train
 
@@ -172,6 +172,6 @@ def _reason(error: BaseException) -> str:
 
 
 def _pins(config: Any, inputs: dict[str, str]) -> dict[str, str]:
-    """VideoLocations of shards as they are now, for workers that start later, when more may have been added."""
+    """Places of shards as they are now, for workers that start later, when more may have been added."""
     places = {name: getattr(config, name) for name in ("frames", "codes") if getattr(config, name, "")}
     return {name: pinned(place, inputs[name]) for name, place in places.items() if name in inputs}

@@ -26,7 +26,7 @@ class TrainState:
     def __init__(
         self, objective: Objective, settings: TrainConfig, device: torch.device, rank: int, world: int
     ) -> None:
-        """A learner with fresh weights.
+        """A train state with fresh weights.
 
         Args:
             objective: what is trained.

@@ -1,6 +1,6 @@
-"""The loop of one training worker, top to bottom: state, feed, step, log, look, save.
+"""The loop of one training worker, top to bottom: state, loader, step, log, evaluate, save.
 
-It knows only the `Task`: an objective that turns a batch into named losses, and feeds that make the batches. Both
+It knows only the `Task`: an objective that turns a batch into named losses, and loaders that make the batches. Both
 trainings, the tokenizer's and the student's, run through it.
 """
 

@@ -1,4 +1,4 @@
-"""Looks at the val split: its scores over all workers, and which look was the best."""
+"""Evaluate on the val split: the scores over all workers, and which evaluation was the best."""
 
 import logging
 import math
@@ -22,7 +22,7 @@ def evaluate(
 
     Args:
         objective: with the model that is scored.
-        feed: this worker's batches; it may have none.
+        loader: this worker's batches; it may have none.
         device: where the model is.
         world: number of workers, which all call this at the same step.
         autocast: context of the forward passes, that of training.

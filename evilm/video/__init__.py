@@ -1,1 +1,1 @@
-"""Video signals: the embedded corpus, probing, decoding, sampling and augmenting of clips."""
+"""Videos: fetching, probing, decoding, sampling and augmenting of clips."""

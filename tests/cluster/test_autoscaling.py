@@ -111,7 +111,7 @@ def test_a_job_hears_of_spot_nodes_that_go_and_keeps_the_step_it_is_stopped_at(
     assert list(out.glob(f"checkpoints/step_{step:08d}*")), line
 
 
-def test_every_door_is_a_job_without_a_working_dir(jobs: Jobs, workflow: Workflow, tmp_path: Path) -> None:
+def test_every_command_is_a_job_without_a_working_dir(jobs: Jobs, workflow: Workflow, tmp_path: Path) -> None:
     root = workflow[0]
     place = {name: str(root / name) for name in ("corpus", "frames", "vocab", "tokenizer", "codes", "model")}
     manifest = ["--manifest", str(root / "corpus" / "manifest.csv")]

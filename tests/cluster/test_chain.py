@@ -56,7 +56,7 @@ def test_other_settings_are_refused_with_the_flags_that_all_has(root: Path) -> N
         run_all(_config(root, "--benchmark.split", "nowhere", "--benchmark.out", str(root / "other")))
 
 
-def test_a_preset_means_the_same_for_all_as_for_each_door() -> None:
+def test_a_preset_means_the_same_for_all_as_for_each_command() -> None:
     config = defaults("all", "tiny")
     assert isinstance(config, RunAll)
     pretrain = defaults("pretrain", "tiny")

@@ -11,7 +11,7 @@ import click
 import pytest
 import ray
 import yaml
-from checks.commands import check_doors, check_files, doors_in
+from checks.commands import check_commands, check_files, commands_in
 
 TOP = Path(__file__).parents[2]
 DOCS = [TOP / "docs" / name for name in ("cluster.md", "operations.md", "sweeps.md")]
@@ -77,22 +77,22 @@ def _ray_commands() -> Iterator[tuple[str, list[str]]]:
 
 
 @pytest.mark.parametrize("path", DOCS, ids=lambda path: path.name)
-def test_doors_and_files_in_the_docs_are_there(path: Path, tmp_path: Path) -> None:
+def test_commands_and_files_in_the_docs_are_there(path: Path, tmp_path: Path) -> None:
     best = tmp_path / "best.yaml"  # of the sweep that the docs have run
     best.write_text("pretrain: {}\n")
     text = path.read_text().replace("runs/sweeps/lr_batch/best.yaml", str(best))
-    assert check_doors(text) == []
+    assert check_commands(text) == []
     assert check_files(text) == []
-    assert list(doors_in(text))
+    assert list(commands_in(text))
 
 
 @pytest.mark.parametrize("path", STAGES, ids=lambda path: f"{path.parent.name}/{path.name}")
-def test_a_door_takes_the_commands_of_its_own_docstring(path: Path, tmp_path: Path, monkeypatch: Any) -> None:
+def test_a_command_takes_the_commands_of_its_own_docstring(path: Path, tmp_path: Path, monkeypatch: Any) -> None:
     (tmp_path / "space.yaml").write_text("optim.lr: {low: 1e-5, high: 1e-3, log: true}\n")
     said = ast.get_docstring(ast.parse(path.read_text())) or ""
-    assert f"{path.parent.name}/{path.stem}" in {place for place, _ in doors_in(said)}
+    assert f"{path.parent.name}/{path.stem}" in {place for place, _ in commands_in(said)}
     monkeypatch.chdir(tmp_path)  # where a space file lies
-    assert [problem for problem in check_doors(said) if "a range has no grid" not in problem] == []
+    assert [problem for problem in check_commands(said) if "a range has no grid" not in problem] == []
 
 
 def test_ray_knows_the_commands_and_options() -> None:

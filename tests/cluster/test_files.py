@@ -193,13 +193,13 @@ def test_kuberays_schemas_catch_a_wrong_field(
     assert any(said in problem for problem in problems), problems
 
 
-def test_there_is_a_job_for_every_door_and_it_runs_that_door() -> None:
+def test_there_is_a_job_for_every_command_and_it_runs_that_command() -> None:
     other_spaces = {name for name, stage in STAGES.items() if issubclass(stage, Sweep)} - {"sweep"}
     files = {"all": CLUSTER / "kuberay" / "all.yaml"} | {path.stem: path for path in JOBS}
     assert set(files) == set(STAGES) - other_spaces
     for stage, path in files.items():
         entrypoint = yaml.safe_load(path.read_text())["spec"]["entrypoint"]
-        assert [place for place, _ in commands.doors_in(entrypoint)] == [f"{STAGES[stage].folder}/{stage}"]
+        assert [place for place, _ in commands.commands_in(entrypoint)] == [f"{STAGES[stage].folder}/{stage}"]
 
 
 def test_the_jobs_own_cluster_is_the_standing_one_without_redis() -> None:

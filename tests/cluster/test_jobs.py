@@ -107,7 +107,7 @@ def test_without_the_token_nothing_runs(head: dict[str, str], variables: dict[st
     assert said in asked.stdout + asked.stderr
 
 
-def test_a_door_without_the_token_says_what_to_check(head: dict[str, str], tmp_path: Path) -> None:
+def test_a_command_without_the_token_says_what_to_check(head: dict[str, str], tmp_path: Path) -> None:
     outside = head | {"RAY_ADDRESS": head["TEST_GCS"], "RAY_AUTH_MODE": "disabled"}
     stage = ROOT / "pipelines" / "render_corpus.py"
     ended = _run(sys.executable, stage, "--preset", "tiny", "--out", tmp_path / "corpus", **outside)

@@ -17,7 +17,7 @@ def _names(folder: Path, package: Path, gitignore: bool) -> set[str]:
         return {name for name in archive.namelist() if not name.endswith("/")}
 
 
-def test_an_upload_is_small_and_has_all_that_doors_need(tmp_path: Path) -> None:
+def test_an_upload_is_small_and_has_all_that_commands_need(tmp_path: Path) -> None:
     names = _names(TOP, tmp_path / "package.zip", gitignore=True)
     assert (tmp_path / "package.zip").stat().st_size < 10 * MIB  # of the 100 that Ray takes
     sources = [*(TOP / "evilm").rglob("*.py"), *(TOP / "evilm").rglob("*.yaml"), *(TOP / "pipelines").glob("*.py")]

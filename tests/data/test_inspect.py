@@ -354,7 +354,7 @@ def test_bare_verify_means_full() -> None:
     assert parse("inspect_shards", ["--frames", "x"]).verify == "no"
 
 
-def test_the_door_ends_in_1_on_a_fault(tmp_path: Path) -> None:
+def test_the_command_ends_in_1_on_a_fault(tmp_path: Path) -> None:
     frames = store(tmp_path / "frames", {"train1": {"row": 7}})
     command = [sys.executable, str(ROOT / "pipelines" / "inspect_shards.py"), "--frames", frames.uri, "--verify"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -417,7 +417,7 @@ def test_a_shard_ends_early_where_its_videos_went_away(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_bad_set_through_the_door(shared_data: Path, ray_local: Any, tmp_path: Path) -> None:
+def test_bad_set_through_the_command(shared_data: Path, ray_local: Any, tmp_path: Path) -> None:
     bad = shared_data / "bad"
     with (bad / "EXPECT.csv").open() as file:
         cases = [case for case in csv.DictReader(file) if case["csv"] in ("files.csv", "rows_main.csv")]

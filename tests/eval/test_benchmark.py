@@ -69,8 +69,8 @@ def test_summary_counts_and_reuse(root: Path, summary: dict):
     assert benchmark(Benchmark(root=str(root)))["reused"] is True
 
 
-def test_masked_codes_are_counted_on_the_hidden_regions(root: Path, summary: dict):
-    assert summary["num_hidden_regions"] == 26 * FRAMES * 2  # half of 2 x 2 regions a frame
+def test_masked_codes_are_counted_on_the_masked_regions(root: Path, summary: dict):
+    assert summary["num_masked_regions"] == 26 * FRAMES * 2  # half of 2 x 2 regions a frame
     codes = {f"c{n:03d}": ids for n, ids in enumerate(_codes(root))}
     student, vocab = EViLMModel.from_pretrained(str(root / "model")), Vocab.load(str(root / "model" / "vocab"))
     hits = always_3 = 0
@@ -82,7 +82,7 @@ def test_masked_codes_are_counted_on_the_hidden_regions(root: Path, summary: dic
         predicted = student.mvm_logits(out.regions[0][mask.ravel()]).argmax(-1).numpy()
         hits += int((predicted == codes[clip_id][mask.ravel()]).sum())
         always_3 += int((codes[clip_id][mask.ravel()] == 3).sum())
-    count = summary["num_hidden_regions"]
+    count = summary["num_masked_regions"]
     assert summary["metrics"]["mvm_accuracy"]["value"] == pytest.approx(hits / count, abs=1e-6)
     assert summary["metrics"]["mvm_accuracy"]["chance"] == pytest.approx(always_3 / count, abs=1e-6)
 

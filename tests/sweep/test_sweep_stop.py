@@ -34,7 +34,7 @@ def _ended(process: Any, timeout_s: float) -> list[str]:
     return said.splitlines()
 
 
-def test_a_door_that_does_not_train_ends_in_one_line_and_goes_on(tmp_path: Path) -> None:
+def test_a_command_that_does_not_train_ends_in_one_line_and_goes_on(tmp_path: Path) -> None:
     command = ["--preset", SMALL, "--out", str(tmp_path / "corpus"), "--corpus.train-clips", "2000"]
     process = start("render_corpus", *command)
     wait_for(lambda: len(list(tmp_path.rglob("*.mp4"))) > 4, process)

@@ -56,7 +56,7 @@ def test_the_workflow_leaves_every_artifact(small_workflow: Workflow) -> None:
     assert {"train/lr", "train/grad_norm", "val/code_usage", "val/mvm_most_frequent"} <= set(logged)
 
 
-def test_every_door_is_a_run_in_mlflow(small_workflow: Workflow) -> None:
+def test_every_command_is_a_run_in_mlflow(small_workflow: Workflow) -> None:
     from mlflow import MlflowClient
 
     root, summary = small_workflow
