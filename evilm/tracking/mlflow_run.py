@@ -1,8 +1,8 @@
 """The MLflow run of a command: made once for each output folder, continued by a restart, closed with its summary.
 
 The driver makes it, rank 0 of a training appends to it (`MetricsRecorder`), the driver closes it with figures and the
-resolved settings. Whatever can't be done because no server answers is a warning, and is made up for by whoever comes next: rank
-0 while it trains, the driver at the end, the same command later.
+resolved settings. Whatever can't be done because no server answers is a warning, and is made up for by whoever comes
+next: rank 0 while it trains, the driver at the end, the same command later.
 """
 
 import inspect
