@@ -208,4 +208,4 @@ def test_batches_are_finished_in_the_background(pairs: list[ShardPair]) -> None:
     loader, threads = DataLoader(pairs, TrainSampler(_GROUPS, 4, 0, 2), lambda rows: rows), set()
     loader.finish = lambda rows: threads.add(threading.current_thread().name) or len(rows.clip_ids)
     assert list(loader.batches(0, 3)) == [4, 4, 3]
-    assert all(name.startswith("feed") for name in threads)
+    assert all(name.startswith("loader") for name in threads)

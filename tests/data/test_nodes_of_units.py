@@ -16,10 +16,11 @@ pytestmark = pytest.mark.long
 def units(nodes: dict[str, Any], code: str) -> subprocess.Popen[bytes]:
     """Run units of work on these nodes, from a process of its own."""
     start = (
-        "import json, logging, ray, failing_units; from functools import partial; from evilm.jobs import runner; "
+        "import json, ray, failing_units; from functools import partial; from evilm.jobs import runner; "
         "from evilm.config.training import PoolConfig; "
         "from evilm.cluster import actor_options, connect, task_options; "
-        "logging.basicConfig(level='INFO'); connect(min_cpus=1); names = [f's-{n}' for n in range(8)]; "
+        "from evilm.console import log_to_console; "
+        "log_to_console(); connect(min_cpus=1); names = [f's-{n}' for n in range(8)]; "
     )
     environment = os.environ | {"RAY_ADDRESS": nodes["address"]}
     command = [sys.executable, "-c", start + code]
