@@ -104,7 +104,7 @@ def stage(frames: FrameManifest, folder: Path, views: int, around: list[float]) 
         clips = {shard.file.rpartition("-")[0]: shard.num_clips for shard in frames.shards}
         storage.delete(str(out))
         around.append(spent - (last - first))
-        done = sum(clips.values()) - clips[commits[0].stem]
+        done = sum(clips.values()) - clips[commits[0].stem.partition(".")[0]]
         return Sample(done, cpu_s=watch.cpu_s(last) - watch.cpu_s(first), wall_s=last - first)
 
     return run
