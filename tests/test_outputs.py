@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from evilm.config.stages import BuildVocab, StageConfig
+from evilm.config.stages import BuildVocab, Pretrain, StageConfig
 from evilm.errors import ConfigError, ShardError
 from evilm.io import ownership, storage
 from evilm.io.outputs import Output
@@ -61,6 +61,18 @@ def test_a_setting_that_an_earlier_version_did_not_have_counts_as_its_default(pl
     assert look(config, place, {}) == {"num_words": 3}
     with pytest.raises(ConfigError, match="split: 'train' there, 'x' now"):
         look(config.override({"split": "x"}), place, {})
+
+
+def test_an_output_of_a_version_with_other_names_is_reused(tmp_path: Path) -> None:
+    config, place = Pretrain(), str(tmp_path / "model")
+    finish(config, place, {}, {"steps": 3})
+    for uri in (storage.join(place, "run.json"), storage.join(place, "_runs", "00001.run.json")):
+        data = storage.read_json(uri)
+        data["settings"]["arch"]["max_words"] = data["settings"]["arch"].pop("max_text_len")
+        storage.write_json(uri, data)
+    assert look(config, place, {}) == {"steps": 3}
+    with pytest.raises(ConfigError, match=r"arch\.max_text_len: 40 there, 20 now"):
+        look(config.override({"arch.max_text_len": 20}), place, {})
 
 
 def test_an_output_that_may_grow(place: str) -> None:

@@ -53,6 +53,13 @@ RENAMED = {
 """Settings by their names in earlier versions; under these they are rejected with the new name."""
 
 
+def with_new_names(data: Any) -> Any:
+    """Return settings that an earlier version wrote, nested or flat, with today's names as keys."""
+    if not isinstance(data, dict):
+        return data
+    return {RENAMED.get(name, name): with_new_names(value) for name, value in data.items()}
+
+
 def new_name(dotted: str) -> str:
     """Return today's name of a setting of an earlier version, dotted; '' for one that was not renamed."""
     *path, leaf = dotted.split(".")

@@ -8,7 +8,7 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Self
 
-from evilm.config.base import fingerprint, flatten
+from evilm.config.base import fingerprint, flatten, with_new_names
 from evilm.config.stages import StageConfig
 from evilm.errors import ConfigError
 from evilm.io import ownership, storage
@@ -166,7 +166,7 @@ class Output:
         if not data:
             return {}
         # A setting that the version which made it did not have counts as its default.
-        settings = _filled(data.get("settings") or {}, type(self.config)().identity)
+        settings = _filled(with_new_names(data.get("settings") or {}), type(self.config)().identity)
         return {"settings": settings, "inputs": data.get("inputs")}
 
     def _deep_names(self) -> Iterator[str]:

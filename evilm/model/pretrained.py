@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 import evilm
-from evilm.config.base import RENAMED, Config
+from evilm.config.base import Config, with_new_names
 from evilm.errors import CheckpointError, ConfigError, ShardError
 from evilm.io import storage
 
@@ -98,11 +98,10 @@ def read_config(uri: str, kind: str) -> dict[str, Any]:
     if found != kind:
         raise CheckpointError(f"{uri} holds {found or 'no evilm model'!r}, not a {kind}; give the folder of a {kind}")
     if "config" in content:
-        return content
+        return content | {"config": with_new_names(content["config"])}
     apart = {*_ABOUT, *_KINDS[kind].facts}
     about = {name: content[name] for name in apart if name in content}
-    settings = {RENAMED.get(name, name): value for name, value in content.items() if name not in apart}
-    return about | {"config": settings}
+    return about | {"config": with_new_names({name: value for name, value in content.items() if name not in apart})}
 
 
 def read_weights(uri: str, name: str) -> dict[str, Tensor]:
