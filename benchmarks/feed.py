@@ -1,4 +1,4 @@
-"""Clips per second of the training feed, shards and codes to batches, against JPEG decoding and peer readers.
+"""Clips per second of the training data loader, shards and codes to batches, against JPEG decoding and peer readers.
 
     python benchmarks/feed.py --json feed.json
     python benchmarks/feed.py --ranks 1 8 64 --rows 2500000 10000000      # what a rank asks an object store for

@@ -8,7 +8,7 @@ step is done (first step), and after a few more, steps on the clock. `all_reduce
 gradients, by itself.
 
 Read it with the number of cores: workers beyond that share them, so the best there can be is min(workers, cores) times
-one worker's speed, and less where the feeds' threads, two per worker, find no core of their own.
+one worker's speed, and less where the loaders' threads, two per worker, find no core of their own.
 """
 
 import os

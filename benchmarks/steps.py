@@ -28,9 +28,9 @@ from evilm.train.preemption import NUM_FLAGS
 from evilm.train.timing import StepTimer
 
 _GROUPS = 40
-"""Row groups stored, more than a feed remembers, so that it goes on reading."""
+"""Row groups stored, more than a data loader remembers, so that it goes on reading."""
 _AHEAD = 8
-"""More batches than a feed makes ahead."""
+"""More batches than a data loader makes ahead."""
 SIZES = {"tiny": "tiny", "full": "paper"}
 """Presets by the name of their size."""
 
@@ -71,7 +71,7 @@ def _fill(small: Vocab, size: int) -> Vocab:
 
 
 class Learner:
-    """One worker's model, feed and updates, as `evilm.train.trainer` puts them together."""
+    """One worker's model, data loader and updates, as `evilm.train.trainer` puts them together."""
 
     def __init__(self, config: Pretrain, rank: int = 0, world: int = 1) -> None:
         """A worker's; with `world` above 1 inside Ray Train, where the process group stands."""
@@ -85,7 +85,7 @@ class Learner:
         self.timer = StepTimer(self.device)
         trained = train_state.TrainState(self.task.objective(), config, self.device, rank, world)
         self.objective, self.autocast = trained.objective, trained.autocast
-        self._updater = trained.updater(False, lambda count: [], self.timer)
+        self._updater = trained.make_train_step(False, lambda count: [], self.timer)
         self._parts = range(rank, rank + 1)
         self.loader = self.open_feed(config, rank, world)
         self._step = self._fed = 0

@@ -142,7 +142,7 @@ class Job:
     shuffle_groups: int
     """Row groups mixed with each other."""
     loader_threads: int = 2
-    """Background threads of a worker's feed, so the most cores that it uses."""
+    """Background threads of a worker's data loader, so the most cores that it uses."""
     num_runs: int = 1
     """Trainings that share one set of codes."""
     worker_clips: int = 0

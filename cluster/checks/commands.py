@@ -30,7 +30,7 @@ def commands_in(text: str) -> Iterator[tuple[str, list[str]]]:
 
 
 def check_commands(text: str) -> list[str]:
-    """What is wrong with the commands that a text calls."""
+    """Check the commands in a text; return what is wrong with them."""
     problems = []
     for place, arguments in commands_in(text):
         folder, stage = place.split("/")

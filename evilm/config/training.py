@@ -130,8 +130,8 @@ class ScheduleConfig(Config):
     eval_clips: int = Field(default=1024, ge=0)
     """At most this many clips of the val split per evaluation; 0 turns it off."""
     eval_pool_clips: int = Field(default=0, ge=0)
-    """Pre-training also matches captions and clips of the val split with nothing masked, among so many clips at a
-    time, as `match_auc`; costs that many decodings per clip. 0 leaves it out."""
+    """Clips per pool in which unmasked captions and clips of the val split are matched for `match_auc`; each clip is
+    decoded with every caption of its pool. 0 leaves it out."""
     checkpoint_every_steps: int = Field(default=500, ge=1)
     """Steps between two checkpoints; the last step is always saved."""
     keep_checkpoints: int = Field(default=2, ge=1)

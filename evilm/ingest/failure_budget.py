@@ -22,7 +22,7 @@ _WINDOW_CLIPS = 5000
 
 
 def too_many(lost: int, asked: int, share: float) -> bool:
-    """Return whether so many clips that can't be fetched prove that their share among all is above `share`.
+    """Return whether `lost` of `asked` clips that can't be fetched show a share above `share`.
 
     Clips come in random order. Four standard deviations leave alone a manifest whose share is just below.
     """

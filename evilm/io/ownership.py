@@ -188,7 +188,7 @@ def _this_process() -> dict[str, Any]:
 
 
 def _start_ticks(pid: int) -> str:
-    """Return when a process of this machine started, in ticks since boot; '' if there is none."""
+    """Return a process's start in ticks since boot; '' if no such process exists."""
     return _read(f"/proc/{pid}/stat").rpartition(")")[2].split(" ")[20:21][0] if _read(f"/proc/{pid}/stat") else ""
 
 

@@ -27,7 +27,7 @@ class ParseError:
 
 class CsvReader:
     """Read a CSV strictly: what is malformed is a `ParseError` of its first line only, and the lines after that are
-    read anew. In a TSV, which often knows no quotes, such a line is taken as it stands.
+    read anew. In a TSV, which often knows no quotes, such a line is read literally.
 
     Args:
         text: the file, its line ends as they are.

@@ -71,7 +71,7 @@ class TrainState:
         averaged = self._ema.averaged if self._ema else None
         return load_checkpoint(folder, self.objective, self._optimizer, averaged)
 
-    def updater(self, fresh: bool, some_batches: Callable[[int], Iterable[Any]], timer: StepTimer) -> TrainStep:
+    def make_train_step(self, fresh: bool, some_batches: Callable[[int], Iterable[Any]], timer: StepTimer) -> TrainStep:
         """Make the model ready to be trained.
 
         Args:

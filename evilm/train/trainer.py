@@ -91,7 +91,7 @@ class Trainer:
         objective = task.objective()
         # Forward and backward, two FLOPs a multiply-accumulate; the backward pass costs twice the forward one.
         self.flops_per_clip = 6 * task.forward_macs(objective) if rank == 0 else 0.0
-        self.learner = TrainState(objective, self.settings, self.device, rank, world)
+        self.train_state = TrainState(objective, self.settings, self.device, rank, world)
         self.peak = 0.0
         if rank == 0:
             dtype = torch.bfloat16 if cluster.precision == "bf16" else torch.float32
@@ -125,7 +125,7 @@ class Trainer:
         self.num_steps = max(self.num_steps, start)  # restored behind a lowered schedule.max_steps: nothing is left
         self._begin(restored)
         self.due = Cadence(self.settings.schedule, self.steps_per_epoch, self.num_steps)
-        updater = self.learner.updater(not restored, self._some_batches, self.timer)
+        train_step = self.train_state.make_train_step(not restored, self._some_batches, self.timer)
         progress = self.progress = Progress(self.num_steps, self.order.mean_clips, start, self.state["log"])
         count = len(self.micro_batches)
         fed = self.loader.batches(start * count, self.num_steps * count)
@@ -134,19 +134,19 @@ class Trainer:
         for step in range(start, self.num_steps):
             batches = list(islice(stream, count))
             profiler.before(step)
-            outcomes = updater.step(step, self.schedule_steps, self.micro_batches, batches, self._flags())
+            outcomes = train_step.step(step, self.schedule_steps, self.micro_batches, batches, self._flags())
             self.audit.note(step, self.micro_batches, batches)
             self.state["step"] = done = step + 1
             profiler.after(step)
             is_asked = any(flag > 0 for outcome in outcomes for flag in outcome.flags)
             if is_asked or self.due.numbers(done):
-                outcomes += updater.settle()
+                outcomes += train_step.settle()
             stop_run, worker_ends, look, near = self._take(outcomes)
             if self.due.log(done):
                 self._log(progress.flush(done, self.loader, keep=not self.due.log_in_any_run(done)), done)
-            is_best = self._look(done)
+            is_best = self._evaluate(done)
             if self.panels and self.panels.due(done, self.num_steps):
-                self.panels.draw(self.learner.finished, done)
+                self.panels.draw(self.train_state.finished, done)
             urgent = self._urgent(stop_run, worker_ends, look, near)
             self.state["ended"] = done if done == self.num_steps else -1
             if urgent or is_best or self.due.checkpoint(done):
@@ -157,7 +157,7 @@ class Trainer:
                 return {"interrupted": done}
         self._end_restored()
         if self.rank == 0:
-            self.task.export(self.learner.finished)
+            self.task.export(self.train_state.finished)
         more = {name: self.state[name] for name in ("best", "eval_clips") if self.state.get(name)}
         skipped = {"skipped_steps": self.state["skipped"]} if self.state["skipped"] else {}
         return {"steps": self.num_steps, "train": self.state["train"], "val": self.state["val"]} | more | skipped
@@ -169,7 +169,7 @@ class Trainer:
             return
         if self.progress.state["count"]:
             self._log(self.progress.flush(done, self.loader, keep=True), done)
-        self._look(done)
+        self._evaluate(done)
         self.state["ended"], self.saved = done, -1
         self._save(wait=True)
 
@@ -183,7 +183,7 @@ class Trainer:
         return [any(flag > 0 for flag in column) for column in zip(*flags, strict=True)]
 
     def _flags(self) -> list[float]:
-        return self.watch.flags(self.keeper.took_s)
+        return self.watch.flags(self.checkpoints.took_s)
 
     def _urgent(self, stop_run: bool, worker_ends: bool, look: bool, near: bool) -> bool:
         """Return whether a checkpoint is wanted now, because something is about to end."""
@@ -195,15 +195,15 @@ class Trainer:
             logger.warning("%s: checkpoint at step %d", why, self.state["step"])
         return stop_run or worker_ends or bool(leaving)
 
-    def _look(self, done: int) -> bool:
+    def _evaluate(self, done: int) -> bool:
         """Evaluate on the val split at the end of an epoch; whether it is the best so far and worth keeping."""
         if not self.due.evaluation(done):
             return False
         loader = self.task.eval_loader(self.rank, self.world)
         if loader is None:
             return False
-        autocast = self.learner.autocast
-        metrics = evaluate(self.learner.finished, self._pinned(loader), self.device, self.world, autocast)
+        autocast = self.train_state.autocast
+        metrics = evaluate(self.train_state.finished, self._pinned(loader), self.device, self.world, autocast)
         self.state |= {"val": metrics, "eval_clips": self.settings.schedule.eval_clips}
         if self.recorder:
             shown = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
@@ -244,18 +244,18 @@ class Trainer:
         if self.saved != self.state["step"]:
             self.saved = self.state["step"]
             self.audit.write()
-            self.learner.objective.collect_counts()
+            self.train_state.objective.collect_counts()
             self.state["log"] = self.progress.state
             before = self.recorder.store if self.recorder else lambda: None
             best = self.state["best"].get("checkpoint", "")
-            self.keeper.save(self.saved, lambda: self.learner.snapshot(self.state, self.files), best, before)
+            self.checkpoints.save(self.saved, lambda: self.train_state.snapshot(self.state, self.files), best, before)
         if wait:
-            self.keeper.finish()
+            self.checkpoints.finish()
             ray.train.collective.barrier()
 
     def _restore(self) -> str:
         """Go on from the newest intact checkpoint; its name, '' for a fresh start."""
-        name, state = self.learner.restore(self.spec.out)
+        name, state = self.train_state.restore(self.spec.out)
         if name:
             self.state |= state
             self.saved = self.state["step"]
@@ -275,11 +275,11 @@ class Trainer:
                 write_plan(out, self.order, str(getattr(self.settings, "frames", "")))
         self.attempt = int(broadcast_from_rank_zero(number))
         self.audit = Audit(out, schedule.audit, self.attempt, self.rank)
-        self.keeper = CheckpointManager(
+        self.checkpoints = CheckpointManager(
             out, self.spec.run, self.attempt, schedule.keep_checkpoints, self.rank, restored
         )
-        self.files = files_beside(lambda folder: self.task.describe(folder, self.learner.objective))
-        self.ends.callback(self.keeper.close)
+        self.files = files_beside(lambda folder: self.task.describe(folder, self.train_state.objective))
+        self.ends.callback(self.checkpoints.close)
         if self.recorder:
             self.recorder.log({"time/attempt": number, "time/workers": self.world}, self.state["step"])
 

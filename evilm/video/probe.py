@@ -115,7 +115,7 @@ def is_part(video: Video, wish: SampleRequest) -> bool:
 
 
 def is_long(video: Video, wish: SampleRequest) -> bool:
-    """Return whether the wanted part has so many packets that only those around the wanted moments are to be read."""
+    """Return whether the wanted part has too many packets to read all, not only those around the wanted moments."""
     return (_stop_s(video, wish) - (wish.start_s or 0)) * _rate(video) > _MANY
 
 

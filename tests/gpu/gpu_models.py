@@ -85,7 +85,7 @@ def tokenizer_objective(codebook: dict[str, Any] | None = None, **changes: Any) 
 
 
 def rows(clips: int, epoch: int = 0, mine: slice | None = None, px: int = PX, frames: int = FRAMES) -> Rows:
-    """What a feed reads for one step: noise with the captions of `captions`."""
+    """What a data loader reads for one step: noise with the captions of `captions`."""
     rng = np.random.default_rng(epoch + 1)
     pixels = rng.integers(0, 256, (clips, frames, px, px, 3), dtype=np.uint8)
     codes = rng.integers(0, CODES, (clips, frames * (px // 32) ** 2)).astype(np.int64)
@@ -127,7 +127,7 @@ def pretrain_case(size: str) -> tuple[PretrainObjective, PretrainBatch]:
 
 
 class Held:
-    """In place of a feed: batches from memory."""
+    """In place of a data loader: batches from memory."""
 
     def __init__(self, batches: list[Any]) -> None:
         self._batches, self.order = batches, self
@@ -139,7 +139,7 @@ class Held:
 
 
 def loader(folder: Path) -> DataLoader:
-    """A feed over shards of JPEGs, written to `folder`."""
+    """A data loader over shards of JPEGs, written to `folder`."""
     frames = sample.make_frames(folder / "frames", 24, split="train")
     sample.make_codes(folder / "codes", frames)
     codes = CodesManifest.load(str(folder / "codes" / "t0"))
@@ -178,7 +178,7 @@ def make_learner(
     device = torch.device(device)
     learner = TrainState(objective, config, device, dist.get_rank() if world > 1 else 0, world)
     first = (lambda count: [batch.to(device) for batch in batches[:count]]) if batches else lambda _: []
-    return learner, learner.updater(bool(batches), first, StepTimer(device))
+    return learner, learner.make_train_step(bool(batches), first, StepTimer(device))
 
 
 def train(
