@@ -1,12 +1,12 @@
 """The workflow as one job: `pipelines/all.py` on a root where pre-training stands."""
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 from commands import ROOT
+from sharing import copy_workflow
 
 from evilm.config.command_line import parse
 from evilm.config.presets import defaults
@@ -20,9 +20,7 @@ SMALL = str(ROOT / "tests" / "small.yaml")
 @pytest.fixture(scope="module")
 def root(small_workflow: tuple[Path, dict[str, Any]], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the small workflow, to write into."""
-    copied = tmp_path_factory.mktemp("chain") / "root"
-    shutil.copytree(small_workflow[0], copied)
-    return copied
+    return copy_workflow(small_workflow[0], tmp_path_factory.mktemp("chain") / "root")
 
 
 def _config(root: Path, *flags: str) -> RunAll:

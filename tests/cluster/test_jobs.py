@@ -17,6 +17,7 @@ import psutil
 import pytest
 from commands import ROOT
 from local import free_port
+from sharing import copy_workflow
 
 pytestmark = pytest.mark.long
 _RAY = Path(sys.executable).with_name("ray")
@@ -119,8 +120,8 @@ def test_a_command_without_the_token_says_what_to_check(head: dict[str, str], tm
 def test_pretraining_runs_as_a_job(
     head: dict[str, str], small_workflow: tuple[Path, dict[str, Any]], tmp_path: Path
 ) -> None:
-    root, out = tmp_path / "run", tmp_path / "model"
-    shutil.copytree(small_workflow[0], root)  # frames, tokenizer and codes stand; the model is made
+    # Frames, tokenizer and codes stand; the model is made.
+    root, out = copy_workflow(small_workflow[0], tmp_path / "run"), tmp_path / "model"
     places = ["--root", str(root), "--out", str(out)]
     job = _submit(head, "pipelines/pretrain.py", "--preset", "tests/small.yaml", *places, "--schedule.epochs", "1")
     assert job.returncode == 0, (job.stdout + job.stderr)[-3000:]
