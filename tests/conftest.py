@@ -39,8 +39,9 @@ os.environ.pop("RAY_ADDRESS", None)
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import pytest  # noqa: E402
-from gates import Gate  # noqa: E402
-from s3_faults import FaultyS3  # noqa: E402
+
+from helpers.gates import Gate  # noqa: E402
+from helpers.s3_faults import FaultyS3  # noqa: E402
 
 
 @pytest.fixture(scope="session")
@@ -56,7 +57,7 @@ def shared_data() -> Path:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Under xdist, hand out the files that take longest first, so that no process is left with one at the end."""
     if "PYTEST_XDIST_WORKER" in os.environ:
-        from sharing import longest_first
+        from helpers.sharing import longest_first
 
         items[:] = longest_first(items)
 
@@ -144,10 +145,9 @@ SMALL = _HERE / "small.yaml"
 @pytest.fixture(scope="session")
 def small_workflow(ray_local: Any, common_folder: Path) -> tuple[Path, dict[str, Any]]:
     """A finished small workflow: its root, and the summary of its pre-training. Read it, don't write into it."""
-    from sharing import build_once
-
     from evilm.config.presets import defaults
     from evilm.tasks.pretrain import pretrain
+    from helpers.sharing import build_once
 
     root = common_folder / "workflow"
     config = defaults("pretrain", str(SMALL)).model_copy(update={"root": str(root)})

@@ -13,14 +13,14 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
-from commands import ROOT, start
-from gates import Gate, serve
-from mlflow_server import Server
 from packaging.requirements import Requirement
-from video_files import write_video
 
 from evilm.config.secrets import public_data, public_text, public_uri, unsigned, unsigned_text
 from evilm.console import log_to_console
+from helpers.commands import ROOT, start
+from helpers.gates import Gate, serve
+from helpers.mlflow_server import Server
+from helpers.video_files import write_video
 
 
 @pytest.mark.parametrize(

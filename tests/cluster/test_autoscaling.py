@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from commands import ROOT, files_of
-from metadata import AWS_NOTICE, aws_notice, metadata_service
 from rehearse import Jobs, rehearse
 
 from evilm.config.stages import STAGES, Sweep
+from helpers.commands import ROOT, files_of
+from helpers.spot_metadata import AWS_NOTICE, aws_notice, metadata_service
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(1800)]
 SMALL = str(ROOT / "tests" / "small.yaml")

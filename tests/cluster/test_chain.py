@@ -5,14 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from commands import ROOT
-from sharing import copy_workflow
 
 from evilm.config.command_line import parse
 from evilm.config.presets import defaults
 from evilm.config.stages import Pretrain, RunAll
 from evilm.errors import ConfigError, EvilmError
 from evilm.run_all import run_all
+from helpers.commands import ROOT
+from helpers.sharing import copy_workflow
 
 SMALL = str(ROOT / "tests" / "small.yaml")
 

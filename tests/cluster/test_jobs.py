@@ -15,9 +15,10 @@ from typing import Any
 
 import psutil
 import pytest
-from commands import ROOT
 from local import free_port
-from sharing import copy_workflow
+
+from helpers.commands import ROOT
+from helpers.sharing import copy_workflow
 
 pytestmark = pytest.mark.long
 _RAY = Path(sys.executable).with_name("ray")

@@ -4,7 +4,8 @@ import json
 
 import pytest
 import spot_watch
-from metadata import AWS_NOTICE, aws_notice, metadata_service
+
+from helpers.spot_metadata import AWS_NOTICE, aws_notice, metadata_service
 
 _GCP = "/computeMetadata/v1/instance/preempted"
 _EVENTS = "/metadata/scheduledevents?api-version=2020-07-01"

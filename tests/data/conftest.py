@@ -9,7 +9,6 @@ from typing import IO, Any
 
 import psutil
 import pytest
-from commands import ROOT
 
 
 def _write_line(stream: IO[bytes]) -> None:
@@ -20,7 +19,7 @@ def _write_line(stream: IO[bytes]) -> None:
 @pytest.fixture
 def nodes(request: pytest.FixtureRequest) -> Iterator[dict[str, Any]]:
     """A cluster of a head and two worker nodes, or as many as asked for, in processes of its own; `add` adds one."""
-    command = [sys.executable, str(ROOT / "tests" / "ray_nodes.py"), str(getattr(request, "param", 2))]
+    command = [sys.executable, "-m", "helpers.ray_nodes", str(getattr(request, "param", 2))]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     assert process.stdout is not None
     family: list[psutil.Process] = []

@@ -6,7 +6,7 @@ import sys
 import time
 from pathlib import Path
 
-from commands import ROOT
+from helpers.commands import ROOT
 
 
 def test_an_address_where_nobody_listens_ends_in_one_line(tmp_path: Path) -> None:

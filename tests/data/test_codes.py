@@ -9,11 +9,6 @@ import numpy as np
 import pytest
 import s3fs
 import torch
-from commands import files_of, kill, start, wait_for
-from gates import Gate
-from s3_faults import FAULTS, FaultyS3, at_random
-from sharding import in_this_process
-from stored import GRID, NUM_CODES, PX, SIZES, make_tokenizer, store_frames
 
 from evilm.config.stages import PrecomputeCodes
 from evilm.dataloader.clip_reader import load_clips
@@ -28,6 +23,11 @@ from evilm.jobs.commits import committed
 from evilm.model.tokenizers.semantic_vq import VideoTokenizer
 from evilm.shards import CodesManifest, FrameManifest, ShardPair, decode_frames, find_codes, pair, read_group
 from evilm.video.crops import View, replay
+from helpers.commands import files_of, kill, start, wait_for
+from helpers.gates import Gate
+from helpers.s3_faults import FAULTS, FaultyS3, at_random
+from helpers.small_corpus import in_this_process
+from helpers.stored_frames import GRID, NUM_CODES, PX, SIZES, make_tokenizer, store_frames
 
 BATCH_CLIPS = 3
 

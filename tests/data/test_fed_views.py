@@ -7,8 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from sharding import in_this_process
-from stored import CAPTIONS, GRID, NUM_CODES, make_tokenizer, store_frames
 
 from evilm.config.stages import PrecomputeCodes, Pretrain
 from evilm.encode.encode_job import precompute_codes
@@ -19,6 +17,8 @@ from evilm.tasks.inputs import Inputs
 from evilm.tasks.pretrain import PretrainTask, open_pairs
 from evilm.text.vocab import Vocab
 from evilm.text.vocab_builder import train_wordpiece
+from helpers.small_corpus import in_this_process
+from helpers.stored_frames import CAPTIONS, GRID, NUM_CODES, make_tokenizer, store_frames
 
 EPOCHS = 6
 

@@ -14,7 +14,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from commands import ROOT
 from PIL import Image, ImageFont
 
 from evilm.config.command_line import parse
@@ -27,6 +26,7 @@ from evilm.inspect.shard_stats import Distribution
 from evilm.shards import CodeShardInfo, CodesManifest, FrameManifest, ShardInfo, codes_schema, write_codes, write_frames
 from evilm.video.reasons import ClipFlag, RejectReason
 from evilm.video.resize import to_jpeg
+from helpers.commands import ROOT
 
 PX, NUM_FRAMES, GRID, NUM_CODES, NUM_VIEWS = 32, 2, 2, 8, 2
 GROUPS = {"train-00000": [3, 2], "train-00001": [3, 1], "val-00000": [2]}

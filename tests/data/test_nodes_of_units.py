@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from commands import wait_for
+
+from helpers.commands import wait_for
 
 pytestmark = pytest.mark.long
 
@@ -16,7 +17,7 @@ pytestmark = pytest.mark.long
 def units(nodes: dict[str, Any], code: str) -> subprocess.Popen[bytes]:
     """Run units of work on these nodes, from a process of its own."""
     start = (
-        "import json, ray, failing_units; from functools import partial; from evilm.jobs import runner; "
+        "import json, ray; from helpers import failing_units; from functools import partial; from evilm.jobs import runner; "
         "from evilm.config.training import PoolConfig; "
         "from evilm.cluster import actor_options, connect, task_options; "
         "from evilm.console import log_to_console; "

@@ -11,9 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from commands import files_of, start
-from sharding import SMALL, clips_of, in_this_process, make_corpus, quarantine_of, shard_config
-from video_files import write_video
 
 from evilm.config.data import FetchConfig, FramesConfig
 from evilm.config.stages import ShardVideos
@@ -40,6 +37,9 @@ from evilm.manifests.rows import ClipRow
 from evilm.shards import FrameManifest, read_group
 from evilm.video.fetch import Fetcher
 from evilm.video.reasons import RejectReason
+from helpers.commands import files_of, start
+from helpers.small_corpus import SMALL, clips_of, in_this_process, make_corpus, quarantine_of, shard_config
+from helpers.video_files import write_video
 
 
 @pytest.fixture(scope="module")

@@ -15,14 +15,14 @@ from typing import Any
 import psutil
 import pytest
 import s3fs
-from commands import ROOT, files_of, kill, start, wait_for
-from gates import Gate, serve
-from s3_faults import FaultyS3, at_random
-from sharding import clips_of, make_corpus, quarantine_of, shard_config
 
 from evilm.errors import StorageError
 from evilm.ingest.shard_videos import shard_videos
 from evilm.io import storage
+from helpers.commands import ROOT, files_of, kill, start, wait_for
+from helpers.gates import Gate, serve
+from helpers.s3_faults import FaultyS3, at_random
+from helpers.small_corpus import clips_of, make_corpus, quarantine_of, shard_config
 
 _SHARDS = 24
 _ONE, _OTHER = "17.mp4", "10.mp4"
@@ -288,7 +288,7 @@ FULL_DISK = """
 import sys
 from pathlib import Path
 sys.path.insert(0, {tests!r})
-from sharding import shard_config
+from helpers.small_corpus import shard_config
 from evilm.ingest import shard_plan
 from evilm.ingest.shard_writer import ShardJob, make_shard
 from evilm.manifests.reader import read_manifests

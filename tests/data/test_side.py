@@ -9,13 +9,13 @@ from pathlib import Path
 import fsspec
 import numpy as np
 import pytest
-from stored import CAPTIONS, store_frames
 
 from evilm.dataloader.loader import DataLoader
 from evilm.dataloader.sampler import TrainSampler
 from evilm.errors import ShardError, StorageError
 from evilm.io import node_cache, storage
 from evilm.shards import FrameManifest, ShardPair, Side, open_side, publish_side, read_group
+from helpers.stored_frames import CAPTIONS, store_frames
 
 SIZES = {"train": [[4, 1], [3]], "val": [[2]]}
 

@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 import s3fs
-from commands import files_of, kill, start, wait_for
-from gates import Gate, serve
-from sharding import make_corpus, shard_config
 
 from evilm.ingest.shard_videos import shard_videos
 from evilm.io import storage
 from evilm.shards import FrameManifest
+from helpers.commands import files_of, kill, start, wait_for
+from helpers.gates import Gate, serve
+from helpers.small_corpus import make_corpus, shard_config
 
 pytestmark = [pytest.mark.faults, pytest.mark.long]
 

@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sharding import in_this_process, shard_config
-from video_files import write_video
 
 from evilm.errors import ConfigError, OwnershipError
 from evilm.ingest import shard_writer
 from evilm.ingest.shard_videos import shard_videos
 from evilm.io import ownership, storage
 from evilm.shards import FrameManifest
+from helpers.small_corpus import in_this_process, shard_config
+from helpers.video_files import write_video
 
 pytestmark = pytest.mark.faults
 

@@ -13,18 +13,18 @@ from typing import Any
 
 import pytest
 import s3fs
-from commands import files_of, start
-from failing_units import fail_some
-from gates import Gate, serve
-from s3_faults import FaultyS3
-from sharding import SMALL, clips_of, in_this_process, shard_config
-from video_files import write_video
 
 from evilm.errors import HaltedError, ShardError, StorageError, UnfinishedError, UsageError
 from evilm.ingest.shard_videos import period, shard_videos
 from evilm.io import storage
 from evilm.jobs import commits, runner
 from evilm.shards import FrameManifest
+from helpers.commands import files_of, start
+from helpers.failing_units import fail_some
+from helpers.gates import Gate, serve
+from helpers.s3_faults import FaultyS3
+from helpers.small_corpus import SMALL, clips_of, in_this_process, shard_config
+from helpers.video_files import write_video
 
 _NUM_CLIPS = 20
 _ONE_EACH = {"sampling.shard_clips": 1, "sampling.row_group_clips": 1}

@@ -3,12 +3,12 @@
 from pathlib import Path
 
 import numpy as np
-from sample import FRAMES, NUM_CODES, PX, make_codes, make_frames, make_model
 
 from evilm.config.training import ObjectivesConfig
 from evilm.eval.eval_clips import choose_clips, make_blocks, open_shards
 from evilm.eval.scoring import ScoreJob, Scorer
 from evilm.shards import CodesManifest
+from helpers.random_model import FRAMES, NUM_CODES, PX, make_codes, make_frames, make_model
 
 
 def test_frames_and_codes_are_picked_alike(tmp_path: Path) -> None:

@@ -11,11 +11,9 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-import gpu_models as small
 import numpy as np
 import pytest
 import torch
-from gpu_ranks import start_ranks, train_ranks
 from torch import nn
 
 from evilm.dataloader.collate import Batch
@@ -24,6 +22,8 @@ from evilm.train.checkpoint_files import load_checkpoint, save_checkpoint
 from evilm.train.device_copies import on_device
 from evilm.train.train_state import TrainState
 from evilm.train.validation import evaluate
+from helpers import gpu_models as small
+from helpers.gpu_ranks import start_ranks, train_ranks
 
 _CARD = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 CARD = pytest.param("cuda", marks=_CARD)

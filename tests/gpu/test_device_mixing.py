@@ -4,12 +4,9 @@ import copy
 from pathlib import Path
 from typing import Any
 
-import gpu_models as small
 import numpy as np
 import pytest
 import torch
-from gpu_ranks import start_ranks, train_ranks
-from pretend_card import PretendCard
 
 from evilm.eval.scoring import ScoreJob, Scorer
 from evilm.model.evilm_model import EViLMModel
@@ -17,6 +14,9 @@ from evilm.tracking.panel_view import predict
 from evilm.train.checkpoint_files import load_checkpoint, save_checkpoint
 from evilm.train.precision import autocast
 from evilm.train.validation import evaluate
+from helpers import gpu_models as small
+from helpers.gpu_ranks import start_ranks, train_ranks
+from helpers.pretend.card import PretendCard
 
 CUDA = torch.device("cuda", 0)
 

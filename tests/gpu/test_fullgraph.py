@@ -2,12 +2,12 @@
 
 from typing import Any
 
-import gpu_models as small
 import pytest
 import torch
 
 from evilm.train.train_state import compile_objective
 from evilm.train.validation import evaluate
+from helpers import gpu_models as small
 
 
 @pytest.mark.long

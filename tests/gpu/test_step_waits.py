@@ -2,9 +2,10 @@
 
 from typing import Any
 
-import gpu_models as small
 import pytest
-from gpu_waits import count_waits
+
+from helpers import gpu_models as small
+from helpers.gpu_waits import count_waits
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "as it is": {},

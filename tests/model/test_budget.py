@@ -10,7 +10,6 @@ from cost import main
 from cost_model import formulas
 from cost_model.inputs import CONSTANTS, DEVICES, Device, Job, job_of, measured, override
 from cost_model.plan import labels, once, reading, training
-from small import frames, student_config, tokenizer_config, words
 from torch.utils.flop_counter import FlopCounterMode
 
 from evilm.config.models import CodebookConfig, VideoTokenizerConfig
@@ -24,6 +23,7 @@ from evilm.model.evilm_model import EViLMModel
 from evilm.model.tokenizers.semantic_vq import VideoTokenizer
 from evilm.objectives.pretraining_objective import PretrainObjective
 from evilm.objectives.step_macs import StepWork, step_macs, tokenizer_macs
+from helpers.small_models import frames, student_config, tokenizer_config, words
 
 ROUND = {
     "shard_core_s_per_clip": 0.36,

@@ -10,8 +10,6 @@ import numpy as np
 import pytest
 import simplejpeg
 import torch
-from small import student_config
-from video_files import write_video
 
 import evilm
 from evilm.config.data import FramesConfig
@@ -24,6 +22,8 @@ from evilm.text.vocab import Vocab
 from evilm.text.vocab_builder import train_wordpiece
 from evilm.video.decode import decode_clip
 from evilm.video.decoder_process import Decoder
+from helpers.small_models import student_config
+from helpers.video_files import write_video
 
 CAPTIONS = ["a red ball rolls to the left", "a blue star", "two green cubes, blinking in the fog"]
 FRAMES = FramesConfig(num_frames=3, frame_px=64, resize="squash")

@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from small import student_config, tokenizer_config
 
 from evilm.config.data import FramesConfig
 from evilm.errors import CheckpointError, VocabError
@@ -17,6 +16,7 @@ from evilm.model.preprocess import Preprocessor
 from evilm.model.tokenizers.semantic_vq import VideoTokenizer
 from evilm.model.warm_start import has_codebook, start_model, start_tokenizer
 from evilm.text.vocab import SPECIALS, Vocab
+from helpers.small_models import student_config, tokenizer_config
 
 OLD = Vocab([*SPECIALS, "ball", "red", "star", "left"])
 NEW = Vocab(["left", *SPECIALS, "cube", "red", "green", "ball", "fog", "two"])  # "star" is gone, the order another

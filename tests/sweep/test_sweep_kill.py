@@ -7,14 +7,14 @@ from typing import Any
 import pytest
 import s3fs
 import yaml
-from commands import ROOT, kill, start, wait_for
-from gates import Gate
 
 from evilm.config.command_line import parse
 from evilm.config.presets import defaults
 from evilm.sweep.run_sweep import sweep
 from evilm.tasks.pretrain import pretrain
 from evilm.train.attempts import attempts
+from helpers.commands import ROOT, kill, start, wait_for
+from helpers.gates import Gate
 
 SMALL = str(ROOT / "tests" / "small.yaml")
 

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from commands import ROOT, kill, start, wait_for
 
 from evilm.config.command_line import parse
 from evilm.config.sweep_space import check_score
+from helpers.commands import ROOT, kill, start, wait_for
 
 SMALL = str(ROOT / "tests" / "small.yaml")
 GOES_ON = "the same command goes on from here"

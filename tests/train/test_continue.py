@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from faults import SMALL, losses
 
 from evilm.config.presets import defaults
 from evilm.config.stages import Pretrain, Sweep, TrainTokenizer
@@ -17,6 +16,7 @@ from evilm.tasks.pretrain import pretrain
 from evilm.train.best import note_best
 from evilm.train.checkpoint_manager import newest_first
 from evilm.train.progress import Progress
+from helpers.faults import SMALL, losses
 
 Workflow = tuple[Path, dict[str, Any]]
 

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from faults import all_clips, assert_close, losses, train
 
 from evilm.errors import ClusterError
 from evilm.train import audit
 from evilm.train.attempts import attempts, lineage
+from helpers.faults import all_clips, assert_close, losses, train
 
 Workflow = tuple[Path, dict[str, Any]]
 

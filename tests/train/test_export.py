@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from faults import SMALL
 
 import evilm
 from evilm.config.presets import defaults
@@ -20,6 +19,7 @@ from evilm.shards import FrameManifest
 from evilm.tasks.pretrain import pretrain
 from evilm.tasks.training_run import TrainingRun
 from evilm.train.checkpoint_manager import newest_first
+from helpers.faults import SMALL
 
 pytestmark = pytest.mark.long
 

@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from faults import SMALL, losses
 
 from evilm.config.presets import defaults
 from evilm.config.stages import BuildVocab, Pretrain, TrainTokenizer
@@ -18,6 +17,7 @@ from evilm.tasks.train_tokenizer import train_tokenizer
 from evilm.text.vocab import Vocab
 from evilm.text.vocab_builder import build_vocab
 from evilm.train.checkpoint_manager import newest_first
+from helpers.faults import SMALL, losses
 
 pytestmark = pytest.mark.long
 

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from faults import all_clips, assert_close, losses
 
 from evilm.train import audit
 from evilm.train.attempts import attempts, lineage
+from helpers.faults import all_clips, assert_close, losses
 
 
 @pytest.mark.long
@@ -20,9 +20,8 @@ def test_a_notice_a_lost_node_and_a_new_one_cost_no_clip_and_change_no_number(
 ) -> None:
     root, summary = small_workflow
     (tmp_path / "summary.json").write_text(json.dumps(summary))
-    script = Path(__file__).parents[1] / "nodes.py"
     out = tmp_path / "model"
-    command = [sys.executable, str(script), str(root), str(tmp_path / "summary.json"), str(out)]
+    command = [sys.executable, "-m", "helpers.lost_nodes", str(root), str(tmp_path / "summary.json"), str(out)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=550, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     assert json.loads(done.stdout.splitlines()[-1])["steps"] == 16

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from faults import losses, train
-from mlflow_server import Server, wait_for
 
 from evilm.train.attempts import attempts
+from helpers.faults import losses, train
+from helpers.mlflow_server import Server, wait_for
 
 
 @pytest.mark.long

@@ -6,7 +6,6 @@ import time
 from pathlib import Path
 
 import pytest
-from mlflow_server import Server, free_port, wait_for
 
 from evilm.config.stages import BuildVocab
 from evilm.console import log_to_console
@@ -18,6 +17,7 @@ from evilm.tracking.mlflow_run import close_run, describe_run, is_closed, open_r
 from evilm.tracking.mlflow_uploader import MetricsRecorder, MlflowUploader
 from evilm.tracking.track_run import track
 from evilm.train.launch import catch_up, finish_tracking
+from helpers.mlflow_server import Server, free_port, wait_for
 
 
 @pytest.fixture

@@ -7,15 +7,15 @@ from typing import Any
 
 import pytest
 import s3fs
-from commands import kill, start, wait_for
-from faults import SMALL
-from gates import Gate
 
 from evilm.config.presets import defaults
 from evilm.config.stages import Pretrain
 from evilm.errors import ConfigError, ManifestError, ShardError
 from evilm.tasks.pretrain import pretrain
 from evilm.tracking.metrics_file import read_points
+from helpers.commands import kill, start, wait_for
+from helpers.faults import SMALL
+from helpers.gates import Gate
 
 Workflow = tuple[Path, dict[str, Any]]
 _TIMES = ("time/",)

@@ -5,7 +5,8 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from video_files import write_kind
+
+from helpers.video_files import write_kind
 
 
 @pytest.fixture(scope="session")

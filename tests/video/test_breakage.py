@@ -18,7 +18,6 @@ import av
 import numpy as np
 import psutil
 import pytest
-from video_files import assert_true_frames, picture, write_video
 
 from evilm.config.data import FramesConfig
 from evilm.errors import DecodeError
@@ -28,6 +27,7 @@ from evilm.video.container import MOV, check_complete
 from evilm.video.decode import DecodedClip, decode_clip
 from evilm.video.decoder_process import Decoder
 from evilm.video.reasons import RejectReason
+from helpers.video_files import assert_true_frames, picture, write_video
 
 CONFIG = FramesConfig(decode_timeout_s=60)
 GOP = {"x264-params": "keyint=24:bframes=3:scenecut=0"}

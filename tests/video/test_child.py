@@ -8,13 +8,13 @@ from pathlib import Path
 
 import psutil
 import pytest
-from video_files import write_video
 
 from evilm.config.data import FramesConfig
 from evilm.errors import DecodeError, EvilmError
 from evilm.video.decode import decode_clip
 from evilm.video.decoder_process import Decoder
 from evilm.video.reasons import RejectReason
+from helpers.video_files import write_video
 
 CONFIG = FramesConfig()
 

@@ -11,7 +11,6 @@ import av
 import numpy as np
 import pytest
 from PIL import Image
-from video_files import KINDS, assert_from_spans, assert_true_frames, sequential, write_video
 
 from evilm.config.data import FramesConfig
 from evilm.errors import DecodeError
@@ -20,6 +19,7 @@ from evilm.video.decode import DecodedClip, decode_clip
 from evilm.video.keyframes import _chain
 from evilm.video.probe import probe, probe_whole
 from evilm.video.reasons import ClipFlag, RejectReason
+from helpers.video_files import KINDS, assert_from_spans, assert_true_frames, sequential, write_video
 
 CONFIG = FramesConfig()
 LONG_GOP = {"x264-params": "keyint=250:bframes=3:scenecut=0"}

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import av
 import pytest
-from video_files import KINDS, assert_from_spans, assert_true_frames, sequential, write_video
 
 from evilm.config.data import FramesConfig
 from evilm.errors import DecodeError
@@ -17,6 +16,7 @@ from evilm.video import probe as probing
 from evilm.video.container import Video
 from evilm.video.decode import decode_clip
 from evilm.video.reasons import ClipFlag, RejectReason
+from helpers.video_files import KINDS, assert_from_spans, assert_true_frames, sequential, write_video
 
 CONFIG = FramesConfig()
 

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import av
 import pytest
-from video_files import write_video
 
 from evilm.errors import DecodeError
 from evilm.video.probe import probe
 from evilm.video.reasons import ClipFlag, RejectReason
+from helpers.video_files import write_video
 
 REGULAR = {"x264-params": "keyint=12:min-keyint=12:scenecut=0"}
 

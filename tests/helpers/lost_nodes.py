@@ -1,6 +1,6 @@
 """Pre-training on a simulated cluster of three nodes that are drained, lost and replaced; a process of its own.
 
-    python tests/nodes.py ROOT SUMMARY_JSON OUT
+    PYTHONPATH=tests python -m helpers.lost_nodes ROOT SUMMARY_JSON OUT
 
 Two workers on two nodes; a preemption notice for one node after 3 steps; the node is gone after 5; one worker goes on;
 a new node after 9; two workers finish.
@@ -24,15 +24,14 @@ for name, value in {
     "RAY_USAGE_STATS_ENABLED": "0",
     "OMP_NUM_THREADS": "1",
     "HF_HUB_OFFLINE": "1",
-    "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[1])]),
 }.items():
     os.environ[name] = value
-sys.path[:0] = os.environ["PYTHONPATH"].split(os.pathsep)
 
 import ray  # noqa: E402
-from faults import train  # noqa: E402
 from ray._raylet import GcsClient  # noqa: E402
 from ray.cluster_utils import Cluster  # noqa: E402
+
+from helpers.faults import train  # noqa: E402
 
 _STORE = 80 * 2**20
 _PREEMPTION = 2  # DrainNodeReason of Ray's autoscaler protocol

@@ -3,13 +3,14 @@
 from dataclasses import dataclass
 from typing import Any
 
-import gpu_models as small
 import torch
-from pretend_card import PretendCard, Read
 
 from evilm.config.training import TrainConfig
 from evilm.dataloader.collate import Batch
 from evilm.dataloader.sampler import micro_batch_slice
+from helpers import gpu_models as small
+from helpers.pretend.card import PretendCard
+from helpers.pretend.waits import Read
 
 WARM_UP, STEPS, CLIPS = 2, 2, 6
 """Steps before those that are counted: the optimizer makes its moments in the first, the average is a copy in it."""

@@ -1,6 +1,6 @@
 """A Ray cluster of several nodes on this machine, for tests that lose one of them.
 
-    python tests/ray_nodes.py 2
+    PYTHONPATH=tests python -m helpers.ray_nodes 2
 
 Starts a head without CPUs and so many nodes of one CPU each, prints its address and its nodes' process ids as a JSON
 line, adds a node for each line of its input, and ends with its input.

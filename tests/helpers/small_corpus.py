@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
-from video_files import write_video
 
 from evilm import errors
 from evilm.config.stages import ShardVideos
 from evilm.shards import FrameManifest, read_group
+from helpers.video_files import write_video
 
 SMALL = {
     "sampling.frame_px": 64,

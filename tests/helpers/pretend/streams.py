@@ -240,12 +240,12 @@ class Timeline:
         self.arrive(event)
 
 
-_timelines: list[Timeline] = []
+timelines: list[Timeline] = []
 
 
 def timeline() -> Timeline:
     """That of the card in use."""
-    return _timelines[-1]
+    return timelines[-1]
 
 
 class Using:

@@ -1,6 +1,5 @@
 """Small models and batches for the tests on cards, real and pretended: neither Ray nor a video decoder is needed."""
 
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -9,9 +8,6 @@ from typing import Any, cast
 import numpy as np
 import torch
 import torch.distributed as dist
-
-sys.path.append(str(Path(__file__).parents[1] / "eval"))
-import sample
 
 from evilm.config import presets
 from evilm.config.models import EViLMConfig, VideoTokenizerConfig
@@ -35,6 +31,7 @@ from evilm.train.preemption import NUM_FLAGS
 from evilm.train.timing import StepTimer
 from evilm.train.train_state import TrainState
 from evilm.train.train_step import TrainStep
+from helpers import random_model
 
 PX, FRAMES, CODES = 64, 2, 20
 REGIONS = FRAMES * (PX // 32) ** 2
@@ -140,8 +137,8 @@ class Held:
 
 def loader(folder: Path) -> DataLoader:
     """A data loader over shards of JPEGs, written to `folder`."""
-    frames = sample.make_frames(folder / "frames", 24, split="train")
-    sample.make_codes(folder / "codes", frames)
+    frames = random_model.make_frames(folder / "frames", 24, split="train")
+    random_model.make_codes(folder / "codes", frames)
     codes = CodesManifest.load(str(folder / "codes" / "t0"))
     pairs = pair(frames, codes, "train", "t0", PX // 32, FRAMES)
     collate = PretrainCollate(VOCAB, 0, 12, PX // 32, 0.3, 0.5, "block", 0.3)
@@ -151,9 +148,9 @@ def loader(folder: Path) -> DataLoader:
 
 def score_job(folder: Path) -> ScoreJob:
     """Six clips against their captions, by a model that is written to `folder` with its shards."""
-    sample.make_model(folder / "model")
-    frames = sample.make_frames(folder / "frames", 6)
-    sample.make_codes(folder / "codes", frames)
+    random_model.make_model(folder / "model")
+    frames = random_model.make_frames(folder / "frames", 6)
+    random_model.make_codes(folder / "codes", frames)
     pairs = open_shards(frames, "test", CodesManifest.load(str(folder / "codes" / "t0")))
     clips = choose_clips(pairs, 6, 0)
     texts, caption_of = distinct_captions(clips)

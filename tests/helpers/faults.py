@@ -28,7 +28,7 @@ from evilm.tracking.metrics_file import read_points
 from evilm.train import preemption
 from evilm.train.launch import fit
 
-SMALL = Path(__file__).with_name("small.yaml")
+SMALL = Path(__file__).parents[1] / "small.yaml"
 
 
 def train(
@@ -76,7 +76,7 @@ def train(
     for left in plan_file.parent.glob(f"{plan_file.name}.*"):
         left.unlink()
     with Output(config, str(out), summary["inputs"]) as output:
-        return fit(config, "pretrain", "faults:build_task", output)
+        return fit(config, "pretrain", "helpers.faults:build_task", output)
 
 
 def build_task(settings: dict[str, Any]) -> "FaultyTask":

@@ -6,15 +6,15 @@ import os
 from pathlib import Path
 from typing import Any
 
-import gpu_models as small
 import torch
 import torch.distributed as dist
 import torch.multiprocessing
-from pretend_card import PretendCard
 
 from evilm.dataloader.sampler import micro_batch_slice
 from evilm.train.micro_batches import micro_batches_of
 from evilm.train.validation import evaluate
+from helpers import gpu_models as small
+from helpers.pretend.card import PretendCard
 
 PARTS, CLIPS, STEPS = 3, 7, 2
 
