@@ -41,7 +41,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 import pytest  # noqa: E402
 
 from helpers.gates import Gate  # noqa: E402
-from helpers.s3_faults import FaultyS3  # noqa: E402
+from helpers.s3_faults import FaultyS3, Through  # noqa: E402
 
 
 @pytest.fixture(scope="session")
@@ -137,6 +137,34 @@ def store_gate(s3_server: str, s3_bucket: str, monkeypatch: pytest.MonkeyPatch) 
         monkeypatch.setenv("AWS_ENDPOINT_URL", server.url)
         yield gate
         gate.open()
+
+
+@pytest.fixture
+def s3_through(s3_bucket: str, monkeypatch: pytest.MonkeyPatch) -> Through:
+    """Put a faulty server between this test, its processes and the session's store; gives the bucket."""
+    import s3fs
+
+    def use(faulty: FaultyS3) -> str:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", faulty.url)
+        s3fs.S3FileSystem.clear_instance_cache()
+        return s3_bucket
+
+    return use
+
+
+@pytest.fixture(params=["local", "s3"])
+def out_uri(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """An output folder that does not exist yet, on the local disk and on S3."""
+    return str(tmp_path / "out") if request.param == "local" else request.getfixturevalue("s3_bucket") + "/out"
+
+
+@pytest.fixture
+def nodes(request: pytest.FixtureRequest) -> Iterator[dict[str, Any]]:
+    """A Ray cluster of a head and two worker nodes, or as many as the test's parameter says; see `ray_nodes`."""
+    from helpers.ray_nodes import ray_nodes
+
+    with ray_nodes(getattr(request, "param", 2)) as cluster:
+        yield cluster
 
 
 SMALL = _HERE / "small.yaml"

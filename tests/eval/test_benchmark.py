@@ -6,7 +6,6 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from eval.sample import FRAMES, NUM_CODES, PX, captions, make_codes, make_frames, make_model
 
 from evilm.config.stages import Benchmark
 from evilm.dataloader.masking import region_masks
@@ -17,6 +16,7 @@ from evilm.model.evilm_model import EViLMModel
 from evilm.seeds import clip_keys
 from evilm.shards import FrameManifest, decode_frames, read_group
 from evilm.text.vocab import Vocab
+from helpers.random_model import FRAMES, NUM_CODES, PX, captions, make_codes, make_frames, make_model
 
 
 @pytest.fixture(scope="module")

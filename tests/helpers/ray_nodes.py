@@ -9,11 +9,41 @@ line, adds a node for each line of its input, and ends with its input.
 import json
 import os
 import shutil
+import subprocess
 import sys
 import tempfile
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
+from typing import IO, Any
+
+import psutil
 
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+
+
+@contextmanager
+def ray_nodes(num_nodes: int) -> Iterator[dict[str, Any]]:
+    """Start a cluster in processes of its own; gives its `address`, its nodes' `pids`, and `add`, which adds a node."""
+    command = [sys.executable, "-m", "helpers.ray_nodes", str(num_nodes)]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    assert process.stdout is not None
+    family: list[psutil.Process] = []
+    try:
+        cluster = json.loads(process.stdout.readline()) | {"add": partial(_write_line, process.stdin)}
+        family = psutil.Process(process.pid).children(recursive=True)
+        yield cluster
+    finally:
+        family += psutil.Process(process.pid).children(recursive=True)
+        process.communicate(timeout=60)
+        _, alive = psutil.wait_procs(family, timeout=10)
+        for child in alive:
+            child.kill()
+
+
+def _write_line(stream: IO[bytes]) -> None:
+    stream.write(b"\n")
+    stream.flush()
 
 
 def main(num_nodes: int) -> None:

@@ -55,6 +55,10 @@ class FaultyS3:
         self._server.server_close()
 
 
+Through = Callable[[FaultyS3], str]
+"""Puts such a server between a test and the store, and gives the bucket: the fixture `s3_through`."""
+
+
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     upstream: ClassVar[str]

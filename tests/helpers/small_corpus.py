@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 from evilm import errors
 from evilm.config.stages import ShardVideos
 from evilm.shards import FrameManifest, read_group
+from helpers.tables import write_csv
 from helpers.video_files import write_video
 
 SMALL = {
@@ -19,6 +20,11 @@ SMALL = {
     "sampling.row_group_clips": 3,
     "cluster.num_workers": 1,  # each more is a process that imports everything, on two cores with two tests at a time
 }
+
+
+SERVED = ("17.mp4", "10.mp4")
+"""Videos that `served_corpus` has on a web server; the second one is later in the plan."""
+_HEADER = ("videoid", "page_dir", "name", "split")
 
 
 def make_corpus(folder: Path) -> Path:
@@ -31,9 +37,29 @@ def make_corpus(folder: Path) -> Path:
     broken = folder / "videos" / "p" / "22.mp4"
     broken.write_bytes(broken.read_bytes()[:-300])
     rows += [["99", "p", "gone", "train"], ["3", "p", "again", "train"], ["4", "p", " ", "train"]]
-    with (folder / "clips.csv").open("w", newline="") as file:
-        csv.writer(file).writerows([["videoid", "page_dir", "name", "split"], *rows])
+    write_csv(folder / "clips.csv", _HEADER, *rows)
     return folder
+
+
+def make_clips(folder: Path, num_clips: int, **manifests: int) -> Path:
+    """Good clips of six frames, all in `clips.csv`, and the first ones in other manifests, by name and number."""
+    (folder / "videos" / "p").mkdir(parents=True)
+    for number in range(num_clips):
+        write_video(folder / "videos" / "p" / f"{number}.mp4", num_frames=6, first_picture=number)
+    rows = [[str(number), "p", f"clip {number}", "train"] for number in range(num_clips)]
+    for name, count in {"clips": num_clips, **manifests}.items():
+        write_csv(folder / f"{name}.csv", _HEADER, *rows[:count])
+    return folder
+
+
+def serve_some(corpus: Path, web: Path, url: str, names: Sequence[str]) -> None:
+    """Move videos of a corpus into the folder of a web server, and add their URLs to its manifest."""
+    for name in names:
+        (corpus / "videos" / "p" / name).rename(web / name)
+    with (corpus / "clips.csv").open() as file:
+        header, *rows = csv.reader(file)
+    urls = {name.removesuffix(".mp4"): f"{url}/{name}" for name in names}
+    write_csv(corpus / "clips.csv", [*header, "url"], *([*row, urls.get(row[0], "")] for row in rows))
 
 
 def shard_config(corpus: Path, out: Path, **settings: Any) -> ShardVideos:

@@ -4,10 +4,10 @@ import json
 
 import pytest
 import torch
-from model.small import frames, tokenizer_config
 
 from evilm.errors import CheckpointError, ConfigError
 from evilm.model.tokenizers.semantic_vq import VideoTokenizer
+from helpers.small_models import frames, tokenizer_config
 
 
 def build(seed: int = 0, **changes) -> VideoTokenizer:

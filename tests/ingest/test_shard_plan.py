@@ -1,4 +1,4 @@
-"""Planning: what goes into which shard, whatever the order and number of rows; growth; second tries."""
+"""Planning: which clip goes into which shard, whatever the order and number of rows; growth; retries."""
 
 import io
 import random
@@ -51,11 +51,11 @@ def shards_of(out: Path, generation: Generation) -> dict[str, list[str]]:
     return {name: [row.clip_id for row in shard_plan.read_rows(str(out), task)] for name, task in tasks.items()}
 
 
-def files_of(out: Path) -> dict[str, bytes]:
+def all_files(out: Path) -> dict[str, bytes]:
     return {str(path.relative_to(out)): path.read_bytes() for path in sorted(out.rglob("*")) if path.is_file()}
 
 
-def aside(out: Path) -> list[dict[str, Any]]:
+def quarantined(out: Path) -> list[dict[str, Any]]:
     path = out / "quarantine" / "manifest.parquet"
     return pq.read_table(path).to_pylist() if path.exists() else []
 
@@ -67,7 +67,7 @@ def mode(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Non
         monkeypatch.setattr(external_sort, "_BATCH_ROWS", 7)
 
 
-def test_assignment_is_a_function_of_the_ids(mode: None, tmp_path: Path) -> None:
+def test_assignment_to_shards_depends_on_ids_only(mode: None, tmp_path: Path) -> None:
     rows = [clip(number) for number in range(50)]
     made = plan_of(tmp_path, rows)
     expected: dict[str, list[str]] = {}
@@ -80,16 +80,16 @@ def test_assignment_is_a_function_of_the_ids(mode: None, tmp_path: Path) -> None
     random.Random(1).shuffle(rows)
     again = plan_of(tmp_path / "again", rows)
     assert (again.plan_id, again.shards) == (made.plan_id, made.shards)
-    assert files_of(tmp_path / "again" / "_plan") == files_of(tmp_path / "_plan")
+    assert all_files(tmp_path / "again" / "_plan") == all_files(tmp_path / "_plan")
     assert shard_plan.read_rows(str(tmp_path), f"{made.folder}/val-00000")[0] in rows
 
 
-def test_memory_and_files_give_the_same_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sorting_in_memory_and_through_files_agree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [clip(number % 60, record=number) for number in range(80)]
     plan_of(tmp_path / "memory", rows)
     monkeypatch.setattr(external_sort, "_BATCH_ROWS", 7)
     plan_of(tmp_path / "files", rows)
-    for name, data in files_of(tmp_path / "memory").items():
+    for name, data in all_files(tmp_path / "memory").items():
         if name.startswith(("_runs", "run.json")):
             continue
         if name.endswith("digest.parquet"):  # cut into other row groups
@@ -102,12 +102,12 @@ def test_memory_and_files_give_the_same_plan(tmp_path: Path, monkeypatch: pytest
 @pytest.mark.parametrize(
     "change", [{"captions": ("x",)}, {"path": "q"}, {"extra": {}}, {"start_s": 1.0}, {"split": "x"}]
 )
-def test_plan_id_covers_the_rows(tmp_path: Path, change: dict[str, Any]) -> None:
+def test_plan_id_changes_with_any_row(tmp_path: Path, change: dict[str, Any]) -> None:
     rows = [clip(number) for number in range(9)]
     assert plan_of(tmp_path / "a", rows).plan_id != plan_of(tmp_path / "b", [clip(0, **change), *rows[1:]]).plan_id
 
 
-def test_the_first_row_of_an_id_counts(mode: None, tmp_path: Path) -> None:
+def test_first_row_of_an_id_is_planned(mode: None, tmp_path: Path) -> None:
     rows: list[ClipRow | BadRow] = [clip(number) for number in range(20)]
     rows.insert(3, BadRow(3, "c7", RejectReason.EMPTY_CAPTION))
     rows += [
@@ -120,7 +120,9 @@ def test_the_first_row_of_an_id_counts(mode: None, tmp_path: Path) -> None:
     assert made.num_planned == 20
     assert made.num_rows == 25
     assert made.reasons.sorted() == {"duplicate_id": 3, "empty_caption": 1, "missing_file": 1}
-    told = {row["record"]: (row["clip_id"], row["reason"], row["detail"], row["source"]) for row in aside(tmp_path)}
+    told = {
+        row["record"]: (row["clip_id"], row["reason"], row["detail"], row["source"]) for row in quarantined(tmp_path)
+    }
     assert told[3] == ("c7", "empty_caption", "", "")
     assert told[21] == ("c7", "duplicate_id", "record 7 has this id", "b.csv")
     assert told[22][1:3] == ("duplicate_id", "record 7 has this id")
@@ -128,15 +130,15 @@ def test_the_first_row_of_an_id_counts(mode: None, tmp_path: Path) -> None:
     assert told[24][1:3] == ("missing_file", "and record 9 has this id"), "where it names another video"
 
 
-def test_equal_doubles_have_equal_reasons_however_many(tmp_path: Path) -> None:
+def test_all_duplicates_of_a_clip_get_the_same_reason(tmp_path: Path) -> None:
     plan_of(tmp_path, [clip(1), *[clip(1, record=n, path="nowhere") for n in range(2, 1502)]], missing="nowhere")
-    assert [row["reason"] for row in aside(tmp_path)] == ["missing_file"] * 1500
+    assert [row["reason"] for row in quarantined(tmp_path)] == ["missing_file"] * 1500
 
 
-def test_a_manifest_that_gained_rows(mode: None, tmp_path: Path) -> None:
+def test_added_rows_are_planned_as_new_shards(mode: None, tmp_path: Path) -> None:
     rows: list[ClipRow | BadRow] = [clip(number) for number in range(30)]
     first = plan_of(tmp_path, rows)
-    before = files_of(tmp_path / "_plan" / first.folder)
+    before = all_files(tmp_path / "_plan" / first.folder)
     rows = [
         BadRow(1, "", RejectReason.MISSING_ID),
         *rows,
@@ -145,14 +147,14 @@ def test_a_manifest_that_gained_rows(mode: None, tmp_path: Path) -> None:
     ]
     random.Random(0).shuffle(rows[1:-1])
     second = plan_of(tmp_path, rows, [first])
-    assert files_of(tmp_path / "_plan" / first.folder) == before
+    assert all_files(tmp_path / "_plan" / first.folder) == before
     assert second.num_planned == 17
     assert second.num_rows == 49
     found = shards_of(tmp_path, second)
     assert sorted(name for ids in found.values() for name in ids) == sorted(f"c{number}" for number in range(30, 47))
     assert next(iter(found)) == "train-00006", "24 of 30 clips were of train: six shards"
     assert not set(found) & set(shards_of(tmp_path, first))
-    assert [row["reason"] for row in aside(tmp_path)] == ["missing_id", "duplicate_id"]
+    assert [row["reason"] for row in quarantined(tmp_path)] == ["missing_id", "duplicate_id"]
     third = plan_of(tmp_path, rows, [first, second])
     assert (third.shards, third.num_rows) == ([], 49)
 
@@ -169,7 +171,7 @@ def test_a_manifest_that_gained_rows(mode: None, tmp_path: Path) -> None:
         (lambda rows: [clip(3, split="test"), *rows[4:]], r"1 rows have another .* 'c3' and 3 rows are gone.*'c[012]'"),
     ],
 )
-def test_a_manifest_that_takes_rows_back(mode: None, tmp_path: Path, change: Any, told: str) -> None:
+def test_removed_or_changed_rows_are_rejected(mode: None, tmp_path: Path, change: Any, told: str) -> None:
     rows = [clip(number) for number in range(40)]
     first = plan_of(tmp_path, rows)
     with pytest.raises(ConfigError, match=told) as caught:
@@ -179,7 +181,7 @@ def test_a_manifest_that_takes_rows_back(mode: None, tmp_path: Path, change: Any
     assert plan_of(tmp_path, [*rows, clip(77)], [first]).num_planned == 1
 
 
-def test_clips_that_are_tried_again(tmp_path: Path) -> None:
+def test_retried_clips_get_shards_of_their_own(tmp_path: Path) -> None:
     first = plan_of(tmp_path, [clip(number) for number in range(30)])
     assert retry(tmp_path, [], [first]) is None
     again = retry(tmp_path, [clip(3), clip(11), clip(10)], [first])
@@ -195,7 +197,7 @@ def test_clips_that_are_tried_again(tmp_path: Path) -> None:
     assert shards_of(tmp_path, grown) == {"val-00003": ["c30"]}
 
 
-def test_a_plan_that_was_killed_is_none(tmp_path: Path) -> None:
+def test_unfinished_plan_is_discarded(tmp_path: Path) -> None:
     first = plan_of(tmp_path, [clip(number) for number in range(10)])
     folder = tmp_path / "_plan" / "0001-00001"
     folder.mkdir()
@@ -210,7 +212,7 @@ def test_a_plan_that_was_killed_is_none(tmp_path: Path) -> None:
     assert shard_plan.read_generations(str(tmp_path)) == [first, second]
 
 
-def test_odd_texts_survive(tmp_path: Path) -> None:
+def test_odd_text_survives_the_plan_files(tmp_path: Path) -> None:
     row = clip(
         1,
         captions=('a "b"\n, c \U0001f600', "two"),
@@ -223,17 +225,17 @@ def test_odd_texts_survive(tmp_path: Path) -> None:
     assert shard_plan.read_rows(str(tmp_path), f"{plan_of(tmp_path, [row]).folder}/train-00000") == [row]
 
 
-def test_a_column_that_is_no_split(tmp_path: Path) -> None:
+def test_too_many_splits_are_rejected(tmp_path: Path) -> None:
     with pytest.raises(ManifestError, match=r"more than 1000 splits, .*--columns\.split"):
         plan_of(tmp_path, (clip(number, split=f"s{number}") for number in range(1200)))
 
 
-def test_nothing_to_plan(tmp_path: Path) -> None:
+def test_manifest_of_bad_rows_plans_no_shard(tmp_path: Path) -> None:
     made = plan_of(tmp_path, [BadRow(1, "a", RejectReason.EMPTY_CAPTION)])
     assert (made.shards, made.num_rows, made.reasons.top()) == ([], 1, "empty_caption 1, e.g. 'a'")
 
 
-def test_a_plan_in_an_object_store(s3_bucket: str) -> None:
+def test_plan_is_read_back_from_s3(s3_bucket: str) -> None:
     rows = [clip(number) for number in range(30)]
     first = plan_of(s3_bucket, rows)
     second = plan_of(s3_bucket, [*rows, clip(30), clip(30)], [first])
@@ -243,7 +245,7 @@ def test_a_plan_in_an_object_store(s3_bucket: str) -> None:
     assert table["reason"].to_pylist() == ["duplicate_id"]
 
 
-def test_rows_of_one_clip_are_its_captions_where_most_rows_are_such(mode: None, tmp_path: Path) -> None:
+def test_repeated_rows_are_merged_as_captions(mode: None, tmp_path: Path) -> None:
     rows = [clip(n // 4, record=n, captions=(f"caption {n % 3}",)) for n in range(40)]  # the fourth says nothing new
     rows.append(clip(3, record=40, captions=("x",), path="another video"))
     made = plan_of(tmp_path, rows)
@@ -263,7 +265,7 @@ def test_rows_of_one_clip_are_its_captions_where_most_rows_are_such(mode: None, 
     assert (on.num_planned, on.reasons.total) == (3, 0)
 
 
-def test_clips_of_a_source_are_in_one_shard(mode: None, tmp_path: Path) -> None:
+def test_clips_of_one_video_share_a_shard(mode: None, tmp_path: Path) -> None:
     rows = [clip(n, split="train", path=f"v{n % 9}", start_s=float(n), end_s=n + 1.0) for n in range(63)]
     random.Random(0).shuffle(rows)
     made = plan_of(tmp_path, rows)

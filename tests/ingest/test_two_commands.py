@@ -4,7 +4,6 @@ import json
 import os
 import signal
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +14,11 @@ from evilm.ingest.shard_videos import shard_videos
 from evilm.io import storage
 from evilm.shards import FrameManifest
 from helpers.commands import files_of, kill, start, wait_for
-from helpers.gates import Gate, serve
-from helpers.small_corpus import make_corpus, shard_config
+from helpers.gates import Gate
+from helpers.small_corpus import SERVED, shard_config
 
 pytestmark = [pytest.mark.faults, pytest.mark.long]
-
-_HELD = "17.mp4"
+_HELD = SERVED[0]
 _FLAGS = [
     "--sampling.row-group-clips=3", "--sampling.shard-clips=2", "--columns.url=url", "--fetch.urls",
     "--fetch.allow-private", "--fetch.timeout-s=3000", "--fetch.deadline-s=3000", "--tracking.no-enabled",
@@ -29,26 +27,11 @@ _PX = "--sampling.frame-px="
 
 
 @pytest.fixture(scope="module")
-def gate() -> Gate:
-    return Gate()
-
-
-@pytest.fixture(scope="module")
-def corpus(gate: Gate, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def corpus(served_corpus: Path) -> Path:
     """The corpus, one of whose videos a server withholds, and a manifest without its last rows."""
-    folder, web = make_corpus(tmp_path_factory.mktemp("corpus")), tmp_path_factory.mktemp("web")
-    (folder / "videos" / "p" / _HELD).rename(web / _HELD)
-    with serve(web, gate) as url:
-        header, *rows = (folder / "clips.csv").read_text().splitlines()
-        rows = [f"{row},{url}/{_HELD}" if row.startswith("17,") else f"{row}," for row in rows]
-        (folder / "clips.csv").write_text("\n".join([f"{header},url", *rows]) + "\n")
-        (folder / "fewer.csv").write_text("\n".join([f"{header},url", *rows[:19]]) + "\n")
-        yield folder
-
-
-@pytest.fixture(params=["local", "s3"])
-def out(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    return str(tmp_path / "out") if request.param == "local" else request.getfixturevalue("s3_bucket") + "/out"
+    lines = (served_corpus / "clips.csv").read_text().splitlines()
+    (served_corpus / "fewer.csv").write_text("\n".join(lines[:20]) + "\n")
+    return served_corpus
 
 
 def command(corpus: Path, out: str, *flags: str, manifest: str = "clips.csv") -> subprocess.Popen[bytes]:
@@ -66,64 +49,62 @@ def commits(out: str) -> int:
     return len(storage.list_names(f"{out}/commits"))
 
 
-def test_a_second_writer_is_rejected_in_a_line_or_takes_over(
-    corpus: Path, out: str, gate: Gate, tmp_path: Path
-) -> None:
+def test_second_command_is_rejected_or_takes_over(corpus: Path, out_uri: str, gate: Gate, tmp_path: Path) -> None:
     gate.shut(_HELD)
-    first = command(corpus, out, f"{_PX}64", manifest="fewer.csv")
-    wait_for(lambda: gate.holds(_HELD) and commits(out) > 0, first)
+    first = command(corpus, out_uri, f"{_PX}64", manifest="fewer.csv")
+    wait_for(lambda: gate.holds(_HELD) and commits(out_uri) > 0, first)
     for flags, manifest in (
         ([f"{_PX}96", "--overwrite"], "fewer.csv"),  # (a) other settings
         ([f"{_PX}64"], "clips.csv"),  # (b) more rows
         ([f"{_PX}64"], "fewer.csv"),  # the same again
     ):
-        code, _, said = ended(command(corpus, out, *flags, manifest=manifest))
+        code, _, said = ended(command(corpus, out_uri, *flags, manifest=manifest))
         assert code == 1
-        assert said.startswith(f"error: {out} is being written by process {first.pid} on ")
+        assert said.startswith(f"error: {out_uri} is being written by process {first.pid} on ")
         assert ", started 20" in said
         assert " s ago; wait for it or stop it, or choose another --out" in said
     os.kill(first.pid, signal.SIGSTOP)  # as a machine that hangs
-    second = command(corpus, out, f"{_PX}96", "--overwrite", "--take-over", manifest="fewer.csv")
-    wait_for(lambda: f"{2:05d}.claim.json" in storage.list_names(f"{out}/_runs"), second)
+    second = command(corpus, out_uri, f"{_PX}96", "--overwrite", "--take-over", manifest="fewer.csv")
+    wait_for(lambda: f"{2:05d}.claim.json" in storage.list_names(f"{out_uri}/_runs"), second)
     os.kill(first.pid, signal.SIGCONT)
     gate.open()
     code, _, said = ended(first)
     assert code == 1
-    assert f"{out} was taken over by process {second.pid} on " in said
+    assert f"{out_uri} was taken over by process {second.pid} on " in said
     code, printed, said = ended(second)
     assert code == 0, said
-    manifest_there = FrameManifest.load(out)
+    manifest_there = FrameManifest.load(out_uri)
     assert manifest_there.frame_px == 96
     for shard in manifest_there.shards:
-        shard.verify(out)
+        shard.verify(out_uri)
     config = shard_config(corpus, tmp_path / "alone").override({"manifest": str(corpus / "fewer.csv")})
     values: dict[str, Any] = {"sampling.frame_px": 96, "sampling.shard_clips": 2, "columns.url": "url"}
     alone = shard_videos(config.override(values | {"fetch.urls": True, "fetch.allow_private": True}))
     assert json.loads(printed)["fingerprint"] == alone["fingerprint"] == manifest_there.fingerprint
 
 
-def test_a_command_whose_shell_was_killed_is_given_again(corpus: Path, out: str, gate: Gate, tmp_path: Path) -> None:
+def test_command_killed_with_its_shell_can_be_repeated(corpus: Path, out_uri: str, gate: Gate, tmp_path: Path) -> None:
     gate.shut(_HELD)
-    first = command(corpus, out, f"{_PX}64")
-    wait_for(lambda: gate.holds(_HELD) and commits(out) > 0, first)
-    before = commits(out)
+    first = command(corpus, out_uri, f"{_PX}64")
+    wait_for(lambda: gate.holds(_HELD) and commits(out_uri) > 0, first)
+    before = commits(out_uri)
     kill(first, and_workers=True)
     gate.open()
-    code, printed, said = ended(command(corpus, out, f"{_PX}64"))
+    code, printed, said = ended(command(corpus, out_uri, f"{_PX}64"))
     assert code == 0, said
     assert json.loads(printed)["num_clips"] == 22
     assert before > 0
-    if storage.is_local(out):
+    if storage.is_local(out_uri):
         config = shard_config(corpus, tmp_path / "alone", **{"sampling.shard_clips": 2, "columns.url": "url"})
         shard_videos(config.override({"fetch.urls": True, "fetch.allow_private": True}))
-        assert files_of(Path(out)) == files_of(tmp_path / "alone")
+        assert files_of(Path(out_uri)) == files_of(tmp_path / "alone")
     else:
         s3fs.S3FileSystem.clear_instance_cache()
-        assert not [name for name in storage.list_names(out) if "attempt" in name]
+        assert not [name for name in storage.list_names(out_uri) if "attempt" in name]
 
 
 @pytest.mark.parametrize("flags", [[f"{_PX}64"], [f"{_PX}96", "--overwrite"]], ids=["same", "overwrite"])
-def test_a_second_command_while_the_first_plans(
+def test_second_command_is_rejected_while_the_first_plans(
     corpus: Path, s3_bucket: str, store_gate: Gate, flags: list[str], tmp_path: Path
 ) -> None:
     out, manifest = tmp_path / "out", f"{s3_bucket}/clips.csv"

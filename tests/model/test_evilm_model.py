@@ -4,12 +4,12 @@ import json
 
 import pytest
 import torch
-from model.small import frames, student_config, words
 from safetensors.torch import load_file, save_file
 
 from evilm.errors import CheckpointError, ConfigError
 from evilm.model.evilm_model import EViLMModel
 from evilm.model.video_encoder import VideoEncoder
+from helpers.small_models import frames, student_config, words
 
 
 def build(seed: int = 0, **changes) -> EViLMModel:

@@ -8,7 +8,6 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 import torch.nn.functional as F
-from model.small import frames, tokenizer_config
 
 from evilm.dataloader.collate import TokenizerBatch
 from evilm.dataloader.sampler import micro_batch_slice
@@ -16,6 +15,7 @@ from evilm.model.tokenizers.quantizer import kmeans
 from evilm.model.tokenizers.semantic_vq import VideoTokenizer
 from evilm.objectives.tokenizer_objective import TokenizerObjective
 from evilm.train.micro_batches import micro_batches_of
+from helpers.small_models import frames, tokenizer_config
 
 _CLIPS, _STEPS = 9, 3
 _LAYOUTS = {"2 workers": 2, "2 workers x 2": 4, "2 workers, 3 micro-batches": 3}

@@ -1,6 +1,5 @@
 """Two runs on one output folder: whatever is stopped when, what is published is one run's, and complete."""
 
-import csv
 import os
 import random
 import signal
@@ -16,11 +15,9 @@ from evilm.ingest import shard_writer
 from evilm.ingest.shard_videos import shard_videos
 from evilm.io import ownership, storage
 from evilm.shards import FrameManifest
-from helpers.small_corpus import in_this_process, shard_config
-from helpers.video_files import write_video
+from helpers.small_corpus import in_this_process, make_clips, shard_config
 
 pytestmark = pytest.mark.faults
-
 _OPERATIONS = ("list_names", "read_bytes", "write_bytes", "put_file", "put_if_absent", "delete", "exists", "get_file")
 _SMALL = {"sampling.shard_clips": 2, "sampling.row_group_clips": 2, "tracking.enabled": False}
 _GROWN, _OTHER = {"manifest": "grown.csv"}, {"sampling.frame_px": 32, "overwrite": True}
@@ -30,15 +27,7 @@ _GROWN, _OTHER = {"manifest": "grown.csv"}, {"sampling.frame_px": 32, "overwrite
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Eight clips; the first five are in `clips.csv`, all in `grown.csv`."""
-    folder = tmp_path_factory.mktemp("corpus")
-    (folder / "videos" / "p").mkdir(parents=True)
-    rows = [[str(number), "p", f"clip {number}", "train"] for number in range(8)]
-    for number in range(8):
-        write_video(folder / "videos" / "p" / f"{number}.mp4", num_frames=6, first_picture=number)
-    for name, count in (("clips.csv", 5), ("grown.csv", 8)):
-        with (folder / name).open("w", newline="") as file:
-            csv.writer(file).writerows([["videoid", "page_dir", "name", "split"], *rows[:count]])
-    return folder
+    return make_clips(tmp_path_factory.mktemp("corpus"), 8, clips=5, grown=8)
 
 
 def settings(corpus: Path, out: str, values: dict[str, Any]) -> Any:
@@ -95,23 +84,18 @@ def finish(pid: int) -> int:
             return os.waitstatus_to_exitcode(status)
 
 
-@pytest.fixture(params=["local", "s3"])
-def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    return str(tmp_path / "out") if request.param == "local" else request.getfixturevalue("s3_bucket") + "/out"
-
-
 @pytest.mark.parametrize("trials", [range(1), pytest.param(range(1, 12), marks=pytest.mark.long)], ids=["few", "many"])
 @pytest.mark.parametrize("values", [{}, _GROWN, _OTHER], ids=["same", "grown", "overwrite"])
-def test_the_published_shards_are_those_of_one_run(
-    corpus: Path, place: str, values: dict[str, Any], trials: range, tmp_path: Path
+def test_published_shards_are_those_of_one_run(
+    corpus: Path, out_uri: str, values: dict[str, Any], trials: range, tmp_path: Path
 ) -> None:
     def made(out: str, these: dict[str, Any]) -> str:
         return shard_videos(settings(corpus, str(tmp_path / out), these), in_this_process)["fingerprint"]
 
     expected = [{made("a", {})}, {made("b", values), made("a", values)}]  # rows are added to what is there
     for trial in trials:
-        rng = random.Random(f"{place[:2]} {values} {trial}")
-        out = f"{place}{trial}"
+        rng = random.Random(f"{out_uri[:2]} {values} {trial}")
+        out = f"{out_uri}{trial}"
         first = start(corpus, out, {}, rng.randint(1, 120), 0.1)
         second = start(corpus, out, values | {"take_over": True}, rng.choice([0, rng.randint(1, 120)]), 0.1)
         codes = finish(first), finish(second)

@@ -31,7 +31,7 @@ from evilm.manifests.spans import parse_list, parse_seconds, parse_span, show_se
         (datetime.time(0, 1, 2, 500_000), 62.5),
     ],
 )
-def test_times(value: Any, seconds: float) -> None:
+def test_parse_seconds_accepts_common_formats(value: Any, seconds: float) -> None:
     assert parse_seconds(value) == pytest.approx(seconds)
 
 
@@ -56,13 +56,13 @@ def test_times(value: Any, seconds: float) -> None:
         [],
     ],
 )
-def test_no_times(value: Any) -> None:
+def test_parse_seconds_rejects_what_is_not_a_time(value: Any) -> None:
     with pytest.raises(ValueError, match="no time"):
         parse_seconds(value)
 
 
 @given(st.integers(0, 9999 * 3600 * 1000))
-def test_all_ways_to_write_a_time_agree(milliseconds: int) -> None:
+def test_all_formats_of_a_time_agree(milliseconds: int) -> None:
     seconds, rest = divmod(milliseconds, 1000)
     minutes, hours = seconds // 60, seconds // 3600
     ways = [
@@ -75,12 +75,12 @@ def test_all_ways_to_write_a_time_agree(milliseconds: int) -> None:
 
 
 @given(st.text(max_size=20))
-def test_any_text_is_a_time_or_refused(text: str) -> None:
+def test_any_text_is_a_time_or_rejected(text: str) -> None:
     with contextlib.suppress(ValueError):
         assert parse_seconds(text) >= 0
 
 
-def test_spans() -> None:
+def test_parse_span_needs_an_end_after_its_start() -> None:
     assert parse_span("1", "0:02") == (1, 2)
     assert parse_span("", 2) == (None, 2)
     assert parse_span(1, None) == (1, None)
@@ -106,7 +106,7 @@ def test_spans() -> None:
         (1.5, None),
     ],
 )
-def test_lists_in_cells(value: Any, items: list[Any] | None) -> None:
+def test_parse_list_reads_literals_only(value: Any, items: list[Any] | None) -> None:
     if items is not None or not isinstance(value, str) or value.count("[") < 100:
         assert parse_list(value) == items
     else:

@@ -1,4 +1,4 @@
-"""Units of work on a cluster of several nodes: one that fails is left, one that comes is used."""
+"""A job on a cluster of several nodes: one that fails is avoided, one that joins is used."""
 
 import json
 import os
@@ -17,7 +17,8 @@ pytestmark = pytest.mark.long
 def units(nodes: dict[str, Any], code: str) -> subprocess.Popen[bytes]:
     """Run units of work on these nodes, from a process of its own."""
     start = (
-        "import json, ray; from helpers import failing_units; from functools import partial; from evilm.jobs import runner; "
+        "import json, ray; from helpers import failing_units; from functools import partial; "
+        "from evilm.jobs import runner; "
         "from evilm.config.training import PoolConfig; "
         "from evilm.cluster import actor_options, connect, task_options; "
         "from evilm.console import log_to_console; "
@@ -28,7 +29,7 @@ def units(nodes: dict[str, Any], code: str) -> subprocess.Popen[bytes]:
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment)
 
 
-def test_units_that_fail_on_one_node_are_made_on_another(nodes: dict[str, Any]) -> None:
+def test_shards_failing_on_one_node_are_made_on_another(nodes: dict[str, Any]) -> None:
     process = units(
         nodes,
         "bad = next(node['NodeID'] for node in ray.nodes() if node['Resources'].get('CPU')); "
@@ -51,7 +52,7 @@ def test_units_that_fail_on_one_node_are_made_on_another(nodes: dict[str, Any]) 
     "made",
     ["task_options(pool, 8), partial(failing_units.meet, {!r})", "actor_options(pool, 8), failing_units.Meeting"],
 )
-def test_a_pool_grows_with_the_cluster(nodes: dict[str, Any], made: str, tmp_path: Path) -> None:
+def test_worker_pool_grows_with_the_cluster(nodes: dict[str, Any], made: str, tmp_path: Path) -> None:
     is_actor = "actor" in made
     process = units(
         nodes,

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from model.small import frames, tokenizer_config
 
 from evilm.dataloader.collate import TokenizerBatch
 from evilm.model.tokenizers.semantic_vq import VideoTokenizer
 from evilm.objectives.tokenizer_objective import TokenizerObjective
+from helpers.small_models import frames, tokenizer_config
 
 
 def objective(**codebook) -> TokenizerObjective:
