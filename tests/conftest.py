@@ -159,6 +159,16 @@ def out_uri(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 
 @pytest.fixture
+def machine_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The cache of a machine that has read nothing yet, below a temporary folder of this test's own."""
+    import tempfile
+
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
+    return tmp_path / "tmp" / f"evilm-cache-{os.getuid()}"
+
+
+@pytest.fixture
 def nodes(request: pytest.FixtureRequest) -> Iterator[dict[str, Any]]:
     """A Ray cluster of a head and two worker nodes, or as many as the test's parameter says; see `ray_nodes`."""
     from helpers.ray_nodes import ray_nodes

@@ -104,7 +104,7 @@ def test_train_step_measures_and_feeds_the_cost_model(tmp_path: Path) -> None:
     assert "a factor of 2" in done.stdout
     parts = json.loads(file.read_text())["parts"]
     tiny = parts["tiny"]
-    assert set(tiny["stall"]["variants"]) == {"in memory", "with the data loader", "feed alone"}
+    assert set(tiny["stall"]["variants"]) == {"in memory", "with the data loader", "data loader only"}
     assert tiny["peak memory"]["online"]["peak_mib"] > tiny["peak memory"]["online"]["before_mib"] > 0
     work, step = tiny["speed"]["work"], tiny["speed"]["step"]
     assert step["gflop_per_clip"] == pytest.approx(6 * (work["encoder_macs"] + work["other_macs"]) / 1e9)

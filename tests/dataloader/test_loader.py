@@ -17,11 +17,12 @@ from evilm.dataloader.collate import PretrainBatch, PretrainCollate, TokenizerCo
 from evilm.dataloader.loader import DataLoader, Rows
 from evilm.dataloader.sampler import TrainSampler
 from evilm.errors import ShardError
-from evilm.shards import FRAMES_SCHEMA, ShardPair, codes_schema, write_codes, write_frames
+from evilm.shards import ShardPair, codes_schema, write_codes, write_frames
 from evilm.text.vocab import Vocab
 from evilm.text.vocab_builder import train_wordpiece
 from evilm.train.micro_batches import split_micro_batches
 from evilm.train.trainer import Trainer
+from helpers.stored_frames import frame_row
 
 _GROUPS = [[4, 4, 2], [4, 3]]
 _CAPTIONS = [
@@ -35,18 +36,10 @@ _FRAMES, _PX, _GRID = 2, 64, 2
 
 
 def _row(number: int) -> dict[str, object]:
-    values: dict[str, object] = {}
-    defaults = {pa.string(): "", pa.int32(): 0, pa.int64(): 0, pa.int16(): 0, pa.float64(): 0.0}
-    for field in FRAMES_SCHEMA:
-        values[field.name] = defaults.get(field.type, [])
     pixels = np.full((_PX, _PX, 3), 9 * number % 250, dtype=np.uint8)
     jpeg = simplejpeg.encode_jpeg(pixels, quality=95)
-    return values | {
-        "clip_id": f"clip{number:03d}",
-        "split": "train",
-        "captions": [_CAPTIONS[number % 5]],
-        "frames": [jpeg] * _FRAMES,
-    }
+    caption = _CAPTIONS[number % 5]
+    return frame_row(clip_id=f"clip{number:03d}", split="train", captions=[caption], frames=[jpeg] * _FRAMES)
 
 
 @pytest.fixture
@@ -98,14 +91,14 @@ def test_rows_carry_their_own_frames_codes_and_captions(pairs: list[ShardPair]) 
             assert rows.frames.dtype == np.uint8
 
 
-def test_a_feed_starts_anywhere_and_gives_the_same_batches(pairs: list[ShardPair], vocab: Vocab) -> None:
+def test_loader_gives_the_same_batches_from_any_start_step(pairs: list[ShardPair], vocab: Vocab) -> None:
     order = TrainSampler(_GROUPS, 4, 0, 2)
     whole = list(DataLoader(pairs, order, _collate(vocab)).batches(0, 12))
     late = list(DataLoader(pairs, order, _collate(vocab), prefetch=1, threads=1).batches(7, 12))
     assert all(_same(a, b) for a, b in zip(whole[7:], late, strict=True))
 
 
-def test_two_workers_get_the_halves_of_what_one_gets(pairs: list[ShardPair], vocab: Vocab) -> None:
+def test_two_workers_get_halves_of_the_same_batch(pairs: list[ShardPair], vocab: Vocab) -> None:
     (alone,) = DataLoader(pairs, TrainSampler(_GROUPS, 8, 0, 2), _collate(vocab)).batches(1, 2)
     halves = [
         next(iter(DataLoader(pairs, TrainSampler(_GROUPS, 8, 0, 2, rank=rank, world=2), _collate(vocab)).batches(1, 2)))
@@ -136,7 +129,7 @@ def test_negatives_never_have_the_same_caption_and_masks_change_with_the_epoch(
     assert any(not torch.equal(masks[clip], second.mask[k]) for k, clip in enumerate(second.clip_ids))
 
 
-def test_a_start_on_data_sees_whole_steps_however_they_are_cut(pairs: list[ShardPair], vocab: Vocab) -> None:
+def test_kmeans_start_sees_whole_steps_with_any_micro_batches(pairs: list[ShardPair], vocab: Vocab) -> None:
     def first_steps(parts: int) -> list[str]:
         run = object.__new__(Trainer)
         loader = DataLoader(pairs, TrainSampler(_GROUPS, 4, 0, 2, world=parts), _collate(vocab))
@@ -157,7 +150,7 @@ def test_tokenizer_batches_hold_the_words_of_each_caption(pairs: list[ShardPair]
         assert set(words.nonzero().flatten().tolist()) == vocab.words_of(_CAPTIONS[int(clip_id[4:]) % 5])
 
 
-def test_codes_of_other_clips_are_refused(pairs: list[ShardPair]) -> None:
+def test_codes_of_other_clips_are_rejected(pairs: list[ShardPair]) -> None:
     mixed = [ShardPair(pairs[0].frames_uri, pairs[1].codes_uri, 10, _GROUPS[0])]
     with pytest.raises(ShardError, match="holds other clips"):
         list(DataLoader(mixed, TrainSampler([[4]], 4, 0, 1), lambda rows: rows).batches(0, 1))
@@ -180,7 +173,7 @@ class _Flaky(MemoryFileSystem):
         return super()._open(path, mode, **kwargs)
 
 
-def test_a_read_that_fails_in_passing_is_tried_again(pairs: list[ShardPair]) -> None:
+def test_transient_read_error_is_retried(pairs: list[ShardPair]) -> None:
     fsspec.register_implementation("flaky", _Flaky, clobber=True)
     moved = []
     for pair in pairs:
@@ -204,7 +197,7 @@ def test_a_read_that_fails_in_passing_is_tried_again(pairs: list[ShardPair]) -> 
         list(late.batches(0, 1))
 
 
-def test_batches_are_finished_in_the_background(pairs: list[ShardPair]) -> None:
+def test_finish_runs_in_the_loader_threads(pairs: list[ShardPair]) -> None:
     loader, threads = DataLoader(pairs, TrainSampler(_GROUPS, 4, 0, 2), lambda rows: rows), set()
     loader.finish = lambda rows: threads.add(threading.current_thread().name) or len(rows.clip_ids)
     assert list(loader.batches(0, 3)) == [4, 4, 3]

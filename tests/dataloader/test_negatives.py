@@ -23,23 +23,23 @@ def hard_negatives(seed: int, epoch: int, clip_ids: list[str], captions: list[st
     return negatives.hard_negatives(seed, epoch, clip_ids, captions, [[caption] for caption in captions])
 
 
-def test_hard_negatives_are_the_captions_most_alike():
+def test_hard_negatives_are_the_most_similar_captions():
     assert hard_negatives(0, 0, IDS, CAPTIONS) == [1, 0, 3, 2, 5, 4]
 
 
-def test_words_of_most_captions_count_nothing():
+def test_frequent_words_do_not_count_as_similar():
     captions = ["in the fog a ball", "in the fog a cube", "in the fog a ball of the sea", "in the fog a cube of snow"]
     assert hard_negatives(0, 0, list("abcd"), captions)[:2] == [2, 3]
 
 
-def test_a_caption_that_says_no_more_is_no_negative():
+def test_caption_contained_in_another_is_no_negative():
     captions = ["a red ball rolls", "a red ball", "a blue cube", "two green stars"]
     chosen = hard_negatives(0, 0, list("abcd"), captions)
     assert chosen[0] != 1, "it is true of the first clip as well"
     assert chosen[1] == 0, "the other way round it may be false"
 
 
-def test_the_choice_goes_with_the_clips_not_with_their_places():
+def test_choice_does_not_depend_on_the_order_of_clips():
     order = [3, 0, 5, 2, 4, 1]
     moved = hard_negatives(7, 1, [IDS[k] for k in order], [CAPTIONS[k] for k in order])
     straight = hard_negatives(7, 1, IDS, CAPTIONS)
@@ -48,7 +48,7 @@ def test_the_choice_goes_with_the_clips_not_with_their_places():
     }
 
 
-def test_nothing_to_choose_from():
+def test_no_negative_without_another_caption():
     assert hard_negatives(0, 0, ["a"], ["x"]) == [None]
     assert hard_negatives(0, 0, ["a", "b"], ["same", "same"]) == [None, None]
     assert hard_negatives(0, 0, [], []) == []
@@ -60,7 +60,7 @@ def test_nothing_to_choose_from():
     captions=st.lists(st.lists(st.sampled_from(["a", "b", "c", "d", "e", "f"]), max_size=4).map(" ".join), max_size=12),
     seed=st.integers(0, 3),
 )
-def test_every_clip_gets_another_clips_other_caption_where_there_is_one(kind, captions: list[str], seed: int):
+def test_negative_is_a_different_caption_of_another_clip(kind, captions: list[str], seed: int):
     clip_ids = [f"c{n}" for n in range(len(captions))]
     alone = [[caption] for caption in captions]
     chosen = negatives.NEGATIVES[kind](seed, 2, clip_ids, captions, alone)
@@ -72,7 +72,7 @@ def test_every_clip_gets_another_clips_other_caption_where_there_is_one(kind, ca
             assert captions[other] != captions[own]
 
 
-def test_each_caption_is_used_once_where_that_is_possible():
+def test_each_caption_is_used_once_where_possible():
     captions = [f"a {colour} {shape} {number}" for number, colour in enumerate(("red", "blue")) for shape in "uvwxyz"]
     chosen = hard_negatives(0, 0, captions, captions)
     assert sorted(other for other in chosen if other is not None) == list(range(len(captions)))
@@ -88,7 +88,7 @@ def test_no_caption_of_a_clip_is_a_negative_for_it():
             assert chosen[0] == 3, "the others say what is true of the first clip"
 
 
-def test_one_caption_is_drawn_by_seed_epoch_and_clip():
+def test_drawn_caption_depends_on_seed_epoch_and_clip():
     own = [["a", "b", "c"], ["only"], ["x", "y"]]
     ids = ["one", "two", "three"]
     drawn = [draw_captions(0, epoch, ids, own) for epoch in range(300)]

@@ -52,7 +52,7 @@ _groups = st.lists(st.lists(st.integers(1, 7), min_size=1, max_size=4), min_size
     epoch=st.integers(0, 50),
     window=st.integers(1, 8),
 )
-def test_steps_are_cut_from_the_listed_order(groups, batch, tail, seed, epoch, window) -> None:
+def test_steps_follow_the_defined_order(groups, batch, tail, seed, epoch, window) -> None:
     num_clips = sum(map(sum, groups))
     if tail == "drop":
         batch = min(batch, num_clips)
@@ -69,7 +69,7 @@ def test_every_row_is_in_an_epoch_exactly_once() -> None:
     assert sorted(rows) == sorted((s, g, r) for s, gs in enumerate(_GROUPS) for g, n in enumerate(gs) for r in range(n))
 
 
-def test_order_repeats_by_seed_and_epoch_and_differs_otherwise() -> None:
+def test_order_depends_on_seed_and_epoch_only() -> None:
     def epoch(seed: int, number: int) -> list[tuple[int, ...]]:
         order = TrainSampler(_GROUPS, 4, seed, 2)
         return [
@@ -82,7 +82,7 @@ def test_order_repeats_by_seed_and_epoch_and_differs_otherwise() -> None:
 
 
 @pytest.mark.parametrize(("batch", "tail", "world"), [(3, "even", 1), (8, "pad", 2), (20, "drop", 1), (6, "even", 3)])
-def test_no_step_needs_a_row_group_after_it_was_let_go(batch, tail, world) -> None:
+def test_row_groups_are_kept_until_their_last_step(batch, tail, world) -> None:
     order = TrainSampler(_GROUPS, batch, 5, 2, tail, rank=world - 1, world=world)
     for epoch in range(2):
         last: dict[tuple[int, int], int] = {}
@@ -95,7 +95,7 @@ def test_no_step_needs_a_row_group_after_it_was_let_go(batch, tail, world) -> No
             assert (found.until >= step).all()
 
 
-def test_a_resumed_epoch_goes_on_as_an_unbroken_one_does() -> None:
+def test_resumed_epoch_has_the_same_steps() -> None:
     groups = [[9] * 50] * 20
     whole, late = TrainSampler(groups, 16, 0, 4), TrainSampler(groups, 16, 0, 4)
     steps = [whole.step(step) for step in range(whole.num_steps)]
@@ -104,7 +104,7 @@ def test_a_resumed_epoch_goes_on_as_an_unbroken_one_does() -> None:
 
 
 @pytest.mark.parametrize("world", [1, 2, 4])
-def test_workers_share_out_the_same_global_steps(world: int) -> None:
+def test_workers_share_the_same_global_steps(world: int) -> None:
     alone = TrainSampler(_GROUPS, 8, seed=3, window=2)
     parts = [TrainSampler(_GROUPS, 8, 3, 2, rank=rank, world=world) for rank in range(world)]
     for step in range(2 * alone.num_steps):
@@ -134,7 +134,7 @@ def test_even_steps_hold_each_clip_once_and_are_as_many_as_padded_ones(num_clips
 
 
 @pytest.mark.parametrize("world", [1, 2, 3])
-def test_an_epoch_of_even_steps_has_each_clip_once_for_any_number_of_workers(world: int) -> None:
+def test_even_epoch_has_each_clip_once_for_any_number_of_workers(world: int) -> None:
     orders = [TrainSampler(_GROUPS, 6, 3, 2, rank=rank, world=world) for rank in range(world)]
     for epoch in range(2):
         steps = [[order.step(epoch * 4 + k) for order in orders] for k in range(4)]
@@ -144,7 +144,7 @@ def test_an_epoch_of_even_steps_has_each_clip_once_for_any_number_of_workers(wor
     assert (orders[0].num_padded, orders[0].mean_clips) == (0, _TOTAL / 4)
 
 
-def test_the_tail_of_an_epoch_is_padded_with_its_first_clips_or_dropped() -> None:
+def test_tail_is_padded_with_first_clips_or_dropped() -> None:
     padded, dropped = TrainSampler(_GROUPS, 8, 0, 2, "pad"), TrainSampler(_GROUPS, 8, 0, 2, "drop")
     assert (padded.num_steps, padded.num_padded) == (3, 1)
     assert (dropped.num_steps, dropped.num_padded) == (2, -7)
@@ -154,7 +154,7 @@ def test_the_tail_of_an_epoch_is_padded_with_its_first_clips_or_dropped() -> Non
     assert padded.step(3).epoch == 1
 
 
-def test_too_large_a_batch_is_refused_where_the_tail_is_dropped() -> None:
+def test_batch_larger_than_the_split_is_rejected_with_tail_drop() -> None:
     with pytest.raises(ConfigError, match="batch_clips = 64 is more than the 23 clips"):
         TrainSampler(_GROUPS, 64, 0, 2, "drop")
     with pytest.raises(ConfigError, match="the split train holds no clips"):
@@ -164,7 +164,7 @@ def test_too_large_a_batch_is_refused_where_the_tail_is_dropped() -> None:
 
 
 @pytest.mark.parametrize("world", [1, 2, 3])
-def test_an_evaluation_sees_each_row_once_over_all_workers(world: int) -> None:
+def test_evaluation_sees_each_row_once_over_all_workers(world: int) -> None:
     orders = [EvalSampler(_GROUPS, 4, max_clips=22, rank=rank, world=world) for rank in range(world)]
     steps = [order.step(k) for order in orders for k in range(order.num_steps)]
     rows = [row for step in steps for row in _rows(step.rows[step.mine])]
@@ -174,7 +174,7 @@ def test_an_evaluation_sees_each_row_once_over_all_workers(world: int) -> None:
 
 @settings(max_examples=50, deadline=None)
 @given(micro_batch=st.integers(1, 300), pool=st.integers(1, 40), world=st.integers(1, 5), clips=st.integers(1, 1200))
-def test_negatives_and_pools_of_an_evaluation_do_not_depend_on_batches(micro_batch, pool, world, clips) -> None:
+def test_evaluation_negatives_and_pools_do_not_depend_on_batches(micro_batch, pool, world, clips) -> None:
     size = -(-NEGATIVE_GROUP_CLIPS // pool) * pool
     seen: list[int] = []
     for rank in range(world):
@@ -196,7 +196,7 @@ def test_evaluation_batches_are_dealt_to_workers_in_turn() -> None:
     assert [order.step(0).mine.start for order in orders] == [0, 32, 64]
 
 
-def test_a_worker_touches_few_of_the_row_groups_of_a_step() -> None:
+def test_worker_reads_few_row_groups_per_step() -> None:
     orders = [TrainSampler([[16] * 64], 128, 0, 16, rank=rank, world=8) for rank in range(8)]
     for step in range(8):
         groups = [{(s, g) for s, g, _ in _rows(order.step(step).rows[order.step(step).mine])} for order in orders]

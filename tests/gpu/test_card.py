@@ -40,10 +40,10 @@ def exact() -> Iterator[None]:
 def _gradients(objective: nn.Module, batch: Any, device: str, precision: str) -> tuple[dict[str, float], torch.Tensor]:
     """Losses and all gradients of one batch, on the CPU."""
     config = small.settings(cluster__precision=precision, cluster__channels_last=True)
-    learner = TrainState(objective, config, torch.device(device), 0, 1)  # type: ignore[arg-type]
+    state = TrainState(objective, config, torch.device(device), 0, 1)  # type: ignore[arg-type]
     torch.manual_seed(0)
-    with learner.autocast:
-        losses = learner.objective(batch.to(torch.device(device)))
+    with state.autocast:
+        losses = state.objective(batch.to(torch.device(device)))
     sum(loss.total.float() / loss.num_items for loss in losses.values()).backward()
     gradient = [p.grad.float().flatten().cpu() for p in objective.parameters() if p.grad is not None]
     return {name: float(loss.total / loss.num_items) for name, loss in losses.items()}, torch.cat(gradient)
@@ -93,18 +93,18 @@ def test_resumed_equals_unbroken(device: str, kind: str, tmp_path: Path) -> None
     config, batches = settings(optim__ema_decay=0.9), [[batch(epoch=step)] for step in range(6)]
     unbroken, _ = small.train(make(), config, device, batches)
     objective = make()
-    learner, updater = small.make_learner(objective, config, device)
-    small.run(updater, batches[:3], torch.device(device), num_steps=6)
-    save_checkpoint(tmp_path / "3", objective, learner._optimizer, {"step": 3})
+    state, train_step = small.make_state(objective, config, device)
+    small.run(train_step, batches[:3], torch.device(device), num_steps=6)
+    save_checkpoint(tmp_path / "3", objective, state._optimizer, {"step": 3})
     other = make()
-    resumed, updater = small.make_learner(other, config, device)
+    resumed, train_step = small.make_state(other, config, device)
     assert load_checkpoint(tmp_path / "3", other, resumed._optimizer)["step"] == 3
     for (name, one), two in zip(objective.state_dict().items(), other.state_dict().values(), strict=True):
         assert torch.equal(one, two), name
     for one, two in zip(objective.parameters(), other.parameters(), strict=True):
-        moments, restored = learner._optimizer.state.get(one, {}), resumed._optimizer.state.get(two, {})
+        moments, restored = state._optimizer.state.get(one, {}), resumed._optimizer.state.get(two, {})
         assert all(torch.equal(moments[key].cpu(), restored[key].cpu()) for key in moments)
-    found = small.run(updater, batches[3:], torch.device(device), start=3)
+    found = small.run(train_step, batches[3:], torch.device(device), start=3)
     for one, two in zip(found, unbroken[3:], strict=True):
         assert one == (two if device == "cpu" else pytest.approx(two, rel=1e-3))
 
@@ -142,14 +142,14 @@ def test_batches_of_the_loader_arrive_whole_while_steps_run(device: str, tmp_pat
     loader = small.loader(tmp_path / "two")
     if device == "cuda":
         loader.finish = Batch.pin_memory
-    _, updater = small.make_learner(small.pretrain_objective(), small.settings(), device)
+    _, train_step = small.make_state(small.pretrain_objective(), small.settings(), device)
     found = []
     for step, batch in enumerate(on_device(loader.batches(0, 12), torch.device(device))):
-        updater.step(step, 12, range(1), [batch], [0.0] * 4)
+        train_step.step(step, 12, range(1), [batch], [0.0] * 4)
         found.append(_kept(batch))
         if device == "cuda":
             torch.cuda._sleep(10_000_000)  # keep the device behind the host, so that copies do run beside a step
-    updater.settle()
+    train_step.settle()
     for one, two in zip(found, wanted, strict=True):
         assert one.keys() == two.keys()
         assert all(torch.equal(one[name].cpu(), two[name]) for name in one)
@@ -192,9 +192,9 @@ def test_evaluation_is_the_cpus(device: str, kind: str) -> None:
     make, batch, _ = small.KINDS[kind]
     found = []
     for place in (device, "cpu"):
-        learner, _ = small.make_learner(make(), small.settings(), place)
+        state, _ = small.make_state(make(), small.settings(), place)
         loader: Any = small.Held([batch(6, -1), batch(5, -1)])
-        found.append(evaluate(learner.finished, loader, torch.device(place), 1, learner.autocast))
+        found.append(evaluate(state.finished, loader, torch.device(place), 1, state.autocast))
     auc = [metrics.pop("match_auc", 0.0) for metrics in found]
     assert found[0] == pytest.approx(found[1], rel=1e-3, abs=1e-6)
     assert auc[0] == pytest.approx(auc[1], rel=1e-2)
@@ -206,11 +206,11 @@ def test_evaluation_is_the_cpus(device: str, kind: str) -> None:
 def test_memory_stays_flat(device: str, steps: int) -> None:
     """As many living tensors after the last step as after the tenth; on a card also allocated bytes, of 200 steps."""
     place = torch.device(device)
-    _, updater = small.make_learner(small.pretrain_objective(), small.settings(optim__ema_decay=0.9), device)
+    _, train_step = small.make_state(small.pretrain_objective(), small.settings(optim__ema_decay=0.9), device)
     held = [[small.pretrain_batch(epoch=epoch)] for epoch in range(3)]
     counts = []
     for step in range(steps):
-        small.run(updater, [held[step % 3]], place, start=step)
+        small.run(train_step, [held[step % 3]], place, start=step)
         if step + 1 in (10, steps):
             gc.collect()
             tensors = sum(issubclass(type(thing), torch.Tensor) for thing in gc.get_objects())

@@ -233,16 +233,16 @@ def test_a_checkpoint_goes_to_the_host_and_back(card: PretendCard, tmp_path: Pat
     config = small.settings(cluster__channels_last=True)
     parts = _parts(small.pretrain_batch, 1, steps=3)
     objective = small.pretrain_objective()
-    _, learner = small.train(objective, config, CUDA, parts[:2])
-    optimizer = learner._optimizer
+    _, state = small.train(objective, config, CUDA, parts[:2])
+    optimizer = state._optimizer
     save_checkpoint(tmp_path / "checkpoint", objective, optimizer, {"step": 2})
     other = small.pretrain_objective()
-    learner, updater = small.make_learner(other, config, CUDA)
-    restored = learner._optimizer
+    state, train_step = small.make_state(other, config, CUDA)
+    restored = state._optimizer
     assert load_checkpoint(tmp_path / "checkpoint", other, restored)["step"] == 2
     for (name, one), two in zip(objective.named_parameters(), other.parameters(), strict=True):
         assert two.device == CUDA
         assert torch.equal(one.detach().cpu(), two.detach().cpu()), name
         moments = optimizer.state[one], restored.state[two]
         assert all(torch.equal(moments[0][key].cpu(), moments[1][key].cpu()) for key in moments[0]), name
-    small.run(updater, parts[2:], CUDA, start=2)
+    small.run(train_step, parts[2:], CUDA, start=2)

@@ -40,12 +40,12 @@ def train(
 ) -> dict[str, Any]:
     """Pre-train on the inputs of a finished small workflow, with faults: one epoch of 16 steps of 4 clips.
 
-    Each step is cut into two parts, for two workers or for one after the other.
+    Each step is cut into two micro-batches, for two workers or for one after the other.
 
     Args:
         workflow: root and summary.
         out: output folder.
-        faults: (first part of a worker, step before which it breaks, how: a name in `_FAULTS`).
+        faults: (first micro-batch of a worker, step before which it breaks, how: a name in `_FAULTS`).
         nan_at: clip at which the loss is not a number.
         values: settings, dotted; `workers` for their number.
     """
@@ -93,17 +93,14 @@ class FaultyTask(PretrainTask):
         self._plan = json.loads(self._plan_file.read_text())
 
     def objective(self) -> Any:
-        objective: Any = super().objective()
-        if self._plan.get("nan_at"):
-            objective.__class__ = _NaNObjective
-            objective.nan_at = self._plan["nan_at"]
-        return objective
+        nan_at = self._plan.get("nan_at")
+        if not nan_at:
+            return super().objective()
+        student, _ = self.start()
+        return _NaNObjective(nan_at, student, self.settings.objectives, self.settings.schedule.eval_pool_clips)
 
     def train_loader(self, rank: int, world: int) -> DataLoader:
-        loader = super().train_loader(rank, world)
-        loader.__class__ = _FaultyFeed
-        loader.before = lambda step: self._strike(rank, step)  # type: ignore[attr-defined]
-        return loader
+        return _FaultyLoader(super().train_loader(rank, world), lambda step: self._strike(rank, step))
 
     def _strike(self, part: int, step: int) -> None:
         for index, (at_part, at_step, what) in enumerate(self._plan["faults"]):
@@ -113,8 +110,11 @@ class FaultyTask(PretrainTask):
                 _FAULTS[what](self._plan | {"file": str(done)})
 
 
-class _FaultyFeed(DataLoader):
-    before: Callable[[int], None]
+class _FaultyLoader(DataLoader):
+    def __init__(self, loader: DataLoader, before: Callable[[int], None]) -> None:
+        """Take over another loader, which is not used any more."""
+        vars(self).update(vars(loader))
+        self.before = before
 
     def batches(self, start_step: int, end_step: int) -> Iterator[Any]:
         """The same batches, with something happening before the first one of some step."""
@@ -126,7 +126,9 @@ class _FaultyFeed(DataLoader):
 
 
 class _NaNObjective(PretrainObjective):
-    nan_at: str
+    def __init__(self, nan_at: str, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.nan_at = nan_at
 
     def forward(self, batch: Any) -> dict[str, LossSum]:
         """The same losses, but for one clip."""

@@ -31,7 +31,7 @@ from evilm.train.preemption import NUM_FLAGS
 from evilm.train.timing import StepTimer
 from evilm.train.train_state import TrainState
 from evilm.train.train_step import TrainStep
-from helpers import random_model
+from helpers import random_model, small_models
 
 PX, FRAMES, CODES = 64, 2, 20
 REGIONS = FRAMES * (PX // 32) ** 2
@@ -47,23 +47,15 @@ VOCAB = Vocab(train_wordpiece(captions(20), 100))
 
 
 def student_config(**changes: Any) -> EViLMConfig:
-    """A student of 2 x 2 regions a frame."""
-    settings = {
-        "video_encoder": "edgenext_xx_small", "input_px": PX, "num_frames": FRAMES, "vocab_size": VOCAB.size,
-        "max_text_len": 12, "text_dim": 32, "text_layers": 1, "text_heads": 2, "text_positions": 16, "dim": 48,
-        "decoder_layers": 1, "decoder_heads": 3, "num_codes": CODES,
-    }  # fmt: skip
-    return EViLMConfig.model_validate(settings | changes)
+    """A student of 2 x 2 regions a frame, for the vocabulary of `captions`."""
+    text = {"vocab_size": VOCAB.size, "max_text_len": 12, "text_layers": 1, "text_positions": 16}
+    return small_models.student_config(**{"num_frames": FRAMES, "decoder_layers": 1, **text, **changes})
 
 
 def tokenizer_config(codebook: dict[str, Any] | None = None, **changes: Any) -> VideoTokenizerConfig:
-    """A tokenizer of 2 x 2 codes a frame."""
-    settings = {
-        "input_px": PX, "num_frames": FRAMES, "encoder_dim": 24, "encoder_layers": 1, "encoder_heads": 2,
-        "decoder_dim": 24, "decoder_layers": 1, "decoder_heads": 2, "vocab_size": VOCAB.size,
-        "codebook": {"num_codes": CODES, "code_dim": 8} | (codebook or {}),
-    }  # fmt: skip
-    return VideoTokenizerConfig.model_validate(settings | changes)
+    """A tokenizer of 2 x 2 codes a frame, for the same vocabulary."""
+    sizes = {"num_frames": FRAMES, "vocab_size": VOCAB.size}
+    return small_models.tokenizer_config({"num_codes": CODES} | (codebook or {}), **{**sizes, **changes})
 
 
 def pretrain_objective(
@@ -168,27 +160,27 @@ def tokenizer_settings(**values: Any) -> Any:
     return settings(TrainTokenizer, **values)
 
 
-def make_learner(
+def make_state(
     objective: Objective, config: TrainConfig, device: str | torch.device, batches: Sequence[Any] = (), world: int = 1
 ) -> tuple[TrainState, TrainStep]:
     """An objective on a device, ready to be updated; `batches` are for a start that looks at data."""
     device = torch.device(device)
-    learner = TrainState(objective, config, device, dist.get_rank() if world > 1 else 0, world)
+    state = TrainState(objective, config, device, dist.get_rank() if world > 1 else 0, world)
     first = (lambda count: [batch.to(device) for batch in batches[:count]]) if batches else lambda _: []
-    return learner, learner.make_train_step(bool(batches), first, StepTimer(device))
+    return state, state.make_train_step(bool(batches), first, StepTimer(device))
 
 
 def train(
     objective: Objective, config: TrainConfig, device: str | torch.device, batches: Sequence[Sequence[Any]]
 ) -> tuple[list[dict[str, float]], TrainState]:
     """Metrics of steps over the given batches, one list of micro-batches for each step."""
-    learner, updater = make_learner(objective, config, device)
+    state, train_step = make_state(objective, config, device)
     objective.train()
-    return run(updater, batches, torch.device(device)), learner
+    return run(train_step, batches, torch.device(device)), state
 
 
 def run(
-    updater: TrainStep,
+    train_step: TrainStep,
     batches: Sequence[Sequence[Any]],
     device: torch.device,
     start: int = 0,
@@ -201,8 +193,8 @@ def run(
     for step, micro_batches in enumerate(batches, start):
         here = list(islice(stream, len(micro_batches)))
         mine = parts or range(len(micro_batches))
-        outcomes += updater.step(step, num_steps or start + len(batches), mine, here, [0.0] * NUM_FLAGS)
-    return [outcome.metrics for outcome in [*outcomes, *updater.settle()]]
+        outcomes += train_step.step(step, num_steps or start + len(batches), mine, here, [0.0] * NUM_FLAGS)
+    return [outcome.metrics for outcome in [*outcomes, *train_step.settle()]]
 
 
 KINDS["student"] = pretrain_objective, pretrain_batch, settings

@@ -68,7 +68,7 @@ def _train(rank: int, world: int, device: torch.device, kind: str) -> list[dict[
     mine = micro_batches_of(rank, world, PARTS)
     slices = [micro_batch_slice(CLIPS, part, PARTS) for part in mine]
     batches = [[batch(CLIPS, step, part) for part in slices] for step in range(STEPS)]
-    learner, updater = small.make_learner(make(), config, device, world=world)
-    metrics = small.run(updater, batches, device, parts=mine)
+    state, train_step = small.make_state(make(), config, device, world=world)
+    metrics = small.run(train_step, batches, device, parts=mine)
     loader: Any = small.Held([batch(CLIPS, -1, micro_batch_slice(CLIPS, rank, world))])
-    return [*metrics, evaluate(learner.finished, loader, device, world, learner.autocast)]
+    return [*metrics, evaluate(state.finished, loader, device, world, state.autocast)]

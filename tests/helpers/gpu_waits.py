@@ -36,12 +36,12 @@ def count_waits(kind: str, config: TrainConfig, codebook: dict[str, Any] | None 
         held = [[batch(CLIPS, step, mine, **how) for mine in slices] for step in range(WARM_UP + STEPS)]
         pinned: list[list[Batch]] = [[one.pin_memory() for one in step] for step in held]
         objective = make(codebook) if codebook else make()
-        _, updater = small.make_learner(objective, config, "cuda:0")
+        _, train_step = small.make_state(objective, config, "cuda:0")
         objective.train()
         stream = small.on_device((one for step in pinned for one in step), torch.device("cuda", 0))
         for step in range(WARM_UP + STEPS):
             if step == WARM_UP:
                 card.clear()
             here = [next(stream) for _ in parts]
-            updater.step(step, 100, parts, here, [0.0] * 4)
+            train_step.step(step, 100, parts, here, [0.0] * 4)
         return Waits(list(card.reads), [queued for _, queued in card.waits])

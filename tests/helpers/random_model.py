@@ -9,12 +9,12 @@ import simplejpeg
 import torch
 
 from evilm import shards
-from evilm.config.models import EViLMConfig
 from evilm.config.training import ObjectivesConfig
 from evilm.io import storage
 from evilm.model.evilm_model import EViLMModel
 from evilm.text.vocab import Vocab
 from evilm.text.vocab_builder import train_wordpiece
+from helpers.small_models import student_config
 
 PX, FRAMES, NUM_CODES, GROUP = 64, 2, 20, 4
 REGIONS = FRAMES * (PX // 32) ** 2
@@ -31,12 +31,9 @@ def make_model(uri: Path, **changes: object) -> EViLMModel:
     """A student with random weights, its vocabulary and its objectives."""
     vocab = Vocab(train_wordpiece(captions(24), 100))
     torch.manual_seed(0)
-    settings: dict[str, object] = {
-        "video_encoder": "edgenext_xx_small", "input_px": PX, "num_frames": FRAMES, "vocab_size": vocab.size,
-        "max_text_len": 12, "text_dim": 32, "text_layers": 1, "text_heads": 2, "text_positions": 16, "dim": 48,
-        "decoder_layers": 2, "decoder_heads": 3, "num_codes": NUM_CODES,
-    }  # fmt: skip
-    student = EViLMModel(EViLMConfig.model_validate(settings | changes)).eval()
+    text = {"vocab_size": vocab.size, "max_text_len": 12, "text_layers": 1, "text_positions": 16}
+    config = student_config(**{"num_frames": FRAMES, "num_codes": NUM_CODES, **text, **changes})
+    student = EViLMModel(config).eval()
     student.save_pretrained(str(uri))
     vocab.save(str(uri / "vocab"))
     objectives = ObjectivesConfig.model_validate({"mask_ratio": 0.5}).model_dump() | {"tokenizer": "t0"}

@@ -4,6 +4,7 @@ import hashlib
 import io
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -12,8 +13,9 @@ import torch
 from PIL import Image
 
 from evilm.config.models import VideoTokenizerConfig
+from evilm.io import storage
 from evilm.model.tokenizers.semantic_vq import VideoTokenizer
-from evilm.shards import FRAMES_SCHEMA, FrameManifest, ShardInfo
+from evilm.shards import FRAMES_SCHEMA, CodeShardInfo, CodesManifest, FrameManifest, ShardInfo
 from evilm.video.resize import to_jpeg
 
 PX, GRID, NUM_CODES = 64, 4, 32
@@ -48,6 +50,19 @@ def store_frames(
     return manifest
 
 
+def stand_in_codes(root: Path, frames: FrameManifest, tokenizer: str = "tok") -> CodesManifest:
+    """A manifest of codes for these shards, four codes on grids of 2 x 2, whose files hold nothing."""
+    uri, infos = f"{root}/{tokenizer}", []
+    for shard in frames.shards:
+        data = b"stand-in"
+        storage.write_bytes(f"{uri}/{shard.file}", data)
+        sizes = (shard.num_clips, len(data), "00", shard.row_groups)
+        infos.append(CodeShardInfo(shard.file, shard.split, *sizes, shard.file, shard.sha256))
+    codes = CodesManifest(uri, tokenizer, frames.fingerprint, 4, frames.num_frames, 2, infos, {"train": [3, 0, 1, 0]})
+    codes.save()
+    return codes
+
+
 def make_tokenizer(folder: Path, frames: FrameManifest, seed: int = 0) -> VideoTokenizer:
     """A tokenizer whose codes lie where the frames' regions do, near ties and all."""
     settings = {"input_px": PX, "patch_px": PX // GRID, "encoder_dim": 32, "encoder_layers": 1, "encoder_heads": 2}
@@ -73,13 +88,16 @@ def picture(name: str, frame: int) -> np.ndarray:
     return np.roll(image, 3 * frame, axis=1)
 
 
+def frame_row(**values: Any) -> dict[str, Any]:
+    """Return a row of a frame shard with these values, and empty ones in all other columns."""
+    empty = {field.name: None if field.nullable else _EMPTY.get(field.type, []) for field in FRAMES_SCHEMA}
+    return empty | values | {"caption": values["captions"][0]}
+
+
 def _row(split: str, number: int, num_frames: int, seed: int) -> dict[str, object]:
-    values: dict[str, object] = {
-        field.name: None if field.nullable else _EMPTY.get(field.type, []) for field in FRAMES_SCHEMA
-    }
     jpegs = [to_jpeg(picture(f"{split}{number}{seed or ''}", frame), 90) for frame in range(num_frames)]
     caption = CAPTIONS[number % len(CAPTIONS)]
-    return values | {"clip_id": f"{split}{number:03d}", "split": split, "captions": [caption], "frames": jpegs}
+    return frame_row(clip_id=f"{split}{number:03d}", split=split, captions=[caption], frames=jpegs)
 
 
 def _write(folder: Path, unit: str, split: str, tables: Sequence[pa.Table]) -> ShardInfo:

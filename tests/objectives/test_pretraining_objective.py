@@ -1,21 +1,22 @@
-"""The score that sweeps compare trials by: matching on held-out clips with nothing masked."""
+"""Losses and scores of pre-training: matching AUC, the weighted loss of a split, jittered frames."""
+
+from dataclasses import replace
 
 import torch
 
-from evilm.config.models import EViLMConfig
 from evilm.config.training import ObjectivesConfig
 from evilm.dataloader.collate import PretrainBatch
+from evilm.dataloader.color_jitter import jitter_colours
 from evilm.model.evilm_model import EViLMModel
 from evilm.objectives.pretraining_objective import PretrainObjective, match_wins
+from helpers.small_models import student_config
 
 CLIPS = 5
 
 
 def _student() -> EViLMModel:
     torch.manual_seed(0)
-    sizes = {"input_px": 64, "num_frames": 2, "vocab_size": 50, "text_dim": 32, "text_layers": 1, "text_heads": 2}
-    sizes |= {"text_positions": 40, "dim": 48, "decoder_layers": 1, "decoder_heads": 3, "num_codes": 20}
-    return EViLMModel(EViLMConfig(video_encoder="edgenext_xx_small", **sizes)).eval()
+    return EViLMModel(student_config(num_frames=2, text_layers=1, decoder_layers=1)).eval()
 
 
 def _batch(words: torch.Tensor, masked: torch.Tensor, mask: torch.Tensor) -> PretrainBatch:
@@ -34,7 +35,7 @@ def _batch(words: torch.Tensor, masked: torch.Tensor, mask: torch.Tensor) -> Pre
     )
 
 
-def test_it_is_won_comparisons_of_full_clips_and_captions() -> None:
+def test_match_auc_counts_pairs_won() -> None:
     student = _student()
     words = torch.randint(5, 50, (CLIPS, 6), generator=torch.Generator().manual_seed(1))
     words[3] = words[1]  # two clips with the same caption are right answers to each other
@@ -45,7 +46,7 @@ def test_it_is_won_comparisons_of_full_clips_and_captions() -> None:
     with torch.no_grad():
         won, compared = match_wins(student, _batch(words, nothing, masks[0]), CLIPS).tolist()
         masked = match_wins(student, _batch(words, some, masks[1]), CLIPS).tolist()
-        assert masked == [won, compared], "hiding changes nothing"
+        assert masked == [won, compared], "masking changes nothing"
         video = student.encode_video(_batch(words, nothing, masks[0]).frames)
         text, padding = student.encode_text(words, torch.zeros(CLIPS, 6, dtype=torch.bool)), nothing
         match = torch.empty(CLIPS, CLIPS)
@@ -65,7 +66,7 @@ def test_it_is_won_comparisons_of_full_clips_and_captions() -> None:
     assert won == expected
 
 
-def test_pools_are_compared_within_and_the_score_is_left_out_without_them() -> None:
+def test_match_auc_compares_within_pools_and_needs_one() -> None:
     words = torch.arange(5, 5 + CLIPS * 6).view(CLIPS, 6)
     masked, mask = torch.zeros(CLIPS, 6, dtype=torch.bool), torch.zeros(CLIPS, 2, 2, 2, dtype=torch.bool)
     masked[:, 1], mask[:, :, 0] = True, True
@@ -82,7 +83,7 @@ def test_pools_are_compared_within_and_the_score_is_left_out_without_them() -> N
     assert 0 <= found[2]["match_auc"] <= 1
 
 
-def test_the_loss_of_a_split_is_weighted_as_that_of_a_step() -> None:
+def test_loss_of_a_split_is_weighted_like_that_of_a_step() -> None:
     objective = PretrainObjective(_student(), ObjectivesConfig(mlm_weight=2.0, vtm_weight=0.0, mvm_weight=0.5))
     objective.eval()
     words = torch.randint(5, 50, (CLIPS, 6), generator=torch.Generator().manual_seed(1))
@@ -93,3 +94,29 @@ def test_the_loss_of_a_split_is_weighted_as_that_of_a_step() -> None:
         scores.add(_batch(words, masked, mask), torch.device("cpu"))
     found = scores.result([scores.state()])
     assert found["loss"] == 2.0 * found["mlm_loss"] + 0.5 * found["mvm_loss"]
+
+
+def test_jitter_changes_frames_but_not_targets() -> None:
+    objective = PretrainObjective(_student(), ObjectivesConfig()).eval()
+    mask = torch.zeros(2, 2, 2, 2, dtype=torch.bool)
+    mask[:, :, 0] = True
+    words = torch.randint(5, 50, (2, 6))
+    batch = PretrainBatch(
+        frames=torch.randint(0, 256, (2, 2, 64, 64, 3), dtype=torch.uint8),
+        mask=mask,
+        code_ids=torch.randint(0, 20, (2, 8)),
+        input_ids=words,
+        padding_mask=torch.zeros(2, 6, dtype=torch.bool),
+        word_targets=words,
+        negative_ids=words.flip(0),
+        negative_padding=torch.zeros(2, 6, dtype=torch.bool),
+        negative_of=torch.arange(2),
+        clip_ids=["a", "b"],
+    )
+    factors = torch.tensor([[0.7, 1.2, 0.5], [1.3, 0.8, 1.4]])
+    with torch.no_grad():
+        plain, same = objective(batch), objective(replace(batch, jitter=torch.ones(2, 3)))
+        jittered = objective(replace(batch, jitter=factors))
+        by_hand = objective(replace(batch, frames=jitter_colours(batch.frames, factors)))
+    for name in ("mlm", "vtm", "mvm"):
+        assert plain[name].total == same[name].total != jittered[name].total == by_hand[name].total

@@ -76,7 +76,7 @@ def assert_same(found: dict[str, torch.Tensor], whole: dict[str, torch.Tensor]) 
 
 
 @pytest.mark.slow
-def test_two_workers_keep_the_codebook_of_one(whole, tmp_path):
+def test_two_workers_have_the_codebook_of_one(whole, tmp_path):
     mp.start_processes(work, (str(tmp_path),), 2, start_method="fork")
     both = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
     for layout in _LAYOUTS:
@@ -85,11 +85,11 @@ def test_two_workers_keep_the_codebook_of_one(whole, tmp_path):
 
 
 @pytest.mark.parametrize("num_micro_batches", [2, 4])
-def test_accumulation_does_not_change_the_codebook(num_micro_batches, whole):
+def test_gradient_accumulation_does_not_change_the_codebook(num_micro_batches, whole):
     assert_same(trained(num_micro_batches), whole)
 
 
-def test_each_stage_uses_the_whole_step(whole):
+def test_kmeans_and_revival_use_the_whole_step(whole):
     """Otherwise equal results of all layouts would prove nothing."""
     trainee = objective()
     with torch.no_grad():
@@ -101,7 +101,7 @@ def test_each_stage_uses_the_whole_step(whole):
     assert {int(region) // 54 for region in revived} == {0, 1}, "codes revived on regions of both halves"
 
 
-def test_a_large_step_gives_an_even_pool():
+def test_large_step_is_sampled_evenly_into_the_pool():
     trainee = objective()
     vectors = F.normalize(torch.randn(40, 600, 8), dim=-1)
     for start in (0, 13, 30):
@@ -112,7 +112,7 @@ def test_a_large_step_gives_an_even_pool():
     assert torch.equal(trainee.pool, vectors.flatten(0, 1)[rows])
 
 
-def test_a_start_with_fewer_vectors_than_codes_is_reported(caplog):
+def test_kmeans_with_fewer_vectors_than_codes_warns(caplog):
     trainee = objective(init="kmeans", init_batches=1, num_codes=500)
     with caplog.at_level(logging.WARNING):
         trainee.prepare(lambda count: [b for step in range(count) for b in micro_batches(step, 1, 0, 1)], seed=0)

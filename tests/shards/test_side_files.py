@@ -1,9 +1,5 @@
 """Side files: what they hold is what the shards hold, and a machine reads or makes each of them once."""
 
-import os
-import tempfile
-import threading
-import time
 from pathlib import Path
 
 import fsspec
@@ -12,20 +8,13 @@ import pytest
 
 from evilm.dataloader.loader import DataLoader
 from evilm.dataloader.sampler import TrainSampler
-from evilm.errors import ShardError, StorageError
-from evilm.io import node_cache, storage
+from evilm.errors import ShardError
+from evilm.io import storage
 from evilm.shards import FrameManifest, ShardPair, Side, open_side, publish_side, read_group
 from helpers.stored_frames import CAPTIONS, store_frames
 
+pytestmark = pytest.mark.usefixtures("machine_cache")
 SIZES = {"train": [[4, 1], [3]], "val": [[2]]}
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A temporary folder of this test's own, as of a machine that has read nothing."""
-    (tmp_path / "tmp").mkdir()
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
-    return tmp_path / "tmp" / f"evilm-cache-{os.getuid()}"
 
 
 @pytest.fixture
@@ -52,7 +41,7 @@ def _remote(frames: FrameManifest) -> FrameManifest:
     return FrameManifest.load("memory://remote")
 
 
-def test_captions_and_footers_are_those_of_the_shards(frames: FrameManifest) -> None:
+def test_side_files_hold_captions_and_footers_of_the_shards(frames: FrameManifest) -> None:
     publish_side(frames)
     assert _side_files(Path(frames.uri)) == ["captions-train", "captions-val", "footers-train", "footers-val"]
     side = open_side(frames, "train")
@@ -70,7 +59,7 @@ def test_captions_and_footers_are_those_of_the_shards(frames: FrameManifest) -> 
     assert ids == ["val001"]
 
 
-def test_a_remote_row_group_is_the_same_read_with_its_footer(frames: FrameManifest) -> None:
+def test_remote_row_group_read_with_its_footer_is_the_same(frames: FrameManifest) -> None:
     publish_side(frames)
     remote = _remote(frames)
     side = open_side(remote, "train")
@@ -81,21 +70,21 @@ def test_a_remote_row_group_is_the_same_read_with_its_footer(frames: FrameManife
 
 
 @pytest.mark.parametrize("published", [True, False])
-def test_a_machine_copies_remote_ones_or_makes_what_is_missing_once(
-    frames: FrameManifest, cache: Path, published: bool
+def test_remote_side_files_are_copied_or_made_once_per_machine(
+    frames: FrameManifest, machine_cache: Path, published: bool
 ) -> None:
     if published:
         publish_side(frames)
     remote = _remote(frames)
     ids, _ = open_side(remote, "train").captions.take(np.arange(8))
     assert ids == [f"train{n:03d}" for n in range(8)]
-    assert _side_files(cache) == ["captions-train", "footers-train"]
+    assert _side_files(machine_cache) == ["captions-train", "footers-train"]
     fsspec.filesystem("memory").rm("/remote", recursive=True)
     again, _ = open_side(remote, "train").captions.take(np.arange(8))
     assert again == ids, "nothing is read twice"
 
 
-def test_shards_of_before_there_were_side_files_are_read(frames: FrameManifest, cache: Path) -> None:
+def test_shards_without_side_files_are_read(frames: FrameManifest, machine_cache: Path) -> None:
     pairs = _pairs(frames, "train")
     order = TrainSampler([item.row_groups for item in pairs], 3, 0, 2)
 
@@ -104,14 +93,14 @@ def test_shards_of_before_there_were_side_files_are_read(frames: FrameManifest, 
         return [(r.clip_ids, r.captions, int(r.frames.sum())) for r in loader.batches(0, 2 * order.num_steps)]
 
     made = rows()
-    assert _side_files(cache) == ["captions-train", "footers-train"]
+    assert _side_files(machine_cache) == ["captions-train", "footers-train"]
     publish_side(frames, replace=False)
     assert rows() == made
     without = DataLoader(pairs, order, lambda rows: rows).batches(0, 2 * order.num_steps)
     assert [(r.clip_ids, r.captions, int(r.frames.sum())) for r in without] == made
 
 
-def test_publishing_again_replaces_those_of_other_shards(frames: FrameManifest, tmp_path: Path) -> None:
+def test_publishing_again_replaces_outdated_side_files(frames: FrameManifest, tmp_path: Path) -> None:
     folder = Path(frames.uri)
     publish_side(frames)
     before = set(folder.glob("*.arrow"))
@@ -124,7 +113,7 @@ def test_publishing_again_replaces_those_of_other_shards(frames: FrameManifest, 
     assert _side_files(folder) == ["captions-train", "captions-val", "footers-train", "footers-val"]
 
 
-def test_a_damaged_side_file_is_named(frames: FrameManifest) -> None:
+def test_damaged_side_file_is_named(frames: FrameManifest) -> None:
     publish_side(frames)
     (file,) = Path(frames.uri).glob("captions-train-*.arrow")
     file.write_bytes(file.read_bytes()[:50])
@@ -132,53 +121,9 @@ def test_a_damaged_side_file_is_named(frames: FrameManifest) -> None:
         open_side(frames, "train")
 
 
-def test_captions_of_other_clips_are_refused(frames: FrameManifest) -> None:
+def test_captions_of_other_clips_are_rejected(frames: FrameManifest) -> None:
     publish_side(frames)
     side = Side(open_side(frames, "val").captions, open_side(frames, "train").footers)
     loader = DataLoader(_pairs(frames, "train"), TrainSampler([[2]], 2, 0, 1), lambda rows: rows, side=side)
     with pytest.raises(ShardError, match=r"the captions file has clip val000 where .*; delete the files captions-"):
         list(loader.batches(0, 1))
-
-
-def test_processes_and_threads_wait_for_the_one_that_makes_a_file(cache: Path) -> None:
-    made: list[int] = []
-
-    def make(path: str) -> None:
-        made.append(1)
-        time.sleep(0.2)
-        Path(path).write_text("whole")
-
-    found: list[str] = []
-    threads = [threading.Thread(target=lambda: found.append(node_cache.cached("a", make))) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(made) == 1
-    assert {Path(path).read_text() for path in found} == {"whole"}
-
-
-def _hundred(path: str) -> None:
-    Path(path).write_bytes(bytes(100))
-
-
-def test_a_making_that_fails_leaves_nothing_and_old_files_make_room(cache: Path) -> None:
-    def fail(path: str) -> None:
-        Path(path).write_text("half")
-        raise ShardError("no")
-
-    with pytest.raises(ShardError, match="no"):
-        node_cache.cached("a", fail)
-    assert not (cache / "a").exists()
-    for number, name in enumerate("abc"):
-        path = node_cache.cached(name, _hundred, max_bytes=250)
-        os.utime(path, (number, number))
-    node_cache.cached("d", _hundred, max_bytes=250)
-    assert sorted(file.name for file in cache.iterdir() if file.suffix != ".lock") == ["c", "d"]
-
-
-def test_a_cache_of_another_user_is_not_trusted(cache: Path, tmp_path: Path) -> None:
-    (tmp_path / "theirs").mkdir()
-    cache.symlink_to(tmp_path / "theirs")
-    with pytest.raises(StorageError, match="belongs to another user; remove it, or set TMPDIR"):
-        node_cache.cached("a", lambda path: None)

@@ -1,4 +1,4 @@
-"""One update of the weights: the same in parts as in one piece, and the options of the optimizer."""
+"""One update of the weights: the same in micro-batches as in one batch, and the options of the optimizer."""
 
 import shutil
 from pathlib import Path
@@ -21,6 +21,7 @@ from evilm.train.micro_batches import MicroBatchSampler, micro_batches_of
 from evilm.train.optimizer import EMA, make_optimizer
 from evilm.train.precision import autocast
 from evilm.train.train_step import NonFiniteError, TrainStep
+from helpers.small_models import tokenizer_config
 
 _CPU = torch.device("cpu")
 _ARCH = EViLMConfig(
@@ -53,7 +54,7 @@ def _batch(clips: int) -> PretrainBatch:
     )
 
 
-def _part(batch: PretrainBatch, start: int, stop: int) -> PretrainBatch:
+def _slice(batch: PretrainBatch, start: int, stop: int) -> PretrainBatch:
     """Some clips of a batch, with their negatives."""
     mine = (batch.negative_of >= start) & (batch.negative_of < stop)
     fields: dict[str, Any] = {name: getattr(batch, name)[start:stop] for name in _PER_CLIP}
@@ -69,14 +70,15 @@ _PER_CLIP = ("frames", "mask", "code_ids", "input_ids", "padding_mask", "word_ta
 
 
 def _trained(
-    parts: int, steps: int = 2, spoil: str = "", lag: int = 0, rank: int = 0, world: int = 1, **values: Any
+    num_micro_batches: int, steps: int = 2, spoil: str = "", lag: int = 0, rank: int = 0, world: int = 1, **values: Any
 ) -> tuple[PretrainObjective, list[Any], Any]:
-    """A small student after some steps on one batch cut into parts, of which this worker has its own: it, the
+    """A small student after some steps on one batch cut into micro-batches, of which this worker has its own: it, the
     outcomes, and its mean.
     """
-    most = -(-8 // parts) * parts
+    most = -(-8 // num_micro_batches) * num_micro_batches
     settings = Pretrain().override(
-        {"schedule.batch_clips": most, "schedule.gradient_accumulation_steps": parts, "optim.lr": 1e-3} | values
+        {"schedule.batch_clips": most, "schedule.gradient_accumulation_steps": num_micro_batches, "optim.lr": 1e-3}
+        | values
     )
     torch.manual_seed(0)
     objective = PretrainObjective(EViLMModel(_ARCH), ObjectivesConfig())
@@ -90,12 +92,14 @@ def _trained(
     mean = EMA(objective, settings.optim.ema_decay) if settings.optim.ema_decay else None
     optimizer = make_optimizer(objective, settings.optim, settings.cluster.fused)
     model = DistributedDataParallel(objective, gradient_as_bucket_view=True) if world > 1 else objective
-    updater = TrainStep(objective, model, optimizer, settings, world, autocast("fp32", _CPU), _CPU, mean)
-    batch, mine = _batch(8), micro_batches_of(rank, world, parts)
-    batches = [_part(batch, cut.start, cut.stop) for cut in (micro_batch_slice(8, part, parts) for part in mine)]
-    updater._lag = lag
-    outcomes = [updater.step(step, 10, mine, batches, [0.0, 1.0 / world]) for step in range(steps)]
-    return objective, [outcome for known in [*outcomes, updater.settle()] for outcome in known], mean
+    train_step = TrainStep(objective, model, optimizer, settings, world, autocast("fp32", _CPU), _CPU, mean)
+    batch, mine = _batch(8), micro_batches_of(rank, world, num_micro_batches)
+    batches = [
+        _slice(batch, cut.start, cut.stop) for cut in (micro_batch_slice(8, part, num_micro_batches) for part in mine)
+    ]
+    train_step._lag = lag
+    outcomes = [train_step.step(step, 10, mine, batches, [0.0, 1.0 / world]) for step in range(steps)]
+    return objective, [outcome for known in [*outcomes, train_step.settle()] for outcome in known], mean
 
 
 def _assert_same_gradients(one: torch.nn.Module, other: torch.nn.Module, atol: float = 1e-6) -> None:
@@ -106,40 +110,37 @@ def _assert_same_gradients(one: torch.nn.Module, other: torch.nn.Module, atol: f
             torch.testing.assert_close(a.grad, b.grad, rtol=1e-3, atol=atol, msg=name)
 
 
-@pytest.mark.parametrize("parts", [4, 3])
-def test_a_step_in_parts_is_the_step_in_one_piece(parts: int) -> None:
-    """Also where one part has fewer clips."""
-    _assert_same_gradients(_trained(1, steps=1)[0], _trained(parts, steps=1)[0])
+@pytest.mark.parametrize("num_micro_batches", [4, 3])
+def test_micro_batches_give_the_step_of_one_batch(num_micro_batches: int) -> None:
+    """Also where one micro-batch has fewer clips."""
+    _assert_same_gradients(_trained(1, steps=1)[0], _trained(num_micro_batches, steps=1)[0])
     _, outcomes, _ = _trained(1, steps=3)
-    _, in_parts, _ = _trained(parts, steps=3)
-    for a, b in zip(outcomes, in_parts, strict=True):
+    _, in_micro_batches, _ = _trained(num_micro_batches, steps=3)
+    for a, b in zip(outcomes, in_micro_batches, strict=True):
         assert a.flags == b.flags == [0.0, 1.0]
         assert b.metrics == pytest.approx(a.metrics, rel=1e-4)
 
 
-def test_counts_are_those_of_the_losses() -> None:
+def test_counts_equal_the_items_of_each_loss() -> None:
     objective, _, _ = _trained(1, steps=0)
-    batch = _part(_batch(8), 2, 7)
+    batch = _slice(_batch(8), 2, 7)
     assert objective.counts(batch) == {name: loss.num_items for name, loss in objective(batch).items()}
 
 
-def test_the_tokenizer_counts_its_losses_too() -> None:
-    from evilm.config.models import CodebookConfig, VideoTokenizerConfig
+def test_tokenizer_counts_equal_the_items_of_each_loss() -> None:
     from evilm.dataloader.collate import TokenizerBatch
     from evilm.model.tokenizers.semantic_vq import VideoTokenizer
     from evilm.objectives.tokenizer_objective import TokenizerObjective
 
-    config = VideoTokenizerConfig(
-        input_px=64, patch_px=32, num_frames=2, encoder_dim=16, encoder_layers=1, encoder_heads=2, decoder_dim=16,
-        decoder_layers=1, decoder_heads=2, vocab_size=40, codebook=CodebookConfig(num_codes=8, code_dim=4),
-    )  # fmt: skip
+    sizes = {"patch_px": 32, "num_frames": 2, "encoder_dim": 16, "decoder_dim": 16, "vocab_size": 40}
+    config = tokenizer_config({"num_codes": 8, "code_dim": 4}, **sizes)
     objective = TokenizerObjective(VideoTokenizer(config), config)
     frames = torch.zeros(3, 2, 64, 64, 3, dtype=torch.uint8)
     batch = TokenizerBatch(frames, torch.zeros(3, 40, dtype=torch.bool), ["a", "b", "c"])
     assert objective.counts(batch) == {name: loss.num_items for name, loss in objective(batch).items()}
 
 
-def test_a_gradient_that_is_nan_stops_or_changes_nothing() -> None:
+def test_nan_loss_stops_training_or_skips_the_step() -> None:
     name = next(n for n, p in _trained(1, steps=0)[0].named_parameters() if "match" in n and p.ndim > 1)
     with pytest.raises(NonFiniteError, match=r"step 1: vtm loss is not finite, at clips clip0, .*--schedule.nonfinite"):
         _trained(2, steps=1, spoil=name)
@@ -152,7 +153,7 @@ def test_a_gradient_that_is_nan_stops_or_changes_nothing() -> None:
         _trained(1, steps=30, spoil=name, **{"schedule.nonfinite": "skip"})
 
 
-def test_the_mean_of_the_weights_follows_them() -> None:
+def test_ema_follows_the_weights() -> None:
     _, _, mean = _trained(1, steps=1, **{"optim.ema_decay": 0.9})
     first, _, _ = _trained(1, steps=1)
     for a, b in zip(mean.module.parameters(), first.parameters(), strict=True):
@@ -165,7 +166,7 @@ def test_the_mean_of_the_weights_follows_them() -> None:
 
 
 @pytest.mark.parametrize("flag", ["cluster.fused", "cluster.channels_last"])
-def test_options_of_speed_change_only_the_rounding(flag: str) -> None:
+def test_fused_and_channels_last_change_only_rounding(flag: str) -> None:
     plain, outcomes, _ = _trained(1)
     fast, others, _ = _trained(1, **{flag: True})
     assert others[-1].metrics == pytest.approx(outcomes[-1].metrics, rel=1e-3)
@@ -173,11 +174,11 @@ def test_options_of_speed_change_only_the_rounding(flag: str) -> None:
 
 
 def _work(rank: int, folder: str, cases: dict[str, tuple[int, dict[str, Any]]]) -> None:
-    """One of two workers, whose parts of a step differ in number or size."""
+    """One of two workers, whose micro-batches of a step differ in number or size."""
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
     torch.set_num_threads(1)
-    for name, (parts, values) in cases.items():
-        objective, outcomes, _ = _trained(parts, rank=rank, world=2, **values)
+    for name, (num_micro_batches, values) in cases.items():
+        objective, outcomes, _ = _trained(num_micro_batches, rank=rank, world=2, **values)
         gradients = {key: p.grad for key, p in objective.named_parameters() if p.grad is not None}
         torch.save([gradients, [outcome.metrics for outcome in outcomes]], Path(folder) / f"{name}{rank}.pt")
     dist.destroy_process_group()
@@ -185,7 +186,7 @@ def _work(rank: int, folder: str, cases: dict[str, tuple[int, dict[str, Any]]]) 
 
 @pytest.mark.slow
 def test_two_workers_have_the_gradients_of_one(tmp_path: Path) -> None:
-    """With one part each; with two parts and one; with uneven parts, accumulated, channels last, and clipped."""
+    """With one micro-batch each; with two and one; with uneven ones, accumulated, channels last, and clipped."""
     cases: dict[str, tuple[int, dict[str, Any]]] = {
         "even": (2, {}),
         "uneven": (3, {}),
@@ -193,7 +194,9 @@ def test_two_workers_have_the_gradients_of_one(tmp_path: Path) -> None:
         "channels_last": (3, {"cluster.channels_last": True}),
         "clipped": (3, {"optim.clip_norm": 0.01, "cluster.fused": True}),
     }
-    alone = {name: _trained(parts, **values) for name, (parts, values) in cases.items()}  # imports what the others need
+    alone = {
+        name: _trained(num_micro_batches, **values) for name, (num_micro_batches, values) in cases.items()
+    }  # imports what the others need
     torch.multiprocessing.start_processes(_work, (str(tmp_path), cases), 2, start_method="fork")
     for name, (objective, outcomes, _) in alone.items():
         (one, metrics), (other, others) = (torch.load(tmp_path / f"{name}{rank}.pt") for rank in range(2))
@@ -207,17 +210,19 @@ def test_two_workers_have_the_gradients_of_one(tmp_path: Path) -> None:
             torch.testing.assert_close(one[key], gradient, rtol=1e-3, atol=1e-6, msg=f"{name}: {key}")
 
 
-@pytest.mark.parametrize(("world", "parts"), [(1, 4), (2, 4), (3, 4), (4, 4), (3, 7)])
-def test_parts_are_dealt_to_workers_once_each(world: int, parts: int) -> None:
-    dealt = [micro_batches_of(rank, world, parts) for rank in range(world)]
-    assert [part for mine in dealt for part in mine] == list(range(parts))
+@pytest.mark.parametrize(("world", "num_micro_batches"), [(1, 4), (2, 4), (3, 4), (4, 4), (3, 7)])
+def test_micro_batches_are_dealt_to_workers_once_each(world: int, num_micro_batches: int) -> None:
+    dealt = [micro_batches_of(rank, world, num_micro_batches) for rank in range(world)]
+    assert [part for mine in dealt for part in mine] == list(range(num_micro_batches))
     assert max(map(len, dealt)) - min(map(len, dealt)) <= 1
-    whole = TrainSampler([[10, 10, 8]], batch_clips=parts * 2 + 1, seed=0, window=2)  # in parts of different sizes
+    whole = TrainSampler(
+        [[10, 10, 8]], batch_clips=num_micro_batches * 2 + 1, seed=0, window=2
+    )  # in micro-batches of different sizes
     for step in range(whole.num_steps):
         rows = [
             order.step(step * len(mine) + k)
             for mine in dealt
-            for order in [MicroBatchSampler(whole, parts, mine)]
+            for order in [MicroBatchSampler(whole, num_micro_batches, mine)]
             for k in range(len(mine))
         ]
         np.testing.assert_array_equal(np.concatenate([r.rows[r.mine] for r in rows]), whole.step(step).rows)
@@ -236,14 +241,14 @@ def test_gradients_are_clipped_to_a_norm() -> None:
 
 @pytest.mark.long
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
-def test_a_compiled_model_takes_the_same_steps() -> None:
+def test_compiled_model_takes_the_same_steps() -> None:
     plain, outcomes, _ = _trained(2)
     compiled, others, _ = _trained(2, **{"cluster.compile": True})
     assert others[-1].metrics == pytest.approx(outcomes[-1].metrics, rel=1e-3)
     _assert_same_gradients(plain, compiled, atol=1e-3)
 
 
-def test_numbers_read_one_step_late_are_the_same_numbers() -> None:
+def test_metrics_read_one_step_late_are_equal() -> None:
     """As on a GPU, where the host does not wait for the step that it has just queued."""
     now, late = _trained(2, steps=4), _trained(2, steps=4, lag=1)
     assert [outcome.metrics for outcome in late[1]] == [outcome.metrics for outcome in now[1]]
@@ -253,7 +258,7 @@ def test_numbers_read_one_step_late_are_the_same_numbers() -> None:
 
 
 @pytest.mark.parametrize("lag", [0, 1])
-def test_the_fused_optimizer_leaves_weights_and_moments_alone_where_a_loss_is_nan(lag: int) -> None:
+def test_fused_optimizer_changes_nothing_where_a_loss_is_nan(lag: int) -> None:
     name = next(n for n, p in _trained(1, steps=0)[0].named_parameters() if "match" in n and p.ndim > 1)
     settings = {"schedule.nonfinite": "skip", "cluster.fused": True}
     before, _, _ = _trained(1, steps=0, spoil=name)

@@ -19,14 +19,14 @@ from evilm.dataloader.collate import PretrainCollate
 from evilm.dataloader.loader import DataLoader, evaluation_loader
 from evilm.model.evilm_model import EViLMModel
 from evilm.objectives.pretraining_objective import PretrainObjective
-from evilm.shards import FRAMES_SCHEMA, ShardPair, codes_schema, write_codes, write_frames
+from evilm.shards import ShardPair, codes_schema, write_codes, write_frames
 from evilm.text.vocab import Vocab
 from evilm.text.vocab_builder import train_wordpiece
 from evilm.train.validation import evaluate
+from helpers.stored_frames import frame_row
 
 CLIPS, POOL, FRAMES, PX, GRID, NUM_CODES = 150, 6, 2, 64, 2, 20
 WORDS = ["red", "blue", "green", "star", "ring", "cross", "moves", "waits", "spins", "left", "right", "two"]
-_EMPTY: dict[pa.DataType, Any] = {pa.string(): "", pa.int32(): 0, pa.int64(): 0, pa.int16(): 0, pa.float64(): 0.0}
 
 
 @pytest.fixture(scope="module")
@@ -50,11 +50,10 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> list[ShardPair]:
 
 
 def _row(number: int, rng: np.random.Generator) -> dict[str, Any]:
-    values = {field.name: _EMPTY.get(field.type, []) for field in FRAMES_SCHEMA}
     pixels = rng.integers(0, 256, (FRAMES, 4, 4, 3), dtype=np.uint8).repeat(PX // 4, 1).repeat(PX // 4, 2)
     caption = " ".join(rng.choice(WORDS, rng.integers(1, 9)))
     jpegs = [simplejpeg.encode_jpeg(np.ascontiguousarray(frame)) for frame in pixels]
-    return values | {"clip_id": f"clip{number:03d}", "split": "val", "captions": [caption], "frames": jpegs}
+    return frame_row(clip_id=f"clip{number:03d}", split="val", captions=[caption], frames=jpegs)
 
 
 @pytest.fixture(scope="module")
@@ -83,12 +82,12 @@ def _loader(pairs: list[ShardPair], rank: int, world: int, micro_batch: int) -> 
 
 
 @torch.no_grad()
-def _metrics(objective: PretrainObjective, feed_of: Callable[[int], DataLoader], world: int) -> dict[str, float]:
+def _metrics(objective: PretrainObjective, loader_of: Callable[[int], DataLoader], world: int) -> dict[str, float]:
     """The scores of all ranks' steps, worked off in one process."""
     objective.eval()
     states = []
     for rank in range(world):
-        scores, loader = objective.scores(), feed_of(rank)
+        scores, loader = objective.scores(), loader_of(rank)
         for batch in loader.batches(0, loader.order.num_steps):
             scores.add(batch, torch.device("cpu"))
         states.append(scores.state())
@@ -96,7 +95,7 @@ def _metrics(objective: PretrainObjective, feed_of: Callable[[int], DataLoader],
 
 
 @pytest.mark.parametrize(("micro_batch", "world"), [(64, 1), (16, 2), (64, 2), (16, 4), (64, 4)])
-def test_metrics_are_those_of_one_worker_and_batches_of_16(
+def test_metrics_do_not_depend_on_batch_size_or_workers(
     pairs: list[ShardPair], objective: PretrainObjective, expected: dict[str, float], micro_batch: int, world: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
@@ -123,7 +122,7 @@ def _work(rank: int, pairs: list[ShardPair], meeting: str, out: str) -> None:
 
 
 @pytest.mark.long
-def test_two_processes_find_what_one_does(pairs: list[ShardPair], objective: PretrainObjective, tmp_path: Path) -> None:
+def test_two_processes_agree_with_one(pairs: list[ShardPair], objective: PretrainObjective, tmp_path: Path) -> None:
     torch.multiprocessing.start_processes(
         _work, (pairs, str(tmp_path / "meeting"), str(tmp_path)), 2, start_method="fork"
     )
