@@ -177,14 +177,12 @@ def nodes(request: pytest.FixtureRequest) -> Iterator[dict[str, Any]]:
         yield cluster
 
 
-SMALL = _HERE / "small.yaml"
-
-
 @pytest.fixture(scope="session")
 def small_workflow(ray_local: Any, common_folder: Path) -> tuple[Path, dict[str, Any]]:
     """A finished small workflow: its root, and the summary of its pre-training. Read it, don't write into it."""
     from evilm.config.presets import defaults
     from evilm.tasks.pretrain import pretrain
+    from helpers.paths import SMALL
     from helpers.sharing import build_once
 
     root = common_folder / "workflow"

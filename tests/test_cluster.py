@@ -6,7 +6,7 @@ import sys
 import time
 from pathlib import Path
 
-from helpers.commands import ROOT
+from helpers.paths import ROOT
 
 
 def test_an_address_where_nobody_listens_ends_in_one_line(tmp_path: Path) -> None:

@@ -8,37 +8,15 @@ from typing import Any
 import pytest
 import s3fs
 
-from evilm.config.presets import defaults
-from evilm.config.stages import Pretrain
 from evilm.errors import ConfigError, ManifestError, ShardError
 from evilm.tasks.pretrain import pretrain
-from evilm.tracking.metrics_file import read_points
 from helpers.commands import kill, start, wait_for
-from helpers.faults import SMALL
 from helpers.gates import Gate
-
-Workflow = tuple[Path, dict[str, Any]]
-_TIMES = ("time/",)
-
-
-def _config(root: Path, **values: Any) -> Pretrain:
-    """The small pre-training on the inputs that stand under `root`, with other settings."""
-    config = defaults("pretrain", str(SMALL)).override({"root": str(root)} | values)
-    assert isinstance(config, Pretrain)
-    return config
+from helpers.paths import SMALL
+from helpers.workflow import Workflow, losses_and_scores, small_pretrain
 
 
-def _losses(out: Path | str) -> dict[int, dict[str, float]]:
-    """All that was logged for each step but times."""
-    points: dict[int, dict[str, float]] = {}
-    for point in read_points(Path(out) / "metrics.jsonl"):
-        kept = {n: v for n, v in point["metrics"].items() if not n.startswith(_TIMES)}
-        if kept:
-            points.setdefault(point["step"], {}).update(kept)
-    return points
-
-
-def test_the_workflow_leaves_every_artifact(small_workflow: Workflow) -> None:
+def test_workflow_leaves_every_artifact(small_workflow: Workflow) -> None:
     root, summary = small_workflow
     assert summary["steps"] == 20
     assert set(summary["inputs"]) == {"frames", "codes", "vocab", "tokenizer"}
@@ -48,7 +26,7 @@ def test_the_workflow_leaves_every_artifact(small_workflow: Workflow) -> None:
         assert (root / name).is_file(), name
     pickles = [p for p in (root / "model").rglob("*") if p.suffix in (".pt", ".pth", ".bin", ".ckpt")]
     assert not [p for p in pickles if "checkpoints/step_" in p.as_posix() or p.parent == root / "model"]
-    logged = _losses(root / "model")[20]
+    logged = losses_and_scores(root / "model")[20]
     for name in ("mlm", "vtm", "mvm"):
         assert {f"train/{name}_loss", f"train/{name}_accuracy", f"val/{name}_loss", f"val/{name}_accuracy"} <= set(
             logged
@@ -76,49 +54,51 @@ def test_every_command_is_a_run_in_mlflow(small_workflow: Workflow) -> None:
     assert {f"time/{name}" for name in times} <= set(run.data.metrics)
 
 
-def test_the_same_command_again_reuses_everything(small_workflow: Workflow) -> None:
+def test_repeated_command_reuses_everything(small_workflow: Workflow) -> None:
     root, summary = small_workflow
     before = {p: p.stat().st_mtime_ns for p in root.rglob("*") if p.is_file() and "mlflow" not in p.name}
-    again = pretrain(_config(root))
+    again = pretrain(small_pretrain(root))
     assert again == summary | {"reused": True}
     assert before == {p: p.stat().st_mtime_ns for p in before}
 
 
-def test_other_settings_against_a_finished_model_are_refused(small_workflow: Workflow) -> None:
+def test_other_settings_for_a_finished_model_are_rejected(small_workflow: Workflow) -> None:
     root, _ = small_workflow
     with pytest.raises(ConfigError, match=r"optim\.lr: 0\.001 there, 0\.01 now.*--overwrite"):
-        pretrain(_config(root, **{"optim.lr": 0.01}))
+        pretrain(small_pretrain(root, **{"optim.lr": 0.01}))
     with pytest.raises(ConfigError, match=r"precision: 'fp32' there, 'bf16' now"):
-        pretrain(_config(root, **{"cluster.precision": "bf16"}))
+        pretrain(small_pretrain(root, **{"cluster.precision": "bf16"}))
 
 
 @pytest.mark.long
-def test_the_same_seed_gives_the_same_first_20_losses(small_workflow: Workflow, tmp_path: Path) -> None:
+def test_same_seed_gives_the_same_losses(small_workflow: Workflow, tmp_path: Path) -> None:
     root, _ = small_workflow
-    pretrain(_config(root, out=str(tmp_path / "again")))
-    assert _losses(tmp_path / "again") == _losses(root / "model")
+    pretrain(small_pretrain(root, out=str(tmp_path / "again")))
+    assert losses_and_scores(tmp_path / "again") == losses_and_scores(root / "model")
 
 
 @pytest.mark.long
 @pytest.mark.faults
-def test_a_dead_tracking_server_does_not_stop_a_run(small_workflow: Workflow, tmp_path: Path) -> None:
+def test_unreachable_tracking_server_does_not_stop_a_run(small_workflow: Workflow, tmp_path: Path) -> None:
     root, _ = small_workflow
     values = {"tracking.uri": "http://127.0.0.1:9", "schedule.seed": 1, "schedule.max_steps": 2}  # nobody listens there
-    assert pretrain(_config(root, out=str(tmp_path / "other"), **values))["steps"] == 2
-    assert sorted(_losses(tmp_path / "other")) == [1, 2], "the metrics are kept"
-    assert _losses(tmp_path / "other")[1] != _losses(root / "model")[1], "another seed, other losses"
+    assert pretrain(small_pretrain(root, out=str(tmp_path / "other"), **values))["steps"] == 2
+    assert sorted(losses_and_scores(tmp_path / "other")) == [1, 2], "the metrics are kept"
+    assert losses_and_scores(tmp_path / "other")[1] != losses_and_scores(root / "model")[1], (
+        "another seed, other losses"
+    )
 
 
 @pytest.mark.long
 @pytest.mark.faults
-def test_a_killed_pretraining_ends_in_the_figures_of_an_unbroken_one(
+def test_killed_pretraining_ends_with_the_same_model(
     small_workflow: Workflow, s3_bucket: str, store_gate: Gate, tmp_path: Path
 ) -> None:
     root, out = small_workflow[0], tmp_path / "model"
     places = {name: str(root / name) for name in ("codes", "vocab", "tokenizer")}
     places |= {"frames": f"{s3_bucket}/frames", "out": str(out)}
     s3fs.S3FileSystem().put(f"{root}/frames/", f"{s3_bucket}/frames/", recursive=True)
-    store_gate.shut(".parquet", once=lambda: max(_losses(out), default=0) >= 5)
+    store_gate.shut(".parquet", once=lambda: max(losses_and_scores(out), default=0) >= 5)
     flags = [*(f"--{name}={place}" for name, place in places.items()), "--tracking.no-log-model"]
     stage = start("pretrain", "--preset", str(SMALL), *flags)
     wait_for(store_gate.holds, stage)
@@ -129,16 +109,16 @@ def test_a_killed_pretraining_ends_in_the_figures_of_an_unbroken_one(
     kill(stage, and_workers=True)
     store_gate.open()
     assert not (out / "summary.json").exists()
-    assert 5 <= max(_losses(out)) < 20
-    summary = pretrain(_config(root, **places, **{"tracking.log_model": False}))
-    unbroken = _losses(root / "model")
-    assert {step: unbroken[step] for step in _losses(out)} == _losses(out)
-    assert sorted(_losses(out)) == list(range(1, 21))
+    assert 5 <= max(losses_and_scores(out)) < 20
+    summary = pretrain(small_pretrain(root, **places, **{"tracking.log_model": False}))
+    unbroken = losses_and_scores(root / "model")
+    assert {step: unbroken[step] for step in losses_and_scores(out)} == losses_and_scores(out)
+    assert sorted(losses_and_scores(out)) == list(range(1, 21))
     assert summary["val"] == json.loads((root / "model" / "summary.json").read_text())["val"]
     assert (out / "model.safetensors").read_bytes() == (root / "model" / "model.safetensors").read_bytes()
 
 
-def test_codes_of_another_tokenizer_grid_or_frames_are_refused(small_workflow: Workflow, tmp_path: Path) -> None:
+def test_codes_of_another_tokenizer_grid_or_frames_are_rejected(small_workflow: Workflow, tmp_path: Path) -> None:
     root, _ = small_workflow
     places = {name: str(root / name) for name in ("frames", "codes", "vocab", "tokenizer")}
     from evilm.model.tokenizers.semantic_vq import VideoTokenizer
@@ -147,32 +127,32 @@ def test_codes_of_another_tokenizer_grid_or_frames_are_refused(small_workflow: W
     other.quantizer.codebook.data[0] += 1
     other.save_pretrained(str(tmp_path / "tokenizer"))
     with pytest.raises(ShardError, match=other.fingerprint()):
-        pretrain(_config(root, out=str(tmp_path / "m"), **places | {"tokenizer": str(tmp_path / "tokenizer")}))
+        pretrain(small_pretrain(root, out=str(tmp_path / "m"), **places | {"tokenizer": str(tmp_path / "tokenizer")}))
     with pytest.raises(ShardError, match=r"grid|regions"):
-        pretrain(_config(root, out=str(tmp_path / "m"), **places | {"arch.input_px": 96}))
+        pretrain(small_pretrain(root, out=str(tmp_path / "m"), **places | {"arch.input_px": 96}))
     from evilm.config.stages import ShardVideos
     from evilm.ingest.shard_videos import shard_videos
 
-    build: ShardVideos = _config(root).build.shard_videos
+    build: ShardVideos = small_pretrain(root).build.shard_videos
     corpus = {"manifest": str(root / "corpus" / "manifest.csv"), "videos": str(root / "corpus" / "videos")}
     fewer = build.override({**corpus, "out": str(tmp_path / "frames"), "sampling.jpeg_quality": 50, "limit": 30})
     shard_videos(fewer)
     with pytest.raises(ShardError, match="frames"):
-        pretrain(_config(root, out=str(tmp_path / "m"), **places | {"frames": str(tmp_path / "frames")}))
+        pretrain(small_pretrain(root, out=str(tmp_path / "m"), **places | {"frames": str(tmp_path / "frames")}))
 
 
-def test_places_that_belong_together_are_asked_for_together(tmp_path: Path) -> None:
+def test_inputs_that_belong_together_must_be_given_together(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="--manifest and --videos go together"):
-        pretrain(_config(tmp_path, manifest="x.csv"))
+        pretrain(small_pretrain(tmp_path, manifest="x.csv"))
     with pytest.raises(ConfigError, match="name --frames and --tokenizer"):
-        pretrain(_config(tmp_path, codes="x"))
+        pretrain(small_pretrain(tmp_path, codes="x"))
 
 
-def test_own_column_names_are_given_once(tmp_path: Path, ray_local: Any) -> None:
+def test_column_names_reach_sharding_and_vocabulary(tmp_path: Path, ray_local: Any) -> None:
     table = tmp_path / "clips.csv"
     table.write_text("id,text\n1,a red star\n")
     values = {"manifest": str(table), "videos": str(tmp_path), "columns.videoid": "id"}
     with pytest.raises(ManifestError, match="'name'"):  # the other column is still unknown
-        pretrain(_config(tmp_path / "run", **values))
+        pretrain(small_pretrain(tmp_path / "run", **values))
     with pytest.raises(ShardError, match="missing_file"):  # both are found now, and nothing was locked; no such video
-        pretrain(_config(tmp_path / "run", **values | {"columns.caption": "text"}))
+        pretrain(small_pretrain(tmp_path / "run", **values | {"columns.caption": "text"}))

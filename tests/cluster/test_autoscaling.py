@@ -17,19 +17,18 @@ import pytest
 from rehearse import Jobs, rehearse
 
 from evilm.config.stages import STAGES, Sweep
-from helpers.commands import ROOT, files_of
+from helpers.commands import files_of
+from helpers.paths import ROOT, SMALL
 from helpers.spot_metadata import AWS_NOTICE, aws_notice, metadata_service
+from helpers.workflow import Workflow
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(1800)]
-SMALL = str(ROOT / "tests" / "small.yaml")
 FRAMES = ["--sampling.shard-clips", "4"]
 TOKENIZER = ["--schedule.epochs", "1"]
 BUILD = ["--build.shard-videos.sampling.shard-clips", "4", "--build.train-tokenizer.schedule.epochs", "1"]
 GPU = ["--cluster.gpus-per-worker", "1"]
 EPOCHS = 16
 STEPS = EPOCHS * 4  # 64 clips, 16 a step
-
-Workflow = tuple[Path, dict[str, Any]]
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +42,7 @@ def jobs() -> Iterator[Jobs]:
 def workflow(jobs: Jobs, tmp_path_factory: pytest.TempPathFactory) -> Workflow:
     """The rehearsed workflow, two of whose nodes were switched off: its root and summary."""
     root = tmp_path_factory.mktemp("scaled")
-    return root, rehearse(jobs, root, SMALL, *BUILD[2:], "--schedule.epochs", str(EPOCHS))
+    return root, rehearse(jobs, root, str(SMALL), *BUILD[2:], "--schedule.epochs", str(EPOCHS))
 
 
 def test_nodes_come_as_stages_need_them_and_go(jobs: Jobs, workflow: Workflow) -> None:
@@ -63,7 +62,7 @@ def test_a_cpu_node_that_is_switched_off_costs_no_clips(workflow: Workflow, ray_
     from evilm.ingest.shard_videos import shard_videos
 
     corpus = workflow[0] / "corpus"
-    undisturbed = defaults("shard_videos", SMALL).override({"sampling.shard_clips": 4})
+    undisturbed = defaults("shard_videos", str(SMALL)).override({"sampling.shard_clips": 4})
     places = {"manifest": str(corpus / "manifest.csv"), "videos": str(corpus / "videos"), "out": str(tmp_path / "out")}
     assert shard_videos(undisturbed.model_copy(update=places))["num_clips"] == 104  # type: ignore[arg-type]
     assert files_of(workflow[0] / "frames") == files_of(tmp_path / "out")
@@ -96,7 +95,7 @@ def test_a_job_hears_of_spot_nodes_that_go_and_keeps_the_step_it_is_stopped_at(
 ) -> None:
     out = tmp_path / "model"
     flags = ["--root", str(workflow[0]), *BUILD, "--out", str(out), "--schedule.epochs", "4000", *GPU]
-    job = jobs.submit("pretrain", "--preset", SMALL, *flags)
+    job = jobs.submit("pretrain", "--preset", str(SMALL), *flags)
     jobs.until(lambda: (out / "metrics.jsonl").is_file(), job)
     node = next(node for node, kind in jobs.cluster.nodes().items() if kind == "gpu")
     with metadata_service({AWS_NOTICE: aws_notice(seconds=300)}) as cloud:
@@ -130,7 +129,7 @@ def test_every_command_is_a_job_without_a_working_dir(jobs: Jobs, workflow: Work
         "report": ["--root", str(root)],
     }
     assert set(flags) == {name for name, stage in STAGES.items() if not issubclass(stage, Sweep)}
-    made = {stage: jobs.submit(stage, "--preset", SMALL, *given) for stage, given in flags.items()}
+    made = {stage: jobs.submit(stage, "--preset", str(SMALL), *given) for stage, given in flags.items()}
     summaries = {stage: jobs.summary(job) for stage, job in made.items()}
     reused = {stage for stage, summary in summaries.items() if summary.get("reused")}
     assert reused == set(flags) - {"inspect_shards", "report"}

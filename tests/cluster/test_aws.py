@@ -47,7 +47,7 @@ def account(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
         cached.cache_clear()
 
 
-def _config(path: Path) -> dict[str, Any]:
+def _ready_config(path: Path) -> dict[str, Any]:
     """The file as the head will have it: filled in, checked, with keys, networks and firewall found."""
     config = prepare_config(yaml.safe_load(path.read_text()) | {"file_mounts": {}})
     validate_config(config)
@@ -78,7 +78,7 @@ def _keys(policy: str) -> dict[str, str]:
 
 def test_setup_makes_what_the_file_names_and_can_run_again(account: Path) -> None:
     assert aws_setup.main(["--bucket", BUCKET, "--ssh-from", "198.51.100.0/24", "--image", "ami-12345678"]) == 0
-    config = _config(account)
+    config = _ready_config(account)
     node = config["available_node_types"]["head"]["node_config"]
     ec2, iam = boto3.client("ec2"), boto3.client("iam")
     (group,) = ec2.describe_security_groups(GroupIds=node["SecurityGroupIds"])["SecurityGroups"]
@@ -139,7 +139,7 @@ def test_the_policies_are_enough_for_rays_provider_and_not_more(account: Path) -
 
     @set_initial_no_auth_action_count(0)
     def with_rights_checked() -> None:
-        config = _config(account)
+        config = _ready_config(account)
         config["provider"]["aws_credentials"] = launcher
         config = _bootstrap(config)
         gpu = config["available_node_types"]["gpu"]["resources"]
@@ -167,7 +167,7 @@ def test_the_policies_are_enough_for_rays_provider_and_not_more(account: Path) -
 
 
 def test_gpu_nodes_are_spot_and_on_demand_where_spot_has_run_out(account: Path) -> None:
-    config = _bootstrap(_config(account))
+    config = _bootstrap(_ready_config(account))
     gpu = config["available_node_types"]["gpu"]["node_config"]
 
     def start() -> list[str]:

@@ -9,7 +9,7 @@ import pytest
 import yaml
 from local import LocalCluster, free_port
 
-from helpers.commands import ROOT
+from helpers.paths import ROOT
 
 _TIMEOUT = "RAY_AUTOSCALER_RECONCILE_ALLOCATE_STATUS_TIMEOUT_S"
 _WORK = "import ray; ray.init(log_to_driver=False); ray.get(ray.remote(lambda: 0).options(num_gpus=1).remote())"

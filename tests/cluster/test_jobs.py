@@ -11,14 +11,13 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
 from local import free_port
 
-from helpers.commands import ROOT
-from helpers.sharing import copy_workflow
+from helpers.paths import ROOT
+from helpers.workflow import Workflow, copy_workflow
 
 pytestmark = pytest.mark.long
 _RAY = Path(sys.executable).with_name("ray")
@@ -118,9 +117,7 @@ def test_a_command_without_the_token_says_what_to_check(head: dict[str, str], tm
     assert line.endswith("check RAY_ADDRESS and RAY_AUTH_MODE")
 
 
-def test_pretraining_runs_as_a_job(
-    head: dict[str, str], small_workflow: tuple[Path, dict[str, Any]], tmp_path: Path
-) -> None:
+def test_pretraining_runs_as_a_job(head: dict[str, str], small_workflow: Workflow, tmp_path: Path) -> None:
     # Frames, tokenizer and codes stand; the model is made.
     root, out = copy_workflow(small_workflow[0], tmp_path / "run"), tmp_path / "model"
     places = ["--root", str(root), "--out", str(out)]

@@ -3,15 +3,12 @@
 import errno
 import threading
 from pathlib import Path
-from typing import Any, ClassVar
 
-import fsspec
 import numpy as np
 import pyarrow as pa
 import pytest
 import simplejpeg
 import torch
-from fsspec.implementations.memory import MemoryFileSystem
 
 from evilm.dataloader.collate import PretrainBatch, PretrainCollate, TokenizerCollate
 from evilm.dataloader.loader import DataLoader, Rows
@@ -22,6 +19,7 @@ from evilm.text.vocab import Vocab
 from evilm.text.vocab_builder import train_wordpiece
 from evilm.train.micro_batches import split_micro_batches
 from evilm.train.trainer import Trainer
+from helpers.flaky_store import FlakyStore
 from helpers.stored_frames import frame_row
 
 _GROUPS = [[4, 4, 2], [4, 3]]
@@ -156,31 +154,13 @@ def test_codes_of_other_clips_are_rejected(pairs: list[ShardPair]) -> None:
         list(DataLoader(mixed, TrainSampler([[4]], 4, 0, 1), lambda rows: rows).batches(0, 1))
 
 
-class _Flaky(MemoryFileSystem):
-    """A store in memory whose reads fail as often as it is told."""
-
-    protocol = "flaky"
-    cachable = False
-    failures: ClassVar[list[OSError]] = []
-
-    @classmethod
-    def _strip_protocol(cls, path: str) -> str:
-        return super()._strip_protocol(path.removeprefix("flaky://"))
-
-    def _open(self, path: str, mode: str = "rb", **kwargs: Any) -> Any:
-        if self.failures:
-            raise self.failures.pop()
-        return super()._open(path, mode, **kwargs)
-
-
 def test_transient_read_error_is_retried(pairs: list[ShardPair]) -> None:
-    fsspec.register_implementation("flaky", _Flaky, clobber=True)
     moved = []
     for pair in pairs:
         uris = []
         for uri in (pair.frames_uri, pair.codes_uri):
             uris.append(f"flaky://{uri}")
-            _Flaky().pipe_file(uri, Path(uri).read_bytes())
+            FlakyStore().pipe_file(uri, Path(uri).read_bytes())
         moved.append(ShardPair(*uris, pair.num_clips, pair.row_groups))
     order = TrainSampler(_GROUPS, 4, 0, 2)
     wanted = list(DataLoader(pairs, order, lambda rows: rows).batches(0, 2))
@@ -188,11 +168,11 @@ def test_transient_read_error_is_retried(pairs: list[ShardPair]) -> None:
         DataLoader(moved, order, lambda rows: rows),
         DataLoader(moved[:1], TrainSampler([[4]], 4, 0, 1), lambda rows: rows),
     )
-    _Flaky.failures += [ConnectionError("reset"), OSError(errno.EIO, "I/O error")]
+    FlakyStore.failures += [ConnectionError("reset"), OSError(errno.EIO, "I/O error")]
     found = list(loader.batches(0, 2))
-    assert not _Flaky.failures
+    assert not FlakyStore.failures
     assert all(np.array_equal(a.frames, b.frames) for a, b in zip(wanted, found, strict=True))
-    _Flaky().rm(pairs[0].frames_uri)
+    FlakyStore().rm(pairs[0].frames_uri)
     with pytest.raises(ShardError, match=r"cannot read row group 0 of flaky://.*f0\.parquet"):
         list(late.batches(0, 1))
 

@@ -245,7 +245,7 @@ def test_lost_and_damaged_codes_are_made_again(unbroken: Path, frames: str, toke
     manifest, model = FrameManifest.load(frames), VideoTokenizer.from_pretrained(tokenizer)
     config = PrecomputeCodes(tokenizer=tokenizer, out=str(tmp_path), batch_clips=BATCH_CLIPS, repair=True)
     shutil.copytree(unbroken, tmp_path / unbroken.name)
-    coder = TokenizerActor(
+    actor = TokenizerActor(
         plan_work(config, manifest, model), {unit_of(shard).name: shard for shard in manifest.shards}
     )
     before, (lost, damaged, *_) = files_of(unbroken), sorted((tmp_path / unbroken.name).glob("*.parquet"))
@@ -254,7 +254,7 @@ def test_lost_and_damaged_codes_are_made_again(unbroken: Path, frames: str, toke
     data[len(data) // 2] ^= 1
     damaged.write_bytes(data)
     for shard in manifest.shards:
-        coder.make_shard(unit_of(shard).name)
+        actor.make_shard(unit_of(shard).name)
     assert files_of(tmp_path / unbroken.name) == before
 
 
@@ -264,9 +264,9 @@ def test_on_an_object_store(unbroken: Path, frames: str, tokenizer: str, s3_buck
     config = PrecomputeCodes(tokenizer=tokenizer, out=f"{s3_bucket}/codes")
     work = plan_work(config, manifest, model)
     units = {unit_of(shard).name: shard for shard in manifest.shards}
-    coder = TokenizerActor(work, units)  # without Ray, whose workers know another store
+    actor = TokenizerActor(work, units)  # without Ray, whose workers know another store
     for unit in units:
-        coder.make_shard(unit)
+        actor.make_shard(unit)
     for name, data in files_of(unbroken).items():
         if name.endswith(".parquet"):
             assert storage.read_bytes(f"{s3_bucket}/codes/{unbroken.name}/{name}") == data

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import psutil
 
-ROOT = Path(__file__).parents[2]
+from helpers.paths import ROOT
 
 
 def start(stage: str, *arguments: str, **variables: str) -> subprocess.Popen[bytes]:

@@ -24,15 +24,14 @@ from evilm.model.losses import LossSum
 from evilm.objectives.pretraining_objective import PretrainObjective
 from evilm.shards import FrameManifest, read_group
 from evilm.tasks.pretrain import PretrainTask
-from evilm.tracking.metrics_file import read_points
 from evilm.train import preemption
 from evilm.train.launch import fit
-
-SMALL = Path(__file__).parents[1] / "small.yaml"
+from helpers.paths import SMALL
+from helpers.workflow import Workflow
 
 
 def train(
-    workflow: tuple[Path, dict[str, Any]],
+    workflow: Workflow,
     out: Path | str,
     *faults: tuple[int, int, str],
     nan_at: str = "",
@@ -197,16 +196,6 @@ def _plan_file(settings: Pretrain) -> Path:
     return Path(f"{out}.faults.json")
 
 
-def losses(out: Path) -> dict[int, dict[str, float]]:
-    """All that was logged of the train split for each step, but times."""
-    points: dict[int, dict[str, float]] = {}
-    for point in read_points(out / "metrics.jsonl"):
-        kept = {n: v for n, v in point["metrics"].items() if n.startswith("train/")}
-        if kept:
-            points.setdefault(point["step"], {}).update(kept)
-    return points
-
-
 def assert_close(one: dict[int, dict[str, float]], other: dict[int, dict[str, float]], rel: float = 2e-3) -> float:
     """Hold the `losses` of two trainings against each other; the greatest difference of a loss, relative."""
     import pytest
@@ -221,7 +210,7 @@ def assert_close(one: dict[int, dict[str, float]], other: dict[int, dict[str, fl
     return worst
 
 
-def all_clips(workflow: tuple[Path, dict[str, Any]]) -> list[str]:
+def all_clips(workflow: Workflow) -> list[str]:
     """The clips of the train split."""
     frames = FrameManifest.load(str(workflow[0] / "frames"))
     return [
@@ -232,6 +221,6 @@ def all_clips(workflow: tuple[Path, dict[str, Any]]) -> list[str]:
     ]
 
 
-def some_clip(workflow: tuple[Path, dict[str, Any]]) -> str:
+def some_clip(workflow: Workflow) -> str:
     """One of them."""
     return all_clips(workflow)[0]

@@ -24,11 +24,6 @@ def build_once(folder: Path, build: Callable[[], dict[str, Any]]) -> dict[str, A
         return json.loads(done.read_text())
 
 
-def copy_workflow(root: Path, copied: Path) -> Path:
-    """Copy the root of the small workflow, to write into; without its MLflow store, which other tests write to."""
-    return shutil.copytree(root, copied, ignore=shutil.ignore_patterns("mlflow.db*", "mlruns"))
-
-
 def longest_first(items: list[pytest.Item]) -> list[pytest.Item]:
     """Sort tests by file: those that take longest first, as far as marks and fixtures show it.
 

@@ -15,8 +15,9 @@ import pytest
 import s3fs
 
 from evilm.ingest.shard_videos import shard_videos
-from helpers.commands import ROOT, files_of, kill, start, wait_for
+from helpers.commands import files_of, kill, start, wait_for
 from helpers.gates import Gate
+from helpers.paths import ROOT
 from helpers.s3_faults import FaultyS3, Through, at_random
 from helpers.small_corpus import SERVED, clips_of, quarantine_of, shard_config
 

@@ -26,7 +26,7 @@ from evilm.inspect.shard_stats import Distribution
 from evilm.shards import CodeShardInfo, CodesManifest, FrameManifest, ShardInfo, codes_schema, write_codes, write_frames
 from evilm.video.reasons import ClipFlag, RejectReason
 from evilm.video.resize import to_jpeg
-from helpers.commands import ROOT
+from helpers.paths import ROOT
 
 PX, NUM_FRAMES, GRID, NUM_CODES, NUM_VIEWS = 32, 2, 2, 8, 2
 GROUPS = {"train-00000": [3, 2], "train-00001": [3, 1], "val-00000": [2]}

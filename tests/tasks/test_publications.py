@@ -10,8 +10,6 @@ import numpy as np
 import pytest
 
 import evilm
-from evilm.config.presets import defaults
-from evilm.config.stages import Pretrain
 from evilm.errors import CheckpointError, ConfigError
 from evilm.model.identity import model_fingerprint
 from evilm.model.tokenizers.semantic_vq import VideoTokenizer
@@ -19,30 +17,22 @@ from evilm.shards import FrameManifest
 from evilm.tasks.pretrain import pretrain
 from evilm.tasks.training_run import TrainingRun
 from evilm.train.checkpoint_manager import newest_first
-from helpers.faults import SMALL
+from helpers.workflow import Workflow, small_pretrain
 
 pytestmark = pytest.mark.long
-
-Workflow = tuple[Path, dict[str, Any]]
 # Of the val split's codes, so all evaluations have the same value, and the first one is the best.
 _FIRST = {"schedule.max_steps": 8, "schedule.keep_best": "mvm_most_frequent", "optim.ema_decay": 0.5}
 _NOISE = np.random.default_rng(0).integers(0, 256, (2, 4, 64, 64, 3), dtype=np.uint8)
-
-
-def _config(root: Path, out: Path, **values: Any) -> Pretrain:
-    config = defaults("pretrain", str(SMALL)).override({"root": str(root), "out": str(out)} | values)
-    assert isinstance(config, Pretrain)
-    return config
 
 
 @pytest.fixture(scope="module")
 def first_is_best(small_workflow: Workflow, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     """A pre-training of 8 steps, evaluated at steps 4 and 8, that has published step 4. Copy it, don't change it."""
     out = tmp_path_factory.mktemp("best") / "model"
-    return out, pretrain(_config(small_workflow[0], out, export="best", **_FIRST))
+    return out, pretrain(small_pretrain(small_workflow[0], out=str(out), export="best", **_FIRST))
 
 
-def test_the_best_step_is_published_and_the_last_one_on_demand(
+def test_export_publishes_the_best_or_the_last_step(
     small_workflow: Workflow, first_is_best: tuple[Path, dict[str, Any]], tmp_path: Path
 ) -> None:
     root, (made, best) = small_workflow[0], first_is_best
@@ -54,7 +44,7 @@ def test_the_best_step_is_published_and_the_last_one_on_demand(
     kept = {p: p.stat().st_mtime_ns for p in (out / "checkpoints").rglob("*") if p.is_file()}
     weights = {"best": (out / "model.safetensors").read_bytes()}
     for export, step in (("last", 8), ("best", 4)):
-        config = _config(root, out, export=export, **_FIRST)
+        config = small_pretrain(root, out=str(out), export=export, **_FIRST)
         summary = pretrain(config)
         assert (summary["published"]["export"], summary["published"]["step"]) == (export, step)
         state = json.loads((out / "checkpoints" / summary["published"]["checkpoint"] / "state.json").read_text())
@@ -69,26 +59,26 @@ def test_the_best_step_is_published_and_the_last_one_on_demand(
     assert (out / "README.md").read_text() == card
 
 
-def test_the_checkpoint_of_the_asked_for_step_is_gone(
+def test_missing_checkpoint_of_the_exported_step_is_named(
     small_workflow: Workflow, first_is_best: tuple[Path, dict[str, Any]], tmp_path: Path
 ) -> None:
     out = shutil.copytree(first_is_best[0].parent, tmp_path / "run") / "model"
     shutil.rmtree(out / "checkpoints" / "step_00000008-001")
     with pytest.raises(CheckpointError, match=r"--export last: the checkpoint of step 8 is not in .* any more"):
-        pretrain(_config(small_workflow[0], out, export="last", **_FIRST))
+        pretrain(small_pretrain(small_workflow[0], out=str(out), export="last", **_FIRST))
     assert json.loads((out / "summary.json").read_text())["published"]["step"] == 4, "nothing was changed"
 
 
-def test_the_best_by_another_metric_is_not_known(
+def test_best_step_by_another_metric_is_rejected(
     small_workflow: Workflow, first_is_best: tuple[Path, dict[str, Any]], tmp_path: Path
 ) -> None:
     out = shutil.copytree(first_is_best[0].parent, tmp_path / "run") / "model"
-    config = _config(small_workflow[0], out, export="best", **_FIRST | {"schedule.keep_best": "loss"})
+    config = small_pretrain(small_workflow[0], out=str(out), export="best", **_FIRST | {"schedule.keep_best": "loss"})
     with pytest.raises(ConfigError, match=r"best step of .* is known by mvm_most_frequent, not by loss"):
         pretrain(config)
 
 
-def test_every_kept_checkpoint_is_a_model(small_workflow: Workflow, first_is_best: tuple[Path, dict[str, Any]]) -> None:
+def test_kept_checkpoints_load_as_models(small_workflow: Workflow, first_is_best: tuple[Path, dict[str, Any]]) -> None:
     out, best = first_is_best
     names = newest_first(str(out))
     assert names == ["step_00000008-001", "step_00000004-001"]
@@ -102,7 +92,7 @@ def test_every_kept_checkpoint_is_a_model(small_workflow: Workflow, first_is_bes
     assert suffixes == {".safetensors", ".json", ".txt"}, "nothing is pickled"
 
 
-def test_every_kept_checkpoint_of_a_tokenizer_is_a_tokenizer(small_workflow: Workflow) -> None:
+def test_kept_tokenizer_checkpoints_load_as_tokenizers(small_workflow: Workflow) -> None:
     root, _ = small_workflow
     place = root / "tokenizer" / "checkpoints"
     newest, *others = newest_first(str(root / "tokenizer"))
@@ -113,7 +103,7 @@ def test_every_kept_checkpoint_of_a_tokenizer_is_a_tokenizer(small_workflow: Wor
     assert all(VideoTokenizer.from_pretrained(str(place / name)).decoder is not None for name in others)
 
 
-def test_a_checkpoint_that_is_no_model_is_refused_in_a_line(
+def test_damaged_or_foreign_checkpoint_is_rejected_in_one_line(
     small_workflow: Workflow, first_is_best: tuple[Path, dict[str, Any]], tmp_path: Path
 ) -> None:
     root = small_workflow[0]
@@ -131,16 +121,16 @@ def test_a_checkpoint_that_is_no_model_is_refused_in_a_line(
         evilm.EViLM.from_pretrained(damaged)
 
 
-def test_the_best_step_needs_evaluations(
+def test_exporting_the_best_step_needs_evaluations(
     small_workflow: Workflow, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     root, _ = small_workflow
     for name, value in (("eval_clips", 0), ("keep_best", "")):
         with pytest.raises(ConfigError, match=f"needs evaluations, but schedule.{name} = {value!r}; use --export last"):
-            _config(root, tmp_path / "model", export="best", **{f"schedule.{name}": value})
+            small_pretrain(root, out=str(tmp_path / "model"), export="best", **{f"schedule.{name}": value})
     frames = FrameManifest.load(str(root / "frames"))
     only_train = dataclasses.replace(frames, shards=frames.of_split("train"))
-    config = _config(root, tmp_path / "model", export="best")
+    config = small_pretrain(root, out=str(tmp_path / "model"), export="best")
     training = TrainingRun(config, "pretrain", "", str(tmp_path / "model"), {}, evilm.EViLM.from_pretrained, dict)
     with pytest.raises(ConfigError, match="has no clips of the split val; use --export last"):
         training.open(only_train)

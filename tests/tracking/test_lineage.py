@@ -13,9 +13,10 @@ from evilm.io.outputs import Output
 from evilm.tracking.mlflow_run import close_run, describe_run, ensure_run, is_closed
 from evilm.tracking.registry import REGISTERED_NAME
 from evilm.tracking.track_run import track
+from helpers.paths import ROOT, SMALL
+from helpers.workflow import Workflow
 
-SMALL = Path(__file__).parents[1] / "small.yaml"
-DOCS = Path(__file__).parents[2] / "docs" / "tracking.md"
+DOCS = ROOT / "docs" / "tracking.md"
 MADE_FROM = {
     "shard_videos": {"manifest": "render_corpus"},
     "build_vocab": {"captions": "render_corpus"},
@@ -29,7 +30,7 @@ MADE_FROM = {
 
 
 @pytest.fixture(scope="module")
-def scored(small_workflow: tuple[Path, dict[str, Any]], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def scored(small_workflow: Workflow, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """The runs of the small workflow and of a benchmark of its model, by command; and the store's client."""
     from mlflow import MlflowClient
 
@@ -48,7 +49,7 @@ def scored(small_workflow: tuple[Path, dict[str, Any]], tmp_path_factory: pytest
     return {"client": client, "runs": found, "root": root}
 
 
-def test_every_run_names_and_links_the_runs_that_made_its_inputs(scored: dict[str, Any]) -> None:
+def test_every_run_links_the_runs_of_its_inputs(scored: dict[str, Any]) -> None:
     runs = scored["runs"]
     assert runs.keys() == MADE_FROM.keys() | {"render_corpus"}
     for stage, sources in MADE_FROM.items():
@@ -66,7 +67,7 @@ def test_every_run_names_and_links_the_runs_that_made_its_inputs(scored: dict[st
     assert "| val.loss | " in runs["pretrain"].data.tags["mlflow.note.content"]
 
 
-def test_pictures_are_artifacts_of_their_runs(scored: dict[str, Any]) -> None:
+def test_figures_are_artifacts_of_their_runs(scored: dict[str, Any]) -> None:
     client, runs = scored["client"], scored["runs"]
     for stage, picture in (("pretrain", "losses.png"), ("train_tokenizer", "losses.png"), ("benchmark", "ranks.png")):
         assert f"figures/{picture}" in [item.path for item in client.list_artifacts(runs[stage].info.run_id, "figures")]
@@ -74,7 +75,7 @@ def test_pictures_are_artifacts_of_their_runs(scored: dict[str, Any]) -> None:
     assert "One run for each output folder of `pipelines/pretrain.py`" in experiment.tags["mlflow.note.content"]
 
 
-def test_the_scored_model_is_judged(scored: dict[str, Any]) -> None:
+def test_benchmark_writes_scores_and_verdict_to_the_model_version(scored: dict[str, Any]) -> None:
     verdict = scored["runs"]["benchmark"].data.tags["evilm.verdict"]
     version = re.match(r"version (\d+) ", verdict)
     assert version
@@ -83,7 +84,7 @@ def test_the_scored_model_is_judged(scored: dict[str, Any]) -> None:
     assert tags["evilm.scored_by"] == scored["runs"]["benchmark"].info.run_id
 
 
-def test_the_filters_of_the_docs_find_runs(scored: dict[str, Any]) -> None:
+def test_filters_in_the_docs_find_runs(scored: dict[str, Any]) -> None:
     client, runs = scored["client"], scored["runs"]
     experiments = [experiment.experiment_id for experiment in client.search_experiments()]
     filters = re.findall(r"^\| `` ?(.+?) ?`` \|", DOCS.read_text(), re.MULTILINE)
@@ -94,7 +95,7 @@ def test_the_filters_of_the_docs_find_runs(scored: dict[str, Any]) -> None:
         assert client.search_runs(experiments, own), own
 
 
-def test_a_result_that_no_server_took_is_sent_by_the_same_command(
+def test_result_missed_by_the_server_is_sent_by_the_same_command(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from mlflow import MlflowClient
@@ -117,9 +118,7 @@ def test_a_result_that_no_server_took_is_sent_by_the_same_command(
     assert (run.info.status, run.data.metrics["summary/num_words"]) == ("FINISHED", 3)
 
 
-def test_a_note_beside_an_input_that_leads_nowhere_costs_a_link_and_no_more(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_broken_mlflow_note_of_an_input_costs_only_its_link(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from mlflow import MlflowClient
 
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
@@ -142,7 +141,7 @@ def test_a_note_beside_an_input_that_leads_nowhere_costs_a_link_and_no_more(
     assert not [tag for run in runs for tag in run.data.tags if tag.startswith("evilm.from.")]
 
 
-def test_a_run_that_was_deleted_gets_a_successor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_deleted_run_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from mlflow import MlflowClient
 
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)

@@ -8,7 +8,10 @@ from typing import Any
 import pytest
 from PIL import Image
 
-_SCRIPT = Path(__file__).parents[2] / "docs" / "screenshots.py"
+from helpers.paths import ROOT
+from helpers.workflow import Workflow
+
+_SCRIPT = ROOT / "docs" / "screenshots.py"
 
 
 @pytest.fixture(scope="module")
@@ -26,8 +29,8 @@ def screenshots() -> Any:
 
 
 @pytest.mark.long
-def test_the_pages_show_experiments_runs_links_curves_and_pictures(
-    screenshots: Any, small_workflow: tuple[Path, dict[str, Any]], tmp_path: Path
+def test_mlflow_pages_show_experiments_runs_charts_and_figures(
+    screenshots: Any, small_workflow: Workflow, tmp_path: Path
 ) -> None:
     root, _ = small_workflow
     names = screenshots.look_at(f"sqlite:///{root / 'mlflow.db'}", root.name, tmp_path)
@@ -39,8 +42,8 @@ def test_the_pages_show_experiments_runs_links_curves_and_pictures(
 
 
 @pytest.mark.long
-def test_what_does_not_come_is_an_error(
-    screenshots: Any, small_workflow: tuple[Path, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_missing_page_content_raises_a_timeout(
+    screenshots: Any, small_workflow: Workflow, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from playwright.sync_api import TimeoutError, sync_playwright
 
@@ -48,7 +51,7 @@ def test_what_does_not_come_is_an_error(
     root, _ = small_workflow
     with screenshots.served(f"sqlite:///{root / 'mlflow.db'}") as base, sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=screenshots.find_browser(), args=list(screenshots._FLAGS))
-        look = screenshots.Look(browser.new_page(), base, tmp_path)
+        pages = screenshots.Look(browser.new_page(), base, tmp_path)
         with pytest.raises(TimeoutError):
-            look.experiments(["no such experiment"])
+            pages.experiments(["no such experiment"])
         browser.close()

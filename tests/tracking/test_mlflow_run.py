@@ -12,12 +12,12 @@ from evilm.console import log_to_console
 from evilm.io import storage
 from evilm.io.outputs import Output
 from evilm.tracking.loss_figure import draw_losses
-from evilm.tracking.metrics_file import MetricsFile, read_points
-from evilm.tracking.mlflow_run import close_run, describe_run, is_closed, open_run, tracking_uri
+from evilm.tracking.metrics_file import MetricsFile
+from evilm.tracking.mlflow_run import close_run, is_closed, open_run, tracking_uri
 from evilm.tracking.mlflow_uploader import MetricsRecorder, MlflowUploader
 from evilm.tracking.track_run import track
 from evilm.train.launch import catch_up, finish_tracking
-from helpers.mlflow_server import Server, free_port, wait_for
+from helpers.mlflow_server import free_port
 
 
 @pytest.fixture
@@ -26,23 +26,7 @@ def config(monkeypatch: pytest.MonkeyPatch) -> BuildVocab:
     return BuildVocab()
 
 
-def test_a_replayed_step_is_not_written_twice_and_a_torn_line_is_dropped(tmp_path: Path) -> None:
-    spool = MetricsFile(tmp_path / "m.jsonl")
-    for step in (1, 2, 3):
-        spool.log({"a": step}, step)
-    spool.log({"val/b": 7}, 3)
-    spool.close()
-    with (tmp_path / "m.jsonl").open("a") as file:
-        file.write('{"step": 4, "met')
-    again = MetricsFile(tmp_path / "m.jsonl")
-    for step in (2, 3, 4):
-        again.log({"a": step}, step)
-    again.close()
-    points = [(p["step"], p["metrics"]) for p in read_points(tmp_path / "m.jsonl")]
-    assert points == [(1, {"a": 1}), (2, {"a": 2}), (3, {"a": 3}), (3, {"val/b": 7}), (4, {"a": 4})]
-
-
-def test_a_run_has_parameters_metrics_figures_and_is_continued(tmp_path: Path, config: BuildVocab) -> None:
+def test_run_is_continued_with_parameters_metrics_and_figures(tmp_path: Path, config: BuildVocab) -> None:
     from mlflow import MlflowClient
 
     out = str(tmp_path / "out")
@@ -53,11 +37,11 @@ def test_a_run_has_parameters_metrics_figures_and_is_continued(tmp_path: Path, c
     run_id = json.loads((tmp_path / "out" / "mlflow.json").read_text())["run_id"]
     open_run(config, "build_vocab", out, {})
     assert json.loads((tmp_path / "out" / "mlflow.json").read_text())["run_id"] == run_id, "a restart continues it"
-    spool = MetricsFile(tmp_path / "out" / "metrics.jsonl")
+    metrics = MetricsFile(tmp_path / "out" / "metrics.jsonl")
     for step in range(1, 251):
-        spool.log({"train/loss": 1 / step, "val/acc": step}, step)
-    spool.close()
-    for _ in range(2):  # a second shipper has nothing left to send
+        metrics.log({"train/loss": 1 / step, "val/acc": step}, step)
+    metrics.close()
+    for _ in range(2):  # a second uploader has nothing left to send
         MlflowUploader(run, tmp_path / "out" / "metrics.jsonl").start().close()
     figure = draw_losses(tmp_path / "out" / "metrics.jsonl", tmp_path / "out" / "losses.png")
     assert not is_closed(run)
@@ -81,7 +65,7 @@ def test_a_run_has_parameters_metrics_figures_and_is_continued(tmp_path: Path, c
 
 
 @pytest.mark.faults
-def test_a_dead_server_costs_seconds_and_nothing_else(
+def test_unreachable_server_costs_seconds_and_nothing_else(
     tmp_path: Path, config: BuildVocab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{free_port()}")
@@ -97,7 +81,7 @@ def test_a_dead_server_costs_seconds_and_nothing_else(
     assert not storage.exists(storage.join(out, "mlflow.json"))
 
 
-def test_what_could_not_be_sent_all_along_is_sent_by_the_same_command_later(tmp_path: Path, config: BuildVocab) -> None:
+def test_unsent_metrics_are_sent_by_the_same_command_later(tmp_path: Path, config: BuildVocab) -> None:
     from mlflow import MlflowClient
 
     out = tmp_path / "out"
@@ -123,9 +107,7 @@ def test_what_could_not_be_sent_all_along_is_sent_by_the_same_command_later(tmp_
     assert client.get_run(known["run_id"]).data.metrics["summary/num_words"] == 3, "it is closed"
 
 
-def test_a_run_that_lacks_metrics_is_not_closed_and_a_torn_note_of_what_was_sent_is_passed_over(
-    tmp_path: Path, config: BuildVocab
-) -> None:
+def test_run_with_unsent_metrics_stays_open(tmp_path: Path, config: BuildVocab) -> None:
     from mlflow import MlflowClient
 
     out = tmp_path / "out"
@@ -133,12 +115,12 @@ def test_a_run_that_lacks_metrics_is_not_closed_and_a_torn_note_of_what_was_sent
         pass
     run = open_run(config, "build_vocab", str(out), {})
     assert run
-    spool = MetricsFile(out / "metrics.jsonl")
-    spool.log({"train/loss": 1.0}, 1)
-    spool.close()
+    metrics = MetricsFile(out / "metrics.jsonl")
+    metrics.log({"train/loss": 1.0}, 1)
+    metrics.close()
     run_id = json.loads((out / "mlflow.json").read_text())["run_id"]
     sent = out / f"metrics.jsonl.{run_id}.sent"
-    sent.mkdir()  # shipping fails, and nothing else
+    sent.mkdir()  # uploading fails, and nothing else
     finish_tracking(config, run, {"num_words": 3})
     assert not is_closed(run)
     sent.rmdir()
@@ -150,90 +132,14 @@ def test_a_run_that_lacks_metrics_is_not_closed_and_a_torn_note_of_what_was_sent
     assert int(sent.read_text()) == (out / "metrics.jsonl").stat().st_size
 
 
-def test_retries_of_a_dead_server_do_not_fill_the_log() -> None:
+def test_retries_of_requests_are_not_logged() -> None:
     log_to_console()
     assert not logging.getLogger("urllib3.connectionpool").isEnabledFor(logging.WARNING)
 
 
-@pytest.mark.long
-@pytest.mark.faults
-def test_a_server_that_comes_late_is_killed_and_comes_back_gets_every_point_once(
+def test_tracking_uri_defaults_to_a_store_beside_the_output(
     tmp_path: Path, config: BuildVocab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from mlflow import MlflowClient
-
-    server = Server(tmp_path)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
-    out, warmed = str(tmp_path / "out"), tmp_path / "out" / "mlflow.json"
-    with Output(config, out, {}):
-        pass
-    run = open_run(config, "build_vocab", out, {"manifest": "abc"})  # nobody answers yet
-    assert run
-    assert not warmed.exists()
-    monkeypatch.setattr("evilm.tracking.mlflow_uploader.SHIP_S", 0.2)
-    recorder, longest = MetricsRecorder(out, run.as_dict), 0.0
-
-    def log(steps: range) -> None:
-        nonlocal longest
-        for step in steps:
-            began = time.monotonic()
-            recorder.log({"train/loss": 1 / step, "train/lr": step}, step)
-            longest = max(longest, time.monotonic() - began)
-
-    def seen() -> list[int]:
-        (known,) = client.search_runs([client.get_experiment_by_name("build_vocab").experiment_id])
-        return [m.step for m in client.get_metric_history(known.info.run_id, "train/loss")]
-
-    log(range(1, 151))
-    client = MlflowClient(tracking_uri=server.uri)
-    try:
-        server.start()
-        wait_for(warmed.exists)
-        log(range(151, 201))
-        wait_for(lambda: len(seen()) == 200)
-        server.kill()
-        log(range(201, 401))
-        time.sleep(0.5)  # some calls fail
-        assert len(read_points(tmp_path / "out" / "metrics.jsonl")) == 400
-        server.start()
-        log(range(401, 501))
-        recorder.close()
-        assert seen() == list(range(1, 501))
-        server.kill()
-        close_run(run, config, {"num_words": 1}, {})  # nobody answers
-        assert not is_closed(run)
-        server.start()
-        again = describe_run(config, "build_vocab", out, {"manifest": "abc"})
-        (tmp_path / "out" / f"metrics.jsonl.{json.loads(warmed.read_text())['run_id']}.sent").unlink()
-        MlflowUploader(again, tmp_path / "out" / "metrics.jsonl").ship()  # all of them a second time
-        close_run(again, config, {"num_words": 1}, {})
-        assert is_closed(run)
-        assert seen() == list(range(1, 501)), "a point that is sent twice is one point"
-    finally:
-        server.kill()
-    assert longest < 5, "logging does not wait for the server"
-
-
-def test_metrics_on_an_object_store_outlive_the_worker(s3_bucket: str) -> None:
-    out = f"{s3_bucket}/model"
-    first = MetricsRecorder(out, None)
-    for step in (1, 2, 3):
-        first.log({"a": step}, step)
-    first.store()  # as a checkpoint does
-    first.log({"a": 4}, 4)  # lost with the worker's disk, and its step made again
-    first.note("nonfinite", {"step": 2})
-    second = MetricsRecorder(out, None)
-    for step in (3, 4, 5):
-        second.log({"a": step}, step)
-    second.note("nonfinite", {"step": 5})
-    second.close()
-    lines = storage.read_bytes(storage.join(out, "metrics.jsonl")).decode().splitlines()
-    assert [json.loads(line)["step"] for line in lines] == [1, 2, 3, 4, 5]
-    assert len(storage.read_bytes(storage.join(out, "nonfinite.jsonl")).splitlines()) == 2
-    first.close()
-
-
-def test_where_to_track(tmp_path: Path, config: BuildVocab, monkeypatch: pytest.MonkeyPatch) -> None:
     assert tracking_uri(config, str(tmp_path / "run" / "vocab")) == f"sqlite:///{tmp_path / 'run' / 'mlflow.db'}"
     assert tracking_uri(config, "s3://bucket/run/vocab") == "", "no store of our own on a bucket"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://server:5000")

@@ -2,15 +2,12 @@
 
 import io
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from evilm.config.presets import defaults
-from evilm.config.stages import Pretrain
 from evilm.dataloader.collate import PretrainBatch
 from evilm.model.evilm_model import EViLMModel
 from evilm.model.tokenizers.code_words import CodeWords
@@ -20,8 +17,7 @@ from evilm.text.vocab import Vocab
 from evilm.tracking.panel import draw_panel, to_png
 from evilm.tracking.panel_log import PanelLog
 from evilm.tracking.panel_view import MaskedWord, predict
-
-Workflow = tuple[Path, dict[str, Any]]
+from helpers.workflow import Workflow, small_pretrain
 
 
 @pytest.fixture(scope="module")
@@ -30,13 +26,13 @@ def task(small_workflow: Workflow) -> PretrainTask:
     root, _ = small_workflow
     places = {name: str(root / name) for name in ("frames", "vocab", "tokenizer")}
     places["codes"] = str(next(path.parent for path in (root / "codes").glob("*/manifest.json")))
-    config = defaults("pretrain", str(Path(__file__).parents[1] / "small.yaml"))
-    assert isinstance(config, Pretrain)
-    return PretrainTask(config.model_copy(update={**places, "root": str(root), "out": str(root / "model")}))
+    return PretrainTask(small_pretrain(root, out=str(root / "model"), **places))
 
 
 @pytest.fixture
-def parts(small_workflow: Workflow, task: PretrainTask) -> tuple[EViLMModel, VideoTokenizer, Vocab, PretrainBatch]:
+def model_and_batch(
+    small_workflow: Workflow, task: PretrainTask
+) -> tuple[EViLMModel, VideoTokenizer, Vocab, PretrainBatch]:
     """Model, tokenizer, vocabulary and the clips of every panel."""
     root, _ = small_workflow
     batch = task.panels(None)._make_batch()
@@ -45,8 +41,10 @@ def parts(small_workflow: Workflow, task: PretrainTask) -> tuple[EViLMModel, Vid
     return student, VideoTokenizer.from_pretrained(str(root / "tokenizer")), Vocab.load(str(root / "vocab")), batch
 
 
-def test_a_view_tells_what_the_model_says(parts: tuple[EViLMModel, VideoTokenizer, Vocab, PretrainBatch]) -> None:
-    student, _, vocab, batch = parts
+def test_panel_shows_what_the_model_predicts(
+    model_and_batch: tuple[EViLMModel, VideoTokenizer, Vocab, PretrainBatch],
+) -> None:
+    student, _, vocab, batch = model_and_batch
     views = predict(student, vocab, batch)
     assert [view.clip_id for view in views] == batch.clip_ids
     with torch.no_grad():
@@ -70,10 +68,10 @@ def test_a_view_tells_what_the_model_says(parts: tuple[EViLMModel, VideoTokenize
         assert view.wrong_caption
 
 
-def test_drawing_gives_the_same_picture_and_leaves_the_model_alone(
-    parts: tuple[EViLMModel, VideoTokenizer, Vocab, PretrainBatch],
+def test_drawing_is_repeatable_and_does_not_change_the_model(
+    model_and_batch: tuple[EViLMModel, VideoTokenizer, Vocab, PretrainBatch],
 ) -> None:
-    student, tokenizer, vocab, batch = parts
+    student, tokenizer, vocab, batch = model_and_batch
     student.train()
     weights = {name: value.clone() for name, value in student.state_dict().items()}
     random = torch.random.get_rng_state()
@@ -88,10 +86,10 @@ def test_drawing_gives_the_same_picture_and_leaves_the_model_alone(
     assert len(np.unique(picture.reshape(-1, 3), axis=0)) > 1000, "frames, not only text"
 
 
-def test_codes_have_words_unless_the_decoder_is_gone(
-    parts: tuple[EViLMModel, VideoTokenizer, Vocab, PretrainBatch],
+def test_codes_have_words_only_with_a_decoder(
+    model_and_batch: tuple[EViLMModel, VideoTokenizer, Vocab, PretrainBatch],
 ) -> None:
-    student, tokenizer, vocab, batch = parts
+    student, tokenizer, vocab, batch = model_and_batch
     codes = sorted(set(batch.code_ids.flatten().tolist()))
     words = CodeWords(tokenizer, vocab).words(codes, top=3)
     assert [len(best) for best in words] == [3] * len(codes)
@@ -102,7 +100,7 @@ def test_codes_have_words_unless_the_decoder_is_gone(
     assert draw_panel(student, tokenizer, vocab, batch).width > 1000
 
 
-def test_panels_come_when_they_are_due_and_a_broken_one_ends_nothing(
+def test_panels_are_drawn_when_due_and_errors_only_disable_them(
     tmp_path: Path, small_workflow: Workflow, task: PretrainTask
 ) -> None:
     root, _ = small_workflow
@@ -124,7 +122,7 @@ def test_panels_come_when_they_are_due_and_a_broken_one_ends_nothing(
     assert not (tmp_path / "gone").exists()
 
 
-def test_a_training_leaves_its_panel_beside_the_model_and_in_mlflow(small_workflow: Workflow) -> None:
+def test_training_stores_its_panel_beside_the_model_and_in_mlflow(small_workflow: Workflow) -> None:
     from mlflow import MlflowClient
 
     root, _ = small_workflow

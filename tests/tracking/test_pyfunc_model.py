@@ -15,16 +15,14 @@ import pytest
 import torch
 
 import evilm
-from evilm.config.presets import defaults
-from evilm.config.stages import Pretrain
 from evilm.model.evilm_model import EViLMModel
 from evilm.shards import FrameManifest, decode_frames, read_group
 from evilm.text.vocab import Vocab
-from evilm.tracking.model_card import make_card
 from evilm.tracking.pyfunc_model import REGISTERED_NAME
+from helpers.paths import ROOT
+from helpers.workflow import Workflow, small_pretrain
 
-Workflow = tuple[Path, dict[str, Any]]
-README = Path(__file__).parents[2] / "README.md"
+README = ROOT / "README.md"
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +59,7 @@ def registry(root: Path) -> Any:
     return mlflow.MlflowClient(tracking_uri=f"sqlite:///{root / 'mlflow.db'}")
 
 
-def test_a_file_is_scored_as_its_frame_shard_is(
+def test_video_file_scores_equal_those_of_its_stored_frames(
     small_workflow: Workflow, stored: list[tuple[str, str, list[bytes]]]
 ) -> None:
     root, _ = small_workflow
@@ -78,7 +76,7 @@ def test_a_file_is_scored_as_its_frame_shard_is(
         assert model.match_pairs([path], [caption])[0] == pytest.approx(direct, abs=1e-6)
 
 
-def test_the_lines_of_the_readme_run_on_a_finished_workflow(
+def test_readme_example_runs_on_a_finished_workflow(
     small_workflow: Workflow, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (code,) = [block for block in re.findall(r"```python\n(.*?)```", README.read_text(), re.S) if "EViLM" in block]
@@ -95,32 +93,8 @@ def test_the_lines_of_the_readme_run_on_a_finished_workflow(
     assert ((shown > 0) & (shown < 1)).all()
 
 
-def test_the_card_tells_the_figures_of_the_run(small_workflow: Workflow) -> None:
-    root, summary = small_workflow
-    card = (root / "model" / "README.md").read_text()
-    assert card.startswith("---\nlibrary_name: evilm\n")
-    for name in ("mvm", "mlm", "vtm"):
-        assert f"| {summary['val'][f'{name}_loss']:.3f} | {summary['val'][f'{name}_accuracy']:.1%} |" in card
-    for name, fingerprint_ in summary["inputs"].items():
-        assert f"| {name} | `{fingerprint_}` |" in card
-    assert f"{summary['parameters']:,} parameters" in card
-    assert "knows no real videos" in card
-    assert str(root) not in card, "a card is for others, on other machines"
-    assert "{" not in card
-
-
-def test_the_card_says_when_nothing_was_held_out(small_workflow: Workflow) -> None:
-    root, summary = small_workflow
-    config = Pretrain().override({"root": str(root), "out": str(root / "model")})
-    unseen = {**summary, "clips": {"train": summary["clips"]["train"]}, "val": {}}
-    card = make_card(config, unseen, json.loads((root / "model" / "config.json").read_text()))
-    assert "Nothing was held out: the data had no clips of the split `val`" in card
-    assert "| not evaluated | | | |" in card
-    assert "held-out clips" not in card
-
-
 @pytest.mark.long
-def test_a_fresh_process_loads_the_logged_model_and_serves_the_direct_scores(
+def test_logged_model_scores_equal_direct_scores_in_a_fresh_process(
     small_workflow: Workflow, stored: list[tuple[str, str, list[bytes]]], tmp_path: Path
 ) -> None:
     root, _ = small_workflow
@@ -144,7 +118,7 @@ def test_a_fresh_process_loads_the_logged_model_and_serves_the_direct_scores(
     assert has_ray == "False"
 
 
-def test_frames_as_base64_score_as_the_file_does(
+def test_base64_frames_score_like_their_file(
     served: Any, stored: list[tuple[str, str, list[bytes]]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("EVILM_VIDEO_ROOT", "/")
@@ -165,13 +139,13 @@ def test_frames_as_base64_score_as_the_file_does(
         ({"caption": "x", "frames": [base64.b64encode(b"no").decode()] * 4}, "no JPEG"),
     ],
 )
-def test_a_row_that_can_not_be_scored_says_why(served: Any, row: dict[str, Any], message: str) -> None:
+def test_unscorable_row_says_why(served: Any, row: dict[str, Any], message: str) -> None:
     with pytest.raises(Exception, match=message) as caught:
         predict(served, [row])
     assert "\n" not in str(caught.value)
 
 
-def test_a_served_model_can_be_kept_to_one_folder(
+def test_served_model_reads_only_below_its_video_root(
     served: Any, stored: list[tuple[str, str, list[bytes]]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path, caption, _ = stored[0]
@@ -186,7 +160,7 @@ def test_a_served_model_can_be_kept_to_one_folder(
             predict(served, [{"video": outside, "caption": caption}])
 
 
-def test_what_is_logged_is_signed_pinned_and_not_pickled(small_workflow: Workflow, served: Any) -> None:
+def test_logged_model_has_signature_pins_and_no_pickles(small_workflow: Workflow, served: Any) -> None:
     root, summary = small_workflow
     signature = served.metadata.signature
     assert {column.name: column.required for column in signature.inputs} == {
@@ -208,12 +182,11 @@ def test_what_is_logged_is_signed_pinned_and_not_pickled(small_workflow: Workflo
     assert client.get_run(version.run_id).info.status == "FINISHED"
 
 
-def test_the_model_is_published_once(small_workflow: Workflow) -> None:
+def test_model_is_registered_once(small_workflow: Workflow) -> None:
     from evilm.tracking.pyfunc_model import publish
 
     root, summary = small_workflow
-    config: Any = defaults("pretrain", str(Path(__file__).parents[1] / "small.yaml"))
-    config = config.model_copy(update={"root": str(root), "out": str(root / "model")})
+    config = small_pretrain(root, out=str(root / "model"))
     kept = (root / "model" / "mlflow.json").read_bytes()
     assert json.loads(kept)["model"] == f"models:/{REGISTERED_NAME}/1"
     publish(config, str(root / "model"), summary)

@@ -29,14 +29,16 @@ def _figure(value: float, error: float = 0.02, sigmas: float = 9) -> dict[str, f
         ("t2v_median_rank", 14, 9, 12.0, "challenger", "not ahead"),
     ],
 )
-def test_the_rule(name: str, value: float, sigmas: float, champion: float | None, alias: str, reason: str) -> None:
+def test_decide_promotes_significantly_better_models(
+    name: str, value: float, sigmas: float, champion: float | None, alias: str, reason: str
+) -> None:
     kept = None if champion is None else score_tags({name: _figure(champion)}, "these clips")
     verdict = decide(name, _figure(value, sigmas=sigmas), "these clips", kept)
     assert verdict.alias == alias
     assert reason in verdict.reason
 
 
-def test_scores_on_other_clips_or_of_another_kind_are_not_compared() -> None:
+def test_decide_compares_only_scores_of_the_same_kind_and_clips() -> None:
     kept = score_tags({"t2v_r10": _figure(0.1)}, "other clips")
     assert decide("t2v_r10", _figure(0.9), "these clips", kept).alias == "challenger"
     assert "benchmark it on them" in decide("choice_accuracy", _figure(0.9), "other clips", kept).reason
@@ -86,7 +88,7 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
     return Bench(tmp_path)
 
 
-def test_benchmarks_move_the_aliases_of_a_real_registry(bench: Bench) -> None:
+def test_benchmarks_move_champion_and_challenger(bench: Bench) -> None:
     first, second, third = (bench.model(name) for name in "abc")
     run = bench.score(first, 0.40)
     assert bench.alias("champion") == "1"
@@ -106,7 +108,7 @@ def test_benchmarks_move_the_aliases_of_a_real_registry(bench: Bench) -> None:
     assert "becomes champion" in bench.client.get_registered_model(REGISTERED_NAME).description
 
 
-def test_a_persons_alias_stands_until_a_better_score(bench: Bench) -> None:
+def test_alias_set_by_hand_is_kept_until_a_new_result(bench: Bench) -> None:
     first, second = bench.model("a"), bench.model("b")
     bench.score(first, 0.40)
     bench.score(second, 0.41)
@@ -115,7 +117,7 @@ def test_a_persons_alias_stands_until_a_better_score(bench: Bench) -> None:
     assert bench.alias("champion") == "2"
 
 
-def test_other_clips_and_promote_by_nothing_leave_the_champion(bench: Bench) -> None:
+def test_other_clips_or_no_promotion_leave_the_champion(bench: Bench) -> None:
     first, second = bench.model("a"), bench.model("b")
     bench.score(first, 0.40)
     bench.score(second, 0.90, split="val")
@@ -123,7 +125,7 @@ def test_other_clips_and_promote_by_nothing_leave_the_champion(bench: Bench) -> 
     assert (bench.alias("champion"), bench.alias("challenger")) == ("1", "2")
 
 
-def test_a_model_without_a_registered_version_is_no_error(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+def test_unregistered_model_is_scored_without_error(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
     bench.score(str(bench.folder / "unregistered"), 0.4)
     assert bench.alias("champion") == ""
     assert "could not judge" not in caplog.text

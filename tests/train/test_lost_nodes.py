@@ -4,19 +4,19 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from evilm.train import audit
 from evilm.train.attempts import attempts, lineage
-from helpers.faults import all_clips, assert_close, losses
+from helpers.faults import all_clips, assert_close
+from helpers.workflow import Workflow, losses
 
 
 @pytest.mark.long
 @pytest.mark.faults
-def test_a_notice_a_lost_node_and_a_new_one_cost_no_clip_and_change_no_number(
-    small_workflow: tuple[Path, dict[str, Any]], unbroken: Path, tmp_path: Path
+def test_drained_lost_and_added_nodes_change_no_metric(
+    small_workflow: Workflow, unbroken: Path, tmp_path: Path
 ) -> None:
     root, summary = small_workflow
     (tmp_path / "summary.json").write_text(json.dumps(summary))

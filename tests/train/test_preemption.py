@@ -14,7 +14,7 @@ pytestmark = pytest.mark.faults
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_the_same_signal_twice_in_a_moment_is_one(number: int, tmp_path: Path) -> None:
+def test_repeated_signal_within_a_moment_counts_once(number: int, tmp_path: Path) -> None:
     """GNU timeout sends it to its child and to the whole group."""
 
     def work() -> dict[str, int]:
@@ -31,7 +31,7 @@ def test_the_same_signal_twice_in_a_moment_is_one(number: int, tmp_path: Path) -
     assert stopped.value.exit_code == 128 + number
 
 
-def test_a_later_signal_ends_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_later_second_signal_stops_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(preemption, "_AGAIN_S", 0.3)
 
     def work() -> None:
@@ -47,7 +47,7 @@ def test_a_later_signal_ends_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert not (tmp_path / STOP_FILE).exists()
 
 
-def test_a_checkpoint_is_asked_for_once_more_before_a_node_goes(tmp_path: Path) -> None:
+def test_one_more_checkpoint_is_requested_before_a_node_is_taken(tmp_path: Path) -> None:
     watch = StopSignal(str(tmp_path), rank=0)
     try:
         assert watch.flags()[3] == 0

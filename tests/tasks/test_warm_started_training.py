@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from evilm.config.presets import defaults
-from evilm.config.stages import BuildVocab, Pretrain, TrainTokenizer
+from evilm.config.stages import BuildVocab, TrainTokenizer
 from evilm.errors import CheckpointError, ConfigError
 from evilm.model.evilm_model import EViLMModel
 from evilm.model.tokenizers.semantic_vq import VideoTokenizer
@@ -17,20 +17,15 @@ from evilm.tasks.train_tokenizer import train_tokenizer
 from evilm.text.vocab import Vocab
 from evilm.text.vocab_builder import build_vocab
 from evilm.train.checkpoint_manager import newest_first
-from helpers.faults import SMALL, losses
+from helpers.paths import SMALL
+from helpers.workflow import Workflow, losses, small_pretrain
 
 pytestmark = pytest.mark.long
 
-Workflow = tuple[Path, dict[str, Any]]
-
 
 def _pretrain(root: Path, out: Path, init: Path, **values: Any) -> dict[str, Any]:
-    places = {"root": str(root), "out": str(out), "init": str(init)}
-    config = defaults("pretrain", str(SMALL)).override(
-        places | {"schedule.max_steps": 2, "tracking.log_model": False} | values
-    )
-    assert isinstance(config, Pretrain)
-    return pretrain(config)
+    settings = {"schedule.max_steps": 2, "tracking.log_model": False}
+    return pretrain(small_pretrain(root, out=str(out), init=str(init), **settings | values))
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +35,9 @@ def started(small_workflow: Workflow, tmp_path_factory: pytest.TempPathFactory) 
     return out, _pretrain(root, out, root / "model")
 
 
-def test_a_pretraining_starts_where_another_ended(small_workflow: Workflow, started: Workflow) -> None:
+def test_warm_started_pretraining_begins_near_the_losses_of_its_model(
+    small_workflow: Workflow, started: Workflow
+) -> None:
     root, source = small_workflow
     out, summary = started
     assert summary["inputs"] == source["inputs"] | {"init": source["fingerprint"]}
@@ -55,7 +52,7 @@ def test_a_pretraining_starts_where_another_ended(small_workflow: Workflow, star
     assert f"| init | `{source['fingerprint']}` |" in card
 
 
-def test_a_checkpoint_starts_the_same_training_as_the_model_published_from_it(
+def test_checkpoint_and_its_published_model_start_the_same_training(
     small_workflow: Workflow, started: Workflow, tmp_path: Path
 ) -> None:
     root, (out, summary) = small_workflow[0], started
@@ -66,7 +63,7 @@ def test_a_checkpoint_starts_the_same_training_as_the_model_published_from_it(
     assert losses(tmp_path / "model") == losses(out)
 
 
-def test_another_model_to_start_from_is_another_training(small_workflow: Workflow, started: Workflow) -> None:
+def test_other_init_model_is_another_training(small_workflow: Workflow, started: Workflow) -> None:
     root, (out, _) = small_workflow[0], started
     with pytest.raises(ConfigError, match=r"was made with other settings .*init: "):
         _pretrain(root, out, root / "model" / "checkpoints" / newest_first(str(root / "model"))[1])
@@ -77,7 +74,7 @@ def test_another_model_to_start_from_is_another_training(small_workflow: Workflo
         _pretrain(root, out, root / "tokenizer")
 
 
-def test_more_words_and_other_frames(
+def test_warm_start_resizes_words_and_frames(
     small_workflow: Workflow, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root, _ = small_workflow
@@ -100,7 +97,7 @@ def test_more_words_and_other_frames(
     assert (model.config.vocab_size, model.config.num_frames) == (new.size, 2)
 
 
-def test_a_tokenizer_starts_with_the_codebook_of_another(small_workflow: Workflow, tmp_path: Path) -> None:
+def test_warm_started_tokenizer_keeps_the_codebook(small_workflow: Workflow, tmp_path: Path) -> None:
     root, source = small_workflow
     places = {"frames": str(root / "frames"), "vocab": str(root / "vocab"), "out": str(tmp_path / "tokenizer")}
     settings = {"schedule.max_steps": 1, "optim.lr": 1e-9, "arch.codebook.revive_below": 0.0}

@@ -1,7 +1,6 @@
 """Training with its output on an object store: stopped, a checkpoint cut short, gone on with, the same numbers."""
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -10,13 +9,14 @@ from evilm.train import audit
 from evilm.train.attempts import lineage
 from evilm.train.checkpoint_manager import CHECKPOINTS, newest_first
 from evilm.train.preemption import Stopped
-from helpers.faults import all_clips, losses, train
+from helpers.faults import all_clips, train
+from helpers.workflow import Workflow, losses
 
 
 @pytest.mark.long
 @pytest.mark.faults
-def test_a_training_on_an_object_store_is_stopped_and_goes_on(
-    small_workflow: tuple[Path, dict[str, Any]], unbroken: Path, s3_bucket: str, tmp_path: Path
+def test_training_on_s3_continues_after_sigterm(
+    small_workflow: Workflow, unbroken: Path, s3_bucket: str, tmp_path: Path
 ) -> None:
     out = f"{s3_bucket}/model"
     with pytest.raises(Stopped) as stopped:

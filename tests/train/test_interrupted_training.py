@@ -3,7 +3,6 @@
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -12,11 +11,10 @@ from evilm.train import audit
 from evilm.train.attempts import attempts, lineage
 from evilm.train.checkpoint_manager import newest_first
 from evilm.train.preemption import Stopped
-from helpers.faults import all_clips, losses, some_clip, train
+from helpers.faults import all_clips, some_clip, train
+from helpers.workflow import Workflow, losses
 
-Workflow = tuple[Path, dict[str, Any]]
 STEPS = 16
-
 pytestmark = pytest.mark.faults
 
 
@@ -39,7 +37,7 @@ def _restart(out: Path) -> int:
 
 
 @pytest.mark.long
-def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(
+def test_damaged_newest_checkpoint_is_skipped(
     small_workflow: Workflow, unbroken: Path, interrupted: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "model"
@@ -59,9 +57,7 @@ def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(
 
 @pytest.mark.long
 @pytest.mark.restart
-def test_a_killed_worker_is_replaced_and_ctrl_c_ends_in_order_and_the_same_command_goes_on(
-    small_workflow: Workflow, unbroken: Path, interrupted: Path
-) -> None:
+def test_killed_worker_and_ctrl_c_cost_no_step(small_workflow: Workflow, unbroken: Path, interrupted: Path) -> None:
     from mlflow import MlflowClient
 
     run_id = json.loads((interrupted / "mlflow.json").read_text())["run_id"]
@@ -83,7 +79,7 @@ def test_a_killed_worker_is_replaced_and_ctrl_c_ends_in_order_and_the_same_comma
 
 
 @pytest.mark.long
-def test_a_loss_that_is_nan_stops_every_worker_or_is_skipped_by_all(small_workflow: Workflow, tmp_path: Path) -> None:
+def test_nan_loss_stops_or_is_skipped_by_all_workers(small_workflow: Workflow, tmp_path: Path) -> None:
     out, clip = tmp_path / "model", some_clip(small_workflow)
     with pytest.raises(EvilmError, match=rf"step \d+: mvm loss is not finite, at clips .*{clip}.*nonfinite skip") as e:
         train(small_workflow, out, nan_at=clip, workers=2)

@@ -3,20 +3,18 @@
 import json
 import threading
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from evilm.train.attempts import attempts
-from helpers.faults import losses, train
+from helpers.faults import train
 from helpers.mlflow_server import Server, wait_for
+from helpers.workflow import Workflow, losses
 
 
 @pytest.mark.long
 @pytest.mark.faults
-def test_a_server_down_from_the_start_and_killed_in_the_middle_loses_nothing(
-    small_workflow: tuple[Path, dict[str, Any]], unbroken: Path, tmp_path: Path
-) -> None:
+def test_mlflow_outages_lose_no_metric(small_workflow: Workflow, unbroken: Path, tmp_path: Path) -> None:
     from mlflow import MlflowClient
 
     out, server = tmp_path / "model", Server(tmp_path)

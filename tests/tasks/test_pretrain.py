@@ -1,4 +1,4 @@
-"""Codes under augmentation: training is fed the codes of just the frames that it is fed, whatever an epoch shows."""
+"""Loaders of pre-training: each batch has the codes of its own augmented frames, for any number of workers."""
 
 import shutil
 from dataclasses import replace
@@ -43,8 +43,10 @@ def settings(inputs: Inputs, **values: Any) -> Pretrain:
     return Pretrain().override({**places, **arch, **values})
 
 
-def fed(inputs: Inputs, world: int = 1, **values: Any) -> dict[tuple[int, str], tuple[torch.Tensor, torch.Tensor]]:
-    """Frames and codes by epoch and clip, as the pre-training command's own feed gives them to its workers."""
+def frames_and_codes(
+    inputs: Inputs, world: int = 1, **values: Any
+) -> dict[tuple[int, str], tuple[torch.Tensor, torch.Tensor]]:
+    """Frames and codes by epoch and clip, as the data loaders of pre-training give them to its workers."""
     task = PretrainTask(settings(inputs, **values))
     found = {}
     for rank in range(world):
@@ -56,24 +58,29 @@ def fed(inputs: Inputs, world: int = 1, **values: Any) -> dict[tuple[int, str], 
     return found
 
 
-def test_cached_codes_are_those_of_the_tokenizer_on_the_frames_that_are_fed(inputs: Inputs) -> None:
+def test_stored_codes_match_the_tokenizer_on_augmented_frames(inputs: Inputs) -> None:
     tokenizer = VideoTokenizer.from_pretrained(inputs.tokenizer)
     task = PretrainTask(settings(inputs))
     loader = task.train_loader(0, 1)
-    looks = set()
+    augmented = set()
     for step, batch in enumerate(loader.batches(0, EPOCHS * loader.order.num_steps)):
         assert torch.equal(batch.code_ids, tokenizer.encode(batch.frames)), step  # bit for bit, in other batches
-        looks |= {(clip, frames.numpy().tobytes()) for clip, frames in zip(batch.clip_ids, batch.frames, strict=True)}
-    assert len(looks) > 16 * (EPOCHS - 1.5), "epochs show a clip in other ways"
+        augmented |= {
+            (clip, frames.numpy().tobytes()) for clip, frames in zip(batch.clip_ids, batch.frames, strict=True)
+        }
+    assert len(augmented) > 16 * (EPOCHS - 1.5), "epochs show a clip in other ways"
 
 
-def test_the_same_looks_for_any_number_of_workers(inputs: Inputs) -> None:
-    one, two = fed(inputs, **{"schedule.batch_clips": 6}), fed(inputs, 2, **{"schedule.batch_clips": 6})
+def test_augmentation_does_not_depend_on_the_number_of_workers(inputs: Inputs) -> None:
+    one, two = (
+        frames_and_codes(inputs, **{"schedule.batch_clips": 6}),
+        frames_and_codes(inputs, 2, **{"schedule.batch_clips": 6}),
+    )
     assert one.keys() == two.keys()
     assert all(torch.equal(a, b) for key in one for a, b in zip(one[key], two[key], strict=True))
 
 
-def test_an_evaluation_sees_whole_frames_from_the_middle(inputs: Inputs) -> None:
+def test_evaluation_uses_whole_frames(inputs: Inputs) -> None:
     task = PretrainTask(settings(inputs))
     loader, tokenizer = task.eval_loader(0, 1), VideoTokenizer.from_pretrained(inputs.tokenizer)
     assert loader is not None
@@ -84,7 +91,7 @@ def test_an_evaluation_sees_whole_frames_from_the_middle(inputs: Inputs) -> None
         assert torch.equal(batch.code_ids, tokenizer.encode(batch.frames))
 
 
-def test_jitter_touches_neither_codes_nor_what_is_drawn(inputs: Inputs) -> None:
+def test_jitter_changes_neither_codes_nor_masks(inputs: Inputs) -> None:
     plain, jittered = (PretrainTask(settings(inputs, **{"augment.jitter": j})).train_loader(0, 1) for j in (0.0, 0.4))
     for one, other in zip(plain.batches(0, 8), jittered.batches(0, 8), strict=True):
         assert other.jitter is not None
@@ -93,7 +100,7 @@ def test_jitter_touches_neither_codes_nor_what_is_drawn(inputs: Inputs) -> None:
             assert torch.equal(getattr(one, name), getattr(other, name))
 
 
-def test_approximate_codes_are_of_the_nearest_cell_and_agree_in_part(inputs: Inputs) -> None:
+def test_approximate_codes_agree_with_the_tokenizer_in_part(inputs: Inputs) -> None:
     tokenizer = VideoTokenizer.from_pretrained(inputs.tokenizer)
     crops = {"augment.approximate": True, "augment.crop.min_scale": 0.8, "augment.crop.flip_ratio": 0.0}
     loader = PretrainTask(settings(inputs, **crops)).train_loader(0, 1)
@@ -109,13 +116,13 @@ def test_approximate_codes_are_of_the_nearest_cell_and_agree_in_part(inputs: Inp
         ({"arch.num_frames": 3}, "8 frames per clip, the model takes 3, which does not divide it"),
     ],
 )
-def test_settings_that_do_not_fit_the_codes_are_one_line(inputs: Inputs, values: dict[str, Any], wanted: str) -> None:
+def test_settings_that_do_not_fit_the_codes_are_rejected(inputs: Inputs, values: dict[str, Any], wanted: str) -> None:
     with pytest.raises(ShardError, match=wanted) as caught:
         open_pairs(inputs, settings(inputs, **values))
     assert "\n" not in str(caught.value)
 
 
-def test_codes_that_do_not_fit_are_one_line(inputs: Inputs, tmp_path: Path) -> None:
+def test_codes_that_do_not_fit_the_inputs_are_rejected(inputs: Inputs, tmp_path: Path) -> None:
     codes, frames = CodesManifest.load(inputs.codes), FrameManifest.load(inputs.frames)
     make_tokenizer(tmp_path / "tokenizer", frames, 1)
     more = store_frames(tmp_path / "frames", {"train": [[4, 2]]}, num_frames=8)

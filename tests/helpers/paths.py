@@ -1,0 +1,7 @@
+"""Folders and files of the repository."""
+
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+SMALL = ROOT / "tests" / "small.yaml"
+"""The preset of the small workflow."""
