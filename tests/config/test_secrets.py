@@ -40,3 +40,10 @@ def test_log_lines_contain_no_secrets(capsys: pytest.CaptureFixture[str]) -> Non
             logger.removeHandler(handler)
         logger.propagate = True
     assert "cannot reach http://h/x" in capsys.readouterr().err
+
+
+def test_public_uri_and_text_drop_credentials() -> None:
+    assert public_uri("https://user:p@ss@x.org:8/a@b.mp4?X-Amz-Signature=1#t") == "https://x.org:8/a@b.mp4"
+    assert public_uri("https://x.org?key=1") == "https://x.org"
+    assert public_uri("p/a?b.mp4") == "p/a?b.mp4"
+    assert public_text("got http://a:b@c/d?e=f, not s3://k:s@b/x?v=1") == "got http://c/d not s3://b/x"

@@ -20,7 +20,7 @@ def frames(seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (2, PX, PX, 3), dtype=np.uint8)
 
 
-def test_a_replay_crops_resizes_and_mirrors() -> None:
+def test_replay_crops_resizes_and_mirrors() -> None:
     stored = frames()
     shown = replay(stored, View(5, 9, 20, 30, False))
     part = Image.fromarray(stored[1, 9:39, 5:25])
@@ -31,20 +31,20 @@ def test_a_replay_crops_resizes_and_mirrors() -> None:
 
 
 @pytest.mark.parametrize("view", [whole(PX), View(0, 0, PX, PX, True), View(5, 9, 20, 30, True)])
-def test_a_replay_onto_the_frames_themselves(view: View) -> None:
+def test_replay_works_in_place(view: View) -> None:
     stored = frames()
     wanted = replay(stored.copy(), view)
     assert replay(stored, view, stored) is stored
     assert np.array_equal(stored, wanted)
 
 
-def test_pixels_beside_the_crop_do_not_bleed_in() -> None:
+def test_pixels_outside_the_crop_do_not_bleed_in() -> None:
     stored = np.zeros((1, PX, PX, 3), np.uint8)
     stored[:, 10:20, 10:30] = 200
     assert (replay(stored, View(10, 10, 20, 10, False)) == 200).all()
 
 
-def test_a_view_of_larger_frames_is_refused() -> None:
+def test_view_beyond_the_frame_is_rejected() -> None:
     with pytest.raises(ConfigError, match="reaches over a frame of 48 x 48 pixels"):
         replay(frames(), View(20, 0, 30, 30, False))
 
@@ -69,7 +69,7 @@ def test_drawn_views_lie_within_the_frame(
     assert view == other._replace(flip=other.flip and not sided), "the caption decides on the flip alone"
 
 
-def test_flips_come_as_often_as_asked() -> None:
+def test_flip_ratio_is_met() -> None:
     def share(ratio: float) -> float:
         crop = CropConfig(flip_ratio=ratio)
         return float(np.mean([draw_view(PX, crop, "", np.random.default_rng(k)).flip for k in range(400)]))
@@ -85,18 +85,18 @@ def test_flips_come_as_often_as_asked() -> None:
         ("bright lights", False), ("leftovers on a plate", False), ("", False), ("Left, then up", True),
     ],
 )  # fmt: skip
-def test_captions_that_name_a_side(caption: str, sided: bool) -> None:
+def test_names_side_finds_left_and_right(caption: str, sided: bool) -> None:
     assert names_side(caption, CropConfig().flip_words) is sided
     assert not names_side(caption, ())
 
 
-def test_the_resampler_is_the_same_in_another_process() -> None:
+def test_resampler_is_the_same_in_another_process() -> None:
     code = "from evilm.video.crops import resampler; print(resampler())"
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert shown.stdout.strip() == resampler() == "pillow-bicubic-9851d215"
 
 
-def test_nearest_cells() -> None:
+def test_nearest_cells_follow_crop_and_flip() -> None:
     everywhere = np.arange(16)
     assert np.array_equal(nearest_cells(whole(PX), PX, 4), everywhere)
     mirrored = nearest_cells(View(0, 0, PX, PX, True), PX, 4).reshape(4, 4)
@@ -105,7 +105,7 @@ def test_nearest_cells() -> None:
     assert np.array_equal(corner, np.kron([[2, 3], [6, 7]], np.ones((2, 2), int)))
 
 
-def test_frames_are_picked_one_of_each_group() -> None:
+def test_pick_frames_takes_one_of_each_group() -> None:
     assert pick_frames(4, 4).tolist() == [0, 1, 2, 3]
     assert pick_frames(8, 4).tolist() == [0, 2, 4, 6]
     assert pick_frames(12, 4).tolist() == [1, 4, 7, 10]
@@ -114,7 +114,7 @@ def test_frames_are_picked_one_of_each_group() -> None:
     assert all(set(column) == {0, 1, 2} for column in (drawn % 3).T)
 
 
-def test_crops_without_approximate_codes_are_refused() -> None:
+def test_crops_need_approximate_codes() -> None:
     with pytest.raises(ValueError, match=r"augment\.crop is for augment\.approximate alone"):
         AugmentConfig(crop=CropConfig(min_scale=0.3))
     assert AugmentConfig(approximate=True, crop=CropConfig(min_scale=0.3)).crop.min_scale == 0.3

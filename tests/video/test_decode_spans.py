@@ -28,7 +28,7 @@ def refusal(path: Path, start_s: float | None, end_s: float | None) -> DecodeErr
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_exact_frames_of_spans(kind: Callable[[str], Path], name: str) -> None:
+def test_frames_of_spans_equal_a_sequential_decode(kind: Callable[[str], Path], name: str) -> None:
     path = kind(name)
     whole = decode_clip(str(path), "x", CONFIG)
     for start_s, end_s in ((0.4, 1.1), (None, 0.5), (0.7, None), (0.45, 99.0)):
@@ -44,13 +44,13 @@ def test_exact_frames_of_spans(kind: Callable[[str], Path], name: str) -> None:
             assert clip == decode_clip(str(path), "x", config.override({"skip_nonref": False}), None, start_s, end_s)
 
 
-def test_the_whole_as_a_span(kind: Callable[[str], Path]) -> None:
+def test_span_of_the_whole_equals_no_span(kind: Callable[[str], Path]) -> None:
     for name in ("open.mp4", "edited_b.mp4", "open.ts", "moving.gif"):
         whole = decode_clip(str(kind(name)), "x", CONFIG)
         assert decode_clip(str(kind(name)), "x", CONFIG, None, 0.0, 1000.0) == whole
 
 
-def test_spans_by_decord_are_the_same(kind: Callable[[str], Path]) -> None:
+def test_decord_decodes_the_same_span(kind: Callable[[str], Path]) -> None:
     one, other = (decode_clip(str(kind("long.mp4")), "x", CONFIG, name, 0.4, 1.5) for name in ("pyav", "decord"))
     assert other.decoder == "decord"
     assert (one.frames, one.frame_pts_us, one.frame_index) == (other.frames, other.frame_pts_us, other.frame_index)
@@ -60,14 +60,14 @@ def test_spans_by_decord_are_the_same(kind: Callable[[str], Path]) -> None:
     ("start_s", "end_s"),
     [(5.0, 6.0), (1.0, None), (-1.0, 0.5), (0.5, 0.5), (0.8, 0.2), (math.nan, 1.0), (0.0, math.nan), (1e300, None)],
 )
-def test_spans_that_hold_nothing(kind: Callable[[str], Path], start_s: float, end_s: float | None) -> None:
+def test_empty_or_invalid_spans_are_rejected(kind: Callable[[str], Path], start_s: float, end_s: float | None) -> None:
     for name in ("plain.mp4", "packed.avi"):
         error = refusal(kind(name), start_s if name == "plain.mp4" or start_s != 1.0 else 1.1, end_s)
         assert error.reason == RejectReason.BAD_SPAN
         assert error.detail
 
 
-def test_few_frames_are_repeated_and_one_is_too_short(kind: Callable[[str], Path]) -> None:
+def test_few_frames_of_a_span_are_repeated_and_one_is_rejected(kind: Callable[[str], Path]) -> None:
     clip = decode_clip(str(kind("plain.mp4")), "x", CONFIG, None, 0.5, 0.58)
     assert clip.frame_index == [0, 0, 1, 1]
     assert clip.flags & ClipFlag.REPEATED
@@ -96,7 +96,7 @@ def hours(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     return path
 
 
-def test_a_long_video_is_not_read_whole(hours: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_long_video_is_read_near_the_span_only(hours: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[int] = []
     one_by_one = packets._packets
 
@@ -120,7 +120,7 @@ def test_a_long_video_is_not_read_whole(hours: Path, monkeypatch: pytest.MonkeyP
         assert (clip.frame_index[0] == -1) == (end - begin > 20_000)
 
 
-def test_what_is_sought_and_not_found_is_read_whole(
+def test_failed_seek_falls_back_to_reading_everything(
     kind: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = decode_clip(str(kind("long.mp4")), "x", CONFIG, None, 0.4, 1.5)
@@ -132,7 +132,7 @@ def test_what_is_sought_and_not_found_is_read_whole(
     assert decode_clip(str(kind("long.mp4")), "x", CONFIG, None, 0.4, 1.5) == expected
 
 
-def test_a_header_that_boasts_of_length(tmp_path: Path) -> None:
+def test_header_with_a_false_length_is_not_believed(tmp_path: Path) -> None:
     path = write_video(tmp_path / "a.mp4")
     data = bytearray(path.read_bytes())
     for box, at in ((b"mvhd", 20), (b"tkhd", 24), (b"mdhd", 20)):

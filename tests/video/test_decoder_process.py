@@ -35,7 +35,7 @@ def children() -> Callable[[], list[psutil.Process]]:
     return lambda: [child for child in decoders() if child not in before]
 
 
-def test_same_frames_as_here(tmp_path: Path) -> None:
+def test_child_decodes_the_same_frames(tmp_path: Path) -> None:
     path = write_video(tmp_path / "a.mp4")
     with Decoder(CONFIG) as decoder:
         assert decoder.decode(str(path), "x") == decode_clip(str(path), "x", CONFIG)
@@ -44,7 +44,7 @@ def test_same_frames_as_here(tmp_path: Path) -> None:
         assert decoder.decode(str(path), "x").frames
 
 
-def test_goes_on_after_a_death(tmp_path: Path, children: Callable[[], list[psutil.Process]]) -> None:
+def test_killed_child_is_replaced(tmp_path: Path, children: Callable[[], list[psutil.Process]]) -> None:
     path = write_video(tmp_path / "a.mp4")
     with Decoder(CONFIG) as decoder:
         first = decoder.decode(str(path), "x")
@@ -55,7 +55,7 @@ def test_goes_on_after_a_death(tmp_path: Path, children: Callable[[], list[psuti
     assert not children()
 
 
-def test_a_child_that_always_dies() -> None:
+def test_dying_child_is_a_decoder_crash() -> None:
     with (
         Decoder(CONFIG, [sys.executable, "-c", READY + "sys.stdin.buffer.read(8); os.abort()"]) as decoder,
         pytest.raises(DecodeError) as caught,
@@ -64,7 +64,7 @@ def test_a_child_that_always_dies() -> None:
     assert caught.value.reason == RejectReason.DECODER_CRASH
 
 
-def test_a_child_that_hangs() -> None:
+def test_hanging_child_is_a_decode_timeout() -> None:
     began = time.monotonic()
     command = [sys.executable, "-c", READY + "time.sleep(600)"]
     with (
@@ -85,7 +85,7 @@ def altered(code: str) -> list[str]:
     ]
 
 
-def test_spans(tmp_path: Path) -> None:
+def test_child_decodes_spans(tmp_path: Path) -> None:
     path = write_video(tmp_path / "a.mp4")
     with Decoder(CONFIG) as decoder:
         assert decoder.decode(str(path), "x", 0.25, 0.75) == decode_clip(str(path), "x", CONFIG, None, 0.25, 0.75)
@@ -93,7 +93,7 @@ def test_spans(tmp_path: Path) -> None:
             decoder.decode(str(path), "x", 7.0)
 
 
-def test_where_decord_hangs_pyav_decodes(tmp_path: Path) -> None:
+def test_pyav_decodes_where_decord_hangs(tmp_path: Path) -> None:
     path = write_video(tmp_path / "a.mp4")
     command = altered("""
 answer = child._answer
@@ -103,7 +103,7 @@ child._answer = lambda request: time.sleep(600) if request["backend"] == "decord
         assert decoder.decode(str(path), "x").decoder == "pyav"
 
 
-def test_the_limit_is_of_cpu_time(tmp_path: Path) -> None:
+def test_deadline_counts_cpu_time(tmp_path: Path) -> None:
     """A machine that is busy with others makes no clip fail; one that computes without end does."""
     path = write_video(tmp_path / "a.mp4")
     wait = "answer = child._answer\nchild._answer = lambda request: (time.sleep(2.5), answer(request))[1]"
@@ -117,7 +117,7 @@ def test_the_limit_is_of_cpu_time(tmp_path: Path) -> None:
         decoder.decode(str(path), "x")
 
 
-def test_killed_for_its_memory_it_is_asked_once_more(tmp_path: Path) -> None:
+def test_child_killed_once_is_asked_again(tmp_path: Path) -> None:
     path, mark = write_video(tmp_path / "a.mp4"), tmp_path / "mark"
     command = altered(f"""
 answer = child._answer
@@ -132,7 +132,7 @@ child._answer = killed_once
         assert decoder.decode(str(path), "x") == decode_clip(str(path), "x", CONFIG)
 
 
-def test_what_libraries_print_is_in_nobodys_way(tmp_path: Path) -> None:
+def test_output_of_libraries_does_not_disturb_the_protocol(tmp_path: Path) -> None:
     path = write_video(tmp_path / "a.mp4")
     command = altered("""
 answer = child._answer
@@ -147,7 +147,7 @@ child._answer = loud
 
 
 @pytest.mark.parametrize("nonsense", ["b'{}'", "b'no JSON'", "b'[1]'", "bytes(9)", None])
-def test_a_child_gone_mad(tmp_path: Path, nonsense: str | None) -> None:
+def test_nonsense_answer_is_a_decoder_crash(tmp_path: Path, nonsense: str | None) -> None:
     message = f"(len({nonsense})).to_bytes(8, 'little') + {nonsense}" if nonsense else "b'x' * 99"
     command = [sys.executable, "-c", READY + f"sys.stdin.buffer.read(8); os.write(1, {message}); time.sleep(600)"]
     with Decoder(CONFIG, command) as decoder, pytest.raises(DecodeError) as caught:
@@ -155,14 +155,14 @@ def test_a_child_gone_mad(tmp_path: Path, nonsense: str | None) -> None:
     assert caught.value.reason == RejectReason.DECODER_CRASH
 
 
-def test_a_child_that_does_not_start_is_not_the_clips_fault() -> None:
+def test_child_that_does_not_start_is_no_clip_error() -> None:
     for command in ([sys.executable, "-c", "raise SystemExit(3)"], ["/no/such/program"]):
         with Decoder(CONFIG, command) as decoder, pytest.raises(EvilmError, match="does not start") as caught:
             decoder.decode("/nowhere.mp4", "x")
         assert not isinstance(caught.value, DecodeError)
 
 
-def test_errors_of_the_files_disk_and_of_memory(tmp_path: Path) -> None:
+def test_errors_in_the_child_become_reasons(tmp_path: Path) -> None:
     for error, reason in (
         ("OSError(5, 'Input/output error')", RejectReason.FETCH_ERROR),
         ("MemoryError()", RejectReason.TOO_LARGE),
@@ -174,7 +174,7 @@ def test_errors_of_the_files_disk_and_of_memory(tmp_path: Path) -> None:
         assert caught.value.reason == reason
 
 
-def test_a_swollen_child_is_replaced(tmp_path: Path, children: Callable[[], list[psutil.Process]]) -> None:
+def test_child_over_its_memory_limit_is_replaced(tmp_path: Path, children: Callable[[], list[psutil.Process]]) -> None:
     path = write_video(tmp_path / "a.mp4")
     with Decoder(CONFIG, altered("child._SWOLLEN_BYTES = 0")) as decoder:
         assert decoder.decode(str(path), "x").frames
@@ -183,7 +183,7 @@ def test_a_swollen_child_is_replaced(tmp_path: Path, children: Callable[[], list
     assert not children()
 
 
-def test_an_orphan_ends_even_where_no_python_runs(tmp_path: Path) -> None:
+def test_orphan_ends_while_its_decoder_holds_the_gil(tmp_path: Path) -> None:
     """A decoder may hold the interpreter's lock for ever: the thread that looks for the parent never runs then."""
     command = altered("""
 import re
