@@ -9,7 +9,7 @@ from pathlib import Path
 from helpers.paths import ROOT
 
 
-def test_an_address_where_nobody_listens_ends_in_one_line(tmp_path: Path) -> None:
+def test_unreachable_ray_address_ends_in_one_line(tmp_path: Path) -> None:
     began = time.monotonic()
     command = [sys.executable, str(ROOT / "pipelines" / "render_corpus.py"), "--out", str(tmp_path / "corpus")]
     environment = os.environ | {"RAY_ADDRESS": "127.0.0.1:9"}
@@ -21,7 +21,7 @@ def test_an_address_where_nobody_listens_ends_in_one_line(tmp_path: Path) -> Non
     assert time.monotonic() - began < 60
 
 
-def test_a_ray_that_can_not_start_ends_in_one_line(tmp_path: Path) -> None:
+def test_ray_that_cannot_start_ends_in_one_line(tmp_path: Path) -> None:
     command = [sys.executable, str(ROOT / "pipelines" / "render_corpus.py"), "--out", str(tmp_path / "corpus")]
     environment = os.environ | {"RAY_TMPDIR": "/dev/null/ray"}
     shown = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100, check=False)

@@ -45,7 +45,7 @@ def workflow(jobs: Jobs, tmp_path_factory: pytest.TempPathFactory) -> Workflow:
     return root, rehearse(jobs, root, str(SMALL), *BUILD[2:], "--schedule.epochs", str(EPOCHS))
 
 
-def test_nodes_come_as_stages_need_them_and_go(jobs: Jobs, workflow: Workflow) -> None:
+def test_nodes_are_started_for_stages_that_need_them_and_stopped(jobs: Jobs, workflow: Workflow) -> None:
     root, summary = workflow
     assert {stage["state"] for stage in summary["stages"].values()} == {"done"}
     assert jobs.empty()
@@ -57,7 +57,7 @@ def test_nodes_come_as_stages_need_them_and_go(jobs: Jobs, workflow: Workflow) -
     assert (root / "all" / "summary.json").is_file()
 
 
-def test_a_cpu_node_that_is_switched_off_costs_no_clips(workflow: Workflow, ray_local: Any, tmp_path: Path) -> None:
+def test_lost_cpu_node_costs_no_clips(workflow: Workflow, ray_local: Any, tmp_path: Path) -> None:
     from evilm.config.presets import defaults
     from evilm.ingest.shard_videos import shard_videos
 
@@ -68,7 +68,7 @@ def test_a_cpu_node_that_is_switched_off_costs_no_clips(workflow: Workflow, ray_
     assert files_of(workflow[0] / "frames") == files_of(tmp_path / "out")
 
 
-def test_a_gpu_node_that_is_switched_off_costs_no_steps(workflow: Workflow) -> None:
+def test_lost_gpu_node_costs_no_steps(workflow: Workflow) -> None:
     root, summary = workflow
     assert summary["model"]["steps"] == STEPS
     points = [json.loads(line) for line in (root / "model" / "metrics.jsonl").read_text().splitlines()]
@@ -76,7 +76,7 @@ def test_a_gpu_node_that_is_switched_off_costs_no_steps(workflow: Workflow) -> N
     assert steps == set(range(1, STEPS + 1))
 
 
-def test_the_metrics_of_the_alerts_are_there(jobs: Jobs, workflow: Workflow) -> None:
+def test_metrics_of_the_alerts_are_exported(jobs: Jobs, workflow: Workflow) -> None:
     wanted = set(re.findall(r"\b(?:ray|autoscaler)_\w+", (ROOT / "cluster" / "alerts.yaml").read_text()))
     targets = json.loads((jobs.cluster.folder / "prom_metrics_service_discovery.json").read_text())
     found = set()
@@ -90,9 +90,7 @@ def test_the_metrics_of_the_alerts_are_there(jobs: Jobs, workflow: Workflow) -> 
     assert {"default", "data", "train"} <= boards  # where kuberay/monitoring.yaml says
 
 
-def test_a_job_hears_of_spot_nodes_that_go_and_keeps_the_step_it_is_stopped_at(
-    jobs: Jobs, workflow: Workflow, tmp_path: Path
-) -> None:
+def test_spot_notice_reaches_a_job_that_keeps_its_last_step(jobs: Jobs, workflow: Workflow, tmp_path: Path) -> None:
     out = tmp_path / "model"
     flags = ["--root", str(workflow[0]), *BUILD, "--out", str(out), "--schedule.epochs", "4000", *GPU]
     job = jobs.submit("pretrain", "--preset", str(SMALL), *flags)
@@ -110,7 +108,7 @@ def test_a_job_hears_of_spot_nodes_that_go_and_keeps_the_step_it_is_stopped_at(
     assert list(out.glob(f"checkpoints/step_{step:08d}*")), line
 
 
-def test_every_command_is_a_job_without_a_working_dir(jobs: Jobs, workflow: Workflow, tmp_path: Path) -> None:
+def test_every_command_runs_as_a_job_without_a_working_dir(jobs: Jobs, workflow: Workflow, tmp_path: Path) -> None:
     root = workflow[0]
     place = {name: str(root / name) for name in ("corpus", "frames", "vocab", "tokenizer", "codes", "model")}
     manifest = ["--manifest", str(root / "corpus" / "manifest.csv")]

@@ -16,7 +16,7 @@ _WORK = "import ray; ray.init(log_to_driver=False); ray.get(ray.remote(lambda: 0
 
 
 @pytest.mark.long
-def test_a_group_whose_nodes_do_not_come_is_passed_over() -> None:
+def test_pending_spot_group_falls_back_to_on_demand() -> None:
     spec = yaml.safe_load((ROOT / "cluster" / "kuberay" / "cluster.yaml").read_text())["spec"]
     groups = [group for group in spec["workerGroupSpecs"] if group["groupName"].startswith("gpu-")]
     assert _TIMEOUT in {entry["name"] for entry in spec["autoscalerOptions"]["env"]}

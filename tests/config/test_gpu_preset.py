@@ -19,7 +19,7 @@ def _no_network(*_: object) -> NoReturn:
     raise AssertionError("a model of the preset wants to download something")
 
 
-def test_the_models_of_the_gpu_preset_are_built_without_a_download(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gpu_preset_models_need_no_download(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket.socket, "connect", _no_network)
     config = cast(Pretrain, defaults("pretrain", "gpu"))
     paper = cast(Pretrain, defaults("pretrain", "paper"))
@@ -34,16 +34,14 @@ def test_the_models_of_the_gpu_preset_are_built_without_a_download(monkeypatch: 
 
 
 @pytest.mark.parametrize("stage", ["all", "masking_ratio"])
-def test_the_gpu_preset_has_settings_for_the_whole_workflow_and_for_sweeps(
-    stage: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_gpu_preset_configures_workflow_and_sweeps(stage: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         parse(stage, ["--preset", "gpu", "--cluster.num-workers", "8", "--dry-run"])
     assert ended.value.code == 0
     assert "batch_clips: 512" in capsys.readouterr().out
 
 
-def test_the_cost_model_gives_each_gpu_of_the_gpu_preset_as_many_clips(capsys: pytest.CaptureFixture[str]) -> None:
+def test_cost_model_keeps_the_clips_per_gpu_of_the_gpu_preset(capsys: pytest.CaptureFixture[str]) -> None:
     flags = ["--preset", "gpu", "--devices", "a10g", "--gpus", "1", "8"]
     budget([*flags, "--json"])
     trainings = json.loads(capsys.readouterr().out)["trainings"]

@@ -59,7 +59,7 @@ def unbroken(ray_local: Any, frames: str, tokenizer: str, tmp_path_factory: pyte
     return Path(summary["codes"])
 
 
-def test_codes_are_the_tokenizers(unbroken: Path, frames: str, tokenizer: str) -> None:
+def test_codes_equal_the_tokenizers_own(unbroken: Path, frames: str, tokenizer: str) -> None:
     model = VideoTokenizer.from_pretrained(tokenizer)
     assert unbroken.name == model.fingerprint()
     manifest, codes = FrameManifest.load(frames), CodesManifest.load(str(unbroken))
@@ -84,7 +84,7 @@ def test_codes_are_the_tokenizers(unbroken: Path, frames: str, tokenizer: str) -
     assert codes.code_usage["train"] == pytest.approx((counts["train"] > 0).mean(), abs=1e-5)
 
 
-def test_same_bytes_with_other_workers_batches_and_decoding_threads(
+def test_bytes_do_not_depend_on_workers_batches_or_threads(
     unbroken: Path, frames: str, tokenizer: str, tmp_path: Path
 ) -> None:
     threads = {"cluster.cpus_per_worker": 3.0}
@@ -93,7 +93,7 @@ def test_same_bytes_with_other_workers_batches_and_decoding_threads(
     assert json.loads((tmp_path / "codes" / "summary.json").read_text()) == summary
 
 
-def test_two_tokenizers_side_by_side(unbroken: Path, frames: str, tokenizer: str, tmp_path: Path) -> None:
+def test_codes_of_two_tokenizers_share_a_folder(unbroken: Path, frames: str, tokenizer: str, tmp_path: Path) -> None:
     other = str(tmp_path / "other")
     make_tokenizer(tmp_path / "other", FrameManifest.load(frames), 1)
     root = unbroken.parent
@@ -107,7 +107,7 @@ def test_two_tokenizers_side_by_side(unbroken: Path, frames: str, tokenizer: str
         pair(FrameManifest.load(frames), CodesManifest.load(fresh["codes"]), "train", unbroken.name)
 
 
-def test_views_are_drawn_once_and_stored(
+def test_stored_views_have_the_codes_of_their_crops(
     unbroken: Path, frames: str, tokenizer: str, views: CodesManifest, tmp_path: Path
 ) -> None:
     manifest, plain, model = FrameManifest.load(frames), CodesManifest.load(str(unbroken)), None
@@ -144,7 +144,7 @@ def views(ray_local: Any, frames: str, tokenizer: str, unbroken: Path) -> CodesM
     )
 
 
-def test_codes_of_other_views_stand_side_by_side(
+def test_codes_of_different_views_share_a_folder(
     unbroken: Path, frames: str, tokenizer: str, views: CodesManifest, tmp_path: Path
 ) -> None:
     root, fingerprint_ = str(unbroken.parent), unbroken.name
@@ -163,9 +163,7 @@ def test_codes_of_other_views_stand_side_by_side(
         find_codes(views.uri, fingerprint_, 1)
 
 
-def test_shards_that_came_since_are_coded_and_the_others_kept(
-    unbroken: Path, frames: str, tokenizer: str, tmp_path: Path
-) -> None:
+def test_only_new_shards_are_coded(unbroken: Path, frames: str, tokenizer: str, tmp_path: Path) -> None:
     few = store_frames(tmp_path / "frames", {"train": SIZES["train"][:2], "val": SIZES["val"]})
     first = precompute_codes(codes_config(few.uri, tokenizer, tmp_path / "codes"), in_this_process)
     kept = {p: p.stat().st_mtime_ns for p in Path(first["codes"]).glob("*.parquet")}
@@ -182,7 +180,7 @@ def test_shards_that_came_since_are_coded_and_the_others_kept(
             precompute_codes(codes_config(changed.uri, tokenizer, tmp_path / "codes"), in_this_process)
 
 
-def test_an_audit_codes_random_clips_again(
+def test_audit_compares_codes_of_random_clips(
     frames: str, tokenizer: str, unbroken: Path, views: CodesManifest, tmp_path: Path
 ) -> None:
     manifest, model = FrameManifest.load(frames), VideoTokenizer.from_pretrained(tokenizer)
@@ -198,9 +196,7 @@ def test_an_audit_codes_random_clips_again(
         require_agreement(wrong, 0.99, views)
 
 
-def test_collapsed_codes_are_refused_and_accepted_by_a_lower_min_usage(
-    frames: str, tokenizer: str, tmp_path: Path
-) -> None:
+def test_collapsed_codes_are_rejected_unless_min_usage_allows_them(frames: str, tokenizer: str, tmp_path: Path) -> None:
     model = VideoTokenizer.from_pretrained(tokenizer)
     model.quantizer.codebook.data[2:] = -model.quantizer.codebook.data[:1]  # of 32 codes, 2 or 3 are left
     collapsed = tmp_path / "collapsed"
@@ -227,7 +223,7 @@ def test_collapsed_codes_are_refused_and_accepted_by_a_lower_min_usage(
 
 
 @pytest.mark.long
-def test_damaged_frames_are_refused(frames: str, tokenizer: str, tmp_path: Path) -> None:
+def test_damaged_frames_are_rejected(frames: str, tokenizer: str, tmp_path: Path) -> None:
     shard = FrameManifest.load(frames).shards[0]
     path = Path(frames) / shard.file
     whole = path.read_bytes()
@@ -241,7 +237,7 @@ def test_damaged_frames_are_refused(frames: str, tokenizer: str, tmp_path: Path)
     assert precompute_codes(codes_config(frames, tokenizer, tmp_path / "codes"))["clips"] == {"train": 16, "val": 6}
 
 
-def test_lost_and_damaged_codes_are_made_again(unbroken: Path, frames: str, tokenizer: str, tmp_path: Path) -> None:
+def test_lost_and_damaged_codes_are_repaired(unbroken: Path, frames: str, tokenizer: str, tmp_path: Path) -> None:
     manifest, model = FrameManifest.load(frames), VideoTokenizer.from_pretrained(tokenizer)
     config = PrecomputeCodes(tokenizer=tokenizer, out=str(tmp_path), batch_clips=BATCH_CLIPS, repair=True)
     shutil.copytree(unbroken, tmp_path / unbroken.name)
@@ -258,7 +254,7 @@ def test_lost_and_damaged_codes_are_made_again(unbroken: Path, frames: str, toke
     assert files_of(tmp_path / unbroken.name) == before
 
 
-def test_on_an_object_store(unbroken: Path, frames: str, tokenizer: str, s3_bucket: str) -> None:
+def test_codes_on_s3_equal_local_ones(unbroken: Path, frames: str, tokenizer: str, s3_bucket: str) -> None:
     s3fs.S3FileSystem().put(frames, f"{s3_bucket}/frames", recursive=True)
     manifest, model = FrameManifest.load(f"{s3_bucket}/frames"), VideoTokenizer.from_pretrained(tokenizer)
     config = PrecomputeCodes(tokenizer=tokenizer, out=f"{s3_bucket}/codes")
@@ -282,7 +278,7 @@ def test_on_an_object_store(unbroken: Path, frames: str, tokenizer: str, s3_buck
 
 @pytest.mark.long
 @pytest.mark.faults
-def test_codes_in_a_store_with_faults(
+def test_codes_on_a_faulty_s3_equal_local_ones(
     unbroken: Path, frames: str, tokenizer: str, s3_bucket: str, s3_server: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sound = s3fs.S3FileSystem(endpoint_url=s3_server)
@@ -300,7 +296,7 @@ def test_codes_in_a_store_with_faults(
             assert sound.cat_file(f"{s3_bucket}/faulty/codes/{unbroken.name}/{name}") == data, name
 
 
-def test_messages(frames: str, tokenizer: str, tmp_path: Path) -> None:
+def test_missing_inputs_are_named(frames: str, tokenizer: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="--tokenizer is missing"):
         precompute_codes(PrecomputeCodes(frames=frames, out=str(tmp_path)))
     with pytest.raises(ShardError, match="no finished frames at"):
@@ -311,7 +307,7 @@ def test_messages(frames: str, tokenizer: str, tmp_path: Path) -> None:
 
 @pytest.mark.long
 @pytest.mark.faults
-def test_sigkill_of_the_driver(
+def test_killed_driver_continues_to_equal_codes(
     frames: str, tokenizer: str, unbroken: Path, s3_bucket: str, store_gate: Gate, tmp_path: Path
 ) -> None:
     root, there = tmp_path / "run" / "codes", f"{s3_bucket}/frames"

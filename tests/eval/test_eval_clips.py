@@ -11,7 +11,7 @@ from evilm.shards import CodesManifest
 from helpers.random_model import FRAMES, NUM_CODES, PX, make_codes, make_frames, make_model
 
 
-def test_frames_and_codes_are_picked_alike(tmp_path: Path) -> None:
+def test_codes_are_taken_of_the_frames_that_are_scored(tmp_path: Path) -> None:
     frames = make_frames(tmp_path / "frames")
     stored = make_codes(tmp_path / "codes", frames)
     make_model(tmp_path / "model", num_frames=1)

@@ -55,7 +55,7 @@ def _gradients(objective: nn.Module, batch: Any, device: str, precision: str) ->
     + [pytest.param("cuda", size, marks=_CARD) for size in ("tiny", "paper")],
 )
 @pytest.mark.parametrize(("precision", "loss_rel", "gradient_rel"), [("fp32", 1e-4, 1e-3), ("bf16", 2e-2, 0.15)])
-def test_losses_and_gradients_are_those_of_the_cpu_in_fp32(
+def test_losses_and_gradients_match_the_cpu_in_fp32(
     device: str, size: str, precision: str, loss_rel: float, gradient_rel: float
 ) -> None:
     """Each loss within `loss_rel`, the gradient vector within `gradient_rel` of its length."""
@@ -75,7 +75,7 @@ def test_losses_and_gradients_are_those_of_the_cpu_in_fp32(
 
 @EVERYWHERE
 @pytest.mark.parametrize("kind", ["student", "tokenizer"])
-def test_thirty_steps_bring_the_loss_down(device: str, kind: str) -> None:
+def test_thirty_steps_reduce_the_loss(device: str, kind: str) -> None:
     """The same six clips each time; the last five steps at most 0.8 times the first five."""
     make, batch, settings = small.KINDS[kind]
     precision = "bf16" if device == "cuda" else "fp32"
@@ -87,7 +87,7 @@ def test_thirty_steps_bring_the_loss_down(device: str, kind: str) -> None:
 
 @EVERYWHERE
 @pytest.mark.parametrize("kind", ["student", "tokenizer"])
-def test_resumed_equals_unbroken(device: str, kind: str, tmp_path: Path) -> None:
+def test_resumed_training_equals_uninterrupted(device: str, kind: str, tmp_path: Path) -> None:
     """Bit-equal on the CPU, and as restored; on a card later losses within 0.1 %, as its atomics add in any order."""
     make, batch, settings = small.KINDS[kind]
     config, batches = settings(optim__ema_decay=0.9), [[batch(epoch=step)] for step in range(6)]
@@ -111,7 +111,7 @@ def test_resumed_equals_unbroken(device: str, kind: str, tmp_path: Path) -> None
 
 @EVERYWHERE
 @pytest.mark.parametrize("kind", ["student", "tokenizer"])
-def test_ranks_train_as_one(device: str, kind: str, tmp_path: Path) -> None:
+def test_ranks_train_like_one_process(device: str, kind: str, tmp_path: Path) -> None:
     """NCCL with as many ranks as cards, gloo with two: three uneven micro-batches, channels last, then an evaluation.
 
     Losses, gradient norms and scores within 1e-4 of one process's, on a card 1e-3.
@@ -136,7 +136,7 @@ def test_compiled_equals_eager(device: str, kind: str) -> None:
 
 
 @EVERYWHERE
-def test_batches_of_the_loader_arrive_whole_while_steps_run(device: str, tmp_path: Path) -> None:
+def test_loader_batches_arrive_intact_while_steps_run(device: str, tmp_path: Path) -> None:
     """Every tensor of every batch as the loader made it, though its copy and the loader's buffers were in use."""
     wanted = [_kept(batch) for batch in small.loader(tmp_path / "one").batches(0, 12)]
     loader = small.loader(tmp_path / "two")
@@ -161,7 +161,7 @@ def _kept(batch: Batch) -> dict[str, torch.Tensor]:
 
 
 @EVERYWHERE
-def test_codes_agree_with_the_cpus(device: str) -> None:
+def test_codes_match_the_cpus(device: str) -> None:
     """At least 99 % of the codes of 64 clips: near ties tip where another processor rounds otherwise."""
     tokenizer = small.tokenizer_objective().tokenizer.eval()
     frames = torch.from_numpy(small.rows(64).frames)
@@ -174,7 +174,7 @@ def test_codes_agree_with_the_cpus(device: str) -> None:
 
 
 @EVERYWHERE
-def test_scores_are_the_cpus(device: str, tmp_path: Path) -> None:
+def test_zero_shot_scores_match_the_cpus(device: str, tmp_path: Path) -> None:
     """Match scores within 1e-3, predicted codes of at least 99 % of the regions."""
     job = small.score_job(tmp_path)
     scorers = [Scorer(ScoreJob(**{**vars(job), "use_gpu": use_gpu})) for use_gpu in (device == "cuda", False)]
@@ -187,7 +187,7 @@ def test_scores_are_the_cpus(device: str, tmp_path: Path) -> None:
 
 @EVERYWHERE
 @pytest.mark.parametrize("kind", ["student", "tokenizer"])
-def test_evaluation_is_the_cpus(device: str, kind: str) -> None:
+def test_evaluation_matches_the_cpus(device: str, kind: str) -> None:
     """Every metric within 0.1 % in fp32; `match_auc`, which counts comparisons, within 1 %."""
     make, batch, _ = small.KINDS[kind]
     found = []

@@ -11,7 +11,7 @@ from helpers import gpu_models as small
 
 
 @pytest.mark.long
-def test_the_student_is_one_graph_that_evaluation_does_not_compile_again() -> None:
+def test_student_compiles_to_one_graph_reused_by_evaluation() -> None:
     graphs: list[torch.fx.GraphModule] = []
 
     def keep(graph: torch.fx.GraphModule, _: Any) -> Any:

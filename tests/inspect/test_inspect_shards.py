@@ -129,7 +129,7 @@ def inspect(frames: FrameManifest | Path, **settings: Any) -> dict[str, Any]:
     return inspect_shards(InspectShards(frames=uri).override(settings))
 
 
-def test_statistics(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_statistics_of_a_data_set(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     frames = store(tmp_path / "frames", {"train4": {"source_hash": "same"}, "val1": {"source_hash": "same"}})
     code(tmp_path / "codes", frames)
     summary = inspect(frames, codes=str(tmp_path / "codes"))
@@ -150,7 +150,7 @@ def test_statistics(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert part in printed
 
 
-def test_a_sound_data_set_verifies(tmp_path: Path) -> None:
+def test_intact_data_set_verifies(tmp_path: Path) -> None:
     frames = store(tmp_path / "frames")
     code(tmp_path / "codes", frames)
     for verify in ("quick", "full"):
@@ -160,7 +160,7 @@ def test_a_sound_data_set_verifies(tmp_path: Path) -> None:
     assert summary["num_bytes_read"] == sum(p.stat().st_size for p in tmp_path.glob("*/*.parquet"))
 
 
-def test_damaged_files_are_named(tmp_path: Path) -> None:
+def test_damaged_files_and_row_groups_are_named(tmp_path: Path) -> None:
     frames = store(tmp_path / "frames")
     first, second, third = (tmp_path / "frames" / shard.file for shard in frames.shards)
     data = bytearray(first.read_bytes())
@@ -201,18 +201,18 @@ def test_damaged_files_are_named(tmp_path: Path) -> None:
         ("val1", {"clip_id": "train0"}, "clip 'train0': is in the data set more than once"),
     ],
 )
-def test_rows_that_are_wrong_are_named(tmp_path: Path, clip_id: str, changed: dict[str, Any], said: str) -> None:
+def test_wrong_rows_are_named(tmp_path: Path, clip_id: str, changed: dict[str, Any], said: str) -> None:
     summary = inspect(store(tmp_path / "frames", {clip_id: changed}), verify="full")
     assert said in "\n".join(summary["problems"])
     assert all(file.startswith(clip_id.rstrip("0123456789")) for file in summary["problems"])
 
 
-def test_a_repeated_frame_is_no_fault_where_it_is_said(tmp_path: Path) -> None:
+def test_flagged_repeated_frames_are_no_problem(tmp_path: Path) -> None:
     twice = {"frame_pts_us": [0, 0], "frame_index": [0, 0], "flags": int(ClipFlag.REPEATED)}
     assert inspect(store(tmp_path / "frames", {"train1": twice}), verify="full")["num_problems"] == 0
 
 
-def test_counts_that_disagree(tmp_path: Path) -> None:
+def test_disagreeing_counts_are_problems(tmp_path: Path) -> None:
     frames = store(tmp_path / "frames")
     replace(frames, num_rows=20, reasons={"truncated": 2}).save()
     problems = "\n".join(inspect(frames, verify="quick")["problems"])
@@ -221,7 +221,7 @@ def test_counts_that_disagree(tmp_path: Path) -> None:
     assert "quarantine: too_short: 1 rows in the tables, 0 in the manifest" in problems
 
 
-def test_codes_of_other_clips(tmp_path: Path) -> None:
+def test_codes_of_other_clips_are_problems(tmp_path: Path) -> None:
     frames = store(tmp_path / "frames")
     codes = code(tmp_path / "codes", frames, swapped=True)
     problems = inspect(frames, codes=codes.uri, verify="full")["problems"]
@@ -230,7 +230,7 @@ def test_codes_of_other_clips(tmp_path: Path) -> None:
     assert "row group 0, column clip_id: holds other clips than the frames: 'train1' beside 'train0'" in problems[0]
 
 
-def test_files_that_no_manifest_lists(tmp_path: Path) -> None:
+def test_files_in_no_manifest_are_noted(tmp_path: Path) -> None:
     frames = store(tmp_path / "frames")
     (tmp_path / "frames" / "train-00000-000000000000.parquet").write_bytes(b"of a run that was killed")
     summary = inspect(frames, verify="quick")
@@ -238,7 +238,7 @@ def test_files_that_no_manifest_lists(tmp_path: Path) -> None:
     assert "train-00000-000000000000.parquet is in no manifest" in summary["notes"][0]
 
 
-def test_pictures(tmp_path: Path) -> None:
+def test_figures_and_contact_sheets_are_written(tmp_path: Path) -> None:
     long_caption = {"captions": ["сложная подпись " * 30 + "x" * 300], "clip_id": "id" * 80}
     frames = store(tmp_path / "frames", {"train1": long_caption})
     code(tmp_path / "codes", frames)
@@ -257,7 +257,7 @@ def test_pictures(tmp_path: Path) -> None:
     assert {name: (out / name).read_bytes() for name in names[1:]} == before
 
 
-def test_choice_of_clips(tmp_path: Path) -> None:
+def test_choose_clips_is_seeded_and_complete(tmp_path: Path) -> None:
     frames = store(tmp_path / "frames")
     chosen = choose_clips(frames, "train", 4, seed=0)
     assert chosen == choose_clips(frames, "train", 4, seed=0)
@@ -266,7 +266,7 @@ def test_choice_of_clips(tmp_path: Path) -> None:
     assert everything == [(shard.file, row) for shard in frames.of_split("train") for row in range(shard.num_clips)]
 
 
-def test_wrap() -> None:
+def test_wrap_keeps_all_text_within_the_width() -> None:
     font = ImageFont.load_default(16)
     lines = wrap("one two three " * 20 + "w" * 200, font, 200, most=50)
     assert "".join(lines).replace(" ", "") == "onetwothree" * 20 + "w" * 200
@@ -278,7 +278,7 @@ def test_wrap() -> None:
 
 
 @pytest.mark.parametrize("text", ["\u732b" * 60_000, "\u0e41\u0e21\u0e27" * 20_000, "w" * 100_000, "a b " * 30_000])
-def test_wrap_does_not_measure_whole_books(text: str) -> None:
+def test_wrap_of_long_text_takes_seconds(text: str) -> None:
     font, began = ImageFont.load_default(16), time.monotonic()
     lines = wrap(text, font, 700, most=4)
     assert len(lines) == 4
@@ -289,7 +289,7 @@ def test_wrap_does_not_measure_whole_books(text: str) -> None:
     assert time.monotonic() - began < 20
 
 
-def test_distribution() -> None:
+def test_distribution_quantiles_are_within_two_per_mille() -> None:
     rng = np.random.default_rng(0)
     values = rng.lognormal(3, 0.5, 100_001)
     one, other = Distribution(), Distribution()
@@ -309,7 +309,7 @@ def test_distribution() -> None:
     assert Distribution().summary() == {}
 
 
-def test_messages(tmp_path: Path) -> None:
+def test_missing_inputs_are_named(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="--frames is missing"):
         inspect_shards(InspectShards())
     with pytest.raises(ShardError, match="no finished frames at"):
@@ -327,7 +327,7 @@ def test_messages(tmp_path: Path) -> None:
             inspect(frames, codes=place)
 
 
-def test_an_unfinished_run(tmp_path: Path) -> None:
+def test_unfinished_run_is_named(tmp_path: Path) -> None:
     folder = tmp_path / "frames" / "_plan"
     folder.mkdir(parents=True)
     shards = [{"name": name, "split": "train", "num_rows": 3} for name in GROUPS]
@@ -354,7 +354,7 @@ def test_bare_verify_means_full() -> None:
     assert parse("inspect_shards", ["--frames", "x"]).verify == "no"
 
 
-def test_the_command_ends_in_1_on_a_fault(tmp_path: Path) -> None:
+def test_command_exits_with_1_on_a_problem(tmp_path: Path) -> None:
     frames = store(tmp_path / "frames", {"train1": {"row": 7}})
     command = [sys.executable, str(ROOT / "pipelines" / "inspect_shards.py"), "--frames", frames.uri, "--verify"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -363,7 +363,7 @@ def test_the_command_ends_in_1_on_a_fault(tmp_path: Path) -> None:
     assert json.loads(done.stdout.splitlines()[-1])["num_problems"] == 1
 
 
-def test_on_an_object_store(s3_bucket: str, tmp_path: Path) -> None:
+def test_inspection_on_s3_finds_the_same(s3_bucket: str, tmp_path: Path) -> None:
     import s3fs
 
     frames = store(tmp_path / "frames")
@@ -375,7 +375,7 @@ def test_on_an_object_store(s3_bucket: str, tmp_path: Path) -> None:
     assert s3fs.S3FileSystem().exists(f"{s3_bucket}/look/stats.png")
 
 
-def test_ray_tasks_find_the_same(ray_local: Any, tmp_path: Path) -> None:
+def test_inspection_in_ray_tasks_finds_the_same(ray_local: Any, tmp_path: Path) -> None:
     frames = store(tmp_path / "frames", {"train1": {"row": 7}, "val0": {"split": "x"}})
     code(tmp_path / "codes", frames)
     settings = {"codes": str(tmp_path / "codes"), "verify": "full"}

@@ -41,7 +41,7 @@ def test_shapes_and_order_of_regions():
 
 
 @torch.no_grad()
-def test_one_modality_alone():
+def test_video_only_or_text_only_can_be_decoded():
     student = build()
     ids, padding = words()
     video_only = student.decode(student.encode_video(frames()), None)
@@ -53,7 +53,7 @@ def test_one_modality_alone():
 
 
 @torch.no_grad()
-def test_order_of_frames_shows_only_with_a_temporal_embedding():
+def test_frame_order_matters_only_with_a_temporal_embedding():
     shuffled = frames()[:, [2, 0, 1]]
     without = build(temporal_embedding=False)
     assert torch.allclose(cls_of(without, frames()), cls_of(without, shuffled), atol=1e-5)
@@ -63,7 +63,7 @@ def test_order_of_frames_shows_only_with_a_temporal_embedding():
 
 @torch.no_grad()
 @pytest.mark.parametrize("stored_px", [64, 96, 150])
-def test_hidden_pixels_do_not_leak(stored_px):
+def test_masked_pixels_do_not_leak(stored_px):
     student = build()
     mask = torch.zeros(2, 3, 2, 2, dtype=torch.bool)
     mask[:, :, 0, 1] = True
@@ -75,7 +75,7 @@ def test_hidden_pixels_do_not_leak(stored_px):
 
 
 @torch.no_grad()
-def test_hidden_pixels_are_black_before_normalisation():
+def test_masked_pixels_are_black_before_normalisation():
     mask = torch.zeros(1, 1, 2, 2, dtype=torch.bool)
     mask[0, 0, 1, 1] = True
     pixels = build().pixels(torch.full((1, 1, 64, 64, 3), 255, dtype=torch.uint8), mask)
@@ -99,7 +99,7 @@ def test_padding_changes_nothing():
 
 
 @torch.no_grad()
-def test_a_clip_does_not_depend_on_its_batch():
+def test_output_of_a_clip_does_not_depend_on_its_batch():
     student = build()
     batch = cls_of(student, frames())
     ids, padding = words()
@@ -109,7 +109,7 @@ def test_a_clip_does_not_depend_on_its_batch():
 
 
 @torch.no_grad()
-def test_explicit_attention_gives_the_same():
+def test_explicit_attention_equals_fused_attention():
     student = build()
     fused = cls_of(student, frames())
     student.use_explicit_attention()
@@ -142,7 +142,7 @@ def test_save_and_load_are_bit_equal(tmp_path):
     assert json.loads((tmp_path / "model" / "config.json").read_text())["versions"]["torch"] == torch.__version__
 
 
-def test_a_checkpoint_that_does_not_fit_is_refused_in_one_line(tmp_path):
+def test_weights_that_do_not_fit_are_rejected_in_one_line(tmp_path):
     folder = tmp_path / "model"
     build().save_pretrained(str(folder))
     weights = load_file(folder / "model.safetensors")
@@ -160,7 +160,7 @@ def test_a_checkpoint_that_does_not_fit_is_refused_in_one_line(tmp_path):
         EViLMModel.from_pretrained(str(tmp_path))
 
 
-def test_video_weights_from_a_local_file(tmp_path):
+def test_video_weights_are_loaded_from_a_local_file(tmp_path):
     torch.manual_seed(3)
     source = VideoEncoder("edgenext_xx_small").backbone
     state = {**source.state_dict(), "head.fc.weight": torch.zeros(10, 168), "head.fc.bias": torch.zeros(10)}
@@ -173,7 +173,7 @@ def test_video_weights_from_a_local_file(tmp_path):
         build(video_weights=str(tmp_path / "absent.safetensors"))
 
 
-def test_misuse_is_said_plainly():
+def test_wrong_frames_and_encoders_are_rejected():
     with pytest.raises(ConfigError, match="clips have 2 frames"):
         build().encode_video(frames(num_frames=2))
     with pytest.raises(ConfigError, match="no EdgeNeXt"):

@@ -56,7 +56,7 @@ def noise(num_frames: int = 3, px: int = 64, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (num_frames, px, px, 3), dtype=np.uint8)
 
 
-def test_config_follows_the_conventions_of_transformers(saved: Path):
+def test_config_follows_transformers_conventions(saved: Path):
     config = json.loads((saved / "config.json").read_text())
     assert (config["model_type"], config["architectures"], config["dtype"]) == ("evilm", ["EViLM"], "float32")
     assert config["versions"]["evilm"] == evilm.__version__
@@ -67,7 +67,7 @@ def test_config_follows_the_conventions_of_transformers(saved: Path):
     assert rules["frames"]["resize"] == "squash"
 
 
-def test_transformers_cuts_captions_alike_with_the_saved_vocabulary(saved: Path):
+def test_transformers_tokenizes_captions_like_the_saved_vocabulary(saved: Path):
     from transformers import BertTokenizer
 
     theirs, ours = BertTokenizer.from_pretrained(saved / "vocab"), Vocab.load(saved / "vocab")
@@ -85,14 +85,14 @@ def test_scores_are_equal_before_and_after_saving(saved: Path, clip: Path, tmp_p
     assert [(tmp_path / name).read_bytes() for name in files] == [(saved / name).read_bytes() for name in files]
 
 
-def test_a_file_its_jpegs_and_its_pixels_give_the_same_scores(saved: Path, clip: Path):
+def test_file_jpegs_and_pixels_give_the_same_scores(saved: Path, clip: Path):
     model = EViLM.from_pretrained(saved)
     jpegs = decode_clip(str(clip), "any", FRAMES).frames
     scores = [model.match([video], CAPTIONS) for video in (str(clip), clip, jpegs, decode_frames(jpegs))]
     assert all(np.array_equal(scores[0], other) for other in scores)
 
 
-def test_embeddings_stand_for_what_they_were_made_of(saved: Path):
+def test_embeddings_score_like_their_inputs(saved: Path):
     model = EViLM.from_pretrained(saved)
     videos = [noise(seed=k) for k in range(2)]
     regions, texts = model.embed_videos(videos), model.embed_texts(CAPTIONS)
@@ -107,7 +107,7 @@ def test_embeddings_stand_for_what_they_were_made_of(saved: Path):
     assert model.match_pairs([], []).shape == (0,)
 
 
-def test_hidden_words_and_regions_are_guessed(saved: Path, clip: Path):
+def test_masked_words_and_regions_are_predicted(saved: Path, clip: Path):
     model = EViLM.from_pretrained(saved)
     first, second = model.fill_words(clip, "a [MASK] ball [MASK]", top=4)
     assert len(first) == len(second) == 4
@@ -121,7 +121,7 @@ def test_hidden_words_and_regions_are_guessed(saved: Path, clip: Path):
     assert sum(guess.probability for guess in guesses[0]) == pytest.approx(1, abs=1e-4)
 
 
-def test_frames_of_other_sizes_and_numbers(saved: Path):
+def test_frames_are_resized_and_picked(saved: Path):
     model = EViLM.from_pretrained(saved)
     many = noise(9)
     assert np.array_equal(model.preprocessor(many), many[[1, 4, 7]])
@@ -133,7 +133,7 @@ def test_frames_of_other_sizes_and_numbers(saved: Path):
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_other_dtypes_come_close_and_are_kept(dtype: str, saved: Path, tmp_path: Path):
+def test_half_precision_scores_are_close_and_the_dtype_is_kept(dtype: str, saved: Path, tmp_path: Path):
     full, half = EViLM.from_pretrained(saved), EViLM.from_pretrained(saved, dtype=dtype)
     assert half.student.dtype == getattr(torch, dtype)
     assert torch.equal(half.student.pixels.mean, full.student.pixels.mean), "pixels are normalised in float32"
@@ -154,13 +154,13 @@ def test_other_dtypes_come_close_and_are_kept(dtype: str, saved: Path, tmp_path:
         (lambda m: m.match_pairs([noise()], CAPTIONS), "1 videos and 3 captions"),
     ],
 )
-def test_what_can_not_be_scored_is_refused_in_one_line(wrong, message: str, saved: Path):
+def test_unscorable_inputs_are_rejected_in_one_line(wrong, message: str, saved: Path):
     with pytest.raises((ConfigError, DecodeError), match=message) as caught:
         wrong(EViLM.from_pretrained(saved))
     assert "\n" not in str(caught.value)
 
 
-def test_a_file_that_hangs_its_decoder_is_given_up(saved: Path, clip: Path):
+def test_file_that_hangs_the_decoder_times_out(saved: Path, clip: Path):
     model = EViLM.from_pretrained(saved)
     hangs = "import sys, time; sys.stdout.buffer.write((5).to_bytes(8, 'little') + b'ready'); sys.stdout.flush(); "
     config = FRAMES.override({"decode_timeout_s": 0.2})
@@ -180,7 +180,7 @@ def copy_without(saved: Path, to: Path, *names: str) -> Path:
     return to
 
 
-def test_an_incomplete_model_is_refused_in_one_line(saved: Path, tmp_path: Path):
+def test_incomplete_model_is_rejected_in_one_line(saved: Path, tmp_path: Path):
     with pytest.raises(CheckpointError, match=r"no preprocessor_config\.json; save the model with"):
         EViLM.from_pretrained(copy_without(saved, tmp_path / "a", "preprocessor_config.json"))
     with pytest.raises(CheckpointError, match=r"model\.safetensors is missing"):
@@ -194,7 +194,7 @@ def test_an_incomplete_model_is_refused_in_one_line(saved: Path, tmp_path: Path)
     assert "\n" not in str(caught.value)
 
 
-def test_settings_that_this_code_would_not_obey_are_refused(saved: Path, tmp_path: Path):
+def test_unknown_or_unsupported_settings_are_rejected(saved: Path, tmp_path: Path):
     folder = copy_without(saved, tmp_path)
     for file, changes, message in (
         ("preprocessor_config.json", {"image_mean": [0.5, 0.5, 0.5]}, r"image_mean = \[0.5, 0.5, 0.5\]"),
@@ -210,13 +210,13 @@ def test_settings_that_this_code_would_not_obey_are_refused(saved: Path, tmp_pat
         (folder / file).write_text(json.dumps(content))
 
 
-def test_a_vocabulary_of_another_size_is_refused(saved: Path):
+def test_vocabulary_of_another_size_is_rejected(saved: Path):
     other = Vocab(train_wordpiece(["x y z"], 40))
     with pytest.raises(ConfigError, match="give the vocabulary that it was trained with"):
         EViLM(EViLMModel.from_pretrained(str(saved)), other, Preprocessor(FRAMES, 3))
 
 
-def test_frames_are_read_as_sharding_reads_them(saved: Path, clip: Path):
+def test_preprocessor_reads_frames_like_sharding(saved: Path, clip: Path):
     stored = FramesConfig(num_frames=3, frames_stored=6, frame_px=64, sampling="random")
     jpegs = decode_clip(str(clip), "x", stored.override({"sampling": "centre"})).frames
     rules = Preprocessor(stored, 3)
@@ -224,7 +224,7 @@ def test_frames_are_read_as_sharding_reads_them(saved: Path, clip: Path):
     assert simplejpeg.is_jpeg(jpegs[0])
 
 
-def test_importing_evilm_loads_nothing_heavy():
+def test_importing_evilm_loads_no_heavy_library():
     code = "import evilm, sys; print([m for m in ('torch', 'transformers', 'ray', 'mlflow') if m in sys.modules])"
     code += "; print(evilm.EViLM.__name__, evilm.VideoTokenizer.__name__)"
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -233,7 +233,7 @@ def test_importing_evilm_loads_nothing_heavy():
         evilm.nothing  # noqa: B018
 
 
-def test_a_model_on_s3_is_saved_and_loaded_alike(saved: Path, s3_bucket: str):
+def test_model_is_saved_to_and_loaded_from_s3(saved: Path, s3_bucket: str):
     build().save_pretrained(f"{s3_bucket}/model")
     again = EViLM.from_pretrained(f"{s3_bucket}/model")
     assert np.array_equal(again.match([noise()], CAPTIONS), EViLM.from_pretrained(saved).match([noise()], CAPTIONS))

@@ -29,7 +29,7 @@ def frames(small_workflow: Workflow, s3_bucket: str) -> str:
     return f"{s3_bucket}/frames"
 
 
-def test_a_killed_sweep_goes_on_and_its_best_preset_gives_the_same_model_again(
+def test_killed_sweep_continues_and_its_best_preset_repeats_the_model(
     small_workflow: Workflow, frames: str, store_gate: Gate, tmp_path: Path
 ) -> None:
     root, _ = small_workflow
@@ -122,7 +122,7 @@ def _check_preset(summary: dict[str, Any], out: Path) -> None:
 
 
 @pytest.mark.parametrize("stage", ["codebook_size", "focal_loss"])
-def test_a_sweep_killed_while_it_builds_what_trials_share_goes_on_and_builds_each_once(
+def test_sweep_killed_while_building_shared_inputs_builds_each_once(
     stage: str, small_workflow: Workflow, frames: str, store_gate: Gate, tmp_path: Path
 ) -> None:
     """codebook_size is killed in the middle of its second tokenizer, focal_loss in the middle of its second codes."""

@@ -23,13 +23,13 @@ def _settings(*flags: str, stage: str = "sweep", out: str = "") -> list[dict]:
 
 
 @pytest.mark.parametrize("name", space_names())
-def test_every_space_of_the_package_fits_a_preset(name: str) -> None:
+def test_packaged_spaces_fit_a_preset(name: str) -> None:
     preset = "tiny" if name.endswith("_tiny") else "paper"
     config = parse("sweep", ["--preset", preset, "--space", name])
     assert all(isinstance(axis, Choices) for axis in read_space(config.space).values())
 
 
-def test_a_sweep_takes_the_settings_of_pretrain_then_of_sweep_then_its_own(tmp_path: Path) -> None:
+def test_sweep_settings_come_from_pretrain_then_sweep_then_its_own_section(tmp_path: Path) -> None:
     preset = tmp_path / "mine.yaml"
     preset.write_text(
         "pretrain: {optim: {lr: 1.0e-3, beta1: 0.8}}\n"
@@ -83,7 +83,7 @@ def test_a_sweep_takes_the_settings_of_pretrain_then_of_sweep_then_its_own(tmp_p
         ("optim.lr: [1e-3]\noptim.beta1: [0.9]", ["--values", "1"], "write a space file"),
     ],
 )
-def test_what_can_not_work_is_told_in_one_line(
+def test_invalid_spaces_are_rejected_in_one_line(
     lines: str, flags: list[str], wanted: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     space = tmp_path / "space.yaml"
@@ -96,7 +96,7 @@ def test_what_can_not_work_is_told_in_one_line(
     assert wanted in said[0]
 
 
-def test_grids_draws_and_values_from_flags(tmp_path: Path) -> None:
+def test_grids_and_random_draws_follow_the_space(tmp_path: Path) -> None:
     grid = _settings(stage="lr_batch")
     assert len(grid) == 6
     assert grid[:3] == [
@@ -121,7 +121,7 @@ def test_grids_draws_and_values_from_flags(tmp_path: Path) -> None:
     assert read_space(str(space)) == {"schedule.batch_clips": Choices((8, 16, 32))}
 
 
-def test_equal_settings_have_equal_trials_however_they_are_written(tmp_path: Path) -> None:
+def test_equal_settings_have_equal_trials_however_written(tmp_path: Path) -> None:
     space = tmp_path / "space.yaml"
     space.write_text("optim.lr: [1e-3, 0.001, '1.0e-3']\n")
     settings = _settings("--space", str(space))
@@ -132,7 +132,7 @@ def test_equal_settings_have_equal_trials_however_they_are_written(tmp_path: Pat
     assert [name[-3:] for name in names] == ["-s0", "-s1"]
 
 
-def test_whether_a_range_has_whole_numbers_alone_its_setting_tells(tmp_path: Path) -> None:
+def test_integer_settings_draw_integers(tmp_path: Path) -> None:
     space = tmp_path / "space.yaml"
     lines = ["schedule.batch_clips: {low: 8, high: 1e9, log: true}", "optim.lr: {low: 1, high: 2}"]
     lines += ["schedule.max_steps: {low: 2.0, high: 9}", "build.train_tokenizer.schedule.epochs: {low: 1, high: 99}"]
@@ -146,7 +146,7 @@ def test_whether_a_range_has_whole_numbers_alone_its_setting_tells(tmp_path: Pat
     assert Range(1, 4, whole=True).middle in (2, 3)
 
 
-def test_optuna_tries_each_setting_once_and_ends_where_there_are_no_more(tmp_path: Path) -> None:
+def test_optuna_tries_each_setting_once(tmp_path: Path) -> None:
     pytest.importorskip("optuna")
     space = tmp_path / "space.yaml"
     space.write_text("schedule.batch_clips: [8, 16]\nobjectives.mask_ratio: ['0.2', 0.2, 0.4]\n")
@@ -168,7 +168,7 @@ def test_optuna_tries_each_setting_once_and_ends_where_there_are_no_more(tmp_pat
     assert run(0) == found, "started again, whatever runs"
 
 
-def test_a_search_that_needs_a_package(tmp_path: Path) -> None:
+def test_search_without_its_package_says_what_to_install(tmp_path: Path) -> None:
     config = parse("masking_ratio", ["--preset", "tiny", "--search", "optuna"])
     try:
         import optuna  # noqa: F401  # pyright: ignore[reportMissingImports]

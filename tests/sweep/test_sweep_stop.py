@@ -34,7 +34,7 @@ def _ended(process: Any, timeout_s: float) -> list[str]:
     return said.splitlines()
 
 
-def test_a_command_that_does_not_train_ends_in_one_line_and_goes_on(tmp_path: Path) -> None:
+def test_sigterm_ends_a_command_in_one_line_and_it_continues(tmp_path: Path) -> None:
     command = ["--preset", str(SMALL), "--out", str(tmp_path / "corpus"), "--corpus.train-clips", "2000"]
     process = start("render_corpus", *command)
     wait_for(lambda: len(list(tmp_path.rglob("*.mp4"))) > 4, process)
@@ -48,9 +48,7 @@ def test_a_command_that_does_not_train_ends_in_one_line_and_goes_on(tmp_path: Pa
     assert {path: path.stat().st_mtime_ns for path in made} == made
 
 
-def test_a_stopped_sweep_keeps_a_checkpoint_of_its_trial_and_its_run_is_killed(
-    small_workflow: Workflow, tmp_path: Path
-) -> None:
+def test_sigterm_keeps_a_checkpoint_of_the_running_trial(small_workflow: Workflow, tmp_path: Path) -> None:
     from mlflow import MlflowClient
 
     root, summary = small_workflow

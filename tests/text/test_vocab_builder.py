@@ -11,7 +11,7 @@ import pytest
 
 from evilm.config.data import VocabConfig
 from evilm.config.stages import BuildVocab
-from evilm.errors import ConfigError, ManifestError, VocabError
+from evilm.errors import ConfigError, VocabError
 from evilm.manifests.captions import read_captions
 from evilm.text import Vocab
 from evilm.text.vocab import SPECIALS, read_pieces
@@ -92,7 +92,7 @@ def test_training_on_too_many_characters_stays_in_size():
     assert "dog" in Vocab(pieces).decode(Vocab(pieces).encode("dog"))
 
 
-def test_build_reports_reuses_and_refuses(tmp_path: Path):
+def test_build_vocab_reports_reuses_and_rejects(tmp_path: Path):
     (tmp_path / "c.csv").write_text("videoid,name,split\n1,a red ball,train\n2,a blue ball,train\n3,a zebra,test\n")
     config = BuildVocab(manifest=str(tmp_path / "c.csv"), out=str(tmp_path / "v"), words=VocabConfig(train_size=64))
     summary = build_vocab(config)
@@ -107,37 +107,6 @@ def test_build_reports_reuses_and_refuses(tmp_path: Path):
         build_vocab(config.override({"words.train_size": 70}))
     with pytest.raises(ConfigError, match="--manifest is missing"):
         build_vocab(BuildVocab(out=str(tmp_path / "w")))
-
-
-def test_captions_of_every_kind(tmp_path: Path):
-    (tmp_path / "c.json").write_text(
-        json.dumps({"images": [], "annotations": [{"caption": " One. "}, {"caption": "Two."}]})
-    )
-    (tmp_path / "c.txt").write_text("One.\n\nTwo.\n")
-    (tmp_path / "c.tsv").write_text("id\tname\n1\tOne.\n2\tTwo.\n")
-    (tmp_path / "c.csv").write_bytes(b'\xef\xbb\xbfid,name,split\r\n1,One.,train\r\n2,"Two.",\r\n3,Three.,val\r\n')
-    for name in ("c.json", "c.txt", "c.tsv", "c.csv"):
-        assert read_captions(str(tmp_path / name), split="train") == ["One.", "Two."]
-
-
-@pytest.mark.parametrize(
-    ("name", "text", "message"),
-    [
-        ("a.csv", "videoid,caption\n1,x\n", "found: videoid, caption"),
-        ("b.csv", "", "is empty"),
-        ("c.csv", "name,split\nx,val\n", "no rows of split 'train'; found val"),
-        ("d.csv", "name\n\n", "no caption"),
-        ("e.json", "{", "not valid JSON"),
-        ("f.json", '{"images": []}', "found keys images"),
-        ("g.json", "[]", "found a list"),
-    ],
-)
-def test_bad_caption_files_are_named(tmp_path: Path, name: str, text: str, message: str):
-    (tmp_path / name).write_text(text)
-    with pytest.raises(ManifestError, match=message):
-        read_captions(str(tmp_path / name), split="train")
-    with pytest.raises(ManifestError, match="no manifest at"):
-        read_captions(str(tmp_path / "none.csv"))
 
 
 def test_bert_vocabulary_on_coco(shared_data: Path, tmp_path: Path):

@@ -34,7 +34,7 @@ def test_fewest_codes_accepted(num_codes, min_usage, num_regions, fewest):
     assert accepted(1, num_regions, **settings | {"min_usage": 0.0})
 
 
-def test_the_message_names_value_limit_and_advice():
+def test_collapse_message_names_value_limit_and_advice():
     summary = {"val": {"code_usage": 2 / 1024, "num_regions": 900.0}}
     with pytest.raises(CollapseError) as caught:
         require_usage_on_val(CodebookConfig(num_codes=1024), summary, "runs/tokenizer")
@@ -52,7 +52,7 @@ def test_the_message_names_value_limit_and_advice():
 
 
 @pytest.mark.parametrize("summary", [{}, {"val": None}, {"val": {}}, {"val": {"code_usage": 0.001}}])
-def test_a_tokenizer_without_the_record_is_named(summary, caplog):
+def test_tokenizer_without_usage_record_warns(summary, caplog):
     require_usage_on_val(CodebookConfig(), summary, "runs/old")
     assert [record.getMessage() for record in caplog.records] == [
         "runs/old has no record of its code usage on a val split; whether it has collapsed is checked on its codes of "
@@ -60,7 +60,7 @@ def test_a_tokenizer_without_the_record_is_named(summary, caplog):
     ]
 
 
-def test_labels_are_checked_on_the_split_that_is_trained_on():
+def test_labels_are_checked_on_the_train_split():
     codebook = CodebookConfig(num_codes=16)
     one, all_ = [500] + [0] * 15, [30] * 16
     require_usage_of_labels(codebook, {"test": one, "train": all_}, "codes")

@@ -45,7 +45,7 @@ def test_usage_counts_training_only():
     assert quantizer.usage.tolist() == [4, 2, 0]
 
 
-def test_revival_moves_hardly_used_codes_and_no_others():
+def test_revival_replaces_rarely_used_codes_only():
     quantizer = build([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0], [0.0, -1.0]], revive_below=0.1)
     quantizer.usage.copy_(torch.tensor([100, 3, 98, 0]))
     # mean 50.25, so fewer than 5.025 uses: codes 1 and 3
@@ -75,7 +75,7 @@ def test_revival_is_seeded_and_a_small_pool_serves_the_least_used():
     assert rows[1].tolist() == [1, 0]
 
 
-def test_revival_never_uses_vectors_that_are_not_finite():
+def test_revival_ignores_nonfinite_vectors():
     quantizer = build([[1.0, 0.0]] * 6, revive_below=1.0)
     quantizer.usage.copy_(torch.tensor([60, 1, 2, 3, 4, 5]))
     pool = torch.tensor([[0.6, 0.8], [torch.nan, 1.0], [0.8, 0.6], [torch.inf, 0.0]])
@@ -113,7 +113,7 @@ def test_kmeans_start_uses_most_codes_where_a_random_one_does_not():
     assert len(quantizer.nearest(vectors).unique()) / 64 > 0.9 > 0.5 > random_usage
 
 
-def test_moving_means():
+def test_ema_moves_codes_at_the_end_of_a_step():
     quantizer = build([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]], update="ema", ema_decay=0.5)
     quantizer.mean_sum.copy_(quantizer.codebook.data)
     assert not quantizer.codebook.requires_grad
@@ -129,7 +129,7 @@ def test_moving_means():
     assert torch.allclose(quantizer.codebook, moved)
 
 
-def test_moving_means_leave_out_what_is_not_a_number():
+def test_ema_ignores_nonfinite_vectors():
     torch.manual_seed(0)
     config = CodebookConfig(num_codes=8, code_dim=4, update="ema", ema_decay=0.5)
     spoilt, clean = Quantizer(config), Quantizer(config)

@@ -15,7 +15,7 @@ def build(seed: int = 0, **changes) -> VideoTokenizer:
     return VideoTokenizer(tokenizer_config(**changes))
 
 
-def test_forward_and_encode():
+def test_encode_agrees_with_forward():
     tokenizer = build()
     out = tokenizer(frames())
     assert out.word_logits.shape == (2, 11)
@@ -33,7 +33,7 @@ def test_forward_and_encode():
         assert torch.allclose(tokenizer.word_logits(code_ids), out.word_logits, atol=1e-5)
 
 
-def test_codes_are_in_order_of_frames_and_depend_on_their_frame_alone():
+def test_codes_follow_frame_order_and_depend_on_their_frame_only():
     tokenizer = build()
     order = [2, 0, 1]
     codes = tokenizer.encode(frames()).view(2, 3, 4)
@@ -56,12 +56,12 @@ def test_every_parameter_gets_a_gradient(update):
     assert ("quantizer.codebook" in learned) == (update == "gradient")
 
 
-def test_words_start_rare():
+def test_initial_word_probabilities_are_low():
     assert 0.05 < build()(frames()).word_logits.sigmoid().mean().item() < 0.25
 
 
 @pytest.mark.parametrize("update", ["gradient", "ema"])
-def test_save_and_load(tmp_path, update):
+def test_saved_tokenizer_encodes_the_same(tmp_path, update):
     tokenizer = build(codebook={"update": update})
     tokenizer(frames())  # usage and moving means are no part of the artifact
     tokenizer.save_pretrained(str(tmp_path))
@@ -77,7 +77,7 @@ def test_save_and_load(tmp_path, update):
         bare(frames())
 
 
-def test_a_moved_mean_is_saved(tmp_path):
+def test_ema_codebook_is_saved(tmp_path):
     tokenizer = build(codebook={"update": "ema", "ema_decay": 0.5})
     before = tokenizer.quantizer.codebook.clone()
     for _ in range(3):
@@ -89,7 +89,7 @@ def test_a_moved_mean_is_saved(tmp_path):
     assert torch.equal(codebook, tokenizer.quantizer.codebook)
 
 
-def test_fingerprint_covers_what_decides_codes_and_nothing_else():
+def test_fingerprint_covers_only_what_decides_codes():
     tokenizer = build()
     fingerprint = tokenizer.fingerprint()
     assert build().fingerprint() == fingerprint
@@ -103,7 +103,7 @@ def test_fingerprint_covers_what_decides_codes_and_nothing_else():
     assert tokenizer.fingerprint() != fingerprint
 
 
-def test_mixed_up_files_are_refused(tmp_path):
+def test_mixed_files_of_two_tokenizers_are_rejected(tmp_path):
     build().save_pretrained(str(tmp_path / "one"))
     build(seed=1).save_pretrained(str(tmp_path / "two"))
     (tmp_path / "one" / "tokenizer.safetensors").write_bytes((tmp_path / "two" / "tokenizer.safetensors").read_bytes())
@@ -130,7 +130,7 @@ def clip_folder(tmp_path_factory):
     return folder
 
 
-def test_clip_by_path_at_another_size(clip_folder, tmp_path):
+def test_clip_encoder_is_resized_to_another_input(clip_folder, tmp_path):
     tokenizer = build(encoder_weights=str(clip_folder), input_px=128)
     out = tokenizer(frames(px=128))
     assert out.code_ids.shape == (2, 3 * 16)
@@ -146,7 +146,7 @@ def test_clip_by_path_at_another_size(clip_folder, tmp_path):
     assert torch.equal(again.encode(frames(px=128)), tokenizer.encode(frames(px=128)))
 
 
-def test_clip_weights_are_the_ones_on_disk(clip_folder):
+def test_clip_weights_are_loaded_from_disk(clip_folder):
     from transformers import CLIPVisionModel
 
     source = CLIPVisionModel.from_pretrained(clip_folder)
@@ -157,7 +157,7 @@ def test_clip_weights_are_the_ones_on_disk(clip_folder):
         assert torch.allclose(tokenizer.encoder(pixels), expected, atol=1e-5)
 
 
-def test_clip_that_does_not_fit_is_refused(clip_folder, tmp_path):
+def test_unusable_clip_is_rejected(clip_folder, tmp_path):
     with pytest.raises(ConfigError, match="set patch_px = 32"):
         build(encoder_weights=str(clip_folder), patch_px=16)
     with pytest.raises(CheckpointError, match="can't be loaded as a CLIP vision model") as caught:
@@ -165,7 +165,7 @@ def test_clip_that_does_not_fit_is_refused(clip_folder, tmp_path):
     assert "\n" not in str(caught.value)
 
 
-def test_codes_of_a_frame_do_not_depend_on_what_is_beside_it() -> None:
+def test_codes_do_not_depend_on_other_clips_or_frames() -> None:
     for px, codes in ((32, 16), (64, 500)):
         tokenizer = VideoTokenizer(tokenizer_config({"num_codes": codes}, input_px=px)).eval()
         clips = frames(23, 4, px)

@@ -2,7 +2,6 @@
 
 import json
 import math
-from pathlib import Path
 
 import pytest
 import torch
@@ -23,6 +22,7 @@ from evilm.model.evilm_model import EViLMModel
 from evilm.model.tokenizers.semantic_vq import VideoTokenizer
 from evilm.objectives.pretraining_objective import PretrainObjective
 from evilm.objectives.step_macs import StepWork, step_macs, tokenizer_macs
+from helpers.paths import ROOT
 from helpers.small_models import frames, student_config, tokenizer_config, words
 
 ROUND = {
@@ -90,7 +90,7 @@ def test_compiled_kernels_are_fewer_and_the_encoder_is_faster() -> None:
     assert found.start_s == pytest.approx(300)  # 40 s of compiling more
 
 
-def test_gradients_between_nodes_limit_where_they_outlast_the_backward_pass() -> None:
+def test_gradients_between_nodes_can_limit_the_step() -> None:
     found = training(JOB, WORK, GPU, 64, ROUND)
     # 2 x 63/64 of 80 MB at 80 Gbit/s = 10 GB/s; forward of one clip and its gaps a third of 4.6 ms
     assert found.all_reduce_s == pytest.approx(15.75e-3)
@@ -126,7 +126,7 @@ def test_reading_by_hand() -> None:
 
 
 @pytest.mark.parametrize("world", [1, 4, 16])
-def test_reading_is_what_the_order_of_training_asks_for(world: int) -> None:
+def test_predicted_reads_match_the_sampler(world: int) -> None:
     groups, group_clips, batch = 256, 16, 128
     orders = [TrainSampler([[group_clips] * groups], batch, 0, 16, "pad", rank, world) for rank in range(world)]
     reads = 0
@@ -136,7 +136,7 @@ def test_reading_is_what_the_order_of_training_asks_for(world: int) -> None:
     assert reads == pytest.approx(formulas.group_reads_per_epoch(groups, group_clips, 16, world, batch), rel=0.06)
 
 
-def test_labels_by_hand() -> None:
+def test_coding_cost_by_hand() -> None:
     found = labels(JOB, WORK, GPU, ROUND)
     assert found.coding_s_per_clip == pytest.approx(40e9 / 5e12)  # half of 10 TFLOP/s in float32
     assert found.online_s_per_clip == pytest.approx(40e9 / 50e12)
@@ -148,7 +148,7 @@ def test_labels_by_hand() -> None:
     assert found.break_even_views_exact == 10
 
 
-def test_a_gpu_without_bf16_runs_in_float32() -> None:
+def test_gpu_without_bf16_runs_in_float32() -> None:
     values = {name: constant.value for name, constant in CONSTANTS.items()}
     t4 = DEVICES["t4"]
     assert t4.matmul_tflops(values) == t4.exact_tflops(values)
@@ -170,7 +170,7 @@ def _batch(config, num_words: int, masked_words: int) -> PretrainBatch:
     return PretrainBatch(pixels, mask, codes, ids, padding, targets, ids, padding, torch.arange(clips), names)
 
 
-def test_macs_of_a_step_are_those_that_torch_counts() -> None:
+def test_step_macs_match_torchs_count() -> None:
     config, objectives = student_config(), ObjectivesConfig(mlm_ratio=0.5)
     student = EViLMModel(config)
     counted = sum(step_macs(student, objectives, num_words=10))  # 8 words of which half are masked
@@ -181,7 +181,7 @@ def test_macs_of_a_step_are_those_that_torch_counts() -> None:
     assert counter.get_total_flops() / 2 / 2 == pytest.approx(counted, rel=1e-6)
 
 
-def test_macs_of_a_step_without_matching() -> None:
+def test_step_macs_without_matching() -> None:
     student, objectives = EViLMModel(student_config()), ObjectivesConfig(vtm_weight=0, mlm_weight=0)
     parts = cost.macs(student, 10)
     regions = 3 * 2 * (48 * 48 + 48 * 20)
@@ -189,7 +189,7 @@ def test_macs_of_a_step_without_matching() -> None:
     assert step_macs(student, objectives, 10) == (parts["video encoder"], once_each + regions)
 
 
-def test_macs_of_the_tokenizer_are_those_that_torch_counts() -> None:
+def test_tokenizer_macs_match_torchs_count() -> None:
     config = tokenizer_config()
     tokenizer = VideoTokenizer(config)
     with FlopCounterMode(display=False) as counter:
@@ -200,20 +200,20 @@ def test_macs_of_the_tokenizer_are_those_that_torch_counts() -> None:
     assert counted in (seen, seen + attention * config.encoder_layers)
 
 
-def test_macs_of_clip_vit_b32() -> None:
+def test_tokenizer_macs_of_clip_vit_b32() -> None:
     """46 GFLOPs for four frames of 256 px, as counted on the transformers model, without look-up."""
     config = VideoTokenizerConfig(encoder_weights="x", codebook=CodebookConfig(num_codes=2, code_dim=2))
     assert 2 * tokenizer_macs(config, 4) == pytest.approx(46.0e9, rel=0.002)
 
 
-def test_the_paper_preset_is_the_job() -> None:
+def test_paper_preset_gives_the_job() -> None:
     job = job_of(defaults("pretrain", "paper"), 2_500_000)  # type: ignore[arg-type]
     expected = (20, 256, 4, 4, 256, 64, 1, 64, 16)
     assert (job.num_epochs, job.batch_clips, job.num_frames, job.stored_frames, job.frame_px, job.regions_per_frame,
             job.num_views, job.group_clips, job.shuffle_groups) == expected  # fmt: skip
 
 
-def test_constants_of_a_benchmark_take_their_place(tmp_path) -> None:
+def test_measured_constants_replace_assumed_ones(tmp_path) -> None:
     file = tmp_path / "step.json"
     file.write_text(json.dumps({"constants": {"feed_core_s_per_clip": 0.5}, "machine": {"cpu": "fast"}}))
     found = measured(CONSTANTS, [str(file)])["feed_core_s_per_clip"]
@@ -228,7 +228,7 @@ def test_constants_of_a_benchmark_take_their_place(tmp_path) -> None:
         measured(CONSTANTS, [str(tmp_path / "none.json")])
 
 
-def test_set() -> None:
+def test_set_overrides_job_devices_and_constants() -> None:
     job, devices, constants = override(JOB, DEVICES, CONSTANTS, ["job.batch_clips=1024", "a100.usd_per_gpu_hour=2.5"])
     assert (job.batch_clips, devices["a100"].usd_per_gpu_hour) == (1024, 2.5)
     assert constants == CONSTANTS
@@ -243,7 +243,7 @@ def test_set() -> None:
             override(JOB, DEVICES, CONSTANTS, [setting])
 
 
-def test_command(capsys, tmp_path) -> None:
+def test_cost_model_command_prints_json_and_text(capsys, tmp_path) -> None:
     preset = tmp_path / "small.yaml"
     student = "{input_px: 64, video_encoder: edgenext_xx_small}"
     preset.write_text(f"train_tokenizer: {{arch: {{input_px: 64}}}}\npretrain: {{arch: {student}}}\n")
@@ -261,9 +261,9 @@ def test_command(capsys, tmp_path) -> None:
     assert "no constant 'nothing'" in capsys.readouterr().err
 
 
-def test_the_document_shows_what_the_command_prints(capsys) -> None:
+def test_docs_show_the_printed_table(capsys) -> None:
     """All but the constants, which it leaves to the command."""
     main([])
     printed = capsys.readouterr().out.partition("\n\nconstants\n")[0]
-    document = Path(__file__).parents[2] / "docs" / "cost.md"
+    document = ROOT / "docs" / "cost.md"
     assert printed in document.read_text(), "put the output of `python benchmarks/cost.py` into docs/cost.md"

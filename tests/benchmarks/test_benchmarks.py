@@ -6,14 +6,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from cost_model.inputs import CONSTANTS, measured
+from harness import Bench, Sample, flags, measure
+from memory import watch
+from scaling import as_table as scaling_table
 
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
-sys.path.append(str(BENCHMARKS))
-
-from cost_model.inputs import CONSTANTS, measured  # noqa: E402
-from harness import Bench, Sample, flags, measure  # noqa: E402
-from memory import watch  # noqa: E402
-from scaling import as_table as scaling_table  # noqa: E402
+from helpers.paths import BENCHMARKS
 
 SPIN = "import time\nend = time.process_time() + 0.3\nwhile time.process_time() < end: pass"
 
@@ -87,13 +85,13 @@ def test_peak_memory_of_a_process_and_its_children() -> None:
         watch([sys.executable, "-c", "raise ValueError('no')"])
 
 
-def test_flags() -> None:
+def test_flags_have_rounds_json_and_quick() -> None:
     chosen = flags("a benchmark").parse_args(["--rounds", "2", "--quick"])
     assert (chosen.rounds, chosen.json, chosen.quick) == (2, "", True)
 
 
 @pytest.mark.long
-def test_train_step_measures_and_feeds_the_cost_model(tmp_path: Path) -> None:
+def test_train_step_benchmark_writes_constants_of_the_cost_model(tmp_path: Path) -> None:
     file = tmp_path / "step.json"
     command = [sys.executable, str(BENCHMARKS / "train_step.py"), "--quick", "--sizes", "tiny", "--json", str(file)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=500)
@@ -113,7 +111,7 @@ def test_train_step_measures_and_feeds_the_cost_model(tmp_path: Path) -> None:
 
 
 @pytest.mark.long
-def test_a_rank_asks_an_object_store_for_its_own_row_groups(tmp_path: Path) -> None:
+def test_rank_requests_only_its_own_row_groups(tmp_path: Path) -> None:
     file = tmp_path / "ranks.json"
     command = [sys.executable, str(BENCHMARKS / "feed.py"), "--quick", "--ranks", "1", "8", "--rows", "20000"]
     done = subprocess.run([*command, "--json", str(file)], capture_output=True, text=True, timeout=500)
@@ -129,7 +127,7 @@ def test_a_rank_asks_an_object_store_for_its_own_row_groups(tmp_path: Path) -> N
 
 
 @pytest.mark.long
-def test_the_benchmark_of_a_card_runs_on_a_cpu(tmp_path: Path) -> None:
+def test_gpu_benchmark_runs_on_a_cpu(tmp_path: Path) -> None:
     file = tmp_path / "gpu.json"
     flags = ["--size", "tiny", "--batches", "4", "--modes", "eager", "--threads", "1", "--quick", "--json", str(file)]
     done = subprocess.run([sys.executable, str(BENCHMARKS / "gpu.py"), *flags], capture_output=True, text=True)
