@@ -23,7 +23,7 @@ from evilm.jobs.commits import committed
 from evilm.model.tokenizers.semantic_vq import VideoTokenizer
 from evilm.shards import CodesManifest, FrameManifest, ShardPair, decode_frames, find_codes, pair, read_group
 from evilm.video.crops import View, replay
-from helpers.commands import files_of, kill, start, wait_for
+from helpers.commands import files_of, finish, kill, start, wait_for
 from helpers.gates import Gate
 from helpers.s3_faults import FAULTS, FaultyS3, at_random
 from helpers.small_corpus import in_this_process
@@ -51,18 +51,18 @@ def codes_config(frames: str, tokenizer: str, out: Path, **settings: Any) -> Pre
 
 
 @pytest.fixture(scope="module")
-def unbroken(ray_local: Any, frames: str, tokenizer: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def finished(ray_local: Any, frames: str, tokenizer: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Codes made in one go by two actors."""
-    out = tmp_path_factory.mktemp("unbroken") / "codes"
+    out = tmp_path_factory.mktemp("one_go") / "codes"
     summary = precompute_codes(codes_config(frames, tokenizer, out, **{"cluster.num_workers": 2}))
     assert summary["clips"] == {"train": 16, "val": 6}
     return Path(summary["codes"])
 
 
-def test_codes_equal_the_tokenizers_own(unbroken: Path, frames: str, tokenizer: str) -> None:
+def test_codes_equal_the_tokenizers_own(finished: Path, frames: str, tokenizer: str) -> None:
     model = VideoTokenizer.from_pretrained(tokenizer)
-    assert unbroken.name == model.fingerprint()
-    manifest, codes = FrameManifest.load(frames), CodesManifest.load(str(unbroken))
+    assert finished.name == model.fingerprint()
+    manifest, codes = FrameManifest.load(frames), CodesManifest.load(str(finished))
     counts = {"train": np.zeros(NUM_CODES, int), "val": np.zeros(NUM_CODES, int)}
     for split, seen in counts.items():
         pairs = pair(manifest, codes, split, model.fingerprint(), model.config.grid, 4)
@@ -85,32 +85,32 @@ def test_codes_equal_the_tokenizers_own(unbroken: Path, frames: str, tokenizer: 
 
 
 def test_bytes_do_not_depend_on_workers_batches_or_threads(
-    unbroken: Path, frames: str, tokenizer: str, tmp_path: Path
+    finished: Path, frames: str, tokenizer: str, tmp_path: Path
 ) -> None:
     threads = {"cluster.cpus_per_worker": 3.0}
     summary = precompute_codes(codes_config(frames, tokenizer, tmp_path / "codes", batch_clips=64, **threads))
-    assert files_of(Path(summary["codes"])) == files_of(unbroken)
+    assert files_of(Path(summary["codes"])) == files_of(finished)
     assert json.loads((tmp_path / "codes" / "summary.json").read_text()) == summary
 
 
-def test_codes_of_two_tokenizers_share_a_folder(unbroken: Path, frames: str, tokenizer: str, tmp_path: Path) -> None:
+def test_codes_of_two_tokenizers_share_a_folder(finished: Path, frames: str, tokenizer: str, tmp_path: Path) -> None:
     other = str(tmp_path / "other")
     make_tokenizer(tmp_path / "other", FrameManifest.load(frames), 1)
-    root = unbroken.parent
+    root = finished.parent
     assert precompute_codes(codes_config(frames, tokenizer, root), in_this_process)["reused"]
     fresh = precompute_codes(codes_config(frames, other, root), in_this_process)
-    assert fresh["inputs"]["tokenizer"] != unbroken.name
-    assert find_codes(str(root), unbroken.name) == str(unbroken)
+    assert fresh["inputs"]["tokenizer"] != finished.name
+    assert find_codes(str(root), finished.name) == str(finished)
     with pytest.raises(
-        ShardError, match=f"holds codes of tokenizer {Path(fresh['codes']).name}, not of {unbroken.name}"
+        ShardError, match=f"holds codes of tokenizer {Path(fresh['codes']).name}, not of {finished.name}"
     ):
-        pair(FrameManifest.load(frames), CodesManifest.load(fresh["codes"]), "train", unbroken.name)
+        pair(FrameManifest.load(frames), CodesManifest.load(fresh["codes"]), "train", finished.name)
 
 
 def test_stored_views_have_the_codes_of_their_crops(
-    unbroken: Path, frames: str, tokenizer: str, views: CodesManifest, tmp_path: Path
+    finished: Path, frames: str, tokenizer: str, views: CodesManifest, tmp_path: Path
 ) -> None:
-    manifest, plain, model = FrameManifest.load(frames), CodesManifest.load(str(unbroken)), None
+    manifest, plain, model = FrameManifest.load(frames), CodesManifest.load(str(finished)), None
     model = VideoTokenizer.from_pretrained(tokenizer)
     seen: set[View] = set()
     flips = {True: 0, False: 0}
@@ -137,21 +137,21 @@ def test_stored_views_have_the_codes_of_their_crops(
 
 
 @pytest.fixture(scope="module")
-def views(ray_local: Any, frames: str, tokenizer: str, unbroken: Path) -> CodesManifest:
+def views(ray_local: Any, frames: str, tokenizer: str, finished: Path) -> CodesManifest:
     """Codes of four views, beside those of whole frames."""
     return CodesManifest.load(
-        precompute_codes(codes_config(frames, tokenizer, unbroken.parent, views=4), in_this_process)["codes"]
+        precompute_codes(codes_config(frames, tokenizer, finished.parent, views=4), in_this_process)["codes"]
     )
 
 
 def test_codes_of_different_views_share_a_folder(
-    unbroken: Path, frames: str, tokenizer: str, views: CodesManifest, tmp_path: Path
+    finished: Path, frames: str, tokenizer: str, views: CodesManifest, tmp_path: Path
 ) -> None:
-    root, fingerprint_ = str(unbroken.parent), unbroken.name
+    root, fingerprint_ = str(finished.parent), finished.name
     assert Path(views.uri).name.startswith(f"{fingerprint_}-v4-")
-    assert precompute_codes(codes_config(frames, tokenizer, unbroken.parent, views=4))["reused"]
+    assert precompute_codes(codes_config(frames, tokenizer, finished.parent, views=4))["reused"]
     assert find_codes(root, fingerprint_) == find_codes(root, fingerprint_, 4) == views.uri
-    assert find_codes(root, fingerprint_, 1) == find_codes(root, fingerprint_, plain=True) == str(unbroken)
+    assert find_codes(root, fingerprint_, 1) == find_codes(root, fingerprint_, plain=True) == str(finished)
     with pytest.raises(ShardError, match=r"no finished codes .* with 2 views .*there: .*-v4-.* --views 2"):
         find_codes(root, fingerprint_, 2)
     for digest in ("00000000", "11111111"):  # as if drawn with other settings
@@ -163,7 +163,7 @@ def test_codes_of_different_views_share_a_folder(
         find_codes(views.uri, fingerprint_, 1)
 
 
-def test_only_new_shards_are_coded(unbroken: Path, frames: str, tokenizer: str, tmp_path: Path) -> None:
+def test_only_new_shards_are_coded(finished: Path, frames: str, tokenizer: str, tmp_path: Path) -> None:
     few = store_frames(tmp_path / "frames", {"train": SIZES["train"][:2], "val": SIZES["val"]})
     first = precompute_codes(codes_config(few.uri, tokenizer, tmp_path / "codes"), in_this_process)
     kept = {p: p.stat().st_mtime_ns for p in Path(first["codes"]).glob("*.parquet")}
@@ -173,7 +173,7 @@ def test_only_new_shards_are_coded(unbroken: Path, frames: str, tokenizer: str, 
     second = precompute_codes(codes_config(more.uri, tokenizer, tmp_path / "codes"), in_this_process)
     assert second["clips"] == {"train": 16, "val": 6}
     assert all(p.stat().st_mtime_ns == before for p, before in kept.items())
-    assert files_of(Path(second["codes"])) == files_of(unbroken)
+    assert files_of(Path(second["codes"])) == files_of(finished)
     for other, word in (({"train": SIZES["train"], "val": []}, "does not hold"), (SIZES, "with other content")):
         changed = store_frames(tmp_path / "other", other, seed=1 if other is SIZES else 0)
         with pytest.raises(ShardError, match=f"{word}.*another --out, or --overwrite"):
@@ -181,13 +181,13 @@ def test_only_new_shards_are_coded(unbroken: Path, frames: str, tokenizer: str, 
 
 
 def test_audit_compares_codes_of_random_clips(
-    frames: str, tokenizer: str, unbroken: Path, views: CodesManifest, tmp_path: Path
+    frames: str, tokenizer: str, finished: Path, views: CodesManifest, tmp_path: Path
 ) -> None:
     manifest, model = FrameManifest.load(frames), VideoTokenizer.from_pretrained(tokenizer)
     found = audit_codes(manifest, views, model, 7, split="train")
     assert (found.num_clips, found.num_regions, found.agreement) == (7, 7 * 4 * GRID**2, 1.0)
     assert audit_codes(manifest, views, model, 99).num_clips == 22
-    assert precompute_codes(codes_config(frames, tokenizer, unbroken.parent, audit=3))["audit"]["agreement"] == 1.0
+    assert precompute_codes(codes_config(frames, tokenizer, finished.parent, audit=3))["audit"]["agreement"] == 1.0
     make_tokenizer(tmp_path / "other", manifest, 1)
     wrong = audit_codes(manifest, views, VideoTokenizer.from_pretrained(str(tmp_path / "other")), 7)
     assert wrong.agreement < 0.5
@@ -237,24 +237,24 @@ def test_damaged_frames_are_rejected(frames: str, tokenizer: str, tmp_path: Path
     assert precompute_codes(codes_config(frames, tokenizer, tmp_path / "codes"))["clips"] == {"train": 16, "val": 6}
 
 
-def test_lost_and_damaged_codes_are_repaired(unbroken: Path, frames: str, tokenizer: str, tmp_path: Path) -> None:
+def test_lost_and_damaged_codes_are_repaired(finished: Path, frames: str, tokenizer: str, tmp_path: Path) -> None:
     manifest, model = FrameManifest.load(frames), VideoTokenizer.from_pretrained(tokenizer)
     config = PrecomputeCodes(tokenizer=tokenizer, out=str(tmp_path), batch_clips=BATCH_CLIPS, repair=True)
-    shutil.copytree(unbroken, tmp_path / unbroken.name)
+    shutil.copytree(finished, tmp_path / finished.name)
     actor = TokenizerActor(
         plan_work(config, manifest, model), {unit_of(shard).name: shard for shard in manifest.shards}
     )
-    before, (lost, damaged, *_) = files_of(unbroken), sorted((tmp_path / unbroken.name).glob("*.parquet"))
+    before, (lost, damaged, *_) = files_of(finished), sorted((tmp_path / finished.name).glob("*.parquet"))
     lost.unlink()
     data = bytearray(damaged.read_bytes())
     data[len(data) // 2] ^= 1
     damaged.write_bytes(data)
     for shard in manifest.shards:
         actor.make_shard(unit_of(shard).name)
-    assert files_of(tmp_path / unbroken.name) == before
+    assert files_of(tmp_path / finished.name) == before
 
 
-def test_codes_on_s3_equal_local_ones(unbroken: Path, frames: str, tokenizer: str, s3_bucket: str) -> None:
+def test_codes_on_s3_equal_local_ones(finished: Path, frames: str, tokenizer: str, s3_bucket: str) -> None:
     s3fs.S3FileSystem().put(frames, f"{s3_bucket}/frames", recursive=True)
     manifest, model = FrameManifest.load(f"{s3_bucket}/frames"), VideoTokenizer.from_pretrained(tokenizer)
     config = PrecomputeCodes(tokenizer=tokenizer, out=f"{s3_bucket}/codes")
@@ -263,13 +263,13 @@ def test_codes_on_s3_equal_local_ones(unbroken: Path, frames: str, tokenizer: st
     actor = TokenizerActor(work, units)  # without Ray, whose workers know another store
     for unit in units:
         actor.make_shard(unit)
-    for name, data in files_of(unbroken).items():
+    for name, data in files_of(finished).items():
         if name.endswith(".parquet"):
-            assert storage.read_bytes(f"{s3_bucket}/codes/{unbroken.name}/{name}") == data
+            assert storage.read_bytes(f"{s3_bucket}/codes/{finished.name}/{name}") == data
     shard = manifest.shards[0]
     codes_uri = f"{work.out}/{committed(work.out, [unit_of(each) for each in manifest.shards])['train-00000']['file']}"
     there = ShardPair(f"{manifest.uri}/{shard.file}", codes_uri, shard.num_clips, shard.row_groups)
-    local = pair(FrameManifest.load(frames), CodesManifest.load(str(unbroken)), "train")[0]
+    local = pair(FrameManifest.load(frames), CodesManifest.load(str(finished)), "train")[0]
     order = TrainSampler([shard.row_groups], 5, 0, 2)
     far, near = (next(iter(DataLoader([item], order, lambda rows: rows).batches(0, 1))) for item in (there, local))
     assert np.array_equal(far.frames, near.frames)
@@ -279,7 +279,7 @@ def test_codes_on_s3_equal_local_ones(unbroken: Path, frames: str, tokenizer: st
 @pytest.mark.long
 @pytest.mark.faults
 def test_codes_on_a_faulty_s3_equal_local_ones(
-    unbroken: Path, frames: str, tokenizer: str, s3_bucket: str, s3_server: str, monkeypatch: pytest.MonkeyPatch
+    finished: Path, frames: str, tokenizer: str, s3_bucket: str, s3_server: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sound = s3fs.S3FileSystem(endpoint_url=s3_server)
     sound.put(f"{frames}/", f"{s3_bucket}/faulty/frames/", recursive=True)
@@ -287,13 +287,11 @@ def test_codes_on_a_faulty_s3_equal_local_ones(
         monkeypatch.setenv("AWS_ENDPOINT_URL", faulty.url)
         where = [f"--frames={s3_bucket}/faulty/frames", f"--tokenizer={tokenizer}", f"--out={s3_bucket}/faulty/codes"]
         process = start("precompute_codes", *where, f"--batch-clips={BATCH_CLIPS}", "--tracking.no-enabled")
-        printed, complaints = process.communicate(timeout=300)
-        assert process.returncode == 0, complaints.decode()[-3000:]
-        assert json.loads(printed.decode().splitlines()[-1])["clips"] == {"train": 16, "val": 6}
+        assert finish(process)["clips"] == {"train": 16, "val": 6}
         assert sum(faulty.counts[fault] for fault in FAULTS) > 5
-    for name, data in files_of(unbroken).items():
+    for name, data in files_of(finished).items():
         if name.endswith(".parquet") or name.startswith("commits/"):
-            assert sound.cat_file(f"{s3_bucket}/faulty/codes/{unbroken.name}/{name}") == data, name
+            assert sound.cat_file(f"{s3_bucket}/faulty/codes/{finished.name}/{name}") == data, name
 
 
 def test_missing_inputs_are_named(frames: str, tokenizer: str, tmp_path: Path) -> None:
@@ -308,10 +306,10 @@ def test_missing_inputs_are_named(frames: str, tokenizer: str, tmp_path: Path) -
 @pytest.mark.long
 @pytest.mark.faults
 def test_killed_driver_continues_to_equal_codes(
-    frames: str, tokenizer: str, unbroken: Path, s3_bucket: str, store_gate: Gate, tmp_path: Path
+    frames: str, tokenizer: str, finished: Path, s3_bucket: str, store_gate: Gate, tmp_path: Path
 ) -> None:
     root, there = tmp_path / "run" / "codes", f"{s3_bucket}/frames"
-    out = root / unbroken.name
+    out = root / finished.name
     s3fs.S3FileSystem().put(f"{frames}/", f"{there}/", recursive=True)
     store_gate.shut(".parquet", once=lambda: any(out.glob("commits/*.json")))
     arguments = ["--frames", there, "--tokenizer", tokenizer, "--out", str(root), f"--batch-clips={BATCH_CLIPS}"]
@@ -324,4 +322,4 @@ def test_killed_driver_continues_to_equal_codes(
     assert not (out / "manifest.json").exists()
     summary = precompute_codes(codes_config(there, tokenizer, root))
     assert summary["clips"] == {"train": 16, "val": 6}
-    assert files_of(out) == files_of(unbroken)
+    assert files_of(out) == files_of(finished)

@@ -1,12 +1,14 @@
 """Commands as processes of their own, so that tests can kill them."""
 
 import contextlib
+import json
 import os
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -20,13 +22,20 @@ def start(stage: str, *arguments: str, **variables: str) -> subprocess.Popen[byt
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment, cwd=ROOT)
 
 
-def wait_for(what: Callable[[], bool], process: subprocess.Popen[bytes], timeout_s: float = 500) -> None:
-    """Wait until `what` holds, while the process lives."""
+def wait_for(what: Callable[[], bool], process: subprocess.Popen[bytes] | None = None, timeout_s: float = 500) -> None:
+    """Wait until `what` holds, while the process, if there is one, lives."""
     deadline = time.monotonic() + timeout_s
     while not what():
-        assert process.poll() is None, process.communicate()[1].decode()[-2000:]
+        assert process is None or process.poll() is None, process.communicate()[1].decode()[-2000:]
         assert time.monotonic() < deadline, "nothing happened"
         time.sleep(0.01)
+
+
+def finish(process: subprocess.Popen[bytes], timeout_s: float = 300) -> dict[str, Any]:
+    """Wait for a command to succeed; its summary."""
+    printed, complaints = process.communicate(timeout=timeout_s)
+    assert process.returncode == 0, complaints.decode()[-3000:]
+    return json.loads(printed.decode().splitlines()[-1])
 
 
 def kill(process: subprocess.Popen[bytes], and_workers: bool = False) -> None:

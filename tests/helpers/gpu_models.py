@@ -32,18 +32,11 @@ from evilm.train.timing import StepTimer
 from evilm.train.train_state import TrainState
 from evilm.train.train_step import TrainStep
 from helpers import random_model, small_models
+from helpers.random_model import captions
 
 PX, FRAMES, CODES = 64, 2, 20
 REGIONS = FRAMES * (PX // 32) ** 2
-COLOURS, SHAPES = ("red", "green", "blue", "white"), ("ball", "cube", "ring", "star", "bird")
-
-
-def captions(clips: int) -> list[str]:
-    """A caption for each clip, of different lengths; the 21st repeats the first."""
-    return [f"a {COLOURS[n % 4]} {SHAPES[n % 5]} moves" + " slowly" * (n % 3) for n in range(clips)]
-
-
-VOCAB = Vocab(train_wordpiece(captions(20), 100))
+VOCAB = Vocab(train_wordpiece(captions(24), 100))
 
 
 def student_config(**changes: Any) -> EViLMConfig:

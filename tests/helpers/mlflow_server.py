@@ -5,10 +5,10 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 import urllib.request
-from collections.abc import Callable
 from pathlib import Path
+
+from helpers.commands import wait_for
 
 
 def free_port() -> int:
@@ -36,7 +36,7 @@ class Server:
         self._process = subprocess.Popen(
             command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
         )
-        wait_for(self._answers)
+        wait_for(self._answers, timeout_s=180)
 
     def kill(self) -> None:
         """SIGKILL, with its workers."""
@@ -51,11 +51,3 @@ class Server:
                 return answer.status == 200
         except OSError:
             return False
-
-
-def wait_for(what: Callable[[], bool], timeout_s: float = 180) -> None:
-    """Wait until `what` holds."""
-    deadline = time.monotonic() + timeout_s
-    while not what():
-        assert time.monotonic() < deadline, "nothing happened"
-        time.sleep(0.05)

@@ -1,8 +1,10 @@
-"""Small models of every part, for the tests of this folder."""
+"""Small students and tokenizers, and noise for them."""
 
 import torch
 
 from evilm.config.models import CodebookConfig, EViLMConfig, VideoTokenizerConfig
+from evilm.model.evilm_model import EViLMModel
+from evilm.model.tokenizers.semantic_vq import VideoTokenizer
 
 
 def student_config(**changes) -> EViLMConfig:
@@ -39,6 +41,18 @@ def tokenizer_config(codebook: dict | None = None, **changes) -> VideoTokenizerC
         "codebook": CodebookConfig(**({"num_codes": 16, "code_dim": 8} | (codebook or {}))),
     }
     return VideoTokenizerConfig(**(settings | changes))
+
+
+def build_student(seed: int = 0, **changes) -> EViLMModel:
+    """A student of `student_config` in eval mode, with weights of this seed."""
+    torch.manual_seed(seed)
+    return EViLMModel(student_config(**changes)).eval()
+
+
+def build_tokenizer(seed: int = 0, **changes) -> VideoTokenizer:
+    """A tokenizer of `tokenizer_config`, with weights of this seed."""
+    torch.manual_seed(seed)
+    return VideoTokenizer(tokenizer_config(**changes))
 
 
 def frames(clips: int = 2, num_frames: int = 3, px: int = 64, seed: int = 0) -> torch.Tensor:

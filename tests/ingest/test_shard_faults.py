@@ -1,6 +1,5 @@
 """Sharding that is killed, interrupted, or loses a node, space or answers: nothing is lost or done twice."""
 
-import json
 import signal
 import subprocess
 import sys
@@ -15,7 +14,7 @@ import pytest
 import s3fs
 
 from evilm.ingest.shard_videos import shard_videos
-from helpers.commands import files_of, kill, start, wait_for
+from helpers.commands import files_of, finish, kill, start, wait_for
 from helpers.gates import Gate
 from helpers.paths import ROOT
 from helpers.s3_faults import FaultyS3, Through, at_random
@@ -60,12 +59,6 @@ def places(served_corpus: Path, out: Path) -> list[str]:
 
 def commits(out: Path) -> int:
     return len(list(out.glob("commits/*.json")))
-
-
-def finish(process: subprocess.Popen[bytes], timeout_s: float = 300) -> dict[str, Any]:
-    printed, complaints = process.communicate(timeout=timeout_s)
-    assert process.returncode == 0, complaints.decode()[-3000:]
-    return json.loads(printed.decode().splitlines()[-1])
 
 
 def assert_same(out: Path, undisturbed: Path) -> None:

@@ -1,6 +1,5 @@
 """Shards that are lost, damaged or never stored: made again with equal bytes, or refused."""
 
-import json
 import logging
 import shutil
 from pathlib import Path
@@ -13,7 +12,7 @@ from evilm.errors import ShardError
 from evilm.ingest.shard_videos import shard_videos
 from evilm.io import storage
 from evilm.shards import FrameManifest
-from helpers.commands import files_of, start
+from helpers.commands import files_of, finish, start
 from helpers.s3_faults import FaultyS3
 from helpers.small_corpus import SMALL, in_this_process, shard_config
 from helpers.video_files import write_video
@@ -102,9 +101,7 @@ def test_shard_that_cannot_be_stored_is_named_and_made_later(
         assert not storage.exists(f"{s3_bucket}/frames/summary.json")
         broken["is"] = False
         process = start("shard_videos", *places, *flags, "--tracking.no-enabled", AWS_ENDPOINT_URL=faulty.url)
-        printed, said = process.communicate(timeout=600)
-        assert process.returncode == 0, said.decode()
-        assert json.loads(printed.decode().splitlines()[-1])["num_clips"] == 20
+        assert finish(process, timeout_s=600)["num_clips"] == 20
         whole = FrameManifest.load(f"{s3_bucket}/frames")
         assert (len(whole.shards), whole.num_missing) == (20, 0)
         assert {shard.file for shard in partial_manifest.shards} < {shard.file for shard in whole.shards}

@@ -9,12 +9,7 @@ from safetensors.torch import load_file, save_file
 from evilm.errors import CheckpointError, ConfigError
 from evilm.model.evilm_model import EViLMModel
 from evilm.model.video_encoder import VideoEncoder
-from helpers.small_models import frames, student_config, words
-
-
-def build(seed: int = 0, **changes) -> EViLMModel:
-    torch.manual_seed(seed)
-    return EViLMModel(student_config(**changes)).eval()
+from helpers.small_models import build_student, frames, words
 
 
 def cls_of(student: EViLMModel, clip_frames: torch.Tensor) -> torch.Tensor:
@@ -24,7 +19,7 @@ def cls_of(student: EViLMModel, clip_frames: torch.Tensor) -> torch.Tensor:
 
 @torch.no_grad()
 def test_shapes_and_order_of_regions():
-    student = build()
+    student = build_student()
     ids, padding = words()
     video, text = student.encode_video(frames()), student.encode_text(ids, padding)
     out = student.decode(video, text, padding)
@@ -42,7 +37,7 @@ def test_shapes_and_order_of_regions():
 
 @torch.no_grad()
 def test_video_only_or_text_only_can_be_decoded():
-    student = build()
+    student = build_student()
     ids, padding = words()
     video_only = student.decode(student.encode_video(frames()), None)
     assert video_only.cls.shape == (2, 48)
@@ -55,16 +50,16 @@ def test_video_only_or_text_only_can_be_decoded():
 @torch.no_grad()
 def test_frame_order_matters_only_with_a_temporal_embedding():
     shuffled = frames()[:, [2, 0, 1]]
-    without = build(temporal_embedding=False)
+    without = build_student(temporal_embedding=False)
     assert torch.allclose(cls_of(without, frames()), cls_of(without, shuffled), atol=1e-5)
-    with_time = build(temporal_embedding=True)
+    with_time = build_student(temporal_embedding=True)
     assert (cls_of(with_time, frames()) - cls_of(with_time, shuffled)).abs().max() > 1e-3
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("stored_px", [64, 96, 150])
 def test_masked_pixels_do_not_leak(stored_px):
-    student = build()
+    student = build_student()
     mask = torch.zeros(2, 3, 2, 2, dtype=torch.bool)
     mask[:, :, 0, 1] = True
     one, half = frames(px=stored_px), stored_px // 2
@@ -78,7 +73,7 @@ def test_masked_pixels_do_not_leak(stored_px):
 def test_masked_pixels_are_black_before_normalisation():
     mask = torch.zeros(1, 1, 2, 2, dtype=torch.bool)
     mask[0, 0, 1, 1] = True
-    pixels = build().pixels(torch.full((1, 1, 64, 64, 3), 255, dtype=torch.uint8), mask)
+    pixels = build_student().pixels(torch.full((1, 1, 64, 64, 3), 255, dtype=torch.uint8), mask)
     # black is (0 - mean) / std = -0.485 / 0.229, white (1 - 0.485) / 0.229 in the red channel
     assert torch.allclose(pixels[0, 0, 32:, 32:], torch.tensor(-0.485 / 0.229), atol=1e-5)
     assert torch.allclose(pixels[0, 0, :32], torch.tensor(0.515 / 0.229), atol=1e-5)
@@ -86,7 +81,7 @@ def test_masked_pixels_are_black_before_normalisation():
 
 @torch.no_grad()
 def test_padding_changes_nothing():
-    student = build()
+    student = build_student()
     ids, padding = words()
     longer = torch.cat([ids, torch.full((2, 5), 9)], 1)
     longer_padding = torch.cat([padding, torch.ones(2, 5, dtype=torch.bool)], 1)
@@ -100,7 +95,7 @@ def test_padding_changes_nothing():
 
 @torch.no_grad()
 def test_output_of_a_clip_does_not_depend_on_its_batch():
-    student = build()
+    student = build_student()
     batch = cls_of(student, frames())
     ids, padding = words()
     video = student.encode_video(frames()[1:])
@@ -110,14 +105,14 @@ def test_output_of_a_clip_does_not_depend_on_its_batch():
 
 @torch.no_grad()
 def test_explicit_attention_equals_fused_attention():
-    student = build()
+    student = build_student()
     fused = cls_of(student, frames())
     student.use_explicit_attention()
     assert torch.allclose(fused, cls_of(student, frames()), atol=1e-5)
 
 
 def test_every_parameter_gets_a_gradient():
-    student = build(spatial_embedding=True).train()
+    student = build_student(spatial_embedding=True).train()
     ids, padding = words()
     out = student.decode(student.encode_video(frames()), student.encode_text(ids, padding), padding)
     loss = student.match_logits(out.cls).square().sum()
@@ -128,7 +123,7 @@ def test_every_parameter_gets_a_gradient():
 
 @torch.no_grad()
 def test_save_and_load_are_bit_equal(tmp_path):
-    student = build(spatial_embedding=True)
+    student = build_student(spatial_embedding=True)
     student.save_pretrained(str(tmp_path / "model"))
     state = torch.random.get_rng_state()
     again = EViLMModel.from_pretrained(str(tmp_path / "model"))
@@ -144,7 +139,7 @@ def test_save_and_load_are_bit_equal(tmp_path):
 
 def test_weights_that_do_not_fit_are_rejected_in_one_line(tmp_path):
     folder = tmp_path / "model"
-    build().save_pretrained(str(folder))
+    build_student().save_pretrained(str(folder))
     weights = load_file(folder / "model.safetensors")
     weights["stray"] = weights.pop("tokens.weight")
     weights["match_head.match.bias"] = torch.zeros(3)
@@ -165,18 +160,18 @@ def test_video_weights_are_loaded_from_a_local_file(tmp_path):
     source = VideoEncoder("edgenext_xx_small").backbone
     state = {**source.state_dict(), "head.fc.weight": torch.zeros(10, 168), "head.fc.bias": torch.zeros(10)}
     save_file(state, tmp_path / "backbone.safetensors")
-    student = build(video_weights=str(tmp_path / "backbone.safetensors"))
+    student = build_student(video_weights=str(tmp_path / "backbone.safetensors"))
     assert torch.equal(student.video_encoder.backbone.head.norm.weight, source.head.norm.weight)
     first = next(iter(source.state_dict()))
     assert torch.equal(student.video_encoder.backbone.state_dict()[first], source.state_dict()[first])
     with pytest.raises(CheckpointError, match="local safetensors file"):
-        build(video_weights=str(tmp_path / "absent.safetensors"))
+        build_student(video_weights=str(tmp_path / "absent.safetensors"))
 
 
 def test_wrong_frames_and_encoders_are_rejected():
     with pytest.raises(ConfigError, match="clips have 2 frames"):
-        build().encode_video(frames(num_frames=2))
+        build_student().encode_video(frames(num_frames=2))
     with pytest.raises(ConfigError, match="no EdgeNeXt"):
-        build(video_encoder="resnet18")
+        build_student(video_encoder="resnet18")
     with pytest.raises(ConfigError, match="edgenext_tiny"):
-        build(video_encoder="edgenext_tiny")
+        build_student(video_encoder="edgenext_tiny")

@@ -29,7 +29,7 @@ CAPTIONS = ["a red ball rolls to the left", "a blue star", "two green cubes, bli
 FRAMES = FramesConfig(num_frames=3, frame_px=64, resize="squash")
 
 
-def build(**changes: object) -> EViLM:
+def random_evilm(**changes: object) -> EViLM:
     """A model with random weights."""
     vocab = Vocab(train_wordpiece(CAPTIONS, 60))
     torch.manual_seed(0)
@@ -41,7 +41,7 @@ def build(**changes: object) -> EViLM:
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A saved model. Read it, don't write into it."""
     folder = tmp_path_factory.mktemp("saved")
-    build().save_pretrained(folder)
+    random_evilm().save_pretrained(folder)
     return folder
 
 
@@ -76,7 +76,7 @@ def test_transformers_tokenizes_captions_like_the_saved_vocabulary(saved: Path):
 
 
 def test_scores_are_equal_before_and_after_saving(saved: Path, clip: Path, tmp_path: Path):
-    before, after = build(), evilm.EViLM.from_pretrained(saved)
+    before, after = random_evilm(), evilm.EViLM.from_pretrained(saved)
     videos = [str(clip), noise(), noise(seed=1)]
     assert np.array_equal(before.match(videos, CAPTIONS), after.match(videos, CAPTIONS))
     assert np.array_equal(before.match_pairs(videos, CAPTIONS), after.match_pairs(videos, CAPTIONS))
@@ -234,6 +234,6 @@ def test_importing_evilm_loads_no_heavy_library():
 
 
 def test_model_is_saved_to_and_loaded_from_s3(saved: Path, s3_bucket: str):
-    build().save_pretrained(f"{s3_bucket}/model")
+    random_evilm().save_pretrained(f"{s3_bucket}/model")
     again = EViLM.from_pretrained(f"{s3_bucket}/model")
     assert np.array_equal(again.match([noise()], CAPTIONS), EViLM.from_pretrained(saved).match([noise()], CAPTIONS))

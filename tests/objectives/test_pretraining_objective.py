@@ -9,14 +9,13 @@ from evilm.dataloader.collate import PretrainBatch
 from evilm.dataloader.color_jitter import jitter_colours
 from evilm.model.evilm_model import EViLMModel
 from evilm.objectives.pretraining_objective import PretrainObjective, match_wins
-from helpers.small_models import student_config
+from helpers.small_models import build_student
 
 CLIPS = 5
 
 
 def _student() -> EViLMModel:
-    torch.manual_seed(0)
-    return EViLMModel(student_config(num_frames=2, text_layers=1, decoder_layers=1)).eval()
+    return build_student(num_frames=2, text_layers=1, decoder_layers=1)
 
 
 def _batch(words: torch.Tensor, masked: torch.Tensor, mask: torch.Tensor) -> PretrainBatch:
@@ -84,7 +83,10 @@ def test_match_auc_compares_within_pools_and_needs_one() -> None:
 
 
 def test_loss_of_a_split_is_weighted_like_that_of_a_step() -> None:
-    objective = PretrainObjective(_student(), ObjectivesConfig(mlm_weight=2.0, vtm_weight=0.0, mvm_weight=0.5))
+    objective = PretrainObjective(
+        _student(),
+        ObjectivesConfig(mlm_weight=2.0, vtm_weight=0.0, mvm_weight=0.5),
+    )
     objective.eval()
     words = torch.randint(5, 50, (CLIPS, 6), generator=torch.Generator().manual_seed(1))
     masked, mask = torch.zeros(CLIPS, 6, dtype=torch.bool), torch.zeros(CLIPS, 2, 2, 2, dtype=torch.bool)

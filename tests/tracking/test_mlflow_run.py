@@ -20,12 +20,6 @@ from evilm.train.launch import catch_up, finish_tracking
 from helpers.mlflow_server import free_port
 
 
-@pytest.fixture
-def config(monkeypatch: pytest.MonkeyPatch) -> BuildVocab:
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    return BuildVocab()
-
-
 def test_run_is_continued_with_parameters_metrics_and_figures(tmp_path: Path, config: BuildVocab) -> None:
     from mlflow import MlflowClient
 

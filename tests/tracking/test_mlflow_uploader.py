@@ -11,13 +11,8 @@ from evilm.io.outputs import Output
 from evilm.tracking.metrics_file import read_points
 from evilm.tracking.mlflow_run import close_run, describe_run, is_closed, open_run
 from evilm.tracking.mlflow_uploader import MetricsRecorder, MlflowUploader
-from helpers.mlflow_server import Server, wait_for
-
-
-@pytest.fixture
-def config(monkeypatch: pytest.MonkeyPatch) -> BuildVocab:
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    return BuildVocab()
+from helpers.commands import wait_for
+from helpers.mlflow_server import Server
 
 
 @pytest.mark.long

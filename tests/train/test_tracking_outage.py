@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from evilm.train.attempts import attempts
+from helpers.commands import wait_for
 from helpers.faults import train
-from helpers.mlflow_server import Server, wait_for
+from helpers.mlflow_server import Server
 from helpers.workflow import Workflow, losses
 
 

@@ -8,7 +8,7 @@ from evilm.config.models import CodebookConfig
 from evilm.model.tokenizers.quantizer import Quantizer, kmeans
 
 
-def build(rows: list[list[float]], **changes) -> Quantizer:
+def quantizer_of(rows: list[list[float]], **changes) -> Quantizer:
     quantizer = Quantizer(CodebookConfig(num_codes=len(rows), code_dim=len(rows[0]), **changes))
     quantizer.codebook.data.copy_(torch.tensor(rows))
     return quantizer
@@ -17,7 +17,7 @@ def build(rows: list[list[float]], **changes) -> Quantizer:
 def test_eq_4_nearest_code():
     # v = (0.8, 0.6). Unnormalised, (1, 1) is nearest: distances^2 are 0.04 + 0.16 = 0.20, against (5, 5): 36.9 and
     # (2, 0): 1.8. On the sphere (5, 5) and (1, 1) are one: cos 1.4 / sqrt 2 = 0.990, (2, 0): 0.8, (3, 3.9): 0.964.
-    quantizer = build([[2.0, 0.0], [5.0, 5.0], [3.0, 3.9]])
+    quantizer = quantizer_of([[2.0, 0.0], [5.0, 5.0], [3.0, 3.9]])
     assert quantizer.nearest(torch.tensor([[0.8, 0.6]])).tolist() == [1]
     vectors = F.normalize(torch.randn(50, 2), dim=-1)
     rows = F.normalize(quantizer.codebook.detach(), dim=-1)
@@ -25,7 +25,7 @@ def test_eq_4_nearest_code():
 
 
 def test_straight_through_copies_the_gradient():
-    quantizer = build([[1.0, 0.0], [0.0, 1.0]])
+    quantizer = quantizer_of([[1.0, 0.0], [0.0, 1.0]])
     vectors = torch.tensor([[[0.8, 0.6], [0.6, 0.8]]], requires_grad=True)
     out = quantizer(vectors)
     assert torch.allclose(out.codes, torch.tensor([[[1.0, 0.0], [0.0, 1.0]]]))
@@ -37,7 +37,7 @@ def test_straight_through_copies_the_gradient():
 
 
 def test_usage_counts_training_only():
-    quantizer = build([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]])
+    quantizer = quantizer_of([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]])
     vectors = torch.tensor([[[1.0, 0.0], [0.9, 0.1], [0.0, 1.0]]])
     quantizer(vectors)
     quantizer(vectors)
@@ -46,7 +46,7 @@ def test_usage_counts_training_only():
 
 
 def test_revival_replaces_rarely_used_codes_only():
-    quantizer = build([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0], [0.0, -1.0]], revive_below=0.1)
+    quantizer = quantizer_of([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0], [0.0, -1.0]], revive_below=0.1)
     quantizer.usage.copy_(torch.tensor([100, 3, 98, 0]))
     # mean 50.25, so fewer than 5.025 uses: codes 1 and 3
     pool = torch.tensor([[0.6, 0.8], [0.8, 0.6], [2.0, 2.0]])
@@ -62,7 +62,7 @@ def test_revival_replaces_rarely_used_codes_only():
 
 def test_revival_is_seeded_and_a_small_pool_serves_the_least_used():
     def revived(seed, pool_size=64):
-        quantizer = build([[1.0, 0.0]] * 4, revive_below=1.0)
+        quantizer = quantizer_of([[1.0, 0.0]] * 4, revive_below=1.0)
         quantizer.usage.copy_(torch.tensor([50, 2, 1, 3]))
         pool = F.normalize(torch.randn(pool_size, 2, generator=torch.Generator().manual_seed(9)), dim=-1)
         return quantizer.revive(pool, seed), quantizer.codebook.detach()
@@ -76,7 +76,7 @@ def test_revival_is_seeded_and_a_small_pool_serves_the_least_used():
 
 
 def test_revival_ignores_nonfinite_vectors():
-    quantizer = build([[1.0, 0.0]] * 6, revive_below=1.0)
+    quantizer = quantizer_of([[1.0, 0.0]] * 6, revive_below=1.0)
     quantizer.usage.copy_(torch.tensor([60, 1, 2, 3, 4, 5]))
     pool = torch.tensor([[0.6, 0.8], [torch.nan, 1.0], [0.8, 0.6], [torch.inf, 0.0]])
     assert quantizer.revive(pool, seed=0) == 2
@@ -114,7 +114,7 @@ def test_kmeans_start_uses_most_codes_where_a_random_one_does_not():
 
 
 def test_ema_moves_codes_at_the_end_of_a_step():
-    quantizer = build([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]], update="ema", ema_decay=0.5)
+    quantizer = quantizer_of([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]], update="ema", ema_decay=0.5)
     quantizer.mean_sum.copy_(quantizer.codebook.data)
     assert not quantizer.codebook.requires_grad
     for _ in range(2):  # micro-batches of one step

@@ -7,16 +7,11 @@ import torch
 
 from evilm.errors import CheckpointError, ConfigError
 from evilm.model.tokenizers.semantic_vq import VideoTokenizer
-from helpers.small_models import frames, tokenizer_config
-
-
-def build(seed: int = 0, **changes) -> VideoTokenizer:
-    torch.manual_seed(seed)
-    return VideoTokenizer(tokenizer_config(**changes))
+from helpers.small_models import build_tokenizer, frames, tokenizer_config
 
 
 def test_encode_agrees_with_forward():
-    tokenizer = build()
+    tokenizer = build_tokenizer()
     out = tokenizer(frames())
     assert out.word_logits.shape == (2, 11)
     assert out.vectors.shape == (2, 12, 8)
@@ -34,7 +29,7 @@ def test_encode_agrees_with_forward():
 
 
 def test_codes_follow_frame_order_and_depend_on_their_frame_only():
-    tokenizer = build()
+    tokenizer = build_tokenizer()
     order = [2, 0, 1]
     codes = tokenizer.encode(frames()).view(2, 3, 4)
     assert torch.equal(tokenizer.encode(frames()[:, order]).view(2, 3, 4), codes[:, order])
@@ -48,7 +43,7 @@ def test_codes_follow_frame_order_and_depend_on_their_frame_only():
 
 @pytest.mark.parametrize("update", ["gradient", "ema"])
 def test_every_parameter_gets_a_gradient(update):
-    tokenizer = build(codebook={"update": update})
+    tokenizer = build_tokenizer(codebook={"update": update})
     out = tokenizer(frames())
     (out.word_logits.square().sum() + out.codebook_loss * int(update == "gradient") + out.commitment_loss).backward()
     learned = {name: parameter for name, parameter in tokenizer.named_parameters() if parameter.requires_grad}
@@ -57,12 +52,12 @@ def test_every_parameter_gets_a_gradient(update):
 
 
 def test_initial_word_probabilities_are_low():
-    assert 0.05 < build()(frames()).word_logits.sigmoid().mean().item() < 0.25
+    assert 0.05 < build_tokenizer()(frames()).word_logits.sigmoid().mean().item() < 0.25
 
 
 @pytest.mark.parametrize("update", ["gradient", "ema"])
 def test_saved_tokenizer_encodes_the_same(tmp_path, update):
-    tokenizer = build(codebook={"update": update})
+    tokenizer = build_tokenizer(codebook={"update": update})
     tokenizer(frames())  # usage and moving means are no part of the artifact
     tokenizer.save_pretrained(str(tmp_path))
     again = VideoTokenizer.from_pretrained(str(tmp_path))
@@ -78,7 +73,7 @@ def test_saved_tokenizer_encodes_the_same(tmp_path, update):
 
 
 def test_ema_codebook_is_saved(tmp_path):
-    tokenizer = build(codebook={"update": "ema", "ema_decay": 0.5})
+    tokenizer = build_tokenizer(codebook={"update": "ema", "ema_decay": 0.5})
     before = tokenizer.quantizer.codebook.clone()
     for _ in range(3):
         tokenizer(frames())
@@ -90,10 +85,10 @@ def test_ema_codebook_is_saved(tmp_path):
 
 
 def test_fingerprint_covers_only_what_decides_codes():
-    tokenizer = build()
+    tokenizer = build_tokenizer()
     fingerprint = tokenizer.fingerprint()
-    assert build().fingerprint() == fingerprint
-    assert build(seed=1).fingerprint() != fingerprint
+    assert build_tokenizer().fingerprint() == fingerprint
+    assert build_tokenizer(seed=1).fingerprint() != fingerprint
     with torch.no_grad():
         assert tokenizer.decoder is not None
         tokenizer.decoder.head.bias += 1
@@ -104,8 +99,8 @@ def test_fingerprint_covers_only_what_decides_codes():
 
 
 def test_mixed_files_of_two_tokenizers_are_rejected(tmp_path):
-    build().save_pretrained(str(tmp_path / "one"))
-    build(seed=1).save_pretrained(str(tmp_path / "two"))
+    build_tokenizer().save_pretrained(str(tmp_path / "one"))
+    build_tokenizer(seed=1).save_pretrained(str(tmp_path / "two"))
     (tmp_path / "one" / "tokenizer.safetensors").write_bytes((tmp_path / "two" / "tokenizer.safetensors").read_bytes())
     with pytest.raises(CheckpointError, match="mixed up"):
         VideoTokenizer.from_pretrained(str(tmp_path / "one"))
@@ -131,7 +126,7 @@ def clip_folder(tmp_path_factory):
 
 
 def test_clip_encoder_is_resized_to_another_input(clip_folder, tmp_path):
-    tokenizer = build(encoder_weights=str(clip_folder), input_px=128)
+    tokenizer = build_tokenizer(encoder_weights=str(clip_folder), input_px=128)
     out = tokenizer(frames(px=128))
     assert out.code_ids.shape == (2, 3 * 16)
     (out.word_logits.square().sum() + out.codebook_loss + out.commitment_loss).backward()
@@ -150,7 +145,7 @@ def test_clip_weights_are_loaded_from_disk(clip_folder):
     from transformers import CLIPVisionModel
 
     source = CLIPVisionModel.from_pretrained(clip_folder)
-    tokenizer = build(encoder_weights=str(clip_folder))
+    tokenizer = build_tokenizer(encoder_weights=str(clip_folder))
     pixels = tokenizer.pixels(frames(1, 1))
     with torch.no_grad():
         expected = source.post_layernorm(source(pixel_values=pixels).last_hidden_state[:, 1:])
@@ -159,9 +154,9 @@ def test_clip_weights_are_loaded_from_disk(clip_folder):
 
 def test_unusable_clip_is_rejected(clip_folder, tmp_path):
     with pytest.raises(ConfigError, match="set patch_px = 32"):
-        build(encoder_weights=str(clip_folder), patch_px=16)
+        build_tokenizer(encoder_weights=str(clip_folder), patch_px=16)
     with pytest.raises(CheckpointError, match="can't be loaded as a CLIP vision model") as caught:
-        build(encoder_weights=str(tmp_path / "nothing"))
+        build_tokenizer(encoder_weights=str(tmp_path / "nothing"))
     assert "\n" not in str(caught.value)
 
 
