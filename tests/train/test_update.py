@@ -20,7 +20,7 @@ from evilm.objectives.pretraining_objective import PretrainObjective
 from evilm.train.micro_batches import MicroBatchSampler, micro_batches_of
 from evilm.train.optimizer import EMA, make_optimizer
 from evilm.train.precision import autocast
-from evilm.train.train_step import NonFiniteError, TrainStep
+from evilm.train.train_step import TrainStep
 
 _CPU = torch.device("cpu")
 _ARCH = EViLMConfig(
