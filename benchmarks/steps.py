@@ -70,7 +70,7 @@ def _fill(small: Vocab, size: int) -> Vocab:
     return Vocab([*small.pieces, *(f"filler{number}" for number in missing)])
 
 
-class Learner:
+class TrainingWorker:
     """One worker's model, data loader and updates, as `evilm.train.trainer` puts them together."""
 
     def __init__(self, config: Pretrain, rank: int = 0, world: int = 1) -> None:
@@ -85,12 +85,12 @@ class Learner:
         self.timer = StepTimer(self.device)
         trained = train_state.TrainState(self.task.objective(), config, self.device, rank, world)
         self.objective, self.autocast = trained.objective, trained.autocast
-        self._updater = trained.make_train_step(False, lambda count: [], self.timer)
-        self._parts = range(rank, rank + 1)
-        self.loader = self.open_feed(config, rank, world)
+        self._train_step = trained.make_train_step(False, lambda count: [], self.timer)
+        self._micro_batches = range(rank, rank + 1)
+        self.loader = self.open_loader(config, rank, world)
         self._step = self._fed = 0
 
-    def open_feed(self, config: Pretrain, rank: int = 0, world: int = 1) -> DataLoader:
+    def open_loader(self, config: Pretrain, rank: int = 0, world: int = 1) -> DataLoader:
         """The data loader of a training with these settings, in page-locked memory where the step runs on a GPU."""
         loader = PretrainTask(config).train_loader(rank, world)
         if self.device.type == "cuda":
@@ -109,14 +109,14 @@ class Learner:
     def train_all(self, batches: Iterable[PretrainBatch]) -> None:
         """A step for each batch, as a training makes them; returns when all are done."""
         self.queue(batches)
-        self._updater.settle()
+        self._train_step.settle()
         if self.device.type == "cuda":
             torch.cuda.synchronize()
 
     def queue(self, batches: Iterable[PretrainBatch]) -> None:
         """A step for each batch; on a GPU they are only queued, and nothing waits for it."""
         for batch in on_device(batches, self.device, self.timer):
-            self._updater.step(self._step, 1_000_000, self._parts, [batch], [0.0] * NUM_FLAGS)
+            self._train_step.step(self._step, 1_000_000, self._micro_batches, [batch], [0.0] * NUM_FLAGS)
             self._step += 1
 
     def held(self, count: int) -> list[PretrainBatch]:
@@ -175,10 +175,10 @@ class Kernels(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def count_kernels(learner: Learner, batch: PretrainBatch) -> int:
+def count_kernels(worker: TrainingWorker, batch: PretrainBatch) -> int:
     """Operations of a forward and a backward pass that compute; the optimizer's are few where they are fused."""
-    train_state.objective.zero_grad(set_to_none=True)
-    with Kernels() as counted, train_state.autocast:
-        losses = train_state.objective(batch)
+    worker.objective.zero_grad(set_to_none=True)
+    with Kernels() as counted, worker.autocast:
+        losses = worker.objective(batch)
         torch.stack([loss.total.float() for loss in losses.values()]).sum().backward()
     return counted.count
