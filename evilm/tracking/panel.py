@@ -13,8 +13,8 @@ from PIL import Image
 
 from evilm.dataloader.collate import PretrainBatch
 from evilm.model.evilm_model import EViLMModel
+from evilm.model.tokenizers.base import BaseVideoTokenizer
 from evilm.model.tokenizers.code_words import CodeWords
-from evilm.model.tokenizers.semantic_vq import VideoTokenizer
 from evilm.text.vocab import Vocab
 from evilm.tracking.panel_canvas import FAINT, GAP, INK, MARGIN, RIGHT, TEXT_WIDTH, WRONG, PanelCanvas, cut, font
 from evilm.tracking.panel_view import ClipView, predict
@@ -24,7 +24,7 @@ _FRAME, _MOST_FRAMES, _MOST_CODES = 136, 6, 8
 
 def draw_panel(
     model: EViLMModel,
-    tokenizer: VideoTokenizer | CodeWords,
+    tokenizer: BaseVideoTokenizer | CodeWords,
     vocab: Vocab,
     batch: PretrainBatch,
     title: str = "",
