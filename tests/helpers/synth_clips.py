@@ -7,10 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from evilm.config.data import CorpusConfig
-from evilm.synth import (
-    PlannedClip,
-    clip_frames,
-)
+from evilm.synth import PlannedClip, clip_frames
 from evilm.synth import words as names
 from evilm.synth.world import ObjectSpec
 

@@ -8,10 +8,7 @@ import pytest
 
 from evilm.config.data import FetchConfig, FramesConfig
 from evilm.config.stages import ShardVideos
-from evilm.errors import (
-    ShardError,
-    SourceError,
-)
+from evilm.errors import ShardError, SourceError
 from evilm.ingest import shard_plan
 from evilm.ingest.failure_budget import too_many
 from evilm.ingest.merge import CommitLog

@@ -6,10 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from evilm.errors import (
-    ConfigError,
-    ShardError,
-)
+from evilm.errors import ConfigError, ShardError
 from evilm.ingest.shard_videos import shard_videos
 from evilm.shards import FrameManifest
 from helpers.commands import files_of

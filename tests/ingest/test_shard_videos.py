@@ -10,13 +10,7 @@ import pytest
 
 from evilm.config.data import FetchConfig
 from evilm.config.stages import ShardVideos
-from evilm.errors import (
-    ConfigError,
-    DecodeError,
-    ManifestError,
-    StorageError,
-    UsageError,
-)
+from evilm.errors import ConfigError, DecodeError, ManifestError, StorageError, UsageError
 from evilm.ingest.shard_videos import _finder, shard_videos
 from evilm.ingest.shard_writer import _get
 from evilm.manifests.rows import ClipRow

@@ -5,10 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from evilm.errors import (
-    ClusterError,
-    StorageError,
-)
+from evilm.errors import ClusterError, StorageError
 from evilm.jobs import commits
 
 

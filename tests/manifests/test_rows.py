@@ -18,12 +18,7 @@ from evilm.manifests.rows import BadRow, ClipRow, clean_caption, count_reasons
 from evilm.video.fetch import Fetcher
 from evilm.video.reasons import RejectReason
 from evilm.video.urls import flat_name
-from helpers.tables import (
-    as_csv,
-    only_clips,
-    rows_of_bytes,
-    rows_of_text,
-)
+from helpers.tables import as_csv, only_clips, rows_of_bytes, rows_of_text
 
 HEADER = ["videoid", "contentUrl", "duration", "page_dir", "name"]
 

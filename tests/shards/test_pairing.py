@@ -7,10 +7,7 @@ from typing import Any
 import pytest
 
 from evilm.errors import ShardError
-from evilm.shards import (
-    find_codes,
-    pair,
-)
+from evilm.shards import find_codes, pair
 from helpers.stored_frames import stand_in_codes, store_frames
 
 SIZES = {"train": [[2, 1], [2, 1]]}

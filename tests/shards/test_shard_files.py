@@ -10,14 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from evilm.errors import ShardError
-from evilm.shards import (
-    codes_schema,
-    decode_frames,
-    read_columns,
-    read_group,
-    write_codes,
-    write_frames,
-)
+from evilm.shards import codes_schema, decode_frames, read_columns, read_group, write_codes, write_frames
 from evilm.video.resize import to_jpeg
 from helpers.stored_frames import CAPTIONS, store_frames
 

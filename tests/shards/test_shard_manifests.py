@@ -6,11 +6,7 @@ from pathlib import Path
 import pytest
 
 from evilm.errors import ShardError
-from evilm.shards import (
-    MANIFEST,
-    CodesManifest,
-    FrameManifest,
-)
+from evilm.shards import MANIFEST, CodesManifest, FrameManifest
 from helpers.stored_frames import stand_in_codes, store_frames
 
 SIZES = {"train": [[2, 1], [2, 1]]}

@@ -9,12 +9,7 @@ from pathlib import Path
 import pytest
 
 from evilm.config.data import CorpusConfig
-from evilm.synth import (
-    PlannedClip,
-    manifest_csv,
-    plan_corpus,
-    write_manifests,
-)
+from evilm.synth import PlannedClip, manifest_csv, plan_corpus, write_manifests
 from evilm.synth.world import heldout_triples
 from helpers.synth_clips import CONFIG, SMALL
 

@@ -5,9 +5,7 @@ from collections import Counter
 
 import pytest
 
-from evilm.synth import (
-    PlannedClip,
-)
+from evilm.synth import PlannedClip
 from evilm.synth import words as names
 from evilm.synth.grammar import MAX_WORDS, MIN_WORDS, caption_vocabulary, participle, third_person
 from evilm.synth.world import STEPS

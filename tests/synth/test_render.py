@@ -10,13 +10,7 @@ import av
 import numpy as np
 import pytest
 
-from evilm.synth import (
-    PlannedClip,
-    clip_frames,
-    plan_corpus,
-    render_and_write,
-    render_clip,
-)
+from evilm.synth import PlannedClip, clip_frames, plan_corpus, render_and_write, render_clip
 from evilm.synth.render import PAINTS, frame_times, pose_object
 from evilm.synth.world import STEPS
 from helpers.synth_clips import CONFIG, SMALL, centres, drawn_mask, only, some

@@ -18,15 +18,7 @@ from evilm.video import decode as decoding
 from evilm.video.container import MOV, check_complete
 from evilm.video.decode import DecodedClip, decode_clip
 from evilm.video.reasons import RejectReason
-from helpers.broken_videos import (
-    CONFIG,
-    GOP,
-    Decode,
-    boxes,
-    reason,
-    remux,
-    retimed,
-)
+from helpers.broken_videos import CONFIG, GOP, Decode, boxes, reason, remux, retimed
 from helpers.video_files import assert_true_frames, write_video
 
 

@@ -15,14 +15,7 @@ from evilm.video import packets
 from evilm.video.decode import decode_clip
 from evilm.video.decoder_process import Decoder
 from evilm.video.reasons import RejectReason
-from helpers.broken_videos import (
-    CONFIG,
-    Decode,
-    gif,
-    outcome,
-    reason,
-    write_growing,
-)
+from helpers.broken_videos import CONFIG, Decode, gif, outcome, reason, write_growing
 from helpers.video_files import write_video
 
 
