@@ -128,12 +128,12 @@ def test_negatives_never_have_the_same_caption_and_masks_change_with_the_epoch(
 
 
 def test_kmeans_start_sees_whole_steps_with_any_micro_batches(pairs: list[ShardPair], vocab: Vocab) -> None:
-    def first_steps(parts: int) -> list[str]:
+    def first_steps(num_micro_batches: int) -> list[str]:
         run = object.__new__(Trainer)
-        loader = DataLoader(pairs, TrainSampler(_GROUPS, 4, 0, 2, world=parts), _collate(vocab))
+        loader = DataLoader(pairs, TrainSampler(_GROUPS, 4, 0, 2, world=num_micro_batches), _collate(vocab))
         run.loader, run.micro_batches, run.device = (
-            split_micro_batches(loader, parts, range(parts)),
-            range(parts),
+            split_micro_batches(loader, num_micro_batches, range(num_micro_batches)),
+            range(num_micro_batches),
             torch.device("cpu"),
         )
         return [clip for batch in run._some_batches(2) for clip in batch.clip_ids]

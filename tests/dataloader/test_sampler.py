@@ -106,31 +106,33 @@ def test_resumed_epoch_has_the_same_steps() -> None:
 @pytest.mark.parametrize("world", [1, 2, 4])
 def test_workers_share_the_same_global_steps(world: int) -> None:
     alone = TrainSampler(_GROUPS, 8, seed=3, window=2)
-    parts = [TrainSampler(_GROUPS, 8, 3, 2, rank=rank, world=world) for rank in range(world)]
+    workers = [TrainSampler(_GROUPS, 8, 3, 2, rank=rank, world=world) for rank in range(world)]
     for step in range(2 * alone.num_steps):
         whole = alone.step(step)
-        dealt = [row for part in parts for row in _rows(part.step(step).rows[part.step(step).mine])]
+        dealt = [row for each in workers for row in _rows(each.step(step).rows[each.step(step).mine])]
         assert dealt == _rows(whole.rows)
 
 
 @settings(max_examples=100, deadline=None)
-@given(num_clips=st.integers(1, 300), batch=st.integers(1, 40), parts=st.integers(1, 8))
-def test_even_steps_hold_each_clip_once_and_are_as_many_as_padded_ones(num_clips: int, batch: int, parts: int) -> None:
+@given(num_clips=st.integers(1, 300), batch=st.integers(1, 40), num_micro_batches=st.integers(1, 8))
+def test_even_steps_hold_each_clip_once_and_are_as_many_as_padded_ones(
+    num_clips: int, batch: int, num_micro_batches: int
+) -> None:
     padded = batch_sizes(num_clips, batch, "pad")
-    if num_clips // len(padded) < parts:
+    if num_clips // len(padded) < num_micro_batches:
         with pytest.raises(ConfigError, match=r"too few for \d micro-batches .*; use fewer, or tail = pad"):
-            batch_sizes(num_clips, batch, "even", parts)
+            batch_sizes(num_clips, batch, "even", num_micro_batches)
         return
-    sizes = batch_sizes(num_clips, batch, "even", parts)
+    sizes = batch_sizes(num_clips, batch, "even", num_micro_batches)
     assert (len(sizes), sizes.sum()) == (len(padded), num_clips)
     assert max(sizes) <= batch
     assert max(sizes) - min(sizes) <= 1
     assert sorted(sizes, reverse=True) == list(sizes)
     assert num_clips % batch or list(sizes) == list(padded)
     for size in {int(size) for size in sizes}:
-        slices = [micro_batch_slice(size, part, parts) for part in range(parts)]
+        slices = [micro_batch_slice(size, number, num_micro_batches) for number in range(num_micro_batches)]
         assert [clip for mine in slices for clip in range(size)[mine]] == list(range(size))
-        assert all(mine.stop > mine.start for mine in slices), "no part is empty"
+        assert all(mine.stop > mine.start for mine in slices), "no micro-batch is empty"
 
 
 @pytest.mark.parametrize("world", [1, 2, 3])

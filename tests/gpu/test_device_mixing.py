@@ -49,8 +49,10 @@ def card() -> Any:
         yield card
 
 
-def _parts(make: Any, gradient_accumulation_steps: int, steps: int = 2, clips: int = 6, **how: Any) -> list[list[Any]]:
-    """The parts of some steps."""
+def _micro_batches(
+    make: Any, gradient_accumulation_steps: int, steps: int = 2, clips: int = 6, **how: Any
+) -> list[list[Any]]:
+    """The micro-batches of some steps."""
     size = clips // gradient_accumulation_steps
     slices = [slice(k * size, (k + 1) * size) for k in range(gradient_accumulation_steps)]
     return [[make(clips, step, mine, **how) for mine in slices] for step in range(steps)]
@@ -76,17 +78,17 @@ def _same_on_both(objective: Any, config: Any, batches: list[list[Any]], rel: fl
 def test_student_trains_like_on_the_cpu(option: str) -> None:
     how = STUDENTS[option]
     config = small.settings(**how.get("settings", {}))
-    parts = _parts(small.pretrain_batch, config.schedule.gradient_accumulation_steps, **how.get("batch", {}))
-    _same_on_both(small.pretrain_objective(how.get("objectives")), config, parts)
+    batches = _micro_batches(small.pretrain_batch, config.schedule.gradient_accumulation_steps, **how.get("batch", {}))
+    _same_on_both(small.pretrain_objective(how.get("objectives")), config, batches)
 
 
 def test_student_trains_in_bf16_with_dropout(card: PretendCard) -> None:
     config = small.settings(cluster__precision="bf16", cluster__fused=True)
     objective = small.pretrain_objective(dropout=0.1)
-    metrics, _ = small.train(objective, config, CUDA, _parts(small.pretrain_batch, 1))
+    metrics, _ = small.train(objective, config, CUDA, _micro_batches(small.pretrain_batch, 1))
     assert all(np.isfinite(value) for step in metrics for value in step.values())
     exact, _ = small.train(
-        small.pretrain_objective(dropout=0.1), small.settings(), "cpu", _parts(small.pretrain_batch, 1)
+        small.pretrain_objective(dropout=0.1), small.settings(), "cpu", _micro_batches(small.pretrain_batch, 1)
     )
     assert metrics[0]["loss"] == pytest.approx(exact[0]["loss"], rel=0.05)
 
@@ -98,7 +100,7 @@ def test_tokenizer_trains_like_on_the_cpu(codebook: str, gradient_accumulation_s
         schedule__gradient_accumulation_steps=gradient_accumulation_steps, cluster__fused=True
     )
     twin = copy.deepcopy(objective)
-    first = [batch for step in _parts(small.tokenizer_batch, 1) for batch in step]
+    first = [batch for step in _micro_batches(small.tokenizer_batch, 1) for batch in step]
     objective.prepare(lambda count: first[:count], 0)
     with PretendCard():
         twin.to(CUDA)
@@ -107,7 +109,7 @@ def test_tokenizer_trains_like_on_the_cpu(codebook: str, gradient_accumulation_s
         twin.cpu()
     torch.testing.assert_close(codes, objective.tokenizer.quantizer.codebook.detach())
     twin.load_state_dict(objective.state_dict())
-    _same_on_both(objective, config, _parts(small.tokenizer_batch, gradient_accumulation_steps))
+    _same_on_both(objective, config, _micro_batches(small.tokenizer_batch, gradient_accumulation_steps))
 
 
 def _evaluated(objective: Any, batches: list[Any], device: torch.device) -> dict[str, float]:
@@ -224,16 +226,16 @@ def test_nonfinite_step_is_skipped(card: PretendCard) -> None:
     objective.get_parameter(name).data.flatten()[0] = torch.nan
     config = small.settings(schedule__nonfinite="skip", cluster__fused=True)
     before = {n: p.clone() for n, p in objective.named_parameters()}
-    small.train(objective, config, CUDA, _parts(small.pretrain_batch, 1, steps=3))
+    small.train(objective, config, CUDA, _micro_batches(small.pretrain_batch, 1, steps=3))
     for n, p in objective.named_parameters():
         assert torch.equal(p.detach().cpu().nan_to_num(), before[n].detach().nan_to_num()), n
 
 
 def test_checkpoint_round_trip_through_the_host(card: PretendCard, tmp_path: Path) -> None:
     config = small.settings(cluster__channels_last=True)
-    parts = _parts(small.pretrain_batch, 1, steps=3)
+    batches = _micro_batches(small.pretrain_batch, 1, steps=3)
     objective = small.pretrain_objective()
-    _, state = small.train(objective, config, CUDA, parts[:2])
+    _, state = small.train(objective, config, CUDA, batches[:2])
     optimizer = state._optimizer
     save_checkpoint(tmp_path / "checkpoint", objective, optimizer, {"step": 2})
     other = small.pretrain_objective()
@@ -245,4 +247,4 @@ def test_checkpoint_round_trip_through_the_host(card: PretendCard, tmp_path: Pat
         assert torch.equal(one.detach().cpu(), two.detach().cpu()), name
         moments = optimizer.state[one], restored.state[two]
         assert all(torch.equal(moments[0][key].cpu(), moments[1][key].cpu()) for key in moments[0]), name
-    small.run(train_step, parts[2:], CUDA, start=2)
+    small.run(train_step, batches[2:], CUDA, start=2)

@@ -178,14 +178,14 @@ def run(
     device: torch.device,
     start: int = 0,
     num_steps: int = 0,
-    parts: range | None = None,
+    numbers: range | None = None,
 ) -> list[dict[str, float]]:
     """Make steps as the training loop does, from step `start` of `num_steps` (the last one of these); their metrics."""
     outcomes = []
     stream = on_device((batch for micro_batches in batches for batch in micro_batches), device)
     for step, micro_batches in enumerate(batches, start):
         here = list(islice(stream, len(micro_batches)))
-        mine = parts or range(len(micro_batches))
+        mine = numbers or range(len(micro_batches))
         outcomes += train_step.step(step, num_steps or start + len(batches), mine, here, [0.0] * NUM_FLAGS)
     return [outcome.metrics for outcome in [*outcomes, *train_step.settle()]]
 

@@ -16,7 +16,7 @@ from evilm.train.validation import evaluate
 from helpers import gpu_models as small
 from helpers.pretend.card import PretendCard
 
-PARTS, CLIPS, STEPS = 3, 7, 2
+MICRO_BATCHES, CLIPS, STEPS = 3, 7, 2
 
 
 def start_ranks(world: int, device: str, kind: str, folder: Path) -> list[dict[str, float]]:
@@ -60,15 +60,15 @@ def train_ranks(rank: int, world: int, device: str, kind: str, place: str) -> li
 def _train(rank: int, world: int, device: torch.device, kind: str) -> list[dict[str, float]]:
     make, batch, settings = small.KINDS[kind]
     config = settings(
-        schedule__batch_clips=3 * PARTS,
-        schedule__gradient_accumulation_steps=PARTS,
+        schedule__batch_clips=3 * MICRO_BATCHES,
+        schedule__gradient_accumulation_steps=MICRO_BATCHES,
         cluster__channels_last=True,
         cluster__fused=True,
     )
-    mine = micro_batches_of(rank, world, PARTS)
-    slices = [micro_batch_slice(CLIPS, part, PARTS) for part in mine]
-    batches = [[batch(CLIPS, step, part) for part in slices] for step in range(STEPS)]
+    mine = micro_batches_of(rank, world, MICRO_BATCHES)
+    slices = [micro_batch_slice(CLIPS, number, MICRO_BATCHES) for number in mine]
+    batches = [[batch(CLIPS, step, clips) for clips in slices] for step in range(STEPS)]
     state, train_step = small.make_state(make(), config, device, world=world)
-    metrics = small.run(train_step, batches, device, parts=mine)
+    metrics = small.run(train_step, batches, device, numbers=mine)
     loader: Any = small.Held([batch(CLIPS, -1, micro_batch_slice(CLIPS, rank, world))])
     return [*metrics, evaluate(state.finished, loader, device, world, state.autocast)]

@@ -29,8 +29,8 @@ class Waits:
 def count_waits(kind: str, config: TrainConfig, codebook: dict[str, Any] | None = None) -> Waits:
     """Train on a pretended card, from page-locked batches as the loop does, and count from the third step on."""
     make, batch, _ = small.KINDS[kind]
-    parts = range(config.schedule.gradient_accumulation_steps)
-    slices = [micro_batch_slice(CLIPS, part, len(parts)) for part in parts]
+    numbers = range(config.schedule.gradient_accumulation_steps)
+    slices = [micro_batch_slice(CLIPS, number, len(numbers)) for number in numbers]
     with PretendCard() as card:
         how = {"jitter": 0.3} if kind == "student" else {}
         held = [[batch(CLIPS, step, mine, **how) for mine in slices] for step in range(WARM_UP + STEPS)]
@@ -42,6 +42,6 @@ def count_waits(kind: str, config: TrainConfig, codebook: dict[str, Any] | None 
         for step in range(WARM_UP + STEPS):
             if step == WARM_UP:
                 card.clear()
-            here = [next(stream) for _ in parts]
-            train_step.step(step, 100, parts, here, [0.0] * 4)
+            here = [next(stream) for _ in numbers]
+            train_step.step(step, 100, numbers, here, [0.0] * 4)
         return Waits(list(card.reads), [queued for _, queued in card.waits])

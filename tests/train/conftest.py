@@ -8,7 +8,7 @@ import pytest
 
 @pytest.fixture(scope="session")
 def unbroken(small_workflow: tuple[Path, dict[str, Any]], common_folder: Path) -> Path:
-    """The output of an unbroken training of `faults.train`: one worker, both parts of each step. Read it only."""
+    """The output of an unbroken training of `faults.train`: one worker, all micro-batches. Read it only."""
     from helpers.faults import train
     from helpers.sharing import build_once
 

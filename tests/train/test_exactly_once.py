@@ -34,7 +34,7 @@ def test_changing_worker_counts_see_each_clip_once(small_workflow: Workflow, unb
 def test_one_two_and_four_workers_give_the_same_losses_over_fifty_steps(
     small_workflow: Workflow, tmp_path: Path
 ) -> None:
-    """With dropout, which is drawn by part of a step; four parts each."""
+    """With dropout, which is drawn by micro-batch; four micro-batches a step."""
     fifty = {"schedule.epochs": 4, "schedule.max_steps": 50, "schedule.checkpoint_every_steps": 50}
     for workers in (1, 2, 4):
         settings = fifty | {"schedule.gradient_accumulation_steps": 4 // workers, "schedule.eval_clips": 0}

@@ -89,6 +89,6 @@ def test_nan_loss_stops_or_is_skipped_by_all_workers(small_workflow: Workflow, t
     assert summary["skipped_steps"] == 1
     (report,) = [json.loads(line) for line in (out / "nonfinite.jsonl").read_text().splitlines()]
     assert clip in report["clip_ids"]
-    assert len(report["clip_ids"]) == 2, "the clips of the part that it was in"
+    assert len(report["clip_ids"]) == 2, "the clips of its micro-batch"
     with_loss = {step for step, metrics in losses(out).items() if "train/loss" in metrics}
     assert set(range(1, STEPS + 1)) - with_loss == {report["step"]}
