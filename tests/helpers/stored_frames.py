@@ -1,21 +1,19 @@
 """Frame shards without videos: textured frames that move, written as the sharding command would leave them."""
 
 import hashlib
-import io
-from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from PIL import Image
 
 from evilm.config.models import VideoTokenizerConfig
 from evilm.io import storage
 from evilm.model.tokenizers.semantic_vq import VideoTokenizer
-from evilm.shards import FRAMES_SCHEMA, CodeShardInfo, CodesManifest, FrameManifest, ShardInfo
+from evilm.shards import FRAMES_SCHEMA, CodeShardInfo, CodesManifest, FrameManifest, ShardInfo, write_frames
 from evilm.video.resize import to_jpeg
 
 PX, GRID, NUM_CODES = 64, 4, 32
@@ -34,13 +32,9 @@ def store_frames(
     for split, shards in sizes.items():
         number = 0
         for shard, groups in enumerate(shards):
-            tables = []
-            for size in groups:
-                first = sum(table.num_rows for table in tables)
-                rows = [_row(split, number + k, num_frames, seed) | {"row": first + k} for k in range(size)]
-                tables.append(pa.Table.from_pylist(rows, schema=FRAMES_SCHEMA))
-                number += size
-            infos.append(_write(folder, f"{split}-{shard:05d}", split, tables))
+            rows = [_row(split, number + k, num_frames, seed) | {"row": k} for k in range(sum(groups))]
+            number += len(rows)
+            infos.append(_write(folder, f"{split}-{shard:05d}", split, rows, groups))
     counts = sum(info.num_clips for info in infos)
     manifest = FrameManifest(
         uri=str(folder), plan_id="p", num_frames=num_frames, frame_px=PX, shards=infos, sampling={}, num_rows=counts,
@@ -89,9 +83,9 @@ def picture(name: str, frame: int) -> np.ndarray:
 
 
 def frame_row(**values: Any) -> dict[str, Any]:
-    """Return a row of a frame shard with these values, and empty ones in all other columns."""
+    """Return a row for `write_frames` with these values, and empty ones in all other columns."""
     empty = {field.name: None if field.nullable else _EMPTY.get(field.type, []) for field in FRAMES_SCHEMA}
-    return empty | values | {"caption": values["captions"][0]}
+    return empty | values
 
 
 def _row(split: str, number: int, num_frames: int, seed: int) -> dict[str, object]:
@@ -100,14 +94,10 @@ def _row(split: str, number: int, num_frames: int, seed: int) -> dict[str, objec
     return frame_row(clip_id=f"{split}{number:03d}", split=split, captions=[caption], frames=jpegs)
 
 
-def _write(folder: Path, unit: str, split: str, tables: Sequence[pa.Table]) -> ShardInfo:
-    sink = io.BytesIO()
-    with pq.ParquetWriter(sink, FRAMES_SCHEMA, compression="none", write_page_checksum=True) as writer:
-        for table in tables:
-            writer.write_table(table)
-    data = sink.getvalue()
+def _write(folder: Path, unit: str, split: str, rows: list[dict[str, Any]], groups: list[int]) -> ShardInfo:
+    left = iter(rows)
+    data = write_frames([list(islice(left, size)) for size in groups], {"plan_id": "p", "shard": unit})
     digest = hashlib.sha256(data).hexdigest()
     name = f"{unit}-{digest[:12]}.parquet"
     (folder / name).write_bytes(data)
-    groups = [table.num_rows for table in tables]
-    return ShardInfo(name, split, sum(groups), len(data), digest, groups)
+    return ShardInfo(name, split, len(rows), len(data), digest, groups)
