@@ -1,4 +1,4 @@
-"""What the package needs can be installed on arm64 too."""
+"""The dependencies of the package can be installed on arm64 too."""
 
 import re
 import subprocess

@@ -1,4 +1,4 @@
-"""What the docs tell people to type, and what they say they will read."""
+"""Commands and messages quoted in the docs exist."""
 
 import ast
 import re

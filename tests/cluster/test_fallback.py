@@ -1,4 +1,4 @@
-"""Where spot nodes stay pending, the autoscaler turns to the on-demand group: what kuberay/cluster.yaml relies on."""
+"""The autoscaler falls back to the on-demand group while spot nodes stay pending; kuberay/cluster.yaml relies on it."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""What the Dockerfile installs, without Docker: its own lines, run by a shell in a virtual environment."""
+"""The Dockerfile without Docker: its own lines, run by a shell in a virtual environment."""
 
 import os
 import shutil

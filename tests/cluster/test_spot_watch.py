@@ -1,4 +1,4 @@
-"""What the clouds say before they take a machine away, understood; the draining itself is in test_autoscaling.py."""
+"""Preemption notices of the clouds are parsed; the draining itself is in test_autoscaling.py."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""What `ray job submit --working-dir .` sends: all that commands need, nothing that people keep beside the code."""
+"""`ray job submit --working-dir .` uploads all that commands need, and nothing that people keep beside the code."""
 
 import shutil
 import zipfile

@@ -1,4 +1,4 @@
-"""What belongs to the identity of an output, and what may change between runs."""
+"""The identity of an output: settings that belong to it, and those that may change between runs."""
 
 from evilm.config.base import fingerprint
 from evilm.config.stages import Pretrain, Sweep, TrainTokenizer

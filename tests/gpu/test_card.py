@@ -1,4 +1,4 @@
-"""What a GPU has to do right: on a real card where there is one, the same bodies on the CPU everywhere.
+"""Checks of a GPU: on a real card where there is one, the same bodies on the CPU everywhere.
 
 On the CPU they compare the CPU with itself in another memory format, which shows that the tests run; the figures are
 the card's. Tolerances are stated beside each comparison. Neither Ray, MLflow nor a video decoder is needed.

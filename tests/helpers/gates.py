@@ -36,7 +36,7 @@ class Gate:
             event.set()
 
     def holds(self, *names: str) -> bool:
-        """Whether answers for each of these files (of any, where none is named) were withheld since it was shut."""
+        """Return whether an answer for each of these files (for any file, if none is named) has been withheld since it was shut."""
         return self._waiting >= set(names) and bool(self._waiting)
 
     def __call__(self, method: str, path: str) -> str:

@@ -67,7 +67,7 @@ def tokenizer_objective(codebook: dict[str, Any] | None = None, **changes: Any) 
 
 
 def rows(clips: int, epoch: int = 0, mine: slice | None = None, px: int = PX, frames: int = FRAMES) -> Rows:
-    """What a data loader reads for one step: noise with the captions of `captions`."""
+    """Return the rows that a data loader reads for one step: noise with the captions of `captions`."""
     rng = np.random.default_rng(epoch + 1)
     pixels = rng.integers(0, 256, (clips, frames, px, px, 3), dtype=np.uint8)
     codes = rng.integers(0, CODES, (clips, frames * (px // 32) ** 2)).astype(np.int64)

@@ -11,7 +11,7 @@ AWS_NOTICE = "/latest/meta-data/spot/instance-action"
 
 
 def aws_notice(seconds: float) -> str:
-    """What AWS says before it takes a spot machine away."""
+    """Return the notice that AWS gives before it takes a spot machine away."""
     return json.dumps(
         {"action": "terminate", "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() + seconds))}
     )

@@ -16,7 +16,7 @@ SMALL = CorpusConfig(train_clips=6, val_clips=2, test_clips=4)
 
 
 def drawn_mask(clip: PlannedClip) -> np.ndarray:
-    """Where objects were drawn, by the pixels alone: the difference from the same scene without objects."""
+    """Return the pixels of objects: those that differ from the same scene without objects."""
     bare = replace(clip, scene=replace(clip.scene, objects=()))
     difference = clip_frames(clip, CONFIG).astype(int) - clip_frames(bare, CONFIG)
     return np.abs(difference).sum(-1) > 40

@@ -1,4 +1,4 @@
-"""How many clips may fail: a job ends early where a data set is broken or its videos are gone."""
+"""The share of clips that may fail: a job ends early if a data set is broken or its videos are missing."""
 
 import os
 from pathlib import Path

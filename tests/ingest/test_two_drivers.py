@@ -21,7 +21,7 @@ pytestmark = pytest.mark.faults
 _OPERATIONS = ("list_names", "read_bytes", "write_bytes", "put_file", "put_if_absent", "delete", "exists", "get_file")
 _SMALL = {"sampling.shard_clips": 2, "sampling.row_group_clips": 2, "tracking.enabled": False}
 _GROWN, _OTHER = {"manifest": "grown.csv"}, {"sampling.frame_px": 32, "overwrite": True}
-"""What the second run is given: more rows; other settings, which delete what is there."""
+"""Settings of the second run: more rows; or others, which delete the output."""
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,7 @@ from helpers.tables import TAR_MEMBERS, bad_rows, only_clips, read_clips, read_r
 
 
 def video2dataset(folder: Path, kind: str) -> Path:
-    """What video2dataset leaves: a table per shard, beside a folder or a tar of its clips."""
+    """Write the output of video2dataset: a table per shard, beside a folder or a tar of its clips."""
     statuses = ["success", "failed_to_download", "success"]
     table = pa.table(
         {

@@ -14,7 +14,7 @@ from helpers.tables import only_clips, rows_of_text
 
 
 def fetched(folder: Path, row: ClipRow, **config: Any) -> tuple[str, bool]:
-    """What is fetched for a row, and whether it is a file of the clip alone."""
+    """Return the video fetched for a row, and whether it is a file of that clip only."""
     (video,) = fetch_source([row], Fetcher(str(folder / "v"), FetchConfig(**config)))
     if isinstance(video, DecodeError):
         raise video

@@ -1,4 +1,4 @@
-"""What the student sees and what it can't see; saving and loading."""
+"""The student: shapes, masking, padding, embeddings; saving and loading."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Which settings go on from a rung, and that nothing but their scores decides it."""
+"""Successive halving: settings are kept at a rung by their scores only."""
 
 from collections import Counter
 from collections.abc import Sequence

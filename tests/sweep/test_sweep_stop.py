@@ -19,7 +19,7 @@ pytestmark = [pytest.mark.long, pytest.mark.faults]
 
 
 def _ended(process: Any, timeout_s: float) -> list[str]:
-    """What a process says after a SIGTERM."""
+    """Send SIGTERM to a process; the lines of its stderr."""
     process.send_signal(signal.SIGTERM)
     try:
         _, errors = process.communicate(timeout=timeout_s)

@@ -1,4 +1,4 @@
-"""Which step of a training is published, and checkpoints that load as models."""
+"""The best or the last step of a training is published; checkpoints load as models."""
 
 import dataclasses
 import json

@@ -1,4 +1,4 @@
-"""Who is champion: the rule, and what a benchmark writes to a real registry."""
+"""Champion and challenger: the rule, and the aliases that benchmarks set in a real registry."""
 
 import json
 from pathlib import Path

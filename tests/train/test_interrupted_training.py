@@ -1,4 +1,4 @@
-"""What goes wrong in the middle of a training: signals, damaged checkpoints, losses that are NaN."""
+"""Faults in the middle of a training: signals, damaged checkpoints, NaN losses."""
 
 import json
 import shutil

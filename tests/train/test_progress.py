@@ -1,4 +1,4 @@
-"""What a person watches: lines for a job log, the same through a restart."""
+"""Progress lines for a job log, the same through a restart."""
 
 import json
 from typing import Any

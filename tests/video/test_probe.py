@@ -1,4 +1,4 @@
-"""What the packets of a file tell, on files made here."""
+"""Timeline and flags of a file from its packets, on files made here."""
 
 from pathlib import Path
 

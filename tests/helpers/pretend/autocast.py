@@ -23,7 +23,7 @@ EXACT = {
         "cross_entropy",
     ) if hasattr(owner, name)),
 }  # fmt: skip
-"""What CUDA's autocast computes in float32 and the CPU's does not (or not always)."""
+"""Functions that CUDA's autocast computes in float32 and the CPU's does not (or not always)."""
 
 
 def exact(tensor: torch.Tensor) -> torch.Tensor:

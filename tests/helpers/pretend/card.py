@@ -78,7 +78,7 @@ class PretendCard:
         self._stack.__exit__(*error)
 
     def _patches(self) -> list[tuple[Any, str, Any]]:
-        """What torch's Python asks of CUDA."""
+        """Return the attributes of torch to replace: (owner, name, value)."""
         line, cuda = self.timeline, torch.cuda
         values: dict[str, Any] = {
             "_lazy_init": lambda: None, "is_available": lambda: True, "is_initialized": lambda: True,

@@ -1,4 +1,4 @@
-"""What PyTorch's C++ does with lists of tensors: DDP's reducer, and groups by device and dtype."""
+"""Replacements for PyTorch's C++ on lists of tensors: DDP's reducer, and groups by device and dtype."""
 
 from typing import Any
 

@@ -26,17 +26,17 @@ class Stream:
     def __init__(self, device: Any = None, priority: int = 0, **_: Any) -> None:
         self.ticks = 0
         self.seen: dict[Stream, int] = defaultdict(int)
-        """How many kernels of each other stream are done before what comes next on this one."""
+        """Kernels of each other stream that are done before the next one of this stream."""
         self.freed: dict[Stream, int] = defaultdict(int)
-        """How many kernels of each other stream have to be done before memory freed on this one is used again."""
+        """Kernels of each other stream that have to be done before memory freed on this one is reused."""
 
     def wait_event(self, event: Event) -> None:
-        """What comes next waits for what the event stands for."""
+        """Make the next kernels wait for the event."""
         for stream, ticks in event.seen.items():
             self.seen[stream] = max(self.seen[stream], ticks)
 
     def wait_stream(self, stream: Stream) -> None:
-        """What comes next waits for all that the other stream has been given so far."""
+        """Make the next kernels wait for all that the other stream has been given so far."""
         event = Event()
         event.record(stream)
         self.wait_event(event)
@@ -89,7 +89,7 @@ class Event:
 
 @dataclass
 class _Memory:
-    """Who used the memory of a storage last."""
+    """The last uses of a storage's memory."""
 
     owner: Stream
     nbytes: int
@@ -244,7 +244,7 @@ timelines: list[Timeline] = []
 
 
 def timeline() -> Timeline:
-    """That of the card in use."""
+    """Return the timeline of the card in use."""
     return timelines[-1]
 
 

@@ -154,7 +154,7 @@ ON_HOST: dict[Any, Callable[..., Any]] = {
     torch.Tensor.__array__: _no_numpy,
     torch.Tensor.get_device: lambda x: 0,
 }
-"""What C++, which takes tensors of the card for the CPU's, would answer wrongly."""
+"""Functions that C++, which takes tensors of the card for the CPU's, would answer wrongly."""
 
 
 def bare(tree: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Where the host waits for the pretended card, by the line of Python that makes it wait; and its page-locked memory."""
+"""Waits of the host for the pretended card, each with the line of Python that causes it; and page-locked memory."""
 
 import sys
 from pathlib import Path

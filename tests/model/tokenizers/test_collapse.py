@@ -1,4 +1,4 @@
-"""Which tokenizers count as collapsed, and what a user is told."""
+"""Collapsed tokenizers are detected, with a message that says what to do."""
 
 import pytest
 
