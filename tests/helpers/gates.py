@@ -36,7 +36,7 @@ class Gate:
             event.set()
 
     def holds(self, *names: str) -> bool:
-        """Return whether answers for each of these files (for any, if none is named) have been withheld since `shut`."""
+        """Return whether answers for each of these files (any, if none is named) have been withheld since `shut`."""
         return self._waiting >= set(names) and bool(self._waiting)
 
     def __call__(self, method: str, path: str) -> str:
