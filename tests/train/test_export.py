@@ -84,7 +84,7 @@ def test_the_best_by_another_metric_is_not_known(
 ) -> None:
     out = shutil.copytree(first_is_best[0].parent, tmp_path / "run") / "model"
     config = _config(small_workflow[0], out, export="best", **_FIRST | {"schedule.keep_best": "loss"})
-    with pytest.raises(ConfigError, match=r"best step of .* is known by mvm_most_frequent, not by loss"):
+    with pytest.raises(ConfigError, match=r"best step of .* was chosen by mvm_most_frequent, not by loss"):
         pretrain(config)
 
 
