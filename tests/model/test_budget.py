@@ -224,7 +224,7 @@ def test_constants_of_a_benchmark_take_their_place(tmp_path) -> None:
     file.write_text("{}")
     with pytest.raises(ConfigError, match="has no `constants`"):
         measured(CONSTANTS, [str(file)])
-    with pytest.raises(ConfigError, match="give the JSON"):
+    with pytest.raises(ConfigError, match="name a JSON"):
         measured(CONSTANTS, [str(tmp_path / "none.json")])
 
 
