@@ -94,7 +94,7 @@ def _epochs_of_rank(store: CountingStore, rank: int, world: int, batch: int) -> 
 
 def print_requests(rows: list[dict[str, Any]]) -> None:
     """Print the table."""
-    print("\nRequests of one rank, the one that exceeds its need most")
+    print("\nRequests of a rank, the one that exceeds its need most")
     print("needed: one for the frames and one for the codes of each row group with clips of the rank\n")
     columns = list(rows[0])
     print("  ".join(f"{name:>13}" for name in columns))

@@ -58,9 +58,9 @@ def main() -> None:
         return
     parser = flags(__doc__ or "")
     cores = len(os.sched_getaffinity(0))
-    parser.add_argument("--threads", type=int, default=cores, help=f"of torch (all cores: {cores})")
+    parser.add_argument("--threads", type=int, default=cores, help=f"torch threads (all cores: {cores})")
     parser.add_argument("--sizes", nargs="+", default=list(SIZES), choices=SIZES, help="tiny, full or both")
-    parser.add_argument("--precision", default="auto", choices=("auto", "fp32", "bf16"), help="of the step (auto)")
+    parser.add_argument("--precision", default="auto", choices=("auto", "fp32", "bf16"), help="(auto)")
     chosen = parser.parse_args()
     rounds = 1 if chosen.quick else chosen.rounds
     torch.set_num_threads(chosen.threads)
