@@ -169,7 +169,7 @@ def rehearse(jobs: Jobs, root: Path, preset: str, *flags: str) -> dict[str, Any]
     Raises:
         RuntimeError: the job failed, or was too quick to kill a node.
     """
-    small = ["--build.shard-videos.sampling.shard-clips", "4"]  # many shards, to kill a node in between
+    small = ["--build.shard-videos.sampling.shard-clips", "4"]  # many, so that there is a middle
     job = jobs.submit("all", "--preset", preset, "--root", str(root), *_ON_GPUS, *small, *flags)
     jobs.note("the workflow is submitted")
     commits, frames, model = root / "frames" / "commits", root / "frames" / "manifest.json", root / "model"
