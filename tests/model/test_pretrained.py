@@ -212,7 +212,7 @@ def test_settings_that_this_code_would_not_obey_are_refused(saved: Path, tmp_pat
 
 def test_a_vocabulary_of_another_size_is_refused(saved: Path):
     other = Vocab(train_wordpiece(["x y z"], 40))
-    with pytest.raises(ConfigError, match="give the vocabulary that it was trained with"):
+    with pytest.raises(ConfigError, match="use the vocabulary that it was trained with"):
         EViLM(EViLMModel.from_pretrained(str(saved)), other, Preprocessor(FRAMES, 3))
 
 

@@ -121,7 +121,7 @@ def test_what_means_something_else_is_not_used_and_named(student: str) -> None:
 
 def test_a_model_that_cannot_be_started_from_is_refused_in_a_line(student: str, tokenizer: str, tmp_path: Path) -> None:
     config = _student().config
-    with pytest.raises(CheckpointError, match="holds 'tokenizer', not a student; give the folder of a student"):
+    with pytest.raises(CheckpointError, match="holds 'tokenizer', not a student; name the folder of a student"):
         start_model(config, tokenizer, OLD, "abc")
     with pytest.raises(CheckpointError, match="holds 'student', not a tokenizer"):
         start_tokenizer(tokenizer_config(), student, OLD)

@@ -127,7 +127,7 @@ def test_a_checkpoint_that_is_no_model_is_refused_in_a_line(
     with pytest.raises(CheckpointError, match=r"ema\.safetensors has another SHA-256 than when it was written"):
         evilm.EViLM.from_pretrained(damaged)
     (damaged / "ema.safetensors").unlink()
-    with pytest.raises(CheckpointError, match=r"ema\.safetensors is missing; give another checkpoint"):
+    with pytest.raises(CheckpointError, match=r"ema\.safetensors is missing; use another checkpoint"):
         evilm.EViLM.from_pretrained(damaged)
 
 
