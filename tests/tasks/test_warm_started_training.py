@@ -67,7 +67,7 @@ def test_other_init_model_is_another_training(small_workflow: Workflow, started:
     root, (out, _) = small_workflow[0], started
     with pytest.raises(ConfigError, match=r"was made with other settings .*init: "):
         _pretrain(root, out, root / "model" / "checkpoints" / newest_first(str(root / "model"))[1])
-    with pytest.raises(ConfigError, match=r"--init .* lies in --out .*; choose another --out"):
+    with pytest.raises(ConfigError, match=r"--init .* is inside --out .*; choose another --out"):
         _pretrain(root, out, out, overwrite=True)
     assert (out / "summary.json").exists()
     with pytest.raises(CheckpointError, match="holds 'tokenizer', not a student; give the folder of a student"):
