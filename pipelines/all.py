@@ -2,9 +2,9 @@
 
     python pipelines/all.py --preset tiny
     python pipelines/all.py --preset tiny --manifest clips.csv --videos clips/ --root runs/my \
-        --build.shard-videos.split train --benchmark.split train
+        --set shard_videos.split=train --set benchmark.split=train
     ray job submit --working-dir . -- python pipelines/all.py --preset paper --root s3://bucket/run \
-        --manifest s3://bucket/clips.csv --videos s3://bucket/clips --build.shard-videos.cluster.num-workers 64 \
+        --manifest s3://bucket/clips.csv --videos s3://bucket/clips --set shard_videos.cluster.num_workers=64 \
         --cluster.num-workers 4 --cluster.gpus-per-worker 1
 
 Flags are those of `pretrain`, with the earlier stages below --build. and the scores below --benchmark. Each stage asks

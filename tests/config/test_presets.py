@@ -25,7 +25,7 @@ def test_every_preset_survives_a_dump_and_a_load(preset: str, stage: str) -> Non
 def test_paper_preset_holds_every_value_of_section_4_1() -> None:
     config = defaults("pretrain", "paper")
     assert isinstance(config, Pretrain)
-    arch, tokenizer = config.arch, config.build.train_tokenizer
+    arch, tokenizer = config.arch, config.train_tokenizer
     assert (arch.video_encoder, arch.input_px, arch.num_frames) == ("edgenext_small", 256, 4)
     assert (arch.text_dim, arch.text_layers, arch.text_heads, arch.dim, arch.decoder_layers) == (128, 12, 4, 384, 4)
     assert (config.objectives.mlm_ratio, config.objectives.mask_ratio, config.objectives.mask_shape) == (
@@ -42,8 +42,8 @@ def test_paper_preset_holds_every_value_of_section_4_1() -> None:
         "random",
         8,
     )
-    assert config.build.build_vocab.words.keep_ratio == 0.3
-    assert config.build.shard_videos.sampling.frame_px == 256
+    assert config.build_vocab.words.keep_ratio == 0.3
+    assert config.shard_videos.sampling.frame_px == 256
 
 
 def test_flags_override_the_preset() -> None:
@@ -51,7 +51,7 @@ def test_flags_override_the_preset() -> None:
         "pretrain", ["--preset", "tiny", "--optim.lr", "3e-4", "--build.train-tokenizer.schedule.epochs", "1"]
     )
     assert config.optim.lr == 3e-4
-    assert config.build.train_tokenizer.schedule.epochs == 1
+    assert config.train_tokenizer.schedule.epochs == 1
     assert config.arch.video_encoder == "edgenext_xx_small"
 
 
@@ -197,7 +197,7 @@ def test_gpu_preset_scales_batch_and_learning_rate_with_workers() -> None:
     for workers, batch, lr in [(1, 64, 5e-5), (4, 256, 1e-4), (8, 512, 1.4142135623730951e-4)]:
         config = parse("pretrain", ["--preset", "gpu", "--cluster.num-workers", str(workers)])
         assert (config.schedule.batch_clips, config.optim.lr) == (batch, pytest.approx(lr, rel=1e-12))
-        tokenizer = config.build.train_tokenizer
+        tokenizer = config.train_tokenizer
         assert (tokenizer.schedule.batch_clips, tokenizer.optim.lr) == (64, 2.5e-4), "it has workers of its own"
     config = parse(
         "pretrain", ["--preset", "gpu", "--cluster.num-workers", "2", "--schedule.gradient_accumulation_steps", "8"]
