@@ -7,8 +7,9 @@
         --manifest s3://bucket/clips.csv --videos s3://bucket/clips --set shard_videos.cluster.num_workers=64 \
         --cluster.num-workers 4 --cluster.gpus-per-worker 1
 
-Flags are those of `pretrain`, with the earlier stages below --build. and the scores below --benchmark. Each stage asks
-for its own resources and reuses what stands: run it again to go on where it stopped. Ends with one JSON line over all.
+Flags are those of `pretrain`; settings of other stages are sections of a preset, or `--set STAGE.NAME=VALUE`. Each
+stage asks for its own resources and reuses what is finished: run it again to continue where it stopped. Ends with one
+JSON line over all.
 """
 
 from evilm.cli import run

@@ -81,20 +81,26 @@ def make_parser(stage: str, config: StageConfig, show_all: bool = False) -> argp
         is_shown = show_all or (Mark.COMMON in field.metadata and not dotted.startswith(config.uncommon))
         if is_shown and path:
             group.description = type(section).__doc__  # argparse shows it even where it shows no flag
-        shorts = [f"--{short}" for short, full in config.short_flags.items() if full == dotted]
-        bare = "true" if isinstance(value, bool) else config.bare_values.get(dotted)
-        group.add_argument(
-            *(with_hyphens(flag) for flag in (*shorts, f"--{dotted}")),
-            dest=dotted,
-            metavar=_metavar(field.annotation),
-            nargs="?" if bare else "*" if isinstance(value, tuple) else None,
-            const=bare,
-            help=f"{field.description} {_default(value)}".replace("%", "%%") if is_shown else argparse.SUPPRESS,
-        )
-        if isinstance(value, bool):
-            off = with_hyphens(f"--{dotted.removesuffix(name)}no_{name}")
-            group.add_argument(off, dest=dotted, action="store_const", const="false", help=argparse.SUPPRESS)
+        _add_flag(group, dotted, config, field, value, is_shown)
     return parser
+
+
+def _add_flag(group: Any, dotted: str, config: StageConfig, field: FieldInfo, value: Any, is_shown: bool) -> None:
+    """Add the flag of a setting; that of a switch needs no value, and there are two that turn it off."""
+    shorts = [f"--{short}" for short, full in config.short_flags.items() if full == dotted]
+    bare = "true" if isinstance(value, bool) else config.bare_values.get(dotted)
+    group.add_argument(
+        *(with_hyphens(flag) for flag in (*shorts, f"--{dotted}")),
+        dest=dotted,
+        metavar=_metavar(field.annotation),
+        nargs="?" if bare else "*" if isinstance(value, tuple) else None,
+        const=bare,
+        help=f"{field.description} {_default(value)}".replace("%", "%%") if is_shown else argparse.SUPPRESS,
+    )
+    if isinstance(value, bool):
+        path, dot, name = dotted.rpartition(".")
+        off = {with_hyphens(flag) for flag in (f"--{path}{dot}no_{name}", f"--no_{dotted}")}
+        group.add_argument(*sorted(off), dest=dotted, action="store_const", const="false", help=argparse.SUPPRESS)
 
 
 def _settings(section: Config, prefix: str = "") -> Iterator[tuple[str, Config, FieldInfo, Any]]:
