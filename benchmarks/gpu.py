@@ -30,7 +30,7 @@ import numpy as np
 import torch
 from harness import flags, machine
 from peak import sweep
-from steps import SIZES, Learner, count_kernels, make_tokenizer, prepare, settings_of
+from steps import SIZES, TrainingWorker, count_kernels, make_tokenizer, prepare, settings_of
 
 from evilm.config import presets
 from evilm.config.stages import PrecomputeCodes, Pretrain
@@ -87,9 +87,9 @@ class Steps:
     def __init__(self, folder: Path, size: str, is_compiled: bool, threads: int, peaks: dict[str, float]) -> None:
         self._folder, self._size, self._threads = folder, size, threads
         self._mode = {"cluster.compile": is_compiled, "cluster.loader_threads": threads}
-        self._learner = Learner(self._settings(_GROUP_CLIPS[size]))
-        self._is_gpu = self._learner.device.type == "cuda"
-        self._peak = peaks["bf16" if self._learner.precision == "bf16" else "fp32"]
+        self._worker = TrainingWorker(self._settings(_GROUP_CLIPS[size]))
+        self._is_gpu = self._worker.device.type == "cuda"
+        self._peak = peaks["bf16" if self._worker.precision == "bf16" else "fp32"]
 
     def _settings(self, clips: int) -> Pretrain:
         settings = settings_of(self._size, clips, self._threads, "auto", self._folder)
@@ -97,22 +97,22 @@ class Steps:
 
     def measure(self, clips: int, steps: int) -> dict[str, Any]:
         """Measure rates, phases and memory at one batch size."""
-        learner = self._learner
-        learner.loader = learner.open_feed(self._settings(clips))
+        worker = self._worker
+        worker.loader = worker.open_loader(self._settings(clips))
         if self._is_gpu:
             torch.cuda.reset_peak_memory_stats()
-        held = learner.held(2)
+        held = worker.held(2)
         memory_s = self._timed(islice(cycle(held), 2), islice(cycle(held), steps)) / steps
-        fed = learner.loader.batches(0, 1_000_000)
+        fed = worker.loader.batches(0, 1_000_000)
         loader_s = self._timed(islice(fed, 3), islice(fed, steps)) / steps
-        phases = {name: 1e3 * seconds / steps for name, seconds in learner.timer.read().items()}
-        cast(Iterator[Any], fed).close()  # type: ignore[attr-defined]  # ends the generator's threads
+        phases = {name: 1e3 * seconds / steps for name, seconds in worker.timer.read().items()}
+        cast(Iterator[Any], fed).close()  # type: ignore[attr-defined]  # a generator, whose threads end with it
         words = max(batch.input_ids.shape[1] for batch in held)
-        gflop = 6 * learner.work(words).student_macs / 1e9
+        gflop = 6 * worker.work(words).student_macs / 1e9
         return {
             "mode": "compiled" if self._mode["cluster.compile"] else "eager",
             "clips": clips,
-            "precision": learner.precision,
+            "precision": worker.precision,
             "memory_clips_per_s": clips / memory_s,
             "loader_clips_per_s": clips / loader_s,
             "share_of_peak": clips / memory_s * gflop / self._peak,
@@ -122,18 +122,18 @@ class Steps:
 
     def _timed(self, warm_up: Iterable[Any], batches: Iterable[Any]) -> float:
         """Time the steps after warm-up (and compilation)."""
-        self._learner.train_all(warm_up)
-        self._learner.timer.read()
+        self._worker.train_all(warm_up)
+        self._worker.timer.read()
         began = time.perf_counter()
-        self._learner.train_all(batches)
+        self._worker.train_all(batches)
         return time.perf_counter() - began
 
     def launches(self, clips: int) -> dict[str, float | None]:
         """Count operations, kernels and blocking waits of a step."""
-        learner = self._learner
-        held = learner.held(2)
+        worker = self._worker
+        held = worker.held(2)
         found: dict[str, float | None] = {"kernels": None, "blocking_reads": None}
-        found["operations"] = None if self._mode["cluster.compile"] else float(count_kernels(learner, held[0]))
+        found["operations"] = None if self._mode["cluster.compile"] else float(count_kernels(worker, held[0]))
         if self._is_gpu:
             found["kernels"] = self._kernels(held)
             found["blocking_reads"] = self._reads(held)
@@ -142,7 +142,7 @@ class Steps:
     def _kernels(self, held: list[Any]) -> float:
         cuda = torch.profiler.ProfilerActivity.CUDA
         with torch.profiler.profile(activities=[cuda]) as profile:
-            self._learner.train_all(held)
+            self._worker.train_all(held)
         kernels = [event for event in profile.events() if event.device_type == torch.autograd.DeviceType.CUDA]
         return len(kernels) / len(held)
 
@@ -152,7 +152,7 @@ class Steps:
         try:
             with warnings.catch_warnings(record=True) as caught:
                 warnings.simplefilter("always")
-                self._learner.queue(held)
+                self._worker.queue(held)
         finally:
             torch.cuda.set_sync_debug_mode("default")
         return sum("synchronizing" in str(warning.message) for warning in caught) / len(held)
@@ -162,7 +162,7 @@ def _codes(folder: Path, size: str, threads: int, rounds: int) -> Iterator[dict[
     """Measure encoding rates from memory and from JPEGs, by number of views."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     pretrain = cast(Pretrain, presets.defaults("pretrain", SIZES[size]))
-    tokenizer = make_tokenizer(pretrain.build.train_tokenizer.arch, device)
+    tokenizer = make_tokenizer(pretrain.train_tokenizer.arch, device)
     tokenizer.save_pretrained(str(folder / "tokenizer"))
     frames = FrameManifest.load(str(folder / "frames"))
     for views in (1, 4):

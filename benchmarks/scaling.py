@@ -95,29 +95,29 @@ def train(config: dict[str, Any]) -> dict[str, Any]:
     import ray.train
     import torch
     import torch.distributed as dist
-    from steps import Learner, settings_of
+    from steps import TrainingWorker, settings_of
 
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
     settings = settings_of("tiny", _BATCH, 1, "auto", Path(config["folder"]), world)
-    learner = Learner(settings, rank, world)
-    batches = learner.fed(_WARM_UP + config["steps"])
-    learner.train(next(batches))
+    worker = TrainingWorker(settings, rank, world)
+    batches = worker.fed(_WARM_UP + config["steps"])
+    worker.train(next(batches))
     first = time.time()
     for _ in range(_WARM_UP):
-        learner.train(next(batches))
+        worker.train(next(batches))
     cpu, steps_s = time.process_time(), []
     for batch in batches:
         began = time.perf_counter()
-        learner.train(batch)
+        worker.train(batch)
         steps_s.append(time.perf_counter() - began)
     left = time.time()
     spent = torch.tensor([time.process_time() - cpu])
-    parameters = sum(p.numel() for p in learner.objective.parameters() if p.requires_grad)
+    parameters = sum(p.numel() for p in worker.objective.parameters() if p.requires_grad)
     reduce_s = []
     if world > 1:
         dist.all_reduce(spent)
-        like_gradients = torch.zeros(parameters, device=learner.device)
+        like_gradients = torch.zeros(parameters, device=worker.device)
         for _ in range(6):
             dist.barrier()
             began = time.perf_counter()

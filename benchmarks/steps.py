@@ -46,12 +46,12 @@ def prepare(folder: Path, size: str, batch_clips: int, threads: int, precision: 
         precision: auto, fp32 or bf16.
     """
     config = cast(Pretrain, presets.defaults("pretrain", SIZES[size]))
-    arch, coding = config.arch, config.build.train_tokenizer.arch
+    arch, coding = config.arch, config.train_tokenizer.arch
     frames = store_frames(
         folder / "frames", _GROUPS * batch_clips, arch.input_px, arch.num_frames, 10 * batch_clips, batch_clips
     )
     store_codes(folder / "codes", frames, arch.grid, coding.codebook.num_codes)
-    _fill(vocab(), config.build.build_vocab.words.train_size).save(str(folder / "vocab"))
+    _fill(vocab(), config.build_vocab.words.train_size).save(str(folder / "vocab"))
     return settings_of(size, batch_clips, threads, precision, folder)
 
 
@@ -70,7 +70,7 @@ def _fill(small: Vocab, size: int) -> Vocab:
     return Vocab([*small.pieces, *(f"filler{number}" for number in missing)])
 
 
-class Learner:
+class TrainingWorker:
     """One worker's model, data loader and updates, combined as in `evilm.train.trainer`."""
 
     def __init__(self, config: Pretrain, rank: int = 0, world: int = 1) -> None:
@@ -85,12 +85,12 @@ class Learner:
         self.timer = StepTimer(self.device)
         trained = train_state.TrainState(self.task.objective(), config, self.device, rank, world)
         self.objective, self.autocast = trained.objective, trained.autocast
-        self._updater = trained.make_train_step(False, lambda count: [], self.timer)
-        self._parts = range(rank, rank + 1)
-        self.loader = self.open_feed(config, rank, world)
+        self._train_step = trained.make_train_step(False, lambda count: [], self.timer)
+        self._micro_batches = range(rank, rank + 1)
+        self.loader = self.open_loader(config, rank, world)
         self._step = self._fed = 0
 
-    def open_feed(self, config: Pretrain, rank: int = 0, world: int = 1) -> DataLoader:
+    def open_loader(self, config: Pretrain, rank: int = 0, world: int = 1) -> DataLoader:
         """Open the data loader of a training with these settings, in page-locked memory if the step runs on a GPU."""
         loader = PretrainTask(config).train_loader(rank, world)
         if self.device.type == "cuda":
@@ -109,14 +109,14 @@ class Learner:
     def train_all(self, batches: Iterable[PretrainBatch]) -> None:
         """Run a step for each batch as in training, and wait for all of them."""
         self.queue(batches)
-        self._updater.settle()
+        self._train_step.settle()
         if self.device.type == "cuda":
             torch.cuda.synchronize()
 
     def queue(self, batches: Iterable[PretrainBatch]) -> None:
         """Run a step for each batch; on a GPU, only queue them without waiting."""
         for batch in on_device(batches, self.device, self.timer):
-            self._updater.step(self._step, 1_000_000, self._parts, [batch], [0.0] * NUM_FLAGS)
+            self._train_step.step(self._step, 1_000_000, self._micro_batches, [batch], [0.0] * NUM_FLAGS)
             self._step += 1
 
     def held(self, count: int) -> list[PretrainBatch]:
@@ -134,7 +134,7 @@ class Learner:
 
     def work(self, num_words: int) -> StepWork:
         """Count the work of a step per clip."""
-        tokenizer = self.settings.build.train_tokenizer.arch
+        tokenizer = self.settings.train_tokenizer.arch
         return work_of(self.task.arch, tokenizer, self.settings.objectives, num_words)
 
 
@@ -175,10 +175,10 @@ class Kernels(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def count_kernels(learner: Learner, batch: PretrainBatch) -> int:
+def count_kernels(worker: TrainingWorker, batch: PretrainBatch) -> int:
     """Count the computing operations of a forward and a backward pass; a fused optimizer adds only few."""
-    train_state.objective.zero_grad(set_to_none=True)
-    with Kernels() as counted, train_state.autocast:
-        losses = train_state.objective(batch)
+    worker.objective.zero_grad(set_to_none=True)
+    with Kernels() as counted, worker.autocast:
+        losses = worker.objective(batch)
         torch.stack([loss.total.float() for loss in losses.values()]).sum().backward()
     return counted.count

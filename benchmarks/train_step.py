@@ -34,7 +34,7 @@ from cost_model import formulas
 from cost_model.inputs import CONSTANTS
 from harness import Bench, Sample, Spread, flags, machine
 from peak import sweep
-from steps import SIZES, Clock, Learner, count_kernels, make_tokenizer, prepare, settings_of
+from steps import SIZES, Clock, TrainingWorker, count_kernels, make_tokenizer, prepare, settings_of
 
 from evilm.io.text_table import text_table
 from evilm.objectives.step_macs import StepWork
@@ -110,9 +110,9 @@ class Measured:
         self._clips = _BATCH[size]
         self._child = {"size": size, "folder": str(folder), "threads": threads, "precision": precision}
         self.settings = prepare(folder, size, self._clips, threads, precision)
-        self._learner = Learner(self.settings)
-        self.precision = self._learner.precision
-        self._held = self._learner.held(4)
+        self._worker = TrainingWorker(self.settings)
+        self.precision = self._worker.precision
+        self._held = self._worker.held(4)
         title = f"{size}, {self._clips} clips per step, {threads} threads, {self.precision}"
         self._stall: Bench = bench(f"data stall: {title}")
         self._labels: Bench = bench(f"cached codes: {title}")
@@ -134,26 +134,26 @@ class Measured:
         }
 
     def _measure_stall(self) -> None:
-        bench, learner = self._stall, self._learner
+        bench, worker = self._stall, self._worker
 
-        def feed_alone() -> Sample:
-            return self._timed(learner.fed(4 * self._steps), lambda batch: None, 4 * self._steps)
+        def loader_only() -> Sample:
+            return self._timed(worker.fed(4 * self._steps), lambda batch: None, 4 * self._steps)
 
-        bench.add("in memory", lambda: self._timed(self._in_memory(), learner.train, self._steps))
-        bench.add("with the data loader", lambda: self._timed(learner.fed(self._steps), learner.train, self._steps))
-        bench.add("feed alone", feed_alone)
+        bench.add("in memory", lambda: self._timed(self._in_memory(), worker.train, self._steps))
+        bench.add("with the data loader", lambda: self._timed(worker.fed(self._steps), worker.train, self._steps))
+        bench.add("data loader only", loader_only)
         bench.notes["row groups"] = f"{self._clips} clips, one read for each step, from files read before"
         _finish(bench, "data stall (step with the data loader / in memory)", "in memory", "with the data loader")
 
     def _measure_labels(self) -> None:
-        learner = self._learner
-        tokenizer = make_tokenizer(self.settings.build.train_tokenizer.arch, learner.device)
+        worker = self._worker
+        tokenizer = make_tokenizer(self.settings.train_tokenizer.arch, worker.device)
 
         def online(batch: Any) -> None:
-            learner.train(replace(batch, code_ids=tokenizer.encode(batch.frames)))
+            worker.train(replace(batch, code_ids=tokenizer.encode(batch.frames)))
 
         bench = self._labels
-        bench.add("cached codes", lambda: self._timed(self._in_memory(), learner.train, self._steps))
+        bench.add("cached codes", lambda: self._timed(self._in_memory(), worker.train, self._steps))
         bench.add("tokenizer in the step", lambda: self._timed(self._in_memory(), online, self._steps))
         bench.notes["parameters of the tokenizer"] = f"{sum(p.numel() for p in tokenizer.parameters()):,}"
         _finish(bench, "step with the tokenizer / with cached codes", "cached codes", "tokenizer in the step")
@@ -184,7 +184,7 @@ class Measured:
     def _speed(self, peak: Peak) -> dict[str, Any]:
         """Compute FLOP/s and the cost model's prediction of a step."""
         words = max(batch.input_ids.shape[1] for batch in self._held)
-        work = self._learner.work(words)
+        work = self._worker.work(words)
         return {
             "work": asdict(work),
             "precision": self.precision,
@@ -213,8 +213,8 @@ class Measured:
 
     def constants(self) -> dict[str, float]:
         """Return the measured constants for the cost model."""
-        per_clip = Spread.of([1 / sample.rate("cpu") for sample in self._stall.samples["feed alone"]])
-        kernels = count_kernels(self._learner, self._held[0])
+        per_clip = Spread.of([1 / sample.rate("cpu") for sample in self._stall.samples["data loader only"]])
+        kernels = count_kernels(self._worker, self._held[0])
         return {"feed_core_s_per_clip": per_clip.median, "kernels_per_step": float(kernels)}
 
 
@@ -222,14 +222,14 @@ def _peak_memory(size: str, folder: str, threads: int, precision: str, online: b
     """Run two steps on a batch in memory, in a separate process, and return the peak memory."""
     settings = settings_of(size, _BATCH[size], threads, precision, Path(folder))
     before = _resident()
-    learner = Learner(settings)
-    tokenizer = make_tokenizer(settings.build.train_tokenizer.arch, learner.device) if online else None
-    batch = learner.held(1)[0]
+    worker = TrainingWorker(settings)
+    tokenizer = make_tokenizer(settings.train_tokenizer.arch, worker.device) if online else None
+    batch = worker.held(1)[0]
     for _ in range(2):
         labels = tokenizer.encode(batch.frames) if tokenizer else batch.code_ids
-        learner.train(replace(batch, code_ids=labels))
+        worker.train(replace(batch, code_ids=labels))
     found = {"peak_mib": _resident(), "before_mib": before}
-    if learner.device.type == "cuda":
+    if worker.device.type == "cuda":
         found["gpu_peak_mib"] = torch.cuda.max_memory_allocated() / _MIB
     return found
 

@@ -9,10 +9,9 @@ import yaml
 from checks import commands, cost
 
 from evilm.config.stages import STAGES, Sweep
+from helpers.paths import ROOT
 
-TOP = Path(__file__).parents[2]
-CLUSTER = TOP / "cluster"
-
+CLUSTER = ROOT / "cluster"
 # By file: what stands there, what is put in its place, a part of what is said.
 WRONG: dict[str, list[tuple[str, str, str]]] = {
     "aws.yaml": [
@@ -95,7 +94,7 @@ WRONG: dict[str, list[tuple[str, str, str]]] = {
         ("  shutdownAfterJobFinishes: true\n  ttlSecondsAfterFinished: 600\n", "", "costs money"),
         ("backoffLimit: 3", "submissionMode: K8JobMode", "K8JobMode"),
         ("name: evilm-all", "name: Evilm_all", "the name must be"),
-        ("--benchmark.split train", "--benchmark.splits train", "--benchmark.splits"),
+        ("--set benchmark.split=train", "--set benchmark.splits=train", "benchmark.splits"),
     ],
     "kuberay/redis.yaml": [
         ("labels: {app: evilm-redis}", "labels: {app: redis}", "does not select"),
@@ -165,18 +164,18 @@ def _broken(tmp_path: Path, name: str, old: str, new: str) -> Path:
 
 
 @pytest.mark.parametrize("path", validate.files(), ids=lambda path: str(path.relative_to(CLUSTER)))
-def test_every_file_passes(path: Path) -> None:
+def test_every_cluster_file_is_valid(path: Path) -> None:
     assert validate.check(path) == []
 
 
 @pytest.mark.parametrize(("name", "old", "new", "said"), _cases(WRONG))
-def test_a_wrong_field_is_caught(name: str, old: str, new: str, said: str, tmp_path: Path) -> None:
+def test_wrong_field_is_reported(name: str, old: str, new: str, said: str, tmp_path: Path) -> None:
     problems = validate.check(_broken(tmp_path, name, old, new))
     assert any(said in problem for problem in problems), problems
     assert all("\n" not in problem for problem in problems)
 
 
-def test_a_wrong_field_is_tried_in_every_file() -> None:
+def test_every_file_has_a_wrong_field_case() -> None:
     assert {str(path.relative_to(CLUSTER)) for path in validate.files()} == set(WRONG)
 
 
@@ -186,14 +185,14 @@ def test_kuberay_files_pass_kuberays_own_schemas(crds: Path) -> None:
 
 
 @pytest.mark.parametrize(("name", "old", "new", "said"), _cases(WRONG_BY_CRD))
-def test_kuberays_schemas_catch_a_wrong_field(
+def test_kuberays_schemas_report_a_wrong_field(
     name: str, old: str, new: str, said: str, tmp_path: Path, crds: Path
 ) -> None:
     problems = validate.check(_broken(tmp_path, name, old, new), crds)
     assert any(said in problem for problem in problems), problems
 
 
-def test_there_is_a_job_for_every_command_and_it_runs_that_command() -> None:
+def test_every_command_has_a_job_file() -> None:
     other_spaces = {name for name, stage in STAGES.items() if issubclass(stage, Sweep)} - {"sweep"}
     files = {"all": CLUSTER / "kuberay" / "all.yaml"} | {path.stem: path for path in JOBS}
     assert set(files) == set(STAGES) - other_spaces
@@ -202,20 +201,20 @@ def test_there_is_a_job_for_every_command_and_it_runs_that_command() -> None:
         assert [place for place, _ in commands.commands_in(entrypoint)] == [f"{STAGES[stage].folder}/{stage}"]
 
 
-def test_the_jobs_own_cluster_is_the_standing_one_without_redis() -> None:
+def test_job_cluster_equals_the_permanent_one_without_redis() -> None:
     standing = yaml.safe_load((CLUSTER / "kuberay" / "cluster.yaml").read_text())["spec"]
     own = yaml.safe_load((CLUSTER / "kuberay" / "all.yaml").read_text())["spec"]["rayClusterSpec"]
     standing.pop("gcsFaultToleranceOptions")
     assert own == standing
 
 
-def test_both_files_of_alerts_hold_the_same() -> None:
+def test_both_alert_files_are_equal() -> None:
     alone = yaml.safe_load((CLUSTER / "alerts.yaml").read_text())
     *_, rule = yaml.safe_load_all((CLUSTER / "kuberay" / "monitoring.yaml").read_text())
     assert rule["spec"] == alone
 
 
-def test_the_validator_tells_by_its_exit_code(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_validator_exit_code_reports_errors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     broken = _broken(tmp_path, "aws.yaml", "max_workers: 12", "max_workers: none")
     assert validate.main([str(CLUSTER / "aws.yaml")]) == 0
     assert validate.main([str(broken)]) == 1
@@ -223,7 +222,7 @@ def test_the_validator_tells_by_its_exit_code(tmp_path: Path, capsys: pytest.Cap
     assert "ok" in capsys.readouterr().out
 
 
-def test_costs_that_are_left_out_are_noticed() -> None:
+def test_missing_costs_are_reported() -> None:
     types = {"head": {"node_config": {"InstanceType": "m5.large"}}}
     assert cost.check_cost("nothing", types, "head") == ["cost: head is not counted"]
     assert cost.check_cost("#   head  1 x m5.large  at 0.10 = 0.10", types, "head") == []
