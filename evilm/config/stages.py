@@ -6,6 +6,7 @@ from pydantic import Field, model_validator
 
 from evilm.config.base import Config
 from evilm.config.data import ColumnsConfig, CorpusConfig, FetchConfig, FramesConfig, VocabConfig
+from evilm.config.items import ItemsConfig
 from evilm.config.models import EViLMConfig, VideoTokenizerConfig
 from evilm.config.sweep_space import Range, check_score, check_space, read_space
 from evilm.config.training import (
@@ -95,6 +96,19 @@ class BuildVocab(StageConfig):
     """Count captions of this split only, where the manifest has splits."""
     columns: ColumnsConfig = ColumnsConfig()
     words: VocabConfig = VocabConfig()
+
+
+class BuildItems(StageConfig):
+    """Build the items of a downstream task from its official annotations."""
+
+    task: str = ""
+    """msrvtt-retrieval, msrvtt-qa, msrvtt-mc, msvd-qa, tgif-action, tgif-transition, tgif-frame, didemo-retrieval,
+    hmdb51 or kinetics-400."""
+    annotations: str = ""
+    """Folder of the official annotation files."""
+    frames: str = ""
+    """Frame shards of the videos; without, all items are kept and their coverage is unknown."""
+    items: ItemsConfig = ItemsConfig()
 
 
 class ShardVideos(StageConfig):
@@ -431,6 +445,7 @@ STAGES: dict[str, type[StageConfig]] = {
     "render_corpus": RenderCorpus,
     "shard_videos": ShardVideos,
     "build_vocab": BuildVocab,
+    "build_items": BuildItems,
     "train_tokenizer": TrainTokenizer,
     "precompute_codes": PrecomputeCodes,
     "pretrain": Pretrain,

@@ -36,9 +36,6 @@ class Item:
     file: str = ""
     """Path of the video below the root of the official distribution; '' where it does not say."""
 
-    def __post_init__(self) -> None:
-        assert self.item_id and self.clip_id, self
-
 
 def to_table(items: Iterable[Item], labels: dict[str, int]) -> pa.Table:
     """Build the table of a split.
