@@ -1,4 +1,4 @@
-"""Find or build the inputs of pre-training that were not named, under the root, by the other commands' functions."""
+"""Find or build the inputs of pre-training that the user did not name, with the functions of the other commands."""
 
 import logging
 import os
@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Inputs:
-    """Places of everything that pre-training reads."""
+    """Folders that pre-training reads."""
 
     frames: str
     codes: str
@@ -31,10 +31,10 @@ class Inputs:
 
 
 def build_missing(config: Pretrain) -> Inputs:
-    """The inputs of pre-training, each named by the user or built under `config.root`; what stands is reused.
+    """Return the inputs of pre-training, each named by the user or built under `config.root`; finished ones are reused.
 
     Raises:
-        ConfigError: videos and manifest were not named together, or codes were named without their frames.
+        ConfigError: only one of videos and manifest is named, or codes are named without their frames.
     """
     brings_videos = config.manifest.endswith(".tar") or (config.manifest and config.build.shard_videos.fetch.urls)
     if bool(config.manifest) != bool(config.videos) and not brings_videos:
@@ -43,7 +43,7 @@ def build_missing(config: Pretrain) -> Inputs:
         raise ConfigError("--codes belong to frames and a tokenizer; name --frames and --tokenizer with them")
     if not config.root.startswith("/") and "://" not in config.root and os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR"):
         logger.warning(
-            "--root %s lies in this job's temporary copy of the working dir; name a lasting place", config.root
+            "--root %s is in this job's temporary copy of the working dir; name a permanent folder", config.root
         )
     frames, vocab = build_data(config)
     run = partial(_run_stage, config)
@@ -52,7 +52,7 @@ def build_missing(config: Pretrain) -> Inputs:
     if not config.tokenizer:
         run("train_tokenizer", train_tokenizer, build.train_tokenizer, frames=frames, vocab=vocab, out=tokenizer)
     codes = config.codes
-    if not codes:  # just these views, also where the folder has others
+    if not codes:  # these views only; the folder may hold others
         places = {"frames": frames, "tokenizer": tokenizer, "out": storage.join(root, "codes")}
         coding = build.precompute_codes
         views = {"views": config.views} if config.views else {}
@@ -61,7 +61,7 @@ def build_missing(config: Pretrain) -> Inputs:
 
 
 def build_data(config: Pretrain) -> tuple[str, str]:
-    """Frame shards and vocabulary, each named by the user or built under `config.root`."""
+    """Return frame shards and vocabulary, each named by the user or built under `config.root`."""
     build, root = config.build, storage.absolute(config.root)
     manifest, videos = config.manifest, config.videos
     run = partial(_run_stage, config)
@@ -79,7 +79,7 @@ def build_data(config: Pretrain) -> tuple[str, str]:
 
 
 def _run_stage(caller: Pretrain, stage: str, function: Any, settings: Any, **places: Any) -> dict[str, Any]:
-    """One upstream command with its places filled in; tracked as if it had been called by itself."""
+    """Run an upstream command with its paths filled in; it is tracked like a separate call."""
     config = settings.model_copy(update=places | {"take_over": caller.take_over})
     try:
         summary = function(config) if stage == "train_tokenizer" else track(stage, function, config)

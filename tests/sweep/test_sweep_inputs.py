@@ -5,15 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from commands import ROOT
 
 from evilm.config.command_line import parse
 from evilm.config.stages import Sweep
 from evilm.errors import CollapseError
 from evilm.sweep.run_sweep import sweep
 from evilm.sweep.trial_folder import keep_input_error, read_outcome
+from helpers.paths import SMALL
 
-SMALL = str(ROOT / "tests" / "small.yaml")
 CODEBOOK = "--build.train-tokenizer.arch.codebook"
 
 
@@ -22,7 +21,7 @@ def _sweep(workflow: tuple[Path, dict[str, Any]], tmp_path: Path, *flags: str) -
     places = [f"--{name}={root / name}" for name in ("frames", "vocab")]
     settings = ["--schedule.epochs", "1", "--seeds", "1", "--concurrent", "1", "--no-tracking.enabled"]
     settings += ["--root", str(tmp_path / "root"), "--out", str(tmp_path / "sweep")]
-    config = parse("sweep", ["--preset", SMALL, *places, *settings, *flags])
+    config = parse("sweep", ["--preset", str(SMALL), *places, *settings, *flags])
     assert isinstance(config, Sweep)
     return sweep(config)
 
