@@ -39,7 +39,7 @@ def main(arguments: list[str] | None = None) -> None:
 
     if options.words > config.arch.text_positions:
         parser.error(f"--words {options.words}: use 1 to {config.arch.text_positions}, the text encoder's positions")
-    work = work_of(config.arch, config.build.train_tokenizer.arch, config.objectives, options.words)
+    work = work_of(config.arch, config.train_tokenizer.arch, config.objectives, options.words)
     figures = report(job, work, [kinds[name] for name in options.devices], options.gpus, constants)
     print(json.dumps(figures) if options.json else as_text(figures))
 

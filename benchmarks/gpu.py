@@ -162,7 +162,7 @@ def _codes(folder: Path, size: str, threads: int, rounds: int) -> Iterator[dict[
     """Measure encoding rates from memory and from JPEGs, by number of views."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     pretrain = cast(Pretrain, presets.defaults("pretrain", SIZES[size]))
-    tokenizer = make_tokenizer(pretrain.build.train_tokenizer.arch, device)
+    tokenizer = make_tokenizer(pretrain.train_tokenizer.arch, device)
     tokenizer.save_pretrained(str(folder / "tokenizer"))
     frames = FrameManifest.load(str(folder / "frames"))
     for views in (1, 4):

@@ -46,12 +46,12 @@ def prepare(folder: Path, size: str, batch_clips: int, threads: int, precision: 
         precision: auto, fp32 or bf16.
     """
     config = cast(Pretrain, presets.defaults("pretrain", SIZES[size]))
-    arch, coding = config.arch, config.build.train_tokenizer.arch
+    arch, coding = config.arch, config.train_tokenizer.arch
     frames = store_frames(
         folder / "frames", _GROUPS * batch_clips, arch.input_px, arch.num_frames, 10 * batch_clips, batch_clips
     )
     store_codes(folder / "codes", frames, arch.grid, coding.codebook.num_codes)
-    _fill(vocab(), config.build.build_vocab.words.train_size).save(str(folder / "vocab"))
+    _fill(vocab(), config.build_vocab.words.train_size).save(str(folder / "vocab"))
     return settings_of(size, batch_clips, threads, precision, folder)
 
 
@@ -134,7 +134,7 @@ class TrainingWorker:
 
     def work(self, num_words: int) -> StepWork:
         """Count the work of a step per clip."""
-        tokenizer = self.settings.build.train_tokenizer.arch
+        tokenizer = self.settings.train_tokenizer.arch
         return work_of(self.task.arch, tokenizer, self.settings.objectives, num_words)
 
 

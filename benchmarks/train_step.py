@@ -147,7 +147,7 @@ class Measured:
 
     def _measure_labels(self) -> None:
         worker = self._worker
-        tokenizer = make_tokenizer(self.settings.build.train_tokenizer.arch, worker.device)
+        tokenizer = make_tokenizer(self.settings.train_tokenizer.arch, worker.device)
 
         def online(batch: Any) -> None:
             worker.train(replace(batch, code_ids=tokenizer.encode(batch.frames)))
@@ -223,7 +223,7 @@ def _peak_memory(size: str, folder: str, threads: int, precision: str, online: b
     settings = settings_of(size, _BATCH[size], threads, precision, Path(folder))
     before = _resident()
     worker = TrainingWorker(settings)
-    tokenizer = make_tokenizer(settings.build.train_tokenizer.arch, worker.device) if online else None
+    tokenizer = make_tokenizer(settings.train_tokenizer.arch, worker.device) if online else None
     batch = worker.held(1)[0]
     for _ in range(2):
         labels = tokenizer.encode(batch.frames) if tokenizer else batch.code_ids

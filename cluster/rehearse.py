@@ -25,7 +25,7 @@ from evilm.config.stages import STAGES
 _TOP = Path(__file__).resolve().parents[1]
 _ENDED = {"SUCCEEDED", "FAILED", "STOPPED"}
 _ON_GPUS = [
-    *("--build.train-tokenizer.cluster.gpus-per-worker", "1", "--build.precompute-codes.cluster.gpus-per-worker", "1"),
+    *("--set", "train_tokenizer.cluster.gpus_per_worker=1", "--set", "precompute_codes.cluster.gpus_per_worker=1"),
     *("--cluster.gpus-per-worker", "1"),
 ]
 
@@ -169,7 +169,7 @@ def rehearse(jobs: Jobs, root: Path, preset: str, *flags: str) -> dict[str, Any]
     Raises:
         RuntimeError: the job failed, or was too quick to kill a node.
     """
-    small = ["--build.shard-videos.sampling.shard-clips", "4"]  # many shards, to kill a node in between
+    small = ["--set", "shard_videos.sampling.shard_clips=4"]  # many shards, to kill a node in between
     job = jobs.submit("all", "--preset", preset, "--root", str(root), *_ON_GPUS, *small, *flags)
     jobs.note("the workflow is submitted")
     commits, frames, model = root / "frames" / "commits", root / "frames" / "manifest.json", root / "model"

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from evilm.config.training import PoolConfig
+from evilm.config.resources import PoolConfig
 from evilm.errors import ClusterError
 
 logger = logging.getLogger(__name__)

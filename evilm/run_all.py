@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 def run_all(config: RunAll) -> dict[str, Any]:
     """Go from videos to scores: build missing inputs, pre-train, score, and print a table. Finished outputs are reused.
 
-    Each stage requests the resources of its own section (`build.shard_videos.cluster`, `cluster`, `benchmark.cluster`),
+    Each stage requests the resources of its own section (`shard_videos.cluster`, `cluster`, `benchmark.cluster`),
     so an autoscaling cluster starts GPU nodes only when the tokenizer is trained.
 
     Returns:
@@ -55,15 +55,17 @@ def _pretrain_settings(config: RunAll) -> Pretrain:
 
 def _score(config: RunAll, model: str) -> dict[str, Any]:
     """Score the model zero-shot on the frames of its training."""
-    given: Benchmark = config.benchmark
-    places = {"root": config.root, "model": model, "frames": config.frames, "codes": config.codes}
-    filled = {name: getattr(given, name) or place for name, place in places.items() if name != "root"}
-    settings = given.model_copy(
-        update=filled
-        | {"root": config.root, "overwrite": config.overwrite or given.overwrite}
-        | {"tracking": config.tracking.model_copy(update={"run_name": given.tracking.run_name})}
-    )
+    given = config.benchmark
+    settings = dict(given) | {
+        "root": config.root,
+        "model": model,
+        "frames": given.frames or config.frames,
+        "codes": given.codes or config.codes,
+        "overwrite": config.overwrite,
+        "take_over": config.take_over,
+        "tracking": config.tracking.model_copy(update={"run_name": ""}),
+    }
     try:
-        return track("benchmark", benchmark, settings)
+        return track("benchmark", benchmark, Benchmark.model_validate(settings))
     except (ConfigError, ShardError) as error:
-        raise type(error)(f"benchmark: {error} (here its flags begin with --benchmark.)") from None
+        raise type(error)(f"benchmark: {error} (here its settings are --set benchmark.NAME=VALUE)") from None

@@ -155,7 +155,7 @@ class Job:
 
 def job_of(config: Pretrain, num_clips: int) -> Job:
     """Build the job of a preset's settings."""
-    sampling: FramesConfig = config.build.shard_videos.sampling
+    sampling: FramesConfig = config.shard_videos.sampling
     return Job(
         num_clips=num_clips,
         num_epochs=config.schedule.epochs,
@@ -164,7 +164,7 @@ def job_of(config: Pretrain, num_clips: int) -> Job:
         stored_frames=sampling.stored,
         frame_px=sampling.frame_px,
         regions_per_frame=config.arch.grid**2,
-        num_views=config.build.precompute_codes.views,
+        num_views=config.precompute_codes.views,
         group_clips=sampling.row_group_clips,
         shuffle_groups=config.schedule.shuffle_groups,
         loader_threads=config.cluster.num_loader_threads,

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from evilm.cluster import actor_options
+from evilm.config.resources import PoolConfig
 from evilm.config.stages import PrecomputeCodes
-from evilm.config.training import PoolConfig
 from evilm.encode.tokenizer_actor import EncodeJob, TokenizerActor
 from evilm.encode.verify_codes import audit_codes
 from evilm.errors import ConfigError, ShardError

@@ -94,7 +94,7 @@ WRONG: dict[str, list[tuple[str, str, str]]] = {
         ("  shutdownAfterJobFinishes: true\n  ttlSecondsAfterFinished: 600\n", "", "costs money"),
         ("backoffLimit: 3", "submissionMode: K8JobMode", "K8JobMode"),
         ("name: evilm-all", "name: Evilm_all", "the name must be"),
-        ("--benchmark.split train", "--benchmark.splits train", "--benchmark.splits"),
+        ("--set benchmark.split=train", "--set benchmark.splits=train", "benchmark.splits"),
     ],
     "kuberay/redis.yaml": [
         ("labels: {app: evilm-redis}", "labels: {app: redis}", "does not select"),

@@ -86,7 +86,7 @@ def test_warm_start_resizes_words_and_frames(
     old, new = Vocab.load(root / "vocab"), Vocab.load(tmp_path / "vocab")
     assert new.size > old.size
     monkeypatch.setattr(logging.getLogger("evilm"), "propagate", True)
-    grown = {"vocab": str(tmp_path / "vocab"), "arch.num_frames": 2, "build.train_tokenizer.arch.num_frames": 4}
+    grown = {"vocab": str(tmp_path / "vocab"), "arch.num_frames": 2, "train_tokenizer.arch.num_frames": 4}
     with caplog.at_level(logging.INFO, "evilm"):
         summary = _pretrain(root, tmp_path / "model", root / "model", tokenizer=str(root / "tokenizer"), **grown)
     (line,) = [record.getMessage() for record in caplog.records if "weights start from" in record.getMessage()]

@@ -36,8 +36,8 @@ def require_code_usage(codebook: CodebookConfig, num_used: int, num_regions: int
         f"{what}: the tokenizer has collapsed, it uses {num_used} of its {codebook.num_codes:,} codes for "
         f"{num_regions:,} regions{limit}; {wanted} or more are accepted (arch.codebook.min_usage = "
         f"{codebook.min_usage:g}). Train it again, with --overwrite {_advice(codebook)}; or accept it: run "
-        "train_tokenizer once more with the same settings and --arch.codebook.min-usage 0 (in commands that build the "
-        "tokenizer, these flags begin with --build.train-tokenizer.)"
+        "train_tokenizer once more with the same settings and --arch.codebook.min-usage 0 (commands that build the "
+        "tokenizer take it as --set train_tokenizer.arch.codebook.min_usage=0)"
     )
 
 

@@ -43,8 +43,8 @@ def test_collapse_message_names_value_limit_and_advice():
         "regions (900 could be used at most); 9 or more are accepted (arch.codebook.min_usage = "
         "0.01). Train it again, with --overwrite --arch.codebook.init kmeans --arch.codebook.revive-below "
         "0.1, or more clips; or accept it: run train_tokenizer once more with the same settings and "
-        "--arch.codebook.min-usage 0 (in commands that build the tokenizer, these flags begin with "
-        "--build.train-tokenizer.)"
+        "--arch.codebook.min-usage 0 (commands that build the tokenizer take it as --set "
+        "train_tokenizer.arch.codebook.min_usage=0)"
     )
     alive = CodebookConfig(num_codes=1024, init="kmeans", revive_below=0.1)
     with pytest.raises(CollapseError, match=r"with --overwrite and more clips, a lower --optim\.lr or"):
