@@ -2,8 +2,8 @@
 
     python docs/screenshots.py --root runs/demo --out docs/screenshots
 
-It needs Chromium (Debian: apt-get install chromium) and `pip install evilm[test]`. If expected content does not appear, it
-exits with 1 and the name of the page.
+It needs Chromium (Debian: apt-get install chromium) and `pip install evilm[test]`. If expected content does not
+appear, it exits with 1 and the name of the page.
 """
 
 import argparse
