@@ -133,7 +133,7 @@ def test_codes_of_another_tokenizer_grid_or_frames_are_rejected(small_workflow: 
     from evilm.config.stages import ShardVideos
     from evilm.ingest.shard_videos import shard_videos
 
-    build: ShardVideos = small_pretrain(root).build.shard_videos
+    build = ShardVideos.model_validate(dict(small_pretrain(root).shard_videos))
     corpus = {"manifest": str(root / "corpus" / "manifest.csv"), "videos": str(root / "corpus" / "videos")}
     fewer = build.override({**corpus, "out": str(tmp_path / "frames"), "sampling.jpeg_quality": 50, "limit": 30})
     shard_videos(fewer)

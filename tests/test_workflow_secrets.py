@@ -43,11 +43,10 @@ def test_whole_workflow_writes_no_secret_anywhere(manifest: Path, tmp_path: Path
     server.start()
     try:
         uri = server.uri.replace("://", "://me:masked-password@")
-        small = "build.train_tokenizer.schedule.batch_clips=8 build.shard_videos.fetch.urls=True"
-        flags = [f"--{flag.replace('_', '-')}" for flag in small.split()]
+        settings = ("train_tokenizer.schedule.batch_clips=8", "shard_videos.fetch.urls=true")
         process = start(
             "pretrain", "--preset", str(ROOT / "tests" / "small.yaml"), f"--root={root}", f"--manifest={manifest}",
-            "--build.shard-videos.fetch.allow-private", *[flag.replace("=True", "") for flag in flags],
+            "--set=shard_videos.fetch.allow_private=true", *[f"--set={setting}" for setting in settings],
             "--schedule.epochs=1", MLFLOW_TRACKING_URI=uri, RAY_TMPDIR=str(ray),
         )  # fmt: skip
         printed, said = process.communicate(timeout=900)

@@ -1,4 +1,4 @@
-"""The embedded corpus, rendered by Ray tasks; each writes its clips atomically, so a rerun makes what is missing."""
+"""Render the embedded corpus with Ray tasks; each writes its clips atomically, so a rerun adds only missing ones."""
 
 import logging
 import time
@@ -12,6 +12,7 @@ from evilm.errors import UsageError
 from evilm.io import storage
 from evilm.io.outputs import Output
 from evilm.synth import VIDEOS_NAME, PlannedClip, plan_corpus, render_and_write, write_manifests
+from evilm.synth.annotations import FOLDER, write_annotations
 
 logger = logging.getLogger(__name__)
 
@@ -22,23 +23,28 @@ def render_corpus(config: RenderCorpus) -> dict[str, Any]:
     """Render the corpus to `out`: `manifest.csv` and `videos/`.
 
     Returns:
-        The summary: clips by split, places, fingerprint, seconds.
+        The summary: clips by split, paths, fingerprint, seconds.
     """
     if not config.out:
-        raise UsageError("--out is missing; name the folder that the corpus goes to")
+        raise UsageError("--out is missing; name the folder for the corpus")
     out = storage.absolute(config.out)
     with Output(config, out, {}) as output:
-        return output.done | {"reused": True} if output.done else output.close(_write_corpus(config, output))
+        if not output.done:
+            return output.close(_write_corpus(config, output))
+    if not storage.exists(storage.join(out, FOLDER)):  # of a version before them
+        write_annotations(plan_corpus(config.corpus), config.corpus.seed, out)
+    return output.done | {"reused": True}
 
 
 def _write_corpus(config: RenderCorpus, output: Output) -> dict[str, Any]:
-    """Render what is missing; the summary."""
+    """Render missing clips and return the summary."""
     began, out = time.monotonic(), output.out
     planned = plan_corpus(config.corpus)
     connect()
     _render(planned, config, out)
     output.check()
     manifest = write_manifests(planned, config.corpus, out)
+    write_annotations(planned, config.corpus.seed, out)
     by_split: dict[str, int] = {}
     for clip in planned:
         by_split[clip.split] = by_split.get(clip.split, 0) + 1
@@ -47,6 +53,7 @@ def _write_corpus(config: RenderCorpus, output: Output) -> dict[str, Any]:
         "inputs": {},
         "manifest": manifest,
         "videos": storage.join(out, VIDEOS_NAME),
+        "annotations": storage.join(out, FOLDER),
         "clips": by_split,
         "heldout_clips": sum(clip.heldout for clip in planned),
         "words": len({word for clip in planned for word in clip.caption.lower().replace(",", " ").split()}),
@@ -57,7 +64,7 @@ def _write_corpus(config: RenderCorpus, output: Output) -> dict[str, Any]:
 
 
 def _render(planned: list[PlannedClip], config: RenderCorpus, out: str) -> None:
-    """Spread chunks of clips over at most `num_workers` tasks at a time, with a progress line now and then."""
+    """Render chunks of clips in at most `num_workers` tasks at a time, and log progress."""
     import ray
 
     remote = ray.remote(num_cpus=1, max_retries=3)(_render_chunk)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from evilm.config.secrets import public_uri
-from evilm.config.stages import StageConfig
+from evilm.config.stage_settings import StageConfig
 from evilm.io import storage
 
 logger = logging.getLogger(__name__)

@@ -224,7 +224,7 @@ def test_measured_constants_replace_assumed_ones(tmp_path) -> None:
     file.write_text("{}")
     with pytest.raises(ConfigError, match="has no `constants`"):
         measured(CONSTANTS, [str(file)])
-    with pytest.raises(ConfigError, match="give the JSON"):
+    with pytest.raises(ConfigError, match="name a JSON"):
         measured(CONSTANTS, [str(tmp_path / "none.json")])
 
 

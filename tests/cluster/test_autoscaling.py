@@ -25,7 +25,7 @@ from helpers.workflow import Workflow
 pytestmark = [pytest.mark.long, pytest.mark.timeout(1800)]
 FRAMES = ["--sampling.shard-clips", "4"]
 TOKENIZER = ["--schedule.epochs", "1"]
-BUILD = ["--build.shard-videos.sampling.shard-clips", "4", "--build.train-tokenizer.schedule.epochs", "1"]
+BUILD = ["--set", "shard_videos.sampling.shard_clips=4", "--set", "train_tokenizer.schedule.epochs=1"]
 GPU = ["--cluster.gpus-per-worker", "1"]
 EPOCHS = 16
 STEPS = EPOCHS * 4  # 64 clips, 16 a step

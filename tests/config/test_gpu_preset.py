@@ -23,8 +23,8 @@ def test_gpu_preset_models_need_no_download(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(socket.socket, "connect", _no_network)
     config = cast(Pretrain, defaults("pretrain", "gpu"))
     paper = cast(Pretrain, defaults("pretrain", "paper"))
-    tokenizer = config.build.train_tokenizer.arch
-    assert (config.arch.video_weights, tokenizer.encoder_weights, config.build.build_vocab.base_vocab) == ("", "", "")
+    tokenizer = config.train_tokenizer.arch
+    assert (config.arch.video_weights, tokenizer.encoder_weights, config.build_vocab.base_vocab) == ("", "", "")
     assert config.arch == paper.arch.model_copy(update={"video_weights": ""}), "the paper's student"
     arch = config.arch.model_copy(update={"num_codes": tokenizer.codebook.num_codes})
     sizes = [sum(p.numel() for p in model.parameters()) for model in (EViLMModel(arch), VideoTokenizer(tokenizer))]

@@ -19,7 +19,7 @@ def units(nodes: dict[str, Any], code: str) -> subprocess.Popen[bytes]:
     start = (
         "import json, ray; from helpers import failing_units; from functools import partial; "
         "from evilm.jobs import runner; "
-        "from evilm.config.training import PoolConfig; "
+        "from evilm.config.resources import PoolConfig; "
         "from evilm.cluster import actor_options, connect, task_options; "
         "from evilm.console import log_to_console; "
         "log_to_console(); connect(min_cpus=1); names = [f's-{n}' for n in range(8)]; "

@@ -148,9 +148,9 @@ def test_half_precision_scores_are_close_and_the_dtype_is_kept(dtype: str, saved
     ("wrong", "message"),
     [
         (lambda m: m.match(["/none/clip.mp4"], CAPTIONS), "missing_file: /none/clip.mp4"),
-        (lambda m: m.match([[b"no"] * 3], CAPTIONS), "a frame that is no JPEG"),
-        (lambda m: m.match("clip.mp4", CAPTIONS), "give a list of videos"),
-        (lambda m: m.match([noise()], "a ball"), "give a list of captions"),
+        (lambda m: m.match([[b"no"] * 3], CAPTIONS), "a frame that is not a JPEG"),
+        (lambda m: m.match("clip.mp4", CAPTIONS), "pass a list of videos"),
+        (lambda m: m.match([noise()], "a ball"), "pass a list of captions"),
         (lambda m: m.match_pairs([noise()], CAPTIONS), "1 videos and 3 captions"),
     ],
 )
@@ -212,7 +212,7 @@ def test_unknown_or_unsupported_settings_are_rejected(saved: Path, tmp_path: Pat
 
 def test_vocabulary_of_another_size_is_rejected(saved: Path):
     other = Vocab(train_wordpiece(["x y z"], 40))
-    with pytest.raises(ConfigError, match="give the vocabulary that it was trained with"):
+    with pytest.raises(ConfigError, match="use the vocabulary that it was trained with"):
         EViLM(EViLMModel.from_pretrained(str(saved)), other, Preprocessor(FRAMES, 3))
 
 

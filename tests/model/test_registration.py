@@ -80,7 +80,9 @@ def test_an_encoder_that_timm_does_not_have_is_named() -> None:
 
 def test_a_tokenizer_of_unknown_kind_is_refused(tmp_path: Path) -> None:
     storage.write_json(str(tmp_path / "config.json"), {"model_type": "os:system"})
-    with pytest.raises(CheckpointError, match="holds a 'os:system'; video tokenizers here are evilm_tokenizer, others"):
+    with pytest.raises(
+        CheckpointError, match="holds a 'os:system'; installed video tokenizers are evilm_tokenizer; others"
+    ):
         load_tokenizer(str(tmp_path))
 
 

@@ -133,12 +133,12 @@ def test_sweep_killed_while_building_shared_inputs_builds_each_once(
     root, _ = small_workflow
     space, out = tmp_path / "space.yaml", tmp_path / "sweep"
     swept = {"codebook_size": "codebook.num_codes: [16, 32]", "focal_loss": "focal.gamma_negative: [1, 2]"}[stage]
-    space.write_text(f"build.train_tokenizer.arch.{swept}\n")
+    space.write_text(f"train_tokenizer.arch.{swept}\n")
     command = ["--preset", str(SMALL), f"--frames={frames}", f"--vocab={root / 'vocab'}", "--root", str(tmp_path)]
     command += ["--out", str(out), "--space", str(space), "--seeds", "1", "--stopping", "none", "--concurrent", "1"]
     command += ["--tracking.no-enabled", "--schedule.epochs", "1", "--cluster.cpus-per-worker", "1"]
-    command += ["--build.train-tokenizer.schedule.checkpoint-every-steps", "2"]
-    command += ["--build.precompute-codes.batch-clips", "1"]
+    command += ["--set", "train_tokenizer.schedule.checkpoint_every_steps=2"]
+    command += ["--set", "precompute_codes.batch_clips=1"]
     begun = "tokenizer/checkpoints/step_*-*" if stage == "codebook_size" else "codes/*/commits/*.json"
 
     def second() -> Path | None:

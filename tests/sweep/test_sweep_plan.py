@@ -34,14 +34,14 @@ def test_sweep_settings_come_from_pretrain_then_sweep_then_its_own_section(tmp_p
     preset.write_text(
         "pretrain: {optim: {lr: 1.0e-3, beta1: 0.8}}\n"
         "sweep: {optim: {lr: 2.0e-3}, seeds: 3}\n"
-        "lr_batch: {seeds: 4, build: {train_tokenizer: {schedule: {epochs: 1}}}}\n"
+        "lr_batch: {seeds: 4, train_tokenizer: {schedule: {epochs: 1}}}\n"
         "train_tokenizer: {schedule: {epochs: 7, batch_clips: 64}}\n"
     )
     found = {
         stage: parse(stage, ["--preset", str(preset), "--space", "masking_ratio"]) for stage in ("sweep", "lr_batch")
     }
     assert [(c.optim.lr, c.optim.beta1, c.seeds) for c in found.values()] == [(2e-3, 0.8, 3), (2e-3, 0.8, 4)]
-    schedules = [config.build.train_tokenizer.schedule for config in found.values()]
+    schedules = [config.train_tokenizer.schedule for config in found.values()]
     assert [(s.epochs, s.batch_clips) for s in schedules] == [(7, 64), (1, 64)]
     plain = defaults("pretrain", str(preset))
     assert isinstance(plain, Pretrain)
@@ -64,13 +64,13 @@ def test_sweep_settings_come_from_pretrain_then_sweep_then_its_own_section(tmp_p
             "arch.decoder_heads = 3, which can't work: decoder_heads = 3 does not divide",
         ),
         ("objectives.mask_ratio: 0.2", [], "expected a list of values or {low"),
-        ("optim.lr: {low: 1e-3, high: 1e-4}", [], "is no range"),
+        ("optim.lr: {low: 1e-3, high: 1e-4}", [], "is not a range"),
         ("optim.lr: {low: 1e-5, high: 1e-3, log: true}", [], "a range has no grid"),
-        ("optim.lr: {low: 1e-5, high: fast}", ["--search", "random"], "'fast' is no number"),
-        ("optim.lr: {low: 1e-4, high: .inf, log: true}", ["--search", "random"], "inf is no end of a range"),
-        ("optim.lr: {low: .nan, high: 1}", ["--search", "random"], "nan is no end of a range"),
-        ("optim.lr: {low: 1, high: 1" + 400 * "0" + "}", ["--search", "random"], "is no end of a range"),
-        ("schedule.batch_clips: {low: 8, high: 64.5}", ["--search", "random"], "takes whole numbers alone"),
+        ("optim.lr: {low: 1e-5, high: fast}", ["--search", "random"], "'fast' is not a number"),
+        ("optim.lr: {low: 1e-4, high: .inf, log: true}", ["--search", "random"], "inf is not an end of a range"),
+        ("optim.lr: {low: .nan, high: 1}", ["--search", "random"], "nan is not an end of a range"),
+        ("optim.lr: {low: 1, high: 1" + 400 * "0" + "}", ["--search", "random"], "is not an end of a range"),
+        ("schedule.batch_clips: {low: 8, high: 64.5}", ["--search", "random"], "takes whole numbers only"),
         ("optim.lr: [1e-3]", ["--score", "nonsense"], "nonsense: no such held-out metric; use match_auc, loss, mlm_"),
         ("optim.lr: [1e-3]", ["--score", "vtm_loss", "--objectives.vtm-weight", "0"], "no such held-out metric"),
         ("optim.lr: [", [], "not valid YAML"),
@@ -79,7 +79,7 @@ def test_sweep_settings_come_from_pretrain_then_sweep_then_its_own_section(tmp_p
         ("out: [a, b]", [], "out can't be swept: each trial has its own"),
         ("cluster.num_workers: [1, 2]", [], "cluster.num_workers can't be swept"),
         ("schedule.seed: [1, 2]", [], "use --seeds alone"),
-        ("build.train_tokenizer.arch.codebook.num_codes: [64]", ["--tokenizer", "t"], "with --tokenizer named"),
+        ("train_tokenizer.arch.codebook.num_codes: [64]", ["--tokenizer", "t"], "with --tokenizer named"),
         ("optim.lr: [1e-3]\noptim.beta1: [0.9]", ["--values", "1"], "write a space file"),
     ],
 )
@@ -135,7 +135,7 @@ def test_equal_settings_have_equal_trials_however_written(tmp_path: Path) -> Non
 def test_integer_settings_draw_integers(tmp_path: Path) -> None:
     space = tmp_path / "space.yaml"
     lines = ["schedule.batch_clips: {low: 8, high: 1e9, log: true}", "optim.lr: {low: 1, high: 2}"]
-    lines += ["schedule.max_steps: {low: 2.0, high: 9}", "build.train_tokenizer.schedule.epochs: {low: 1, high: 99}"]
+    lines += ["schedule.max_steps: {low: 2.0, high: 9}", "train_tokenizer.schedule.epochs: {low: 1, high: 99}"]
     space.write_text("\n".join(lines))
     for values in _settings("--space", str(space), "--search", "random", "--trials", "5"):
         batch, rate, *others = values.values()

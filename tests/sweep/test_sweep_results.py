@@ -101,7 +101,7 @@ def test_figure_is_drawn_for_one_or_several_settings(more: dict) -> None:
 
 def test_best_preset_repeats_the_trial_in_pretrain(tmp_path: Path) -> None:
     config = parse("codebook_size", ["--preset", "tiny", "--arch.dropout", "0.2"])
-    values = {"build.train_tokenizer.arch.codebook.num_codes": 64, "optim.lr": 2e-3}
+    values = {"train_tokenizer.arch.codebook.num_codes": 64, "optim.lr": 2e-3}
     (trial,) = make_trials(0, values, 1, str(tmp_path))
     ground = SharedPlaces(Inputs("f", "c", "v", "t"), 512, 96)
     settings = trial_config(config, trial, ground, "codebook_size", "sqlite:///x.db", "parent")
@@ -116,9 +116,9 @@ def test_best_preset_repeats_the_trial_in_pretrain(tmp_path: Path) -> None:
     again = defaults("pretrain", str(preset))
     assert isinstance(again, Pretrain)
     assert again.identity == settings.identity
-    assert again.build.train_tokenizer.identity == settings.build.train_tokenizer.identity
+    assert again.train_tokenizer.identity == settings.train_tokenizer.identity
     assert not {"out", "root", "frames", "tracking", "preset"} & yaml.safe_load(preset.read_text())["pretrain"].keys()
-    assert (again.optim.lr, again.arch.dropout, again.build.train_tokenizer.arch.codebook.num_codes) == (2e-3, 0.2, 64)
+    assert (again.optim.lr, again.arch.dropout, again.train_tokenizer.arch.codebook.num_codes) == (2e-3, 0.2, 64)
 
 
 def test_trials_differ_by_values_and_seed_only(tmp_path: Path) -> None:

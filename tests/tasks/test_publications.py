@@ -74,7 +74,7 @@ def test_best_step_by_another_metric_is_rejected(
 ) -> None:
     out = shutil.copytree(first_is_best[0].parent, tmp_path / "run") / "model"
     config = small_pretrain(small_workflow[0], out=str(out), export="best", **_FIRST | {"schedule.keep_best": "loss"})
-    with pytest.raises(ConfigError, match=r"best step of .* is known by mvm_most_frequent, not by loss"):
+    with pytest.raises(ConfigError, match=r"best step of .* was chosen by mvm_most_frequent, not by loss"):
         pretrain(config)
 
 
@@ -117,7 +117,7 @@ def test_damaged_or_foreign_checkpoint_is_rejected_in_one_line(
     with pytest.raises(CheckpointError, match=r"ema\.safetensors has another SHA-256 than when it was written"):
         evilm.EViLM.from_pretrained(damaged)
     (damaged / "ema.safetensors").unlink()
-    with pytest.raises(CheckpointError, match=r"ema\.safetensors is missing; give another checkpoint"):
+    with pytest.raises(CheckpointError, match=r"ema\.safetensors is missing; use another checkpoint"):
         evilm.EViLM.from_pretrained(damaged)
 
 

@@ -67,10 +67,10 @@ def test_other_init_model_is_another_training(small_workflow: Workflow, started:
     root, (out, _) = small_workflow[0], started
     with pytest.raises(ConfigError, match=r"was made with other settings .*init: "):
         _pretrain(root, out, root / "model" / "checkpoints" / newest_first(str(root / "model"))[1])
-    with pytest.raises(ConfigError, match=r"--init .* lies in --out .*; choose another --out"):
+    with pytest.raises(ConfigError, match=r"--init .* is inside --out .*; choose another --out"):
         _pretrain(root, out, out, overwrite=True)
     assert (out / "summary.json").exists()
-    with pytest.raises(CheckpointError, match="holds 'tokenizer', not a student; give the folder of a student"):
+    with pytest.raises(CheckpointError, match="holds 'tokenizer', not a student; name the folder of a student"):
         _pretrain(root, out, root / "tokenizer")
 
 
@@ -86,7 +86,7 @@ def test_warm_start_resizes_words_and_frames(
     old, new = Vocab.load(root / "vocab"), Vocab.load(tmp_path / "vocab")
     assert new.size > old.size
     monkeypatch.setattr(logging.getLogger("evilm"), "propagate", True)
-    grown = {"vocab": str(tmp_path / "vocab"), "arch.num_frames": 2, "build.train_tokenizer.arch.num_frames": 4}
+    grown = {"vocab": str(tmp_path / "vocab"), "arch.num_frames": 2, "train_tokenizer.arch.num_frames": 4}
     with caplog.at_level(logging.INFO, "evilm"):
         summary = _pretrain(root, tmp_path / "model", root / "model", tokenizer=str(root / "tokenizer"), **grown)
     (line,) = [record.getMessage() for record in caplog.records if "weights start from" in record.getMessage()]
@@ -110,5 +110,5 @@ def test_warm_started_tokenizer_keeps_the_codebook(small_workflow: Workflow, tmp
     assert (summary["init"]["unused"], summary["init"]["fresh"]) == ([], [])
     old, new = (VideoTokenizer.from_pretrained(str(p)) for p in (root / "tokenizer", tmp_path / "tokenizer"))
     assert torch.allclose(old.quantizer.codebook, new.quantizer.codebook, atol=1e-6)
-    with pytest.raises(CheckpointError, match="holds 'student', not a tokenizer; give the folder of a tokenizer"):
+    with pytest.raises(CheckpointError, match="holds 'student', not a tokenizer; name the folder of a tokenizer"):
         train_tokenizer(config.model_copy(update={"init": str(root / "model")}))

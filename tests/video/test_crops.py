@@ -45,7 +45,7 @@ def test_pixels_outside_the_crop_do_not_bleed_in() -> None:
 
 
 def test_view_beyond_the_frame_is_rejected() -> None:
-    with pytest.raises(ConfigError, match="reaches over a frame of 48 x 48 pixels"):
+    with pytest.raises(ConfigError, match="exceeds a frame of 48 x 48 pixels"):
         replay(frames(), View(20, 0, 30, 30, False))
 
 

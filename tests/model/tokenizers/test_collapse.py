@@ -40,11 +40,11 @@ def test_collapse_message_names_value_limit_and_advice():
         require_usage_on_val(CodebookConfig(num_codes=1024), summary, "runs/tokenizer")
     assert str(caught.value) == (
         "runs/tokenizer, split val: the tokenizer has collapsed, it uses 2 of its 1,024 codes for 900 "
-        "regions, of which 900 could be used at most; 9 or more are accepted (arch.codebook.min_usage = "
+        "regions (900 could be used at most); 9 or more are accepted (arch.codebook.min_usage = "
         "0.01). Train it again, with --overwrite --arch.codebook.init kmeans --arch.codebook.revive-below "
         "0.1, or more clips; or accept it: run train_tokenizer once more with the same settings and "
-        "--arch.codebook.min-usage 0 (in commands that build the tokenizer, these flags begin with "
-        "--build.train-tokenizer.)"
+        "--arch.codebook.min-usage 0 (commands that build the tokenizer take it as --set "
+        "train_tokenizer.arch.codebook.min_usage=0)"
     )
     alive = CodebookConfig(num_codes=1024, init="kmeans", revive_below=0.1)
     with pytest.raises(CollapseError, match=r"with --overwrite and more clips, a lower --optim\.lr or"):
@@ -55,8 +55,8 @@ def test_collapse_message_names_value_limit_and_advice():
 def test_tokenizer_without_usage_record_warns(summary, caplog):
     require_usage_on_val(CodebookConfig(), summary, "runs/old")
     assert [record.getMessage() for record in caplog.records] == [
-        "runs/old has no record of its code usage on a val split; whether it has collapsed is checked on its codes of "
-        "the train split, once they are there"
+        "runs/old has no record of its code usage on a val split; collapse is checked on its codes of the train split, "
+        "once they are computed"
     ]
 
 
