@@ -10,10 +10,10 @@ from checks.commands import check_commands
 from evilm.config.base import flatten
 from evilm.config.flags import make_parser
 from evilm.config.stages import STAGES
+from helpers.paths import ROOT
 
-TOP = Path(__file__).parents[2]
-DOCS = [TOP / "README.md", TOP / "CONTRIBUTING.md", *sorted((TOP / "docs").glob("*.md"))]
-TEXTS = [*DOCS, *sorted((TOP / "evilm").rglob("*.yaml")), *sorted((TOP / "evilm").rglob("*.py"))]
+DOCS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+TEXTS = [*DOCS, *sorted((ROOT / "evilm").rglob("*.yaml")), *sorted((ROOT / "evilm").rglob("*.py"))]
 ABOUT_COMMANDS = ("README.md", "data.md", "data_sources.md", "sweeps.md", "tracking.md")
 OF_OTHERS = {"--working-dir", "--ranks"}
 """Flags of `ray job submit` and of benchmarks in the documents about our commands."""
@@ -50,6 +50,6 @@ def test_flags_in_documents_about_the_commands_exist() -> None:
 def test_settings_shown_with_set_exist() -> None:
     known = {name for command in STAGES.values() for name in flatten(command().model_dump())}
     files = [path for path in TEXTS if path.name != "cost.md"]  # whose --set is that of benchmarks/cost.py
-    files += [*(TOP / "pipelines").glob("*.py"), *(TOP / "cluster").rglob("*.yaml")]
+    files += [*(ROOT / "pipelines").glob("*.py"), *(ROOT / "cluster").rglob("*.yaml")]
     shown = _shown(files, r"--set[ =]([a-z_]+\.[a-z_.]+)=")
     assert [(name, setting) for name, setting in shown if setting not in known] == []

@@ -16,6 +16,7 @@ from evilm.config.command_line import parse
 from evilm.config.presets import load
 from evilm.config.stages import STAGES, Pretrain
 from evilm.errors import ConfigError
+from helpers.paths import ROOT
 
 
 def _said(capsys: pytest.CaptureFixture[str], stage: str, *arguments: str) -> str:
@@ -57,10 +58,10 @@ def test_help_shows_common_settings_and_where_the_others_are(stage: str) -> None
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_the_example_of_a_help_text_is_understood(stage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_example_in_the_help_text_parses(stage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (command,) = re.findall(r"^example:\n  python (.*)", _help(stage, "-h"), re.MULTILINE)
     path, *arguments = shlex.split(command)
-    assert (Path(__file__).parents[2] / path).is_file()
+    assert (ROOT / path).is_file()
     assert arguments
     parse(stage, arguments)
 
@@ -157,13 +158,13 @@ def test_set_refuses_what_does_not_exist_or_fit(change: str, wanted: str, capsys
         ),
     ],
 )
-def test_flags_that_do_not_exist_are_refused_with_the_spelling_that_does(
+def test_unknown_flag_error_suggests_the_right_spelling(
     stage: str, flags: str, advice: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert advice in _said(capsys, stage, *flags.split())
 
 
-def test_a_section_of_earlier_presets_is_refused_with_the_new_name(tmp_path: Path) -> None:
+def test_old_preset_section_is_rejected_with_the_new_name(tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text("pretrain: {build: {shard_videos: {limit: 3}}}")
     with pytest.raises(ConfigError, match=r"'build\.shard_videos\.limit': it is called 'shard_videos\.limit' now"):
         load(str(tmp_path / "mine.yaml"))
@@ -186,13 +187,13 @@ def test_switches_take_true_and_false_as_yaml_does(flags: list[str], wanted: boo
     assert parse("pretrain", [*flags, "--preset", "tiny"]).cluster.fused is wanted
 
 
-def test_a_switch_takes_nothing_else(capsys: pytest.CaptureFixture[str]) -> None:
+def test_switches_reject_other_values(capsys: pytest.CaptureFixture[str]) -> None:
     assert "cluster.fused = 'maybe': Input should be a valid boolean" in _said(
         capsys, "pretrain", "--cluster.fused", "maybe"
     )
 
 
-def test_a_section_of_a_stage_may_hold_what_only_its_own_command_has(tmp_path: Path) -> None:
+def test_stage_section_may_hold_settings_of_its_own_command_only(tmp_path: Path) -> None:
     preset = tmp_path / "mine.yaml"
     preset.write_text("shard_videos: {manifest: a.csv, out: frames, limit: 3, tracking: {enabled: false}}")
     assert parse("shard_videos", ["--preset", str(preset)]).out == "frames"
@@ -210,7 +211,7 @@ def test_a_section_of_a_stage_may_hold_what_only_its_own_command_has(tmp_path: P
         ("pretrain: {optim: {lr: 1, lr: 2}}", "'lr' is given in line 1 and again in line 1"),
     ],
 )
-def test_a_key_that_is_given_twice_is_refused_with_its_lines(
+def test_duplicate_keys_are_rejected_with_their_lines(
     text: str, wanted: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     preset = tmp_path / "mine.yaml"
@@ -218,7 +219,7 @@ def test_a_key_that_is_given_twice_is_refused_with_its_lines(
     assert _said(capsys, "pretrain", "--preset", str(preset)) == f"--preset {preset}: {wanted}"
 
 
-def test_a_setting_that_a_space_gives_twice_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_duplicate_settings_of_a_space_are_rejected(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     space = tmp_path / "space.yaml"
     space.write_text("optim.lr: [1.0e-3]\noptim.beta1: [0.9]\noptim.lr: [1.0e-4]\n")
     assert "'optim.lr' is given in line 1 and again in line 3" in _said(capsys, "sweep", "--space", str(space))
@@ -246,7 +247,7 @@ def test_no_setting_may_be_infinite_or_nan(stage: str) -> None:
 
 
 @pytest.mark.parametrize("value", ["inf", "1e999", "nan", "-1e999"])
-def test_an_infinite_rate_is_refused_by_flag_preset_and_space(
+def test_infinite_rate_is_rejected_by_flag_preset_and_space(
     value: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert "optim.lr = " in _said(capsys, "pretrain", f"--optim.lr={value}")
@@ -261,7 +262,7 @@ def test_an_infinite_rate_is_refused_by_flag_preset_and_space(
     assert "schedule.batch_clips = " in _said(capsys, "sweep", "--space", str(space))
 
 
-def test_the_last_place_of_a_setting_counts(tmp_path: Path) -> None:
+def test_last_value_of_a_flag_wins(tmp_path: Path) -> None:
     preset = tmp_path / "mine.yaml"
     preset.write_text("pretrain: {seed: 1}".replace("seed", "views"))
     config: Any = parse("pretrain", ["--preset", str(preset), "--views", "2", "--views", "3"])

@@ -20,7 +20,7 @@ RECORDED = json.loads((Path(__file__).parent / "recorded_settings.json").read_te
 
 
 @pytest.mark.parametrize("stage", RECORDED)
-def test_an_output_of_the_version_before_is_reused(stage: str, tmp_path: Path) -> None:
+def test_output_of_the_previous_version_is_reused(stage: str, tmp_path: Path) -> None:
     config = STAGES[stage]()
     with Output(config, str(tmp_path), {}) as output:
         output.close({"made": "before"})
@@ -30,7 +30,7 @@ def test_an_output_of_the_version_before_is_reused(stage: str, tmp_path: Path) -
         assert output.done == {"made": "before"}
 
 
-def test_digests_of_settings_are_those_of_the_version_before() -> None:
+def test_digests_of_settings_are_unchanged() -> None:
     assert fingerprint(RenderCorpus().identity) == "3f5a1e6a51dd3704"
     assert fingerprint(ShardVideos().identity) == "afda6c20eeadb684"
     values = {"train_tokenizer.arch.codebook.num_codes": 64, "optim.lr": 2e-3}
@@ -51,7 +51,7 @@ def _fields(section: Config, prefix: str = "", is_incidental: bool = False) -> I
 
 
 @pytest.mark.parametrize("stage", sorted(STAGES.keys() - {"all"}))
-def test_the_identity_holds_what_no_field_declares_incidental(stage: str) -> None:
+def test_identity_holds_all_settings_not_marked_incidental(stage: str) -> None:
     config = STAGES[stage]().override({"views": 2} if stage == "precompute_codes" else {})
     held = set(flatten(config.identity))
     declared = dict(_fields(config))
@@ -70,7 +70,7 @@ def test_settings_that_every_command_takes_are_incidental() -> None:
 
 
 @pytest.mark.parametrize("name", Upstream.model_fields)
-def test_settings_of_other_stages_are_those_of_their_commands_without_places_and_tracking(name: str) -> None:
+def test_upstream_settings_omit_paths_and_tracking(name: str) -> None:
     settings: Any = Upstream.model_fields[name].annotation
     assert not settings.model_fields.keys() & (StageConfig.model_fields.keys() | {"manifest", "videos", "frames"})
     assert not settings.model_fields.keys() & {"vocab", "tokenizer", "codes", "root"}

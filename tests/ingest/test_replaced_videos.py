@@ -12,7 +12,7 @@ from helpers.video_files import write_video
 
 
 @pytest.mark.parametrize("where", ["local", "s3"])
-def test_a_replaced_video_is_reported_by_the_next_run(
+def test_replaced_video_is_reported_by_the_next_run(
     where: str, tmp_path: Path, s3_bucket: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     corpus, videos = make_corpus(tmp_path / "corpus"), f"{s3_bucket}/videos"

@@ -53,7 +53,7 @@ def test_registries_list_what_is_built_in_and_installed(installed: Path) -> None
 
 
 @pytest.mark.parametrize("name", ["mean_colour", "helpers.toy_plugins:MeanColourEncoder"])
-def test_an_encoder_of_another_package_is_part_of_the_model(name: str, installed: Path) -> None:
+def test_encoder_of_another_package_is_part_of_the_model(name: str, installed: Path) -> None:
     model = _model(video_encoder=name)
     assert isinstance(model.video_encoder, toy_plugins.MeanColourEncoder)
     assert model.pixels.mean.flatten().tolist() == [0.0, 0.0, 0.0]
@@ -73,12 +73,12 @@ def test_image_models_of_timm_give_regions_of_32_pixels(name: str, px: int) -> N
     assert [n for n, p in encoder.named_parameters() if p.requires_grad and p.grad is None] == []
 
 
-def test_an_encoder_that_timm_does_not_have_is_named() -> None:
+def test_unknown_timm_encoder_is_named() -> None:
     with pytest.raises(ConfigError, match=r"video_encoder = 'edgenxt'.*the paper uses edgenext_small"):
         build_video_encoder("edgenxt", "", 64)
 
 
-def test_a_tokenizer_of_unknown_kind_is_refused(tmp_path: Path) -> None:
+def test_unknown_tokenizer_kind_is_rejected(tmp_path: Path) -> None:
     storage.write_json(str(tmp_path / "config.json"), {"model_type": "os:system"})
     with pytest.raises(
         CheckpointError, match="holds a 'os:system'; installed video tokenizers are evilm_tokenizer; others"
@@ -87,7 +87,7 @@ def test_a_tokenizer_of_unknown_kind_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.long
-def test_codes_of_another_packages_tokenizer_train_a_model(
+def test_model_trains_on_codes_of_another_packages_tokenizer(
     installed: Path, small_workflow: Workflow, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root, tokenizer = small_workflow[0], str(tmp_path / "tokenizer")
@@ -105,7 +105,7 @@ def test_codes_of_another_packages_tokenizer_train_a_model(
 
 
 @pytest.mark.long
-def test_a_task_of_another_package_is_trained_and_exported(small_workflow: Workflow, tmp_path: Path) -> None:
+def test_task_of_another_package_is_trained_and_exported(small_workflow: Workflow, tmp_path: Path) -> None:
     frames, out = str(small_workflow[0] / "frames"), str(tmp_path / "line")
     values = {"frames": frames, "out": out, "schedule.epochs": 4, "optim.lr": 0.3, "tracking.enabled": False}
     config = defaults("train_tokenizer", str(SMALL)).override(values)
@@ -116,7 +116,7 @@ def test_a_task_of_another_package_is_trained_and_exported(small_workflow: Workf
     assert set(storage.read_json(f"{out}/line.json")) == {"weight", "bias"}
 
 
-def test_documented_examples_are_those_that_run_here() -> None:
+def test_documented_examples_equal_the_toys_that_run_here() -> None:
     source = Path(toy_plugins.__file__).read_text()
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "architecture.md").read_text(), re.DOTALL)
     assert len(blocks) >= 2

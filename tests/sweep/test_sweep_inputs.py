@@ -27,7 +27,7 @@ def _sweep(workflow: tuple[Path, dict[str, Any]], tmp_path: Path, *flags: str) -
 
 
 @pytest.mark.long
-def test_a_collapsed_tokenizer_fails_its_own_trials_only(
+def test_collapsed_tokenizer_fails_its_own_trials_only(
     small_workflow: tuple[Path, dict[str, Any]], tmp_path: Path
 ) -> None:
     space = tmp_path / "space.yaml"
@@ -42,7 +42,7 @@ def test_a_collapsed_tokenizer_fails_its_own_trials_only(
 
 
 @pytest.mark.long
-def test_a_collapsed_tokenizer_that_all_trials_share_ends_the_sweep(
+def test_collapsed_tokenizer_shared_by_all_trials_ends_the_sweep(
     small_workflow: tuple[Path, dict[str, Any]], tmp_path: Path
 ) -> None:
     space = tmp_path / "space.yaml"
@@ -52,7 +52,7 @@ def test_a_collapsed_tokenizer_that_all_trials_share_ends_the_sweep(
                f"{CODEBOOK}.init=random", f"{CODEBOOK}.revive_below=0.0")  # fmt: skip
 
 
-def test_a_trial_whose_inputs_can_be_built_after_all_is_tried(tmp_path: Path) -> None:
+def test_trial_is_retried_once_its_inputs_can_be_built(tmp_path: Path) -> None:
     out = str(tmp_path / "trial")
     keep_input_error(out, "the tokenizer has collapsed")
     assert read_outcome(out, 8).state == "failed"
@@ -61,7 +61,7 @@ def test_a_trial_whose_inputs_can_be_built_after_all_is_tried(tmp_path: Path) ->
     assert read_outcome(out, 8).state == "unfinished"
 
 
-def test_a_trial_that_failed_by_itself_stays_failed(tmp_path: Path) -> None:
+def test_trial_that_failed_by_itself_stays_failed(tmp_path: Path) -> None:
     (tmp_path / "failed.json").write_text('{"error": "step 3: loss is not finite"}')
     keep_input_error(str(tmp_path), "")
     assert read_outcome(str(tmp_path), 8).state == "failed"

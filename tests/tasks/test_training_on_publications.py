@@ -24,7 +24,7 @@ def _three_shards(todo: list[str], *rest: Any) -> Iterator[dict[str, Any]]:
     raise HaltedError("killed")
 
 
-def test_a_training_goes_on_with_the_publication_it_began_on(
+def test_training_continues_on_the_publication_it_began_with(
     small_workflow: tuple[Path, dict[str, Any]], tmp_path: Path
 ) -> None:
     corpus, frames = small_workflow[0] / "corpus", str(tmp_path / "frames")

@@ -44,7 +44,7 @@ def test_real_extracts_are_read_whole(task: str, shared_data: Path) -> None:
     assert len({(item.split, item.item_id) for item in items}) == len(items)
 
 
-def test_the_9k_list_has_test_videos_of_questions_and_the_7k_list_has_none(shared_data: Path) -> None:
+def test_test_videos_of_questions_are_in_the_9k_list_only(shared_data: Path) -> None:
     for protocol, met in (("9k", 1990), ("7k", 0)):
         path = shared_data / "annotations" / "msrvtt" / f"MSRVTT_train.{protocol}.csv"
         listed = set(path.read_text().split()[1:])
@@ -78,7 +78,7 @@ BROKEN: list[tuple[str, str, str, Any, Any, str]] = [
 
 
 @pytest.mark.parametrize(("task", "folder", "name", "old", "new", "message"), BROKEN)
-def test_a_broken_extract_is_refused_in_a_line(
+def test_broken_extract_is_rejected_in_one_line(
     task: str, folder: str, name: str, old: str, new: str, message: str, shared_data: Path, tmp_path: Path
 ) -> None:
     copied = tmp_path / "annotations"
@@ -143,7 +143,7 @@ def test_names_of_didemo_videos_lose_their_ending(name: str, stem: str) -> None:
     assert video_stem(name) == stem
 
 
-def test_a_folder_without_annotations_says_which_files_are_expected(tmp_path: Path) -> None:
+def test_folder_without_annotations_names_the_expected_files(tmp_path: Path) -> None:
     with pytest.raises(
         ManifestError, match=r"none of the expected files \(train: train_qa.json or msrvtt_qa_train.jsonl"
     ):
