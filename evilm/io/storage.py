@@ -303,6 +303,20 @@ def temporary(uri: str) -> Iterator[str]:
 
 
 @contextmanager
+def temporary_folder() -> Iterator[str]:
+    """An empty folder in the system's temporary folder; one that a killed process left is removed by the next."""
+    _sweep()
+    folder = tempfile.mkdtemp(prefix=_TEMPORARY, suffix=".tmp")
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield folder
+    finally:
+        os.close(descriptor)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
 def local_copy(uri: str) -> Iterator[str]:
     """A local path to read a file from: its own where it is local, else of a copy which lasts as long as the block.
 
@@ -353,9 +367,11 @@ def _locked_file() -> Iterator[str]:
 def _sweep() -> None:
     """Remove temporary files that nobody holds locked: their processes are gone."""
     for path in Path(tempfile.gettempdir()).glob(f"{_TEMPORARY}*.tmp"):
-        with contextlib.suppress(OSError), path.open("rb") as file:  # in use, not ours, or just removed
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            path.unlink()
+        with contextlib.suppress(OSError), contextlib.ExitStack() as stack:  # in use, not ours, or just removed
+            descriptor = os.open(path, os.O_RDONLY)
+            stack.callback(os.close, descriptor)
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def _write_temporary(path: str, data: bytes) -> str:
