@@ -4,12 +4,11 @@ Codes are written as they come, so memory does not grow with the shard: a row gr
 are held at a time, however many threads decode.
 """
 
-from collections import deque
-from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from collections.abc import Generator, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -21,11 +20,10 @@ from evilm.errors import ShardError
 from evilm.io import storage
 from evilm.jobs import commits, runner
 from evilm.model.tokenizers.base import load_tokenizer
+from evilm.prefetch import map_ahead
 from evilm.seeds import clip_rng
 from evilm.shards import ShardInfo, codes_schema, stored_columns, with_captions, write_codes
 from evilm.video.crops import View, draw_view, replay, whole
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -103,8 +101,8 @@ class TokenizerActor:
         attempt = commits.attempt(work.out, work.run, name, work.max_failures)
         place = commits.attempt_place(work.out, unit)
         with attempt, storage.temporary(place) as path:
-            with storage.storage_errors(place), prefetched(self._parts(shard)) as parts:
-                write_codes(self._tables(parts, histogram), work.codes_per_clip, metadata, path, histogram)
+            with storage.storage_errors(place), closing(self._batches(shard)) as batches:
+                write_codes(self._tables(batches, histogram), work.codes_per_clip, metadata, path, histogram)
             record = {
                 "split": shard.split,
                 "num_clips": shard.num_clips,
@@ -115,41 +113,41 @@ class TokenizerActor:
             commits.commit_file(work.out, unit, path, record, work.run, before)
         return commits.Tally(shard.num_clips)
 
-    def _parts(self, shard: ShardInfo) -> Iterator[EncodeBatch]:
-        """The clips of a shard in order, at most `batch_clips` at a time; runs in a background thread.
+    def _batches(self, shard: ShardInfo) -> Generator[EncodeBatch, None, None]:
+        """The clips of a shard in order, at most `batch_clips` at a time, decoded by as many threads as there are CPUs.
 
-        Clips are decoded by as many threads as the worker has CPUs, those of the next batch while this one is finished.
+        The next row group is read, and the next batches are decoded, while the caller works on one.
         """
-        coming: deque[tuple[EncodeBatch, list[Future[None]]]] = deque()
-        with ThreadPoolExecutor(self._work.threads, thread_name_prefix="decode") as pool:
-            for part, clips, first in self._undecoded(shard):
-                tasks = [pool.submit(self._decode, clips, first + place, part, place) for place in range(part.size)]
-                coming.append((part, tasks))
-                if len(coming) > 1:
-                    yield _finished(*coming.popleft())
-            while coming:
-                yield _finished(*coming.popleft())
+        names = ["clip_id", "captions", "frames"]
+        with shard.open_file(self._work.frames) as file, ThreadPoolExecutor(self._work.threads, "decode") as pool:
 
-    def _undecoded(self, shard: ShardInfo) -> Iterator[tuple[EncodeBatch, Clips, int]]:
+            def decode(undecoded: tuple[EncodeBatch, Clips, int]) -> EncodeBatch:
+                batch, clips, first = undecoded
+                list(pool.map(lambda place: self._decode(clips, first + place, batch, place), range(batch.size)))
+                return batch
+
+            tables = map_ahead(
+                lambda group: file.read_row_group(group, stored_columns(file, names)), range(len(shard.row_groups)), 1
+            )
+            yield from map_ahead(decode, self._undecoded(tables), threads=1, ahead=2)
+
+    def _undecoded(self, tables: Iterable[pa.Table]) -> Generator[tuple[EncodeBatch, Clips, int], None, None]:
         """Batches whose pixels are still to be written, with their row group's clips and the first clip's row there."""
         work = self._work
-        with shard.open_file(work.frames) as file:
-            for group, size in enumerate(shard.row_groups):
-                table = file.read_row_group(group, columns=stored_columns(file, ["clip_id", "captions", "frames"]))
-                table = with_captions(table)
-                clips, ids = Clips(table), table["clip_id"].combine_chunks()
-                for start in range(0, size, work.batch_clips):
-                    rows = range(start, min(start + work.batch_clips, size))
-                    views = [self._views(clips.clip_ids[row], clips.captions[row]) for row in rows]
-                    shape = (len(rows), work.num_frames, work.frame_px, work.frame_px, 3)
-                    frames = [np.empty(shape, np.uint8) for _ in range(work.num_views)]
-                    yield EncodeBatch(ids.slice(start, len(rows)), views, frames, rows.stop == size), clips, start
+        for table in map(with_captions, tables):
+            clips, ids = Clips(table), table["clip_id"].combine_chunks()
+            for start in range(0, table.num_rows, work.batch_clips):
+                rows = range(start, min(start + work.batch_clips, table.num_rows))
+                views = [self._views(clips.clip_ids[row], clips.captions[row]) for row in rows]
+                shape = (len(rows), work.num_frames, work.frame_px, work.frame_px, 3)
+                frames = [np.empty(shape, np.uint8) for _ in range(work.num_views)]
+                yield EncodeBatch(ids.slice(start, len(rows)), views, frames, rows.stop == table.num_rows), clips, start
 
-    def _decode(self, clips: Clips, row: int, part: EncodeBatch, place: int) -> None:
+    def _decode(self, clips: Clips, row: int, batch: EncodeBatch, place: int) -> None:
         """Write the pixels of one clip in each of its views; called by several threads at a time."""
-        pixels, *others = (frames[place] for frames in part.frames)
+        pixels, *others = (frames[place] for frames in batch.frames)
         clips.decode(row, range(self._work.num_frames), pixels)
-        for view, out in zip(part.views[place][1:], others, strict=True):
+        for view, out in zip(batch.views[place][1:], others, strict=True):
             replay(pixels, view, out)
 
     def _views(self, clip_id: str, captions: list[str]) -> list[View]:
@@ -158,7 +156,7 @@ class TokenizerActor:
         rngs = (clip_rng(f"stored view {k}", work.crop.seed, 0, clip_id) for k in range(1, work.num_views))
         return [whole(work.frame_px), *(draw_view(work.frame_px, work.crop, "\n".join(captions), rng) for rng in rngs)]
 
-    def _tables(self, parts: Iterable[EncodeBatch], histogram: np.ndarray) -> Iterator[pa.Table]:
+    def _tables(self, parts: Iterable[EncodeBatch], histogram: np.ndarray) -> Generator[pa.Table, None, None]:
         """The rows of the code shard, cut into the row groups of its frame shard; counts the codes of whole frames."""
         done: list[EncodeBatch] = []
         codes: list[np.ndarray] = []
@@ -191,34 +189,3 @@ class TokenizerActor:
             "code_ids": pa.FixedSizeListArray.from_arrays(pa.array(codes.ravel()), self._work.codes_per_clip),
         }
         return pa.table(columns, schema)
-
-
-def _finished(part: EncodeBatch, tasks: list[Future[None]]) -> EncodeBatch:
-    """The batch, once its clips are decoded."""
-    for task in tasks:
-        task.result()
-    return part
-
-
-@contextmanager
-def prefetched(items: Iterator[T]) -> Iterator[Iterator[T]]:
-    """The items, each made in a background thread while the one before it is in use; closed with the block."""
-    nothing: Any = object()
-
-    def take() -> Iterator[T]:
-        coming = pool.submit(next, items, nothing)
-        while (item := coming.result()) is not nothing:
-            coming = pool.submit(next, items, nothing)
-            yield item
-
-    with ThreadPoolExecutor(1, thread_name_prefix="ahead") as pool:
-        try:
-            yield take()
-        finally:
-            pool.submit(_close, items).result()
-
-
-def _close(items: Any) -> None:
-    """Leave the blocks that a generator is in, in the thread where it ran."""
-    with closing(items):
-        pass

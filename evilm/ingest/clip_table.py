@@ -23,6 +23,7 @@ import pyarrow as pa
 from evilm.config.secrets import unsigned
 from evilm.errors import ConfigError, StorageError
 from evilm.io import storage
+from evilm.io.temporary import nameless_file, temporary_folder
 from evilm.manifests.rows import ClipRow
 
 _SCHEMA = pa.schema(
@@ -89,8 +90,8 @@ class ClipTable:
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
-            self._folder = stack.enter_context(storage.temporary_folder())
-            self._file = stack.enter_context(tempfile.TemporaryFile())
+            self._folder = stack.enter_context(temporary_folder())
+            self._file = stack.enter_context(nameless_file()[0])
             config = {**_DATABASE, "temp_directory": f"{self._folder}/spill"}
             self._database = stack.enter_context(duckdb.connect(config=config))
             for name, schema in (("clips", _SCHEMA), ("changed", _CHANGED)):

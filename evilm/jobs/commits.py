@@ -9,9 +9,7 @@ import hashlib
 import json
 import time
 import uuid
-from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
 
@@ -19,6 +17,7 @@ from evilm.errors import ClusterError, HaltedError, ShardError
 from evilm.io import storage
 from evilm.io.outputs import Output
 from evilm.io.ownership import check_owner
+from evilm.prefetch import map_ahead
 
 _COMMITS, _ATTEMPTS = "commits", "_attempts"
 _IO_THREADS = 16
@@ -136,21 +135,9 @@ def read_record(out: str, unit: Unit) -> dict[str, Any] | None:
 
 
 def read_records(out: str, units: Iterable[Unit]) -> Iterator[tuple[Unit, dict[str, Any] | None]]:
-    """Units and their commit records, in order; only a few records are held at a time."""
+    """Yield units with their commit records, in order; only a few records are held at a time."""
     there = set(storage.list_names(storage.join(out, _COMMITS)))
-
-    def record_of(unit: Unit) -> dict[str, Any] | None:
-        return read_record(out, unit) if unit.record in there else None
-
-    with ThreadPoolExecutor(_IO_THREADS) as pool:
-        waiting: deque[tuple[Unit, Future[dict[str, Any] | None]]] = deque()
-        for name in units:
-            waiting.append((name, pool.submit(record_of, name)))
-            if len(waiting) == _IO_THREADS:
-                unit, record = waiting.popleft()
-                yield unit, record.result()
-        for unit, record in waiting:
-            yield unit, record.result()
+    return map_ahead(lambda unit: (unit, read_record(out, unit) if unit.record in there else None), units, _IO_THREADS)
 
 
 def committed(out: str, units: Sequence[Unit]) -> dict[str, dict[str, Any]]:
@@ -162,8 +149,9 @@ def committed_keys(out: str) -> dict[str, set[str]]:
     """The first digits of the keys under which units of any name are committed."""
     found: dict[str, set[str]] = {}
     for name in storage.list_names(storage.join(out, _COMMITS)):
-        unit, _, key = name.removesuffix(".json").rpartition(".")
-        found.setdefault(unit, set()).add(key)
+        if name.endswith(".json"):
+            unit, _, key = name.removesuffix(".json").rpartition(".")
+            found.setdefault(unit, set()).add(key)
     return found
 
 
