@@ -3,6 +3,7 @@
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import TypeVar
 
 Item = TypeVar("Item")
@@ -15,6 +16,7 @@ def map_ahead(
     threads: int,
     ahead: int | None = None,
     name: str = "ahead",
+    discard: Callable[[Result], None] | None = None,
 ) -> Generator[Result, None, None]:
     """Yield `function(item)` for each item, in order, computed by threads before it is asked for.
 
@@ -27,6 +29,7 @@ def map_ahead(
         threads: how many work at a time.
         ahead: results computed or in the making while the caller uses one; as many as threads if not given.
         name: of the threads.
+        discard: gets the results that nobody took; closing then waits for nothing.
     """
     waiting: deque[Future[Result]] = deque()
     ahead = threads if ahead is None else ahead
@@ -39,6 +42,14 @@ def map_ahead(
         while waiting:
             yield waiting.popleft().result()
     finally:
-        pool.shutdown(cancel_futures=True)
+        pool.shutdown(wait=discard is None, cancel_futures=True)
         if isinstance(items, Generator):
             items.close()
+        if discard:
+            for future in waiting:
+                future.add_done_callback(partial(_discard, discard))
+
+
+def _discard(discard: Callable[[Result], None], future: Future[Result]) -> None:
+    if not future.cancelled() and future.exception() is None:
+        discard(future.result())

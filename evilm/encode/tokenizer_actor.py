@@ -17,7 +17,6 @@ import torch
 from evilm.config.training import CropConfig
 from evilm.dataloader.clip_reader import Clips
 from evilm.errors import ShardError
-from evilm.io import storage
 from evilm.jobs import commits, runner
 from evilm.model.tokenizers.base import load_tokenizer
 from evilm.prefetch import map_ahead
@@ -90,27 +89,18 @@ class TokenizerActor:
 
     def make_shard(self, name: str) -> commits.Tally:
         """Code the frame shard of this unit and commit the code shard."""
-        work = self._work
-        shard = self._shards[name]
+        work, shard = self._work, self._shards[name]
         unit = commits.Unit(name, shard.sha256)
-        before = commits.read_record(work.out, unit)
-        if before and commits.is_sound(work.out, before, full=work.repair):
-            return commits.Tally(shard.num_clips)
-        histogram = np.zeros(work.num_codes, dtype=np.int64)
-        metadata = {"tokenizer": work.fingerprint, "frames_sha256": shard.sha256, "shard": name}
-        attempt = commits.attempt(work.out, work.run, name, work.max_failures)
-        place = commits.attempt_place(work.out, unit)
-        with attempt, storage.temporary(place) as path:
-            with storage.storage_errors(place), closing(self._batches(shard)) as batches:
+
+        def make(path: str) -> tuple[dict[str, Any], bool]:
+            histogram = np.zeros(work.num_codes, dtype=np.int64)
+            metadata = {"tokenizer": work.fingerprint, "frames_sha256": shard.sha256, "shard": name}
+            with closing(self._batches(shard)) as batches:
                 write_codes(self._tables(batches, histogram), work.codes_per_clip, metadata, path, histogram)
-            record = {
-                "split": shard.split,
-                "num_clips": shard.num_clips,
-                "row_groups": shard.row_groups,
-                "frames_file": shard.file,
-                "frames_sha256": shard.sha256,
-            }
-            commits.commit_file(work.out, unit, path, record, work.run, before)
+            kept = {name: getattr(shard, name) for name in ("split", "num_clips", "row_groups")}
+            return kept | {"frames_file": shard.file, "frames_sha256": shard.sha256}, True
+
+        commits.make_unit(work.out, unit, work.run, work.max_failures, work.repair, make)
         return commits.Tally(shard.num_clips)
 
     def _batches(self, shard: ShardInfo) -> Generator[EncodeBatch, None, None]:

@@ -9,7 +9,7 @@ import hashlib
 import json
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
 
@@ -51,6 +51,35 @@ class Unit(NamedTuple):
     def tag(self) -> str:
         """The beginning of the last part of the names of its files."""
         return self.key[:4]
+
+
+def make_unit(
+    out: str, unit: Unit, run: int, max_failures: int, repair: bool, make: Callable[[str], tuple[dict[str, Any], bool]]
+) -> dict[str, Any]:
+    """Make a unit and commit it, if it is not committed yet: what a task does, in its own process.
+
+    Args:
+        out: output folder.
+        unit: the unit.
+        run: number of the run that owns `out`.
+        max_failures: how many processes may die of it, as `attempt` counts them.
+        repair: read the file of a committed unit, and make it again if it is damaged.
+        make: writes the unit's file to a local path; returns what the commit record is to hold, and whether the unit
+            has a file at all.
+
+    Returns:
+        The commit record.
+    """
+    before = read_record(out, unit)
+    if before and is_sound(out, before, full=repair):
+        return before  # found sound, or done by an attempt whose answer was lost with its node
+    # What killed processes leave at this place, `clean` removes.
+    place = storage.join(out, f"{unit.name}-{unit.tag}attempt")
+    with attempt(out, run, unit.name, max_failures), storage.temporary(place) as path:
+        with storage.storage_errors(place):
+            record, has_file = make(path)
+        commit_file(out, unit, path if has_file else "", record, run, before)
+    return record
 
 
 def commit_file(
@@ -111,11 +140,6 @@ def halt(out: str, run: int) -> None:
     """From now on no task of a run commits; those that are just doing so have time to finish."""
     storage.write_bytes(storage.join(_attempts(out, run), _HALT), b"")
     time.sleep(_HALT_S)
-
-
-def attempt_place(out: str, unit: Unit) -> str:
-    """Return where a unit's file is made; `clean` removes what is left there of processes that were killed."""
-    return storage.join(out, f"{unit.name}-{unit.tag}attempt")
 
 
 def _place(out: str, unit: Unit) -> str:
