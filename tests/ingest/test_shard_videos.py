@@ -17,6 +17,7 @@ from evilm.errors import (
     UsageError,
 )
 from evilm.ingest.shard_videos import _finder, shard_videos
+from evilm.ingest.source_videos import fetch_source
 from evilm.manifests.rows import ClipRow
 from evilm.shards import FrameManifest, read_group
 from evilm.video.fetch import Fetcher
