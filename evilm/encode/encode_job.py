@@ -21,7 +21,7 @@ from evilm.io import storage
 from evilm.io.outputs import CONFIG as SETTINGS
 from evilm.io.outputs import SUMMARY, Output
 from evilm.jobs import commits, runner
-from evilm.model.tokenizers.base import BaseVideoTokenizer, load_tokenizer
+from evilm.model.tokenizers.base_tokenizer import BaseVideoTokenizer, load_tokenizer
 from evilm.model.tokenizers.collapse import require_usage_of_labels, require_usage_on_val
 from evilm.prefetch import map_ahead
 from evilm.shards import (

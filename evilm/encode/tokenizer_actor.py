@@ -18,7 +18,7 @@ from evilm.config.training import CropConfig
 from evilm.dataloader.clip_reader import Clips
 from evilm.errors import ShardError
 from evilm.jobs import commits, runner
-from evilm.model.tokenizers.base import load_tokenizer
+from evilm.model.tokenizers.base_tokenizer import load_tokenizer
 from evilm.prefetch import map_ahead
 from evilm.seeds import clip_rng
 from evilm.shards import ShardInfo, codes_schema, stored_columns, with_captions, write_codes

@@ -101,7 +101,7 @@ def open_pairs(inputs: "Inputs", config: Pretrain, out: str = "") -> tuple[Frame
         ShardError: they do not belong together.
         CollapseError: the codes use too little of the codebook.
     """
-    from evilm.model.tokenizers.base import load_tokenizer
+    from evilm.model.tokenizers.base_tokenizer import load_tokenizer
 
     arch = config.arch
     frames = load_frames(out, inputs.frames)
@@ -141,7 +141,7 @@ def _audit(config: Pretrain, frames: FrameManifest, codes: CodesManifest) -> Non
     """
     if not config.audit_clips:
         return
-    from evilm.model.tokenizers.base import load_tokenizer
+    from evilm.model.tokenizers.base_tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer(config.tokenizer)
     found = audit_codes(frames, codes, tokenizer, config.audit_clips, config.schedule.seed, "train")

@@ -13,7 +13,7 @@ from PIL import Image
 
 from evilm.dataloader.collate import PretrainBatch
 from evilm.model.evilm_model import EViLMModel
-from evilm.model.tokenizers.base import BaseVideoTokenizer
+from evilm.model.tokenizers.base_tokenizer import BaseVideoTokenizer
 from evilm.model.tokenizers.code_words import CodeWords
 from evilm.text.vocab import Vocab
 from evilm.tracking.panel_canvas import FAINT, GAP, INK, MARGIN, RIGHT, TEXT_WIDTH, WRONG, PanelCanvas, cut, font

@@ -9,7 +9,7 @@ from typing import Any
 
 from evilm.dataloader.collate import PretrainBatch
 from evilm.io import storage
-from evilm.model.tokenizers.base import load_tokenizer
+from evilm.model.tokenizers.base_tokenizer import load_tokenizer
 from evilm.model.tokenizers.code_words import CodeWords
 from evilm.text.vocab import Vocab
 from evilm.tracking.mlflow_run import TrackedRun, ensure_run, suppress_tracking_errors, with_tracking_retries

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 from evilm.config.training import TrainConfig
 from evilm.dataloader.loader import DataLoader
 from evilm.objectives.objective import Objective
-from evilm.registry import Registry
+from evilm.plugins import Registry
 
 
 class Task(Protocol):

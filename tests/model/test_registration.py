@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from evilm.config.data import ColumnsConfig
 from evilm.config.models import EViLMConfig
 from evilm.config.presets import defaults
 from evilm.config.stages import PrecomputeCodes, TrainTokenizer
@@ -14,8 +15,9 @@ from evilm.encode.encode_job import precompute_codes
 from evilm.errors import CheckpointError, ConfigError
 from evilm.io import storage
 from evilm.io.outputs import Output
+from evilm.manifests.layouts import assign
 from evilm.model.evilm_model import EViLMModel
-from evilm.model.tokenizers.base import TOKENIZERS, load_tokenizer
+from evilm.model.tokenizers.base_tokenizer import TOKENIZERS, load_tokenizer
 from evilm.model.video_encoder import ENCODERS, build_video_encoder
 from evilm.shards import FrameManifest
 from evilm.tasks.pretrain import pretrain
@@ -72,6 +74,15 @@ def test_image_models_of_timm_give_regions_of_32_pixels(name: str, px: int) -> N
     assert regions.shape == (2, px // 32, px // 32, encoder.channels)
     regions.square().mean().backward()
     assert [n for n, p in encoder.named_parameters() if p.requires_grad and p.grad is None] == []
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_a_table_layout_of_another_package_is_recognized(named: bool, installed: Path) -> None:
+    columns = ColumnsConfig(layout="films" if named else "auto")
+    roles = assign(["film", "from_s", "to_s", "plot", "year"], columns, "films.csv")
+    assert (roles.layout, roles.videoid, roles.caption, roles.start) == ("films", "film", "plot", "from_s")
+    with pytest.raises(ConfigError, match="'film' is not a table layout; use films, webdataset, koala"):
+        assign(["film"], ColumnsConfig(layout="film"), "films.csv")
 
 
 def test_an_encoder_that_timm_does_not_have_is_named() -> None:

@@ -10,9 +10,9 @@ import pytest
 
 from evilm.config.items import ItemsConfig
 from evilm.errors import ManifestError
-from evilm.items.annotations import Annotations
+from evilm.items.annotation_files import Annotations
 from evilm.items.item import Item
-from evilm.items.layouts import LAYOUTS, in_val, video_stem
+from evilm.items.task_layouts import LAYOUTS, in_val, video_stem
 
 
 def read(task: str, folder: Path, **settings: Any) -> list[Item]:
