@@ -101,13 +101,6 @@ def _probe(address: str) -> None:
         ) from None
 
 
-def num_cpus() -> int:
-    """Logical CPUs of the connected cluster as it stands."""
-    import ray
-
-    return int(ray.cluster_resources().get("CPU", 0))
-
-
 def task_options(cluster: PoolConfig, num_units: int) -> tuple[dict[str, Any], float]:
     """Arguments of `Dataset.map_batches` for tasks that make a unit each, and how many CPUs are needed at least."""
     from ray.data import TaskPoolStrategy

@@ -142,7 +142,7 @@ class ScheduleConfig(Config):
     nonfinite: Literal["stop", "skip"] = "stop"
     """A step whose loss or gradient is NaN or infinite: end the run, or leave out this step's update and count it."""
     audit: bool = False
-    """Write down which clips each step consumed, below `audit/` of the output; `python -m evilm.train.audit OUT`
+    """Write down which clips each step consumed, below `audit/` of the output; `python benchmarks/audit.py OUT`
     says from it whether each epoch saw each clip once."""
     log_every_steps: int = Field(default=20, ge=1)
     """Steps between two metric points, and between two lines on the console where these take longer than 5 s."""

@@ -3,10 +3,8 @@
 import dataclasses
 import logging
 import math
-import tempfile
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from evilm.config.base import fingerprint
@@ -88,7 +86,7 @@ def _run(config: Sweep, stage: str, space: Space, plan: Any, output: Output) -> 
 def trial_config(
     config: Sweep, trial: Trial, ground: SharedPlaces, stage: str = "", uri: str = "", parent: str = ""
 ) -> Pretrain:
-    """The pre-training of a trial: what all have in common, its values, its seed, and where it stands and goes."""
+    """Return the settings of a trial: what all have in common, its values, its seed, its inputs and its output."""
     base, inputs = config.base.override(trial.values), ground.inputs
     schedule = base.schedule.model_copy(
         update={
@@ -186,8 +184,8 @@ def _warn_of_guessing(best: Setting, val_clips: int) -> None:
 
 
 def _parent(config: Sweep, stage: str, out: str, space: Space) -> tuple[Any, str]:
-    """The sweep's own MLflow run, which holds the space, and its id; None and '' where nothing is tracked."""
-    from evilm.tracking.lineage import RUN_FILE
+    """Open the sweep's own MLflow run, which holds the space; return it and its id, None and '' without tracking."""
+    from evilm.tracking.lineage import read_run_file
     from evilm.tracking.mlflow_run import describe_run, ensure_run, suppress_tracking_errors
 
     run = describe_run(config, stage, out, {})
@@ -197,13 +195,12 @@ def _parent(config: Sweep, stage: str, out: str, space: Space) -> tuple[Any, str
     run = dataclasses.replace(run, params=dict(list((axes | run.params).items())[:100]))
     with suppress_tracking_errors("open the sweep's run; its trials are tracked without it"):
         return run, ensure_run(run)
-    kept = storage.join(out, RUN_FILE)
-    return run, str(storage.read_json(kept)["run_id"]) if storage.exists(kept) else ""
+    return run, str(read_run_file(out).get("run_id", ""))
 
 
 def _track_end(run: Any, config: Sweep, summary: dict[str, Any], tried: Sequence[Tried]) -> None:
     """Say in MLflow how each trial ended, and bring table, figure and preset to the sweep's run."""
-    from evilm.tracking.lineage import RUN_FILE
+    from evilm.tracking.lineage import read_run_file
     from evilm.tracking.mlflow_run import close_run, suppress_tracking_errors
 
     if run is None:
@@ -213,16 +210,11 @@ def _track_end(run: Any, config: Sweep, summary: dict[str, Any], tried: Sequence
     client = MlflowClient(tracking_uri=run.uri)
     with suppress_tracking_errors("say how the trials ended"):
         for item in tried:
-            kept = storage.join(item.trial.out, RUN_FILE)
-            if not storage.exists(kept) or (known := storage.read_json(kept)).get("uri") != public_uri(run.uri):
+            known = read_run_file(item.trial.out)
+            if known.get("uri") != public_uri(run.uri):
                 continue
             client.set_tag(known["run_id"], "evilm.trial.state", item.outcome.state)
             if item.outcome.state == "stopped":  # its own process was ended before it could say so
                 client.set_terminated(known["run_id"], status="KILLED")
-    with tempfile.TemporaryDirectory(prefix="evilm-sweep-") as folder:
-        files: dict[str, list[Path]] = {}
-        for name, uri in summary["files"].items():
-            path = Path(folder) / uri.rsplit("/", 1)[-1]
-            path.write_bytes(storage.read_bytes(uri))
-            files[name] = [path]
-        close_run(run, config, {k: v for k, v in summary.items() if k != "table"}, files)
+    files = {name: [uri] for name, uri in summary["files"].items()}
+    close_run(run, config, {k: v for k, v in summary.items() if k != "table"}, files)

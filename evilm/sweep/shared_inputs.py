@@ -46,8 +46,6 @@ class SharedInputs:
         """Shared inputs.
 
         Args:
-            base: what all trials have in common.
-            out: the sweep's folder.
             uri: MLflow store of the whole sweep; '' for none.
         """
         sections = {name: getattr(base.build, name) for name in Upstream.model_fields}
@@ -58,7 +56,7 @@ class SharedInputs:
         self._built: dict[str, SharedPlaces] = {}
 
     def ground(self, values: Mapping[str, Any]) -> SharedPlaces:
-        """The inputs of a trial with these values, built where they are missing.
+        """Return the inputs of a trial with these values; build what is missing.
 
         Raises:
             ConfigError: there are no clips to score trials on.

@@ -52,7 +52,7 @@ class TrialOutcome:
         return self.points[-1][0] if self.points else 0
 
     def last(self, score: str) -> float | None:
-        """The score of the last evaluation; None where it has none, or one that is not finite."""
+        """Return the score of the last evaluation; None where it has none, or one that is not finite."""
         return self.at(score, self.step)
 
     def at(self, score: str, step: int) -> float | None:
@@ -71,7 +71,7 @@ def mode_of(score: str) -> str:
 
 
 def make_trials(number: int, values: Mapping[str, Any], seeds: int, folder: str) -> list[Trial]:
-    """The trials of a setting, one for each seed; equal settings have equal names, whatever the sweep's plan."""
+    """Return the trials of a setting, one per seed; equal settings have equal names, whatever the plan."""
     short = {name.rsplit(".", 1)[-1]: value for name, value in values.items()}
     shown = ((name, f"{value:.4g}" if isinstance(value, float) else str(value)) for name, value in short.items())
     slug = re.sub(r"[^\w.=,-]+", "_", ",".join(f"{name}={value}" for name, value in shown))[:_LONGEST_SLUG]
@@ -83,7 +83,6 @@ def read_outcome(out: str, last_step: int) -> TrialOutcome:
     """Read how far a trial has got from its folder.
 
     Args:
-        out: the folder.
         last_step: where it is done; a summary of fewer steps is that of a rung.
     """
     names = set(storage.list_names(out))

@@ -47,12 +47,12 @@ def _drop_torn_line(path: Path) -> None:
 
 
 def read_points(path: Path) -> list[dict[str, Any]]:
-    """The points of a metrics file; a last line cut short by a kill is left out."""
+    """Read the points of a metrics file; a last line cut short by a kill is left out."""
     return read_from(path, 0)[0]
 
 
 def read_from(path: Path, offset: int) -> tuple[list[dict[str, Any]], int]:
-    """The points after a byte offset, and the offset behind the last whole line."""
+    """Read the points after a byte offset; also return the offset behind the last whole line."""
     if not path.exists():
         return [], offset
     with path.open("rb") as file:

@@ -31,7 +31,7 @@ _REGISTRY = "checkpoint_manager_snapshot.json"  # Ray's list of the checkpoints 
 
 
 def checkpoint_name(step: int, attempt: int) -> str:
-    """The folder's name: a resumed run that makes a step again does not meet the earlier attempt's folder."""
+    """Name a folder such that a resumed run that makes a step again does not meet the earlier attempt's."""
     return f"step_{step:08d}-{attempt:03d}"
 
 
@@ -41,7 +41,7 @@ def step_of(name: str) -> int:
 
 
 def newest_first(out: str) -> list[str]:
-    """Names of all checkpoint folders of an output, complete or not."""
+    """Return names of all checkpoint folders of an output, complete or not."""
     found = [match for name in storage.list_names(storage.join(out, CHECKPOINTS)) if (match := _NAME.fullmatch(name))]
     return [match[0] for match in sorted(found, key=lambda m: (int(m[1]), int(m[2])), reverse=True)]
 
@@ -50,7 +50,6 @@ def find_intact(out: str, load: Callable[[Path], Any]) -> tuple[str, Any] | None
     """Load the newest checkpoint that is intact; each damaged one before it is named in a warning.
 
     Args:
-        out: the output folder of the training.
         load: gets the local folder of a verified checkpoint.
 
     Returns:
@@ -110,14 +109,12 @@ class CheckpointManager:
     """Saves the checkpoints of one attempt. `save` is called by all workers at the same steps; rank 0 does the work."""
 
     def __init__(self, out: str, run: int, attempt: int, keep: int, rank: int, restored: str = "") -> None:
-        """A manager.
+        """Manage the checkpoints of one attempt.
 
         Args:
-            out: output folder of the training.
             run: number of the run that owns it.
             attempt: number of this start of the training.
             keep: newest checkpoints to keep.
-            rank: this worker.
             restored: name of the checkpoint that the attempt began from, '' for none.
         """
         self._out, self._run, self._attempt, self._keep, self._rank = out, run, attempt, keep, rank
@@ -134,7 +131,6 @@ class CheckpointManager:
         """Save in the background; a barrier over all workers, but not for the time of writing.
 
         Args:
-            step: steps done.
             snapshot: copies the training to main memory; called on rank 0 alone.
             best: name of the best checkpoint so far, which is kept too.
             before: called in the background on rank 0 before the checkpoint is complete: what has to be stored no

@@ -83,15 +83,7 @@ class TrainStep:
         """Prepare to make steps.
 
         Args:
-            objective: what is trained.
             model: the same as it is called, wrapped by DDP where there are several workers.
-            optimizer: over the objective's parameters.
-            settings: learning rate, clipping, seed, what to do with NaN.
-            world: number of workers.
-            autocast: context of the forward pass.
-            device: where the model is.
-            ema: moving average of the weights, to be kept up.
-            timer: gets the phases of each step.
         """
         self._objective, self._model, self._optimizer, self._ema = objective, model, optimizer, ema
         self._settings, self._world, self._autocast, self._device = settings, world, autocast, device
@@ -111,7 +103,6 @@ class TrainStep:
             step: counted from 0; learning rate and dropout depend on it.
             num_steps: steps of the learning-rate schedule.
             micro_batches: which micro-batches of the step are this worker's.
-            batches: these micro-batches.
             flags: travel with the losses and come back added up over workers.
 
         Returns:

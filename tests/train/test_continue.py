@@ -14,9 +14,9 @@ from evilm.config.stages import Pretrain, Sweep, TrainTokenizer
 from evilm.config.training import ScheduleConfig
 from evilm.errors import ConfigError
 from evilm.tasks.pretrain import pretrain
-from evilm.train.best import note_best
 from evilm.train.checkpoint_manager import newest_first
 from evilm.train.progress import Progress
+from evilm.train.validation import note_best
 
 Workflow = tuple[Path, dict[str, Any]]
 

@@ -5,11 +5,11 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import audit
 import pytest
 from faults import all_clips, assert_close, losses, train
 
 from evilm.errors import ClusterError
-from evilm.train import audit
 from evilm.train.attempts import attempts, lineage
 
 Workflow = tuple[Path, dict[str, Any]]

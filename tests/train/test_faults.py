@@ -5,11 +5,11 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import audit
 import pytest
 from faults import all_clips, losses, some_clip, train
 
 from evilm.errors import ClusterError, EvilmError
-from evilm.train import audit
 from evilm.train.attempts import attempts, lineage
 from evilm.train.checkpoint_manager import newest_first
 from evilm.train.preemption import Stopped

@@ -6,10 +6,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import audit
 import pytest
 from faults import all_clips, assert_close, losses
 
-from evilm.train import audit
 from evilm.train.attempts import attempts, lineage
 
 

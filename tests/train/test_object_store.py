@@ -3,11 +3,11 @@
 from pathlib import Path
 from typing import Any
 
+import audit
 import pytest
 from faults import all_clips, losses, train
 
 from evilm.io import storage
-from evilm.train import audit
 from evilm.train.attempts import lineage
 from evilm.train.checkpoint_manager import CHECKPOINTS, newest_first
 from evilm.train.preemption import Stopped

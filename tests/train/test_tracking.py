@@ -59,9 +59,10 @@ def test_a_run_has_parameters_metrics_figures_and_is_continued(tmp_path: Path, c
     spool.close()
     for _ in range(2):  # a second shipper has nothing left to send
         MlflowUploader(run, tmp_path / "out" / "metrics.jsonl").start().close()
-    figure = draw_losses(tmp_path / "out" / "metrics.jsonl", tmp_path / "out" / "losses.png")
+    figure = tmp_path / "out" / "losses.png"
+    figure.write_bytes(draw_losses(tmp_path / "out" / "metrics.jsonl"))
     assert not is_closed(run)
-    close_run(run, config, {"num_words": 12}, {"figures": [figure]})
+    close_run(run, config, {"num_words": 12}, {"figures": [str(figure)]})
     assert is_closed(run)
     client = MlflowClient(tracking_uri=tracking_uri(config, out))
     run = client.get_run(run_id)
@@ -106,7 +107,7 @@ def test_what_could_not_be_sent_all_along_is_sent_by_the_same_command_later(tmp_
     dead = config.override({"tracking.uri": f"http://127.0.0.1:{free_port()}"})
     run = open_run(dead, "build_vocab", str(out), {})
     assert run
-    recorder = MetricsRecorder(str(out), run.as_dict)
+    recorder = MetricsRecorder(str(out), run)
     for step in range(1, 151):
         recorder.log({"train/loss": 1 / step}, step)
     recorder.close()
@@ -171,7 +172,7 @@ def test_a_server_that_comes_late_is_killed_and_comes_back_gets_every_point_once
     assert run
     assert not warmed.exists()
     monkeypatch.setattr("evilm.tracking.mlflow_uploader.SHIP_S", 0.2)
-    recorder, longest = MetricsRecorder(out, run.as_dict), 0.0
+    recorder, longest = MetricsRecorder(out, run), 0.0
 
     def log(steps: range) -> None:
         nonlocal longest

@@ -18,8 +18,7 @@ from evilm.dataloader.sampler import TrainSampler, micro_batch_slice
 from evilm.model.evilm_model import EViLMModel
 from evilm.objectives.pretraining_objective import PretrainObjective
 from evilm.train.micro_batches import MicroBatchSampler, micro_batches_of
-from evilm.train.optimizer import EMA, make_optimizer
-from evilm.train.precision import autocast
+from evilm.train.optimizer import EMA, autocast, make_optimizer
 from evilm.train.train_step import NonFiniteError, TrainStep
 
 _CPU = torch.device("cpu")
