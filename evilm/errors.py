@@ -67,5 +67,9 @@ class CollapseError(EvilmError, RuntimeError):
     """A video tokenizer that uses too little of its codebook to give useful labels."""
 
 
+class NonFiniteError(EvilmError, ArithmeticError):
+    """A loss or gradient that is NaN or infinite; every worker raises it at the same step."""
+
+
 class ClusterError(EvilmError, RuntimeError):
     """A Ray cluster that can't be reached or can't give what is asked of it."""

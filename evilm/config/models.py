@@ -11,7 +11,7 @@ class EViLMConfig(Config):
     """E-ViLM, Eq. 1-2. The defaults are the paper's (Sec. 4.1, Table 8)."""
 
     video_encoder: str = "edgenext_small"
-    """timm name of an EdgeNeXt; its last stage, at stride 32, gives the regions."""
+    """Image model of timm whose last features, at stride 32 or averaged to it, give the regions; or module:builder."""
     video_weights: str = ""
     """'' from scratch; 'timm' the pretrained weights of that name; else a local safetensors file."""
     input_px: int = Field(default=256, ge=32, multiple_of=32)

@@ -22,8 +22,8 @@ from evilm.io import storage
 from evilm.io.outputs import CONFIG as SETTINGS
 from evilm.io.outputs import SUMMARY, Output
 from evilm.jobs import commits, runner
+from evilm.model.tokenizers.base import BaseVideoTokenizer, load_tokenizer
 from evilm.model.tokenizers.collapse import require_usage_of_labels, require_usage_on_val
-from evilm.model.tokenizers.semantic_vq import VideoTokenizer
 from evilm.shards import (
     MANIFEST,
     SCHEMA_VERSION,
@@ -67,10 +67,10 @@ def precompute_codes(config: PrecomputeCodes, run: Any = runner.run) -> dict[str
         if not getattr(config, name):
             raise ConfigError(f"--{name} is missing; name a folder")
     frames = FrameManifest.load(config.frames)
-    tokenizer = VideoTokenizer.from_pretrained(config.tokenizer)
+    tokenizer = load_tokenizer(config.tokenizer)
     place = storage.join(config.tokenizer, SUMMARY)
     trained = storage.read_json(place) if storage.exists(place) else {}
-    require_usage_on_val(tokenizer.config.codebook, trained, config.tokenizer)  # before anything is coded
+    require_usage_on_val(tokenizer.codebook, trained, config.tokenizer)  # before anything is coded
     work = plan_work(config, frames, tokenizer)
     with Output(config, work.out, {"tokenizer": work.fingerprint}) as output:
         is_same = output.done is not None and output.done["inputs"]["frames"] == frames.fingerprint
@@ -80,7 +80,7 @@ def precompute_codes(config: PrecomputeCodes, run: Any = runner.run) -> dict[str
             _refuse_earlier_version(work.out)
             _refuse_other_frames(frames, work)
             summary = _encode(config, frames, replace(work, run=output.claim()), output, run)
-    require_usage_of_labels(tokenizer.config.codebook, CodesManifest.load(work.out).histograms, work.out)
+    require_usage_of_labels(tokenizer.codebook, CodesManifest.load(work.out).histograms, work.out)
     return summary | _audit(config, frames, tokenizer, work.out)
 
 
@@ -110,13 +110,13 @@ def _encode(
     return output.close(summary)
 
 
-def plan_work(config: PrecomputeCodes, frames: FrameManifest, tokenizer: VideoTokenizer) -> EncodeJob:
+def plan_work(config: PrecomputeCodes, frames: FrameManifest, tokenizer: BaseVideoTokenizer) -> EncodeJob:
     """Return what the actors need to know.
 
     Raises:
         ConfigError: the codebook is too large for uint16.
     """
-    fingerprint, num_codes = tokenizer.fingerprint(), tokenizer.config.codebook.num_codes
+    fingerprint, num_codes = tokenizer.fingerprint(), tokenizer.codebook.num_codes
     if num_codes > _MOST_CODES:
         raise ConfigError(f"num_codes = {num_codes}; code shards hold at most {_MOST_CODES}")
     spec = config.augment.model_dump(mode="json") | {"resampler": resampler()} if config.views > 1 else {}
@@ -128,7 +128,7 @@ def plan_work(config: PrecomputeCodes, frames: FrameManifest, tokenizer: VideoTo
         fingerprint=fingerprint,
         frame_px=frames.frame_px,
         num_frames=frames.num_frames,
-        grid=tokenizer.config.grid,
+        grid=tokenizer.grid,
         num_codes=num_codes,
         num_views=config.views,
         crop=config.augment,
@@ -141,7 +141,7 @@ def plan_work(config: PrecomputeCodes, frames: FrameManifest, tokenizer: VideoTo
     )
 
 
-def _audit(config: PrecomputeCodes, frames: FrameManifest, tokenizer: VideoTokenizer, codes: str) -> dict[str, Any]:
+def _audit(config: PrecomputeCodes, frames: FrameManifest, tokenizer: BaseVideoTokenizer, codes: str) -> dict[str, Any]:
     """Return what `--audit` adds to the summary that is printed."""
     if not config.audit:
         return {}

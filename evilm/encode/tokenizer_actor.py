@@ -20,7 +20,7 @@ from evilm.dataloader.clip_reader import Clips
 from evilm.errors import ShardError
 from evilm.io import storage
 from evilm.jobs import commits, runner
-from evilm.model.tokenizers.semantic_vq import VideoTokenizer
+from evilm.model.tokenizers.base import load_tokenizer
 from evilm.seeds import clip_rng
 from evilm.shards import ShardInfo, codes_schema, stored_columns, with_captions, write_codes
 from evilm.video.crops import View, draw_view, replay, whole
@@ -81,7 +81,7 @@ class TokenizerActor:
         self._work, self._shards = work, shards
         torch.set_num_threads(work.threads)
         device = "cuda" if work.use_gpu else "cpu"
-        self._tokenizer = VideoTokenizer.from_pretrained(work.tokenizer).to(device).eval()
+        self._tokenizer = load_tokenizer(work.tokenizer).to(device)
         found = self._tokenizer.fingerprint()
         if found != work.fingerprint:
             raise ShardError(f"{work.tokenizer} changed while its codes were computed ({found}); run again")

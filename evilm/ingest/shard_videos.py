@@ -17,6 +17,7 @@ from evilm.config.base import fingerprint
 from evilm.config.stages import ShardVideos
 from evilm.errors import ConfigError, SourceError, UnfinishedError, UsageError
 from evilm.ingest import quarantine, shard_plan
+from evilm.ingest.changed_sources import warn_of_changed_sources
 from evilm.ingest.failure_budget import FailureBudget
 from evilm.ingest.locations import VideoLocations
 from evilm.ingest.merge import OF_ROWS, CommitLog, enforce_failed_share, merge_commits, missing_val_note, tell_retryable
@@ -71,17 +72,19 @@ def shard_videos(config: ShardVideos, run: Any = runner.run) -> dict[str, Any]:
         done, found = output.done, None
         if done or storage.exists(storage.join(out, MANIFEST)):
             found = FrameManifest.load(out)
+        changed = warn_of_changed_sources(found, videos) if found else []
+        facts = {"changed_sources": changed} if changed else {}
         is_whole = done and found and not config.repair and not find_lost(found)
         if done and is_whole and not any(reason in reasons for reason in done["reasons"]):
             tell_retryable(done["reasons"])
-            return done | {"reused": True}
+            return done | {"reused": True} | facts
         if found and found.schema_version < SCHEMA_VERSION:
             raise ConfigError(
                 f"{out} was made by an earlier version (schema {found.schema_version}): it can be read, but not added "
                 "to or repaired; use another --out, or --overwrite to make all shards again"
             )
         output.claim()
-        return output.close(_make(config, output, videos, reasons, run))
+        return output.close(_make(config, output, videos, reasons, run)) | facts
 
 
 def _make(config: ShardVideos, output: Output, videos: str, reasons: frozenset[str], run: Any) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from evilm.model import checkpoint_folder, pretrained
 from evilm.model.heads import MatchHead, MlmHead, MvmHead
 from evilm.model.layers import Blocks, PixelNorm, init_linear, use_explicit_attention
 from evilm.model.text_encoder import TextEncoder
-from evilm.model.video_encoder import IMAGENET_MEAN, IMAGENET_STD, VideoEncoder
+from evilm.model.video_encoder import build_video_encoder
 
 KIND = "student"
 WEIGHTS = "model.safetensors"
@@ -41,8 +41,10 @@ class EViLMModel(nn.Module):
         """Build with fresh weights, but for the video encoder's where the config names them and they are wanted."""
         super().__init__()
         self.config = config
-        self.pixels = PixelNorm(config.input_px, config.grid, IMAGENET_MEAN, IMAGENET_STD)
-        self.video_encoder = VideoEncoder(config.video_encoder, config.video_weights if pretrained_video else "")
+        weights = config.video_weights if pretrained_video else ""
+        encoder = build_video_encoder(config.video_encoder, weights, config.input_px)
+        self.pixels = PixelNorm(config.input_px, config.grid, encoder.mean, encoder.std)
+        self.video_encoder = encoder
         self.video_projection = nn.Linear(self.video_encoder.channels, config.dim)
         self.text_encoder = TextEncoder(config)
         self.text_projection = nn.Linear(config.text_dim, config.dim)

@@ -9,6 +9,7 @@ from evilm.errors import CheckpointError
 from evilm.io import storage
 from evilm.model import checkpoint_folder, pretrained
 from evilm.model.evilm_model import KIND, PREFIX, WEIGHTS
+from evilm.model.tokenizers.base import load_tokenizer
 from evilm.model.tokenizers.semantic_vq import VideoTokenizer
 
 OBJECTIVES_FILE = "pretrain.json"
@@ -39,11 +40,10 @@ def tokenizer_fingerprints(uri: str, name: str) -> dict[str, str]:
     Raises:
         CheckpointError: no tokenizer is there, or it is damaged.
     """
-    tokenizer = VideoTokenizer.from_pretrained(uri)
-    fingerprints = {
-        name: tokenizer.fingerprint()
-    }  # the one by which the run that made it is found; covers what codes need
-    if tokenizer.decoder is not None:
+    tokenizer = load_tokenizer(uri)
+    # The one by which the run that made it is found; it covers what codes need.
+    fingerprints = {name: tokenizer.fingerprint()}
+    if isinstance(tokenizer, VideoTokenizer) and tokenizer.decoder is not None:
         weights = pretrained.weight_bytes(tokenizer.decoder.state_dict())
         fingerprints[f"{name}_decoder"] = hashlib.sha256(weights).hexdigest()[:16]
     return fingerprints

@@ -16,7 +16,7 @@ from evilm.config.data import FramesConfig
 from evilm.config.models import EViLMConfig
 from evilm.errors import CheckpointError, ConfigError, DecodeError, ShardError
 from evilm.io import storage
-from evilm.model.video_encoder import IMAGENET_MEAN, IMAGENET_STD
+from evilm.model.video_encoder import pixel_statistics
 from evilm.shards import decode_frames
 from evilm.video.decoder_process import Decoder
 from evilm.video.reasons import RejectReason
@@ -110,6 +110,7 @@ class Preprocessor:
 
     def _content(self, config: EViLMConfig) -> dict[str, Any]:
         """By the names that transformers has for them, and all that makes frames out of a video under `frames`."""
+        mean, std = pixel_statistics(config.video_encoder)
         return {
             "processor_class": "EViLM",
             "num_frames": self.num_frames,
@@ -119,8 +120,8 @@ class Preprocessor:
             "do_rescale": True,
             "rescale_factor": 1 / 255,
             "do_normalize": True,
-            "image_mean": list(IMAGENET_MEAN),
-            "image_std": list(IMAGENET_STD),
+            "image_mean": list(mean),
+            "image_std": list(std),
             "frames": self.frames.model_dump(mode="json"),
         }
 

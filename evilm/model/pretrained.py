@@ -77,6 +77,15 @@ def save_config(uri: str, kind: str, config: Config, dtype: str = "float32", **f
     storage.write_json(storage.join(uri, CONFIG), content)
 
 
+def model_type(uri: str, default: str) -> str:
+    """Read what kind of model is saved at `uri`; `default` where its config is missing or does not say."""
+    try:
+        content = storage.read_json(storage.join(uri, CONFIG))
+    except (FileNotFoundError, NotADirectoryError, ShardError):
+        return default
+    return str(content.get("model_type", default)) if isinstance(content, dict) else default
+
+
 def read_config(uri: str, kind: str) -> dict[str, Any]:
     """The config file of a saved model of that kind: its settings under `config`, and what else it tells.
 

@@ -1,16 +1,19 @@
-"""EdgeNeXt as an encoder of regions, Eq. 1."""
+"""Encoders of a frame's regions, Eq. 1: EdgeNeXt as in the paper, any other image model of timm, or your own."""
 
 import contextlib
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from evilm.errors import CheckpointError, ConfigError
 from evilm.model.pretrained import load_into
+from evilm.registry import Registry
 
 STRIDE_PX = 32
 """Pixels per region and side: EdgeNeXt's last stage."""
@@ -18,27 +21,67 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
-class VideoEncoder(nn.Module):
+class VideoEncoder(Protocol):
+    """A module that encodes frames one by one; `EViLMModel` projects its vectors to the decoder's width."""
+
+    channels: int
+    """Width of a region's vector."""
+    mean: tuple[float, ...]
+    """Of the pixels it expects, 0 to 1 per channel."""
+    std: tuple[float, ...]
+
+    def __call__(self, pixels: Float[Tensor, "images 3 height width"]) -> Float[Tensor, "images row col channels"]:
+        """Encode normalised pixels to one vector per region of `STRIDE_PX` x `STRIDE_PX` pixels."""
+        ...
+
+
+ENCODERS: Registry[Callable[[str, str, int], Any]] = Registry(
+    "video encoder", "evilm.video_encoders", {"edgenext": f"{__name__}:EdgeNeXt"}
+)
+"""Builders of encoders, called with the name in `arch.video_encoder`, `arch.video_weights` and the side of frames."""
+
+
+def build_video_encoder(name: str, weights: str, input_px: int) -> Any:
+    """Build an encoder, a module that is a `VideoEncoder`.
+
+    Args:
+        name: a model of timm, a name in `ENCODERS`, or `module:builder`.
+        weights: '' for fresh ones, 'timm' for timm's pretrained ones, else a local safetensors file of timm's naming.
+        input_px: side of the frames, a multiple of `STRIDE_PX`.
+
+    Raises:
+        ConfigError: no such encoder, or one without features at that stride.
+        CheckpointError: the file of weights is missing or does not fit.
+    """
+    kind = "edgenext" if name.startswith("edgenext") else name
+    return (ENCODERS.get(kind) if kind in ENCODERS else TimmEncoder)(name, weights, input_px)
+
+
+def pixel_statistics(name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return mean and standard deviation of the pixels that an encoder expects, without building it."""
+    if name in ENCODERS:
+        builder = ENCODERS.get(name)
+        return getattr(builder, "mean", IMAGENET_MEAN), getattr(builder, "std", IMAGENET_STD)
+    from timm.models import get_pretrained_cfg
+
+    known = None if name.startswith("edgenext") else get_pretrained_cfg(name)
+    return (tuple(known.mean), tuple(known.std)) if known else (IMAGENET_MEAN, IMAGENET_STD)
+
+
+class EdgeNeXt(nn.Module):
     """A timm EdgeNeXt without classifier, frame by frame. Paper: Eq. 1, Sec. 3.1.
 
     The LayerNorm of the classifier head is applied per region: Table 8 counts its 608 parameters, and left unused
     they would get no gradient, which stops distributed training.
     """
 
-    def __init__(self, name: str, weights: str = "") -> None:
-        import timm  # seconds, which only who builds a model should pay
+    mean, std = IMAGENET_MEAN, IMAGENET_STD
 
+    def __init__(self, name: str, weights: str = "", input_px: int = 256) -> None:
         super().__init__()
-        if not name.startswith("edgenext"):
-            raise ConfigError(f"video_encoder = {name!r} is no EdgeNeXt of timm; the paper uses edgenext_small")
-        self.backbone: Any  # timm's classes are not typed
-        try:
-            self.backbone = timm.create_model(name, pretrained=weights == "timm", num_classes=0)
-        except RuntimeError as error:  # timm's answer to an unknown name, or to weights it does not have
-            raise ConfigError(f"video_encoder = {name!r}: {error}; see timm.list_models('edgenext*')") from None
+        self.backbone = _create(name, weights)
         self.channels = int(self.backbone.num_features)
-        if weights not in ("", "timm"):
-            _load(self.backbone, weights)
+        _load(self.backbone, weights)
 
     def forward(self, pixels: Float[Tensor, "images 3 height width"]) -> Float[Tensor, "images row col channels"]:
         """Normalised pixels to one vector per region."""
@@ -49,9 +92,61 @@ class VideoEncoder(nn.Module):
         return self.backbone.head.norm(features).permute(0, 2, 3, 1)
 
 
+class TimmEncoder(nn.Module):
+    """The last feature map of any image model of timm, with a LayerNorm per region.
+
+    A map of stride 16 or 8, as of a ViT, is averaged to `STRIDE_PX`.
+    """
+
+    def __init__(self, name: str, weights: str = "", input_px: int = 256) -> None:
+        super().__init__()
+        self.mean, self.std = pixel_statistics(name)
+        self.backbone = _create(name, weights, input_px)
+        if not hasattr(self.backbone, "forward_intermediates"):
+            raise ConfigError(f"video_encoder = {name!r} gives no feature maps; use an image model of timm that does")
+        _load(self.backbone, weights)
+        self.backbone.prune_intermediate_layers(1, prune_norm=True, prune_head=True)
+        last = list(self.backbone.feature_info)[-1]
+        self.channels, stride = int(last["num_chs"]), int(last["reduction"])
+        if STRIDE_PX % stride:
+            raise ConfigError(
+                f"video_encoder = {name!r} has features at stride {stride}; the regions are {STRIDE_PX} px, which "
+                f"takes a stride of {STRIDE_PX} or a part of it"
+            )
+        self._pool = STRIDE_PX // stride
+        self.norm = nn.LayerNorm(self.channels)
+
+    def forward(self, pixels: Float[Tensor, "images 3 height width"]) -> Float[Tensor, "images row col channels"]:
+        """Normalised pixels to one vector per region."""
+        (features,) = self.backbone.forward_intermediates(pixels, indices=1, intermediates_only=True)
+        if self._pool > 1:
+            features = F.avg_pool2d(features, self._pool)
+        return self.norm(features.permute(0, 2, 3, 1))
+
+
+def _create(name: str, weights: str, input_px: int = 0) -> Any:
+    """A model of timm without classifier; one with positions for frames of a given side."""
+    import timm  # seconds, which only who builds a model should pay
+
+    options: dict[str, Any] = {"pretrained": weights == "timm", "num_classes": 0}
+    try:
+        try:
+            return timm.create_model(name, **options, **({"img_size": input_px} if input_px else {}))
+        except TypeError:  # a model without positions has no such option
+            return timm.create_model(name, **options)
+    except RuntimeError as error:  # timm's answer to an unknown name, or to weights it does not have
+        raise ConfigError(
+            f"video_encoder = {name!r}: {error}; the paper uses edgenext_small, timm.list_models() lists others"
+        ) from None
+
+
 def _load(backbone: nn.Module, path: str) -> None:
     """Weights of timm's naming from a local safetensors file; its classifier is left out."""
+    if path in ("", "timm"):
+        return
     if not Path(path).is_file():
-        raise CheckpointError(f"video_weights = {path!r} is no file; give '', 'timm', or a local safetensors file")
+        raise CheckpointError(f"video_weights = {path!r} is not a file; give '', 'timm', or a local safetensors file")
     state: dict[str, torch.Tensor] = load_file(path)
-    load_into(backbone, {name: value for name, value in state.items() if not name.startswith("head.fc.")}, path)
+    known = backbone.state_dict()
+    head = ("head.fc.", "head.", "fc.", "classifier.", "attn_pool.")
+    load_into(backbone, {n: value for n, value in state.items() if n in known or not n.startswith(head)}, path)

@@ -17,7 +17,7 @@ from evilm.io.outputs import Output
 from evilm.sweep.shared_inputs import SharedInputs, SharedPlaces
 from evilm.sweep.sweep_plan import make_plan
 from evilm.sweep.sweep_results import Setting, Tried, best_preset, rank, results_csv, results_json, results_table
-from evilm.sweep.trial_folder import Trial
+from evilm.sweep.trial_folder import Trial, keep_input_error
 
 logger = logging.getLogger(__name__)
 
@@ -67,6 +67,7 @@ def _run(config: Sweep, stage: str, space: Space, plan: Any, output: Output) -> 
         def prepare(trial: Trial) -> SearchJob:
             ground = shared.ground(trial.values)
             settings = trial_config(config, trial, ground, stage, run.uri if run else "", parent)
+            keep_input_error(trial.out, ground.error)
             return make_job(config, trial, settings, ground.steps_per_epoch(settings))
 
         logger.info("%d trial(s) at a time", slots)

@@ -7,7 +7,7 @@ from typing import Any
 
 from evilm.config.base import fingerprint
 from evilm.config.stages import Pretrain, Upstream
-from evilm.errors import ConfigError
+from evilm.errors import CollapseError, ConfigError, NonFiniteError
 from evilm.io import storage
 from evilm.shards import FrameManifest
 from evilm.tasks.inputs import Inputs, build_data, build_missing
@@ -28,6 +28,8 @@ class SharedPlaces:
     inputs: Inputs
     train_clips: int
     val_clips: int
+    error: str = ""
+    """Why no trial can run on them, where swept settings let the tokenizer collapse or diverge."""
 
     def steps_per_epoch(self, config: Pretrain) -> int:
         """Steps of an epoch, as `evilm.dataloader.sampler` counts them."""
@@ -60,6 +62,7 @@ class SharedInputs:
 
         Raises:
             ConfigError: there are no clips to score trials on.
+            CollapseError, NonFiniteError: the tokenizer failed, and all trials were to share it.
         """
         upstream = {n: v for n, v in values.items() if n == "views" or n.startswith(("build.", *_OF_DATA, "tokenizer"))}
         key = fingerprint(upstream)
@@ -83,7 +86,13 @@ class SharedInputs:
                 "shard some of your clips with --split val, or a manifest with a split column"
             )
         root = self._folder(of_data | of_tokenizer)
-        inputs = build_missing(config.model_copy(update={"root": root, "frames": frames, "vocab": vocab}))
+        try:
+            inputs = build_missing(config.model_copy(update={"root": root, "frames": frames, "vocab": vocab}))
+        except (CollapseError, NonFiniteError) as error:
+            if not upstream:
+                raise
+            inputs = Inputs(frames, storage.join(root, "codes"), vocab, storage.join(root, "tokenizer"))
+            return SharedPlaces(inputs, train, val, str(error))
         return SharedPlaces(inputs, train, val)
 
     def _folder(self, values: Mapping[str, Any]) -> str:

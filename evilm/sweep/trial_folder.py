@@ -1,6 +1,7 @@
 """A trial of a sweep: a folder that a pre-training writes, and what that folder tells. Nothing else is remembered."""
 
 import json
+import logging
 import math
 import re
 from collections.abc import Iterator, Mapping
@@ -11,6 +12,8 @@ from evilm.config.base import fingerprint
 from evilm.io import storage
 from evilm.io.outputs import SUMMARY
 from evilm.tracking.metrics_file import METRICS_FILE
+
+logger = logging.getLogger(__name__)
 
 STOPPED_FILE, FAILED_FILE = "stopped.json", "failed.json"
 _LONGEST_SLUG = 48
@@ -93,6 +96,21 @@ def read_outcome(out: str, last_step: int) -> TrialOutcome:
     if FAILED_FILE in names:
         return TrialOutcome("failed", points, error=str(storage.read_json(storage.join(out, FAILED_FILE))["error"]))
     return TrialOutcome("stopped" if STOPPED_FILE in names else "unfinished", points)
+
+
+def keep_input_error(out: str, error: str) -> None:
+    """Mark a trial as failed because its inputs can't be built; remove that mark once they can.
+
+    Args:
+        out: the trial's folder.
+        error: why; '' where its inputs exist.
+    """
+    path = storage.join(out, FAILED_FILE)
+    if error:
+        logger.warning("trial %s fails: %s", out.rsplit("/", 1)[-1], error)
+        storage.write_json(path, {"error": error, "inputs": True})
+    elif storage.exists(path) and storage.read_json(path).get("inputs"):
+        storage.delete(path)
 
 
 def _points(out: str) -> Iterator[tuple[int, dict[str, float]]]:

@@ -67,8 +67,7 @@ def pretrain(config: Pretrain) -> dict[str, Any]:
     def describe() -> dict[str, Any]:
         return {"out": out, "inputs": fingerprints, "clips": frames.splits} | started | _made(out)
 
-    task = "evilm.tasks.pretrain:build_task"
-    training = TrainingRun(config, "pretrain", task, out, fingerprints, EViLM.from_pretrained, describe)
+    training = TrainingRun(config, "pretrain", "pretrain", out, fingerprints, EViLM.from_pretrained, describe)
     with training.open(frames) as output:
         done = output.done
         if done and training.is_published(done):
@@ -103,11 +102,11 @@ def open_pairs(inputs: "Inputs", config: Pretrain, out: str = "") -> tuple[Frame
         ShardError: they don't, saying which.
         CollapseError: the codes use too little of the codebook.
     """
-    from evilm.model.tokenizers.semantic_vq import VideoTokenizer
+    from evilm.model.tokenizers.base import load_tokenizer
 
     arch = config.arch
     frames = load_frames(out, inputs.frames)
-    model = VideoTokenizer.from_pretrained(inputs.tokenizer)
+    model = load_tokenizer(inputs.tokenizer)
     tokenizer = model.fingerprint()
     codes = load_codes(out, find_codes(inputs.codes, tokenizer, config.views), frames)
     require_resampler(codes)
@@ -116,7 +115,13 @@ def open_pairs(inputs: "Inputs", config: Pretrain, out: str = "") -> tuple[Frame
         raise ShardError(
             f"{inputs.frames} holds no clips of the split train, only {frames.splits}; shard with --split train"
         )
-    require_usage_of_labels(model.config.codebook, codes.histograms, codes.uri)
+    if not model.independent_frames and arch.num_frames != codes.num_frames:
+        raise ShardError(
+            f"{codes.uri} holds codes of {codes.num_frames} frames that belong together, arch.num_frames = "
+            f"{arch.num_frames}: this tokenizer's codes depend on all frames of a clip; use "
+            f"--arch.num-frames {codes.num_frames}, or shard as many frames as the model takes"
+        )
+    require_usage_of_labels(model.codebook, codes.histograms, codes.uri)
     return frames, codes
 
 
@@ -137,9 +142,9 @@ def _audit(config: Pretrain, frames: FrameManifest, codes: CodesManifest) -> Non
     """
     if not config.audit_clips:
         return
-    from evilm.model.tokenizers.semantic_vq import VideoTokenizer
+    from evilm.model.tokenizers.base import load_tokenizer
 
-    tokenizer = VideoTokenizer.from_pretrained(config.tokenizer)
+    tokenizer = load_tokenizer(config.tokenizer)
     found = audit_codes(frames, codes, tokenizer, config.audit_clips, config.schedule.seed, "train")
     require_agreement(found, config.audit_agreement, codes)
     logger.info("%d clips coded again: %.2f %% of the codes agree", found.num_clips, 100 * found.agreement)

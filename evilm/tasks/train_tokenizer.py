@@ -55,10 +55,8 @@ def train_tokenizer(config: TrainTokenizer) -> dict[str, Any]:
         facts = {"out": config.out, "inputs": inputs, "num_codes": config.arch.codebook.num_codes}
         return facts | started | {"fingerprint": VideoTokenizer.from_pretrained(config.out).fingerprint()}
 
-    task = "evilm.tasks.train_tokenizer:build_task"
-    training = TrainingRun(
-        config, "train_tokenizer", task, config.out, inputs, VideoTokenizer.from_pretrained, describe
-    )
+    name, load = "train_tokenizer", VideoTokenizer.from_pretrained
+    training = TrainingRun(config, name, name, config.out, inputs, load, describe)
     with training.open(frames) as output:
         done = output.done
         if done and training.is_published(done):

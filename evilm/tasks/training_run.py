@@ -1,7 +1,6 @@
 """A training from its command to its summary: continued, published from a kept checkpoint, or reused."""
 
 import dataclasses
-import importlib
 import logging
 import math
 from collections.abc import Callable
@@ -16,6 +15,7 @@ from evilm.io.outputs import Output
 from evilm.model.checkpoint_folder import STATE
 from evilm.shards import FrameManifest
 from evilm.train.checkpoint_manager import CHECKPOINTS, newest_first, step_of
+from evilm.train.task import TASKS
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +36,7 @@ class TrainingRun:
     command: str
     """Name of the command, also the MLflow experiment."""
     task: str
-    """`module:function` that builds the task in each worker."""
+    """Name of the task in `TASKS`."""
     out: str
     inputs: dict[str, str]
     """Fingerprint of each input by name."""
@@ -98,8 +98,8 @@ class TrainingRun:
         """
         if not self.config.init:
             return {}
-        module, function = self.task.split(":")
-        _, report = getattr(importlib.import_module(module), function)(self.config.model_dump(mode="json")).start()
+        task: Any = TASKS.get(self.task)(self.config.model_dump(mode="json"))
+        _, report = task.start()
         logger.info("%s", report)
         return {"init": dataclasses.asdict(report)}
 

@@ -7,8 +7,8 @@ from typing import Any
 
 from evilm.dataloader.collate import PretrainBatch
 from evilm.io import storage
+from evilm.model.tokenizers.base import load_tokenizer
 from evilm.model.tokenizers.code_words import CodeWords
-from evilm.model.tokenizers.semantic_vq import VideoTokenizer
 from evilm.text.vocab import Vocab
 from evilm.tracking.mlflow_run import TrackedRun, ensure_run, log_files, suppress_tracking_errors
 
@@ -57,7 +57,7 @@ class PanelLog:
         try:
             if self._words is None:
                 self._batch = self._make_batch()
-                self._words = CodeWords(VideoTokenizer.from_pretrained(self._tokenizer), self._vocab)
+                self._words = CodeWords(load_tokenizer(self._tokenizer), self._vocab)
             if self._batch is None:
                 self._broken = True
                 return

@@ -8,7 +8,7 @@ from typing import Any
 
 from evilm.cluster import connect
 from evilm.config.training import ClusterConfig
-from evilm.errors import ClusterError, EvilmError
+from evilm.errors import ClusterError, EvilmError, NonFiniteError
 from evilm.io import storage
 from evilm.io.outputs import Output
 from evilm.shards import pinned
@@ -81,7 +81,7 @@ def fit(
         returned = preemption.run_until_asked(lambda: dict(trainer.fit().return_value or {}), out)
         if "error" in returned:
             output.check()
-            raise EvilmError(returned["error"])
+            raise (NonFiniteError if returned.get("not_finite") else EvilmError)(returned["error"])
     except (ray.train.TrainingFailedError, ray.train.ControllerError, ray.train.WorkerGroupError) as error:
         end_run(run, "FAILED")
         output.check()

@@ -1,11 +1,13 @@
 """The interface of a task to the training loop, and the specification that travels to a worker."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from evilm.config.training import TrainConfig
 from evilm.dataloader.loader import DataLoader
 from evilm.objectives.objective import Objective
+from evilm.registry import Registry
 from evilm.tracking.mlflow_run import TrackedRun
 from evilm.tracking.panel_log import PanelLog
 
@@ -44,12 +46,23 @@ class Task(Protocol):
         ...
 
 
+TASKS: Registry[Callable[[dict[str, Any]], Task]] = Registry(
+    "task",
+    "evilm.tasks",
+    {
+        "pretrain": "evilm.tasks.pretrain:build_task",
+        "train_tokenizer": "evilm.tasks.train_tokenizer:build_task",
+    },
+)
+"""Builders of tasks from plain settings, by name."""
+
+
 @dataclass(frozen=True)
 class WorkerSpec:
     """Specification of a worker: names and settings, never models."""
 
     task: str
-    """`module:function` that builds the task from `settings`."""
+    """Name in `TASKS` of what builds the task from `settings`."""
     settings: dict[str, Any]
     out: str
     run: int

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from evilm.config.training import TrainConfig
-from evilm.errors import EvilmError
+from evilm.errors import NonFiniteError
 from evilm.objectives.objective import Objective
 from evilm.train.optimizer import EMA, learning_rate
 from evilm.train.reduce import (
@@ -33,10 +33,6 @@ from evilm.train.timing import StepTimer
 
 _MOST_SKIPPED = 20  # steps in a row without an update: the weights themselves are spoilt by then
 _SHOWN = 8
-
-
-class NonFiniteError(EvilmError, ArithmeticError):
-    """A loss or gradient that is NaN or infinite; every worker raises it at the same step."""
 
 
 @dataclass

@@ -4,7 +4,6 @@ It knows only the `Task`: an objective that turns a batch into named losses, and
 trainings, the tokenizer's and the student's, run through it.
 """
 
-import importlib
 import logging
 from contextlib import ExitStack
 from itertools import islice
@@ -16,7 +15,7 @@ from evilm.console import log_to_console
 from evilm.dataloader.collate import Batch
 from evilm.dataloader.loader import DataLoader
 from evilm.dataloader.sampler import TrainSampler
-from evilm.errors import EvilmError
+from evilm.errors import EvilmError, NonFiniteError
 from evilm.io.ownership import check_owner
 from evilm.tracking.mlflow_uploader import MetricsRecorder
 from evilm.train import preemption
@@ -26,10 +25,10 @@ from evilm.train.checkpoint_manager import CheckpointManager
 from evilm.train.micro_batches import check_world, micro_batches_of, on_device, split_micro_batches
 from evilm.train.optimizer import make_deterministic
 from evilm.train.progress import Cadence, Progress, metrics_line
-from evilm.train.task import Task, WorkerSpec
+from evilm.train.task import TASKS, Task, WorkerSpec
 from evilm.train.timing import StepProfiler, StepTimer, matmul_peak
 from evilm.train.train_state import TrainState
-from evilm.train.train_step import NonFiniteError, StepOutcome
+from evilm.train.train_step import StepOutcome
 from evilm.train.validation import evaluate, note_best
 
 logger = logging.getLogger(__name__)
@@ -49,8 +48,7 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
 
     log_to_console()
     spec = WorkerSpec(**config)
-    module, function = spec.task.split(":")
-    task: Task = getattr(importlib.import_module(module), function)(spec.settings)
+    task = TASKS.get(spec.task)(spec.settings)
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
     try:
@@ -60,7 +58,7 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
         finally:
             run.close()
     except NonFiniteError as error:  # raised by every worker alike; again it would end the same way
-        return {"error": str(error)}
+        return {"error": str(error), "not_finite": True}
     except EvilmError as error:
         if world > 1:
             raise  # the others wait for this worker, and only a failure of the group ends them

@@ -51,6 +51,10 @@ def test_a_killed_sweep_goes_on_and_its_best_preset_gives_the_same_model_again(
     store_gate.shut(".parquet", once=in_the_middle)
     process = start(stage, *command)
     wait_for(store_gate.holds, process, timeout_s=900)
+    second = start(stage, *command)  # the same sweep, submitted twice
+    _, said = second.communicate(timeout=300)
+    assert second.returncode == 1
+    assert f"error: {out} is being written by process {process.pid} on " in said.decode()
     kill(process, and_workers=True)
     store_gate.open()
     ended = {path.parent: path.with_name("metrics.jsonl").read_bytes() for path in trials.glob("*/summary.json")}

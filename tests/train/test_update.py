@@ -15,11 +15,12 @@ from evilm.config.stages import Pretrain
 from evilm.config.training import ObjectivesConfig
 from evilm.dataloader.collate import PretrainBatch
 from evilm.dataloader.sampler import TrainSampler, micro_batch_slice
+from evilm.errors import NonFiniteError
 from evilm.model.evilm_model import EViLMModel
 from evilm.objectives.pretraining_objective import PretrainObjective
 from evilm.train.micro_batches import MicroBatchSampler, micro_batches_of
 from evilm.train.optimizer import EMA, autocast, make_optimizer
-from evilm.train.train_step import NonFiniteError, TrainStep
+from evilm.train.train_step import TrainStep
 
 _CPU = torch.device("cpu")
 _ARCH = EViLMConfig(

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import torch
 
-from evilm.model.tokenizers.semantic_vq import VideoTokenizer
+from evilm.model.tokenizers.base import BaseVideoTokenizer
 from evilm.text.vocab import Vocab
 
 _USUAL = 128  # codes that tell how likely a word is anyway
@@ -12,9 +12,9 @@ _TOGETHER = 32
 
 
 class CodeWords:
-    """The words that a code, put into every region of a clip, makes likelier than other codes do."""
+    """Words that a code, put into every region of a clip, makes likelier than other codes do."""
 
-    def __init__(self, tokenizer: VideoTokenizer, vocab: Vocab) -> None:
+    def __init__(self, tokenizer: BaseVideoTokenizer, vocab: Vocab) -> None:
         """Take a tokenizer; one without its decoder has no words for its codes."""
         self._tokenizer, self._vocab = tokenizer, vocab
         self._known: dict[int, list[int]] = {}
@@ -24,7 +24,7 @@ class CodeWords:
 
     def words(self, codes: Sequence[int], top: int = 2) -> list[list[str]]:
         """The best words of each code, best first; none where the tokenizer was saved without its decoder."""
-        if self._tokenizer.decoder is None:
+        if not self._tokenizer.has_words:
             return [[] for _ in codes]
         if new := sorted(set(codes) - self._known.keys()):
             usual = self._chances_of_any()
@@ -38,14 +38,15 @@ class CodeWords:
 
     def _chances(self, codes: Sequence[int]) -> torch.Tensor:
         """Probability of each word (code, vocab)."""
-        config, device = self._tokenizer.config, self._tokenizer.device
-        clips = torch.tensor(codes, device=device)[:, None].expand(-1, config.num_frames * config.grid**2)
-        return self._tokenizer.word_logits(clips).float().sigmoid().clamp(1e-6, 1).cpu()
+        tokenizer = self._tokenizer
+        num_regions = tokenizer.num_frames * tokenizer.grid**2
+        clips = torch.tensor(codes, device=tokenizer.device)[:, None].expand(-1, num_regions)
+        return tokenizer.word_logits(clips).float().sigmoid().clamp(1e-6, 1).cpu()
 
     def _chances_of_any(self) -> torch.Tensor:
         """Mean probability of each word over codes spread evenly over the codebook."""
         if self._usual is None:
-            num_codes = self._tokenizer.config.codebook.num_codes
+            num_codes = self._tokenizer.codebook.num_codes
             some = sorted({k * num_codes // _USUAL for k in range(_USUAL)})
             parts = [self._chances(some[start : start + _TOGETHER]) for start in range(0, len(some), _TOGETHER)]
             self._usual = torch.cat(parts).mean(0)

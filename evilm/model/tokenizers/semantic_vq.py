@@ -10,7 +10,7 @@ from jaxtyping import Float, Int64, UInt8
 from torch import Tensor, nn
 
 from evilm.config.base import validate
-from evilm.config.models import VideoTokenizerConfig
+from evilm.config.models import CodebookConfig, VideoTokenizerConfig
 from evilm.errors import CheckpointError
 from evilm.io import storage
 from evilm.model import checkpoint_folder, pretrained
@@ -78,6 +78,31 @@ class VideoTokenizer(nn.Module):
         init_linear(self.projection)
         self.quantizer = Quantizer(config.codebook)
         self.decoder: WordDecoder | None = WordDecoder(config)
+
+    @property
+    def codebook(self) -> CodebookConfig:
+        """Settings of the codebook."""
+        return self.config.codebook
+
+    @property
+    def grid(self) -> int:
+        """Regions per side of a frame."""
+        return self.config.grid
+
+    @property
+    def num_frames(self) -> int:
+        """Frames per clip."""
+        return self.config.num_frames
+
+    @property
+    def independent_frames(self) -> bool:
+        """True: frames are encoded one by one."""
+        return True
+
+    @property
+    def has_words(self) -> bool:
+        """Return False where the tokenizer was saved without its decoder."""
+        return self.decoder is not None
 
     @property
     def device(self) -> torch.device:

@@ -1,0 +1,57 @@
+"""Find an implementation by name: a built-in one, one of an installed package, or `module:attribute`.
+
+Workers are other processes, so nothing is registered by a call: a name says where its code is, in every process.
+"""
+
+import importlib
+from collections.abc import Mapping
+from importlib.metadata import entry_points
+from typing import Generic, TypeVar
+
+from evilm.errors import ConfigError
+
+T = TypeVar("T")
+
+
+class Registry(Generic[T]):
+    """Implementations of one protocol by name."""
+
+    def __init__(self, what: str, group: str, built_in: Mapping[str, str]) -> None:
+        """Declare a kind of implementation.
+
+        Args:
+            what: names it in errors, such as "video tokenizer".
+            group: entry-point group in which other packages list theirs, such as "evilm.video_tokenizers".
+            built_in: `module:attribute` of our own by name.
+        """
+        self._what, self._group, self._built_in = what, group, dict(built_in)
+
+    def names(self) -> list[str]:
+        """List the names of all that are built in or installed."""
+        return sorted({*self._built_in, *(point.name for point in entry_points(group=self._group))})
+
+    def __contains__(self, name: str) -> bool:
+        return ":" in name or name in self.names()
+
+    def get(self, name: str) -> T:
+        """Load an implementation.
+
+        Args:
+            name: one of `names`, or `module:attribute`.
+
+        Raises:
+            ConfigError: there is none of that name, or its module can't be imported.
+        """
+        place = self._built_in.get(name, name)
+        if ":" not in place:
+            found = [point.value for point in entry_points(group=self._group, name=name)]
+            if not found:
+                raise ConfigError(
+                    f"{name!r} is not a {self._what}; use {', '.join(self.names())}, or module:attribute of your own"
+                )
+            place = found[0]
+        module, attribute = place.split(":", 1)
+        try:
+            return getattr(importlib.import_module(module), attribute)
+        except (ImportError, AttributeError) as error:
+            raise ConfigError(f"{self._what} {name!r}: {error}; it must be importable on every node") from None
