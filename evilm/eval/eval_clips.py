@@ -53,7 +53,7 @@ def open_shards(frames: FrameManifest, split: str, codes: CodesManifest | None =
 
 
 def choose_clips(pairs: Sequence[ShardPair], max_clips: int, seed: int) -> list[EvalClip]:
-    """At most `max_clips` clips in an order that depends on the seed and the clip ids alone.
+    """Choose at most `max_clips` clips, in an order that depends only on the seed and the clip ids.
 
     Raises:
         ShardError: fewer than two clips, which leave nothing to choose from.

@@ -140,7 +140,7 @@ def score_clips(job: ScoreJob, cluster: ClusterConfig) -> ScoreMatrix:
     """Score all blocks of `job` with up to `cluster.num_workers` actors; the result does not depend on their number.
 
     Raises:
-        EvilmError: whatever the model or the shards refuse.
+        EvilmError: the model or the shards can't be used.
     """
     import ray
 

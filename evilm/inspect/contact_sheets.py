@@ -158,7 +158,7 @@ def _draw_frame(
         x, y = left + view["x"] * scale, top + view["y"] * scale
         width, height = view["width"] * scale, view["height"] * scale
         axes.add_patch(Rectangle((x + 1, y + 1), width - 2, height - 2, fill=False, edgecolor=colour, linewidth=1.5))
-        # Another corner for each of four views, lest labels hide each other.
+        # Another corner for each of four views, so that labels do not hide each other.
         at_left, at_top = number % 2 == 1, (number - 1) // 2 % 2 == 0
         axes.text(
             x if at_left else x + width, y if at_top else y + height, f"{number}↔" if view["flip"] else f"{number}",

@@ -40,7 +40,7 @@ class Inspection:
     """By kind of duplicate, clips that are like an earlier one."""
     verify: str
     verdict: CrossChecks
-    """Of `verify`; where that is 'no', it holds notes alone."""
+    """Result of `verify`; only notes where that is 'no'."""
 
 
 def inspect_all(frames: FrameManifest, codes: CodesManifest | None, verify: str, num_workers: int) -> Inspection:
@@ -92,7 +92,7 @@ class _InspectJob:
 
 
 def _inspect_shard(work: _InspectJob, number: int) -> tuple[Stats | None, ShardCheck, str]:
-    """Statistics and soundness of a shard, or why there are no statistics."""
+    """Return statistics and checks of a shard, or why there are no statistics."""
     shard, coded = work.shards[number]
     checked, stats, error = ShardCheck(), None, ""
     if work.verify != "no":

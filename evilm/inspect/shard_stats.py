@@ -128,7 +128,7 @@ def histogram(values: np.ndarray, num_bins: int) -> tuple[np.ndarray, np.ndarray
     low, _, median, p95, high = np.quantile(values, [0, 0.05, 0.5, 0.95, 1], method="inverted_cdf")
     end = min(high, max(3 * p95 - 2 * median, p95))
     values = np.minimum(values, end)
-    if end - low < num_bins and np.all(values == np.round(values)):
+    if end == low or (end - low < num_bins and np.all(values == np.round(values))):
         return np.histogram(values, int(end - low) + 1, (low - 0.5, end + 0.5))
     return np.histogram(values, num_bins, (low, max(end, low + 1e-9)))
 

@@ -185,7 +185,7 @@ class _File:
             self.skip(group)
             return
         if missing := [name for name in self._schema.names if name not in table.column_names]:
-            assert missing  # told already, with the footer
+            assert missing  # reported already, with the footer
             self.skip(group)
             return
         numbers = table["row"].to_numpy()

@@ -172,7 +172,7 @@ def _require_score(ranked: Sequence[Setting], config: Sweep) -> None:
 
 
 def _warn_of_guessing(best: Setting, val_clips: int) -> None:
-    """Say so where the best score is no better than a coin: then the order of the settings means nothing."""
+    """Warn if the best score is no better than a coin: then the order of the settings means nothing."""
     if best.score_name != "match_auc" or best.mean is None:
         return
     error = _SPREAD_OF_RANKS / math.sqrt(val_clips * len(best.scores))

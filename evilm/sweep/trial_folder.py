@@ -1,6 +1,5 @@
 """A trial of a sweep: a folder that a pre-training writes, and what that folder tells. Nothing else is remembered."""
 
-import json
 import logging
 import math
 import re
@@ -11,7 +10,7 @@ from typing import Any, Literal
 from evilm.config.base import fingerprint
 from evilm.io import storage
 from evilm.io.outputs import SUMMARY
-from evilm.tracking.metrics_file import METRICS_FILE
+from evilm.tracking.metrics_file import METRICS_FILE, parse_points
 
 logger = logging.getLogger(__name__)
 
@@ -114,13 +113,8 @@ def keep_input_error(out: str, error: str) -> None:
 
 
 def _points(out: str) -> Iterator[tuple[int, dict[str, float]]]:
-    """Steps done and metrics of each evaluation so far; a line that is being written is left out."""
-    data = storage.read_bytes(storage.join(out, METRICS_FILE))
-    for line in data[: data.rfind(b"\n") + 1].splitlines():
-        try:
-            point = json.loads(line)
-        except ValueError:  # cut short by a kill
-            continue
+    """Yield steps done and metrics of each evaluation so far."""
+    for point in parse_points(storage.read_bytes(storage.join(out, METRICS_FILE))):
         held_out = {n.removeprefix("val/"): v for n, v in point["metrics"].items() if n.startswith("val/")}
         if held_out:
             yield int(point["step"]), held_out

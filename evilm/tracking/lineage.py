@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 RUN_FILE = "mlflow.json"
-"""In an output folder: which run it has, in which store, and what that run has been told."""
+"""File of an output folder: its run, the store of that run, and what was sent there."""
 NOTE = "mlflow.note.content"
 MADE, FROM, INPUT = "evilm.made", "evilm.from.", "evilm.input."
 _QUOTE_BREAKS = ("'", '"', "\\")

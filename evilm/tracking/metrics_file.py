@@ -41,7 +41,7 @@ class MetricsFile:
 
 
 def _drop_torn_line(path: Path) -> None:
-    """Cut off what a kill left of a line, lest the next point be glued to it."""
+    """Cut off what a kill left of a line, so that the next point begins a new one."""
     if path.exists() and not (data := path.read_bytes()).endswith(b"\n"):
         path.write_bytes(data[: data.rfind(b"\n") + 1])
 
@@ -58,11 +58,15 @@ def read_from(path: Path, offset: int) -> tuple[list[dict[str, Any]], int]:
     with path.open("rb") as file:
         file.seek(offset)
         data = file.read()
-    end = data.rfind(b"\n") + 1
+    return parse_points(data), offset + data.rfind(b"\n") + 1
+
+
+def parse_points(data: bytes) -> list[dict[str, Any]]:
+    """Return the points of a metrics file's bytes; a last line without its end is left out."""
     points = []
-    for line in data[:end].splitlines():
+    for line in data[: data.rfind(b"\n") + 1].splitlines():
         try:
             points.append(json.loads(line))
         except ValueError:
-            logger.warning("%s: left out a line that was cut short", path.name)
-    return points, offset + end
+            logger.warning("left out a line of metrics that was cut short")
+    return points

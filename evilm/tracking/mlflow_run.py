@@ -1,7 +1,7 @@
 """The MLflow run of a command: made once for each output folder, continued by a restart, closed with its summary.
 
 The driver makes it, rank 0 of a training appends to it (`MetricsRecorder`), the driver closes it with figures and the
-resolved settings. Whatever can't be done because no server answers is a warning, and is made up for by whoever comes
+resolved settings. A server that does not answer costs a warning; what is missing is sent by whoever comes
 next: rank 0 while it trains, the driver at the end, the same command later.
 """
 
@@ -150,7 +150,7 @@ def ensure_run(run: TrackedRun) -> str:
 
 
 def _is_gone(client: Any, run_id: str) -> bool:
-    """Return whether the run was deleted, or its database is no more: then its place gets a new one."""
+    """Return whether the run or its database was deleted: then the output folder gets a new run."""
     from mlflow.exceptions import MlflowException
 
     try:

@@ -21,7 +21,7 @@ from evilm.model.evilm_model import DecoderOutput, EViLMModel
 from evilm.model.tokenizers.code_words import CodeWords
 from evilm.text.vocab import Vocab
 
-_MOST_FRAMES, _MOST_CODES = 6, 8
+_MOST_FRAMES, _MOST_CODES, _GAP = 6, 8, 4
 _RIGHT, _WRONG, _INK, _FAINT = "#15803d", "#c2410c", "#111827", "#6b7280"
 _LINE_CHARS, _LINES = 96, 18
 _ENDS = (".", ",", "!", "?", ";", ":", ")")  # printed without a space before them
@@ -113,10 +113,12 @@ def draw_panel(model: EViLMModel, code_words: CodeWords, vocab: Vocab, batch: Pr
     """
     predicted, count = predict(model, batch), len(batch.clip_ids)
     captions = [list(caption_pieces(vocab, batch, predicted, clip)) for clip in range(count)]
-    figure = Figure(figsize=(16, 0.6 + 3.3 * count))
-    figure.suptitle(f"{title}    {_tally(batch, predicted, captions)}    ({_ABOUT})", fontsize=10, x=0.01, ha="left")
+    height = 0.6 + 3.3 * count
+    figure = Figure(figsize=(16, height))
+    about = f"{title}    {_tally(batch, predicted, captions)}    ({_ABOUT})"
+    figure.text(0.01, 1 - 0.1 / height, about, fontsize=10, va="top", parse_math=False)
     grid = figure.add_gridspec(
-        count, 2, width_ratios=[1, 1.25], left=0.01, right=0.99, top=1 - 0.5 / figure.get_figheight(),
+        count, 2, width_ratios=[1, 1.25], left=0.01, right=0.99, top=1 - 0.5 / height,
         bottom=0.01, wspace=0.03, hspace=0.06,
     )  # fmt: skip
     wrong = dict(zip(batch.negative_of.tolist(), batch.negative_ids.tolist(), strict=True))
@@ -156,9 +158,11 @@ def _draw_frames(axes: Axes, batch: PretrainBatch, predicted: Predictions, clip:
     frames, mask = batch.frames[clip].numpy(), batch.mask[clip].numpy()
     right = batch.code_ids[clip].flatten().numpy() == predicted.codes[clip]
     shown, (num_frames, grid, _) = _spread(len(frames), _MOST_FRAMES), mask.shape
-    px = frames.shape[1] // grid
+    px, pitch = frames.shape[1] // grid, frames.shape[1] + _GAP
     seen = frames * ~mask.repeat(px, axis=1).repeat(px, axis=2)[..., None]
-    axes.imshow(np.vstack([np.hstack(list(frames[shown])), np.hstack(list(seen[shown]))]))
+    gaps = [(0, 0), (0, 0), (0, _GAP), (0, _GAP), (0, 0)]
+    tiles = np.pad(np.stack([frames[shown], seen[shown]]), gaps, constant_values=255)
+    axes.imshow(np.vstack([np.hstack(list(row)) for row in tiles]))
     axes.set_axis_off()
     axes.set_anchor("NW")
     of_frame = np.arange(mask.size).reshape(num_frames, -1)
@@ -168,10 +172,10 @@ def _draw_frames(axes: Axes, batch: PretrainBatch, predicted: Predictions, clip:
         chosen += [masked[k] for k in _spread(len(masked), max(1, _MOST_CODES // len(shown)))]
         for region in masked:
             row, col = divmod(region % grid**2, grid)
-            x, y, color = column * grid * px + col * px, row * px, _RIGHT if right[region] else _WRONG
+            x, y, color = column * pitch + col * px, row * px, _RIGHT if right[region] else _WRONG
             axes.add_patch(Rectangle((x + 0.5, y + 0.5), px - 2, px - 2, fill=False, edgecolor=color, linewidth=1.5))
             if region in chosen:
-                below, number = (x + px / 2, y + grid * px + px / 2), str(chosen.index(region) + 1)
+                below, number = (x + px / 2, y + pitch + px / 2), str(chosen.index(region) + 1)
                 axes.text(*below, number, color="white", weight="bold", ha="center", va="center")
     return chosen
 

@@ -35,7 +35,7 @@ class EViLMPyfunc(PythonModel):
         """Return one row per pair: `score`, the probability that video and caption belong together.
 
         Raises:
-            ConfigError: a row without caption or video, a video outside EVILM_VIDEO_ROOT, frames that are no base64.
+            ConfigError: a row without caption or video, a video outside EVILM_VIDEO_ROOT, frames that are not base64.
             DecodeError: a video or frame that can't be decoded.
         """
         rows: list[Mapping[str, Any]] = model_input.to_dict("records")
@@ -61,7 +61,7 @@ def _video(row: Mapping[str, Any], number: int) -> Video:
     try:
         return [base64.b64decode(frame, validate=True) for frame in frames]
     except (binascii.Error, TypeError, ValueError) as error:
-        raise ConfigError(f"row {number}: frames are no base64 text ({error}); encode each JPEG by itself") from None
+        raise ConfigError(f"row {number}: frames are not base64 text ({error}); encode each JPEG by itself") from None
 
 
 def _allowed(video: str, number: int) -> str:

@@ -1,4 +1,4 @@
-"""The MLflow run of a command that is no training: settings, summary and pictures at once, when it is done."""
+"""Track a command other than a training: settings, summary and pictures at once, when it is done."""
 
 import logging
 from collections.abc import Callable

@@ -67,7 +67,7 @@ def find_intact(out: str, load: Callable[[Path], Any]) -> tuple[str, Any] | None
                 continue
             return name, load(folder)
     if damaged:
-        logger.warning("no checkpoint of %s is intact; training starts anew", out)
+        logger.warning("no checkpoint of %s is intact; training starts from the beginning", out)
     return None
 
 
@@ -97,7 +97,7 @@ def publish(uri: str, snapshot: Snapshot) -> None:
 
 
 def forget_registry(out: str) -> None:
-    """Let Ray begin its list of checkpoints anew; ours are found by their digests.
+    """Let Ray begin a new list of checkpoints; ours are found by their digests.
 
     Ray writes that list in place, so that a kill can leave half of it, and refuses to start with a list that it can't
     read, that names a deleted folder, or that another version of Ray has written.
@@ -131,7 +131,7 @@ class CheckpointManager:
         """Save in the background; a barrier over all workers, but not for the time of writing.
 
         Args:
-            snapshot: copies the training to main memory; called on rank 0 alone.
+            snapshot: copies the training to main memory; called only on rank 0.
             best: name of the best checkpoint so far, which is kept too.
             before: called in the background on rank 0 before the checkpoint is complete: what has to be stored no
                 later than it.
@@ -147,7 +147,7 @@ class CheckpointManager:
             ray.train.report({}, None, name, CheckpointUploadMode.ASYNC)
             return
         check_owner(self._out, self._run)
-        self.finish()  # no more than one on its way, lest slow storage fills the memory
+        self.finish()  # one at a time, so that slow storage does not fill the memory
         began, copied = time.monotonic(), snapshot()
         place: Any = ray.train.get_context().get_storage()
 
@@ -191,7 +191,7 @@ class CheckpointManager:
                     break
             else:
                 return
-        except ray.exceptions.RayError as error:  # the group is being ended; the checkpoint stands, unregistered
+        except ray.exceptions.RayError as error:  # the group is being ended; the checkpoint exists, unregistered
             logger.warning("checkpoint %s was not registered (%s)", name, " ".join(str(error).split())[:200])
             return
         self.took_s = time.monotonic() - began

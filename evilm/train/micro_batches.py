@@ -2,8 +2,9 @@
 
 With fewer workers than wanted, some take several micro-batches, one after the other.
 
-A step's clips are cut into `TrainConfig.num_micro_batches` slices, equal but for one clip. Dropout is seeded by
-micro-batch, and losses are normalised over the whole step, so the number of workers changes only the order of sums.
+A step's clips are cut into `TrainConfig.num_micro_batches` slices whose sizes differ by one clip at most. Dropout
+is seeded by micro-batch, and losses are normalised over the whole step, so the number of workers changes only the order
+of sums.
 """
 
 from collections.abc import Iterable, Iterator
@@ -79,7 +80,7 @@ def on_device(batches: Iterable[Batch], device: torch.device, timer: StepTimer |
     """Yield batches on `device`.
 
     The host asks for a batch as soon as it has queued the step before, so the copy from page-locked memory runs beside
-    that step; the step that uses the batch waits for its copy on the device alone.
+    that step; the step that uses the batch waits for its copy only on the device.
     """
     if device.type != "cuda":
         yield from (batch.to(device) for batch in batches)

@@ -22,7 +22,7 @@ def make_optimizer(module: nn.Module, settings: OptimConfig, fused: bool = False
 
 
 def learning_rate(settings: OptimConfig, step: int, num_steps: int) -> float:
-    """Linear warm-up, then cosine decay to `final_lr_ratio`; a function of the step alone."""
+    """Linear warm-up, then cosine decay to `final_lr_ratio`; it depends only on the step."""
     warmup = round(settings.warmup_ratio * num_steps)
     if step < warmup:
         return settings.lr * (step + 1) / warmup

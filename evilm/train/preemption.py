@@ -65,7 +65,7 @@ def torch_config(cluster: ClusterConfig) -> Any:
 
 
 class WorkerPreempted(ClusterError):
-    """Raised on all workers after the checkpoint that a worker's SIGTERM asked for; Ray then starts them anew."""
+    """Raised on all workers after the checkpoint that a worker's SIGTERM asked for; Ray then restarts them."""
 
     def __init__(self) -> None:
         super().__init__("a worker was asked to end (SIGTERM); a checkpoint was kept, and the run goes on from it")

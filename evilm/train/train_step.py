@@ -2,7 +2,7 @@
 
 On a GPU the host only queues work: the numbers of a step are copied to the host behind it and read one step later, when
 they are there. Whether a step's loss and gradient are finite is decided on the device; the optimizer's fused kernel
-leaves the weights alone where they are not.
+leaves the weights unchanged where they are not.
 """
 
 import contextlib

@@ -63,7 +63,7 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
         if world > 1:
             raise  # the others wait for this worker, and only a failure of the group ends them
         if isinstance(error, preemption.WorkerPreempted):
-            raise  # to be started anew
+            raise  # to be restarted
         return {"error": str(error)}  # raised, Ray would start again what can't get better
 
 
