@@ -1,16 +1,16 @@
-"""Clips per second of the coding command against a bare forward pass of the same tokenizer on decoded frames.
+"""Compare the encoding rate of `precompute_codes` with a bare forward pass of the same tokenizer on decoded frames.
 
     python benchmarks/codes.py --json codes.json
     python benchmarks/codes.py --views 4          # the whole frame and three crops of each clip
     python benchmarks/codes.py --encoder base     # the paper's size; about 5 s per clip and core
 
-`command` is `precompute_codes` as it is, with one worker of one thread: Ray Data, hashing of the shards, Parquet,
-JPEG decoding, codes, commits. Its rates are those between the first and the last shard committed; what comes before
-and after (actor, torch, weights, manifest) is noted apart. `bare forward` is encoder and nearest code, 64 clips at a
-time, from memory; `bare, decoded first` decodes the JPEGs too, in the same thread. `encode` is what the command
-calls: the same in lots of 16 frames, which makes codes independent of the batch, and is kinder to caches. All have
-one thread for torch; the command decodes in a second one, which its CPU seconds include. With several views the bare
-passes code each clip as many times, and `bare, decoded first` crops as the command does.
+`command` is the unchanged `precompute_codes` with one worker of one thread: Ray Data, hashing of the shards, Parquet,
+JPEG decoding, codes, commits. Its rate is measured between the first and the last commit; the time before and after
+(actor, torch, weights, manifest) is reported separately. `bare forward` runs encoder and nearest-code search from
+memory, 64 clips at a time; `bare, decoded first` also decodes the JPEGs, in the same thread. `encode` is the method
+used by the command: the same in groups of 16 frames, which makes codes independent of the batch and uses caches better.
+All use one torch thread; the command decodes in a second one, which its CPU seconds include. With several views, the
+bare passes encode each clip as many times, and `bare, decoded first` crops like the command.
 """
 
 import contextlib
@@ -42,16 +42,16 @@ from evilm.shards import FrameManifest, ShardPair
 from evilm.video.crops import draw_view, replay
 
 _SIZES = {"tiny": (96, 3, 3, 96), "small": (384, 6, 6, 256), "base": (768, 12, 12, 256)}
-"""Width, layers, heads, side of the frames."""
+"""Width, layers, heads and frame side of each size."""
 _TOGETHER = 64
 
 
 def main() -> None:
-    """Make shards and tokenizer, run the variants, print."""
+    """Create shards and tokenizer, run the variants, print the result."""
     parser = flags(__doc__ or "")
     parser.add_argument("--encoder", choices=sorted(_SIZES), default="small", help="size of the tokenizer's encoder")
-    parser.add_argument("--views", type=int, default=1, help="views coded per clip (1)")
-    parser.add_argument("--clips", type=int, default=0, help="clips (tiny 8192, small 256, base 64)")
+    parser.add_argument("--views", type=int, default=1, help="views encoded per clip (1)")
+    parser.add_argument("--clips", type=int, default=0, help="number of clips (tiny 8192, small 256, base 64)")
     chosen = parser.parse_args()
     clips = 64 if chosen.quick else chosen.clips or {"tiny": 8192, "small": 256, "base": 64}[chosen.encoder]
     torch.set_num_threads(1)
@@ -79,7 +79,7 @@ def main() -> None:
 
 
 def make_tokenizer(size: str, folder: Path) -> VideoTokenizer:
-    """A tokenizer with random weights and the paper's codebook."""
+    """Create a tokenizer with random weights and the paper's codebook."""
     width, layers, heads, px = _SIZES[size]
     encoder = {"input_px": px, "encoder_dim": width, "encoder_layers": layers, "encoder_heads": heads}
     decoder = {"decoder_dim": 32, "decoder_layers": 1, "decoder_heads": 2, "vocab_size": 16}
@@ -90,7 +90,7 @@ def make_tokenizer(size: str, folder: Path) -> VideoTokenizer:
 
 
 def stage(frames: FrameManifest, folder: Path, views: int, around: list[float]) -> Callable[[], Sample]:
-    """The whole command, timed from its first commit to its last; notes the other seconds in `around`."""
+    """Build a run of the whole command, timed from first to last commit; the other seconds are added to `around`."""
     places = {"frames": frames.uri, "tokenizer": str(folder / "tokenizer")}
     config = PrecomputeCodes(**places, batch_clips=_TOGETHER, views=views)
 
@@ -111,7 +111,7 @@ def stage(frames: FrameManifest, folder: Path, views: int, around: list[float]) 
 
 
 class Watch(threading.Thread):
-    """CPU seconds of Ray's actor over time, read from outside."""
+    """Records the CPU seconds of Ray's actor over time, from outside."""
 
     def __init__(self) -> None:
         super().__init__(daemon=True)
@@ -119,15 +119,15 @@ class Watch(threading.Thread):
         self._ended = threading.Event()
 
     def run(self) -> None:
-        """Look ten times a second."""
+        """Sample ten times a second."""
         while not self._ended.wait(0.1):
             for process in psutil.Process().children(recursive=True):
-                with contextlib.suppress(psutil.Error):  # ended meanwhile
+                with contextlib.suppress(psutil.Error):  # it has ended
                     if process.name().startswith("ray::MapWorker"):
                         self._points.append((time.time(), sum(process.cpu_times()[:2])))
 
     def cpu_s(self, when: float) -> float:
-        """CPU seconds at a time of the clock."""
+        """Return the CPU seconds used by a given time."""
         return float(np.interp(when, *zip(*self._points, strict=True)))
 
     def __enter__(self) -> "Watch":
@@ -140,15 +140,14 @@ class Watch(threading.Thread):
 
 
 def forward(tokenizer: VideoTokenizer, frames: torch.Tensor) -> torch.Tensor:
-    """Encoder and nearest code, as anybody would write it."""
+    """Run encoder and nearest-code search in the most direct way."""
     return tokenizer.quantizer.nearest(tokenizer.vectors(frames).flatten(0, 1))
 
 
 def bare(
     frames: FrameManifest, tokenizer: VideoTokenizer, encode: Callable[..., torch.Tensor], decode: bool, views: int
 ) -> Callable[[], Sample]:
-    """Codes of decoded frames in memory, of each clip as often as it has views; `decode` makes decoding and cropping
-    a part of it."""
+    """Build a run that encodes frames in memory, each clip once per view; `decode` includes decoding and cropping."""
     items = [ShardPair(f"{frames.uri}/{s.file}", "", s.num_clips, s.row_groups) for s in frames.shards]
     groups = [load_clips(item, group) for item in items for group in range(len(item.row_groups))]
     rows = [(clips, row) for clips in groups for row in range(len(clips.clip_ids))]

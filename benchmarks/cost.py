@@ -1,4 +1,4 @@
-"""The command: python benchmarks/cost.py."""
+"""The command line of the cost model: python benchmarks/cost.py."""
 
 import argparse
 import json
@@ -13,11 +13,11 @@ from evilm.errors import ConfigError
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Print the model's answers."""
+    """Print the results of the cost model."""
     parser = argparse.ArgumentParser(prog="python benchmarks/cost.py", description=(about or "").partition("\n")[0])
     parser.add_argument("--preset", default="paper", help="preset or YAML file: model, epochs, batch, frames (paper)")
-    parser.add_argument("--clips", type=int, default=2_500_000, help="clips of the train split (2500000)")
-    parser.add_argument("--words", type=int, default=30, help="word pieces of a caption (30)")
+    parser.add_argument("--clips", type=int, default=2_500_000, help="clips in the train split (2500000)")
+    parser.add_argument("--words", type=int, default=30, help="word pieces per caption (30)")
     parser.add_argument("--gpus", type=int, nargs="+", default=[8, 16, 32, 64], help="numbers of GPUs (8 16 32 64)")
     parser.add_argument("--devices", nargs="+", default=list(DEVICES), choices=DEVICES, help="kinds of GPU")
     parser.add_argument("--measured", nargs="+", default=[], metavar="FILE", help="JSON of benchmarks/train_step.py")
@@ -26,20 +26,20 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args(arguments)
     if min(options.clips, options.words, *options.gpus) < 1:
-        parser.error("--clips, --words and --gpus take numbers from 1 on")
+        parser.error("--clips, --words and --gpus must be at least 1")
     try:
         config = cast(Pretrain, presets.defaults("pretrain", options.preset))
         constants = measured(CONSTANTS, options.measured)
         job, kinds, constants = override(job_of(config, options.clips), DEVICES, constants, options.set)
     except ConfigError as error:
         parser.error(str(error))
-    from cost_model.report import as_text, report  # torch, after the flags have been understood
+    from cost_model.report import as_text, report  # imports torch, so only after the flags are parsed
 
     from evilm.objectives.step_macs import work_of
 
     if options.words > config.arch.text_positions:
         parser.error(f"--words {options.words}: use 1 to {config.arch.text_positions}, the text encoder's positions")
-    work = work_of(config.arch, config.build.train_tokenizer.arch, config.objectives, options.words)
+    work = work_of(config.arch, config.train_tokenizer.arch, config.objectives, options.words)
     figures = report(job, work, [kinds[name] for name in options.devices], options.gpus, constants)
     print(json.dumps(figures) if options.json else as_text(figures))
 

@@ -1,13 +1,13 @@
-"""Clips per second of the training data loader, shards and codes to batches, against JPEG decoding and peer readers.
+"""Measure the training data loader (clips per second) against bare JPEG decoding and the readers of other libraries.
 
     python benchmarks/feed.py --json feed.json
-    python benchmarks/feed.py --ranks 1 8 64 --rows 2500000 10000000      # what a rank asks an object store for
+    python benchmarks/feed.py --ranks 1 8 64 --rows 2500000 10000000      # requests of a rank to an object store
     python benchmarks/feed.py --peer-python peer-readers/bin/python    # WebDataset, mosaicml-streaming: see README.md
 
-`feed` is what a training worker runs: the planned order, Parquet with its CRCs, pixels, codes, masks, masked words and
-negative captions. `feed, no objectives` stops at pixels, codes and captions, as the peers do. `decode alone` decodes
-the same JPEGs from memory into memory that is used again: the least that any reader of them must do. All have the same
-number of threads (peers: of worker processes), and have read the files before.
+`feed` is the loader of a training worker: planned order, Parquet with CRCs, pixels, codes, masks, masked words and
+negative captions. `feed, no objectives` stops at pixels, codes and captions, like the other libraries. `decode alone`
+decodes the same JPEGs from memory into reused memory, the minimum for any reader. All use the same number of threads
+(the other libraries: worker processes), and have read the files before.
 """
 
 import json
@@ -38,18 +38,18 @@ _PEERS = ("webdataset", "streaming")
 
 
 def main() -> None:
-    """Make the shards, run the variants, print."""
+    """Create the shards, run the variants, print the result."""
     parser = flags(__doc__ or "")
-    parser.add_argument("--clips", type=int, default=4096, help="clips of a pass (4096)")
-    parser.add_argument("--batch-clips", type=int, default=32, help="clips of a batch (32)")
+    parser.add_argument("--clips", type=int, default=4096, help="clips per pass (4096)")
+    parser.add_argument("--batch-clips", type=int, default=32, help="clips per batch (32)")
     parser.add_argument(
         "--threads", type=int, default=len(os.sched_getaffinity(0)), help="decoding threads (all cores)"
     )
-    parser.add_argument("--peer-python", default=sys.executable, metavar="EXE", help="interpreter with the peers")
-    parser.add_argument("--ranks", type=int, nargs="+", help="count requests of one of N ranks instead")
-    parser.add_argument("--rank-clips", type=int, default=32, help="clips of a step on each of these ranks (32)")
+    parser.add_argument("--peer-python", default=sys.executable, metavar="EXE", help="interpreter with these libraries")
+    parser.add_argument("--ranks", type=int, nargs="+", help="instead count the requests of a rank among N")
+    parser.add_argument("--rank-clips", type=int, default=32, help="clips per step on each of these ranks (32)")
     parser.add_argument(
-        "--rows", type=int, nargs="+", help="CPU time for order and captions of this many rows, instead"
+        "--rows", type=int, nargs="+", help="instead measure CPU time for order and captions of this many rows"
     )
     chosen = parser.parse_args()
     if chosen.ranks or chosen.rows:
@@ -77,7 +77,7 @@ def main() -> None:
 
 
 def measure_ranks(chosen: Any) -> None:
-    """Print what a rank asks for among many, and what its order and captions cost."""
+    """Print the requests of a rank among many, and the cost of its order and captions."""
     found = {}
     if chosen.ranks:
         clips = 1024 if chosen.quick else 4 * chosen.clips
@@ -93,7 +93,7 @@ def measure_ranks(chosen: Any) -> None:
 def add_feed(
     bench: Bench, name: str, pairs: list[ShardPair], collate: Callable[[Any], Any], batch: int, threads: int
 ) -> None:
-    """A variant that takes one epoch after the other from the data loader of a single worker."""
+    """Add a variant that reads epoch after epoch from a single worker's data loader."""
     order = TrainSampler([item.row_groups for item in pairs], batch, 0, window=16)
     loader = DataLoader(pairs, order, collate, threads=threads, prefetch=threads + 1)
     epoch = iter(range(1_000_000))
@@ -106,7 +106,7 @@ def add_feed(
 
 
 def decode_alone(pairs: list[ShardPair], threads: int) -> Callable[[], int]:
-    """Decoding of the clips of a few row groups, as often as it takes to make up a pass."""
+    """Build a run that decodes the clips of a few row groups repeatedly, up to a full pass."""
     places = [(item, group) for item in pairs for group in range(len(item.row_groups))]
     groups = [load_clips(*place) for place in places[:8]]
     work = [groups[number % len(groups)] for number in range(len(places))]
@@ -125,7 +125,7 @@ def decode_alone(pairs: list[ShardPair], threads: int) -> Callable[[], int]:
 
 
 def add_peers(bench: Bench, frames: FrameManifest, codes: CodesManifest, scratch: Path, chosen: Any) -> list[str]:
-    """The readers that run; for the others the reason is noted."""
+    """Add the other libraries' readers that run and return their names; note the reason for the rest."""
     tars = scratch / "tars"
     write_tars(frames.uri, codes.uri, "train", tars)
     there = []

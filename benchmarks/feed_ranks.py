@@ -1,8 +1,7 @@
-"""What the data loader costs a rank where there are many of them: requests, bytes, and CPU time for order and captions.
+"""Measure the data loader of one rank among many: requests, bytes, and CPU time for order and captions.
 
-The part of `feed.py` behind `--ranks`. Ranks take their turns in this process, each with caches of its own; eight of
-them make a node, which has one cache folder. Requests are real ones by the S3 protocol, to a store on loopback that
-counts them.
+This implements `feed.py --ranks`. Ranks take turns in this process, each with its own caches; eight of them form a
+node with one cache folder. Requests are real S3 requests to a counting store on loopback.
 """
 
 import json
@@ -31,7 +30,7 @@ _SHARD, _GROUPS = 1000, [64] * 15 + [40]
 
 
 def count_requests(worlds: list[int], clips: int, clips_per_rank: int) -> list[dict[str, Any]]:
-    """Run every rank of each world over its epochs; per world and epoch the rank with most requests for its need."""
+    """Run every rank of each world over its epochs; return the rank with most requests per need by world and epoch."""
     rows = []
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "store" / "bench"
@@ -71,7 +70,7 @@ def _of_world(store: CountingStore, world: int, batch: int, nodes: Path) -> list
 
 
 def _epochs_of_rank(store: CountingStore, rank: int, world: int, batch: int) -> Iterator[tuple[Count, int, Count]]:
-    """Of each epoch what a rank sends, needs, and sends for side files at its start; those are part of the first."""
+    """Yield per epoch the requests that a rank sends and needs, and those for side files (part of the first epoch)."""
     fs, _ = storage.resolve("s3://bench")
     fs.clear_instance_cache()
     frames, codes = FrameManifest.load("s3://bench/frames"), CodesManifest.load("s3://bench/codes")
@@ -95,8 +94,8 @@ def _epochs_of_rank(store: CountingStore, rank: int, world: int, batch: int) -> 
 
 def print_requests(rows: list[dict[str, Any]]) -> None:
     """Print the table."""
-    print("\nRequests of a rank, of the one that exceeds its need most")
-    print("needed: one for the frames and one for the codes of each row group that holds clips of the rank's\n")
+    print("\nRequests of a rank, the one that exceeds its need most")
+    print("needed: one for the frames and one for the codes of each row group with clips of the rank\n")
     columns = list(rows[0])
     print("  ".join(f"{name:>13}" for name in columns))
     for row in rows:
@@ -104,7 +103,7 @@ def print_requests(rows: list[dict[str, Any]]) -> None:
 
 
 def measure_rows(sizes: list[int], batch: int) -> list[dict[str, Any]]:
-    """CPU seconds and memory for order and captions of a rank and epoch, each in a process of its own."""
+    """Measure CPU seconds and memory for a rank's order and captions in an epoch, each in its own process."""
     found = []
     for size in sizes:
         for what in ("order", "captions"):
@@ -116,7 +115,7 @@ def measure_rows(sizes: list[int], batch: int) -> list[dict[str, Any]]:
 
 def print_rows(rows: list[dict[str, Any]]) -> None:
     """Print the table."""
-    print("\nA rank's epoch: order, and captions of all clips of its steps\n")
+    print("\nA rank's epoch: order, and captions of all clips in its steps\n")
     for row in rows:
         slowest = f"  slowest step {row['slowest_ms']:.1f} ms" if "slowest_ms" in row else ""
         print(f"{row['rows']:>11,} rows  {row['what']:<9} {row['cpu_s']:8.2f} CPU s  {row['mib']:8.1f} MiB{slowest}")
@@ -127,7 +126,7 @@ def _order(size: int, batch: int) -> TrainSampler:
 
 
 def measure_order(size: int, batch: int) -> dict[str, float]:
-    """All steps of an epoch, and the start of the next."""
+    """Measure all steps of an epoch and the start of the next."""
     before, began, slowest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time(), 0.0
     order = _order(size, batch)
     for step in range(order.num_steps + 1):  # and the first of the next epoch
@@ -139,7 +138,7 @@ def measure_order(size: int, batch: int) -> dict[str, float]:
 
 
 def measure_captions(size: int, batch: int) -> dict[str, float]:
-    """Texts of all steps of an epoch: from a side file of that size, or row group by row group without one."""
+    """Measure reading the texts of an epoch from a side file of that size, or by row group without one."""
     with tempfile.TemporaryDirectory() as folder:
         if not hasattr(__import__("evilm.shards").shards, "Captions"):
             return _by_groups(size, Path(folder))
@@ -165,7 +164,7 @@ def _by_side_file(size: int, batch: int, path: str) -> dict[str, float]:
 
 
 def _by_groups(size: int, folder: Path) -> dict[str, float]:
-    """The time for some row groups of a real shard, times as many as there are."""
+    """Measure some row groups of a real shard, and scale to all of them."""
     from evilm.dataloader.clip_reader import load_captions
 
     shards = store_frames(folder / "frames", _SHARD, shard_clips=_SHARD).shards
@@ -182,7 +181,7 @@ def _by_groups(size: int, folder: Path) -> dict[str, float]:
 
 
 def _private_kib() -> int:
-    """Memory of this process that is not a file's."""
+    """Return this process's private memory, without mapped files."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon"))
 

@@ -1,18 +1,18 @@
-"""The GPU path on one card: steps of pre-training from memory and with the loader, and the tokenizer's encoding rate.
+"""Measure the GPU path on one card: pre-training steps from memory and with the loader, and the tokenizer's rate.
 
     python benchmarks/gpu.py --json gpu.json
-    python benchmarks/gpu.py --size tiny --batches 4 --quick        # on a CPU too: shows that it runs
+    python benchmarks/gpu.py --size tiny --batches 4 --quick        # also on a CPU, to check that it runs
 
-Needs neither Ray, MLflow nor a video decoder: weights are random, frames are JPEGs of textures, as large as real ones.
+It needs no Ray, MLflow or video decoder: weights are random, frames are JPEGs of textures as large as real ones.
 
-- steps: the paper's student at several batch sizes, eager and compiled. Clips per second on batches that lie on the
-  device, and with the loader (JPEGs from disk, page-locked memory, copies beside the step); 6 FLOPs per forward
-  multiply-accumulate over the fastest matrix product measured on this device; milliseconds of a step with the loader in
-  forward, backward, optimizer and waiting for a batch, and those of its copy, which runs beside them; greatest memory;
-- launches: operations of a forward and a backward pass that compute; on a GPU also the kernels of a whole step, and the
-  times that the host waited for the device in it, by torch's own check;
-- codes: clips per second of the tokenizer with 1 and 4 views, of frames in memory, and as `precompute_codes` makes them
-  from shards of JPEGs.
+- steps: the paper's model at several batch sizes, eager and compiled. Clips per second with batches on the device, and
+  with the loader (JPEGs from disk, page-locked memory, copies during the step); 6 FLOPs per forward multiply-accumulate
+  relative to the fastest matrix product measured on this device; milliseconds of a step with the loader in forward,
+  backward, optimizer and waiting for a batch, and of the copy, which runs at the same time; peak memory;
+- launches: computing operations of a forward and a backward pass; on a GPU also the kernels of a whole step, and the
+  number of times that the host waited for the device, by torch's own check;
+- codes: clips per second of the tokenizer with 1 and 4 views, for frames in memory and as `precompute_codes` encodes
+  shards of JPEGs.
 """
 
 import json
@@ -25,12 +25,12 @@ from itertools import cycle, islice
 from pathlib import Path
 from typing import Any, cast
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # of libraries beside torch, which is told its own number
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # for libraries other than torch, which gets its own number
 import numpy as np
 import torch
 from harness import flags, machine
 from peak import sweep
-from steps import SIZES, Learner, count_kernels, make_tokenizer, prepare, settings_of
+from steps import SIZES, TrainingWorker, count_kernels, make_tokenizer, prepare, settings_of
 
 from evilm.config import presets
 from evilm.config.stages import PrecomputeCodes, Pretrain
@@ -46,13 +46,13 @@ _MIB = 2**20
 
 
 def main() -> None:
-    """Measure, print, save."""
+    """Measure, print and save."""
     parser = flags(__doc__ or "", rounds=3)
     cores = len(os.sched_getaffinity(0))
-    parser.add_argument("--size", choices=SIZES, default="full", help="of the models (full: the paper's)")
+    parser.add_argument("--size", choices=SIZES, default="full", help="size of the models (full: the paper's)")
     parser.add_argument("--batches", type=int, nargs="+", default=[32, 64, 128, 256], help="clips per step")
-    parser.add_argument("--steps", type=int, default=8, help="steps measured of each variant (8)")
-    parser.add_argument("--threads", type=int, default=cores, help=f"that read and decode (all cores: {cores})")
+    parser.add_argument("--steps", type=int, default=8, help="measured steps per variant (8)")
+    parser.add_argument("--threads", type=int, default=cores, help=f"threads that read and decode (all cores: {cores})")
     parser.add_argument("--modes", nargs="+", choices=("eager", "compiled"), default=["eager", "compiled"])
     chosen = parser.parse_args()
     if chosen.quick:
@@ -71,7 +71,7 @@ def main() -> None:
             steps = Steps(Path(folder), chosen.size, mode == "compiled", chosen.threads, peaks)
             found["steps"] += [steps.measure(clips, chosen.steps) for clips in chosen.batches]
             found["launches"][mode] = steps.launches(chosen.batches[0])
-            del steps  # with its weights and moments, before the next is measured
+            del steps  # frees weights and moments before the next measurement
         _print_steps(found["steps"], found["launches"])
         found["codes"] = list(_codes(Path(folder), chosen.size, chosen.threads, chosen.rounds))
         _print_codes(found["codes"])
@@ -82,37 +82,37 @@ def main() -> None:
 
 
 class Steps:
-    """A student in training, in one mode, at any batch size."""
+    """A model in training, in one mode, at any batch size."""
 
     def __init__(self, folder: Path, size: str, is_compiled: bool, threads: int, peaks: dict[str, float]) -> None:
         self._folder, self._size, self._threads = folder, size, threads
         self._mode = {"cluster.compile": is_compiled, "cluster.loader_threads": threads}
-        self._learner = Learner(self._settings(_GROUP_CLIPS[size]))
-        self._is_gpu = self._learner.device.type == "cuda"
-        self._peak = peaks["bf16" if self._learner.precision == "bf16" else "fp32"]
+        self._worker = TrainingWorker(self._settings(_GROUP_CLIPS[size]))
+        self._is_gpu = self._worker.device.type == "cuda"
+        self._peak = peaks["bf16" if self._worker.precision == "bf16" else "fp32"]
 
     def _settings(self, clips: int) -> Pretrain:
         settings = settings_of(self._size, clips, self._threads, "auto", self._folder)
         return cast(Pretrain, settings.override(self._mode))
 
     def measure(self, clips: int, steps: int) -> dict[str, Any]:
-        """Rates, phases and memory at one batch size."""
-        learner = self._learner
-        learner.loader = learner.open_feed(self._settings(clips))
+        """Measure rates, phases and memory at one batch size."""
+        worker = self._worker
+        worker.loader = worker.open_loader(self._settings(clips))
         if self._is_gpu:
             torch.cuda.reset_peak_memory_stats()
-        held = learner.held(2)
+        held = worker.held(2)
         memory_s = self._timed(islice(cycle(held), 2), islice(cycle(held), steps)) / steps
-        fed = learner.loader.batches(0, 1_000_000)
+        fed = worker.loader.batches(0, 1_000_000)
         loader_s = self._timed(islice(fed, 3), islice(fed, steps)) / steps
-        phases = {name: 1e3 * seconds / steps for name, seconds in learner.timer.read().items()}
+        phases = {name: 1e3 * seconds / steps for name, seconds in worker.timer.read().items()}
         cast(Iterator[Any], fed).close()  # type: ignore[attr-defined]  # a generator, whose threads end with it
         words = max(batch.input_ids.shape[1] for batch in held)
-        gflop = 6 * learner.work(words).student_macs / 1e9
+        gflop = 6 * worker.work(words).student_macs / 1e9
         return {
             "mode": "compiled" if self._mode["cluster.compile"] else "eager",
             "clips": clips,
-            "precision": learner.precision,
+            "precision": worker.precision,
             "memory_clips_per_s": clips / memory_s,
             "loader_clips_per_s": clips / loader_s,
             "share_of_peak": clips / memory_s * gflop / self._peak,
@@ -121,19 +121,19 @@ class Steps:
         }
 
     def _timed(self, warm_up: Iterable[Any], batches: Iterable[Any]) -> float:
-        """Seconds of the steps after those to warm up with (and to compile in)."""
-        self._learner.train_all(warm_up)
-        self._learner.timer.read()
+        """Time the steps after warm-up (and compilation)."""
+        self._worker.train_all(warm_up)
+        self._worker.timer.read()
         began = time.perf_counter()
-        self._learner.train_all(batches)
+        self._worker.train_all(batches)
         return time.perf_counter() - began
 
     def launches(self, clips: int) -> dict[str, float | None]:
-        """Operations, kernels and blocking waits of a step."""
-        learner = self._learner
-        held = learner.held(2)
+        """Count operations, kernels and blocking waits of a step."""
+        worker = self._worker
+        held = worker.held(2)
         found: dict[str, float | None] = {"kernels": None, "blocking_reads": None}
-        found["operations"] = None if self._mode["cluster.compile"] else float(count_kernels(learner, held[0]))
+        found["operations"] = None if self._mode["cluster.compile"] else float(count_kernels(worker, held[0]))
         if self._is_gpu:
             found["kernels"] = self._kernels(held)
             found["blocking_reads"] = self._reads(held)
@@ -142,27 +142,27 @@ class Steps:
     def _kernels(self, held: list[Any]) -> float:
         cuda = torch.profiler.ProfilerActivity.CUDA
         with torch.profiler.profile(activities=[cuda]) as profile:
-            self._learner.train_all(held)
+            self._worker.train_all(held)
         kernels = [event for event in profile.events() if event.device_type == torch.autograd.DeviceType.CUDA]
         return len(kernels) / len(held)
 
     def _reads(self, held: list[Any]) -> float:
-        """Times per step that torch warns of the host waiting for the device."""
+        """Count torch's warnings per step that the host waits for the device."""
         torch.cuda.set_sync_debug_mode("warn")
         try:
             with warnings.catch_warnings(record=True) as caught:
                 warnings.simplefilter("always")
-                self._learner.queue(held)
+                self._worker.queue(held)
         finally:
             torch.cuda.set_sync_debug_mode("default")
         return sum("synchronizing" in str(warning.message) for warning in caught) / len(held)
 
 
 def _codes(folder: Path, size: str, threads: int, rounds: int) -> Iterator[dict[str, Any]]:
-    """Encoding rates, from memory and from JPEGs, by the number of views."""
+    """Measure encoding rates from memory and from JPEGs, by number of views."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     pretrain = cast(Pretrain, presets.defaults("pretrain", SIZES[size]))
-    tokenizer = make_tokenizer(pretrain.build.train_tokenizer.arch, device)
+    tokenizer = make_tokenizer(pretrain.train_tokenizer.arch, device)
     tokenizer.save_pretrained(str(folder / "tokenizer"))
     frames = FrameManifest.load(str(folder / "frames"))
     for views in (1, 4):
@@ -172,7 +172,7 @@ def _codes(folder: Path, size: str, threads: int, rounds: int) -> Iterator[dict[
 
 
 def _from_memory(tokenizer: VideoTokenizer, frames: FrameManifest, views: int) -> float:
-    """Clips per second of pixels on the host: copied, coded, codes copied back."""
+    """Measure clips per second for pixels on the host: copy, encode, copy codes back."""
     clips = min(64, frames.shards[0].num_clips)
     shape = (clips, frames.num_frames, frames.frame_px, frames.frame_px, 3)
     pixels = torch.from_numpy(np.random.default_rng(0).integers(0, 256, shape, np.uint8))
@@ -185,7 +185,7 @@ def _from_memory(tokenizer: VideoTokenizer, frames: FrameManifest, views: int) -
 
 
 def _from_jpegs(folder: Path, frames: FrameManifest, views: int, threads: int, number: int) -> float:
-    """Clips per second of one actor on a shard, as it reads, decodes, crops, codes and writes."""
+    """Measure clips per second of an actor that reads, decodes, crops, encodes and writes a shard."""
     settings = {"frames": frames.uri, "tokenizer": str(folder / "tokenizer"), "out": str(folder / f"codes{number}")}
     machine = {"cluster.cpus_per_worker": threads, "cluster.gpus_per_worker": float(torch.cuda.is_available())}
     config = cast(PrecomputeCodes, PrecomputeCodes().override(settings | machine | {"views": views}))
@@ -216,7 +216,7 @@ def _print_steps(steps: list[dict[str, Any]], launches: dict[str, dict[str, floa
     print(text_table(("", *header), rows, right=[1, *range(3, 12)]))
     names = ("operations", "kernels", "blocking_reads")
     cells = [(mode, *(_shown(found[name]) for name in names)) for mode, found in launches.items()]
-    print("\nlaunches: operations of forward and backward; kernels and blocking reads of a step, on GPUs only")
+    print("\nlaunches: operations of forward and backward; kernels and blocking reads per step, on GPUs only")
     print(text_table(("", *names), cells, right=range(1, 4)))
 
 

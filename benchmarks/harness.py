@@ -1,12 +1,12 @@
-"""Benchmarks measured side by side: variants run in turn, round by round, and are compared within each round.
+"""Measure benchmark variants side by side: they run in turn in each round and are compared within it.
 
     bench = Bench("decoders", rounds=5).add("ours", ours).add("bare", bare)
     bench.run().ratio("ours", "bare", per="cpu")
     bench.print()
     bench.save("decoders.json")
 
-A slow minute of the machine meets all variants of its round, so ratios hold where absolute rates do not. Nothing here
-judges a time; who reads the table does.
+A slow minute of the machine affects all variants of a round, so ratios are more reliable than absolute rates. No time
+is checked here; the reader of the table judges.
 """
 
 import argparse
@@ -30,20 +30,20 @@ _VERSIONS = ("ray", "torch", "pyarrow", "av", "decord", "simplejpeg", "numpy")
 
 @dataclass(frozen=True)
 class Sample:
-    """One run of a variant: items done, and the seconds they took; a variant may measure these itself."""
+    """One run of a variant: items and seconds, which a variant may measure itself."""
 
     items: int
     cpu_s: float | None = None
     wall_s: float | None = None
 
     def rate(self, per: Per) -> float:
-        """Items per second of the clock, or of one core."""
+        """Return items per second of wall-clock or CPU time."""
         return self.items / max((self.wall_s if per == "wall" else self.cpu_s) or 0.0, 1e-9)
 
 
 @dataclass(frozen=True)
 class Spread:
-    """What the rounds of one figure were."""
+    """The values of a figure over the rounds."""
 
     median: float
     min: float
@@ -51,7 +51,7 @@ class Spread:
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Self:
-        """Median and range."""
+        """Compute median and range."""
         return cls(statistics.median(values), min(values), max(values))
 
     def __str__(self) -> str:
@@ -62,23 +62,23 @@ class Bench:
     """Variants of the same work, measured in turn."""
 
     def __init__(self, title: str, rounds: int = 5, warmup: int = 1, unit: str = "items") -> None:
-        """A benchmark.
+        """Create an empty benchmark.
 
         Args:
-            title: heads the table.
-            rounds: measured runs of each variant.
-            warmup: runs of each variant before, not measured.
-            unit: what the items are.
+            title: heading of the table.
+            rounds: measured runs per variant.
+            warmup: unmeasured runs per variant before that.
+            unit: name of the items.
         """
         self.title, self.rounds, self.warmup, self.unit = title, rounds, warmup, unit
         self.notes: dict[str, Any] = {}
-        """Facts of the benchmark to print and save: sizes, settings, why a variant is missing."""
+        """Facts to print and save: sizes, settings, reasons for missing variants."""
         self.samples: dict[str, list[Sample]] = {}
         self._work: dict[str, Callable[[], int | Sample]] = {}
         self._ratios: dict[tuple[str, str, Per], Spread] = {}
 
     def add(self, name: str, fn: Callable[[], int | Sample]) -> Self:
-        """Add a variant; `fn` does the work and returns the number of items done, or a `Sample`."""
+        """Add a variant; `fn` does the work and returns the number of items, or a `Sample`."""
         self._work[name] = fn
         return self
 
@@ -93,17 +93,17 @@ class Bench:
         return self
 
     def rate(self, name: str, per: Per = "wall") -> Spread:
-        """Items per second of a variant over the rounds."""
+        """Return a variant's items per second over the rounds."""
         return Spread.of([sample.rate(per) for sample in self.samples[name]])
 
     def ratio(self, a: str, b: str, per: Per = "wall") -> Spread:
-        """How many times faster `a` is than `b`, compared within each round."""
+        """Compute how many times faster `a` is than `b`, within each round."""
         pairs = zip(self.samples[a], self.samples[b], strict=True)
         self._ratios[a, b, per] = Spread.of([one.rate(per) / other.rate(per) for one, other in pairs])
         return self._ratios[a, b, per]
 
     def print(self) -> None:
-        """The rates of all variants, and the ratios asked for so far, as plain text."""
+        """Print the rates of all variants and the ratios computed so far."""
         wide = max((len(name) for name in self.samples), default=0)
         print(f"\n{self.title}  ({self.rounds} rounds in turn; median (min .. max))")
         print(f"{'':{wide}}  {self.unit + '/s':>34}  {self.unit + ' per CPU second':>34}  spread")
@@ -117,13 +117,13 @@ class Bench:
             print(f"{name}: {note}")
 
     def save(self, path: str) -> None:
-        """Write all samples, rates, ratios and the machine's facts as JSON; an empty path writes nothing."""
+        """Write samples, rates, ratios and facts of the machine as JSON; do nothing for an empty path."""
         if path:
             content = self.content() | {"machine": machine()}
             Path(path).write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
 
     def content(self) -> dict[str, Any]:
-        """All samples, rates and ratios."""
+        """Return all samples, rates and ratios."""
         variants = {
             name: {
                 "wall": asdict(self.rate(name)),
@@ -137,7 +137,7 @@ class Bench:
 
 
 def measure(fn: Callable[[], int | Sample]) -> Sample:
-    """Run `fn` once; what its sample does not say is measured: clock, and CPU of this process and all below it."""
+    """Run `fn` once; measure wall-clock time and CPU time of this process tree unless its sample has them."""
     cpu, clock = tree_cpu_s(), time.perf_counter()
     done = fn()
     wall_s, cpu_s = time.perf_counter() - clock, tree_cpu_s() - cpu
@@ -150,19 +150,19 @@ def measure(fn: Callable[[], int | Sample]) -> Sample:
 
 
 def tree_cpu_s() -> float:
-    """CPU seconds so far of this process, its living descendants and those that ended and were waited for."""
+    """Return the CPU seconds of this process, its running descendants, and those already reaped."""
     ended = resource.getrusage(resource.RUSAGE_CHILDREN)
     total = time.process_time() + ended.ru_utime + ended.ru_stime
     for child in psutil.Process().children(recursive=True):
         try:
             total += sum(child.cpu_times()[:4])  # its own and its ended children's, user and system
         except psutil.Error:
-            continue  # ended meanwhile
+            continue  # it has ended
     return total
 
 
 def machine() -> dict[str, Any]:
-    """What the figures depend on; nothing that names the machine."""
+    """Return facts on which the figures depend, without the machine's name."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     model = next(
@@ -179,9 +179,9 @@ def machine() -> dict[str, Any]:
 
 
 def flags(description: str, rounds: int = 5) -> argparse.ArgumentParser:
-    """The flags that every benchmark takes: --rounds, --json, --quick."""
+    """Build a parser with the flags of every benchmark: --rounds, --json, --quick."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=rounds, help=f"measured rounds ({rounds})")
-    parser.add_argument("--json", default="", metavar="FILE", help="write all samples here too")
-    parser.add_argument("--quick", action="store_true", help="small input and few rounds: shows that it runs")
+    parser.add_argument("--json", default="", metavar="FILE", help="also write all samples to this file")
+    parser.add_argument("--quick", action="store_true", help="small input and few rounds, to check that it runs")
     return parser

@@ -1,16 +1,16 @@
-"""Clips per second per core of the sharding command, beside bare loops over the same files and beside a peer.
+"""Compare clips per second and core of the sharding command with bare loops over the same files and with video2dataset.
 
     python benchmarks/ingest.py --json ingest.json
     python benchmarks/ingest.py --manifest clips.csv --videos clips/ --peer peer-v2d/bin/python
 
-- command: all of `pipelines/shard_videos.py` but its command line and tracking, through Ray, --workers tasks at a time;
-  once over all clips and once over a few, so that what a job costs however small it is can be told apart;
-- bare: the command's decoder, resizing and JPEG in a loop in one process; also without leaving out frames that no other
-  depends on, which is the work that any exact decoder has to do;
-- decord: `VideoReader.get_batch` of the frames in the middle of as many equal spans, the same resizing and JPEG;
-- video2dataset: its frame subsampler, in the interpreter that --peer names (see peers/video2dataset_subsample.py).
+- command: `pipelines/shard_videos.py` without command line and tracking, through Ray, --workers tasks at a time; once
+  over all clips and once over a few, which separates the fixed cost of a job;
+- bare: the command's decoder, resizing and JPEG in a loop in one process; also without skipping frames on which no
+  other depends, which is the work of any exact decoder;
+- decord: `VideoReader.get_batch` of the middle frames of as many equal spans, with the same resizing and JPEG;
+- video2dataset: its frame subsampler, in the interpreter named by --peer (see peers/video2dataset_subsample.py).
 
-Bare loops run in a process of their own, which times its loop alone. By default the clips are made first: 596 x 336,
+Each bare loop runs in its own process and times only the loop. By default the clips are created first: 596 x 336,
 25 fps, 12 to 20 s, H.264 with B-frames, half with key frames every 50 frames or fewer, half with up to 250.
 """
 
@@ -40,23 +40,23 @@ from evilm.config.stages import ShardVideos
 from evilm.errors import DecodeError
 
 _FEW = 4
-"""Clips per worker of the small job."""
+"""Clips per worker in the small job."""
 _LONGEST_S = 3600.0
-"""A bare loop that takes longer hangs; decord may, on files that an edit list cuts."""
+"""Time limit of a bare loop; decord may hang on files with edit lists."""
 _WIDTH, _HEIGHT, _FPS = 596, 336, 25
 
 
 def main() -> None:
-    """Make or find the clips, run all variants in turn, print."""
+    """Create or find the clips, run all variants in turn, print the result."""
     if sys.argv[1:2] == ["--loop"]:
         print(json.dumps(_LOOPS[sys.argv[2]](json.load(sys.stdin))))
         return
     parser = flags(__doc__ or "")
-    parser.add_argument("--clips", type=int, default=60, help="clips to make (60)")
+    parser.add_argument("--clips", type=int, default=60, help="clips to create (60)")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="Ray tasks at a time (all cores)")
-    parser.add_argument("--manifest", default="", help="your own clips, as shard_videos takes them; local files only")
-    parser.add_argument("--videos", default="", help="where they lie")
-    parser.add_argument("--peer", default="", metavar="PYTHON", help="an interpreter with video2dataset")
+    parser.add_argument("--manifest", default="", help="your own clips as for shard_videos; local files only")
+    parser.add_argument("--videos", default="", help="folder of these clips")
+    parser.add_argument("--peer", default="", metavar="PYTHON", help="interpreter with video2dataset")
     chosen = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="evilm-ingest-") as folder:
         if chosen.manifest:
@@ -77,7 +77,7 @@ def main() -> None:
 
 
 def _files(config: ShardVideos) -> list[dict[str, Any]]:
-    """The videos of a manifest: path, id, span."""
+    """List the videos of a manifest with path, id and span."""
     from evilm.manifests.reader import read_manifests
     from evilm.manifests.rows import ClipRow
     from evilm.video.fetch import Fetcher
@@ -90,12 +90,12 @@ def _files(config: ShardVideos) -> list[dict[str, Any]]:
             with fetcher.fetch(row.path, row.needs_ending, row.offset, row.num_bytes) as local:
                 found.append({"path": local.path, "clip_id": row.clip_id, "start_s": row.start_s, "end_s": row.end_s})
         except DecodeError:
-            continue  # the command quarantines it, at no cost to speak of
+            continue  # the command quarantines it at almost no cost
     return found
 
 
 def _add_commands(bench: Bench, manifest: str, videos: str, folder: Path, clips: int, workers: int) -> None:
-    """The whole command, over all clips and over a few, in a Ray that is up; each time into a new folder."""
+    """Add the whole command over all clips and over a few, with Ray running, each time into a new folder."""
     from evilm.cluster import connect
     from evilm.ingest.shard_videos import shard_videos
 
@@ -114,7 +114,7 @@ def _add_commands(bench: Bench, manifest: str, videos: str, folder: Path, clips:
             "out": str(folder / f"out-{next(number)}"),
             "limit": limit,
             "cluster.num_workers": workers,
-            "sampling.shard_clips": -(-limit // (2 * workers)),  # each task makes two shards
+            "sampling.shard_clips": -(-limit // (2 * workers)),  # each task writes two shards
             "max_failed_share": 1.0,
         }
         summary = shard_videos(ShardVideos().override(values))
@@ -124,7 +124,7 @@ def _add_commands(bench: Bench, manifest: str, videos: str, folder: Path, clips:
 
 
 def _looped(name: str, jobs: list[dict[str, Any]]) -> Sample:
-    """A bare loop in a process of its own."""
+    """Run a bare loop in its own process."""
     command = [sys.executable, __file__, "--loop", name]
     done = subprocess.run(
         command, input=json.dumps(jobs), stdout=subprocess.PIPE, text=True, check=True, timeout=_LONGEST_S
@@ -133,11 +133,11 @@ def _looped(name: str, jobs: list[dict[str, Any]]) -> Sample:
 
 
 def _timed(jobs: list[dict[str, Any]], work: Callable[[dict[str, Any]], Any]) -> dict[str, Any]:
-    """Do the work of each job; the first once more before, so that nothing is loaded while it is timed."""
+    """Time the work of all jobs; the first one runs once before, so that imports are not timed."""
     work(jobs[0])
     began, cpu, done = time.perf_counter(), time.process_time(), 0
     for job in jobs:
-        with contextlib.suppress(DecodeError, RuntimeError):  # the command quarantines it, and spends time on it too
+        with contextlib.suppress(DecodeError, RuntimeError):  # the command spends time on it too, then quarantines it
             work(job)
         done += 1
     return {"items": done, "wall_s": time.perf_counter() - began, "cpu_s": time.process_time() - cpu}
@@ -179,7 +179,7 @@ _LOOPS: dict[str, Callable[[list[dict[str, Any]]], dict[str, Any]]] = {
 
 
 def _add_peer(bench: Bench, python: str, jobs: list[dict[str, Any]], folder: Path) -> None:
-    """video2dataset's frame subsampler over the same files, or why not."""
+    """Add video2dataset's frame subsampler over the same files, or note why it is missing."""
     if not python:
         bench.notes["video2dataset"] = "not measured: no --peer; it can't be installed beside this package's pins"
         return
@@ -205,7 +205,7 @@ def _add_peer(bench: Bench, python: str, jobs: list[dict[str, Any]], folder: Pat
 
 
 def _report(bench: Bench) -> None:
-    """Ratios, and the command without what each job costs however small it is."""
+    """Compute ratios, also for the command without the fixed cost of a job."""
     pairs = list(zip(bench.samples["command"], bench.samples["command, few clips"], strict=True))
     bench.samples["command, each further clip"] = [
         Sample(all_.items - few.items, (all_.cpu_s or 0) - (few.cpu_s or 0), (all_.wall_s or 0) - (few.wall_s or 0))
@@ -223,7 +223,7 @@ def _report(bench: Bench) -> None:
 
 
 def make_clips(folder: Path, count: int) -> tuple[str, str]:
-    """Encode clips and write their manifest; the same ones each time.
+    """Encode clips and write their manifest; they are the same each time.
 
     Returns:
         The manifest's path, the videos' folder.
@@ -242,7 +242,7 @@ def make_clips(folder: Path, count: int) -> tuple[str, str]:
 
 
 def _make_clip(path: Path, number: int) -> int:
-    """A texture that moves under a window, a sprite, and grain."""
+    """Encode a clip of a moving texture, a sprite and grain."""
     import av
 
     rng = np.random.default_rng(number)

@@ -1,13 +1,13 @@
-"""Peak memory of sharding, coding, feeding, inspecting and planning, at N clips and at 10 N.
+"""Measure peak memory of sharding, encoding, data loading, inspecting and planning, with N clips and with 10 N.
 
     python benchmarks/memory.py --json memory.json
 
-Each stage runs in a fresh process. All below it is sampled a few times a second: proportional set size, so that
-memory which processes share is counted once, apart for the driver, Ray's workers, the decoding children, and Ray's own
-processes. The driver's greatest resident set is the kernel's own figure and misses nothing between two samples. Shards
-are small (--shard-clips), for memory of a worker goes with the shard and N must be several of them.
+Each stage runs in a new process, whose process tree is sampled a few times a second by proportional set size, so that
+shared memory counts once. The driver, Ray's workers, decoding children and Ray's own processes are reported separately.
+The driver's peak resident set comes from the kernel and misses nothing between samples. Shards are small
+(--shard-clips), since a worker's memory depends on the shard and N must be several shards.
 
-What matters is the ratio: 1 means that memory does not grow with the data.
+The ratio matters: 1 means that memory does not grow with the data.
 """
 
 import csv
@@ -29,22 +29,22 @@ from harness import flags, machine
 _SAMPLE_S = 0.2
 _GROWTH = 10
 _VIDEOS = 50
-"""Distinct videos; manifests name each of them several times, under other ids."""
+"""Number of distinct videos; manifests list each several times with different ids."""
 _MIB = 2**20
 _ROLES = ("driver", "workers", "decoders", "ray")
 
 
 def main() -> None:
-    """Run each stage at both sizes, compare."""
+    """Run each stage at both sizes and compare."""
     if sys.argv[1:2] == ["--child"]:
         _STAGES[sys.argv[2]](json.loads(sys.argv[3]))
         return
     parser = flags(__doc__ or "", rounds=1)
     parser.add_argument("--clips", type=int, default=200, help="N (200)")
     parser.add_argument("--shard-clips", type=int, default=50, help="clips per shard (50)")
-    parser.add_argument("--plan-rows", type=int, default=100_000, help="N of the planning stage, which has no videos")
+    parser.add_argument("--plan-rows", type=int, default=100_000, help="N for the planning stage, which has no videos")
     parser.add_argument("--workers", type=int, default=2, help="Ray tasks or actors at a time (2)")
-    parser.add_argument("--stages", default=",".join(_STAGES), help=f"some of {','.join(_STAGES)}")
+    parser.add_argument("--stages", default=",".join(_STAGES), help=f"a selection of {','.join(_STAGES)}")
     chosen = parser.parse_args()
     stages = [name for name in chosen.stages.split(",") if name]
     clips, rows = (20, 2000) if chosen.quick else (chosen.clips, chosen.plan_rows)
@@ -68,13 +68,13 @@ def main() -> None:
 
 
 def _needed_by(stages: list[str]) -> set[str]:
-    """Stages whose result others read."""
+    """Return the stages whose results these need."""
     needed = {"sharding"} if {"coding", "feeding", "inspecting"} & set(stages) else set()
     return needed | ({"coding"} if {"feeding", "inspecting"} & set(stages) else set())
 
 
 def watch(command: list[str]) -> dict[str, float]:
-    """Run a command and sample the memory of its process and all below; peaks in MiB by role, and seconds."""
+    """Run a command and sample the memory of its process tree; return peaks in MiB by role, and seconds."""
     environment = {**os.environ, "RAY_AUTH_MODE": "disabled", "OMP_NUM_THREADS": "1"}
     environment.pop("RAY_ADDRESS", None)
     began, peaks = time.monotonic(), defaultdict[str, float](float)
@@ -91,7 +91,7 @@ def watch(command: list[str]) -> dict[str, float]:
 
 
 def _sample(pid: int) -> dict[str, float]:
-    """MiB at this moment, by role, in all, and of the greatest process of each role."""
+    """Measure current MiB by role, in total, and of the largest process per role."""
     now = defaultdict[str, float](float)
     try:
         family = [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
@@ -109,7 +109,7 @@ def _sample(pid: int) -> dict[str, float]:
                 role = "workers"
             held = _pss(process.pid) / _MIB
         except (psutil.Error, OSError):
-            continue  # ended meanwhile
+            continue  # it has ended
         now[role] += held
         now["in all"] += held
         now[f"one of {role}"] = max(now[f"one of {role}"], held)
@@ -117,7 +117,7 @@ def _sample(pid: int) -> dict[str, float]:
 
 
 def _pss(pid: int) -> int:
-    """Bytes of a process, pages that it shares counted in part."""
+    """Return a process's proportional set size in bytes."""
     lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:")), 0)
 
@@ -128,7 +128,7 @@ def _status(pid: int, name: str) -> int:
 
 
 def report(found: dict[str, dict[int, list[dict[str, float]]]]) -> None:
-    """A table of medians over the rounds."""
+    """Print a table of medians over the rounds."""
     wide = 26
     print(f"\npeak memory, MiB; median of the rounds\n{'':{wide}}{'N':>12}{'10 N':>12}{'ratio':>8}")
     for stage, sizes in found.items():
@@ -145,7 +145,7 @@ def report(found: dict[str, dict[int, list[dict[str, float]]]]) -> None:
 
 
 def _prepare(folder: Path, videos: bool) -> None:
-    """A few short clips of the embedded corpus, and a small tokenizer."""
+    """Create a few short clips of the embedded corpus, and a small tokenizer."""
     if not videos:
         return
     import torch

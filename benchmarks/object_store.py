@@ -1,4 +1,4 @@
-"""A small object store that counts: a folder by the S3 protocol on loopback, for reading."""
+"""Serve a folder read-only by the S3 protocol on loopback, and count the requests."""
 
 import re
 import threading
@@ -15,14 +15,14 @@ _NOTHING = b"<?xml version='1.0'?><ListBucketResult><KeyCount>0</KeyCount></List
 
 @dataclass
 class Count:
-    """Requests that were answered, and bytes of their answers."""
+    """Number of answered requests, and bytes of the answers."""
 
     requests: int = 0
     num_bytes: int = 0
 
 
 class CountingStore:
-    """Serve the files below a folder as `s3://<first folder>/<path>`; lists nothing, and takes nothing."""
+    """A server of the files below a folder as `s3://<first folder>/<path>`, without listing and writing."""
 
     def __init__(self, folder: Path) -> None:
         count, lock = Count(), threading.Lock()
@@ -59,7 +59,7 @@ class CountingStore:
         self.url = f"http://127.0.0.1:{self._server.server_port}"
 
     def take(self) -> Count:
-        """Return the count since the last call, and start fresh."""
+        """Return the count since the last call and reset it."""
         with self._lock:
             found = Count(self._count.requests, self._count.num_bytes)
             self._count.requests = self._count.num_bytes = 0
@@ -72,7 +72,7 @@ class CountingStore:
 
 
 def _content(file: Path, wanted: str) -> tuple[int, bytes, dict[str, str]]:
-    """Status, body and headers of an answer."""
+    """Build status, body and headers of an answer."""
     if file.is_dir():
         return 200, _NOTHING, {"Content-Type": "application/xml"}
     if not file.is_file():

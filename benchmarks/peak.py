@@ -1,4 +1,4 @@
-"""The machine's matrix peak as measured: the fastest product of square matrices over some sizes."""
+"""Measure the machine's peak for matrix products: the fastest product of square matrices over some sizes."""
 
 import time
 
@@ -12,7 +12,7 @@ _SHORTEST_S = 0.05
 
 
 def sweep(device: torch.device, quick: bool = False) -> dict[str, dict[int, float]]:
-    """GFLOP/s by precision and size; bf16 only where there are units for it, elsewhere it would take minutes."""
+    """Measure GFLOP/s by precision and size; bf16 only on hardware with units for it, as it takes minutes elsewhere."""
     sizes = _SIZES[device.type][:-1] if quick else _SIZES[device.type]
     precisions = ["fp32", "bf16"] if has_bf16(device) else ["fp32"]
     return {name: {size: _rate(size, _DTYPES[name], device) for size in sizes} for name in precisions}

@@ -1,14 +1,14 @@
-"""Ray Train workers at the same global batch: what each added worker brings, and what it costs.
+"""Measure the gain and cost of each added Ray Train worker at a constant global batch.
 
     python benchmarks/scaling.py --json scaling.json
 
-The tiny student on shards and codes, one thread of torch per worker, 32 clips per step over all workers. Every sample
-is a run of its own under Ray Train: from the call of `fit` until the workers' function runs (start), until the first
-step is done (first step), and after a few more, steps on the clock. `all_reduce` is that of a tensor as large as all
+The tiny model on shards and codes, with one torch thread per worker and 32 clips per step over all workers. Every
+sample is a separate run under Ray Train: from the call of `fit` to the start of the workers' function (start), to the
+end of the first step (first step), and after a few more, measured steps. `all_reduce` reduces a tensor as large as all
 gradients, by itself.
 
-Read it with the number of cores: workers beyond that share them, so the best there can be is min(workers, cores) times
-one worker's speed, and less where the loaders' threads, two per worker, find no core of their own.
+Mind the number of cores: more workers share them, so the best possible speed is min(workers, cores) times that of one
+worker, and less if the loaders' threads, two per worker, have no cores of their own.
 """
 
 import os
@@ -19,23 +19,23 @@ from typing import Any
 
 from harness import Bench, Sample, Spread, flags
 
-os.environ.setdefault("PYTHONWARNINGS", "ignore")  # of Ray's workers, which would say the same in every run
+os.environ.setdefault("PYTHONWARNINGS", "ignore")  # Ray's workers would warn in every run
 from evilm.cluster import connect
 from evilm.io.text_table import bytes_as_text, text_table
 
 _BATCH = 32
 _WARM_UP = 4
-"""Steps after the first that are not counted: memory is still being taken, and the order's first row groups read."""
+"""Uncounted steps after the first: memory is still being allocated, and the first row groups are read."""
 
 
 def main() -> None:
-    """Run each number of workers in turn, print, save."""
+    """Run each number of workers in turn, print and save."""
     parser = flags(__doc__ or "", rounds=3)
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2, 4], help="numbers of workers (1 2 4)")
-    parser.add_argument("--steps", type=int, default=40, help="steps on the clock (40)")
+    parser.add_argument("--steps", type=int, default=40, help="measured steps (40)")
     chosen = parser.parse_args()
     if any(_BATCH % world for world in chosen.workers):
-        parser.error(f"--workers {chosen.workers}: use divisors of the {_BATCH} clips of a step")
+        parser.error(f"--workers {chosen.workers}: use divisors of the {_BATCH} clips per step")
     steps, rounds = (4, 1) if chosen.quick else (chosen.steps, chosen.rounds)
     worlds = [1, *sorted(set(chosen.workers) - {1})]
     bench = Bench(f"scaling: tiny, {_BATCH} clips per step", rounds, warmup=0, unit="clips")
@@ -63,7 +63,7 @@ def _name(world: int) -> str:
 
 
 def _sample(world: int, steps: int, folder: Path, seen: list[dict[str, Any]]) -> Sample:
-    """One run under Ray Train."""
+    """Run once under Ray Train."""
     import ray.train
     from ray.train.torch import TorchTrainer
 
@@ -90,34 +90,34 @@ def _sample(world: int, steps: int, folder: Path, seen: list[dict[str, Any]]) ->
 
 
 def train(config: dict[str, Any]) -> dict[str, Any]:
-    """Runs in each worker; what rank 0 returns reaches the driver."""
+    """Train in each worker; the driver receives the result of rank 0."""
     entered = time.time()
     import ray.train
     import torch
     import torch.distributed as dist
-    from steps import Learner, settings_of
+    from steps import TrainingWorker, settings_of
 
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
     settings = settings_of("tiny", _BATCH, 1, "auto", Path(config["folder"]), world)
-    learner = Learner(settings, rank, world)
-    batches = learner.fed(_WARM_UP + config["steps"])
-    learner.train(next(batches))
+    worker = TrainingWorker(settings, rank, world)
+    batches = worker.fed(_WARM_UP + config["steps"])
+    worker.train(next(batches))
     first = time.time()
     for _ in range(_WARM_UP):
-        learner.train(next(batches))
+        worker.train(next(batches))
     cpu, steps_s = time.process_time(), []
     for batch in batches:
         began = time.perf_counter()
-        learner.train(batch)
+        worker.train(batch)
         steps_s.append(time.perf_counter() - began)
     left = time.time()
     spent = torch.tensor([time.process_time() - cpu])
-    parameters = sum(p.numel() for p in learner.objective.parameters() if p.requires_grad)
+    parameters = sum(p.numel() for p in worker.objective.parameters() if p.requires_grad)
     reduce_s = []
     if world > 1:
         dist.all_reduce(spent)
-        like_gradients = torch.zeros(parameters, device=learner.device)
+        like_gradients = torch.zeros(parameters, device=worker.device)
         for _ in range(6):
             dist.barrier()
             began = time.perf_counter()
@@ -135,7 +135,7 @@ def train(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def as_table(seen: dict[int, list[dict[str, Any]]], cores: int) -> str:
-    """Start, steps and exchange by number of workers, and the cost of each worker beyond the first."""
+    """Format start, steps and exchange by number of workers, and the cost of each worker beyond the first."""
     alone = seen[1]
     rows = []
     for world, runs in seen.items():
@@ -171,10 +171,10 @@ def _median(values: list[float]) -> float:
 
 
 def _print(bench: Bench, table: str) -> None:
-    runs = bench.notes.pop("runs")  # in the file, not on the screen
+    runs = bench.notes.pop("runs")  # only in the file
     bench.print()
     bench.notes["runs"] = runs
-    print("\nsteps and starts, medians of the runs; `a worker` is what each one beyond the first adds")
+    print("\nsteps and starts, medians of the runs; `a worker` is the increase by each one beyond the first")
     print(table)
 
 

@@ -1,4 +1,4 @@
-"""Frame shards and codes for the benchmarks, without videos: grainy textures whose JPEGs are as large as real ones."""
+"""Write frame shards and codes for benchmarks without videos: grainy textures with JPEGs as large as real ones."""
 
 import hashlib
 import io
@@ -30,7 +30,7 @@ def store_frames(
     shard_clips: int = 256,
     group_clips: int = 64,
 ) -> shards.FrameManifest:
-    """Shards of one split, train, and their manifest; a few hundred different frames, each JPEG in several clips."""
+    """Write shards of a train split and their manifest; a few hundred different JPEGs, each in several clips."""
     folder.mkdir(parents=True)
     rng = np.random.default_rng(0)
     jpegs = [to_jpeg(_picture(frame_px, rng), 90) for _ in range(min(400, num_clips * num_frames))]
@@ -50,7 +50,7 @@ def store_frames(
 def store_codes(
     folder: Path, frames: shards.FrameManifest, grid: int = 8, num_codes: int = 9420
 ) -> shards.CodesManifest:
-    """Random codes of whole frames; for reading, any codes do."""
+    """Write random codes of whole frames, which is enough for reading."""
     rng = np.random.default_rng(1)
     count = frames.num_frames * grid**2
     schema = shards.codes_schema(count)
@@ -87,7 +87,7 @@ def store_codes(
 
 
 def vocab(size: int = 400) -> Vocab:
-    """A vocabulary of the captions."""
+    """Build a vocabulary of the captions."""
     return Vocab(train_wordpiece([" ".join(_WORDS)], size, 1))
 
 

@@ -1,18 +1,18 @@
-"""A training step: fed against held in memory, cached codes against the tokenizer in the step, share of the peak.
+"""Measure a training step: data stall, cached codes or tokenizer in the step, and share of the machine's peak.
 
     python benchmarks/train_step.py --json train_step.json
     python benchmarks/cost.py --measured train_step.json
 
-At two sizes: the `tiny` preset, and the paper's model (`full`: 16.3 M parameters and its heads, 4 frames of 256 px, a
-tokenizer of the shape of ViT-B/32) with few clips per step. Weights are random, frames are textures whose JPEGs are as
-large as real ones. Threads of torch, feed and precision are those of a training worker.
+There are two sizes: the `tiny` preset, and the paper's model (`full`: 16.3 M parameters and its heads, 4 frames of
+256 px, a tokenizer like ViT-B/32) with few clips per step. Weights are random, frames are textures with JPEGs as large
+as real ones. Torch threads, data loader and precision are those of a training worker.
 
-- data stall: seconds of a step on batches from shards and codes on disk, over those of a step on batches in memory;
-- cached codes: the same step with the labels in the batch, and with the tokenizer run on the batch first; peak memory
-  of each in a process of its own;
+- data stall: seconds of a step with batches from shards and codes on disk, relative to a step with batches in memory;
+- cached codes: the same step with labels in the batch, and with the tokenizer run on the batch first; peak memory of
+  each in its own process;
 - share of the peak: 6 FLOPs per forward multiply-accumulate (evilm.model.cost, with the second caption, the second
-  decoder pass and the heads of a step) per second, over the fastest matrix product;
-- the cost model's prediction for this machine, from the measured peaks alone.
+  decoder pass and the heads of a step) per second, relative to the fastest matrix product;
+- the cost model's prediction for this machine, computed only from the measured peaks.
 """
 
 import json
@@ -28,39 +28,39 @@ from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # of libraries beside torch, which is told its own number
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # for libraries other than torch, which gets its own number
 import torch
 from cost_model import formulas
 from cost_model.inputs import CONSTANTS
 from harness import Bench, Sample, Spread, flags, machine
 from peak import sweep
-from steps import SIZES, Clock, Learner, count_kernels, make_tokenizer, prepare, settings_of
+from steps import SIZES, Clock, TrainingWorker, count_kernels, make_tokenizer, prepare, settings_of
 
 from evilm.io.text_table import text_table
 from evilm.objectives.step_macs import StepWork
 
 ENCODER_SHARE = 0.5
-"""Of the float32 matrix peak that the check assumes of the video encoder, in any precision: memory limits it. For
-matrix products it assumes what the cost model does: `matmul_share` of the peak, `exact_share` of float32's in the
-tokenizer.
+"""Share of the float32 matrix peak that the check assumes for the video encoder in any precision, since memory limits
+it. For matrix products it assumes the cost model's `matmul_share` of the peak, and `exact_share` of the float32 peak in
+the tokenizer.
 """
 FACTOR = 2
-"""Measured steps should lie within this factor of the prediction."""
+"""Measured steps should be within this factor of the prediction."""
 _BATCH = {"tiny": 32, "full": 4}
 _STEPS = {"tiny": 16, "full": 8}
 _MIB = 2**20
 
 
 def main() -> None:
-    """Measure each size, print, save."""
+    """Measure each size, print and save."""
     if sys.argv[1:2] == ["--child"]:
         print(json.dumps(_peak_memory(**json.loads(sys.argv[2]))))
         return
     parser = flags(__doc__ or "")
     cores = len(os.sched_getaffinity(0))
-    parser.add_argument("--threads", type=int, default=cores, help=f"of torch (all cores: {cores})")
+    parser.add_argument("--threads", type=int, default=cores, help=f"torch threads (all cores: {cores})")
     parser.add_argument("--sizes", nargs="+", default=list(SIZES), choices=SIZES, help="tiny, full or both")
-    parser.add_argument("--precision", default="auto", choices=("auto", "fp32", "bf16"), help="of the step (auto)")
+    parser.add_argument("--precision", default="auto", choices=("auto", "fp32", "bf16"), help="(auto)")
     chosen = parser.parse_args()
     rounds = 1 if chosen.quick else chosen.rounds
     torch.set_num_threads(chosen.threads)
@@ -82,7 +82,7 @@ def main() -> None:
 
 
 class Peak:
-    """The fastest matrix products seen in several sweeps: one before each table that needs them, and one at first."""
+    """The fastest matrix products of several sweeps: one at the start, and one before each table that needs them."""
 
     def __init__(self, quick: bool) -> None:
         self._quick = quick
@@ -90,7 +90,7 @@ class Peak:
         self.measure()
 
     def measure(self) -> None:
-        """One more sweep."""
+        """Run another sweep."""
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         for name, rates in sweep(device, self._quick).items():
             known = self.gflops.setdefault(name, {})
@@ -98,7 +98,7 @@ class Peak:
                 known[size] = max(rate, known.get(size, 0.0))
 
     def of(self, precision: str) -> float:
-        """GFLOP/s at the best size."""
+        """Return GFLOP/s at the best size."""
         return max(self.gflops[precision].values())
 
 
@@ -110,15 +110,15 @@ class Measured:
         self._clips = _BATCH[size]
         self._child = {"size": size, "folder": str(folder), "threads": threads, "precision": precision}
         self.settings = prepare(folder, size, self._clips, threads, precision)
-        self._learner = Learner(self.settings)
-        self.precision = self._learner.precision
-        self._held = self._learner.held(4)
+        self._worker = TrainingWorker(self.settings)
+        self.precision = self._worker.precision
+        self._held = self._worker.held(4)
         title = f"{size}, {self._clips} clips per step, {threads} threads, {self.precision}"
         self._stall: Bench = bench(f"data stall: {title}")
         self._labels: Bench = bench(f"cached codes: {title}")
 
     def all(self, peak: Peak) -> dict[str, Any]:
-        """Each part, printed as it comes."""
+        """Measure each part and print it at once."""
         self._measure_stall()
         self._measure_labels()
         memory = {name: self._memory(name == "online") for name in ("cached", "online")}
@@ -134,26 +134,26 @@ class Measured:
         }
 
     def _measure_stall(self) -> None:
-        bench, learner = self._stall, self._learner
+        bench, worker = self._stall, self._worker
 
-        def feed_alone() -> Sample:
-            return self._timed(learner.fed(4 * self._steps), lambda batch: None, 4 * self._steps)
+        def loader_only() -> Sample:
+            return self._timed(worker.fed(4 * self._steps), lambda batch: None, 4 * self._steps)
 
-        bench.add("in memory", lambda: self._timed(self._in_memory(), learner.train, self._steps))
-        bench.add("with the data loader", lambda: self._timed(learner.fed(self._steps), learner.train, self._steps))
-        bench.add("feed alone", feed_alone)
+        bench.add("in memory", lambda: self._timed(self._in_memory(), worker.train, self._steps))
+        bench.add("with the data loader", lambda: self._timed(worker.fed(self._steps), worker.train, self._steps))
+        bench.add("data loader only", loader_only)
         bench.notes["row groups"] = f"{self._clips} clips, one read for each step, from files read before"
         _finish(bench, "data stall (step with the data loader / in memory)", "in memory", "with the data loader")
 
     def _measure_labels(self) -> None:
-        learner = self._learner
-        tokenizer = make_tokenizer(self.settings.build.train_tokenizer.arch, learner.device)
+        worker = self._worker
+        tokenizer = make_tokenizer(self.settings.train_tokenizer.arch, worker.device)
 
         def online(batch: Any) -> None:
-            learner.train(replace(batch, code_ids=tokenizer.encode(batch.frames)))
+            worker.train(replace(batch, code_ids=tokenizer.encode(batch.frames)))
 
         bench = self._labels
-        bench.add("cached codes", lambda: self._timed(self._in_memory(), learner.train, self._steps))
+        bench.add("cached codes", lambda: self._timed(self._in_memory(), worker.train, self._steps))
         bench.add("tokenizer in the step", lambda: self._timed(self._in_memory(), online, self._steps))
         bench.notes["parameters of the tokenizer"] = f"{sum(p.numel() for p in tokenizer.parameters()):,}"
         _finish(bench, "step with the tokenizer / with cached codes", "cached codes", "tokenizer in the step")
@@ -162,7 +162,7 @@ class Measured:
         return islice(cycle(self._held), 1 + self._steps)
 
     def _timed(self, batches: Any, use: Callable[[Any], None], steps: int) -> Sample:
-        """One batch to warm up with, then `steps` on the clock: CPU of all threads of this process."""
+        """Time `steps` after a warm-up batch, with the CPU time of all threads."""
         stream = iter(batches)
         use(next(stream))
         clock = Clock()
@@ -174,7 +174,7 @@ class Measured:
         return Sample(steps * self._clips, cpu_s, wall_s)
 
     def _memory(self, online: bool) -> dict[str, float]:
-        """Peak memory of a fresh process that makes two steps."""
+        """Measure peak memory in a new process that runs two steps."""
         command = [sys.executable, __file__, "--child", json.dumps(self._child | {"online": online})]
         done = subprocess.run(command, capture_output=True, text=True, timeout=1800)
         if done.returncode:
@@ -182,9 +182,9 @@ class Measured:
         return json.loads(done.stdout.splitlines()[-1])
 
     def _speed(self, peak: Peak) -> dict[str, Any]:
-        """FLOP/s and the cost model's prediction, in terms of one step."""
+        """Compute FLOP/s and the cost model's prediction of a step."""
         words = max(batch.input_ids.shape[1] for batch in self._held)
-        work = self._learner.work(words)
+        work = self._worker.work(words)
         return {
             "work": asdict(work),
             "precision": self.precision,
@@ -212,31 +212,32 @@ class Measured:
         }
 
     def constants(self) -> dict[str, float]:
-        """What the cost model takes from here."""
-        per_clip = Spread.of([1 / sample.rate("cpu") for sample in self._stall.samples["feed alone"]])
-        kernels = count_kernels(self._learner, self._held[0])
+        """Return the measured constants for the cost model."""
+        per_clip = Spread.of([1 / sample.rate("cpu") for sample in self._stall.samples["data loader only"]])
+        kernels = count_kernels(self._worker, self._held[0])
         return {"feed_core_s_per_clip": per_clip.median, "kernels_per_step": float(kernels)}
 
 
 def _peak_memory(size: str, folder: str, threads: int, precision: str, online: bool) -> dict[str, float]:
-    """Runs in a process of its own: two steps on a batch in memory."""
+    """Run two steps on a batch in memory, in a separate process, and return the peak memory."""
     settings = settings_of(size, _BATCH[size], threads, precision, Path(folder))
     before = _resident()
-    learner = Learner(settings)
-    tokenizer = make_tokenizer(settings.build.train_tokenizer.arch, learner.device) if online else None
-    batch = learner.held(1)[0]
+    worker = TrainingWorker(settings)
+    tokenizer = make_tokenizer(settings.train_tokenizer.arch, worker.device) if online else None
+    batch = worker.held(1)[0]
     for _ in range(2):
         labels = tokenizer.encode(batch.frames) if tokenizer else batch.code_ids
-        learner.train(replace(batch, code_ids=labels))
+        worker.train(replace(batch, code_ids=labels))
     found = {"peak_mib": _resident(), "before_mib": before}
-    if learner.device.type == "cuda":
+    if worker.device.type == "cuda":
         found["gpu_peak_mib"] = torch.cuda.max_memory_allocated() / _MIB
     return found
 
 
 def _resident() -> float:
-    """Greatest resident set of this program so far, MiB. The kernel's count for `wait` would be that of its parent,
-    where that is larger; it is asked for only where /proc is missing.
+    """Return this program's peak resident set in MiB.
+
+    getrusage would report the parent's peak if that is larger; it is used only without /proc.
     """
     status = Path("/proc/self/status")
     lines = status.read_text().splitlines() if status.exists() else []
@@ -247,7 +248,7 @@ def _resident() -> float:
 
 
 def _finish(bench: Bench, what: str, fast: str, slow: str) -> None:
-    """Run, and print what the ratio is of."""
+    """Run the benchmark and print the meaning of its ratio."""
     bench.run()
     ratio = bench.ratio(fast, slow)
     bench.notes[what] = str(ratio)
@@ -260,7 +261,7 @@ def _print_peaks(peaks: dict[str, dict[int, float]]) -> None:
     rows = [(name, *(f"{rates[size]:,.0f}" for size in sizes)) for name, rates in peaks.items()]
     print(text_table(("", *map(str, sizes)), rows, right=range(1, len(sizes) + 1)))
     if "bf16" not in peaks:
-        print("bf16: not measured, there are no units for it")
+        print("bf16: not measured, no hardware units for it")
 
 
 def _print_memory(size: str, memory: dict[str, dict[str, float]]) -> None:

@@ -1,10 +1,10 @@
-"""How often approximate codes under augmentation are the exact ones, by size of the crop.
+"""Measure how often approximate codes of augmented views equal the exact ones, by crop size.
 
     make demo && python benchmarks/views.py --root runs/demo --json views.json
 
-Exact codes are the tokenizer's on the cropped frames, what `precompute_codes --views` stores. Approximate ones are
-those of the whole frame at the nearest cells, what `pretrain --augment.approximate` uses. `by chance` is how often two
-regions of whole frames have the same code; `cells` is the share of different cells that an approximate view takes.
+Exact codes are computed on the cropped frames, as stored by `precompute_codes --views`. Approximate ones are the whole
+frame's codes at the nearest cells, as used by `pretrain --augment.approximate`. `by chance` is how often two regions of
+whole frames have the same code; `cells` is the share of distinct cells used by an approximate view.
 """
 
 import json
@@ -35,11 +35,11 @@ _CROPS = (
 
 
 def main() -> None:
-    """Code clips both ways, print the table."""
+    """Encode clips both ways and print the table."""
     parser = flags(__doc__ or "")
-    parser.add_argument("--root", default="runs/demo", help="a finished workflow, for its frames and tokenizer")
-    parser.add_argument("--split", default="val", help="clips of this split (val)")
-    parser.add_argument("--clips", type=int, default=160, help="so many (160)")
+    parser.add_argument("--root", default="runs/demo", help="folder of a finished workflow with frames and tokenizer")
+    parser.add_argument("--split", default="val", help="split of the clips (val)")
+    parser.add_argument("--clips", type=int, default=160, help="number of clips (160)")
     chosen = parser.parse_args()
     frames = FrameManifest.load(storage.join(chosen.root, "frames"))
     tokenizer = VideoTokenizer.from_pretrained(storage.join(chosen.root, "tokenizer"))
@@ -58,7 +58,7 @@ def main() -> None:
 
 
 def read(frames: FrameManifest, split: str, num_clips: int) -> tuple[list[str], np.ndarray]:
-    """Ids and whole frames (clip, frame, row, col, 3) of the first clips."""
+    """Read ids and whole frames (clip, frame, row, col, 3) of the first clips."""
     pairs = [ShardPair(f"{frames.uri}/{s.file}", "", s.num_clips, s.row_groups) for s in frames.of_split(split)]
     groups = [load_clips(item, group) for item in pairs for group in range(len(item.row_groups))]
     rows = [(clips, row) for clips in groups for row in range(len(clips.clip_ids))][:num_clips]
@@ -66,14 +66,14 @@ def read(frames: FrameManifest, split: str, num_clips: int) -> tuple[list[str], 
 
 
 def encode(tokenizer: VideoTokenizer, pixels: np.ndarray) -> np.ndarray:
-    """Codes (clip, frame, cell)."""
+    """Encode frames to codes (clip, frame, cell)."""
     return tokenizer.encode(torch.from_numpy(pixels)).numpy().reshape(*pixels.shape[:2], -1)
 
 
 def compare(
     title: str, crop: CropConfig, names: list[str], pixels: np.ndarray, whole: np.ndarray, tokenizer: VideoTokenizer
 ) -> dict[str, Any]:
-    """One random view of every clip, coded both ways; captions do not matter here."""
+    """Encode a random view of every clip both ways; captions do not matter here."""
     side, grid = pixels.shape[2], tokenizer.config.grid
     views = [draw_view(side, crop, "", clip_rng("benchmark", 0, 0, name)) for name in names]
     exact = encode(tokenizer, np.stack([replay(frames, view) for frames, view in zip(pixels, views, strict=True)]))

@@ -1,12 +1,12 @@
-"""Make what cluster/aws.yaml names in an AWS account: roles, a firewall, the bucket, a private way to S3.
+"""Create the resources named in cluster/aws.yaml in an AWS account: roles, firewall, bucket, private access to S3.
 
     python cluster/aws_setup.py --bucket my-bucket --ssh-from 203.0.113.7/32 --write my-aws.yaml
     python cluster/aws_setup.py --bucket my-bucket --ssh-from 203.0.113.7/32 --dry-run
 
-Needs boto3, and rights to make roles and networks; people who run `ray up` afterwards need iam/launcher.json alone. Run
-it again after an edit of the policies: what is there is kept or brought up to date. --write leaves a copy of aws.yaml
-with bucket, security group, machine image, account and cluster name filled in. The image of the nodes goes
-into the account's ECR repository evilm, which you make: `aws ecr create-repository --repository-name evilm`.
+It needs boto3, and permissions to create roles and networks; to run `ray up` afterwards, iam/launcher.json is enough.
+Run it again after changing the policies: existing resources are kept or updated. --write saves a copy of aws.yaml with
+bucket, security group, machine image, account and cluster name filled in. Push the nodes' image to the account's ECR
+repository evilm, created with `aws ecr create-repository --repository-name evilm`.
 """
 
 import argparse
@@ -20,12 +20,12 @@ HERE = Path(__file__).parent
 ROLES = {"evilm-head": "head", "evilm-worker": "worker"}
 GROUP = "evilm-ray"
 _ACCOUNT = "123456789012"
-# Ubuntu with Docker and the NVIDIA runtime, kept up to date by AWS.
+# Ubuntu with Docker and the NVIDIA runtime, maintained by AWS.
 IMAGE = "/aws/service/deeplearning/ami/x86_64/base-oss-nvidia-driver-gpu-ubuntu-22.04/latest/ami-id"
 
 
 def read_policy(name: str, names: dict[str, str]) -> str:
-    """A policy of iam/ with account, region, bucket and cluster filled in."""
+    """Read a policy of iam/ and fill in account, region, bucket and cluster."""
     text = (HERE / "iam" / f"{name}.json").read_text()
     for placeholder, value in names.items():
         text = text.replace(placeholder, value)
@@ -33,7 +33,7 @@ def read_policy(name: str, names: dict[str, str]) -> str:
 
 
 def make_roles(iam: Any, names: dict[str, str]) -> None:
-    """Roles of head and workers, each with its policy and an instance profile of the same name."""
+    """Create the roles of head and workers, each with its policy and an instance profile of the same name."""
     for role, policy in ROLES.items():
         if role not in _names(iam, "list_roles", "Roles", "RoleName"):
             iam.create_role(RoleName=role, AssumeRolePolicyDocument=read_policy("trust", {}))
@@ -46,7 +46,7 @@ def make_roles(iam: Any, names: dict[str, str]) -> None:
 
 
 def make_firewall(ec2: Any, vpc: str, ssh_from: str) -> str:
-    """A security group open to SSH from one network, and to everything among its members; its id."""
+    """Create a security group open to SSH from one network and to all traffic among its members; return its id."""
     wanted = [{"Name": "group-name", "Values": [GROUP]}, {"Name": "vpc-id", "Values": [vpc]}]
     found = ec2.describe_security_groups(Filters=wanted)["SecurityGroups"]
     if found:
@@ -63,7 +63,7 @@ def make_firewall(ec2: Any, vpc: str, ssh_from: str) -> str:
 
 
 def make_bucket(s3: Any, ec2: Any, vpc: str, bucket: str, region: str) -> str:
-    """A private bucket, and a gateway through which the network reaches S3 without the internet; the gateway's id."""
+    """Create a private bucket and a gateway for access to S3 without the internet; return the gateway's id."""
     if bucket not in [entry["Name"] for entry in s3.list_buckets()["Buckets"]]:
         where = {} if region == "us-east-1" else {"CreateBucketConfiguration": {"LocationConstraint": region}}
         s3.create_bucket(Bucket=bucket, **where)
@@ -85,7 +85,7 @@ def make_bucket(s3: Any, ec2: Any, vpc: str, bucket: str, region: str) -> str:
 
 
 def fill_in(group: str, image: str, region: str, bucket: str, cluster: str, account: str) -> str:
-    """cluster/aws.yaml with its placeholders replaced, and its name: the policies allow nothing to another cluster."""
+    """Replace the placeholders and the name in cluster/aws.yaml; the policies allow nothing to other clusters."""
     text = (HERE / "aws.yaml").read_text()
     places = {"sg-0123456789abcdef0": group, "my-bucket": bucket, "us-west-2": region, _ACCOUNT: account}
     for placeholder, value in (places | ({"ami-0123456789abcdef0": image} if image else {})).items():
@@ -110,29 +110,29 @@ def _newest_image(ssm: Any) -> str:
     try:
         return str(ssm.get_parameter(Name=IMAGE)["Parameter"]["Value"])
     except ClientError as error:
-        print(f"could not look up {IMAGE} ({error}); write ImageId by hand, or give --image", file=sys.stderr)
+        print(f"failed to look up {IMAGE} ({error}); set ImageId in the file, or use --image", file=sys.stderr)
         return ""
 
 
 def _network(text: str) -> str:
-    """A network in CIDR form that is not the whole world."""
+    """Parse a network in CIDR form; reject the whole internet."""
     network = ipaddress.ip_network(text)  # raises ValueError, which argparse shows
     if network.prefixlen == 0:
-        raise ValueError("that is the whole world")
+        raise ValueError("that is the whole internet")
     return str(network)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--bucket", required=True, help="bucket of videos and artifacts; made when it is missing")
-    parser.add_argument("--ssh-from", required=True, type=_network, help="network that may log in, e.g. 203.0.113.7/32")
+    parser.add_argument("--bucket", required=True, help="bucket for videos and outputs; created if missing")
+    parser.add_argument("--ssh-from", required=True, type=_network, help="network for SSH access, e.g. 203.0.113.7/32")
     parser.add_argument("--region", default="us-west-2")
-    parser.add_argument("--vpc", default="", help="network of the nodes; '' takes the region's default one")
-    parser.add_argument("--image", default="", help="machine image; '' looks AWS's newest deep-learning base up")
-    parser.add_argument("--cluster-name", default="evilm", help="the policies hold for it alone, --write names it")
-    parser.add_argument("--write", default="", help="leave aws.yaml here with everything filled in")
-    parser.add_argument("--dry-run", action="store_true", help="print the policies and end")
+    parser.add_argument("--vpc", default="", help="network of the nodes; '' for the region's default")
+    parser.add_argument("--image", default="", help="machine image; '' for AWS's newest deep-learning base")
+    parser.add_argument("--cluster-name", default="evilm", help="name of the only cluster that the policies allow")
+    parser.add_argument("--write", default="", help="save aws.yaml here with everything filled in")
+    parser.add_argument("--dry-run", action="store_true", help="print the policies and exit")
     given = parser.parse_args(arguments)
     names = {"BUCKET": given.bucket, "REGION": given.region, "CLUSTER": given.cluster_name}
     if given.dry_run:

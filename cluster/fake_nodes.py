@@ -1,7 +1,7 @@
-"""Ray's provider of fake nodes, each with a disk of its own: the autoscaler of `local.py` imports it.
+"""Ray's provider of fake nodes, extended by a separate folder per node; the autoscaler of `local.py` imports it.
 
-Ray's own lets all nodes share the head's folder, and a node that joins empties the part of it where the working dirs of
-running jobs lie. Machines do not do that to each other.
+In Ray's version all nodes share the head's folder, and a joining node deletes the working dirs of running jobs in it,
+which separate machines would not do.
 """
 
 import os
@@ -13,7 +13,7 @@ from ray.autoscaler._private.fake_multi_node.node_provider import FakeMultiNodeP
 
 
 class FakeNodes(FakeMultiNodeProvider):
-    """Starts every node in a folder below $EVILM_FAKE_NODES."""
+    """A provider that starts every node in its own folder below $EVILM_FAKE_NODES."""
 
     def _create_node_with_resources_and_labels(
         self, node_config: Any, tags: dict[str, str], count: int, resources: Any, labels: Any
@@ -26,7 +26,7 @@ class FakeNodes(FakeMultiNodeProvider):
         def with_folder(**settings: Any) -> Any:
             return make(**settings | {"temp_dir": str(folder)})
 
-        with self.lock:  # one node at a time: the base class knows no setting for this
+        with self.lock:  # one node at a time: the base class has no setting for this
             module.RayParams = with_folder
             try:
                 super()._create_node_with_resources_and_labels(node_config, tags, count, resources, labels)

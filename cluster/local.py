@@ -1,11 +1,12 @@
-"""The shape of the cloud clusters on one machine: a head that runs no tasks, and nodes that come and go as work asks.
+"""Run a small copy of the cloud clusters on one machine: a head without tasks, and nodes that scale with the work.
 
-    python cluster/local.py                       # until Ctrl-C; prints the nodes whenever they change
+    python cluster/local.py                       # runs until Ctrl-C; prints the nodes when they change
     export RAY_ADDRESS=127.0.0.1:6399 RAY_AUTH_MODE=token EVILM_PRETEND_GPUS=1      # in another shell
     python pipelines/shard_videos.py --preset tiny --manifest clips.csv --videos clips/ --out runs/my/frames
 
-Ray's own autoscaler decides; its fake provider starts every "node" as a further set of Ray processes on this machine.
-GPUs are a number in Ray's books. For trying job files and autoscaling before they cost money, and for the tests.
+Ray's own autoscaler makes the decisions; its fake provider starts every "node" as another set of Ray processes on this
+machine. GPUs are simulated (a resource count, no hardware). Use it to try job files and autoscaling at no cost; the
+tests use it too.
 """
 
 import argparse
@@ -31,7 +32,7 @@ _FULL_STOP_S = 2
 
 
 def node_types(cpu_nodes: int, gpu_nodes: int, cpus: int = 2) -> dict[str, Any]:
-    """The groups of the cloud files, small: `cpu` and `gpu`."""
+    """Build small versions of the cloud files' groups, `cpu` and `gpu`."""
     return {
         "cpu": {"resources": {"CPU": cpus}, "min_workers": 0, "max_workers": cpu_nodes},
         "gpu": {"resources": {"CPU": cpus, "GPU": 1}, "min_workers": 0, "max_workers": gpu_nodes},
@@ -39,13 +40,13 @@ def node_types(cpu_nodes: int, gpu_nodes: int, cpus: int = 2) -> dict[str, Any]:
 
 
 def autoscaling_config(types: dict[str, Any], port: int, idle_s: float, provider: str = _PROVIDER) -> dict[str, Any]:
-    """What `ray start --autoscaling-config` takes: all that `ray up` would have filled in.
+    """Build the file for `ray start --autoscaling-config` with everything that `ray up` would fill in.
 
     Args:
         types: node types by name, with resources and limits.
         port: port of the head.
-        idle_s: seconds without work after which a node goes.
-        provider: class that starts and ends nodes.
+        idle_s: seconds without work after which a node is removed.
+        provider: class that starts and stops nodes.
     """
     workers = {name: {**settings, "node_config": {}} for name, settings in types.items()}
     lists = ("initialization_commands", "setup_commands", "head_setup_commands", "worker_setup_commands")
@@ -76,7 +77,7 @@ def autoscaling_config(types: dict[str, Any], port: int, idle_s: float, provider
 
 
 def free_port() -> int:
-    """A port that nobody uses now, outside of the range that Ray gives to its workers."""
+    """Find an unused port outside of the range of Ray's workers."""
     while True:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
@@ -86,7 +87,7 @@ def free_port() -> int:
 
 
 class LocalCluster:
-    """A head of its own with the autoscaler; ends exactly the processes that it started."""
+    """A separate head with the autoscaler; stops exactly the processes that it started."""
 
     def __init__(
         self,
@@ -98,19 +99,19 @@ class LocalCluster:
         environment: dict[str, str] | None = None,
         config: dict[str, Any] | None = None,
     ) -> None:
-        """Start it; `wait` until it answers.
+        """Start the head without waiting; see `wait`.
 
         Args:
-            types: node types by name, as `node_types`.
-            port: of the head; not within 10002 to 19999, which Ray gives to its workers.
-            idle_s: seconds without work after which a node goes.
-            dashboard_port: of dashboard and job server; 0 starts none.
-            provider: class that starts and ends nodes.
-            environment: further variables of all nodes; '' takes one away.
-            config: the whole of `--autoscaling-config`, instead of what `types` and `provider` give.
+            types: node types by name, as from `node_types`.
+            port: port of the head, outside of 10002 to 19999, the range of Ray's workers.
+            idle_s: seconds without work after which a node is removed.
+            dashboard_port: port of dashboard and job server; 0 starts none.
+            provider: class that starts and stops nodes.
+            environment: additional variables of all nodes; '' removes one.
+            config: complete content for `--autoscaling-config`, instead of one from `types` and `provider`.
         """
         self.address = f"127.0.0.1:{port}"
-        self.folder = Path(tempfile.mkdtemp(prefix="evl", dir="/tmp"))  # short: Ray puts sockets below it
+        self.folder = Path(tempfile.mkdtemp(prefix="evl", dir="/tmp"))  # short, since Ray creates sockets below it
         scaling = self.folder / "autoscaling.json"
         scaling.write_text(json.dumps(config or autoscaling_config(types, port, idle_s, provider)))
         dashboard = [f"--dashboard-port={dashboard_port}"] if dashboard_port else []
@@ -118,7 +119,7 @@ class LocalCluster:
         command += [f"--include-dashboard={bool(dashboard_port)}".lower(), *dashboard, "--node-ip-address=127.0.0.1"]
         command += ["--num-cpus=0", "--num-gpus=0", "--object-store-memory=150000000", f"--temp-dir={self.folder}"]
         command += [f"--autoscaling-config={scaling}", "--disable-usage-stats"]
-        # Every port that has a fixed default is named, since another cluster of this machine may hold it.
+        # Set every port with a fixed default, since another cluster on this machine may use it.
         ports = ("ray-client-server", "dashboard-agent-listen", "dashboard-agent-grpc", "metrics-export")
         command += [f"--{name}-port={free_port()}" for name in ports]
         self._environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
@@ -145,10 +146,10 @@ class LocalCluster:
             )
 
     def wait(self, timeout_s: float = 240) -> None:
-        """Until the head answers.
+        """Wait until the head answers.
 
         Raises:
-            RuntimeError: it ended, or did not answer in time.
+            RuntimeError: the head ended or did not answer in time.
         """
         deadline = time.monotonic() + timeout_s
         while not self.nodes():
@@ -157,7 +158,7 @@ class LocalCluster:
             time.sleep(0.5)
 
     def nodes(self) -> dict[str, str]:
-        """Node type of each node that is alive, by node id; empty where nobody answers."""
+        """Return the type of each running node by node id; empty if the head does not answer."""
         from ray._raylet import GcsClient  # pyright: ignore[reportAttributeAccessIssue] compiled, has no stub
 
         host, port = self.address.split(":")
@@ -169,23 +170,23 @@ class LocalCluster:
         return {key.hex(): info.node_type_name or _HEAD_TYPE for key, info in found.items() if info.state == 0}
 
     def counts(self) -> dict[str, int]:
-        """Nodes that are alive by type, the head left out."""
+        """Count the running nodes by type, without the head."""
         types = sorted(kind for kind in self.nodes().values() if kind != _HEAD_TYPE)
         return {kind: types.count(kind) for kind in types}
 
     def log(self, pattern: str) -> str:
-        """What the logs of that name in the session's folder say, e.g. `monitor.log`."""
+        """Read the logs of the session that match a pattern, e.g. `monitor.log`."""
         return "".join(path.read_text(errors="replace") for path in self.folder.glob(f"session_*/logs/{pattern}"))
 
     def family(self) -> list[psutil.Process]:
-        """All processes of all nodes."""
+        """List all processes of all nodes."""
         try:
             return [psutil.Process(self.process.pid), *psutil.Process(self.process.pid).children(recursive=True)]
         except psutil.NoSuchProcess:
             return []
 
     def kill_node(self, node_id: str) -> None:
-        """SIGKILL everything of one node, as if its machine had been switched off."""
+        """Kill all processes of one node, as if its machine were switched off."""
         raylets = [p for p in self.family() if p.name() == "raylet" and f"--node_id={node_id}" in " ".join(p.cmdline())]
         for raylet in raylets:
             for process in [*raylet.children(recursive=True), raylet]:
@@ -193,7 +194,7 @@ class LocalCluster:
                     process.kill()
 
     def stop(self) -> None:
-        """End all nodes and remove what they left on the disk."""
+        """Stop all nodes and delete their files."""
         family = self.family()
         for process in family:
             with contextlib.suppress(psutil.NoSuchProcess):
@@ -207,27 +208,27 @@ class LocalCluster:
 
 
 def protect() -> str:
-    """Ray's ports are open to the network, and whoever reaches them runs what he likes: ask for a token, as everywhere.
+    """Require a token, since Ray's ports are open to the network and anyone who reaches them can run code.
 
     Returns:
-        RAY_AUTH_MODE, as it stands or as it was set here.
+        RAY_AUTH_MODE, unchanged or as set here.
     """
     mode = os.environ.setdefault("RAY_AUTH_MODE", "token")
     if mode == "token":
-        command = [Path(sys.executable).with_name("ray"), "get-auth-token", "--generate"]  # keeps the one that is there
+        command = [Path(sys.executable).with_name("ray"), "get-auth-token", "--generate"]  # keeps an existing one
         subprocess.run(command, check=True, capture_output=True)
     return mode
 
 
 def main() -> int:
-    """The command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--cpu-nodes", type=int, default=3, help="most nodes without GPU")
-    parser.add_argument("--gpu-nodes", type=int, default=2, help="most nodes with a (pretended) GPU")
-    parser.add_argument("--cpus", type=int, default=2, help="CPUs of a node, in Ray's books")
-    parser.add_argument("--idle-s", type=float, default=30.0, help="a node without work goes after this long")
+    parser.add_argument("--cpu-nodes", type=int, default=3, help="maximum number of nodes without GPU")
+    parser.add_argument("--gpu-nodes", type=int, default=2, help="maximum number of nodes with a simulated GPU")
+    parser.add_argument("--cpus", type=int, default=2, help="CPUs per node, as a resource count")
+    parser.add_argument("--idle-s", type=float, default=30.0, help="seconds without work after which a node is removed")
     parser.add_argument("--port", type=int, default=6399)
-    parser.add_argument("--dashboard-port", type=int, default=8265, help="also the job server's; 0 for none")
+    parser.add_argument("--dashboard-port", type=int, default=8265, help="port of dashboard and job server; 0 for none")
     given = parser.parse_args()
     types, mode = node_types(given.cpu_nodes, given.gpu_nodes, given.cpus), protect()
     cluster = LocalCluster(types, given.port, given.idle_s, given.dashboard_port)

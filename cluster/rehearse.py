@@ -1,10 +1,10 @@
-"""Rehearse the workflow on nodes that come and go, two of which are switched off in the middle; print nodes over time.
+"""Rehearse the workflow on an autoscaling local cluster, kill two nodes during it, and print the nodes over time.
 
     python cluster/rehearse.py --preset tests/small.yaml --schedule.epochs 24
 
-The cluster is that of `local.py`, the job `pipelines/all.py` on the embedded corpus, which gets all further flags. A
-CPU node is switched off while videos are cut, the GPU node while the model is trained; the rest is up to Ray and evilm.
-Ends with 0 where the job made everything and all nodes went away after it.
+The cluster is that of `local.py`. The job is `pipelines/all.py` on the embedded corpus, with all further flags. A CPU
+node is killed while videos are sharded, the GPU node while the model is trained; Ray and evilm do the rest. The exit
+code is 0 if the job has finished and all nodes were removed after it.
 """
 
 import argparse
@@ -25,25 +25,25 @@ from evilm.config.stages import STAGES
 _TOP = Path(__file__).resolve().parents[1]
 _ENDED = {"SUCCEEDED", "FAILED", "STOPPED"}
 _ON_GPUS = [
-    *("--build.train-tokenizer.cluster.gpus-per-worker", "1", "--build.precompute-codes.cluster.gpus-per-worker", "1"),
+    *("--set", "train_tokenizer.cluster.gpus_per_worker=1", "--set", "precompute_codes.cluster.gpus_per_worker=1"),
     *("--cluster.gpus-per-worker", "1"),
 ]
 
 
 class Jobs:
-    """A local cluster with its job server; what happened to it, and how many nodes it had, over time."""
+    """A local cluster with its job server, and a history of its events and node counts."""
 
     def __init__(
         self, types: dict[str, Any] | None = None, idle_s: float = 8.0, environment: dict[str, str] | None = None
     ) -> None:
-        """Start it.
+        """Start the cluster.
 
         Args:
-            types: node types by name; two CPU nodes and one GPU node at most where it is left out.
-            idle_s: seconds without work after which a node goes.
-            environment: further variables of all nodes; '' takes one away.
+            types: node types by name; default: at most two CPU nodes and one GPU node.
+            idle_s: seconds without work after which a node is removed.
+            environment: additional variables of all nodes; '' removes one.
         """
-        quick = {"RAY_health_check_period_ms": "1000"}  # a node that is gone is noticed after 5 s instead of 15
+        quick = {"RAY_health_check_period_ms": "1000"}  # a lost node is detected after 5 s instead of 15
         dashboard = free_port()
         self.cluster = LocalCluster(
             types or node_types(cpu_nodes=2, gpu_nodes=1),
@@ -72,24 +72,24 @@ class Jobs:
         self.history.append((round(time.monotonic() - self._began, 1), counts, what))
 
     def note(self, what: str) -> None:
-        """Write something down beside the nodes that are there."""
+        """Record an event with the current nodes."""
         self._write(self.history[-1][1], what)
 
     def submit(self, stage: str, *flags: str) -> str:
-        """Start a command without a working dir, as on nodes whose image holds the package; returns the job's id."""
+        """Start a command without a working dir, like on nodes with the package in their image; return the job's id."""
         command = shlex.join([sys.executable, str(_TOP / STAGES[stage].folder / f"{stage}.py"), *flags])
         variables = {"RAY_JOB_STOP_WAIT_TIME_S": "60", "OMP_NUM_THREADS": "1"}
         return str(self.client.submit_job(entrypoint=command, runtime_env={"env_vars": variables}))
 
     def log(self, job: str) -> str:
-        """What a job has printed."""
+        """Return the output of a job."""
         return str(self.client.get_job_logs(job))
 
     def until(self, what: Callable[[], Any], job: str, timeout_s: float = 600) -> None:
-        """Wait until `what` holds, while the job runs.
+        """Wait until `what` is true while the job runs.
 
         Raises:
-            RuntimeError: the job ended before, or nothing happened in time.
+            RuntimeError: the job ended before, or the time is over.
         """
         deadline = time.monotonic() + timeout_s
         while not what():
@@ -99,7 +99,7 @@ class Jobs:
             time.sleep(0.05)
 
     def ended(self, job: str, timeout_s: float = 900) -> str:
-        """Wait for the end of a job; SUCCEEDED, FAILED or STOPPED."""
+        """Wait for the end of a job; return SUCCEEDED, FAILED or STOPPED."""
         deadline = time.monotonic() + timeout_s
         while (status := self.client.get_job_status(job)) not in _ENDED:
             self._late(deadline, job)
@@ -111,7 +111,7 @@ class Jobs:
             raise RuntimeError(f"no progress; nodes over time:\n{self.table()}\n{self.log(job)[-2000:]}")
 
     def summary(self, job: str) -> dict[str, Any]:
-        """The last line that a command printed.
+        """Parse the last line printed by a command.
 
         Raises:
             RuntimeError: the job did not succeed.
@@ -121,20 +121,20 @@ class Jobs:
         return dict(json.loads([line for line in self.log(job).splitlines() if line.startswith("{")][-1]))
 
     def kill(self, kind: str, why: str) -> None:
-        """Switch a node of a type off."""
+        """Kill a node of a type."""
         node = next(node for node, found in self.cluster.nodes().items() if found == kind)
         self.cluster.kill_node(node)
         self.note(f"a {kind} node is switched off: {why}")
 
     def empty(self, timeout_s: float = 240) -> bool:
-        """Whether all nodes go, after a while without work."""
+        """Check that all nodes are removed after a while without work."""
         deadline = time.monotonic() + timeout_s
         while self.history[-1][1] and time.monotonic() < deadline:
             time.sleep(0.5)
         return not self.history[-1][1]
 
     def table(self) -> str:
-        """Seconds, nodes by type, what happened."""
+        """Format the history: seconds, nodes by type, events."""
         kinds = sorted({kind for _, counts, _ in self.history for kind in counts})
         lines = ["".join([f"{'s':>7}", *(f"{kind:>5}" for kind in kinds)])]
         for seconds, counts, what in self.history:
@@ -142,14 +142,14 @@ class Jobs:
         return "\n".join(line.rstrip() for line in lines)
 
     def close(self) -> None:
-        """End all nodes."""
+        """Stop all nodes."""
         self._closed.set()
         self._watcher.join()
         self.cluster.stop()
 
 
 def _connected(address: str) -> Any:
-    from ray.job_submission import JobSubmissionClient  # after RAY_AUTH_MODE was settled
+    from ray.job_submission import JobSubmissionClient  # only after RAY_AUTH_MODE is set
 
     deadline = time.monotonic() + 240
     while True:
@@ -157,19 +157,19 @@ def _connected(address: str) -> Any:
             client = JobSubmissionClient(address)
             client.list_jobs()
             return client
-        except (ConnectionError, RuntimeError):  # the job server comes up after the head
+        except (ConnectionError, RuntimeError):  # the job server starts after the head
             if time.monotonic() > deadline:
                 raise
             time.sleep(0.5)
 
 
 def rehearse(jobs: Jobs, root: Path, preset: str, *flags: str) -> dict[str, Any]:
-    """Run the workflow, switch a node off in each of its halves; returns the job's summary.
+    """Run the workflow, kill a node in each of its halves, and return the job's summary.
 
     Raises:
-        RuntimeError: the job failed, or was too quick for a node to be switched off.
+        RuntimeError: the job failed, or was too quick to kill a node.
     """
-    small = ["--build.shard-videos.sampling.shard-clips", "4"]  # many, so that there is a middle
+    small = ["--set", "shard_videos.sampling.shard_clips=4"]  # many shards, to kill a node in between
     job = jobs.submit("all", "--preset", preset, "--root", str(root), *_ON_GPUS, *small, *flags)
     jobs.note("the workflow is submitted")
     commits, frames, model = root / "frames" / "commits", root / "frames" / "manifest.json", root / "model"
@@ -189,16 +189,14 @@ def rehearse(jobs: Jobs, root: Path, preset: str, *flags: str) -> dict[str, Any]
 
 
 def main() -> int:
-    """The command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--preset", default="tiny", help="of pipelines/all.py")
-    parser.add_argument(
-        "--root", type=Path, help="where the workflow writes; default: a new folder for temporary files"
-    )
-    parser.add_argument("--cpu-nodes", type=int, default=2, help="most nodes without GPU")
-    parser.add_argument("--gpu-nodes", type=int, default=1, help="most nodes with a (pretended) GPU")
-    parser.add_argument("--idle-s", type=float, default=8.0, help="a node without work goes after this long")
-    given, flags = parser.parse_known_args()  # what is not ours is the workflow's
+    parser.add_argument("--preset", default="tiny", help="preset of pipelines/all.py")
+    parser.add_argument("--root", type=Path, help="output folder of the workflow; default: a new temporary folder")
+    parser.add_argument("--cpu-nodes", type=int, default=2, help="maximum number of nodes without GPU")
+    parser.add_argument("--gpu-nodes", type=int, default=1, help="maximum number of nodes with a simulated GPU")
+    parser.add_argument("--idle-s", type=float, default=8.0, help="seconds without work after which a node is removed")
+    given, flags = parser.parse_known_args()  # all other flags are the workflow's
     protect()
     root = (given.root or Path(tempfile.mkdtemp(prefix="evilm-rehearsal-"))).resolve()
     if root.exists() and any(root.iterdir()):

@@ -4,8 +4,8 @@
     python cluster/validate.py my-aws.yaml
     python cluster/validate.py --crds kuberay/ray-operator/config/crd/bases cluster/kuberay/cluster.yaml
 
-Names every fault in a line of its own and ends with 1 where there is one. What it can't see: whether images, networks,
-roles and buckets exist, and whether the cloud has such machines left.
+Prints one line per problem, and exits with 1 if there is any. It can't check if images, networks, roles and buckets
+exist, and if the cloud has such machines available.
 """
 
 import argparse
@@ -22,16 +22,16 @@ _BY_FIELD = {
     "groups": kube.check_alerts,
     "scrape_configs": kube.check_prometheus,
 }
-"""Small files, told by a field that the others have not."""
+"""Small files, recognised by a field that the others do not have."""
 
 
 def files() -> list[Path]:
-    """All files of this folder that can be checked."""
+    """List the files of this folder that can be checked."""
     return sorted([*HERE.rglob("*.yaml"), *(HERE / "iam").glob("*.json"), HERE / "Dockerfile"])
 
 
 def check(path: Path, crds: Path | None = None) -> list[str]:
-    """What is wrong with a file, one line each; what kind it is, its content says."""
+    """Check a file of a kind recognised by its content, and return one line per problem."""
     try:
         if path.suffix == ".json":
             return iam.check(path)
@@ -48,15 +48,15 @@ def check(path: Path, crds: Path | None = None) -> list[str]:
         return [f"cannot be read: {' '.join(str(error).split())}"]
     except OSError as error:
         return [str(error)]
-    except (KeyError, TypeError, AttributeError) as error:  # a part is missing, or of another kind, that we look into
-        return [f"has not the form that is expected here: {type(error).__name__} {error}"]
+    except (KeyError, TypeError, AttributeError) as error:  # a part that the checks read is missing or of another type
+        return [f"does not have the expected form: {type(error).__name__} {error}"]
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("files", nargs="*", type=Path, help="default: all files of this folder")
-    parser.add_argument("--crds", type=Path, help="folder of KubeRay's definitions, ray.io_rayclusters.yaml and others")
+    parser.add_argument("files", nargs="*", type=Path, help="files to check; default: all files of this folder")
+    parser.add_argument("--crds", type=Path, help="folder of KubeRay's definitions (ray.io_rayclusters.yaml, ...)")
     given = parser.parse_args(arguments)
     faults = 0
     for path in given.files or files():

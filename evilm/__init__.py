@@ -8,8 +8,8 @@ if TYPE_CHECKING:
     from evilm.model.inference import EViLM
     from evilm.model.tokenizers.semantic_vq import VideoTokenizer
 
-# Before pyarrow is imported: its own allocator keeps what threads have freed, so that long streams of small tables
-# (planning, feeding) swell by a fifth and more; see benchmarks/memory.py.
+# Set before pyarrow is imported: its default allocator keeps memory that threads have freed, so long streams of small
+# tables (planning, data loading) need a fifth more memory or worse; see benchmarks/memory.py.
 os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
 
 __version__ = "0.1.0"
@@ -19,7 +19,7 @@ _PUBLIC = {"EViLM": "evilm.model.inference", "VideoTokenizer": "evilm.model.toke
 
 
 def __getattr__(name: str) -> Any:
-    """The public classes, imported when they are first asked for: `import evilm` itself loads no torch."""
+    """Import public classes on first use, so that `import evilm` does not load torch."""
     if name not in _PUBLIC:
         raise AttributeError(f"module 'evilm' has no attribute {name!r}")
     return getattr(importlib.import_module(_PUBLIC[name]), name)

@@ -1,6 +1,6 @@
-"""The whole of a command: parse the command line, call one function, end with its summary as one JSON line.
+"""Run one command: parse flags, call its function, print its summary as one JSON line.
 
-SIGTERM, which `ray job stop` and schedulers send, ends a command as Ctrl-C does: by KeyboardInterrupt.
+SIGTERM, sent by `ray job stop` and schedulers, raises KeyboardInterrupt like Ctrl-C.
 """
 
 import importlib
@@ -18,7 +18,7 @@ from evilm.errors import EvilmError, UsageError
 _EXIT_FAILED = 1
 
 _received: list[int] = []
-"""Signals heard. An exception can't tell which: Ray's calls raise a plain KeyboardInterrupt in place of ours."""
+"""Signals received. Exceptions can't carry the number: Ray's calls replace ours by a plain KeyboardInterrupt."""
 
 
 def run(stage: str, target: str, tracked: bool = True) -> None:
@@ -26,10 +26,9 @@ def run(stage: str, target: str, tracked: bool = True) -> None:
 
     Args:
         stage: name of the command, its section in presets.
-        target: `module:function`, imported only after the command line was understood, so that --help and a wrong
-            flag answer at once. The function takes the command's settings and returns the summary; one that tells of
-            `num_problems` ends in exit code 1.
-        tracked: record settings and summary as an MLflow run; a training command does it itself, point by point.
+        target: `module:function`, imported only after parsing, so that --help and wrong flags answer at once. The
+            function takes the command's settings and returns the summary; `num_problems` in it gives exit code 1.
+        tracked: record settings and summary as an MLflow run; training commands do that themselves, with all metrics.
     """
     config = parse(stage)
     log_to_console()
@@ -49,7 +48,7 @@ def run(stage: str, target: str, tracked: bool = True) -> None:
     except EvilmError as error:
         print(f"error: {public_text(str(error))}", file=sys.stderr)
         raise SystemExit(_EXIT_FAILED) from None
-    except KeyboardInterrupt as interrupt:  # a training's own kind says more
+    except KeyboardInterrupt as interrupt:  # a training raises a subclass with a message and exit code
         _end(interrupt)
     print(json.dumps(summary, sort_keys=True, ensure_ascii=False), flush=True)
     if summary.get("num_problems"):
@@ -62,8 +61,8 @@ def _interrupt(number: int, _: object) -> NoReturn:
 
 
 def _end(interrupt: KeyboardInterrupt) -> NoReturn:
-    """Say how to go on, and end with what a shell expects of the signal: 130 or 143."""
+    """Print how to continue, and exit with the code of the signal, 130 or 143."""
     if _received:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # Ray lets go of its processes now, which must not break off
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # don't interrupt Ray's shutdown of its processes
     print(str(interrupt) or "interrupted; the same command goes on from here", file=sys.stderr)
     raise SystemExit(getattr(interrupt, "exit_code", 128 + (_received or [signal.SIGINT])[0])) from None

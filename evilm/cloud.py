@@ -1,7 +1,7 @@
-"""Spot nodes first, on-demand nodes where spot has run out: a node provider for `ray up` on AWS.
+"""A node provider for `ray up` on AWS that starts spot nodes, or on-demand nodes without spot capacity.
 
-Ray 2.60 asks again and again for a node type that the cloud refuses, whatever other type would do as well. So the
-choice is made below it, by the provider: one node type, started as spot if there is spot capacity, else on-demand.
+Ray 2.60 keeps requesting a node type without capacity even if another type would do. So the provider makes the choice:
+there is one node type, which it starts as spot if there is spot capacity, else on-demand.
 
     provider: {type: external, module: evilm.cloud.SpotFirst, region: us-west-2, ...}
 """
@@ -21,22 +21,22 @@ _SCARCE = {
     "SpotMaxPriceTooLow",
     "UnfulfillableCapacity",
 }
-"""What EC2 answers where an on-demand node of the same type may still be had."""
+"""EC2 errors after which an on-demand node of the same type may still start."""
 _MARKET = "InstanceMarketOptions"
 
 
 class SpotFirst(AWSNodeProvider):
-    """Ray's provider for AWS, whose spot types fall back to on-demand. All zones are tried for spot before."""
+    """Ray's provider for AWS with on-demand as fallback, after spot was tried in all zones."""
 
     def create_node(self, node_config: dict[str, Any], tags: dict[str, str], count: int) -> dict[str, Any]:
-        """Start `count` nodes; returns them by id, or raises what Ray expects where none can be had at all."""
+        """Start `count` nodes and return them by id; raise Ray's own error if on-demand fails too."""
         try:
             return super().create_node(node_config, tags, count)
         except NodeLaunchException as error:
             if error.category not in _SCARCE or _MARKET not in node_config:
                 raise
             logger.warning(
-                "no spot node of type %s is to be had (%s); starting on-demand",
+                "no spot capacity for %s (%s); starting on-demand",
                 node_config.get("InstanceType"),
                 error.category,
             )

@@ -1,4 +1,4 @@
-"""One way to reach Ray: the job's cluster, the one of RAY_ADDRESS, or a private local one."""
+"""Connect to Ray: the job's cluster, the one at RAY_ADDRESS, or a private local one; build options of worker pools."""
 
 import logging
 import os
@@ -9,14 +9,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from evilm.config.training import PoolConfig
+from evilm.config.resources import PoolConfig
 from evilm.errors import ClusterError
 
 logger = logging.getLogger(__name__)
 
-# Before Ray is imported. Quiet single-machine defaults; whatever the user has set stays.
+# Set before Ray is imported: quiet single-machine defaults, which never override the user's.
 for _name, _value in {
-    "RAY_AUTH_MODE": "disabled",  # a private cluster on loopback; set `token` to talk to a protected one
+    "RAY_AUTH_MODE": "disabled",  # for a private cluster on loopback; set `token` for a protected cluster
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths mean the same in the driver and in training workers
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
@@ -30,11 +30,11 @@ _GIB = 2**30
 
 
 def connect(min_cpus: float = 1) -> None:
-    """Join the cluster of the job or of RAY_ADDRESS; without one, start a private cluster on this machine.
+    """Connect to the cluster of the job or of RAY_ADDRESS; without one, start a private cluster on this machine.
 
     Args:
-        min_cpus: logical CPUs that the work needs at once; a private cluster has at least these. They are a
-            bookkeeping unit, so a small machine can run more workers than it has cores.
+        min_cpus: logical CPUs that the work needs at once; a private cluster has at least these. They are only a
+            bookkeeping unit: a small machine can run more workers than it has cores.
 
     Raises:
         ClusterError: the cluster can't be reached or is too small.
@@ -43,7 +43,7 @@ def connect(min_cpus: float = 1) -> None:
 
     if not ray.is_initialized():
         address = os.environ.get("RAY_ADDRESS")
-        # Ray's own remarks stay in its log files; ours, and errors, reach the console.
+        # Ray's log messages stay in its files; our own, and errors, go to the console.
         if address:
             _probe(address)
         quiet = ray.LoggingConfig(log_level="ERROR")
@@ -73,14 +73,14 @@ def connect(min_cpus: float = 1) -> None:
 
 @contextmanager
 def _our_sigterm() -> Iterator[None]:
-    """Keep the handler of SIGTERM that somebody set; Ray puts its own there, which crashes a driver in Ray's calls."""
+    """Keep the SIGTERM handler that was set; Ray installs its own, which crashes a driver inside Ray's calls."""
     ours = signal.getsignal(signal.SIGTERM)
     if not callable(ours) or threading.current_thread() is not threading.main_thread():
         yield
         return
     try:
         yield
-    except SystemExit:  # Ray's handler ran meanwhile
+    except SystemExit:  # raised by Ray's handler
         ours(signal.SIGTERM, None)
         raise
     finally:
@@ -88,7 +88,7 @@ def _our_sigterm() -> Iterator[None]:
 
 
 def _probe(address: str) -> None:
-    """Fail at once where nobody listens; Ray itself would try for minutes."""
+    """Fail at once if nothing listens at the address; Ray itself would try for minutes."""
     host, _, port = address.rpartition(":")
     if "/" in address or not host or not port.isdigit():
         return  # `auto` or another form that Ray resolves by itself
@@ -102,7 +102,7 @@ def _probe(address: str) -> None:
 
 
 def task_options(cluster: PoolConfig, num_units: int) -> tuple[dict[str, Any], float]:
-    """Arguments of `Dataset.map_batches` for tasks that make a unit each, and how many CPUs are needed at least."""
+    """Build arguments of `Dataset.map_batches` for one task per unit; also return the number of CPUs needed."""
     from ray.data import TaskPoolStrategy
 
     most = None if isinstance(cluster.num_workers, str) else min(cluster.num_workers, num_units)
@@ -111,13 +111,13 @@ def task_options(cluster: PoolConfig, num_units: int) -> tuple[dict[str, Any], f
 
 
 def actor_options(cluster: PoolConfig, num_units: int) -> tuple[dict[str, Any], float]:
-    """The same for actors, which hold a model; a pool on a cluster that is too small begins with what it can hold."""
+    """Build the same for actors, which hold a model; on a cluster that is too small, the pool starts smaller."""
     from ray.data import ActorPoolStrategy
 
     is_auto = isinstance(cluster.num_workers, str)
     most = num_units if isinstance(cluster.num_workers, str) else min(cluster.num_workers, num_units)
     wanted = max(os.cpu_count() or 1, cluster.cpus_per_worker) if is_auto else most * cluster.cpus_per_worker
-    connect(min_cpus=wanted + 1)  # one for Ray Data's own small tasks, which would wait for ever
+    connect(min_cpus=wanted + 1)  # one more for Ray Data's own small tasks, which would wait forever
     fits = min(most, _num_fitting(cluster))
     options: dict[str, Any] = {
         "compute": ActorPoolStrategy(size=most) if fits == most else ActorPoolStrategy(min_size=fits, max_size=most),
@@ -129,7 +129,7 @@ def actor_options(cluster: PoolConfig, num_units: int) -> tuple[dict[str, Any], 
 
 
 def _num_fitting(cluster: PoolConfig) -> int:
-    """Return how many actors the cluster as it stands can hold beside a small task; one at least."""
+    """Count the actors that fit on the current cluster beside a small task; at least one."""
     import ray
 
     there, gpus = ray.cluster_resources(), cluster.gpus_per_worker
@@ -144,7 +144,7 @@ def _memory(cluster: PoolConfig) -> dict[str, Any]:
 
 
 def _quiet() -> None:
-    """Ray Data's own progress and warnings go to its log file; ours tell the progress."""
+    """Send Ray Data's progress and warnings to its log file only; we log progress ourselves."""
     from ray.data import DataContext
 
     context = DataContext.get_current()

@@ -1,4 +1,4 @@
-"""Log lines that a person reads in a terminal or a job's log: ours, and warnings of the libraries."""
+"""Set up the log lines in a terminal or job log: our messages, and the warnings of libraries."""
 
 import logging
 import sys
@@ -9,14 +9,14 @@ _CHATTY = ("mlflow", "alembic", "botocore", "aiobotocore", "s3fs", "fsspec")
 
 
 class _Public(logging.Formatter):
-    """Lines without users, passwords and signatures of URLs, whoever put them there."""
+    """A formatter that removes users, passwords and signatures of URLs from all lines."""
 
     def format(self, record: logging.LogRecord) -> str:
         return public_text(super().format(record))
 
 
 def log_to_console() -> None:
-    """Send our lines to stderr with the time of day; once per process, whatever Ray does to the root logger."""
+    """Send our log lines to stderr with the time of day, once per process and independent of Ray's root logger."""
     ours = logging.getLogger("evilm")
     if not ours.handlers:
         handler = logging.StreamHandler(sys.stderr)
@@ -26,4 +26,4 @@ def log_to_console() -> None:
         ours.propagate = False
     for name in _CHATTY:
         logging.getLogger(name).setLevel(logging.WARNING)
-    logging.getLogger("urllib3").setLevel(logging.ERROR)  # it warns of each retry; what comes of them, others tell
+    logging.getLogger("urllib3").setLevel(logging.ERROR)  # it warns at each retry; callers report the outcome

@@ -1,11 +1,11 @@
-"""The errors a user can meet. Each says what was given, what is accepted and what to do.
+"""The errors for users. Messages state the value, what is accepted, and what to do.
 
-Every class is also the standard error it refines, and is picklable, so it crosses Ray's processes whole.
+Every class also inherits from the standard error it refines, and can be pickled to cross Ray's processes.
 """
 
 
 class EvilmError(Exception):
-    """Base of all errors that are about the user's input or surroundings, not about our code."""
+    """Base of all errors caused by the user's input or environment rather than by our code."""
 
 
 class ConfigError(EvilmError, ValueError):
@@ -13,11 +13,11 @@ class ConfigError(EvilmError, ValueError):
 
 
 class UsageError(ConfigError):
-    """A command line that can't be obeyed, whatever lies at the places it names: exit code 2."""
+    """A command line that is wrong by itself, independent of any files: exit code 2."""
 
 
 class ManifestError(EvilmError, ValueError):
-    """A video manifest (CSV) that can't be read: no such file, no such column."""
+    """A video manifest that can't be read: no such file, no such column."""
 
 
 class VocabError(EvilmError, ValueError):
@@ -25,7 +25,7 @@ class VocabError(EvilmError, ValueError):
 
 
 class DecodeError(EvilmError, RuntimeError):
-    """A video that can't be turned into frames; `reason` is a value of `evilm.video.reasons.RejectReason`."""
+    """A video that can't be decoded to frames; `reason` is a value of `evilm.video.reasons.RejectReason`."""
 
     def __init__(self, reason: str, detail: str = "") -> None:
         super().__init__(reason, detail)
@@ -40,23 +40,23 @@ class ShardError(EvilmError, RuntimeError):
 
 
 class StorageError(ShardError, OSError):
-    """A place that can't be read or written: no space, no rights, or an object store that fails for too long."""
+    """A file or folder that can't be read or written: no space, no permission, or an object store down for too long."""
 
 
 class SourceError(ShardError):
-    """Videos that can no longer be fetched: a mount, server or network that went away while shards were made."""
+    """Videos that can no longer be fetched: a mount, server or network was lost while writing shards."""
 
 
 class UnfinishedError(ShardError):
-    """Some units of a job failed again and again; all others are done."""
+    """Some units of a job failed repeatedly; all others are done."""
 
 
 class HaltedError(EvilmError, RuntimeError):
-    """A job that its driver has ended; whatever still runs of it commits nothing."""
+    """A job that its driver has ended; its remaining tasks commit nothing."""
 
 
 class OwnershipError(EvilmError, RuntimeError):
-    """An output folder that another run is writing, or has taken over."""
+    """An output folder that another run writes or has taken over."""
 
 
 class CheckpointError(EvilmError, RuntimeError):
@@ -64,7 +64,7 @@ class CheckpointError(EvilmError, RuntimeError):
 
 
 class CollapseError(EvilmError, RuntimeError):
-    """A video tokenizer that uses too little of its codebook to give useful labels."""
+    """A video tokenizer that uses too little of its codebook for useful labels."""
 
 
 class NonFiniteError(EvilmError, ArithmeticError):
@@ -72,4 +72,4 @@ class NonFiniteError(EvilmError, ArithmeticError):
 
 
 class ClusterError(EvilmError, RuntimeError):
-    """A Ray cluster that can't be reached or can't give what is asked of it."""
+    """A Ray cluster that can't be reached or lacks the requested resources."""

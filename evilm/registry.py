@@ -1,6 +1,6 @@
 """Find an implementation by name: a built-in one, one of an installed package, or `module:attribute`.
 
-Workers are other processes, so nothing is registered by a call: a name says where its code is, in every process.
+Nothing is registered by a call, since workers are other processes: the name alone must lead to the code in each.
 """
 
 import importlib
@@ -20,14 +20,14 @@ class Registry(Generic[T]):
         """Declare a kind of implementation.
 
         Args:
-            what: names it in errors, such as "video tokenizer".
-            group: entry-point group in which other packages list theirs, such as "evilm.video_tokenizers".
-            built_in: `module:attribute` of our own by name.
+            what: its name in errors, such as "video tokenizer".
+            group: entry-point group for other packages, such as "evilm.video_tokenizers".
+            built_in: `module:attribute` of our own ones, by name.
         """
         self._what, self._group, self._built_in = what, group, dict(built_in)
 
     def names(self) -> list[str]:
-        """List the names of all that are built in or installed."""
+        """List the names of all built-in and installed implementations."""
         return sorted({*self._built_in, *(point.name for point in entry_points(group=self._group))})
 
     def __contains__(self, name: str) -> bool:
@@ -40,7 +40,7 @@ class Registry(Generic[T]):
             name: one of `names`, or `module:attribute`.
 
         Raises:
-            ConfigError: there is none of that name, or its module can't be imported.
+            ConfigError: there is none with that name, or its module can't be imported.
         """
         place = self._built_in.get(name, name)
         if ":" not in place:

@@ -1,4 +1,4 @@
-"""The whole workflow as one call: the commands' own functions one after the other, each with its own resources."""
+"""Run the whole workflow in one call: the functions of all commands in order, each with its own resources."""
 
 import logging
 import time
@@ -17,21 +17,21 @@ logger = logging.getLogger(__name__)
 
 
 def run_all(config: RunAll) -> dict[str, Any]:
-    """Videos to scores: build what is missing, pre-train, score, and print one table. What stands is reused.
+    """Go from videos to scores: build missing inputs, pre-train, score, and print a table. Finished outputs are reused.
 
-    Each stage asks Ray for what its own section says (`build.shard_videos.cluster`, `cluster`, `benchmark.cluster`), so
-    on a cluster that scales, GPU nodes come when the tokenizer is trained and not before.
+    Each stage requests the resources of its own section (`shard_videos.cluster`, `cluster`, `benchmark.cluster`),
+    so an autoscaling cluster starts GPU nodes only when the tokenizer is trained.
 
     Returns:
         The summary: state and seconds of each stage, the model's and the benchmark's main figures.
 
     Raises:
-        ConfigError, ShardError, ClusterError: as the commands raise them; the same command goes on from that stage.
+        ConfigError, ShardError, ClusterError: raised by a stage; the same command continues from that stage.
     """
     began = time.monotonic()
     out = storage.absolute(config.out or storage.join(config.root, "all"))
     model = pretrain(_pretrain_settings(config))
-    place = storage.absolute(storage.join(config.root, "model"))  # a root that was moved still tells its old one
+    place = storage.absolute(storage.join(config.root, "model"))  # the summary of a moved root names the old one
     scores = _score(config, place)
     stages = report(Report(root=config.root))
     summary = {
@@ -49,21 +49,23 @@ def run_all(config: RunAll) -> dict[str, Any]:
 
 
 def _pretrain_settings(config: RunAll) -> Pretrain:
-    """Return what `pretrain` would have got from the same flags; --out is ours, the model lies at the root."""
+    """Build the settings that `pretrain` would get from the same flags, except --out: the model is under the root."""
     return Pretrain.model_validate(config.model_dump(include=set(Pretrain.model_fields)) | {"out": ""})
 
 
 def _score(config: RunAll, model: str) -> dict[str, Any]:
-    """Zero-shot scores of the model on the frames it was trained beside."""
-    given: Benchmark = config.benchmark
-    places = {"root": config.root, "model": model, "frames": config.frames, "codes": config.codes}
-    filled = {name: getattr(given, name) or place for name, place in places.items() if name != "root"}
-    settings = given.model_copy(
-        update=filled
-        | {"root": config.root, "overwrite": config.overwrite or given.overwrite}
-        | {"tracking": config.tracking.model_copy(update={"run_name": given.tracking.run_name})}
-    )
+    """Score the model zero-shot on the frames of its training."""
+    given = config.benchmark
+    settings = dict(given) | {
+        "root": config.root,
+        "model": model,
+        "frames": given.frames or config.frames,
+        "codes": given.codes or config.codes,
+        "overwrite": config.overwrite,
+        "take_over": config.take_over,
+        "tracking": config.tracking.model_copy(update={"run_name": ""}),
+    }
     try:
-        return track("benchmark", benchmark, settings)
+        return track("benchmark", benchmark, Benchmark.model_validate(settings))
     except (ConfigError, ShardError) as error:
-        raise type(error)(f"benchmark: {error} (here its flags begin with --benchmark.)") from None
+        raise type(error)(f"benchmark: {error} (here its settings are --set benchmark.NAME=VALUE)") from None

@@ -1,4 +1,4 @@
-"""Randomness that belongs to a clip, not to a worker: drawn from (seed, epoch, clip id)."""
+"""Random numbers that depend on a clip and not on a worker, drawn from (seed, epoch, clip id)."""
 
 import hashlib
 from collections.abc import Sequence
@@ -8,12 +8,12 @@ from jaxtyping import UInt64
 
 
 def clip_rng(purpose: str, seed: int, epoch: int, clip_id: str) -> np.random.Generator:
-    """Return the generator of one clip in one epoch for one purpose (view, crop)."""
+    """Return the random generator of one clip in one epoch for one purpose (view, crop)."""
     return np.random.Generator(np.random.PCG64(_key(purpose, seed, epoch, clip_id)))
 
 
 def clip_keys(purpose: str, seed: int, epoch: int, clip_ids: Sequence[str]) -> UInt64[np.ndarray, " clip"]:
-    """Return a key for each clip in one epoch, for draws that are made for many clips together (words, regions)."""
+    """Return a key per clip in one epoch, for draws of many clips at once (words, regions)."""
     return np.array([_key(purpose, seed, epoch, clip_id) for clip_id in clip_ids], dtype=np.uint64)
 
 
@@ -35,17 +35,17 @@ def derangement(
 ) -> list[int | None]:
     """Find for each clip of a global step another clip whose caption does not match it.
 
-    A function of the clips alone, so it does not depend on the number of workers.
+    The result depends only on the clips, not on the number of workers.
 
     Args:
-        seed: of the training.
-        epoch: of the step.
-        clip_ids: of the step's clips.
-        captions: the one that was drawn for each clip.
-        all_captions: of each clip; none of them is a negative for it.
+        seed: seed of the training.
+        epoch: epoch of the step.
+        clip_ids: the step's clips.
+        captions: the caption drawn for each clip.
+        all_captions: all captions of each clip; none of them is a negative for it.
 
     Returns:
-        The index of the other clip; None where there is no such caption in the step.
+        The index of the other clip; None if the step has no such caption.
     """
     cycle = clip_rng("negatives", seed, epoch, "\0".join(clip_ids)).permutation(len(clip_ids)).tolist()
     place = {clip: index for index, clip in enumerate(cycle)}

@@ -2,13 +2,14 @@
 
     python pipelines/all.py --preset tiny
     python pipelines/all.py --preset tiny --manifest clips.csv --videos clips/ --root runs/my \
-        --build.shard-videos.split train --benchmark.split train
+        --set shard_videos.split=train --set benchmark.split=train
     ray job submit --working-dir . -- python pipelines/all.py --preset paper --root s3://bucket/run \
-        --manifest s3://bucket/clips.csv --videos s3://bucket/clips --build.shard-videos.cluster.num-workers 64 \
+        --manifest s3://bucket/clips.csv --videos s3://bucket/clips --set shard_videos.cluster.num_workers=64 \
         --cluster.num-workers 4 --cluster.gpus-per-worker 1
 
-Flags are those of `pretrain`, with the earlier stages below --build. and the scores below --benchmark. Each stage asks
-for its own resources and reuses what stands: run it again to go on where it stopped. Ends with one JSON line over all.
+Flags are those of `pretrain`; settings of other stages are sections of a preset, or `--set STAGE.NAME=VALUE`. Each
+stage asks for its own resources and reuses what is finished: run it again to continue where it stopped. Ends with one
+JSON line over all.
 """
 
 from evilm.cli import run

@@ -39,8 +39,9 @@ os.environ.pop("RAY_ADDRESS", None)
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import pytest  # noqa: E402
-from gates import Gate  # noqa: E402
-from s3_faults import FaultyS3  # noqa: E402
+
+from helpers.gates import Gate  # noqa: E402
+from helpers.s3_faults import FaultyS3, Through  # noqa: E402
 
 
 @pytest.fixture(scope="session")
@@ -56,7 +57,7 @@ def shared_data() -> Path:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Under xdist, hand out the files that take longest first, so that no process is left with one at the end."""
     if "PYTEST_XDIST_WORKER" in os.environ:
-        from sharing import longest_first
+        from helpers.sharing import longest_first
 
         items[:] = longest_first(items)
 
@@ -138,16 +139,51 @@ def store_gate(s3_server: str, s3_bucket: str, monkeypatch: pytest.MonkeyPatch) 
         gate.open()
 
 
-SMALL = _HERE / "small.yaml"
+@pytest.fixture
+def s3_through(s3_bucket: str, monkeypatch: pytest.MonkeyPatch) -> Through:
+    """Put a faulty server between this test, its processes and the session's store; gives the bucket."""
+    import s3fs
+
+    def use(faulty: FaultyS3) -> str:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", faulty.url)
+        s3fs.S3FileSystem.clear_instance_cache()
+        return s3_bucket
+
+    return use
+
+
+@pytest.fixture(params=["local", "s3"])
+def out_uri(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """An output folder that does not exist yet, on the local disk and on S3."""
+    return str(tmp_path / "out") if request.param == "local" else request.getfixturevalue("s3_bucket") + "/out"
+
+
+@pytest.fixture
+def machine_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The cache of a machine that has read nothing yet, below a temporary folder of this test's own."""
+    import tempfile
+
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
+    return tmp_path / "tmp" / f"evilm-cache-{os.getuid()}"
+
+
+@pytest.fixture
+def nodes(request: pytest.FixtureRequest) -> Iterator[dict[str, Any]]:
+    """A Ray cluster of a head and two worker nodes, or as many as the test's parameter says; see `ray_nodes`."""
+    from helpers.ray_nodes import ray_nodes
+
+    with ray_nodes(getattr(request, "param", 2)) as cluster:
+        yield cluster
 
 
 @pytest.fixture(scope="session")
 def small_workflow(ray_local: Any, common_folder: Path) -> tuple[Path, dict[str, Any]]:
     """A finished small workflow: its root, and the summary of its pre-training. Read it, don't write into it."""
-    from sharing import build_once
-
     from evilm.config.presets import defaults
     from evilm.tasks.pretrain import pretrain
+    from helpers.paths import SMALL
+    from helpers.sharing import build_once
 
     root = common_folder / "workflow"
     config = defaults("pretrain", str(SMALL)).model_copy(update={"root": str(root)})

@@ -1,4 +1,4 @@
-"""The core, floors 0 to 3, imports and runs without Ray and MLflow."""
+"""The core imports and runs without Ray and MLflow; light commands without torch."""
 
 import pkgutil
 import subprocess
@@ -7,10 +7,10 @@ import sys
 import evilm
 from evilm.config.stages import STAGES
 
-_CORE = ("config", "errors", "storage", "outputs", "shards", "masking", "text", "video", "model", "steps")
+_CORE = ("config", "dataloader", "errors", "io", "manifests", "model", "objectives", "seeds", "shards", "text", "video")
 
 
-def test_the_core_imports_without_ray_and_mlflow() -> None:
+def test_core_imports_neither_ray_nor_mlflow() -> None:
     names = [m.name for m in pkgutil.walk_packages(evilm.__path__, "evilm.") if m.name.split(".")[1] in _CORE]
     names = [name for name in names if not name.endswith("__main__")]
     assert len(names) > 30
@@ -20,7 +20,7 @@ def test_the_core_imports_without_ray_and_mlflow() -> None:
     assert shown.stdout.strip() == "[]"
 
 
-def test_what_runs_on_a_card_needs_neither_ray_nor_mlflow_nor_a_video_decoder() -> None:
+def test_training_and_scoring_need_neither_ray_mlflow_nor_av() -> None:
     """`make gpu-check` trains, codes and scores where none of them is installed."""
     names = (
         "tasks.pretrain",
@@ -36,19 +36,19 @@ def test_what_runs_on_a_card_needs_neither_ray_nor_mlflow_nor_a_video_decoder() 
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_words_need_no_torch() -> None:
+def test_config_shards_and_synth_import_no_torch() -> None:
     code = "import sys, evilm.config.command_line, evilm.shards, evilm.synth; print('torch' in sys.modules)"
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert shown.stdout.strip() == "False"
 
 
-def test_who_only_knows_of_models_loads_no_model_library() -> None:
+def test_pretrain_driver_imports_no_model_library() -> None:
     """Ray Train's controller and the driver of a training import it, and build no model."""
     code = "import sys, evilm.tasks.pretrain; print([m for m in ('timm', 'transformers') if m in sys.modules])"
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert shown.stdout.strip() == "[]"
 
 
-def test_every_command_is_a_file_and_shadows_no_module() -> None:
+def test_commands_shadow_no_standard_module() -> None:
     for stage in STAGES:
         assert stage not in sys.stdlib_module_names

@@ -1,4 +1,4 @@
-"""What the cost model is fed with: constants with their sources, GPUs as assumed, the job as the presets have it."""
+"""Inputs of the cost model: constants with sources, assumed GPUs, and the job of a preset."""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -13,7 +13,7 @@ from evilm.errors import ConfigError
 
 @dataclass(frozen=True)
 class Constant:
-    """A number, what it is counted in, and who says so."""
+    """A number with its unit and source."""
 
     value: float
     unit: str
@@ -74,42 +74,42 @@ CONSTANTS: dict[str, Constant] = {
     "usd_per_million_gets": Constant(0.4, "USD", "assumption: list price of S3 GET and HEAD requests in one region"),
     "usd_per_tb_month": Constant(23.0, "USD", "assumption: list price of S3 standard storage"),
 }
-"""Defaults; a benchmark's JSON (`--measured FILE`) or `--set name=value` takes their place."""
+"""Defaults; a benchmark's JSON (`--measured FILE`) or `--set name=value` replaces them."""
 
 
 @dataclass(frozen=True)
 class Device:
-    """A kind of GPU in the machines it is rented in. All of it is an assumption: data sheets, list prices, rounded."""
+    """A kind of GPU and its machine. All values are assumptions: data sheets and list prices, rounded."""
 
     name: str
     memory_gbyte_per_s: float
     half_peak_tflops: float
-    """Dense bf16; 0 where there are no units for it, and everything runs in float32."""
+    """Dense bf16; 0 without units for it, when everything runs in float32."""
     exact_peak_tflops: float
     """float32 without TF32."""
     usd_per_gpu_hour: float
     gpus_per_node: int
     cores_per_node: int
-    """Physical cores, half the vCPUs."""
+    """Physical cores, half of the vCPUs."""
     node_gbit_per_s: float
-    """Network of a node, for gradients and for reading shards."""
+    """Network of a node, for gradients and shard reads."""
     link_gbyte_per_s: float
-    """What all_reduce moves per GPU within a node."""
+    """Rate of all_reduce per GPU within a node."""
 
     def encoder_tflops(self, constants: Mapping[str, float], is_compiled: bool = False) -> float:
-        """Effective rate of the convolutional video encoder, which memory limits; float32 moves twice the bytes."""
+        """Compute the effective rate of the video encoder, limited by memory; float32 moves twice the bytes."""
         rate = self.memory_gbyte_per_s * constants["encoder_flop_per_byte"] / 1e3
         rate = rate if self.half_peak_tflops else rate / 2
         return rate * constants["compile_speedup"] if is_compiled else rate
 
     def matmul_tflops(self, constants: Mapping[str, float]) -> float:
-        """Effective rate of matrix products in training."""
+        """Compute the effective rate of matrix products in training."""
         if not self.half_peak_tflops:
             return self.exact_tflops(constants)
         return self.half_peak_tflops * constants["matmul_share"]
 
     def exact_tflops(self, constants: Mapping[str, float]) -> float:
-        """Effective rate of matrix products where labels are made: float32, so that near ties fall alike."""
+        """Compute the effective rate of matrix products for labels, in float32 so that near ties are reproducible."""
         return self.exact_peak_tflops * constants["exact_share"]
 
 
@@ -126,36 +126,36 @@ DEVICES = {
 
 @dataclass(frozen=True)
 class Job:
-    """What is trained on what."""
+    """Data, batch size and epochs of a training."""
 
     num_clips: int
     num_epochs: int
     batch_clips: int
     num_frames: int
-    """Frames of a clip that a step sees."""
+    """Frames of a clip used in a step."""
     stored_frames: int
     frame_px: int
     regions_per_frame: int
     num_views: int
     group_clips: int
-    """Clips of a row group, the least that is read."""
+    """Clips in a row group, the smallest unit of reading."""
     shuffle_groups: int
     """Row groups mixed with each other."""
     loader_threads: int = 2
-    """Background threads of a worker's data loader, so the most cores that it uses."""
+    """Background threads of a worker's data loader, the most cores it can use."""
     num_runs: int = 1
-    """Trainings that share one set of codes."""
+    """Trainings that use the same codes."""
     worker_clips: int = 0
-    """Clips per step of each GPU, where the step grows with them; 0: batch_clips on any number of GPUs."""
+    """Clips per step and GPU if the step grows with the number of GPUs; 0: batch_clips for any number."""
 
     def on(self, num_gpus: int) -> "Job":
-        """Return the job with the batch size that it has on `num_gpus` GPUs."""
+        """Return the job with its batch size on `num_gpus` GPUs."""
         return replace(self, batch_clips=self.worker_clips * num_gpus) if self.worker_clips else self
 
 
 def job_of(config: Pretrain, num_clips: int) -> Job:
-    """The job that a preset's settings make."""
-    sampling: FramesConfig = config.build.shard_videos.sampling
+    """Build the job of a preset's settings."""
+    sampling: FramesConfig = config.shard_videos.sampling
     return Job(
         num_clips=num_clips,
         num_epochs=config.schedule.epochs,
@@ -164,7 +164,7 @@ def job_of(config: Pretrain, num_clips: int) -> Job:
         stored_frames=sampling.stored,
         frame_px=sampling.frame_px,
         regions_per_frame=config.arch.grid**2,
-        num_views=config.build.precompute_codes.views,
+        num_views=config.precompute_codes.views,
         group_clips=sampling.row_group_clips,
         shuffle_groups=config.schedule.shuffle_groups,
         loader_threads=config.cluster.num_loader_threads,
@@ -173,20 +173,20 @@ def job_of(config: Pretrain, num_clips: int) -> Job:
 
 
 def measured(constants: Mapping[str, Constant], files: Iterable[str]) -> dict[str, Constant]:
-    """Constants with those that benchmarks wrote in their place: the `constants` of each JSON file.
+    """Replace constants by measured ones, the `constants` of each JSON file.
 
     Raises:
-        ConfigError: no such file, not a benchmark's, or a constant that the model has not.
+        ConfigError: there is no such file, it is not a benchmark's, or the model has no such constant.
     """
     found = dict(constants)
     for file in files:
         try:
             content = json.loads(Path(file).read_text())
         except (OSError, ValueError) as error:
-            raise ConfigError(f"--measured {file}: {error}; give the JSON that a benchmark wrote with --json") from None
+            raise ConfigError(f"--measured {file}: {error}; name a JSON that a benchmark wrote with --json") from None
         values = content.get("constants") if isinstance(content, dict) else None
         if not isinstance(values, dict):
-            raise ConfigError(f"--measured {file} has no `constants`; benchmarks/train_step.py --json writes some")
+            raise ConfigError(f"--measured {file} has no `constants`; use the JSON of benchmarks/train_step.py --json")
         for name, value in values.items():
             where = f"measured: {Path(file).name}, {content.get('machine', {}).get('cpu', 'unknown machine')}"
             found[name] = Constant(float(value), _known(name, found).unit, where)
@@ -196,10 +196,10 @@ def measured(constants: Mapping[str, Constant], files: Iterable[str]) -> dict[st
 def override(
     job: Job, devices: Mapping[str, Device], constants: Mapping[str, Constant], settings: Iterable[str]
 ) -> tuple[Job, dict[str, Device], dict[str, Constant]]:
-    """Inputs with `name=value`, `job.name=value` or `device.name=value` put in.
+    """Replace inputs by `name=value`, `job.name=value` or `device.name=value`.
 
     Raises:
-        ConfigError: a name that is none, or a value that is no number.
+        ConfigError: a name is unknown, or a value is not a number.
     """
     known, kinds = dict(constants), dict(devices)
     for setting in settings:

@@ -1,4 +1,4 @@
-"""The formulas put together: what a job costs once, on some GPUs, and in labels."""
+"""Combine the formulas: one-time costs of a job, a training on given GPUs, and the cost of labels."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ Values = Mapping[str, float]
 
 @dataclass(frozen=True)
 class Once:
-    """What is made before the training, once."""
+    """Outputs created once before the training, and their cost."""
 
     video_bytes: float
     frame_bytes: float
@@ -21,7 +21,7 @@ class Once:
     shard_core_hours: float
     shard_usd: float
     storage_usd_per_month: float
-    """Frames, and codes of all views; not the videos."""
+    """Frames and codes of all views, without videos."""
 
 
 @dataclass(frozen=True)
@@ -34,38 +34,38 @@ class Training:
     clips_per_gpu_step: float
     step_s: float
     limits_s: dict[str, float]
-    """What may limit a step, each as if it were alone."""
+    """Seconds that each possible bottleneck would take by itself."""
     bound_by: str
     clips_per_s_per_gpu: float
     epoch_s: float
     start_s: float
-    """From asking for the machines to the first step."""
+    """From the request for nodes to the first step."""
     gpu_hours: float
     usd: float
     decoding_cores_per_gpu: float
-    """That keep up with the training."""
+    """Cores needed for the training."""
     cores_per_gpu: float
-    """That the assumed machine has."""
+    """Cores of the assumed machine."""
     all_reduce_bytes_per_gpu_step: float
     all_reduce_s: float
     read_bytes_per_epoch: float
     requests_per_epoch: float
     requests_usd: float
-    """Of all epochs."""
+    """Cost over all epochs."""
     read_gbit_per_s_per_node: float
 
 
 @dataclass(frozen=True)
 class Labels:
-    """Codes made beforehand, or by the tokenizer within every step, on a kind of GPU."""
+    """Precomputed codes compared with running the tokenizer in every step, on a kind of GPU."""
 
     device: str
     coding_s_per_clip: float
-    """One view, in float32 as the coding command does it."""
+    """One view, in float32 like the encoding command."""
     online_s_per_clip: float
-    """The same within a step, under its autocast."""
+    """The same within a step, under autocast."""
     online_step_ratio: float
-    """Compute of a step with the tokenizer over one without."""
+    """Compute of a step with the tokenizer relative to one without."""
     coding_gpu_hours: float
     """All views."""
     coding_usd: float
@@ -73,14 +73,14 @@ class Labels:
     online_gpu_hours: float
     """All epochs and runs."""
     break_even_views: float
-    """Views at which both cost the same GPU time, online under autocast; its labels differ from the cached ones in near
+    """Views at which both cost the same GPU time, if the online tokenizer uses autocast; labels then differ at near
     ties."""
     break_even_views_exact: float
-    """The same with the online tokenizer in float32 too, so that labels are equal."""
+    """The same with the online tokenizer in float32, so that labels are equal."""
 
 
 def once(job: Job, values: Values) -> Once:
-    """Sharding, and what is stored."""
+    """Compute the cost of sharding and storage."""
     frames = formulas.frame_bytes(job.num_clips, job.stored_frames, job.frame_px, values["jpeg_bytes_per_pixel"])
     codes = formulas.code_bytes(
         job.num_clips, job.stored_frames, job.regions_per_frame, 1, values["stored_bytes_per_code"]
@@ -97,7 +97,7 @@ def once(job: Job, values: Values) -> Once:
 
 
 def compute_s_per_clip(work: StepWork, device: Device, values: Values, is_compiled: bool = False) -> float:
-    """GPU seconds of a clip in a step, nothing in the way."""
+    """Compute a clip's GPU seconds in a step without bottlenecks."""
     rates = device.encoder_tflops(values, is_compiled), device.matmul_tflops(values)
     return formulas.train_s_per_clip(work.encoder_macs, work.other_macs, *rates)
 
@@ -105,7 +105,7 @@ def compute_s_per_clip(work: StepWork, device: Device, values: Values, is_compil
 def training(
     job: Job, work: StepWork, device: Device, num_gpus: int, values: Values, is_compiled: bool = False
 ) -> Training:
-    """A training with cached codes on `num_gpus` GPUs, one worker each, by eager kernels or compiled ones."""
+    """Compute a training with cached codes on `num_gpus` GPUs, one worker each, with eager or compiled kernels."""
     job = job.on(num_gpus)
     clips = job.batch_clips / num_gpus
     steps = formulas.steps_per_epoch(job.num_clips, job.batch_clips)
@@ -138,7 +138,7 @@ def training(
         clips_per_gpu_step=clips,
         step_s=step_s,
         limits_s=limits,
-        bound_by=max(limits, key=lambda name: limits[name]),  # the first of equals: compute before gradients
+        bound_by=max(limits, key=lambda name: limits[name]),  # the first one at ties: compute before gradients
         clips_per_s_per_gpu=rate,
         epoch_s=steps * step_s,
         start_s=start_s,
@@ -156,9 +156,9 @@ def training(
 
 
 def reading(job: Job, num_workers: int, values: Values) -> tuple[float, float]:
-    """Return bytes and requests of an epoch, all workers together: row groups of frames and of codes.
+    """Compute bytes and requests per epoch over all workers, for row groups of frames and codes.
 
-    Captions and footers are in a file that a node copies once.
+    Captions and footers are in a file that each node copies once.
     """
     groups = job.num_clips / job.group_clips
     whole = formulas.group_reads_per_epoch(groups, job.group_clips, job.shuffle_groups, num_workers, job.batch_clips)
@@ -168,7 +168,7 @@ def reading(job: Job, num_workers: int, values: Values) -> tuple[float, float]:
 
 
 def labels(job: Job, work: StepWork, device: Device, values: Values) -> Labels:
-    """Codes beforehand against codes in every step."""
+    """Compare precomputed codes with codes computed in every step."""
     coding = formulas.forward_s_per_clip(work.tokenizer_macs, device.exact_tflops(values))
     online = formulas.forward_s_per_clip(work.tokenizer_macs, device.matmul_tflops(values))
     step = compute_s_per_clip(work, device, values)

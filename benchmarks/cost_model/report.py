@@ -1,4 +1,4 @@
-"""The cost model's answers as tables for people and as data."""
+"""Report the results of the cost model as tables and as data."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -17,7 +17,7 @@ def report(
     numbers_of_gpus: Sequence[int],
     constants: Mapping[str, Constant],
 ) -> dict[str, Any]:
-    """All answers and all inputs as JSON-able data."""
+    """Collect all results and inputs as JSON-serialisable data."""
     values = {name: constant.value for name, constant in constants.items()}
     return {
         "job": asdict(job),
@@ -36,7 +36,7 @@ def report(
 
 
 def as_text(figures: Mapping[str, Any]) -> str:
-    """The report as tables."""
+    """Format the report as tables."""
     job, work = figures["job"], StepWork(**{k: v for k, v in figures["work"].items() if k != "student_macs"})
     batch = (
         f"{job['worker_clips']} clips per GPU and step"
@@ -53,7 +53,7 @@ def as_text(figures: Mapping[str, Any]) -> str:
         head,
         "once\n" + _once(Once(**figures["once"]), job),
         *(_trainings([Training(**row) for row in figures["trainings"]], mode) for mode in ("eager", "compiled")),
-        "labels: codes made beforehand, or in every step\n"
+        "labels: codes precomputed, or computed in every step\n"
         + _labels([Labels(**row) for row in figures["labels"]], job),
         "GPUs as assumed: data sheets and list prices, rounded\n" + _devices(figures["devices"]),
         "constants\n" + _constants(figures["constants"]),

@@ -1,4 +1,4 @@
-"""The clips of frame shards, with their codes, as tars that WebDataset reads; the same bytes for every reader.
+"""Export the clips of frame shards with their codes as tars for WebDataset, so that every reader gets the same bytes.
 
 A clip is `<number>.f0.jpg ... .f3.jpg`, `.txt` (caption) and `.codes` (uint16, little-endian, of view 0 on).
 """
@@ -20,12 +20,12 @@ def write_tars(frames: str, codes: str, split: str, folder: Path, clips_per_tar:
     Args:
         frames: folder of frame shards.
         codes: folder of one tokenizer's codes of these frames.
-        split: which clips.
-        folder: gets `00000.tar`, `00001.tar`, ...
-        clips_per_tar: as many as a shard has, for equal terms.
+        split: split to export.
+        folder: folder for `00000.tar`, `00001.tar`, ...
+        clips_per_tar: clips per tar; use the shards' number for equal conditions.
 
     Returns:
-        Clips written.
+        Number of clips written.
     """
     folder.mkdir(parents=True, exist_ok=True)
     clips, total = _clips(frames, codes, split), 0

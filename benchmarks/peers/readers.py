@@ -1,13 +1,13 @@
-"""Time the readers of WebDataset and mosaicml-streaming on the same clips; runs in an interpreter of its own.
+"""Time the readers of WebDataset and mosaicml-streaming on the same clips; runs in a separate environment.
 
     python3.11 -m venv peer
     peer/bin/pip install webdataset mosaicml-streaming simplejpeg psutil
     peer/bin/python benchmarks/peers/readers.py tars/ --reader webdataset --workers 2
 
-mosaicml-streaming 0.13 can't share our environment (its bounds exclude ours); webdataset 1.0.2 could. `tars/` is what
-`export.write_tars` wrote. Each gives shuffled batches as training takes them: frames uint8 (clip, frame, row, col, 3)
-decoded by simplejpeg as ours are, code_ids int64, captions. One pass starts the workers, then `--passes` are timed.
-Prints one JSON object: clips, wall and CPU seconds of reader and workers.
+mosaicml-streaming 0.13 can't be installed in our environment (its bounds exclude ours); webdataset 1.0.2 could. `tars/`
+is the output of `export.write_tars`. Each reader yields shuffled batches as for training: frames uint8 (clip, frame,
+row, col, 3), decoded by simplejpeg like ours, code_ids int64, captions. One pass starts the workers, then `--passes`
+are timed. Prints one JSON object: clips, wall and CPU seconds of reader and workers.
 """
 
 import argparse
@@ -34,13 +34,13 @@ _PACKAGES = {"webdataset": "webdataset", "streaming": "mosaicml-streaming"}
 
 
 def main() -> None:
-    """Make the reader, run it, print."""
+    """Create the reader, run it, print the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("tars", type=Path)
     parser.add_argument("--reader", choices=sorted(_PACKAGES), required=True)
     parser.add_argument("--batch-clips", type=int, default=32)
     parser.add_argument("--num-frames", type=int, default=4)
-    parser.add_argument("--workers", type=int, default=2, help="processes of the DataLoader; 0 reads in this one")
+    parser.add_argument("--workers", type=int, default=2, help="worker processes; 0 reads in the main process")
     parser.add_argument("--passes", type=int, default=1)
     chosen = parser.parse_args()
     torch.set_num_threads(1)
@@ -62,7 +62,7 @@ def main() -> None:
     result = {"version": version, "clips": sample.items, "wall_s": sample.wall_s, "cpu_s": sample.cpu_s}
     print(json.dumps({chosen.reader: result}))
     sys.stdout.flush()
-    os._exit(0)  # streaming's clean-up of shared memory complains where another process of it is at work
+    os._exit(0)  # streaming's clean-up of shared memory fails if another of its processes is running
 
 
 def _webdataset(tars: Path, num_frames: int) -> Any:
@@ -74,7 +74,7 @@ def _webdataset(tars: Path, num_frames: int) -> Any:
 
 
 def _streaming(tars: Path, scratch: str, batch_clips: int, num_frames: int) -> Any:
-    """The same clips as MDS shards in `scratch`; making them is not timed."""
+    """Write the same clips as MDS shards to `scratch`, untimed, and open them."""
     import streaming
 
     columns = {f"f{place}.jpg": "bytes" for place in range(num_frames)} | {"txt": "bytes", "codes": "bytes"}
@@ -92,7 +92,7 @@ def _streaming(tars: Path, scratch: str, batch_clips: int, num_frames: int) -> A
 
 
 def _members(path: Path) -> Iterable[dict[str, bytes]]:
-    """The clips of a tar, each with its files by ending."""
+    """Yield the clips of a tar, each as its files by ending."""
     clips: dict[str, dict[str, bytes]] = {}
     with tarfile.open(path) as tar:
         for member in tar:

@@ -1,18 +1,18 @@
-"""Time video2dataset's own subsampling of a folder of videos; runs in an interpreter of its own.
+"""Time video2dataset's subsampling of a folder of videos; runs in a separate environment.
 
     python3.11 -m venv peer
     peer/bin/pip install video2dataset imageio-ffmpeg 'pyarrow<21' 'pandas<3'
     peer/bin/python benchmarks/peers/video2dataset_subsample.py clips/ --methods frames,video,reader
 
-video2dataset 1.3.0 pins torch 2.1 and with it numpy 1, hence the second line's bounds; it calls the `ffmpeg` program,
-which imageio-ffmpeg brings. Three of its parts come near to "a few frames of each clip as JPEG":
+video2dataset 1.3.0 pins torch 2.1 and thereby numpy 1, hence the bounds in the second line. It calls the `ffmpeg`
+program, which imageio-ffmpeg provides. Three of its parts come close to "a few frames of each clip as JPEG":
 
-- frames: `FrameSubsampler(downsample_method="yt_subtitle")`, a JPEG at each of the times it is told, native size;
-- video: `ResolutionSubsampler` then `FrameSubsampler(fps)`, its documented way: a small mp4 at a low rate;
+- frames: `FrameSubsampler(downsample_method="yt_subtitle")`, a JPEG at each given time, native size;
+- video: `ResolutionSubsampler` then `FrameSubsampler(fps)`, the documented way: a small mp4 at a low rate;
 - reader: its data loader's `VideoDecorder(uniformly_sample)`, decord at linspace(0, n - 1), native size, no JPEG.
 
-Only the calls are timed; bytes are read and durations measured before. Prints one JSON object: for each method the
-clips done, those refused, wall and CPU seconds (ended ffmpeg processes included).
+Only the calls are timed; bytes are read and durations measured before. Prints one JSON object with each method's
+finished and failed clips, wall and CPU seconds (including ffmpeg processes).
 """
 
 import argparse
@@ -31,7 +31,7 @@ ENDINGS = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".gif")
 
 
 def main() -> None:
-    """Read the folder, run each method over all clips, print."""
+    """Read the folder, run each method over all clips, print the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--methods", default="frames,video,reader")
@@ -41,7 +41,7 @@ def main() -> None:
     chosen = parser.parse_args()
     files = sorted(path for path in chosen.folder.rglob("*") if path.suffix.lower() in ENDINGS)
     files = files[: chosen.limit or None]
-    # Its own prints, and those of the libraries below, would come between the reader and our JSON.
+    # Output of video2dataset and its libraries would mix with our JSON.
     with contextlib.redirect_stdout(open(os.devnull, "w")), tempfile.TemporaryDirectory() as tools:
         _ffmpeg_on_path(tools)
         makers = _makers(chosen.num_frames, chosen.frame_px)
@@ -51,7 +51,7 @@ def main() -> None:
 
 
 def _ffmpeg_on_path(folder: str) -> None:
-    """imageio-ffmpeg's program under the name that ffmpeg-python calls; one that is installed goes first."""
+    """Link imageio-ffmpeg's program under the name that ffmpeg-python calls, unless ffmpeg is installed."""
     import imageio_ffmpeg
 
     os.symlink(imageio_ffmpeg.get_ffmpeg_exe(), f"{folder}/ffmpeg")
@@ -59,7 +59,7 @@ def _ffmpeg_on_path(folder: str) -> None:
 
 
 def _makers(num_frames: int, frame_px: int) -> dict[str, Callable[[Path, bytes, float], str | None]]:
-    """By method, a call on (path, bytes, duration) that returns what went wrong."""
+    """Build for each method a function of (path, bytes, duration) that returns an error or None."""
     from video2dataset.dataloader.video_decode import VideoDecorder
     from video2dataset.subsamplers import FrameSubsampler, ResolutionSubsampler
 
@@ -78,13 +78,13 @@ def _makers(num_frames: int, frame_px: int) -> dict[str, Callable[[Path, bytes, 
         return error or FrameSubsampler(num_frames / duration_s)(streams, rows)[2]
 
     def read(path: Path, data: bytes, duration_s: float) -> str | None:
-        return None if reader(f"{path.stem}.mp4", data) else "not read"  # it judges by the ending
+        return None if reader(f"{path.stem}.mp4", data) else "not read"  # it selects by the ending
 
     return {"frames": frames, "video": video, "reader": read}
 
 
 def _duration_s(path: Path) -> float:
-    """Seconds as decord counts them; 1 where it can't open the file."""
+    """Return the seconds by decord; 1 if it can't open the file."""
     import decord
 
     try:
@@ -102,7 +102,7 @@ def _time(make: Callable[[Path, bytes, float], str | None], files: list[Path], d
         wall, cpu = time.perf_counter(), _cpu_s()
         try:
             error = make(path, data, durations[path])
-        except Exception as raised:  # the peer's readers raise whatever theirs do; here it is one refused clip
+        except Exception as raised:  # its readers raise the errors of many libraries; count a failed clip
             error = f"{type(raised).__name__}: {raised}"
         wall_s, cpu_s = wall_s + time.perf_counter() - wall, cpu_s + _cpu_s() - cpu
         if error:

@@ -1,1 +1,1 @@
-"""Checks of the cluster files, as far as a machine without a cloud can check them; `validate.py` runs them."""
+"""Checks of the cluster files that need no cloud; `validate.py` runs them."""

@@ -1,4 +1,4 @@
-"""Commands that files and docs tell people to run: do the commands exist, and do they understand their flags?"""
+"""Check that the commands in files and docs exist and accept their flags."""
 
 import contextlib
 import io
@@ -19,24 +19,24 @@ _END = re.compile(r"\s(?:&&|\|\|?|;|>>?|2>|#|&)(?:\s|$)|`|\)")
 
 
 def comments(text: str) -> str:
-    """The comments of a YAML file, without their markers."""
+    """Return the comments of a YAML file without their markers."""
     return "\n".join(line.lstrip(" #") for line in text.splitlines() if line.lstrip().startswith("#"))
 
 
 def commands_in(text: str) -> Iterator[tuple[str, list[str]]]:
-    """Each command that a text calls, by folder and name, with its arguments; backslashes at the end of lines go on."""
+    """Find the commands called in a text: folder and name, and arguments; lines ending in a backslash are joined."""
     for folder, stage, rest in _COMMAND.findall(re.sub(r"\\\n[ \t]*", " ", text)):
         yield f"{folder}/{stage}", shlex.split(_END.split(rest, maxsplit=1)[0])
 
 
 def check_commands(text: str) -> list[str]:
-    """Check the commands in a text; return what is wrong with them."""
+    """Check the commands in a text and return the problems."""
     problems = []
     for place, arguments in commands_in(text):
         folder, stage = place.split("/")
         said = io.StringIO()
         if stage not in STAGES or STAGES[stage].folder != folder or not (TOP / f"{place}.py").is_file():
-            problems.append(f"there is no command {place}.py")
+            problems.append(f"command {place}.py does not exist")
             continue
         with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
             try:
@@ -48,5 +48,5 @@ def check_commands(text: str) -> list[str]:
 
 
 def check_files(text: str) -> list[str]:
-    """Files of the checkout that a text names and that are not there."""
+    """Find files of the checkout that a text names but that do not exist."""
     return [f"{name} does not exist" for name in sorted(set(_FILE.findall(text))) if not (TOP / name).exists()]

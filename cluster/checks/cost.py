@@ -1,4 +1,4 @@
-"""The cost per hour that a file works out in its comments: does it add up, and is it about the machines in the file?"""
+"""Check the cost per hour in a file's comments: the sums, and that it covers the machines in the file."""
 
 import re
 from typing import Any
@@ -9,13 +9,13 @@ _SUM = re.compile(rf"((?:{_NUMBER} [+x] )+{_NUMBER}) = ({_NUMBER})")
 
 
 def machine(node_config: dict[str, Any]) -> str:
-    """The size of a node, as its cloud calls it."""
+    """Return the machine type of a node."""
     azure = node_config.get("azure_arm_parameters", {})
     return str(node_config.get("InstanceType") or node_config.get("machineType") or azure.get("vmSize"))
 
 
 def check_cost(text: str, types: dict[str, Any], head: str) -> list[str]:
-    """What is wrong with the table of costs: nodes that are not in the file, counts and machines, sums."""
+    """Check the table of costs and return the problems: unknown nodes, counts, machine types, sums."""
     problems, seen = [], set()
     for name, count, kind, price, product in _LINE.findall(text):
         seen.add(name)

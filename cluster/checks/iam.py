@@ -1,15 +1,15 @@
-"""Checks of IAM policies: nothing for everybody, nothing on everything but looking."""
+"""Check IAM policies: nobody is granted public access, and only read actions may apply to all resources."""
 
 import json
 from pathlib import Path
 from typing import Any
 
 _ANYWHERE = ("Describe", "Get", "List")
-"""Actions on all resources are allowed to begin with these; Amazon can't limit most of them to single ones."""
+"""Prefixes of actions allowed on all resources; Amazon can't limit most of them to single ones."""
 
 
 def check(path: Path) -> list[str]:
-    """What is wrong with a policy, one line each."""
+    """Check a policy and return one line per problem."""
     policy = json.loads(path.read_text())
     problems = [] if policy.get("Version") == "2012-10-17" else ["Version must be 2012-10-17"]
     known = {"Sid", "Effect", "Action", "Resource", "Condition", "Principal"}
@@ -33,14 +33,14 @@ def _statement(statement: dict[str, Any]) -> list[str]:
     problems += [f"action {action} has no service" for action in actions if ":" not in action]
     if "Principal" in statement:
         if "*" in json.dumps(statement["Principal"]):
-            problems.append("Principal is everybody")
+            problems.append("Principal allows everybody")
         return problems
     for resource in _as_list(statement.get("Resource", "*")):
         if resource == "*":
             wide = [action for action in actions if not action.split(":")[-1].startswith(_ANYWHERE)]
-            problems += [f"{action} is allowed on everything" for action in wide]
+            problems += [f"{action} is allowed on all resources" for action in wide]
         elif not resource.startswith("arn:aws:"):
-            problems.append(f"{resource} is no resource")
+            problems.append(f"{resource} is not a resource")
     narrowed = {"ec2:TerminateInstances", "iam:PassRole", "ec2:CreateTags"} & set(actions)
     if narrowed and not statement.get("Condition"):
         problems.append(f"{', '.join(sorted(narrowed))} without a Condition")

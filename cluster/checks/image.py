@@ -1,4 +1,4 @@
-"""Checks of the Dockerfile: instructions that Docker knows, the versions of constraints.txt, files that are there."""
+"""Check the Dockerfile: valid instructions, the versions of constraints.txt, existing files."""
 
 import re
 import shlex
@@ -9,24 +9,24 @@ from checks.commands import TOP
 
 _INSTRUCTIONS = {"ARG", "FROM", "WORKDIR", "COPY", "RUN", "ENV", "USER", "LABEL", "EXPOSE", "ENTRYPOINT", "CMD"}
 _NEEDED = {"evilm", "pipelines", "tune", "pyproject.toml", "constraints.txt", "cluster/spot_watch.py"}
-"""What commands, and the commands in the cluster files, look for in the image."""
+"""Files that commands and cluster files need in the image."""
 
 INSTALLED = "evilm.__version__"
-"""What a whole package has and an empty one, or a folder of that name, has not."""
+"""Exists in the complete package, but not in an empty one or in a folder of that name."""
 
 
 def check(path: Path) -> list[str]:
-    """What is wrong with a Dockerfile, one line each; what its .dockerignore lets through counts too."""
+    """Check a Dockerfile and its .dockerignore, and return one line per problem."""
     steps = list(steps_of(path.read_text()))
-    problems = [f"{word} is no instruction" for word, _ in steps if word not in _INSTRUCTIONS]
+    problems = [f"{word} is not an instruction" for word, _ in steps if word not in _INSTRUCTIONS]
     problems += _bases([rest for word, rest in steps if word == "FROM"])
     copied = [_copied(rest) for word, rest in steps if word == "COPY"]
     problems += _files({name for names in copied for name in names}, ignore_file(path))
     version = ray_version()
     if not any(word == "RUN" and f"ray.__version__ == '{version}'" in rest for word, rest in steps):
-        problems.append(f"no RUN makes sure that ray.__version__ == '{version}', as in constraints.txt")
+        problems.append(f"no RUN checks that ray.__version__ == '{version}', as in constraints.txt")
     if not any(word == "RUN" and "cd / && python" in rest and INSTALLED in rest for word, rest in steps):
-        problems.append(f"no RUN makes sure of {INSTALLED} away from our sources: the installed package may be empty")
+        problems.append(f"no RUN checks {INSTALLED} outside of our sources: the installed package may be empty")
     for word, rest in steps:
         if word == "RUN" and "pip install" in rest and "--constraint constraints.txt" not in rest:
             problems.append("pip install without --constraint constraints.txt: nodes could differ")
@@ -34,19 +34,19 @@ def check(path: Path) -> list[str]:
 
 
 def ray_version() -> str:
-    """Ray's version in constraints.txt; nodes of others can't join."""
+    """Return Ray's version in constraints.txt; nodes with other versions can't join."""
     (version,) = re.findall(r"^ray==(\S+)$", (TOP / "constraints.txt").read_text(), re.MULTILINE)
     return str(version)
 
 
 def ignore_file(path: Path) -> list[str]:
-    """Lines of the .dockerignore of a Dockerfile: that beside it, else ours."""
+    """Return the lines of a Dockerfile's .dockerignore, or of ours if it has none."""
     beside = path.with_name(f"{path.name}.dockerignore")
     return (beside if beside.exists() else TOP / "cluster" / "Dockerfile.dockerignore").read_text().splitlines()
 
 
 def steps_of(text: str) -> Iterator[tuple[str, str]]:
-    """Instructions with what follows them, comments left out and continued lines joined."""
+    """Yield instructions with their arguments, without comments and with continued lines joined."""
     lines = "\n".join(line for line in text.splitlines() if not line.lstrip().startswith("#"))
     for line in re.sub(r"\\\n\s*", " ", lines).splitlines():
         if line.strip():
@@ -55,7 +55,7 @@ def steps_of(text: str) -> Iterator[tuple[str, str]]:
 
 
 def _bases(bases: list[str]) -> Iterator[str]:
-    """Every base is Ray's own image of our version and Python, or a stage before it."""
+    """Check that every base is Ray's own image of our version and Python, or an earlier stage."""
     ours = re.compile(rf"rayproject/ray:{re.escape(ray_version())}-py311-(cpu|gpu)")
     stages = {base.partition(" AS ")[2] for base in bases}
     for base in bases:
@@ -73,6 +73,6 @@ def _files(copied: set[str], ignore: list[str]) -> Iterator[str]:
         if not (TOP / name).exists():
             yield f"COPY {name}: it does not exist"
         elif f"!{name}" not in ignore:
-            yield f"COPY {name}: Dockerfile.dockerignore leaves it out"
+            yield f"COPY {name}: Dockerfile.dockerignore excludes it"
     for name in sorted(_NEEDED - copied):
         yield f"{name} is not copied into the image"

@@ -1,7 +1,7 @@
-"""Checks of the Kubernetes files: the schemas of KubeRay's own resources, then what only its operator checks.
+"""Check the Kubernetes files against the schemas of KubeRay's resources and the rules of its operator.
 
-Unknown fields and wrong types are found by the resources' definitions (CRDs), which come with KubeRay and not with us:
-`--crds FOLDER` names where they lie. Everything else works without.
+Unknown fields and wrong types are found with the resources' definitions (CRDs), which are part of KubeRay, not of this
+repository: name their folder with `--crds FOLDER`. All other checks work without them.
 """
 
 import json
@@ -17,17 +17,17 @@ from checks.commands import check_commands, check_files, comments
 from checks.image import ray_version
 
 RAY_KINDS = {"RayCluster": 53, "RayJob": 47}
-"""Kinds of KubeRay, and the longest name that each may have."""
+"""Kinds of KubeRay with the maximum length of their names."""
 _MODES = ("K8sJobMode", "HTTPMode", "InteractiveMode", "SidecarMode")
 _RUNTIME_ENV = {"env_vars", "working_dir", "py_modules", "py_executable", "excludes", "pip", "uv", "conda", "config"}
 _GPU = "nvidia.com/gpu"
 _LOGS = "ray-logs"
-"""The operator gives its own containers, the autoscaler among them, the volume of this name."""
+"""Name of the volume that the operator mounts in its own containers, such as the autoscaler."""
 _RAY_IMAGES = {"cpu": "evilm:0.1.0-cpu", "gpu": "evilm:0.1.0-gpu"}
 
 
 def check(path: Path, crds: Path | None = None) -> list[str]:
-    """What is wrong with a file of one or more resources, one line each."""
+    """Check a file of one or more resources and return one line per problem."""
     text = path.read_text()
     problems = []
     for document in yaml.safe_load_all(text):
@@ -57,11 +57,11 @@ def _document(document: Any, kind: str, crds: Path | None) -> Iterator[str]:
         if document["spec"]["selector"]["matchLabels"].get("ray.io/cluster") != "evilm":
             yield "spec.selector does not select the pods of the cluster evilm"
     elif kind != "Service":
-        yield f"kind {kind!r} is not one that is checked here"
+        yield f"kind {kind!r} is not supported by these checks"
 
 
 def strict(schema: Any) -> Any:
-    """A schema of Kubernetes as JSON schema that refuses unknown fields."""
+    """Convert a schema of Kubernetes to a JSON schema that rejects unknown fields."""
     if isinstance(schema, list):
         return [strict(item) for item in schema]
     if not isinstance(schema, dict):
@@ -78,14 +78,14 @@ def strict(schema: Any) -> Any:
     if "properties" in made:
         if "additionalProperties" not in made and not made.get("x-kubernetes-preserve-unknown-fields"):
             made["additionalProperties"] = False
-        # The server fills in what has a default.
+        # The server fills in fields with defaults.
         made["required"] = [f for f in made.get("required", []) if "default" not in made["properties"].get(f, {})]
     return made
 
 
 @lru_cache
 def strict_schema(crds: Path, kind: str) -> dict[str, Any]:
-    """The strict schema of a kind, from KubeRay's definition in the folder `crds`."""
+    """Build the strict schema of a kind from KubeRay's definition in the folder `crds`."""
     text = (crds / f"ray.io_{kind.lower()}s.yaml").read_text()
     definition = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     version = next(version for version in definition["spec"]["versions"] if version["name"] == "v1")
@@ -95,7 +95,7 @@ def strict_schema(crds: Path, kind: str) -> dict[str, Any]:
 
 
 def schema_errors(document: Any, schema: dict[str, Any]) -> Iterator[str]:
-    """Faults of a document against a schema."""
+    """Validate a document against a schema and yield the errors."""
     from jsonschema import Draft202012Validator
 
     for error in Draft202012Validator(schema).iter_errors(document):
@@ -111,24 +111,24 @@ def _name(document: dict[str, Any], longest: int) -> Iterator[str]:
 def _ray_job(spec: dict[str, Any]) -> Iterator[str]:
     selected = spec.get("clusterSelector")
     if bool(selected) == ("rayClusterSpec" in spec):
-        yield "one of clusterSelector and rayClusterSpec must be given"
+        yield "set one of clusterSelector and rayClusterSpec"
     if selected is not None and not selected.get("ray.io/cluster"):
         yield "clusterSelector needs ray.io/cluster"
     if spec.get("submissionMode", _MODES[0]) not in _MODES:
         yield f"submissionMode {spec['submissionMode']!r} is not one of {', '.join(_MODES)}"
     if spec.get("backoffLimit", 0) and (selected or spec.get("submissionMode") == "InteractiveMode"):
-        yield "backoffLimit goes with neither clusterSelector nor InteractiveMode"
+        yield "backoffLimit can't be combined with clusterSelector or InteractiveMode"
     if selected and spec.get("submissionMode") == "SidecarMode":
-        yield "clusterSelector does not go with SidecarMode"
+        yield "clusterSelector can't be combined with SidecarMode"
     ends = spec.get("shutdownAfterJobFinishes", False)
     if spec.get("suspend") and (not ends or selected):
-        yield "suspend needs shutdownAfterJobFinishes, and no clusterSelector"
+        yield "suspend needs shutdownAfterJobFinishes and can't be combined with clusterSelector"
     if spec.get("ttlSecondsAfterFinished") and not ends:
         yield "ttlSecondsAfterFinished needs shutdownAfterJobFinishes"
     if ends and (spec.get("deletionStrategy") or {}).get("deletionRules"):
         yield "shutdownAfterJobFinishes and deletionStrategy.deletionRules exclude each other"
     if not selected and not ends and "deletionStrategy" not in spec:
-        yield "a cluster of its own that nobody deletes costs money: set shutdownAfterJobFinishes"
+        yield "the job's own cluster is never deleted and costs money: set shutdownAfterJobFinishes"
     for name in ("activeDeadlineSeconds", "preRunningDeadlineSeconds"):
         if spec.get(name, 1) <= 0:
             yield f"{name} must be positive"
@@ -142,7 +142,7 @@ def _ray_job(spec: dict[str, Any]) -> Iterator[str]:
 
 
 def check_runtime_env(environment: dict[str, Any]) -> Iterator[str]:
-    """Ray takes any key and says nothing; values that are no strings end the job."""
+    """Check the keys, since Ray silently ignores unknown ones, and the types, since non-string values fail the job."""
     for name in set(environment) - _RUNTIME_ENV:
         yield f"runtime env: {name} is unknown, and ignored by Ray; known: {', '.join(sorted(_RUNTIME_ENV))}"
     for name, value in environment.get("env_vars", {}).items():
@@ -151,18 +151,18 @@ def check_runtime_env(environment: dict[str, Any]) -> Iterator[str]:
 
 
 def check_alerts(rules: dict[str, Any]) -> Iterator[str]:
-    """Rules of Prometheus: complete, and nothing that it would refuse to load."""
+    """Check that rules of Prometheus are complete and can be loaded."""
     for rule in [rule for group in rules["groups"] for rule in group["rules"]]:
         for field in {"alert", "expr", "for", "annotations"} ^ set(rule):
             yield f"alert {rule.get('alert')}: {field} is {'unknown' if field in rule else 'missing'}"
         if not re.fullmatch(r"\d+[smhd]", str(rule.get("for"))):
-            yield f"alert {rule.get('alert')}: for {rule.get('for')!r} is no time such as 15m"
+            yield f"alert {rule.get('alert')}: for {rule.get('for')!r} is not a time such as 15m"
         if str(rule.get("expr")).count("(") != str(rule.get("expr")).count(")"):
             yield f"alert {rule.get('alert')}: the brackets of expr do not match"
 
 
 def check_prometheus(config: dict[str, Any]) -> Iterator[str]:
-    """A configuration of Prometheus: the nodes come from the file that Ray keeps."""
+    """Check that a configuration of Prometheus reads the nodes from the file that Ray maintains."""
     for name in set(config) - {"global", "rule_files", "scrape_configs"}:
         yield f"{name} is unknown"
     files = [name for job in config["scrape_configs"] for sd in job.get("file_sd_configs", []) for name in sd["files"]]
@@ -175,17 +175,17 @@ def _ray_cluster(spec: dict[str, Any]) -> Iterator[str]:
     options = spec.get("autoscalerOptions", {})
     groups = [("head", spec["headGroupSpec"])] + [(g["groupName"], g) for g in spec.get("workerGroupSpecs", [])]
     if not scales:
-        yield "enableInTreeAutoscaling is not on: groups keep the size that they have"
+        yield "enableInTreeAutoscaling is off: groups never change their size"
     if options.get("idleTimeoutSeconds", 0) < 0:
         yield "autoscalerOptions.idleTimeoutSeconds is negative"
     token = spec.get("authOptions", {}).get("mode") == "token"
     if not token:
-        yield "authOptions.mode is not token: a cluster without tokens obeys everybody who reaches it"
+        yield "authOptions.mode is not token: without tokens anyone can run jobs"
     if spec.get("rayVersion") != ray_version():
         yield f"rayVersion {spec.get('rayVersion')!r} is not {ray_version()}, as in constraints.txt"
     yield from _fault_tolerance(spec)
     if spec["headGroupSpec"].get("rayStartParams", {}).get("num-cpus") != "0":
-        yield 'headGroupSpec.rayStartParams.num-cpus must be "0", or work fills the pod that everything hangs on'
+        yield 'headGroupSpec.rayStartParams.num-cpus must be "0": tasks could overload the head'
     for name, group in groups:
         yield from (f"{name}: {problem}" for problem in _group(group, scales, options.get("version") == "v2"))
 
@@ -197,9 +197,9 @@ def _fault_tolerance(spec: dict[str, Any]) -> Iterator[str]:
     for name in names & {"RAY_REDIS_ADDRESS", "REDIS_PASSWORD", "REDIS_USERNAME"}:
         yield f"{name} must not be set on the head; use gcsFaultToleranceOptions"
     if kept and kept.get("backend") == "rocksdb" and {"redisAddress", "redisPassword"} & set(kept):
-        yield "gcsFaultToleranceOptions: backend rocksdb takes no redis settings"
+        yield "gcsFaultToleranceOptions: backend rocksdb has no redis settings"
     if kept and kept.get("backend", "redis") == "redis" and ("storage" in kept or not kept.get("redisAddress")):
-        yield "gcsFaultToleranceOptions: backend redis takes redisAddress, and no storage"
+        yield "gcsFaultToleranceOptions: backend redis needs redisAddress and has no storage"
     if "redis-password" in head.get("rayStartParams", {}):
         yield "rayStartParams.redis-password must not be set; use gcsFaultToleranceOptions.redisPassword"
 
@@ -209,7 +209,7 @@ def _group(group: dict[str, Any], scales: bool, v2: bool) -> Iterator[str]:
     low, high = group.get("minReplicas", 0), group.get("maxReplicas")
     if "groupName" in group:
         if high is None or low < 0 or low > high:
-            yield f"minReplicas {low} and maxReplicas {high} are no range"
+            yield f"minReplicas {low} and maxReplicas {high} are not a valid range"
         if not low <= group.get("replicas", 0) <= (high or 0):
             yield f"replicas {group.get('replicas')} is not between minReplicas and maxReplicas"
         if pod.get("terminationGracePeriodSeconds", 30) < 60:
@@ -217,7 +217,7 @@ def _group(group: dict[str, Any], scales: bool, v2: bool) -> Iterator[str]:
         if (group.get("priority") or group.get("idleTimeoutSeconds") is not None) and not (scales and v2):
             yield "priority and idleTimeoutSeconds need autoscalerOptions.version v2"
         if group.get("suspend") and scales:
-            yield "suspend does not go with autoscaling"
+            yield "suspend can't be combined with autoscaling"
     if scales and v2 and pod.get("restartPolicy", "Never") != "Never":
         yield "restartPolicy must be Never, or unset, with the autoscaler v2"
     if group.get("resources") and set(params) & {"num-cpus", "num-gpus", "memory", "resources"}:
@@ -235,7 +235,7 @@ def _containers(pod: dict[str, Any]) -> Iterator[str]:
     for container in pod["containers"]:
         sizes = container.get("resources", {})
         if sizes.get("requests") != sizes.get("limits") or not sizes.get("limits"):
-            yield f"{container['name']}: requests and limits must be there and equal; Ray counts on the limits"
+            yield f"{container['name']}: set requests and limits to equal values; Ray uses the limits"
         wanted = "gpu" if _GPU in sizes.get("limits", {}) else "cpu"
         if not container["image"].endswith(f"-{wanted}"):
             yield f"{container['name']}: image {container['image']} is not the one for {wanted}"
@@ -243,7 +243,7 @@ def _containers(pod: dict[str, Any]) -> Iterator[str]:
             if mount.get("mountPath") == "/tmp/ray" and mount["name"] != _LOGS:
                 yield f"{container['name']}: the volume of /tmp/ray must be called {_LOGS}: the autoscaler needs it"
             if mount["name"] not in volumes:
-                yield f"{container['name']}: there is no volume {mount['name']}"
+                yield f"{container['name']}: volume {mount['name']} does not exist"
     if any(_GPU in c.get("resources", {}).get("limits", {}) for c in pod["containers"]) and not any(
         toleration.get("key") == _GPU for toleration in pod.get("tolerations", [])
     ):

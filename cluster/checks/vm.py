@@ -1,4 +1,4 @@
-"""Checks of files for `ray up`: Ray's own schema first, then what it lets through and what clusters then die of."""
+"""Check files for `ray up`: Ray's own schema first, then errors that it accepts but that break clusters."""
 
 import copy
 import json
@@ -15,7 +15,7 @@ from checks.commands import check_commands, check_files, comments
 from checks.cost import check_cost
 from checks.image import INSTALLED, ray_version
 
-# What is left out is filled in by Ray with values for other software, some of them wrong for us.
+# Ray fills in missing keys with values for other software, some of which are wrong for us.
 _SPELLED_OUT = (
     *("cluster_name", "max_workers", "idle_timeout_minutes", "docker", "provider", "auth", "head_node_type"),
     *("available_node_types", "file_mounts", "initialization_commands", "setup_commands", "head_setup_commands"),
@@ -36,12 +36,12 @@ _GCP_SCHEDULING = {"provisioningModel", "instanceTerminationAction", "onHostMain
 
 
 def check(path: Path) -> list[str]:
-    """What is wrong with a file for `ray up`, one line each."""
+    """Check a file for `ray up` and return one line per problem."""
     text = path.read_text()
     config = yaml.safe_load(text)
     problems = list(_missing(config)) or list(_schema(config))
     if problems:
-        return problems  # the rest reads what they miss
+        return problems  # the other checks need these keys
     types, head = config["available_node_types"], config["head_node_type"]
     problems += [*_provider(config["provider"]), *_nodes(config, types, head), *_commands(config, types)]
     for name, settings in types.items():
@@ -50,7 +50,7 @@ def check(path: Path) -> list[str]:
 
 
 def cloud(config: dict[str, Any]) -> str:
-    """aws, gcp or azure; our own provider is AWS's."""
+    """Return aws, gcp or azure; our own provider is AWS's."""
     kind = str(config["provider"].get("type"))
     return "aws" if kind == "external" else kind
 
@@ -65,7 +65,7 @@ def _missing(config: Any) -> Iterator[str]:
 
 
 def _schema(config: dict[str, Any]) -> Iterator[str]:
-    """Ray's own preparation and schema."""
+    """Run Ray's own preparation and schema check."""
     from jsonschema import ValidationError
     from ray.autoscaler._private.util import prepare_config, validate_config
 
@@ -75,14 +75,14 @@ def _schema(config: dict[str, Any]) -> Iterator[str]:
     except ValidationError as error:
         where = ".".join(str(part) for part in error.absolute_path)
         yield f"Ray's schema: {where + ': ' if where else ''}{error.message}"
-    except Exception as error:  # Ray raises many kinds for what its schema does not cover, TypeError among them
+    except Exception as error:  # Ray raises many types for errors outside of its schema, e.g. TypeError
         yield f"Ray: {' '.join(str(error).split())[:300]}"
 
 
 def _provider(provider: dict[str, Any]) -> Iterator[str]:
     kind = cloud({"provider": provider})
     if kind not in _PROVIDER_KEYS:
-        yield f"provider.type {kind!r} is not one of ours: {', '.join(_PROVIDER_KEYS)}"
+        yield f"provider.type {kind!r} is not supported: use {', '.join(_PROVIDER_KEYS)}"
         return
     own = {"type", *({"module"} if provider["type"] == "external" else set())}
     for name in set(provider) - _PROVIDER_KEYS[kind] - own:
@@ -90,7 +90,7 @@ def _provider(provider: dict[str, Any]) -> Iterator[str]:
     for name in _PROVIDER_NEEDS[kind] - set(provider):
         yield f"provider.{name} is missing"
     if provider.get("cache_stopped_nodes", True):
-        yield "provider.cache_stopped_nodes: stopped nodes keep their disks, and cost; use false"
+        yield "provider.cache_stopped_nodes: stopped nodes keep their disks, which cost money; use false"
     if provider["type"] == "external" and provider.get("module") != "evilm.cloud.SpotFirst":
         yield f"provider.module {provider.get('module')!r} is not evilm.cloud.SpotFirst"
 
@@ -98,9 +98,9 @@ def _provider(provider: dict[str, Any]) -> Iterator[str]:
 def _nodes(config: dict[str, Any], types: dict[str, Any], head: str) -> Iterator[str]:
     workers = {name: settings for name, settings in types.items() if name != head}
     if types[head]["resources"].get("CPU") != 0 or types[head]["resources"].get("GPU"):
-        yield f"{head}: the head must offer no CPU and no GPU, or work fills the node that everything hangs on"
+        yield f"{head}: the head must offer no CPU and no GPU: tasks could overload it"
     if is_spot(types[head]["node_config"]):
-        yield f"{head}: a spot head takes the whole cluster with it"
+        yield f"{head}: preemption of a spot head ends the whole cluster"
     for name, settings in workers.items():
         low, high = settings.get("min_workers", 0), settings.get("max_workers", 0)
         if low > high:
@@ -110,7 +110,7 @@ def _nodes(config: dict[str, Any], types: dict[str, Any], head: str) -> Iterator
         if high > config["max_workers"]:
             yield f"{name}: max_workers {high} is more than the cluster's {config['max_workers']}"
         if not settings["resources"].get("CPU"):
-            yield f"{name}: resources without CPU are never asked for"
+            yield f"{name}: resources without CPU are never requested"
     if config["max_workers"] < sum(settings.get("max_workers", 0) for settings in workers.values()):
         yield "max_workers is less than the groups' together: one could starve the others"
     gpu = [settings for settings in workers.values() if settings["resources"].get("GPU")]
@@ -120,7 +120,7 @@ def _nodes(config: dict[str, Any], types: dict[str, Any], head: str) -> Iterator
         yield "no GPU node type is spot"
     falls_back = config["provider"]["type"] == "external"
     if not falls_back and all(is_spot(settings["node_config"]) for settings in gpu):
-        yield "no GPU node type is on-demand, for when spot has run out"
+        yield "no GPU node type is on-demand, needed without spot capacity"
     for settings in gpu:
         if not settings.get("docker", {}).get("worker_image", "").endswith("-gpu"):
             yield "a GPU node type does not use the image for GPUs"
@@ -129,7 +129,7 @@ def _nodes(config: dict[str, Any], types: dict[str, Any], head: str) -> Iterator
 
 
 def is_spot(node_config: dict[str, Any]) -> bool:
-    """Whether a node may be taken away."""
+    """Check if a node may be preempted."""
     market = node_config.get("InstanceMarketOptions", {}).get("MarketType")
     model = node_config.get("scheduling", {})
     azure = node_config.get("azure_arm_parameters", {}).get("priority")
@@ -139,7 +139,7 @@ def is_spot(node_config: dict[str, Any]) -> bool:
 def _commands(config: dict[str, Any], types: dict[str, Any]) -> Iterator[str]:
     docker = config["docker"]
     if not docker.get("image"):
-        yield "docker.image is missing: without it the autoscaler never gets a worker up, whatever worker_image says"
+        yield "docker.image is missing: without it the autoscaler never starts a worker, even with worker_image"
     own = [settings["worker_setup_commands"] for settings in types.values() if "worker_setup_commands" in settings]
     if any(
         f"ray.__version__ == '{ray_version()}'" not in " ".join(commands)
@@ -147,7 +147,7 @@ def _commands(config: dict[str, Any], types: dict[str, Any]) -> Iterator[str]:
     ):
         yield f"setup_commands do not check that ray.__version__ == '{ray_version()}', as in constraints.txt"
     if any(INSTALLED not in " ".join(commands) for commands in [config["setup_commands"], *own]):
-        yield f"setup_commands do not look at {INSTALLED}, so that an image with an empty package would pass"
+        yield f"setup_commands do not check {INSTALLED}: an image with an empty package would pass"
     head, worker = " ".join(config["head_start_ray_commands"]), " ".join(config["worker_start_ray_commands"])
     if "--autoscaling-config" not in head:
         yield "head_start_ray_commands: without --autoscaling-config no node is ever started"
@@ -156,7 +156,7 @@ def _commands(config: dict[str, Any], types: dict[str, Any]) -> Iterator[str]:
     if "--address=$RAY_HEAD_IP" not in worker:
         yield "worker_start_ray_commands: --address=$RAY_HEAD_IP:6379 is missing"
     if "--env RAY_AUTH_MODE=token" not in docker.get("run_options", []):
-        yield "docker.run_options: --env RAY_AUTH_MODE=token is missing; a cluster without tokens obeys everybody"
+        yield "docker.run_options: --env RAY_AUTH_MODE=token is missing; without tokens anyone can run jobs"
     if "/home/ray/.ray/auth_token" not in config["file_mounts"]:
         yield "file_mounts: /home/ray/.ray/auth_token is missing; with RAY_AUTH_MODE=token Ray would not start"
     for name, settings in types.items():
@@ -169,7 +169,7 @@ def _commands(config: dict[str, Any], types: dict[str, Any]) -> Iterator[str]:
 
 
 def _before_docker(name: str, settings: dict[str, Any], config: dict[str, Any]) -> Iterator[str]:
-    """What a node must do before its container starts."""
+    """Check the commands that a node runs before its container starts."""
     told = " ".join(settings.get("initialization_commands", config["initialization_commands"]))
     image = settings.get("docker", {}).get("worker_image") or config["docker"].get("image", "")
     if "/" in image and not re.search(r"\b(docker login|acr login|configure-docker)\b", told):
@@ -192,7 +192,7 @@ def _node_config(kind: str, node: dict[str, Any]) -> Iterator[str]:
 
 
 def _aws_node(node: dict[str, Any]) -> Iterator[str]:
-    """The request that the node will be started with, against Amazon's own description of it."""
+    """Check the request that starts the node against Amazon's own description."""
     from botocore.validate import ParamValidator
 
     shape = _run_instances()
@@ -206,21 +206,21 @@ def _aws_node(node: dict[str, Any]) -> Iterator[str]:
         if name not in node:
             yield f"{name} is missing; Ray would choose one"
     if not re.fullmatch(r"ami-[0-9a-f]{8,17}", str(node.get("ImageId"))):
-        yield f"ImageId {node.get('ImageId')!r} is no machine image"
+        yield f"ImageId {node.get('ImageId')!r} is not a machine image"
     if node.get("MetadataOptions", {}).get("HttpTokens") != "required":
-        yield "MetadataOptions.HttpTokens must be required, so that a page fetched by a job can't read the node's keys"
+        yield "MetadataOptions.HttpTokens must be required, so that pages fetched by a job can't read credentials"
 
 
 @lru_cache
 def _run_instances() -> Any:
-    """Amazon's description of a request for nodes."""
+    """Load Amazon's description of a request for nodes."""
     import botocore.session
 
     return botocore.session.get_session().get_service_model("ec2").operation_model("RunInstances").input_shape
 
 
 def _enums(value: Any, shape: Any, where: str) -> Iterator[str]:
-    """Values that are not among those which Amazon's description lists."""
+    """Find values that Amazon's description does not list."""
     if shape.type_name == "structure":
         for name, inner in value.items():
             yield from _enums(inner, shape.members[name], f"{where}.{name}".strip("."))
@@ -234,12 +234,12 @@ def _enums(value: Any, shape: Any, where: str) -> Iterator[str]:
 def _gcp_node(node: dict[str, Any]) -> Iterator[str]:
     for name, value in node.items():
         if name not in _GCP_KEYS:
-            yield f"{name} is no field of an instance that we know: {', '.join(_GCP_KEYS)}"
+            yield f"{name} is not a known field of an instance: {', '.join(_GCP_KEYS)}"
         elif not isinstance(value, _GCP_KEYS[name]):
             yield f"{name} must be a {'mapping' if _GCP_KEYS[name] is dict else _GCP_KEYS[name].__name__}"
     scheduling = node.get("scheduling", {})
     for name in set(scheduling) - _GCP_SCHEDULING if isinstance(scheduling, dict) else ():
-        yield f"scheduling.{name} is no field that we know: {', '.join(sorted(_GCP_SCHEDULING))}"
+        yield f"scheduling.{name} is not a known field: {', '.join(sorted(_GCP_SCHEDULING))}"
     for name in ("machineType", "disks", "serviceAccounts"):
         if name not in node:
             yield f"{name} is missing"
@@ -250,7 +250,7 @@ def _gcp_node(node: dict[str, Any]) -> Iterator[str]:
 
 
 def _azure_node(node: dict[str, Any]) -> Iterator[str]:
-    """The parameters that Ray's own template of a machine has."""
+    """Check that the parameters exist in Ray's own template of a machine."""
     import ray.autoscaler._private._azure as azure
 
     template = json.loads((Path(str(azure.__file__)).parent / "azure-vm-template.json").read_text())["parameters"]
@@ -259,7 +259,7 @@ def _azure_node(node: dict[str, Any]) -> Iterator[str]:
         yield f"{name}: Ray ignores it; settings of the machine go below azure_arm_parameters"
     for name, value in node.get("azure_arm_parameters", {}).items():
         if name != "availability_zone" and name not in template:
-            yield f"azure_arm_parameters.{name} is no parameter of Ray's template: {', '.join(sorted(template))}"
+            yield f"azure_arm_parameters.{name} is not a parameter of Ray's template: {', '.join(sorted(template))}"
         elif name in template and not isinstance(value, kinds.get(template[name]["type"], object)):
             yield f"azure_arm_parameters.{name} must be of type {template[name]['type']}"
     if "vmSize" not in node.get("azure_arm_parameters", {}):

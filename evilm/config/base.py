@@ -1,16 +1,35 @@
 """The base of every configuration class: frozen, strict, and hashed the same way everywhere."""
 
+import difflib
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
-from pathlib import Path
-from typing import Any, Self, TypeVar
+from enum import Enum
+from typing import Annotated, Any, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from evilm.errors import ConfigError
 
 T = TypeVar("T", bound="Config")
+_Type = TypeVar("_Type")
+
+
+class Mark(Enum):
+    """What a field declares about itself beside its type."""
+
+    COMMON = "common"
+    INCIDENTAL = "incidental"
+    STAGE = "stage"
+
+
+Common = Annotated[_Type, Mark.COMMON]
+"""A setting that people change: `--help` shows it, others only `--help-all`."""
+Incidental = Annotated[_Type, Mark.INCIDENTAL]
+"""A setting that does not decide what the result is: a path, resources, reporting. It may change between two runs."""
+Stage = Annotated[_Type, Mark.STAGE, Mark.INCIDENTAL]
+"""Settings of another stage that the command runs: a section of a preset, and `--set`, but no flags. The result depends
+on them through the fingerprints of its inputs."""
 
 
 class Config(BaseModel):
@@ -21,13 +40,26 @@ class Config(BaseModel):
         frozen=True,
         use_attribute_docstrings=True,
         protected_namespaces=(),
+        allow_inf_nan=False,
     )
 
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Return the settings that decide what the result is: all but `Incidental` fields, as JSON holds them."""
+        data = self.model_dump(mode="json")
+        for name, field in type(self).model_fields.items():
+            value = getattr(self, name)
+            if Mark.INCIDENTAL in field.metadata:
+                del data[name]
+            elif isinstance(value, Config):
+                data[name] = value.identity
+        return {**data.pop("cluster", {}), **data}  # only `precision` decides; outputs record it at the top level
+
     def override(self, values: Mapping[str, Any]) -> Self:
-        """A copy with dotted keys replaced (`{"optim.lr": 1e-4}`), validated again.
+        """Return a copy with dotted names replaced (`{"optim.lr": 1e-4}`), validated again.
 
         Raises:
-            ConfigError: a key that does not exist, or a value out of range.
+            ConfigError: a name that does not exist, or a value out of range.
         """
         data = self.model_dump()
         for dotted, value in values.items():
@@ -36,11 +68,7 @@ class Config(BaseModel):
             for name in path:
                 section = section.get(name) if isinstance(section, dict) else None
             if not isinstance(section, dict) or leaf not in section:
-                if renamed := new_name(dotted):
-                    raise ConfigError(f"no setting named {dotted!r}: it is called {renamed!r} now")
-                raise ConfigError(
-                    f"no setting named {dotted!r}; known: {', '.join(sorted(flatten(self.model_dump())))}"
-                )
+                raise ConfigError(no_setting(dotted, flatten(self.model_dump())))
             section[leaf] = value
         return validate(type(self), data)
 
@@ -51,6 +79,8 @@ RENAMED = {
     "feed_threads": "loader_threads",
 }
 """Settings by their names in earlier versions; under these they are rejected with the new name."""
+_FORMER_SECTION = "build."
+"""What the names of other stages' settings began with in earlier versions."""
 
 
 def with_new_names(data: Any) -> Any:
@@ -62,46 +92,62 @@ def with_new_names(data: Any) -> Any:
 
 def new_name(dotted: str) -> str:
     """Return today's name of a setting of an earlier version, dotted; '' for one that was not renamed."""
-    *path, leaf = dotted.split(".")
-    return ".".join([*path, RENAMED[leaf]]) if leaf in RENAMED else ""
+    *path, leaf = dotted.removeprefix(_FORMER_SECTION).split(".")
+    name = ".".join([*path, RENAMED.get(leaf, leaf)])
+    return name if name != dotted else ""
+
+
+def no_setting(name: str, known: Iterable[str]) -> str:
+    """Return the message for a setting that does not exist: its new name, or known ones that are close to it."""
+    if renamed := new_name(name):
+        return f"no setting named {name!r}: it is called {renamed!r} now"
+    near = ", ".join(close_names(name, known))
+    return f"no setting named {name!r}; " + (f"did you mean {near}?" if near else "--dry-run shows all")
+
+
+def close_names(name: str, known: Iterable[str]) -> list[str]:
+    """Return up to three known names that are close to a misspelled one."""
+    return difflib.get_close_matches(name, known, n=3, cutoff=0.5)
 
 
 def validate(cls: type[T], data: Mapping[str, Any], where: str = "") -> T:
-    """`data` as a `cls`; pydantic's report becomes one line per fault."""
+    """Return `data` as a `cls`.
+
+    Raises:
+        ConfigError: every fault in one line; begins with `where`.
+    """
     try:
         return cls.model_validate(dict(data))
     except ValidationError as error:
-        raise ConfigError(describe(error, where)) from None
+        message = "; ".join(_describe(cls, fault) for fault in error.errors())
+        raise ConfigError((f"{where}: " if where else "") + message) from None
 
 
-def describe(error: ValidationError, where: str = "") -> str:
-    """A validation report in one line: which setting, its value, what is accepted."""
-    lines = []
-    for fault in error.errors():
-        name = ".".join(str(part) for part in fault["loc"]) or "settings"
-        if fault["type"] == "extra_forbidden":
-            renamed = new_name(name)
-            lines.append(f"unknown setting {name!r}" + (f": it is called {renamed!r} now" if renamed else ""))
-        elif fault["type"] == "value_error":
-            lines.append(str(fault["ctx"]["error"]) if "ctx" in fault else fault["msg"])
-        else:
-            lines.append(f"{name} = {fault['input']!r}: {fault['msg']}")
-    return (f"{where}: " if where else "") + "; ".join(lines)
+def _describe(cls: type[Config], fault: Any) -> str:
+    """Say which setting is wrong, its value, what is accepted."""
+    parts = [str(part) for part in fault["loc"] if isinstance(part, int) or part.isidentifier()]  # no members of unions
+    name = ".".join(parts) or "settings"
+    if fault["type"] == "extra_forbidden":
+        first = next(iter(flatten({name: fault["input"]})), name)  # of an unknown section, the first setting
+        return no_setting(first, flatten(cls.model_construct().model_dump()))
+    if fault["type"] == "value_error":
+        return str(fault["ctx"]["error"]) if "ctx" in fault else fault["msg"]
+    return f"{name} = {fault['input']!r}: {fault['msg']}"
 
 
 def flatten(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings as one level with dotted keys, for MLflow parameters and error messages."""
+    """Return nested settings as one level with dotted names, for MLflow parameters and messages."""
     flat: dict[str, Any] = {}
     for name, value in data.items():
         if isinstance(value, Mapping):
             flat |= flatten(value, f"{prefix}{name}.")
         else:
-            flat[prefix + name] = value
+            flat[f"{prefix}{name}"] = value
     return flat
 
 
 def fingerprint(data: Any, length: int = 16) -> str:
-    """A short hex digest of JSON-able data (or a Config); equal data give equal digests on every machine."""
+    """Return a short hex digest of JSON-able data (or a Config); equal data give equal digests on every machine."""
     if isinstance(data, BaseModel):
         data = data.model_dump(mode="json")
     text = json.dumps(data, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
@@ -109,20 +155,6 @@ def fingerprint(data: Any, length: int = 16) -> str:
 
 
 def without(data: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
-    """`data` less the named keys: what is left decides whether two runs are the same."""
+    """Return `data` less the named keys: what is left decides whether two runs are the same."""
     dropped = set(names)
     return {name: value for name, value in data.items() if name not in dropped}
-
-
-def read_yaml(flag: str, place: str) -> str:
-    """The text of a YAML file that a flag names.
-
-    Raises:
-        ConfigError: it can't be read, or is no text.
-    """
-    try:
-        return Path(place).read_text(encoding="utf-8")
-    except UnicodeDecodeError:
-        raise ConfigError(f"{flag} {place}: not valid YAML, as it is not UTF-8 text; save it as UTF-8") from None
-    except OSError as error:
-        raise ConfigError(f"{flag} {place}: {error.strerror or type(error).__name__}") from None

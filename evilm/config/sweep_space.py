@@ -5,21 +5,19 @@ optim.lr: {low: 1.0e-5, high: 1.0e-3, log: true}
 """
 
 import dataclasses
-import difflib
 import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from importlib import resources
-from pathlib import Path
 from typing import Any, get_args
 
-import yaml
-
-from evilm.config.base import Config, flatten, read_yaml
+from evilm.config.base import Config, flatten, no_setting
+from evilm.config.stage_settings import Upstream
+from evilm.config.yaml_files import load_yaml, parse_yaml, shipped
 from evilm.errors import ConfigError
 
 _MOST_CHECKED = 2000
+_FOLDER = "spaces"
 _OUR_OWN = {
     "preset": "it belongs to the whole sweep",
     "dry_run": "it belongs to the whole sweep",
@@ -27,13 +25,13 @@ _OUR_OWN = {
     "out": "each trial has its own",
     "root": "name another --root for the whole sweep",
     "tracking": "it belongs to the whole sweep",
-    "cluster": "it changes how a trial runs, not what it makes",
+    "cluster": "it changes how a trial runs, not its result",
 }
 
 
 @dataclass(frozen=True)
 class Choices:
-    """Values of a setting, as they were listed."""
+    """Values of a setting, as listed."""
 
     values: tuple[Any, ...]
 
@@ -50,14 +48,14 @@ class Range:
     log: bool = False
     """Drawn evenly in the logarithm."""
     whole: bool = field(default=False, repr=False)
-    """Only whole numbers are drawn; `typed` finds out."""
+    """Draw whole numbers only; set by `typed`."""
 
     def __str__(self) -> str:
         return f"{self.low} to {self.high}" + (" (log)" if self.log else "")
 
     @property
     def middle(self) -> float:
-        """A value between the ends, as one is drawn."""
+        """Return a value between the ends, as one is drawn."""
         value = math.sqrt(self.low) * math.sqrt(self.high) if self.log else self.low / 2 + self.high / 2
         return round(value) if self.whole else value
 
@@ -66,22 +64,22 @@ Space = dict[str, Choices | Range]
 
 
 def read_space(space: str, values: str = "") -> Space:
-    """A space by name or from a YAML file.
+    """Read a space by name or from a YAML file.
 
     Args:
         space: name of a space of the package, or a path.
-        values: others than the listed ones, for a space of one setting, separated by commas.
+        values: values to use in place of the listed ones, for a space of one setting, separated by commas.
 
     Raises:
-        ConfigError: no such space, or a line of it that says neither values nor a range.
+        ConfigError: no such space, or a line of it that is neither values nor a range.
     """
-    content = _load(space)
+    content = load_yaml("--space", space, _FOLDER)
     if not isinstance(content, dict) or not content:
         raise ConfigError(f"--space {space}: expected lines like `optim.lr: [1e-4, 3e-4]`, found {content!r}")
     if values:
         if len(content) > 1:
             raise ConfigError(f"--values {values}: the space {space} has {len(content)} settings; write a space file")
-        content = {name: [yaml.safe_load(value) for value in values.split(",")] for name in content}
+        content = {name: [parse_yaml("--values", value) for value in values.split(",")] for name in content}
     return {str(name): _axis(f"--space {space}, {name}", axis) for name, axis in content.items()}
 
 
@@ -100,14 +98,11 @@ def check_space(space: Space, base: Config, seeds: int) -> None:
         if name == "schedule.seed" and seeds > 1:
             raise ConfigError("schedule.seed can't be swept beside --seeds; use --seeds alone, or --seeds 1")
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-            raise ConfigError(
-                f"no setting named {name!r}" + (f"; did you mean {', '.join(near)}?" if near else "; see --dry-run")
-            )
-        place = name.split(".")[0] if name.startswith("build.") else ""
-        if place and getattr(base, "tokenizer", "") and name.startswith("build.train_tokenizer."):
+            raise ConfigError(no_setting(name, known))
+        stage = name.split(".")[0]
+        if stage == "train_tokenizer" and getattr(base, "tokenizer", ""):
             raise ConfigError(f"{name} can't be swept with --tokenizer named: that one is used; leave it out")
-        if getattr(base, "codes", "") and (name == "views" or place):
+        if getattr(base, "codes", "") and (name == "views" or stage in Upstream.model_fields):
             raise ConfigError(f"{name} can't be swept with --codes named: those are used; leave --codes out")
     for values in corners(space):
         try:
@@ -133,7 +128,7 @@ def check_score(score: str, space: Space, base: Config) -> None:
 
 
 def typed(space: Space, base: Config) -> Space:
-    """The space with whole numbers alone in ranges of settings that take no others.
+    """Return the space with whole numbers only in ranges of settings that take no others.
 
     Raises:
         ConfigError: such a range with an end that is no whole number.
@@ -142,7 +137,7 @@ def typed(space: Space, base: Config) -> Space:
     for name, axis in space.items():
         if isinstance(axis, Range) and _is_whole(name, base):
             if axis.low != int(axis.low) or axis.high != int(axis.high):
-                raise ConfigError(f"{name}: {axis} is no range; the setting takes whole numbers alone")
+                raise ConfigError(f"{name}: {axis} is not a range; the setting takes whole numbers only")
             found[name] = dataclasses.replace(axis, low=int(axis.low), high=int(axis.high), whole=True)
     return found
 
@@ -159,7 +154,7 @@ def _is_whole(name: str, base: Config) -> bool:
 
 
 def corners(space: Space) -> list[dict[str, Any]]:
-    """Every combination of listed values, and of ends and middles of ranges; of a big space, each value once."""
+    """Return every combination of listed values, and of ends and middles of ranges; of a big space, each value once."""
     axes = {
         name: axis.values if isinstance(axis, Choices) else (axis.low, axis.middle, axis.high)
         for name, axis in space.items()
@@ -170,7 +165,7 @@ def corners(space: Space) -> list[dict[str, Any]]:
 
 
 def normal(values: Mapping[str, Any], base: Config) -> dict[str, Any]:
-    """The values as the config understands them (`1e-4` in YAML is a text), so that equal settings are equal.
+    """Return the values as the config understands them (`1e-4` in YAML is a text), so that equal settings are equal.
 
     Raises:
         ConfigError: a value that it refuses.
@@ -180,22 +175,8 @@ def normal(values: Mapping[str, Any], base: Config) -> dict[str, Any]:
 
 
 def space_names() -> list[str]:
-    """The spaces that come with the package."""
-    folder = resources.files("evilm.presets") / "spaces"
-    return sorted(p.name.removesuffix(".yaml") for p in folder.iterdir() if p.name.endswith(".yaml"))
-
-
-def _load(space: str) -> Any:
-    if space in space_names():
-        text = (resources.files("evilm.presets") / "spaces" / f"{space}.yaml").read_text()
-    elif space.endswith((".yaml", ".yml")) and Path(space).is_file():
-        text = read_yaml("--space", space)
-    else:
-        raise ConfigError(f"--space {space!r} is no space; use {', '.join(space_names())}, or the path of a YAML file")
-    try:
-        return yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ConfigError(f"--space {space}: not valid YAML ({' '.join(str(error).split())})") from None
+    """Return the spaces that come with the package."""
+    return shipped(_FOLDER)
 
 
 def _axis(where: str, content: Any) -> Choices | Range:
@@ -205,7 +186,7 @@ def _axis(where: str, content: Any) -> Choices | Range:
         low, high = (_number(where, content[end]) for end in ("low", "high"))
         log = content.get("log", False)
         if low >= high or not isinstance(log, bool) or (log and low <= 0):
-            raise ConfigError(f"{where}: {content} is no range; low < high, and 0 < low where log is true")
+            raise ConfigError(f"{where}: {content} is not a range; low < high, and 0 < low where log is true")
         return Range(low, high, log)
     raise ConfigError(f"{where}: expected a list of values or {{low: .., high: .., log: true}}, found {content!r}")
 
@@ -214,9 +195,9 @@ def _number(where: str, value: Any) -> float:
     try:
         number = float("" if isinstance(value, bool) else value)  # `1e-4` is a text in YAML
     except (TypeError, ValueError):
-        raise ConfigError(f"{where}: {value!r} is no number") from None
+        raise ConfigError(f"{where}: {value!r} is not a number") from None
     except OverflowError:
         number = math.inf
     if not math.isfinite(number):
-        raise ConfigError(f"{where}: {str(value)[:40]} is no end of a range; it must be finite")
+        raise ConfigError(f"{where}: {str(value)[:40]} is not an end of a range; it must be finite")
     return value if isinstance(value, int) else number

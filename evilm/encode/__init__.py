@@ -1,1 +1,1 @@
-"""Frame shards to cached tokenizer codes (Ray Data actors), and their verification."""
+"""Encode frame shards to cached tokenizer codes with Ray Data actors, and verify codes."""

@@ -1,7 +1,7 @@
-"""The tokenizer's codes of every clip, computed once, row-aligned with the frame shards (Sec. 3.3, "off-the-shelf").
+"""Precompute the tokenizer's codes of every clip, row-aligned with the frame shards (Sec. 3.3, "off-the-shelf").
 
-Ray Data with a pool of actors that hold the tokenizer; one call codes one frame shard, row group by row group. With
-several views per clip (crops and flips) the codes of each view are stored beside the numbers that it is replayed by.
+Ray Data runs a pool of actors that hold the tokenizer; one call encodes one frame shard, row group by row group. With
+several views per clip (crops and flips), the codes of each view are stored with the numbers needed to replay it.
 """
 
 import logging
@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from evilm.cluster import actor_options
+from evilm.config.resources import PoolConfig
 from evilm.config.stages import PrecomputeCodes
-from evilm.config.training import PoolConfig
 from evilm.encode.tokenizer_actor import EncodeJob, TokenizerActor
 from evilm.encode.verify_codes import audit_codes
 from evilm.errors import ConfigError, ShardError
@@ -46,9 +46,9 @@ _MOST_CODES = 1 << 16
 
 
 def precompute_codes(config: PrecomputeCodes, run: Any = runner.run) -> dict[str, Any]:
-    """Code the frame shards that are not coded yet, in a folder of `<out>` named by tokenizer and views.
+    """Encode the frame shards without codes into a folder of `<out>` named by tokenizer and views.
 
-    Frame shards that came since are coded when the same command runs again; the others keep their codes.
+    Running the same command again encodes frame shards that were added since; the others keep their codes.
 
     Args:
         config: the settings.
@@ -58,10 +58,10 @@ def precompute_codes(config: PrecomputeCodes, run: Any = runner.run) -> dict[str
         The summary: clips by split, share of the codebook used, fingerprints, seconds.
 
     Raises:
-        ShardError: the frame shards are missing, damaged, or others than those that were coded.
+        ShardError: the frame shards are missing, damaged, or differ from those encoded before.
         CheckpointError: the tokenizer can't be read.
-        CollapseError: it uses too little of its codebook: on the val split, by its training's summary, or in its codes
-            of the train split, which are kept.
+        CollapseError: it uses too little of its codebook on the val split, by its training's summary, or on the train
+            split; the codes are kept.
     """
     for name in ("frames", "tokenizer", "out"):
         if not getattr(config, name):
@@ -70,7 +70,7 @@ def precompute_codes(config: PrecomputeCodes, run: Any = runner.run) -> dict[str
     tokenizer = load_tokenizer(config.tokenizer)
     place = storage.join(config.tokenizer, SUMMARY)
     trained = storage.read_json(place) if storage.exists(place) else {}
-    require_usage_on_val(tokenizer.codebook, trained, config.tokenizer)  # before anything is coded
+    require_usage_on_val(tokenizer.codebook, trained, config.tokenizer)  # before encoding starts
     work = plan_work(config, frames, tokenizer)
     with Output(config, work.out, {"tokenizer": work.fingerprint}) as output:
         is_same = output.done is not None and output.done["inputs"]["frames"] == frames.fingerprint
@@ -87,7 +87,7 @@ def precompute_codes(config: PrecomputeCodes, run: Any = runner.run) -> dict[str
 def _encode(
     config: PrecomputeCodes, frames: FrameManifest, work: EncodeJob, output: Output, run: Any
 ) -> dict[str, Any]:
-    """Code the frame shards that are not coded yet, and publish the manifest; the summary."""
+    """Encode the frame shards without codes and publish the manifest; return the summary."""
     began, root = time.monotonic(), storage.absolute(config.out)
     _code_shards(config.cluster, frames, work, run)
     manifest = _finalise(frames, work, output)
@@ -106,12 +106,12 @@ def _encode(
         "seconds": round(time.monotonic() - began, 1),
     }
     for name, content in ((SETTINGS, storage.read_json(storage.join(work.out, SETTINGS))), (SUMMARY, summary)):
-        storage.write_json(storage.join(root, name), content)  # beside all tokenizers' folders: the newest run
+        storage.write_json(storage.join(root, name), content)  # above the folders of all tokenizers: the newest run
     return output.close(summary)
 
 
 def plan_work(config: PrecomputeCodes, frames: FrameManifest, tokenizer: BaseVideoTokenizer) -> EncodeJob:
-    """Return what the actors need to know.
+    """Collect the settings of the actors.
 
     Raises:
         ConfigError: the codebook is too large for uint16.
@@ -142,7 +142,7 @@ def plan_work(config: PrecomputeCodes, frames: FrameManifest, tokenizer: BaseVid
 
 
 def _audit(config: PrecomputeCodes, frames: FrameManifest, tokenizer: BaseVideoTokenizer, codes: str) -> dict[str, Any]:
-    """Return what `--audit` adds to the summary that is printed."""
+    """Return the entries that `--audit` adds to the printed summary."""
     if not config.audit:
         return {}
     found = audit_codes(frames, CodesManifest.load(codes), tokenizer, config.audit, seed=config.augment.seed)
@@ -150,28 +150,28 @@ def _audit(config: PrecomputeCodes, frames: FrameManifest, tokenizer: BaseVideoT
 
 
 def unit_of(shard: ShardInfo) -> commits.Unit:
-    """Return what the codes of a frame shard are committed as, under its name without digest and ending."""
+    """Return the unit of a frame shard's codes; its name is the shard's without digest and ending."""
     return commits.Unit(shard.file.rpartition("-")[0], shard.sha256)
 
 
 def _refuse_earlier_version(out: str) -> None:
-    """Check that codes can be added to.
+    """Check that codes can be added to `out`.
 
     Raises:
-        ShardError: an earlier version made them.
+        ShardError: an earlier version wrote the codes there.
     """
     if storage.exists(storage.join(out, MANIFEST)) and CodesManifest.load(out).schema_version < SCHEMA_VERSION:
         raise ShardError(
-            f"{out} was made by an earlier version: it can be read, but not added to or repaired; use another --out, "
-            "or --overwrite to make all codes again"
+            f"{out} was written by an earlier version: it can be read, but not extended or repaired; use another "
+            "--out, or --overwrite to compute all codes again"
         )
 
 
 def _refuse_other_frames(frames: FrameManifest, work: EncodeJob) -> None:
-    """See that what was coded before belongs to these frames: shards may have been added, none changed or dropped.
+    """Check that existing codes belong to these frames: shards may be added, but not changed or removed.
 
     Raises:
-        ShardError: one was.
+        ShardError: a shard was changed or removed.
     """
     shards = {unit_of(shard).name: shard for shard in frames.shards}
     coded = [(name, key) for name, keys in commits.committed_keys(work.out).items() for key in keys]
@@ -188,7 +188,7 @@ def _refuse_other_frames(frames: FrameManifest, work: EncodeJob) -> None:
 
 
 def _code_shards(cluster: PoolConfig, frames: FrameManifest, work: EncodeJob, run: Any) -> None:
-    """Run the actors over all shards that are not committed."""
+    """Run the actors over all uncommitted shards."""
     shards = {unit_of(shard).name: shard for shard in frames.shards}
     there = set(storage.list_names(work.out))
     done = {

@@ -1,7 +1,7 @@
-"""The actor that codes frame shards: reads, decodes and crops in background threads while the tokenizer runs.
+"""The actor that encodes frame shards; it reads, decodes and crops in background threads while the tokenizer runs.
 
-Codes are written as they come, so memory does not grow with the shard: a row group of codes and a few clips of pixels
-are held at a time, however many threads decode.
+Codes are written as they are computed, so memory does not grow with the shard: it holds a row group of codes and the
+pixels of a few clips, for any number of threads.
 """
 
 from collections import deque
@@ -50,32 +50,32 @@ class EncodeJob:
     use_gpu: bool
     max_failures: int
     repair: bool = False
-    """Whether the files of coded shards are read, and made again if they are damaged."""
+    """Read the files of finished shards, and compute damaged ones again."""
 
     @property
     def codes_per_clip(self) -> int:
-        """Codes stored for a clip."""
+        """Number of codes stored per clip."""
         return self.num_views * self.num_frames * self.grid**2
 
 
 class EncodeBatch(NamedTuple):
-    """Some clips of a row group, decoded, as seen in each view."""
+    """Decoded clips of a row group in each of their views."""
 
     clip_ids: pa.Array
     views: list[list[View]]
-    """Of each clip."""
+    """Views of each clip."""
     frames: list[np.ndarray]
-    """Of each view, uint8 (clip, frame, row, col, 3)."""
+    """Pixels of each view, uint8 (clip, frame, row, col, 3)."""
     ends_group: bool
 
     @property
     def size(self) -> int:
-        """Clips of the batch."""
+        """Number of clips."""
         return len(self.views)
 
 
 class TokenizerActor:
-    """An actor that holds the tokenizer and codes one frame shard per call."""
+    """An actor that holds the tokenizer and encodes one frame shard per call."""
 
     def __init__(self, work: EncodeJob, shards: dict[str, ShardInfo]) -> None:
         self._work, self._shards = work, shards
@@ -87,11 +87,11 @@ class TokenizerActor:
             raise ShardError(f"{work.tokenizer} changed while its codes were computed ({found}); run again")
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Code one shard and commit it."""
+        """Encode one shard and commit it."""
         return runner.outcome(self.make_shard, batch)
 
     def make_shard(self, name: str) -> commits.Tally:
-        """Code the frame shard of this unit and commit the code shard."""
+        """Encode the frame shard of this unit and commit the code shard."""
         work = self._work
         shard = self._shards[name]
         unit = commits.Unit(name, shard.sha256)
@@ -116,9 +116,9 @@ class TokenizerActor:
         return commits.Tally(shard.num_clips)
 
     def _parts(self, shard: ShardInfo) -> Iterator[EncodeBatch]:
-        """The clips of a shard in order, at most `batch_clips` at a time; runs in a background thread.
+        """Yield the clips of a shard in order, at most `batch_clips` at a time; runs in a background thread.
 
-        Clips are decoded by as many threads as the worker has CPUs, those of the next batch while this one is finished.
+        As many threads as the worker has CPUs decode clips, those of the next batch while this one is completed.
         """
         coming: deque[tuple[EncodeBatch, list[Future[None]]]] = deque()
         with ThreadPoolExecutor(self._work.threads, thread_name_prefix="decode") as pool:
@@ -131,7 +131,7 @@ class TokenizerActor:
                 yield _finished(*coming.popleft())
 
     def _undecoded(self, shard: ShardInfo) -> Iterator[tuple[EncodeBatch, Clips, int]]:
-        """Batches whose pixels are still to be written, with their row group's clips and the first clip's row there."""
+        """Yield batches without pixels yet, with the clips of their row group and the row of the first clip in it."""
         work = self._work
         with shard.open_file(work.frames) as file:
             for group, size in enumerate(shard.row_groups):
@@ -146,20 +146,20 @@ class TokenizerActor:
                     yield EncodeBatch(ids.slice(start, len(rows)), views, frames, rows.stop == size), clips, start
 
     def _decode(self, clips: Clips, row: int, part: EncodeBatch, place: int) -> None:
-        """Write the pixels of one clip in each of its views; called by several threads at a time."""
+        """Write the pixels of one clip in each of its views; several threads call this at a time."""
         pixels, *others = (frames[place] for frames in part.frames)
         clips.decode(row, range(self._work.num_frames), pixels)
         for view, out in zip(part.views[place][1:], others, strict=True):
             replay(pixels, view, out)
 
     def _views(self, clip_id: str, captions: list[str]) -> list[View]:
-        """The views of a clip: the whole frame, then crops drawn from (seed, number of the view, clip id)."""
+        """Draw the views of a clip: the whole frame, then crops drawn from (seed, number of the view, clip id)."""
         work = self._work
         rngs = (clip_rng(f"stored view {k}", work.crop.seed, 0, clip_id) for k in range(1, work.num_views))
         return [whole(work.frame_px), *(draw_view(work.frame_px, work.crop, "\n".join(captions), rng) for rng in rngs)]
 
     def _tables(self, parts: Iterable[EncodeBatch], histogram: np.ndarray) -> Iterator[pa.Table]:
-        """The rows of the code shard, cut into the row groups of its frame shard; counts the codes of whole frames."""
+        """Yield the code shard in the row groups of its frame shard; count the codes of whole frames."""
         done: list[EncodeBatch] = []
         codes: list[np.ndarray] = []
         first = 0
@@ -175,13 +175,13 @@ class TokenizerActor:
                 done, codes = [], []
 
     def _encode(self, frames: np.ndarray) -> np.ndarray:
-        """Codes (clip, region), uint16."""
+        """Encode frames to codes (clip, region), uint16."""
         found = self._tokenizer.encode(torch.from_numpy(frames).to(self._tokenizer.device)).cpu().numpy()
         assert found.shape == (len(frames), self._work.num_frames * self._work.grid**2)
         return found.astype(np.uint16)
 
     def _table(self, parts: list[EncodeBatch], codes: np.ndarray, first: int) -> pa.Table:
-        """One row group; its rows are counted from `first`."""
+        """Build one row group; `first` is the number of its first row."""
         schema = codes_schema(self._work.codes_per_clip)
         views = [[view._asdict() for view in views] for part in parts for views in part.views]
         columns = {
@@ -194,7 +194,7 @@ class TokenizerActor:
 
 
 def _finished(part: EncodeBatch, tasks: list[Future[None]]) -> EncodeBatch:
-    """The batch, once its clips are decoded."""
+    """Return the batch when its clips are decoded."""
     for task in tasks:
         task.result()
     return part
@@ -202,7 +202,7 @@ def _finished(part: EncodeBatch, tasks: list[Future[None]]) -> EncodeBatch:
 
 @contextmanager
 def prefetched(items: Iterator[T]) -> Iterator[Iterator[T]]:
-    """The items, each made in a background thread while the one before it is in use; closed with the block."""
+    """Iterate over items, the next one computed in a background thread; closed at the end of the block."""
     nothing: Any = object()
 
     def take() -> Iterator[T]:
@@ -219,6 +219,6 @@ def prefetched(items: Iterator[T]) -> Iterator[Iterator[T]]:
 
 
 def _close(items: Any) -> None:
-    """Leave the blocks that a generator is in, in the thread where it ran."""
+    """Close a generator in the thread where it ran."""
     with closing(items):
         pass

@@ -14,12 +14,12 @@ from evilm.video.crops import replay, resampler, resampler_version
 
 
 class Agreement(NamedTuple):
-    """Agreement of stored codes with those of clips that were encoded again."""
+    """Agreement of stored codes with codes computed again."""
 
     num_clips: int
     num_regions: int
     agreement: float
-    """Share of regions with the code that is stored."""
+    """Share of regions that get the stored code."""
 
 
 def audit_codes(
@@ -30,17 +30,17 @@ def audit_codes(
     seed: int = 0,
     split: str = "",
 ) -> Agreement:
-    """Code random clips again, each in a random one of its views, and compare with what is stored.
+    """Encode random clips again, each in a random one of its views, and compare with the stored codes.
 
-    Exactly 1 on the kind of processor that the codes were made on; elsewhere near ties may tip.
+    The agreement is exactly 1 on the kind of processor that computed the codes; on others, near ties may differ.
 
     Args:
         frames: the frame shards.
         codes: their codes.
-        tokenizer: whose codes they should be.
-        num_clips: how many clips, at most.
-        seed: chooses clips and views.
-        split: only clips of this split; '' takes all.
+        tokenizer: the tokenizer that should have computed them.
+        num_clips: most clips to encode.
+        seed: seed for the choice of clips and views.
+        split: only clips of this split; '' for all.
 
     Raises:
         ShardError: codes and frames do not belong together.
@@ -69,28 +69,28 @@ def audit_codes(
 
 
 def require_agreement(found: Agreement, least: float, codes: CodesManifest) -> None:
-    """Refuse codes of which too few were found again.
+    """Check that enough codes agree.
 
     Raises:
-        ShardError: fewer than the share `least`.
+        ShardError: the agreement is below `least`.
     """
     if found.num_regions and found.agreement < least:
         raise ShardError(
-            f"{codes.uri}: coded again here, {found.num_clips} clips got the stored code in only "
+            f"{codes.uri}: encoded again here, {found.num_clips} clips got the stored code in only "
             f"{found.agreement:.2%} of {found.num_regions} regions, audit_agreement = {least}; another JPEG decoder, "
             "resampler or kind of processor made them: run pipelines/precompute_codes.py --overwrite"
         )
 
 
 def require_resampler(codes: CodesManifest) -> None:
-    """Refuse views that would be replayed as other pixels than those that were coded.
+    """Check that replayed views have the pixels that were encoded.
 
     Raises:
-        ShardError: they were cropped by a resampler that gives other pixels than the one installed here.
+        ShardError: the views were cropped by a resampler with other results than the one installed here.
     """
     made = codes.view_spec.get("resampler", resampler())
     if made != resampler():
         raise ShardError(
             f"{codes.uri} was made from views resampled by {made}, here {resampler_version()} gives {resampler()}; "
-            "install the other Pillow, or make the codes again with pipelines/precompute_codes.py --overwrite"
+            "install that Pillow, or compute the codes again with pipelines/precompute_codes.py --overwrite"
         )

@@ -12,7 +12,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from evilm.cluster import actor_options
-from evilm.config.training import ClusterConfig, ObjectivesConfig, PoolConfig
+from evilm.config.resources import PoolConfig, ScorerConfig
+from evilm.config.training import ObjectivesConfig
 from evilm.dataloader.clip_reader import ClipAugmentation, load_clips, show
 from evilm.dataloader.masking import region_masks
 from evilm.dataloader.sampler import EVAL_EPOCH
@@ -136,7 +137,7 @@ def _by_length(lengths: np.ndarray) -> list[Tensor]:
     return list(order.split(_TEXTS_AT_A_TIME))
 
 
-def score_clips(job: ScoreJob, cluster: ClusterConfig) -> ScoreMatrix:
+def score_clips(job: ScoreJob, cluster: ScorerConfig) -> ScoreMatrix:
     """Score all blocks of `job` with up to `cluster.num_workers` actors; the result does not depend on their number.
 
     Raises:

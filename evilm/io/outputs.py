@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Self
 
 from evilm.config.base import fingerprint, flatten, with_new_names
-from evilm.config.stages import StageConfig
+from evilm.config.stage_settings import StageConfig
 from evilm.errors import ConfigError
 from evilm.io import ownership, storage
 

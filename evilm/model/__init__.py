@@ -1,1 +1,1 @@
-"""The student (E-ViLM), the semantic video tokenizer, their losses and their cost. Torch only, no Ray."""
+"""The E-ViLM model, the semantic video tokenizer, their losses and their cost. Torch only, no Ray."""

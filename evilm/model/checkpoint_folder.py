@@ -1,8 +1,8 @@
-"""The folder of a training checkpoint: its files, their digests, and the model in it.
+"""Verify the folder of a training checkpoint and read the model in it.
 
 Written by `evilm.train.checkpoint_files`. A checkpoint holds `weights.safetensors` and `optimizer.safetensors`,
-`ema.safetensors` if a mean of the weights is kept, `state.json`, the files beside the weights of a published model
-(settings, vocabulary, preprocessing), and last of all `digests.json`, the SHA-256 of the others.
+`ema.safetensors` if a moving average of the weights is kept, `state.json`, the files that a published model has beside
+its weights (settings, vocabulary, preprocessing), and `digests.json` with the SHA-256 of the others, written last.
 """
 
 import hashlib
@@ -26,8 +26,8 @@ def verify(folder: Path, name: str = "") -> None:
     """Compare every file of a local checkpoint with its digest.
 
     Args:
-        folder: where it is.
-        name: what to call it in an error, where the folder is a copy.
+        folder: the checkpoint.
+        name: its name in an error message, needed if the folder is a copy.
 
     Raises:
         CheckpointError: a file is missing, cut short or changed.
@@ -47,19 +47,19 @@ def verify(folder: Path, name: str = "") -> None:
 
 
 def read_model(uri: str, prefix: str) -> dict[str, Tensor] | None:
-    """Read the weights of the model in a checkpoint: their running mean if one is kept.
+    """Read the model weights of a checkpoint: the moving average if there is one, else the weights themselves.
 
-    Everything but the state of the optimizer is read, and compared with its digest.
+    Every file except the optimizer state is read and compared with its digest.
 
     Args:
         uri: folder of the checkpoint, a local path or URI.
-        prefix: in front of the names of the model's weights, `student.` or `tokenizer.`.
+        prefix: prefix of the model's weight names, `student.` or `tokenizer.`.
 
     Returns:
         Weights by the model's own names; None if `uri` is not a checkpoint.
 
     Raises:
-        CheckpointError: a file is missing or damaged, or the checkpoint is of another kind of model.
+        CheckpointError: a file is missing or damaged, or the checkpoint belongs to another kind of model.
     """
     if not {DIGESTS, WEIGHTS} & set(storage.list_names(uri)):
         return None
@@ -96,6 +96,6 @@ def sha256(path: Path) -> str:
 
 
 def unusable(name: str, reason: object, advice: str = "start over with --overwrite") -> CheckpointError:
-    """Build the error of a checkpoint that can't be used."""
+    """Build the error for a checkpoint that can't be used."""
     text = " ".join(str(reason).split())[:300]
     return CheckpointError(f"checkpoint {name} can't be used: {text}; {advice}")

@@ -1,4 +1,4 @@
-"""Count the model's parameters, Table 8 row by row, and multiply-accumulates (MACs) per component.
+"""Count the model's parameters by row of Table 8, and its multiply-accumulates (MACs) by component.
 
 python -m evilm.model.cost [--config paper] [--words 30] [--json]
 """
@@ -31,7 +31,7 @@ TABLE_8 = {
     "CLS head (VQA)": "770",
     "total": "16.3M",
 }
-"""Parameters as the paper prints them."""
+"""Parameter counts as printed in the paper."""
 PAPER_GFLOPS = 12.2
 NOTES = (
     "pooler: 384 x 384 + 384 = 147,840 rounds to 148K; the paper's 147K is it cut off (or a pooler without bias).",
@@ -45,7 +45,7 @@ _UNITS = {"M": 10**6, "K": 10**3}
 
 
 def parameter_rows(student: EViLMModel) -> dict[str, int]:
-    """Exact parameters in the rows of Table 8, total included."""
+    """Count the parameters in each row of Table 8, and in total."""
     bert = student.text_encoder.bert
     rows = {
         "textual embedding": _count(bert.embeddings),
@@ -62,34 +62,34 @@ def parameter_rows(student: EViLMModel) -> dict[str, int]:
 
 
 def extra_rows(student: EViLMModel) -> dict[str, int]:
-    """Parameters that Table 8 has no row for."""
+    """Count the parameters that have no row in Table 8."""
     tables = {"temporal embedding": student.temporal_embedding, "spatial embedding": student.spatial_embedding}
     rows = {name: 0 if table is None else table.numel() for name, table in tables.items()}
     return rows | {"MLM head": _count(student.mlm_head), "MVM head": _count(student.mvm_head)}
 
 
 def printed_value(text: str) -> int:
-    """A figure of Table 8 as a number: 49.5K -> 49500."""
+    """Convert a figure of Table 8 to a number: 49.5K -> 49500."""
     unit = _UNITS.get(text[-1], 1)
     return int(Decimal(text.rstrip("MK")) * unit)
 
 
 def at_precision(count: int, like: str, rounding: str = ROUND_HALF_UP) -> str:
-    """`count` with the unit and digits of the printed figure `like`: (49536, "49.5K") -> "49.5K"."""
+    """Format `count` with the unit and digits of the printed figure `like`: (49536, "49.5K") -> "49.5K"."""
     suffix = like[-1] if like[-1] in _UNITS else ""
     step = Decimal(1).scaleb(Decimal(like.rstrip("MK")).as_tuple().exponent)  # type: ignore[arg-type]
     return f"{(Decimal(count) / _UNITS.get(suffix, 1)).quantize(step, rounding=rounding)}{suffix}"
 
 
 def agreement(count: int, printed: str) -> str:
-    """Return how an exact count agrees with a printed figure: rounded, cut off, or no."""
+    """Compare an exact count with a printed figure: it agrees "rounded", "cut off", or "no"."""
     if at_precision(count, printed) == printed:
         return "rounded"
     return "cut off" if at_precision(count, printed, ROUND_DOWN) == printed else "no"
 
 
 def macs(student: EViLMModel, num_words: int = 30) -> dict[str, int]:
-    """MACs of one forward pass, one clip and one caption of `num_words` word pieces, by component, total included."""
+    """Count the MACs of a forward pass by component, and in total: one clip, one caption of `num_words` word pieces."""
     config = student.config
     frames = torch.zeros(1, config.num_frames, config.input_px, config.input_px, 3, dtype=torch.uint8)
     words, padding = torch.zeros(1, num_words, dtype=torch.int64), torch.zeros(1, num_words, dtype=torch.bool)
@@ -117,7 +117,7 @@ def macs(student: EViLMModel, num_words: int = 30) -> dict[str, int]:
 
 
 def report(config: EViLMConfig, num_words: int = 30) -> dict[str, Any]:
-    """All figures as JSON-able data."""
+    """Collect all figures as JSON-serialisable data."""
     student = EViLMModel(config, pretrained_video=False)
     ours = parameter_rows(student)
     rows = [
@@ -142,7 +142,7 @@ def report(config: EViLMConfig, num_words: int = 30) -> dict[str, Any]:
 
 
 def as_text(figures: dict[str, Any]) -> str:
-    """The report as tables."""
+    """Format the report as tables."""
     lines = [f"{'parameters, Table 8':<28}{'ours':>12}{'':>8}{'paper':>8}{'difference':>12}  agrees"]
     lines += [
         f"{r['row']:<28}{r['ours']:>12,}{r['ours_as_printed']:>8}{r['paper']:>8}{r['difference']:>+12,}  {r['agrees']}"
@@ -163,8 +163,8 @@ def as_text(figures: dict[str, Any]) -> str:
 def main(arguments: list[str] | None = None) -> None:
     """Print the report."""
     parser = argparse.ArgumentParser(prog="python -m evilm.model.cost", description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--config", default="paper", help="preset or YAML file whose student is counted")
-    parser.add_argument("--words", type=int, default=30, help="word pieces of the caption")
+    parser.add_argument("--config", default="paper", help="preset or YAML file of the model to count")
+    parser.add_argument("--words", type=int, default=30, help="word pieces in the caption")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args(arguments)
     try:

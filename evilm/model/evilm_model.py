@@ -1,4 +1,4 @@
-"""E-ViLM: a video and a text encoder, a multi-modal decoder over both, and the heads of pre-training. Eq. 1-2."""
+"""E-ViLM: a video encoder, a text encoder, a multi-modal decoder over both, and the pre-training heads. Eq. 1-2."""
 
 from typing import NamedTuple
 
@@ -18,7 +18,7 @@ from evilm.model.video_encoder import build_video_encoder
 KIND = "student"
 WEIGHTS = "model.safetensors"
 PREFIX = "student."
-"""In front of the names of the weights in a checkpoint of pre-training."""
+"""Prefix of the model's weight names in a pre-training checkpoint."""
 
 
 class DecoderOutput(NamedTuple):
@@ -30,15 +30,19 @@ class DecoderOutput(NamedTuple):
 
 
 class EViLMModel(nn.Module):
-    """E-ViLM. The defaults of its config give Table 8 to the digit: 16,313,514 parameters.
+    """E-ViLM. With the default config, its 16,313,514 parameters agree with Table 8.
 
-    `tokens` holds three rows, the [CLS] vector, t_L and t_V: just the 3 x 384 = 1,152 that Table 8 calls token types.
-    Regions run frame by frame, row by row. A clip's regions and a caption's words may be encoded once and decoded in
-    any pairing.
+    `tokens` has three rows, the [CLS] vector, t_L and t_V: the 3 x 384 = 1,152 that Table 8 calls token types.
+    Regions are ordered by frame, row and column. Clips and captions can be encoded once and decoded in any pairing.
     """
 
     def __init__(self, config: EViLMConfig, pretrained_video: bool = True) -> None:
-        """Build with fresh weights, but for the video encoder's where the config names them and they are wanted."""
+        """Initialise randomly; the video encoder starts from pretrained weights if the config names them.
+
+        Args:
+            config: the architecture.
+            pretrained_video: False initialises the video encoder randomly too, e.g. before loading saved weights.
+        """
         super().__init__()
         self.config = config
         weights = config.video_weights if pretrained_video else ""
@@ -61,12 +65,12 @@ class EViLMModel(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Return where the weights are."""
+        """Return the device of the weights."""
         return self.tokens.weight.device
 
     @property
     def dtype(self) -> torch.dtype:
-        """Return what the weights are stored in, and what comes out of the encoders without autocast."""
+        """Return the dtype of the weights, which is also that of the encoders' outputs without autocast."""
         return self.tokens.weight.dtype
 
     def encode_video(
@@ -74,12 +78,12 @@ class EViLMModel(nn.Module):
         frames: UInt8[Tensor, "clip frame height width 3"],
         mask: Bool[Tensor, "clip frame grid grid"] | None = None,
     ) -> Float[Tensor, "clip region dim"]:
-        """Regions of raw frames (0-255), ready for the decoder: t_V, time and place are added.
+        """Encode raw frames (0-255) to regions for the decoder; t_V and the position embeddings are added.
 
         Pixels under `mask` (True = masked) are black. Paper: Eq. 1 and e_V + t_V of Eq. 2.
 
         Raises:
-            ConfigError: another number of frames than the temporal embedding has.
+            ConfigError: the number of frames differs from that of the temporal embedding.
         """
         clips, num_frames = frames.shape[:2]
         if self.temporal_embedding is not None and num_frames != self.config.num_frames:
@@ -95,7 +99,7 @@ class EViLMModel(nn.Module):
     def encode_text(
         self, input_ids: Int64[Tensor, "clip word"], padding_mask: Bool[Tensor, "clip word"]
     ) -> Float[Tensor, "clip word dim"]:
-        """Words ready for the decoder; `padding_mask` True marks fill. Paper: e_L + t_L of Eq. 2."""
+        """Encode word pieces for the decoder; `padding_mask` is True at padding. Paper: e_L + t_L of Eq. 2."""
         return self.text_projection(self.text_encoder(input_ids, padding_mask)) + self.tokens.weight[1]
 
     def decode(
@@ -104,7 +108,7 @@ class EViLMModel(nn.Module):
         text: Float[Tensor, "clip word dim"] | None,
         padding_mask: Bool[Tensor, "clip word"] | None = None,
     ) -> DecoderOutput:
-        """Both modalities, or one alone, seen together behind [CLS]. Paper: Eq. 2."""
+        """Decode [CLS] together with one or both modalities. Paper: Eq. 2."""
         given = [part for part in (text, video) if part is not None]
         assert len(given) > 0, "decode needs a video, a text or both"
         clips = given[0].shape[0]
@@ -119,53 +123,53 @@ class EViLMModel(nn.Module):
         return DecoderOutput(states[:, 0], states[:, 1 : 1 + num_words], states[:, 1 + num_words :])
 
     def match_logits(self, cls: Float[Tensor, "clip dim"]) -> Float[Tensor, "clip 2"]:
-        """Scores of mismatch (0) and match (1)."""
+        """Compute the scores of mismatch (0) and match (1)."""
         return self.match_head(cls)
 
     def mlm_logits(self, words: Float[Tensor, "*words dim"]) -> Float[Tensor, "*words vocab"]:
-        """Scores over the vocabulary; pass the masked words' states only, it is a big product."""
+        """Compute scores over the vocabulary. The product is large: pass the states of masked words only."""
         return self.mlm_head(words, self.text_encoder.word_table)
 
     def mvm_logits(self, regions: Float[Tensor, "*regions dim"]) -> Float[Tensor, "*regions num_codes"]:
-        """Scores over the codes; pass the masked regions' states only, it is a big product."""
+        """Compute scores over the codes. The product is large: pass the states of masked regions only."""
         return self.mvm_head(regions)
 
     def use_explicit_attention(self, explicit: bool = True) -> None:
-        """Spell attention out, for FLOP counters that do not see the fused kernel."""
+        """Compute attention with explicit matrix products, which FLOP counters see, unlike the fused kernel."""
         use_explicit_attention(self, explicit)
         self.text_encoder.bert.set_attn_implementation("eager" if explicit else "sdpa")
 
     def save_pretrained(self, uri: str) -> None:
-        """Write `model.safetensors` and `config.json`; the vocabulary is put beside them by the caller."""
+        """Write `model.safetensors` and `config.json`; the caller adds the vocabulary."""
         pretrained.save(uri, KIND, self.config, {WEIGHTS: self.state_dict()})
 
     @classmethod
     def from_pretrained(
         cls, uri: str, dtype: str | torch.dtype | None = None, device: str | torch.device = "cpu"
     ) -> "EViLMModel":
-        """The model saved at `uri`, in eval mode.
+        """Load the model saved at `uri`, in eval mode.
 
         Args:
             uri: folder of a saved model or of a training checkpoint, a local path or s3://bucket/key.
-            dtype: float32, bfloat16 or float16; None as it was saved.
-            device: where to put it.
+            dtype: float32, bfloat16 or float16; None keeps the saved one.
+            device: device to load it to.
 
         Raises:
-            CheckpointError: nothing is there, it is damaged, or it does not fit.
-            ConfigError: a dtype that is none, or a device that is not there.
+            CheckpointError: there is no model, it is damaged, or its weights do not fit its config.
+            ConfigError: the dtype is not one of these, or the device is not available.
         """
         place = pretrained.as_device(device)
         kept = checkpoint_folder.read_model(uri, PREFIX)
         content = pretrained.read_config(uri, KIND)
         config = validate(EViLMConfig, content["config"], where=uri)
         wanted = pretrained.as_dtype(dtype or content.get("dtype", "float32"))
-        with torch.random.fork_rng(devices=[]):  # the weights drawn here are overwritten; leave the caller's seed alone
+        with torch.random.fork_rng(devices=[]):  # weights drawn here are overwritten; keep the caller's RNG unchanged
             student = cls(config, pretrained_video=False)
         pretrained.load_into(student, pretrained.read_weights(uri, WEIGHTS) if kept is None else kept, uri)
         return student.cast(wanted).to(place).eval()
 
     def cast(self, dtype: torch.dtype) -> "EViLMModel":
-        """Store the weights in another dtype; pixels are normalised in float32 all the same."""
+        """Convert the weights to another dtype; pixels are still normalised in float32."""
         if dtype != self.dtype:
             self.to(dtype)
             self.pixels = PixelNorm(self.config.input_px, self.config.grid, IMAGENET_MEAN, IMAGENET_STD).to(self.device)
@@ -173,5 +177,5 @@ class EViLMModel(nn.Module):
 
 
 def _table(rows: int, dim: int, std: float, wanted: bool) -> nn.Parameter | None:
-    """A table of learned vectors, or None; its random numbers are drawn last, after all that Table 8 counts."""
+    """Build a table of learned vectors, or None; it draws its random numbers after all that Table 8 counts."""
     return nn.Parameter(torch.randn(rows, dim) * std) if wanted else None

@@ -1,4 +1,4 @@
-"""Heads of pre-training. The pooler and the matching head are in Table 8, the other two are not."""
+"""Pre-training heads. Table 8 counts the pooler and the matching head, but not the other two."""
 
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -21,9 +21,9 @@ class MatchHead(nn.Module):
 
 
 class MlmHead(nn.Module):
-    """Word states to scores over the vocabulary, tied to the text encoder's word table.
+    """Vocabulary scores of word states, tied to the text encoder's word table. Not in Table 8.
 
-    Tied, since an untied Linear of 384 x 9,157 would add a fifth of the whole model. Outside Table 8.
+    An untied Linear of 384 x 9,157 would make the whole model a fifth larger.
     """
 
     def __init__(self, dim: int, text_dim: int, vocab_size: int) -> None:
@@ -39,7 +39,7 @@ class MlmHead(nn.Module):
 
 
 class MvmHead(nn.Module):
-    """Region states to scores over the codes of the video tokenizer. Outside Table 8. Paper: Eq. 3."""
+    """Scores of region states over the codes of the video tokenizer. Not in Table 8. Paper: Eq. 3."""
 
     def __init__(self, dim: int, num_codes: int) -> None:
         super().__init__()

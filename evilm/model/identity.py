@@ -1,4 +1,4 @@
-"""Identify a model: one fingerprint of settings, weights and masking, and the file that holds the latter."""
+"""Compute the fingerprint of a model from its settings, weights and masking; read the file of masking settings."""
 
 import hashlib
 from typing import Any
@@ -16,12 +16,12 @@ OBJECTIVES_FILE = "pretrain.json"
 
 
 def model_fingerprint(model: str) -> str:
-    """The fingerprint of the student saved at `model`, by which its scores and its MLflow run name it.
+    """Return the fingerprint of the model saved at `model`, as its scores and its MLflow run record it.
 
-    A checkpoint has the fingerprint that the model published from it has.
+    A checkpoint has the same fingerprint as the model published from it.
 
     Raises:
-        CheckpointError: no model is there, it is damaged, or its training has not ended.
+        CheckpointError: there is no model, it is damaged, or its training has not ended.
     """
     kept = checkpoint_folder.read_model(model, PREFIX)
     content = pretrained.read_config(model, KIND)
@@ -35,13 +35,13 @@ def model_fingerprint(model: str) -> str:
 
 
 def tokenizer_fingerprints(uri: str, name: str) -> dict[str, str]:
-    """The fingerprint of a video tokenizer as an input called `name`, and besides that of its decoder, if there.
+    """Return the fingerprints of a video tokenizer under `name` and, if saved, of its decoder under `{name}_decoder`.
 
     Raises:
-        CheckpointError: no tokenizer is there, or it is damaged.
+        CheckpointError: there is no tokenizer, or it is damaged.
     """
     tokenizer = load_tokenizer(uri)
-    # The one by which the run that made it is found; it covers what codes need.
+    # The training run is found by this fingerprint, which covers only what codes depend on.
     fingerprints = {name: tokenizer.fingerprint()}
     if isinstance(tokenizer, VideoTokenizer) and tokenizer.decoder is not None:
         weights = pretrained.weight_bytes(tokenizer.decoder.state_dict())
@@ -50,7 +50,7 @@ def tokenizer_fingerprints(uri: str, name: str) -> dict[str, str]:
 
 
 def read_objectives(model: str) -> tuple[ObjectivesConfig, str]:
-    """Return how regions were masked in pre-training, and the tokenizer of the codes; defaults where unknown."""
+    """Read the pre-training objectives and the fingerprint of the codes' tokenizer; defaults if there is no file."""
     place = storage.join(model, OBJECTIVES_FILE)
     if not storage.exists(place):
         return validate(ObjectivesConfig, {}), ""

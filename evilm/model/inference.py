@@ -1,4 +1,4 @@
-"""The pre-trained E-ViLM to be used: videos and captions in, embeddings, matching scores and predictions out.
+"""Use a pre-trained E-ViLM: embed videos and captions, score matches, predict masked words and regions.
 
 import evilm
 model = evilm.EViLM.from_pretrained("runs/demo/model")
@@ -26,9 +26,9 @@ FILES = (
     *("config.json", "model.safetensors", "preprocessor_config.json", "README.md"),
     *("vocab/vocab.txt", "vocab/config.json", "vocab/tokenizer_config.json"),
 )
-"""All files of a saved model; README.md, its card, may be missing."""
+"""All files of a saved model; the model card, README.md, is optional."""
 VOCAB = "vocab"
-"""Folder of the vocabulary beside the weights."""
+"""Folder of the vocabulary, beside the weights."""
 MASK = "[MASK]"
 _VIDEOS_AT_A_TIME = 16
 _TEXTS_AT_A_TIME = 64
@@ -40,33 +40,33 @@ class Texts:
 
     words: Float[Tensor, "caption word dim"]
     padding: Bool[Tensor, "caption word"]
-    """True marks the fill behind a caption."""
+    """True = padding."""
     input_ids: Int64[Tensor, "caption word"]
 
     def __len__(self) -> int:
         return len(self.words)
 
     def __getitem__(self, places: slice) -> "Texts":
-        """Some of the captions, without the fill that all of them have."""
+        """Select captions; padding common to all of them is dropped."""
         longest = int((~self.padding[places]).sum(1).max()) if len(self.padding[places]) else 0
         return Texts(*(part[places, :longest] for part in (self.words, self.padding, self.input_ids)))
 
 
 class Prediction(NamedTuple):
-    """A predicted word or code, and its probability."""
+    """A predicted word or code with its probability."""
 
     value: str | int
     probability: float
 
 
 Videos = Sequence[Video] | Tensor
-"""Videos, or what `embed_videos` made of them."""
+"""Videos, or the output of `embed_videos` for them."""
 Captions = Sequence[str] | Texts
-"""Captions, or what `embed_texts` made of them."""
+"""Captions, or the output of `embed_texts` for them."""
 
 
 class EViLM:
-    """A student with the vocabulary and the preprocessing that belong to it. Paper: Eq. 1-2."""
+    """An E-ViLM model with its vocabulary and preprocessing. Paper: Eq. 1-2."""
 
     def __init__(self, student: EViLMModel, vocab: Vocab, preprocessor: Preprocessor) -> None:
         self.student, self.vocab, self.preprocessor = student.eval(), vocab, preprocessor
@@ -80,17 +80,17 @@ class EViLM:
     def from_pretrained(
         cls, uri: str | Path, dtype: str | torch.dtype | None = None, device: str | torch.device = "cpu"
     ) -> Self:
-        """The model saved at `uri`.
+        """Load the model saved at `uri`.
 
         Args:
-            uri: the folder that pre-training or `save_pretrained` wrote, or one of the checkpoints below it, a local
-                path or s3://bucket/key.
-            dtype: float32, bfloat16 or float16; None as it was saved.
+            uri: folder written by pre-training or `save_pretrained`, or one of the checkpoints in it; a local path or
+                s3://bucket/key.
+            dtype: float32, bfloat16 or float16; None keeps the saved one.
             device: cpu, cuda, cuda:1, ...
 
         Raises:
-            CheckpointError: nothing is there, something is missing, or weights and config do not fit.
-            ConfigError: a dtype or device that can't be used, or another model's vocabulary.
+            CheckpointError: there is no model, a file is missing, or the weights do not fit the config.
+            ConfigError: the dtype or device can't be used, or the vocabulary is another model's.
         """
         place = str(uri)
         student = EViLMModel.from_pretrained(place, dtype, device)
@@ -98,7 +98,7 @@ class EViLM:
         return cls(student, vocab, Preprocessor.load(place, student.config))
 
     def save_pretrained(self, uri: str | Path) -> None:
-        """Write weights, config, vocabulary and preprocessing; `from_pretrained` gives back an equal model."""
+        """Write weights, config, vocabulary and preprocessing, from which `from_pretrained` loads an equal model."""
         place = str(uri)
         save_rules(place, self.vocab, self.preprocessor, self.student.config)
         with torch.no_grad():
@@ -108,14 +108,14 @@ class EViLM:
     def embed_videos(
         self, videos: Sequence[Video], mask: Bool[np.ndarray, "video frame grid grid"] | None = None
     ) -> Float[Tensor, "video region dim"]:
-        """One vector per region, frame by frame, row by row; regions under `mask` (True) are black.
+        """Return one vector per region, ordered by frame, row and column; regions under `mask` (True) are black.
 
         Raises:
             DecodeError: a video can't be decoded.
-            ConfigError: a video of too few frames, or no list of videos.
+            ConfigError: a video has too few frames, or `videos` is a single video.
         """
         if isinstance(videos, str | Path | bytes):
-            raise ConfigError(f"videos = {videos!r} is one video; give a list of videos")
+            raise ConfigError(f"videos = {videos!r} is one video; pass a list of videos")
         parts = []
         for start in range(0, len(videos), _VIDEOS_AT_A_TIME):
             some = slice(start, start + _VIDEOS_AT_A_TIME)
@@ -125,14 +125,14 @@ class EViLM:
         return torch.cat(parts) if parts else torch.empty(0, self.student.config.num_regions, self.student.config.dim)
 
     def embed_texts(self, captions: Sequence[str]) -> Texts:
-        """One vector per word piece; captions over `max_text_len` pieces lose their end. `[MASK]` hides a piece."""
+        """Return one vector per word piece; captions are truncated to `max_text_len` pieces. `[MASK]` masks a piece."""
         if isinstance(captions, str):
-            raise ConfigError(f"captions = {captions!r} is one caption; give a list of captions")
+            raise ConfigError(f"captions = {captions!r} is one caption; pass a list of captions")
         return self._encode([self._word_ids(caption) for caption in captions])
 
     @torch.inference_mode()
     def match(self, videos: Videos, captions: Captions) -> Float[np.ndarray, "video caption"]:
-        """The probability that video and caption belong together, for every pair.
+        """Return the probability that video and caption match, for every pair.
 
         Raises:
             DecodeError: a video can't be decoded.
@@ -147,17 +147,17 @@ class EViLM:
 
     @torch.inference_mode()
     def match_pairs(self, videos: Videos, captions: Captions) -> Float[np.ndarray, " pair"]:
-        """The probability that they belong together, for the first video with the first caption, and so on."""
+        """Return the probability that they match, for the first video with the first caption, and so on."""
         if len(videos) != len(captions):
             raise ConfigError(f"{len(videos)} videos and {len(captions)} captions; pairs need as many of both")
-        # One at a time: a pair's score must not depend, in its last digits, on what came along with it.
+        # One at a time, so that the other pairs do not change the last digits of a pair's score.
         ones = [slice(k, k + 1) for k in range(len(videos))]
         rows = [self._match(self._videos(videos[one]), self._texts(captions[one])) for one in ones]
         return np.concatenate(rows) if rows else np.empty(0, dtype=np.float32)
 
     @torch.inference_mode()
     def fill_words(self, video: Video | None, caption: str, top: int = 5) -> list[list[Prediction]]:
-        """For each [MASK] of a caption the likeliest words, seen with the video, or without any (None)."""
+        """Predict the likeliest words for each [MASK] of a caption, from the video and caption or the caption only."""
         texts = self._encode([self._word_ids(caption)])
         regions = None if video is None else self.embed_videos([video])
         states = self.student.decode(regions, texts.words, texts.padding).words
@@ -169,7 +169,7 @@ class EViLM:
     def fill_regions(
         self, video: Video, caption: str, mask: Bool[np.ndarray, "frame grid grid"], top: int = 5
     ) -> list[list[Prediction]]:
-        """For each masked region of a video, in order, the likeliest codes of the video tokenizer."""
+        """Predict the likeliest codes of the video tokenizer for each masked region, in order."""
         texts = self.embed_texts([caption])
         regions = self.embed_videos([video], mask[None])
         states = self.student.decode(regions, texts.words, texts.padding).regions
@@ -189,7 +189,7 @@ class EViLM:
 
     @torch.inference_mode()
     def _encode(self, rows: Sequence[Sequence[int]]) -> Texts:
-        """Words of captions given by their ids, padded to the longest."""
+        """Encode captions given as ids, padded to the longest."""
         longest = max((len(row) for row in rows), default=0)
         input_ids = torch.full((len(rows), longest), self.vocab.pad_id)
         for ids, row in zip(input_ids, rows, strict=True):
@@ -203,7 +203,7 @@ class EViLM:
         return Texts(torch.cat(words), padding, input_ids)
 
     def _word_ids(self, caption: str) -> list[int]:
-        """Ids of a caption in which [MASK] stands for a masked piece."""
+        """Return the ids of a caption; [MASK] is a masked piece."""
         first, *rest = self.vocab.cut(caption.split(MASK))
         ids = list(first)
         for part in rest:
@@ -214,7 +214,7 @@ class EViLM:
 def save_rules(place: str, vocab: Vocab, preprocessor: Preprocessor, config: EViLMConfig) -> None:
     """Write vocabulary and preprocessing beside the weights of a model."""
     vocab.save(storage.join(place, VOCAB))
-    # With this, transformers' BertTokenizer loads the vocabulary folder and cuts captions alike.
+    # With this file, transformers' BertTokenizer loads the vocabulary folder and tokenizes captions in the same way.
     rules = {"tokenizer_class": "BertTokenizer", "do_lower_case": True, "strip_accents": None}
     rules |= {"model_max_length": config.max_text_len}
     storage.write_json(storage.join(place, VOCAB, "tokenizer_config.json"), rules)
@@ -222,6 +222,6 @@ def save_rules(place: str, vocab: Vocab, preprocessor: Preprocessor, config: EVi
 
 
 def _top(chances: Tensor, count: int) -> tuple[list[int], list[float]]:
-    """The likeliest entries and their probabilities."""
+    """Return the likeliest entries and their probabilities."""
     best = chances.topk(min(count, len(chances)))
     return best.indices.tolist(), best.values.tolist()

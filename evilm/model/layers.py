@@ -1,4 +1,4 @@
-"""The transformer block that student and tokenizer share, and the pixels they both start from."""
+"""The transformer block and the pixel normalisation shared by the model and the tokenizer."""
 
 from collections.abc import Sequence
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 class Attention(nn.Module):
     """Multi-head self-attention with a padding mask.
 
-    `explicit` spells the two products out instead of calling the fused kernel, which FLOP counters do not see on CPU.
+    `explicit` computes the two products with separate operations: FLOP counters do not see the fused kernel on CPU.
     """
 
     def __init__(self, dim: int, heads: int, dropout: float = 0.0) -> None:
@@ -23,7 +23,7 @@ class Attention(nn.Module):
     def forward(
         self, x: Float[Tensor, "batch word dim"], padding: Bool[Tensor, "batch word"] | None = None
     ) -> Float[Tensor, "batch word dim"]:
-        """`padding` True marks positions that nobody may look at."""
+        """Attend to all positions except those where `padding` is True."""
         batch, length, dim = x.shape
         query, key, value = self.qkv(x).view(batch, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
         dropout = self.dropout if self.training else 0.0
@@ -39,7 +39,7 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """A pre-norm transformer block: attention, then an MLP, each behind a LayerNorm and added to its input."""
+    """A pre-norm transformer block: attention, then an MLP, each after a LayerNorm and with a residual connection."""
 
     def __init__(self, dim: int, heads: int, mlp_ratio: int = 4, dropout: float = 0.0) -> None:
         super().__init__()
@@ -58,10 +58,10 @@ class Block(nn.Module):
 
 
 class Blocks(nn.Module):
-    """A stack of blocks whose last output is normalised without parameters.
+    """A stack of blocks with a parameter-free LayerNorm at the end.
 
-    Pre-norm blocks train from scratch without care but need a norm at the end; an affine one would add 2 x dim
-    parameters that Table 8 has no room for, and every head behind it opens with a Linear that can take its place.
+    Pre-norm blocks are easy to train from scratch but need a final norm. An affine one would add 2 x dim parameters,
+    which Table 8 does not count; every head starts with a Linear layer, which can learn the same.
     """
 
     def __init__(self, layers: int, dim: int, heads: int, mlp_ratio: int = 4, dropout: float = 0.0) -> None:
@@ -78,7 +78,7 @@ class Blocks(nn.Module):
 
 
 def init_linear(module: nn.Module) -> None:
-    """Xavier weights and zero biases: unlike a fixed standard deviation they also suit narrow models."""
+    """Initialise with Xavier weights, which suit narrow models better than a fixed deviation, and zero biases."""
     if isinstance(module, nn.Linear):
         nn.init.xavier_uniform_(module.weight)
         if module.bias is not None:
@@ -86,9 +86,9 @@ def init_linear(module: nn.Module) -> None:
 
 
 class PixelNorm(nn.Module):
-    """Raw frames to what an image encoder expects: resized, masked black, normalised, channels first.
+    """Convert raw frames to an image encoder's input: resized, masked, normalised, channels first.
 
-    Student and tokenizer each own one, since ImageNet's and CLIP's statistics differ. Stateless: nothing is saved.
+    The model and the tokenizer each have one, since ImageNet and CLIP statistics differ. It has no saved state.
     """
 
     def __init__(self, input_px: int, grid: int, mean: Sequence[float], std: Sequence[float]) -> None:
@@ -104,7 +104,7 @@ class PixelNorm(nn.Module):
         frames: UInt8[Tensor, "clip frame height width 3"],
         mask: Bool[Tensor, "clip frame grid grid"] | None = None,
     ) -> Float[Tensor, "images 3 input_px input_px"]:
-        """Frames as decoded, uint8 0-255. Pixels under the mask become 0 (black) before normalisation.
+        """Normalise decoded frames (uint8, 0-255); masked pixels become 0 (black) before normalisation.
 
         Frames of another size are resized with antialiasing. The mask is then applied before and after, so that no
         masked pixel bleeds into a visible region. Paper: Sec. 3.4; "zero-value pixels" read as in VIOLET.
@@ -124,13 +124,13 @@ class PixelNorm(nn.Module):
 def hide(
     pixels: Float[Tensor, "images 3 height width"], mask: Bool[Tensor, "images 1 grid grid"]
 ) -> Float[Tensor, "images 3 height width"]:
-    """Zero the pixels of masked cells."""
+    """Set the pixels of masked cells to zero."""
     cells = F.interpolate(mask.to(torch.uint8), pixels.shape[-2:], mode="nearest")
     return pixels.masked_fill(cells.bool(), 0.0)
 
 
 def use_explicit_attention(model: nn.Module, explicit: bool = True) -> None:
-    """Switch every attention of ours in `model` between the fused kernel and the two spelled-out products."""
+    """Switch every `Attention` in `model` between explicit matrix products and the fused kernel."""
     for module in model.modules():
         if isinstance(module, Attention):
             module.explicit = explicit

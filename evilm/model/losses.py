@@ -1,4 +1,4 @@
-"""Losses of both trainings. Those of pre-training come as sums, so that workers can share one mean."""
+"""Losses of both trainings. Pre-training losses are sums, from which workers compute one common mean."""
 
 from typing import NamedTuple
 
@@ -11,12 +11,12 @@ from evilm.config.models import FocalConfig
 
 
 class LossSum(NamedTuple):
-    """A loss added over `num_items` items, of which `correct` were guessed right (-1 where that means nothing).
+    """A loss summed over `num_items` items, `correct` of which were predicted correctly (-1: not applicable).
 
     `num_items` is known on the host, from shapes; `total` and `correct` stay on the device.
 
-    The mean over all workers is sum of totals / sum of items; a mean of the workers' means would weigh items
-    differently by where they are.
+    The mean over all workers is the sum of totals / the sum of items; a mean of the workers' means would weight an
+    item by how many others its worker has.
     """
 
     total: Float[Tensor, ""]
@@ -25,14 +25,14 @@ class LossSum(NamedTuple):
 
     @property
     def mean(self) -> Float[Tensor, ""]:
-        """Total over items; 0 with a gradient of 0 where nothing was asked."""
+        """Divide the total by the number of items; without items, return 0 with a gradient of 0."""
         return self.total / max(self.num_items, 1)
 
 
 def classification(logits: Float[Tensor, "item classes"], targets: Int64[Tensor, "item"]) -> LossSum:
-    """Cross-entropy added over items, with the number of right guesses.
+    """Sum cross-entropy over items and count the correct predictions.
 
-    No item gives a total of 0 that still hangs on the graph, so that every worker's backward pass is the same.
+    Without items the total is 0 but still attached to the graph, so that every worker runs the same backward pass.
     """
     logits = logits.float()
     if targets.shape[0] == 0:
@@ -42,27 +42,27 @@ def classification(logits: Float[Tensor, "item classes"], targets: Int64[Tensor,
 
 
 def mvm_loss(logits: Float[Tensor, "region num_codes"], code_ids: Int64[Tensor, "region"]) -> LossSum:
-    """Masked video modelling: -log p(code) over the masked regions, which alone are passed in. Paper: Eq. 3."""
+    """Compute masked video modelling, -log p(code); pass masked regions only. Paper: Eq. 3."""
     return classification(logits, code_ids)
 
 
 def mlm_loss(logits: Float[Tensor, "word vocab"], targets: Int64[Tensor, "word"]) -> LossSum:
-    """Masked language modelling: -log p(word) over the masked words, which alone are passed in. Paper: Sec. 3.2."""
+    """Compute masked language modelling, -log p(word); pass masked words only. Paper: Sec. 3.2."""
     return classification(logits, targets)
 
 
 def vtm_loss(logits: Float[Tensor, "pair 2"], matched: Bool[Tensor, "pair"]) -> LossSum:
-    """Video-text matching: two-way cross-entropy, class 1 = matched. Paper: Sec. 3.2."""
+    """Compute video-text matching, two-way cross-entropy with class 1 = matched. Paper: Sec. 3.2."""
     return classification(logits, matched.long())
 
 
 def focal_word_loss(
     logits: Float[Tensor, "clip vocab"], caption_words: Bool[Tensor, "clip vocab"], config: FocalConfig
 ) -> Float[Tensor, ""]:
-    """Multi-label loss of the words of a caption, mean over clips, times `config.weight`.
+    """Compute the multi-label loss of caption words: mean over clips, times `config.weight`.
 
-    A word in the caption costs -(1-p)^gamma_positive log p, another one -p^gamma_negative log(1-p).
-    Paper: Eq. 6. Differs: the printed equation lacks the minus sign, and minimising it would unlearn the words.
+    A word in the caption costs -(1-p)^gamma_positive log p, any other word -p^gamma_negative log(1-p).
+    Paper: Eq. 6. Differs: the printed equation lacks the minus sign; minimising it would unlearn the words.
     """
     logits = logits.float()
     p = logits.sigmoid()
@@ -77,7 +77,7 @@ def focal_word_loss(
 
 
 def _power(base: Tensor, exponent: float) -> Tensor | float:
-    """base ** exponent with usable gradients: 0 ** 0.5 has an infinite one, and exponents 0 and 1 need no power."""
+    """Compute base ** exponent with finite gradients: 0 ** 0.5 has an infinite one; exponents 0 and 1 need no power."""
     if exponent == 0:
         return 1.0
     return base if exponent == 1 else base.clamp_min(1e-6) ** exponent
@@ -93,10 +93,11 @@ class QuantizerLosses(NamedTuple):
 def quantizer_losses(
     vectors: Float[Tensor, "region code_dim"], codes: Float[Tensor, "region code_dim"]
 ) -> QuantizerLosses:
-    """||sg[E(X)] - C_q||^2, which moves the codes, and ||E(X) - sg[C_q]||^2, which moves the encoder.
+    """Compute ||sg[E(X)] - C_q||^2, which moves the codes, and ||E(X) - sg[C_q]||^2, which moves the encoder.
 
     The squared norm is summed over code_dim and averaged over regions. Both sides are l2-normalised here, so each
-    term is 2 - 2 cos, between 0 and 4. Paper: Eq. 7. Differs: Eq. 7 does not say how regions are reduced; mean.
+    term is 2 - 2 cos, between 0 and 4. Paper: Eq. 7. Differs: Eq. 7 does not say how to reduce over regions; we take
+    the mean.
     """
     codebook = (vectors.detach() - codes).square().sum(-1).mean()
     commitment = (vectors - codes.detach()).square().sum(-1).mean()

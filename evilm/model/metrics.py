@@ -1,6 +1,6 @@
-"""Metrics that ties and constant scores cannot inflate, each with chance level and standard error.
+"""Retrieval and word metrics with chance level and standard error, which ties and constant scores cannot inflate.
 
-Ranks count ties by their mean, so a model that scores everything alike is at chance, not at 100 %.
+Tied items share their mean rank, so a model that scores everything the same is at chance, not at 100 %.
 """
 
 import math
@@ -14,24 +14,24 @@ from evilm.errors import CheckpointError
 
 @dataclass(frozen=True)
 class Figure:
-    """A measured value beside what guessing gives."""
+    """A measured value with its chance level."""
 
     value: float
     chance: float
     standard_error: float
-    """The larger of those at the measured value and at chance; a value of 0 or 1 would else have none."""
+    """The larger of the errors at the measured value and at chance; a value of 0 or 1 would otherwise have none."""
     sigmas_above_chance: float
-    """Standard errors by which guessing is beaten; negative where it is not."""
+    """Standard errors above chance; negative if worse than chance."""
     count: int
-    """Independent trials behind the value: queries, or clips."""
+    """Independent trials: queries or clips."""
 
     def as_dict(self) -> dict[str, float]:
-        """Plain numbers for a summary, six digits."""
+        """Return plain numbers for a summary, rounded to six digits."""
         return {name: value if name == "count" else round(value, 6) for name, value in asdict(self).items()}
 
 
 def proportion(hits: Num[np.ndarray, "trial"], chance: float) -> Figure:
-    """Share of hits (0 or 1 each) with its binomial standard error."""
+    """Compute the share of hits (0 or 1 each) and its binomial standard error."""
     count = len(hits)
     value = float(np.mean(hits))
     error = math.sqrt(max(value * (1 - value), chance * (1 - chance)) / count)
@@ -41,10 +41,10 @@ def proportion(hits: Num[np.ndarray, "trial"], chance: float) -> Figure:
 def ranks(
     scores: Float[np.ndarray, "query item"], targets: Int[np.ndarray, "query"], what: str = "query"
 ) -> Float[np.ndarray, "query"]:
-    """Place of each query's target among all items, 1 the best; tied items share their mean place.
+    """Rank each query's target among all items, 1 = best; tied items share their mean rank.
 
     Raises:
-        CheckpointError: a score is not finite, or a query scores all its items alike.
+        CheckpointError: a score is not finite, or a query scores all its items the same.
     """
     scores = np.asarray(scores, dtype=np.float64)
     _refuse_useless(scores, what)
@@ -53,14 +53,14 @@ def ranks(
 
 
 def recall_at(places: Float[np.ndarray, "query"], k: int, num_items: int) -> Figure:
-    """R@k: share of queries whose target is among the first k of `num_items`."""
+    """Compute R@k, the share of queries whose target is among the first k of `num_items`."""
     return proportion(places <= k, min(1.0, k / num_items))
 
 
 def median_rank(places: Float[np.ndarray, "query"], num_items: int) -> Figure:
-    """Median place; lower is better, and `sigmas_above_chance` says how far below chance it lies.
+    """Compute the median rank; lower is better, and `sigmas_above_chance` counts how far it is below chance.
 
-    The standard error is that of the median of as many uniform places, i.e. of guessing.
+    The standard error is that of the median of as many uniform ranks, i.e. of guessing.
     """
     value, chance = float(np.median(places)), (num_items + 1) / 2
     error = num_items / (2 * math.sqrt(len(places)))
@@ -70,7 +70,7 @@ def median_rank(places: Float[np.ndarray, "query"], num_items: int) -> Figure:
 def retrieval(
     scores: Float[np.ndarray, "query item"], targets: Int[np.ndarray, "query"], what: str = "query"
 ) -> tuple[dict[str, Figure], Float[np.ndarray, "query"]]:
-    """R@1, R@5, R@10 and median rank, and the places behind them."""
+    """Compute R@1, R@5, R@10 and median rank; return them and the ranks."""
     places = ranks(scores, targets, what)
     num_items = scores.shape[1]
     figures = {f"r{k}": recall_at(places, k, num_items) for k in (1, 5, 10)}
@@ -78,19 +78,19 @@ def retrieval(
 
 
 def choice_hits(scores: Float[np.ndarray, "query choice"], answer: int = 0) -> Bool[np.ndarray, "query"]:
-    """Return whether choice `answer` is scored strictly above all others of its query; a tie is a miss.
+    """Check for each query if choice `answer` scores strictly above all others; a tie is a miss.
 
     Raises:
-        CheckpointError: a score is not finite, or a query scores all its choices alike.
+        CheckpointError: a score is not finite, or a query scores all its choices the same.
     """
     return ranks(scores, np.full(len(scores), answer), "question") == 1
 
 
 def clip_accuracy(hits: Num[np.ndarray, "clip region"], baseline: Num[np.ndarray, "clip region"]) -> Figure:
-    """Share of hits over all regions against a baseline's on the same regions.
+    """Compare the share of hits over all regions with a baseline's on the same regions.
 
-    Regions of a clip are alike, so clips are the independent trials: the standard error is that of the mean, over
-    clips, of the difference to the baseline.
+    Regions of a clip are correlated, so clips are the independent trials: the standard error is that of the mean
+    difference to the baseline over clips.
     """
     value, chance = float(np.mean(hits)), float(np.mean(baseline))
     difference = (np.asarray(hits, dtype=np.float64) - np.asarray(baseline, dtype=np.float64)).mean(axis=1)
@@ -100,10 +100,10 @@ def clip_accuracy(hits: Num[np.ndarray, "clip region"], baseline: Num[np.ndarray
 
 
 def mean_average_precision(scores: Float[np.ndarray, "clip word"], present: Bool[np.ndarray, "clip word"]) -> float:
-    """Mean over words of the average precision with which scores find the clips that have the word.
+    """Average over words the average precision of retrieving the clips with that word.
 
-    Words of no clip or of all clips say nothing and are left out; tied clips are found together, so a constant score
-    gives a word its share of clips. 0 where no word is left.
+    Words of no clip or of all clips are skipped. Tied clips are retrieved together, so a constant score reaches the
+    word's share of clips. Returns 0 if no word remains.
     """
     present = np.asarray(present, dtype=bool)
     found = present.sum(axis=0)
@@ -113,14 +113,14 @@ def mean_average_precision(scores: Float[np.ndarray, "clip word"], present: Bool
 
 
 def chance_precision(present: Bool[np.ndarray, "clip word"]) -> float:
-    """Return what `mean_average_precision` gives to constant scores: the mean share of clips that have a word."""
+    """Compute the `mean_average_precision` of constant scores: the mean share of clips that have a word."""
     share = np.asarray(present, dtype=bool).mean(axis=0)
     share = share[(share > 0) & (share < 1)]
     return float(share.mean()) if len(share) else 0.0
 
 
 def _average_precision(scores: np.ndarray, present: np.ndarray) -> float:
-    """Sum over distinct scores, from the highest, of precision times gain in recall."""
+    """Sum precision times gain in recall over distinct scores, from the highest."""
     order = np.argsort(-scores, kind="stable")
     ordered = scores[order]
     last = np.flatnonzero(np.append(ordered[1:] != ordered[:-1], True))  # the end of each group of ties
@@ -129,7 +129,7 @@ def _average_precision(scores: np.ndarray, present: np.ndarray) -> float:
 
 
 def _refuse_useless(scores: np.ndarray, what: str) -> None:
-    """Scores that rank nothing are an error, not a figure."""
+    """Reject scores that are not finite or do not distinguish the items of a row."""
     bad = np.flatnonzero(~np.isfinite(scores).all(axis=1))
     if len(bad):
         raise CheckpointError(
@@ -141,10 +141,10 @@ def _refuse_useless(scores: np.ndarray, what: str) -> None:
         raise CheckpointError(
             f"{len(flat)} of {len(scores)} rows of scores are constant (first: {what} {flat[0]}, "
             f"{scores.shape[1]} items at {scores[flat[0], 0]:.4g}); "
-            "the model tells nothing apart, train it longer or check its input"
+            "the model does not distinguish them; train it longer or check its input"
         )
 
 
 def _sigmas(gain: float, error: float) -> float:
-    """A gain in standard errors; without error (one clip, or all clips alike) there is no evidence: 0."""
+    """Express a gain in standard errors; an error of 0 (one clip, or all clips equal) is no evidence and gives 0."""
     return gain / error if error > 0 else 0.0

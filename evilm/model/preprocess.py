@@ -1,4 +1,4 @@
-"""From a video file, JPEGs or pixels to the frames that a model was trained on: the rules that are saved beside it."""
+"""Convert a video file, JPEGs or pixels to a model's input frames, by the rules saved beside the model."""
 
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -24,33 +24,33 @@ from evilm.video.resize import fit, resize
 
 PREPROCESSOR = "preprocessor_config.json"
 Video = str | Path | Sequence[bytes] | np.ndarray
-"""A video file (local path or URI), its frames as JPEGs, or as pixels (uint8 RGB; frame, row, col, 3)."""
+"""A video file (local path or URI), or its frames as JPEGs or pixels (uint8 RGB; frame, row, col, 3)."""
 
 
 class Preprocessor:
-    """Reads videos as `shard_videos` did for the training, so that a file gives the very frames of its shard."""
+    """Read videos as `shard_videos` did for the training, so that a file gives exactly the frames of its shard."""
 
     def __init__(self, frames: FramesConfig, num_frames: int) -> None:
-        """Take the settings of the frame shards and the model's number of frames.
+        """Use the settings of the frame shards and the model's number of frames.
 
-        Frames at random times become those in the middle of their spans.
+        Random sampling becomes sampling at the middle of each span.
         """
         self.frames = frames.override({"sampling": "centre"})
         self.num_frames = num_frames
-        # Files come from anywhere: one that hangs or kills its decoder must not take the model along.
+        # Files come from anywhere: one that hangs or crashes its decoder must not stop the caller's process.
         self._decoder, self._one_at_a_time = Decoder(self.frames), Lock()
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.frames, self.num_frames)
 
     def __call__(self, video: Video) -> UInt8[np.ndarray, "frame row col 3"]:
-        """The frames of a video, square and as many as the model takes.
+        """Return the frames of a video, square and as many as the model takes.
 
-        Of more frames than that, the middle one of each of equal groups is taken.
+        If there are more, they are divided into equal groups, and the middle one of each is used.
 
         Raises:
             DecodeError: the file or a JPEG can't be decoded, or a file takes longer than `frames.decode_timeout_s`.
-            ConfigError: fewer frames than the model takes, or no pixels.
+            ConfigError: there are fewer frames than the model takes, or an array is not pixels.
         """
         if isinstance(video, str | Path):
             pixels = self._decode_file(str(video))
@@ -59,7 +59,7 @@ class Preprocessor:
         else:
             pixels = [_decode_jpeg(jpeg, self.frames.max_pixels) for jpeg in video]
         if len(pixels) < self.num_frames:
-            raise ConfigError(f"a video of {len(pixels)} frames; give at least the model's {self.num_frames}")
+            raise ConfigError(f"a video of {len(pixels)} frames; pass at least the model's {self.num_frames}")
         bounds = [k * len(pixels) // self.num_frames for k in range(self.num_frames + 1)]
         picked = [pixels[(start + end - 1) // 2] for start, end in pairwise(bounds)]
         return np.stack([self._to_square(frame) for frame in picked])
@@ -78,22 +78,22 @@ class Preprocessor:
 
     def _to_square(self, frame: np.ndarray) -> np.ndarray:
         if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3:
-            raise ConfigError(f"frames of {frame.dtype} {frame.shape}; give uint8 RGB pixels (frame, row, col, 3)")
+            raise ConfigError(f"frames of {frame.dtype} {frame.shape}; pass uint8 RGB pixels (frame, row, col, 3)")
         side = self.frames.frame_px
         if frame.shape[:2] == (side, side):
             return frame
         return resize(np.ascontiguousarray(frame), fit(frame.shape[1], frame.shape[0], side, self.frames.resize), side)
 
     def save(self, uri: str, config: EViLMConfig) -> None:
-        """Write the rules beside the model."""
+        """Write the preprocessing rules beside the model."""
         storage.write_json(storage.join(uri, PREPROCESSOR), self._content(config))
 
     @classmethod
     def load(cls, uri: str, config: EViLMConfig) -> Self:
-        """The rules beside a model.
+        """Load the preprocessing rules saved beside a model.
 
         Raises:
-            CheckpointError: there are none, or they ask for what this code would not do.
+            CheckpointError: there are none, or this code can't follow them.
         """
         place = storage.join(uri, PREPROCESSOR)
         try:
@@ -109,7 +109,7 @@ class Preprocessor:
         return rules
 
     def _content(self, config: EViLMConfig) -> dict[str, Any]:
-        """By the names that transformers has for them, and all that makes frames out of a video under `frames`."""
+        """Return the rules by the names of transformers, and all settings of the frame shards under `frames`."""
         mean, std = pixel_statistics(config.video_encoder)
         return {
             "processor_class": "EViLM",
@@ -127,10 +127,10 @@ class Preprocessor:
 
 
 def _decode_jpeg(jpeg: bytes, max_pixels: int) -> np.ndarray:
-    """Pixels of one JPEG of any size.
+    """Decode one JPEG of any size to pixels.
 
     Raises:
-        DecodeError: it is none, is damaged, or has too many pixels.
+        DecodeError: it is not a JPEG, is damaged, or has too many pixels.
     """
     try:
         height, width = (int(side) for side in simplejpeg.decode_jpeg_header(jpeg)[:2])
@@ -138,4 +138,4 @@ def _decode_jpeg(jpeg: bytes, max_pixels: int) -> np.ndarray:
             raise DecodeError(RejectReason.TOO_LARGE, f"a frame of {width} x {height} pixels, allowed are {max_pixels}")
         return simplejpeg.decode_jpeg(jpeg, colorspace="RGB", fastdct=False, fastupsample=False)
     except (ValueError, TypeError) as error:
-        raise DecodeError(RejectReason.DECODE_ERROR, f"a frame that is no JPEG ({error})") from None
+        raise DecodeError(RejectReason.DECODE_ERROR, f"a frame that is not a JPEG ({error})") from None

@@ -1,7 +1,7 @@
-"""Weights in safetensors beside a JSON config: written, read and checked the same way for every model.
+"""Write, read and check a saved model: weights in safetensors beside a JSON config.
 
 The files follow the conventions of transformers: `config.json` holds the settings of the model at its top level, beside
-`model_type`, `architectures`, `dtype` and the versions of what wrote it.
+`model_type`, `architectures`, `dtype` and the versions of the software that wrote it.
 """
 
 import platform
@@ -22,7 +22,7 @@ CONFIG = "config.json"
 
 
 class _Kind(NamedTuple):
-    """Name of a kind of model in its config, and the keys there that are not settings."""
+    """The names of a kind of model in its config, and the config keys that are not settings."""
 
     model_type: str
     architecture: str
@@ -37,7 +37,7 @@ _ABOUT = ("architectures", "dtype", "model_type", "transformers_version", "versi
 
 
 def versions() -> dict[str, str]:
-    """Versions of what wrote a model."""
+    """Return the versions of the software that writes a model."""
     return {
         "evilm": evilm.__version__,
         "python": platform.python_version(),
@@ -48,13 +48,13 @@ def versions() -> dict[str, str]:
 
 
 def weight_bytes(state: dict[str, Tensor]) -> bytes:
-    """A state dict as safetensors bytes; equal weights give equal bytes on every machine."""
+    """Serialise a state dict to safetensors; equal weights give equal bytes on every machine."""
     tensors = {name: state[name].detach().cpu().contiguous() for name in sorted(state)}
     return safetensors.torch.save(tensors, metadata={"format": "pt"})
 
 
 def save(uri: str, kind: str, config: Config, files: dict[str, dict[str, Tensor]], **facts: Any) -> None:
-    """Write weight files, then the config, which thereby says that the weights are all there."""
+    """Write weight files, then the config, whose presence marks the weights as complete."""
     for name, state in files.items():
         storage.write_bytes(storage.join(uri, name), weight_bytes(state))
     weights = next(tensor for state in files.values() for tensor in state.values() if tensor.is_floating_point())
@@ -62,7 +62,7 @@ def save(uri: str, kind: str, config: Config, files: dict[str, dict[str, Tensor]
 
 
 def save_config(uri: str, kind: str, config: Config, dtype: str = "float32", **facts: Any) -> None:
-    """Write the config of a model whose weights have this dtype."""
+    """Write the config of a model with weights of this dtype."""
     known = _KINDS[kind]
     assert set(facts) <= set(known.facts)
     content = {
@@ -78,7 +78,7 @@ def save_config(uri: str, kind: str, config: Config, dtype: str = "float32", **f
 
 
 def model_type(uri: str, default: str) -> str:
-    """Read what kind of model is saved at `uri`; `default` where its config is missing or does not say."""
+    """Read the `model_type` of the model at `uri`; `default` if its config is missing or has none."""
     try:
         content = storage.read_json(storage.join(uri, CONFIG))
     except (FileNotFoundError, NotADirectoryError, ShardError):
@@ -87,10 +87,10 @@ def model_type(uri: str, default: str) -> str:
 
 
 def read_config(uri: str, kind: str) -> dict[str, Any]:
-    """The config file of a saved model of that kind: its settings under `config`, and what else it tells.
+    """Read the config file of a saved model of that kind: its settings under `config`, beside the other keys.
 
     Raises:
-        CheckpointError: none is there, or it belongs to another kind of model.
+        CheckpointError: there is none, or it belongs to another kind of model.
     """
     try:
         content = storage.read_json(storage.join(uri, CONFIG))
@@ -114,25 +114,25 @@ def read_config(uri: str, kind: str) -> dict[str, Any]:
 
 
 def read_weights(uri: str, name: str) -> dict[str, Tensor]:
-    """The tensors of one weight file.
+    """Read the tensors of one weight file.
 
     Raises:
-        CheckpointError: it is missing or damaged.
+        CheckpointError: the file is missing or damaged.
     """
     place = storage.join(uri, name)
     try:
         return safetensors.torch.load(storage.read_bytes(place))
     except (FileNotFoundError, NotADirectoryError):
-        raise CheckpointError(f"{place} is missing; the model was not saved whole, save it again") from None
+        raise CheckpointError(f"{place} is missing; the model was saved incompletely, save it again") from None
     except safetensors.SafetensorError as error:
         raise CheckpointError(f"{place} is damaged ({error}); save it again or take another copy") from None
 
 
 def as_dtype(name: str | torch.dtype) -> torch.dtype:
-    """A dtype by its name.
+    """Look up a dtype by its name.
 
     Raises:
-        ConfigError: none that weights can have.
+        ConfigError: weights can't have this dtype.
     """
     dtype = name if isinstance(name, torch.dtype) else getattr(torch, str(name), None)
     if dtype not in (torch.float32, torch.bfloat16, torch.float16):
@@ -142,15 +142,15 @@ def as_dtype(name: str | torch.dtype) -> torch.dtype:
 
 
 def as_device(name: str | torch.device) -> torch.device:
-    """A device that is there.
+    """Look up a device by its name and check that it is available.
 
     Raises:
-        ConfigError: it is not.
+        ConfigError: it is not available.
     """
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:  # the latter where torch was built without CUDA
+    except (RuntimeError, AssertionError) as error:  # AssertionError: torch was built without CUDA
         reason = " ".join(str(error).splitlines()[0].split())
         raise ConfigError(f"device = {str(name)!r} can't be used here ({reason}); use cpu") from None
     return device
@@ -160,7 +160,7 @@ def load_into(module: nn.Module, state: dict[str, Tensor], where: str) -> None:
     """Copy weights into `module`, which must have exactly these names and shapes.
 
     Raises:
-        CheckpointError: names or shapes differ; the line names how many and the first of each.
+        CheckpointError: names or shapes differ; the message counts them and shows the first of each kind.
     """
     own = module.state_dict()
     faults = {
@@ -174,5 +174,5 @@ def load_into(module: nn.Module, state: dict[str, Tensor], where: str) -> None:
     }
     if any(faults.values()):
         found = "; ".join(f"{len(names)} {kind}, e.g. {names[0]}" for kind, names in faults.items() if names)
-        raise CheckpointError(f"{where} does not fit the model: {found}; the config beside it must be the one it had")
+        raise CheckpointError(f"{where} does not fit the model: {found}; restore the config it was saved with")
     module.load_state_dict(state)

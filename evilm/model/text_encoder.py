@@ -1,4 +1,4 @@
-"""The small BERT that encodes captions, Sec. 3.1."""
+"""The text encoder, a small BERT. Paper: Sec. 3.1."""
 
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
@@ -7,10 +7,10 @@ from evilm.config.models import EViLMConfig
 
 
 class TextEncoder(nn.Module):
-    """BERT of 12 layers x 128 by default, without pooler, always from scratch. Paper: Sec. 4.1, Table 8."""
+    """A BERT of 12 layers x 128 by default, without pooler, trained from scratch. Paper: Sec. 4.1, Table 8."""
 
     def __init__(self, config: EViLMConfig) -> None:
-        from transformers.models.bert import BertConfig, BertModel  # seconds, which only who builds a model should pay
+        from transformers.models.bert import BertConfig, BertModel  # takes seconds: import only to build a model
 
         super().__init__()
         bert = BertConfig(
@@ -22,7 +22,7 @@ class TextEncoder(nn.Module):
             max_position_embeddings=config.text_positions,
             hidden_dropout_prob=config.dropout,
             attention_probs_dropout_prob=config.dropout,
-            # BERT's 0.02 belongs to width 768; this keeps the gain of a layer the same at ours
+            # BERT's 0.02 is for width 768; this keeps the gain of a layer the same at our width
             initializer_range=0.02 * (768 / config.text_dim) ** 0.5,
             pad_token_id=None,  # no row of the word table is special: padding is masked out
         )
@@ -31,16 +31,16 @@ class TextEncoder(nn.Module):
 
     @property
     def word_table(self) -> Tensor:
-        """Word embeddings (vocab, text_dim); the MLM head shares them."""
+        """Return the word embeddings (vocab, text_dim), which the MLM head shares."""
         return self.bert.embeddings.word_embeddings.weight
 
     def forward(
         self, input_ids: Int64[Tensor, "clip word"], padding: Bool[Tensor, "clip word"]
     ) -> Float[Tensor, "clip word text_dim"]:
-        """One vector per word; `padding` True marks the fill behind a caption."""
+        """Return one vector per word piece; `padding` is True at padding."""
         visible = ~padding
         if self.bert.config._attn_implementation == "sdpa":
-            # A finished mask is taken as it is; given one row per caption, transformers would ask the device whether
-            # there is any padding, and wait for the answer.
+            # transformers uses a 4-D mask unchanged. With one row per caption it would check on the device for padding,
+            # and wait for the result.
             visible = visible[:, None, None, :].expand(-1, 1, padding.shape[1], -1)
         return self.bert(input_ids=input_ids, attention_mask=visible).last_hidden_state

@@ -1,8 +1,8 @@
-"""Start values of a model from a trained one of its kind, whose vocabulary, grid and frames may be others.
+"""Initialise a model from a trained one of its kind, even with another vocabulary, grid or number of frames.
 
-Weights of the same name and shape are taken as they are. Rows of words follow their word piece, and positions are
-interpolated over the frame and over time, as both show the same clip with more or fewer of them. Whatever else has
-another shape, or another meaning, keeps its fresh values, and is named.
+Weights of the same name and shape are copied. Word rows follow their word piece. Positions are interpolated over the
+frame and over time, since both models see the same clip with more or fewer of them. Weights of another shape or
+meaning keep their random values and are reported.
 """
 
 from collections.abc import Callable, Collection, Mapping
@@ -23,7 +23,7 @@ from evilm.model.tokenizers.semantic_vq import VideoTokenizer
 from evilm.text.vocab import Vocab
 
 Change = Callable[[Tensor, Tensor], Tensor]
-"""From an old weight and the fresh one in its place to start values; of another shape than the fresh one if unfit."""
+"""From the old and the new model's weight to the initial value; a shape other than the new one's means "unfit"."""
 
 _STUDENT_NEEDS = {
     "video_encoder": ("video_encoder.", "video_projection."),
@@ -31,21 +31,21 @@ _STUDENT_NEEDS = {
     "decoder_heads": ("decoder.",),
 }
 _TOKENIZER_NEEDS = {"encoder_heads": ("encoder.blocks.",), "decoder_heads": ("decoder.blocks.",)}
-"""Settings that have to agree for weights to mean the same, which their shapes may not tell."""
+"""Settings that must agree for weights to have the same meaning, and the weights they concern."""
 
 
 @dataclass(frozen=True)
 class WarmStart:
-    """Weights that a model took from another one, by name; `decoder.*` stands for all that begin so."""
+    """Names of the weights that a model took from another one; `decoder.*` means all with this prefix."""
 
     model: str
     """Folder of the other model."""
     taken: int
-    """Weights that start from its own."""
+    """Number of weights taken from it."""
     resized: list[str]
-    """Those among them that were interpolated, or of which only some rows were taken."""
+    """Weights that were interpolated or taken in part."""
     unused: list[str]
-    """Weights of the other model that fit nowhere."""
+    """Weights of the other model that do not fit."""
     fresh: list[str]
     """Weights that start from random values."""
 
@@ -57,17 +57,17 @@ class WarmStart:
 
 
 def start_model(config: EViLMConfig, uri: str, vocab: Vocab, tokenizer: str) -> tuple[EViLMModel, WarmStart]:
-    """Build a student whose weights start from those of another.
+    """Build a model whose weights start from those of another one.
 
     Args:
-        config: of the new student; `vocab_size` is that of `vocab`.
-        uri: folder of the other one, a published model or a checkpoint, a local path or s3://bucket/key.
-        vocab: of the new student.
-        tokenizer: fingerprint of the video tokenizer whose codes it learns; the scores of another one's codes are not
-            taken.
+        config: the new architecture; its `vocab_size` is that of `vocab`.
+        uri: the other model's folder, published or a checkpoint; a local path or s3://bucket/key.
+        vocab: the new vocabulary.
+        tokenizer: fingerprint of the video tokenizer whose codes the model will learn; the MVM head is taken only if
+            the other model learned the codes of the same one.
 
     Raises:
-        CheckpointError: no student is there, it is damaged, or nothing of it fits.
+        CheckpointError: there is no model, it is damaged, or none of its weight matrices fits.
         VocabError: its vocabulary is missing.
     """
     old = EViLMModel.from_pretrained(uri, dtype=torch.float32)
@@ -85,21 +85,21 @@ def start_model(config: EViLMConfig, uri: str, vocab: Vocab, tokenizer: str) -> 
 
 
 def start_tokenizer(config: VideoTokenizerConfig, uri: str, vocab: Vocab) -> tuple[VideoTokenizer, WarmStart]:
-    """Build a tokenizer whose weights start from those of another, its codebook too if it has as many codes.
+    """Build a tokenizer whose weights start from those of another one, with its codebook if the sizes agree.
 
     Args:
-        config: of the new tokenizer; `vocab_size` is that of `vocab`.
-        uri: folder of the other one, a published tokenizer or a checkpoint, a local path or s3://bucket/key.
-        vocab: of the new tokenizer.
+        config: the new architecture; its `vocab_size` is that of `vocab`.
+        uri: the other tokenizer's folder, published or a checkpoint; a local path or s3://bucket/key.
+        vocab: the new vocabulary.
 
     Raises:
-        CheckpointError: no tokenizer is there, it is damaged, or nothing of it fits.
+        CheckpointError: there is no tokenizer, it is damaged, or none of its weight matrices fits.
         VocabError: its vocabulary is missing.
     """
     old = VideoTokenizer.from_pretrained(uri)
     clip = old.clip_shape() or {}
     tokenizer = VideoTokenizer(config, clip if clip.get("patch_size") == config.patch_px else None)
-    # Counts and moving means are no part of a published model: its checkpoint has to start the same training.
+    # A published model has no counts and moving averages, and its checkpoint must start the same training.
     state = {name: value for name, value in old.state_dict().items() if name not in _COUNTS}
     words = _by_piece(_vocab_of(uri, old.config.vocab_size), vocab)
     grids = {"old_grid": old.config.grid, "grid": config.grid}
@@ -119,14 +119,14 @@ _CODEBOOK, _COUNTS = "quantizer.codebook", ("quantizer.usage", "quantizer.mean_s
 
 
 def has_codebook(report: WarmStart) -> bool:
-    """Check whether a tokenizer took the codebook of the other one, which must then be kept."""
+    """Check if a tokenizer took the other one's codebook, which must then be kept."""
     return _CODEBOOK not in report.fresh
 
 
 def _take(
     module: nn.Module, state: Mapping[str, Tensor], changes: Mapping[str, Change], other: tuple[str, ...], uri: str
 ) -> WarmStart:
-    """Overwrite weights of `module` by those of `state` that fit, but for names that begin with one of `other`."""
+    """Copy the weights of `state` that fit into `module`, except names with a prefix in `other`."""
     own = {name: tensor for name, tensor in module.state_dict().items() if name not in _COUNTS}
     taken, resized = set[str](), list[str]()
     for name, value in state.items():
@@ -140,14 +140,14 @@ def _take(
         with torch.no_grad():
             own[name].copy_(start)
         taken.add(name)
-    if not any(state[name].ndim > 1 for name in taken):  # a bias or two always fit
-        raise CheckpointError(f"no weight matrix of {uri} fits this model; give a model of the same widths")
+    if not any(state[name].ndim > 1 for name in taken):  # some bias always fits
+        raise CheckpointError(f"no weight matrix of {uri} fits this model; start from a model of the same widths")
     unused, fresh = _brief(state.keys() - taken, state), _brief(own.keys() - taken, own)
     return WarmStart(uri, len(taken), resized, unused, fresh)
 
 
 def _differing(old: object, new: object, needs: Mapping[str, tuple[str, ...]]) -> tuple[str, ...]:
-    """Beginnings of the names of weights whose settings differ."""
+    """List the prefixes of weights whose settings differ."""
     return tuple(p for name, parts in needs.items() if getattr(old, name) != getattr(new, name) for p in parts)
 
 
@@ -155,13 +155,13 @@ def _vocab_of(uri: str, size: int) -> Vocab:
     vocab = Vocab.load(storage.join(uri, VOCAB))
     if vocab.size != size:
         raise CheckpointError(
-            f"the vocabulary of {uri} has {vocab.size} pieces, the model {size}; give the folder it was saved to"
+            f"the vocabulary of {uri} has {vocab.size} pieces, the model {size}; name the folder it was saved to"
         )
     return vocab
 
 
 def _by_piece(old: Vocab, new: Vocab) -> Change:
-    """Give each word piece the row that it has in the old table; the others keep their fresh rows."""
+    """Copy the old table's row of each word piece; new pieces keep their random rows."""
     at = {piece: row for row, piece in enumerate(old.pieces)}
     pairs = [(row, at[piece]) for row, piece in enumerate(new.pieces) if piece in at]
     rows, old_rows = torch.tensor(pairs).unbind(1)  # never empty: both have the special pieces
@@ -173,14 +173,14 @@ def _by_piece(old: Vocab, new: Vocab) -> Change:
 
 
 def _first_rows(value: Tensor, fresh: Tensor) -> Tensor:
-    """Take as many of the first rows as there are, of a table by position."""
+    """Copy the first rows of a position table, as many as both have."""
     if value.shape[1:] != fresh.shape[1:]:
         return value
     return torch.cat([value[: len(fresh)], fresh[len(value) :]])
 
 
 def _over_time(value: Tensor, fresh: Tensor) -> Tensor:
-    """Interpolate a vector per frame (frame, dim): frames are the middles of equal stretches of a clip."""
+    """Interpolate a vector per frame (frame, dim); frames are the middles of equal spans of a clip."""
     if len(value) == len(fresh):
         return value
     return F.interpolate(value.T[None], len(fresh), mode="linear", align_corners=False)[0].T
@@ -204,7 +204,7 @@ def _over_clip(value: Tensor, fresh: Tensor, old_grid: int, grid: int) -> Tensor
 
 
 def _brief(names: Collection[str], every: Collection[str]) -> list[str]:
-    """Sort names of weights, those of a part of which all are meant replaced by `part.*`."""
+    """Sort weight names; `part.*` replaces the names of a part if all of them are listed."""
     found: dict[str, None] = {}
     for name in sorted(names):
         parts = name.split(".")

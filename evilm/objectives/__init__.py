@@ -1,1 +1,1 @@
-"""Turn a batch into losses and metrics, one module per training. Torch only, no Ray."""
+"""Objectives: compute losses and metrics of a batch, one module per training. Torch only, no Ray."""

@@ -1,7 +1,7 @@
-"""Pre-training, Eq. 8: masked language modelling, video-text matching, masked video modelling in one step.
+"""The pre-training objective, Eq. 8: masked language modelling, video-text matching and masked video modelling.
 
-The student encodes each clip once and each caption once. The matched pair (masked regions, masked words) serves all
-three objectives; the mismatched pair, the same video encoding with another clip's caption, serves matching alone.
+The model encodes each clip once and each caption once. The matched pair (masked regions, masked words) is used by all
+three losses; the mismatched pair, the same video encoding with another clip's caption, only by matching.
 """
 
 from typing import Any
@@ -24,12 +24,12 @@ class PretrainObjective(Objective):
     """E-ViLM with its three losses. Paper: Eq. 3 and 8, Sec. 3.4."""
 
     def __init__(self, student: EViLMModel, settings: ObjectivesConfig, pool_clips: int = 0) -> None:
-        """Losses of a student.
+        """Join a model with its losses.
 
         Args:
             student: the model.
             settings: weights of the losses.
-            pool_clips: clips that an evaluation matches with each other's captions; 0 leaves that out.
+            pool_clips: clips whose captions an evaluation matches with each other; 0 turns that off.
         """
         super().__init__()
         self.pool_clips = pool_clips
@@ -38,10 +38,10 @@ class PretrainObjective(Objective):
         self.weights = {name: weight for name, weight in every.items() if weight > 0}
         heads = {"mlm": student.mlm_head, "vtm": student.match_head, "mvm": student.mvm_head}
         for name in every.keys() - self.weights.keys():
-            heads[name].requires_grad_(False)  # else DDP would wait for gradients that never come
+            heads[name].requires_grad_(False)  # otherwise DDP would wait for gradients that never come
 
     def forward(self, batch: PretrainBatch) -> dict[str, LossSum]:
-        """The losses of the objectives that have a weight; MLM and MVM on matched pairs only."""
+        """Compute the losses with a weight; MLM and MVM on matched pairs only."""
         student = self.student
         frames = batch.frames if batch.jitter is None else jitter_colours(batch.frames, batch.jitter)
         video = student.encode_video(frames, batch.mask)
@@ -59,7 +59,7 @@ class PretrainObjective(Objective):
         return losses
 
     def counts(self, batch: PretrainBatch) -> dict[str, int]:
-        """Masked words, pairs, and masked regions of a batch."""
+        """Count the masked words, pairs and masked regions of a batch."""
         counts = {
             "mlm": len(batch.mlm_positions),
             "vtm": len(batch.frames) + len(batch.negative_of),
@@ -68,7 +68,7 @@ class PretrainObjective(Objective):
         return {name: counts[name] for name in self.weights}
 
     def _matching(self, batch: PretrainBatch, video: torch.Tensor, matched_cls: torch.Tensor) -> LossSum:
-        """One matched and one mismatched pair per clip; the video encoding is shared."""
+        """Compute the matching loss: one matched and one mismatched pair per clip, with one video encoding."""
         student, cls = self.student, matched_cls
         if len(batch.negative_of):
             text = student.encode_text(batch.negative_ids, batch.negative_padding)
@@ -78,19 +78,19 @@ class PretrainObjective(Objective):
         return vtm_loss(student.match_logits(cls), matched)
 
     def scores(self) -> "PretrainScores":
-        """Losses and accuracies of the three objectives on a split."""
+        """Create an accumulator of the three objectives' losses and accuracies."""
         return PretrainScores(self)
 
 
 def _pick(
     states: Float[Tensor, "clip position dim"], positions: Int64[Tensor, " picked"]
 ) -> Float[Tensor, "picked dim"]:
-    """Select states by their flat positions; unlike a boolean mask, indices say their number without a wait."""
+    """Select states by flat position; the number of indices is known on the host, unlike a boolean mask's."""
     return states.flatten(0, 1).index_select(0, positions)
 
 
 class PretrainScores:
-    """Sums the losses of batches whose masks and negatives are the same in every evaluation."""
+    """Accumulates losses and hits over batches; their masks and negatives are the same in every evaluation."""
 
     def __init__(self, objective: PretrainObjective) -> None:
         self._objective = objective
@@ -105,7 +105,7 @@ class PretrainScores:
         for row, code_ids in enumerate((batch.code_ids, batch.code_ids[batch.mask.flatten(1)])):
             self._targets[row] += np.bincount(code_ids.flatten().numpy(), minlength=self._num_codes)
         batch = batch.to(device)
-        # Past a compiled `__call__`: in eval mode it would be compiled once more, on ranks that have a batch.
+        # `forward` bypasses a compiled `__call__`, which would be compiled again for eval mode on ranks with a batch.
         losses = self._objective.forward(batch)
         for name, loss in losses.items():
             self._counts[name] += loss.num_items
@@ -116,17 +116,19 @@ class PretrainScores:
             self._match = wins if self._match is None else self._match + wins
 
     def state(self) -> dict[str, Any]:
-        """Return total, count and hits by objective, and how often each code was a target."""
+        """Return total, count and hits by objective, and counts of each code as a target."""
         rows = [[0.0, 0.0]] * len(self._counts) if self._sums is None else self._sums.tolist()
         sums = {name: [row[0], self._counts[name], row[1]] for name, row in zip(self._counts, rows, strict=True)}
         match = np.zeros(2) if self._match is None else self._match.cpu().numpy()
         return {"sums": sums, "targets": self._targets, "match": match}
 
     def result(self, states: list[dict[str, Any]]) -> dict[str, float]:
-        """Mean loss and accuracy by objective, `loss` as their sum by the objectives' weights, as in training; of the
-        codes `code_usage`, and `mvm_most_frequent`, the accuracy of always guessing the split's most frequent code:
-        what MVM has to beat. `match_auc` is the chance that a clip and its own caption get a higher match score than
-        the clip or the caption with another.
+        """Compute metrics from the states of all workers.
+
+        These are mean loss and accuracy by objective, and `loss`, their weighted sum as in training. `code_usage` is
+        the share of codes that occur as targets, and `mvm_most_frequent` the accuracy of always predicting the most
+        frequent one: the baseline of MVM. `match_auc` is the probability that a clip and its own caption score higher
+        than the clip with another caption, or the caption with another clip.
         """
         metrics: dict[str, float] = {}
         for name in self._objective.weights:
@@ -146,12 +148,12 @@ class PretrainScores:
 
 
 def match_wins(student: EViLMModel, batch: PretrainBatch, pool_clips: int) -> Float[Tensor, "2"]:
-    """Match each clip against each caption of its pool of the batch, with nothing masked.
+    """Match each clip of a pool with each caption of that pool, without masking.
 
     Returns:
-        float64, on the device: comparisons won by the right pair, ties counting half, and comparisons: the right
-        caption against each other text for its clip, and the right clip against each other for its caption. Their
-        ratio does not depend on the size of pools.
+        Comparisons won by the right pair, with ties as half, and all comparisons (float64, on the device). Each clip
+        compares its own caption with every other text, each caption its own clip with every other clip. Their ratio
+        does not depend on the size of the pools.
     """
     found = torch.zeros(2, dtype=torch.float64, device=batch.frames.device)
     input_ids = torch.where(batch.word_targets != IGNORE, batch.word_targets, batch.input_ids)
@@ -164,7 +166,7 @@ def match_wins(student: EViLMModel, batch: PretrainBatch, pool_clips: int) -> Fl
             logits = student.match_logits(student.decode(video.expand(len(words), -1, -1), texts, padding).cls)
             rows.append(logits[:, 1] - logits[:, 0])
         scores = torch.stack(rows).float()  # clip x caption
-        others = (words[:, None] != words[None]).any(-1)  # equal captions are no wrong answers
+        others = (words[:, None] != words[None]).any(-1)  # an equal caption is not a wrong answer
         for own in (scores.diagonal()[:, None], scores.diagonal()[None]):
             ahead = (own > scores).double() + 0.5 * (own == scores).double()
             found += torch.stack([(ahead * others).sum(), others.sum().double()])

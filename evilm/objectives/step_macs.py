@@ -1,4 +1,4 @@
-"""Count multiply-accumulates (MACs) and gradients of a training step, from the model itself."""
+"""Count the multiply-accumulates (MACs) and gradient bytes of a training step, from the model itself."""
 
 from dataclasses import dataclass
 
@@ -8,32 +8,32 @@ from evilm.dataloader.masking import num_masked
 from evilm.model import cost
 from evilm.model.evilm_model import EViLMModel
 
-_MLP_RATIO = 4  # of the blocks of a ViT
+_MLP_RATIO = 4  # in the blocks of a ViT
 
 
 @dataclass(frozen=True)
 class StepWork:
-    """MACs of forward passes, per clip, and what workers exchange."""
+    """MACs of forward passes per clip, and bytes that workers exchange."""
 
     encoder_macs: float
-    """The student's video encoder, all frames."""
+    """Video encoder, all frames."""
     other_macs: float
-    """All else of a step: projection, texts, decoder passes, heads."""
+    """The rest of a step: projection, texts, decoder passes, heads."""
     tokenizer_macs: float
-    """Codes of all frames."""
+    """Video tokenizer, all frames."""
     gradient_bytes: int
     """Gradients of all trained parameters, float32."""
 
     @property
     def student_macs(self) -> float:
-        """Forward MACs of a step per clip."""
+        """Forward MACs of the model per clip and step."""
         return self.encoder_macs + self.other_macs
 
 
 def work_of(
     student: EViLMConfig, tokenizer: VideoTokenizerConfig, objectives: ObjectivesConfig, num_words: int
 ) -> StepWork:
-    """The work of a step on captions of `num_words` word pieces, all of the same length."""
+    """Count the work of a step on captions of `num_words` word pieces each."""
     model = EViLMModel(student, pretrained_video=False)
     encoder, other = step_macs(model, objectives, num_words)
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
@@ -41,10 +41,10 @@ def work_of(
 
 
 def step_macs(student: EViLMModel, objectives: ObjectivesConfig, num_words: int) -> tuple[float, float]:
-    """Forward MACs of one clip in a step, those of the video encoder and all else.
+    """Count the forward MACs of one clip in a step: those of the video encoder, and the rest.
 
-    The video is encoded once; matching takes a second caption and a second pass through the decoder. Heads see masked
-    words and regions alone.
+    The video is encoded once; matching adds a second caption and a second decoder pass. Heads process only masked words
+    and regions.
     """
     config, parts = student.config, cost.macs(student, num_words)
     passes = 2 if objectives.vtm_weight else 1
@@ -61,9 +61,9 @@ def step_macs(student: EViLMModel, objectives: ObjectivesConfig, num_words: int)
 
 
 def tokenizer_macs(config: VideoTokenizerConfig, num_frames: int) -> float:
-    """MACs of coding a clip: patches, blocks, projection, comparison with every code. The word decoder is not needed.
+    """Count the MACs of encoding a clip to codes: patches, blocks, projection, comparison with every code.
 
-    A CLIP encoder has a [CLS] beside the patches.
+    The word decoder is not needed. A CLIP encoder has a [CLS] beside the patches.
     """
     regions, width = config.grid**2, config.encoder_dim
     length = regions + (1 if config.encoder_weights else 0)
@@ -74,7 +74,7 @@ def tokenizer_macs(config: VideoTokenizerConfig, num_frames: int) -> float:
 
 
 def word_decoder_macs(config: VideoTokenizerConfig) -> float:
-    """MACs of the word scores of a clip from its codes: blocks over all regions, one head."""
+    """Count the MACs of a clip's word scores from its codes: blocks over all regions, one head."""
     regions, width = config.num_frames * config.grid**2, config.decoder_dim
     per_position = (4 + 2 * _MLP_RATIO) * width**2 + 2 * regions * width
     layers = config.decoder_layers * regions * per_position

@@ -1,7 +1,7 @@
-"""Training of the semantic video tokenizer: words of the caption from codes, and a codebook that stays alive.
+"""The objective of the semantic video tokenizer: predict caption words from codes, and keep the codebook in use.
 
-Paper: Eq. 5-7, Sec. 3.3. A random codebook with straight-through gradients collapses within an epoch, hence the
-data-dependent start and the revival of dead codes, both settings.
+Paper: Eq. 5-7, Sec. 3.3. A random codebook with straight-through gradients collapses within an epoch. Two settings
+prevent that: initialisation from data, and revival of dead codes.
 """
 
 import logging
@@ -24,11 +24,11 @@ from evilm.objectives.objective import Objective
 
 logger = logging.getLogger(__name__)
 
-_POOL = 4096  # vectors of a step that dead codes may be moved onto, spread evenly over its regions
+_POOL = 4096  # vectors of a step that may replace dead codes, spread evenly over its regions
 
 
 def tokenizer_losses(out: TokenizerOutput, batch: TokenizerBatch, settings: VideoTokenizerConfig) -> dict[str, LossSum]:
-    """Eq. 6 over clips, and the two terms of Eq. 7 over regions."""
+    """Compute Eq. 6 over clips and the two terms of Eq. 7 over regions."""
     no_accuracy = out.commitment_loss.new_full((), -1.0)
     clips, regions = len(batch.clip_ids), out.code_ids.numel()
     word = focal_word_loss(out.word_logits, batch.caption_words, settings.focal)
@@ -42,8 +42,8 @@ def tokenizer_losses(out: TokenizerOutput, batch: TokenizerBatch, settings: Vide
 class TokenizerObjective(Objective):
     """The tokenizer with its losses, and the upkeep of its codebook.
 
-    No forward pass talks to other workers. Regions are numbered within a global step (clip by clip, over all
-    micro-batches and workers), so the vectors that k-means and revival use do not depend on how a step is divided.
+    Forward passes do not communicate. Regions are numbered within a global step (clip by clip, over all micro-batches
+    and workers), so the vectors used by k-means and revival do not depend on how a step is divided.
     """
 
     def __init__(self, tokenizer: VideoTokenizer, settings: VideoTokenizerConfig) -> None:
@@ -58,7 +58,7 @@ class TokenizerObjective(Objective):
         self._pool_size = 0
 
     def forward(self, batch: TokenizerBatch) -> dict[str, LossSum]:
-        """Word loss (Eq. 6) and the two squared terms of Eq. 7."""
+        """Compute the word loss (Eq. 6) and the two squared terms of Eq. 7."""
         out = self.tokenizer(batch.frames)
         if self.training and self.settings.codebook.revive_below > 0:
             self._fill_pool(batch, out.vectors.detach())
@@ -66,15 +66,15 @@ class TokenizerObjective(Objective):
         return {name: losses[name] for name in self.weights}
 
     def counts(self, batch: TokenizerBatch) -> dict[str, int]:
-        """Clips, and for the terms of the codebook regions."""
+        """Count clips for the word loss and regions for the codebook terms."""
         clips = len(batch.clip_ids)
         regions = clips * batch.frames.shape[1] * self.settings.grid**2
         return {name: clips if name == "word" else regions for name in self.weights}
 
     def prepare(self, batches: Callable[[int], Iterable[Any]], seed: int) -> None:
-        """Start the codebook with k-means over the regions of the first steps, of all workers.
+        """Initialise the codebook by k-means over the regions of the first steps on all workers.
 
-        Every worker computes the same centres from the same vectors, up to the order in which a GPU adds them up.
+        Every worker computes the same centres from the same vectors, up to the order of summation on a GPU.
         """
         codebook = self.settings.codebook
         if codebook.init != "kmeans":
@@ -100,14 +100,14 @@ class TokenizerObjective(Objective):
 
         Returns:
             The vectors of each micro-batch with the number of its first region, counted over these steps; and the
-            number of regions of these steps, over all workers.
+            number of regions of these steps on all workers.
         """
         pieces: list[tuple[int, Tensor]] = []
         before, step_size, previous = 0, 0, -1
         self.eval()
         for batch in batches:
             vectors = self.tokenizer(batch.frames).vectors
-            if batch.first_clip <= previous:  # the first micro-batch of another step
+            if batch.first_clip <= previous:  # the first micro-batch of the next step
                 before += step_size
             previous = batch.first_clip
             first, step_size = _place(batch, vectors)
@@ -117,16 +117,16 @@ class TokenizerObjective(Objective):
 
     @torch.no_grad()
     def _fill_pool(self, batch: TokenizerBatch, vectors: Float[Tensor, "clip region code_dim"]) -> None:
-        """Put the pool's share of these vectors at its rows."""
+        """Copy the vectors selected for the pool to their rows."""
         first, step_size = _place(batch, vectors)
         size = self._pool_size = min(_POOL, step_size)
         rows = torch.arange(size, device=vectors.device) * step_size // size
         self.pool[:size] = _take_rows(self.pool[:size], rows, first, vectors.flatten(0, 1))
 
     def after_step(self, step: int, seed: int) -> None:
-        """Move the codebook's means (ema) and, every `revive_every` steps, dead codes onto regions of the step.
+        """Update the codebook's means (ema) and, every `revive_every` steps, move dead codes onto regions of the step.
 
-        Never waits for the device, and ignores vectors that are not finite.
+        Never waits for the device; ignores vectors that are not finite.
         """
         codebook, quantizer = self.settings.codebook, self.tokenizer.quantizer
         quantizer.move_means()
@@ -140,23 +140,23 @@ class TokenizerObjective(Objective):
         self.pool.zero_()
 
     def collect_counts(self) -> None:
-        """Bring to rank 0 how often codes were chosen, which decides on their revival."""
+        """Sum the code usage, which decides on revival, on rank 0."""
         usage = self.tokenizer.quantizer.usage
         _sum_over_workers(usage)
         if _rank() != 0:
             usage.zero_()
 
     def drop_counts(self) -> None:
-        """As if this worker had seen nothing since the last revival."""
+        """Reset this worker's code usage, as after a revival."""
         self.tokenizer.quantizer.usage.zero_()
 
     def scores(self) -> "TokenizerScores":
-        """Word mAP, losses and code usage of a split."""
+        """Create an accumulator of word mAP, losses and code usage."""
         return TokenizerScores(self)
 
 
 def _place(batch: TokenizerBatch, vectors: Float[Tensor, "clip region code_dim"]) -> tuple[int, int]:
-    """Number of a micro-batch's first region within its step, and regions of the step."""
+    """Return the number of a micro-batch's first region within its step, and the number of regions in the step."""
     clips, regions = vectors.shape[:2]
     assert batch.step_clips or _world() == 1, "with several workers, batches must know their place in the step"
     return batch.first_clip * regions, (batch.step_clips or clips) * regions
@@ -168,7 +168,7 @@ def _take_rows(
     first: int,
     vectors: Float[Tensor, "region code_dim"],
 ) -> Float[Tensor, "row code_dim"]:
-    """Replace the rows whose wanted region is among `vectors`, of which the first has the number `first`."""
+    """Fill the rows whose wanted region is in `vectors`; these are the regions from number `first` on."""
     local = wanted - first
     mine = (local >= 0) & (local < len(vectors))
     return torch.where(mine[:, None], vectors[local.clamp(0, len(vectors) - 1)], rows_so_far)
@@ -183,13 +183,13 @@ def _rank() -> int:
 
 
 def _sum_over_workers(tensor: Tensor) -> None:
-    """Add up a tensor over all workers, in place."""
+    """Sum a tensor over all workers, in place."""
     if _world() > 1:
         dist.all_reduce(tensor)
 
 
 class TokenizerScores:
-    """Code usage and word mAP over a whole split; batch figures of either mislead."""
+    """Accumulates code usage and word mAP over a whole split; figures per batch would mislead."""
 
     def __init__(self, objective: TokenizerObjective) -> None:
         self._objective = objective
@@ -210,13 +210,15 @@ class TokenizerScores:
         self._caption_words.append(batch.caption_words.cpu().numpy())
 
     def state(self) -> dict[str, Any]:
-        """Counts of codes, scores and words of every clip, float64 sums of the losses; empty without a batch."""
+        """Return code counts, scores and words of every clip, and loss sums in float64; empty without a batch."""
         logits, words = np.concatenate(self._word_logits), np.concatenate(self._caption_words)
         return {"counts": self._code_counts, "logits": logits, "words": words, "sums": self._sums}
 
     def result(self, states: list[dict[str, Any]]) -> dict[str, float]:
-        """word_loss; word_map and what constant scores would reach; code_usage (share of the codebook used),
-        code_perplexity, and the number of regions they were counted on.
+        """Compute metrics from the states of all workers.
+
+        These are word_loss, word_map and its value for constant scores, code_usage (share of the codebook in use),
+        code_perplexity, and the number of regions behind the last two.
         """
         counts = np.sum([state["counts"] for state in states], axis=0)
         logits = np.concatenate([state["logits"] for state in states])

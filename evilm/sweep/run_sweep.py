@@ -9,6 +9,7 @@ from typing import Any
 
 from evilm.config.base import fingerprint
 from evilm.config.secrets import public_uri
+from evilm.config.stage_settings import recorded_names
 from evilm.config.stages import STAGES, Pretrain, Sweep
 from evilm.config.sweep_space import Space, read_space
 from evilm.errors import ConfigError, UsageError
@@ -108,7 +109,8 @@ def trial_config(
 def _fingerprint(config: Sweep, space: Space) -> str:
     """Return what may change between two starts of one sweep."""
     names = Sweep.model_fields.keys() - Pretrain.model_fields.keys() - {"space", "values", "concurrent"}
-    return fingerprint([repr(sorted(space.items())), config.model_dump(mode="json", include=set(names))])
+    axes = repr(sorted(recorded_names(space).items()))
+    return fingerprint([axes, config.model_dump(mode="json", include=set(names))])
 
 
 def _conclude(

@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from evilm.config.stage_settings import recorded_names
 from evilm.config.stages import Pretrain, Sweep
 from evilm.io import storage
 from evilm.sweep.halving import halve, in_random_order, rung_steps
@@ -106,7 +107,7 @@ def _run_group(config: Sweep, settings: Sequence[Sequence[SearchJob]], slots: in
         found = [[job.score(config.score, rung) for job in jobs] for jobs in left]
         return [[sign * score for score in scores if score is not None] for scores in found]
 
-    shuffled = in_random_order(settings, config.search_seed, lambda jobs: jobs[0].trial.values)
+    shuffled = in_random_order(settings, config.search_seed, lambda jobs: recorded_names(jobs[0].trial.values))
     num_rungs = max(len(job.rungs) for jobs in settings for job in jobs)
     halve(shuffled, num_rungs, config.reduction, advance)
     for job in (job for jobs in settings for job in jobs):

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from evilm.config.base import fingerprint
-from evilm.config.stages import Pretrain, Upstream
+from evilm.config.stage_settings import recorded_names
+from evilm.config.stages import Pretrain
 from evilm.errors import CollapseError, ConfigError, NonFiniteError
 from evilm.io import storage
 from evilm.shards import FrameManifest
@@ -15,10 +16,11 @@ from evilm.tasks.inputs import Inputs, build_data, build_missing
 logger = logging.getLogger(__name__)
 
 _OF_DATA = (
-    *("build.render_corpus.", "build.shard_videos.", "build.build_vocab.", "columns."),
+    *("render_corpus.", "shard_videos.", "build_vocab.", "columns."),
     *("manifest", "videos", "frames", "vocab"),
 )
-_OF_TOKENIZER = ("build.train_tokenizer.", "tokenizer")
+_OF_TOKENIZER = ("train_tokenizer.", "tokenizer")
+_OF_CODES = ("precompute_codes.", "views")
 
 
 @dataclass(frozen=True)
@@ -50,10 +52,8 @@ class SharedInputs:
         Args:
             uri: MLflow store of the whole sweep; '' for none.
         """
-        sections = {name: getattr(base.build, name) for name in Upstream.model_fields}
         tracking = base.tracking.model_copy(update={"uri": uri, "run_name": "", "log_model": False})
-        tracked = {name: section.model_copy(update={"tracking": tracking}) for name, section in sections.items()}
-        self._base = base.model_copy(update={"build": base.build.model_copy(update=tracked)})
+        self._base = base.model_copy(update={"tracking": tracking})
         self._out = out
         self._built: dict[str, SharedPlaces] = {}
 
@@ -64,7 +64,7 @@ class SharedInputs:
             ConfigError: there are no clips to score trials on.
             CollapseError, NonFiniteError: the tokenizer failed, and all trials were to share it.
         """
-        upstream = {n: v for n, v in values.items() if n == "views" or n.startswith(("build.", *_OF_DATA, "tokenizer"))}
+        upstream = {n: v for n, v in values.items() if n.startswith((*_OF_DATA, *_OF_TOKENIZER, *_OF_CODES))}
         key = fingerprint(upstream)
         if key not in self._built:
             self._built[key] = self._build(upstream)
@@ -96,4 +96,5 @@ class SharedInputs:
         return SharedPlaces(inputs, train, val)
 
     def _folder(self, values: Mapping[str, Any]) -> str:
-        return storage.join(self._out, "shared", fingerprint(dict(values), 10)) if values else self._base.root
+        digest = fingerprint(recorded_names(values), 10)
+        return storage.join(self._out, "shared", digest) if values else self._base.root

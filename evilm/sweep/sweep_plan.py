@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from evilm.config.base import fingerprint
+from evilm.config.base import fingerprint, new_name
+from evilm.config.stage_settings import recorded_names
 from evilm.config.stages import Sweep
 from evilm.config.sweep_space import Choices, Range, Space, normal, typed
 from evilm.errors import UsageError
@@ -85,8 +86,9 @@ class _Proposer:
         self._optuna, self._config = optuna, config
         self._place = storage.join(out, _PROPOSALS)
         kept = storage.read_json(self._place) if storage.exists(self._place) else {}
-        fingerprint_ = fingerprint([repr(sorted(space.items())), config.search_seed, config.score])
+        fingerprint_ = fingerprint([repr(sorted(recorded_names(space).items())), config.search_seed, config.score])
         before = list(kept.get("values", [])) if kept.get("space") == fingerprint_ else []
+        before = [{new_name(name) or name: value for name, value in values.items()} for values in before]
         self._kept: list[dict[str, Any]] = list({self._print(values): values for values in before}.values())
         self._space = fingerprint_
         self._study = optuna.create_study(direction="minimize" if config.score.endswith("loss") else "maximize")

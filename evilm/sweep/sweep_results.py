@@ -9,7 +9,8 @@ from typing import Any
 
 import yaml
 
-from evilm.config.stages import STAGES, Pretrain, Upstream
+from evilm.config.stage_settings import Upstream
+from evilm.config.stages import Pretrain
 from evilm.io.text_table import number_as_text, text_table
 from evilm.sweep.trial_folder import Trial, TrialOutcome, mode_of
 
@@ -155,13 +156,9 @@ def best_preset(config: Pretrain, stage: str, setting: Setting, given: dict[str,
         given: places of what the trials stood on.
     """
     data = config.model_dump(mode="json", exclude_defaults=True)
-    build = data.pop("build", {})
     for name in (*_NOT_IN_PRESETS, *_PLACES):
         data.pop(name, None)
-    sections = {name: build[name] for name in Upstream.model_fields if name in build}
-    for section in sections.values():
-        for name in (*_NOT_IN_PRESETS, *_PLACES):
-            section.pop(name, None)
+    sections = {name: data.pop(name) for name in Upstream.model_fields if data.get(name)}
     values = ", ".join(f"{name} = {shown(value)}" for name, value in setting.values.items())
     spread = "" if setting.spread is None else f" ± {setting.spread:.4f}"
     score = "no score" if setting.mean is None else f"{setting.score_name} {setting.mean:.4f}{spread}"
@@ -172,7 +169,6 @@ def best_preset(config: Pretrain, stage: str, setting: Setting, given: dict[str,
         "# Again on what the trials stood on:\n"
         f"#   python pipelines/pretrain.py --preset best.yaml {flags} --out OUT\n"
     )
-    sections = {name: sections[name] for name in STAGES if sections.get(name)}
     return head + yaml.safe_dump(sections | {"pretrain": data}, sort_keys=False)
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from evilm.config.base import fingerprint
+from evilm.config.stage_settings import recorded_names
 from evilm.io import storage
 from evilm.io.outputs import SUMMARY
 from evilm.tracking.metrics_file import METRICS_FILE, parse_points
@@ -77,7 +78,7 @@ def make_trials(number: int, values: Mapping[str, Any], seeds: int, folder: str)
     short = {name.rsplit(".", 1)[-1]: value for name, value in values.items()}
     shown = ((name, f"{value:.4g}" if isinstance(value, float) else str(value)) for name, value in short.items())
     slug = re.sub(r"[^\w.=,-]+", "_", ",".join(f"{name}={value}" for name, value in shown))[:_LONGEST_SLUG]
-    stem = f"{slug}-{fingerprint(dict(values), 6)}"
+    stem = f"{slug}-{fingerprint(recorded_names(values), 6)}"
     return [Trial(number, k, dict(values), storage.join(folder, f"{stem}-s{k}")) for k in range(seeds)]
 
 

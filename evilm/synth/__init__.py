@@ -1,7 +1,7 @@
 """The embedded corpus: a seeded world of textured objects, captioned and rendered to H.264 clips.
 
-`words` names things, `world` says what a scene is, `scenes` draws one, `grammar` tells it, `render` paints it,
-`h264` packs it, `corpus_plan` ties them together.
+`world` defines a scene and `words` its vocabulary; `scenes` samples scenes, `grammar` writes captions, `render` draws
+frames, `h264` encodes them, and `corpus_plan` plans the whole corpus.
 """
 
 from evilm.synth.corpus_plan import (

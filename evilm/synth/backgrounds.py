@@ -1,7 +1,7 @@
-"""Backgrounds: sixteen procedural textures, each with a colour and a grain of its own.
+"""Paint backgrounds: sixteen procedural textures, each with its own colours and grain.
 
-Each painter gets coordinate grids in units of the frame's short side and returns float32 RGB, 0-255, before clipping.
-Interpolation is by indexing, not by matrix products, so that pixels do not depend on how many threads a BLAS uses.
+Painters take coordinate grids in units of the frame's short side and return float32 RGB, 0-255, before clipping.
+They interpolate by indexing, not by matrix products, so that pixels do not depend on the number of BLAS threads.
 """
 
 from collections.abc import Callable
@@ -14,7 +14,7 @@ Image = Float[np.ndarray, "row col rgb"]
 Number = int | float
 Colour = tuple[Number, Number, Number]
 
-FLOW_RATIOS: dict[str, tuple[float, float]] = {  # what moves by itself: share of the short side per second, (x, y)
+FLOW_RATIOS: dict[str, tuple[float, float]] = {  # backgrounds that move: share of the short side per second, (x, y)
     "water": (0.1, 0.04),
     "clouds": (0.09, 0.0),
     "fog": (0.07, 0.02),
@@ -23,7 +23,7 @@ FLOW_RATIOS: dict[str, tuple[float, float]] = {  # what moves by itself: share o
 
 
 class Canvas:
-    """Coordinates, noise and phases from which a background is painted."""
+    """Coordinates, noise and phases for painting a background."""
 
     def __init__(
         self, rng: np.random.Generator, rows: int, cols: int, side_px: int, phases: tuple[float, float]
@@ -34,29 +34,29 @@ class Canvas:
         self.phase_x, self.phase_y = phases
 
     def noise(self, cells_y: Number, cells_x: Number) -> Grey:
-        """Smooth value noise in -1..1 with so many cells per short side."""
+        """Draw smooth value noise in -1..1 with this many cells per short side."""
         grid_y, grid_x = self.y[:, 0] * cells_y, self.x[0] * cells_x
         values = self.rng.random((int(grid_y[-1]) + 2, int(grid_x[-1]) + 2), dtype=np.float32) * 2 - 1
         along_y = _lerp(values, grid_y)
         return _lerp(along_y.T, grid_x).T
 
     def clouds(self, cells: Number) -> Grey:
-        """Four octaves of noise, about -1..1."""
+        """Draw four octaves of noise, about -1..1."""
         parts = [self.noise(cells * 2**k, cells * 2**k) * np.float32(0.5**k) for k in range(4)]
         return (parts[0] + parts[1] + parts[2] + parts[3]) * np.float32(0.75)
 
     def grain(self) -> Grey:
-        """Independent noise per pixel, standard deviation 1."""
+        """Draw independent noise per pixel, standard deviation 1."""
         return self.rng.standard_normal((self.rows, self.cols), dtype=np.float32)
 
 
 def paint_background(name: str, canvas: Canvas) -> Image:
-    """The texture called `name`, float32, 0-255."""
+    """Paint the texture `name`, float32, 0-255."""
     return np.clip(_PAINTERS[name](canvas), 0, 255).astype(np.float32, copy=False)
 
 
 def _lerp(values: Float[np.ndarray, "cell col"], at: Float[np.ndarray, " row"]) -> Float[np.ndarray, "row col"]:
-    """Rows of `values` at fractional row numbers."""
+    """Interpolate `values` at fractional row numbers."""
     low = at.astype(np.int64)
     share = (at - low)[:, None]
     share = share * share * (3 - 2 * share)  # no creases at the cell borders
@@ -64,12 +64,12 @@ def _lerp(values: Float[np.ndarray, "cell col"], at: Float[np.ndarray, " row"]) 
 
 
 def _tint(shade: Grey, colour: Colour) -> Image:
-    """A colour times a grey texture around 1."""
+    """Multiply a colour by a grey texture around 1."""
     return shade[..., None] * np.asarray(colour, np.float32)
 
 
 def _mix(share: Grey, low: Colour, high: Colour) -> Image:
-    """From `low` where `share` is 0 to `high` where it is 1."""
+    """Blend from `low` where `share` is 0 to `high` where it is 1."""
     return np.asarray(low, np.float32) + np.clip(share, 0, 1)[..., None] * (
         np.asarray(high, np.float32) - np.asarray(low, np.float32)
     )

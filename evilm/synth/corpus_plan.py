@@ -1,7 +1,7 @@
-"""The corpus as a list of planned clips, its manifest, and the rendering of any part of it.
+"""Plan the corpus as a list of clips, write its manifest, and render any part of it.
 
-Planning is cheap and pure; rendering one clip depends on its plan alone, so that order, restarts and the number of
-workers change nothing. The video root of a corpus is `<root>/videos`.
+Planning is cheap and pure. A rendered clip depends only on its plan, not on order, restarts or the number of workers.
+The video root of a corpus is `<root>/videos`.
 """
 
 import csv
@@ -22,12 +22,12 @@ from evilm.synth.scenes import sample_scene
 from evilm.synth.world import Scene, Triple, heldout_triples, seeded
 
 WORLD_VERSION = 1
-"""Raised when scenes, captions or drawing change, so that clips of two versions never share a name."""
+"""Increase when scenes, captions or drawing change, so that clips of two versions never share a name."""
 MANIFEST_NAME = "manifest.csv"
 VIDEOS_NAME = "videos"
 
 _PAGE_CLIPS = 50
-_SPLIT_STARTS = {"test": 0, "val": 100_000, "train": 200_000}  # growing one split leaves the others' clips as they are
+_SPLIT_STARTS = {"test": 0, "val": 100_000, "train": 200_000}  # growing a split does not change the other ones
 
 
 @dataclass(frozen=True)
@@ -39,18 +39,18 @@ class PlannedClip:
     page_dir: str
     caption: str
     heldout: bool
-    """Whether the main object has a held-out combination."""
+    """True if the main object has a held-out combination."""
     num_frames: int
     scene: Scene
 
     @property
     def path(self) -> str:
-        """Return where the file lies below the video root."""
+        """Return the path of the file below the video root."""
         return f"{self.page_dir}/{self.videoid}.mp4"
 
 
 def plan_corpus(config: CorpusConfig) -> list[PlannedClip]:
-    """Every clip of the corpus: train, then val, then test; pure, and fast enough to repeat in each process."""
+    """Plan every clip of the corpus: train, val, then test; pure, and fast enough to repeat in each process."""
     world = _world_id(config)
     heldout = heldout_triples(config.seed)
     planned: list[PlannedClip] = []
@@ -65,7 +65,7 @@ def plan_corpus(config: CorpusConfig) -> list[PlannedClip]:
 
 
 def _world_id(config: CorpusConfig) -> str:
-    """Return what decides the look of every clip: all settings but how many clips there are."""
+    """Return an id of all settings that affect clips: all but the numbers of clips."""
     fixed = config.model_dump(exclude={"train_clips", "val_clips", "test_clips"})
     return fingerprint({"version": WORLD_VERSION, **fixed})
 
@@ -73,10 +73,10 @@ def _world_id(config: CorpusConfig) -> str:
 def _plan_clip(
     config: CorpusConfig, world: str, heldout: Sequence[Triple], split: str, index: int, taken: set[str]
 ) -> PlannedClip:
-    """The clip at `index` of its split, redrawn while its caption is among `taken`."""
+    """Plan the clip at `index` of its split; draw again while its caption is in `taken`."""
     place = _SPLIT_STARTS[split] + index
     page = place // _PAGE_CLIPS * _PAGE_CLIPS
-    # Held-out clips are spread evenly, so that any part of the test split has its share.
+    # Held-out clips are spread evenly, so that any part of the test split has some.
     want = split == "test" and int((index + 1) * config.heldout_ratio) > int(index * config.heldout_ratio)
     draw = 0
     while True:
@@ -91,13 +91,13 @@ def _plan_clip(
 
 
 def _videoid(world: str, place: int) -> str:
-    """Ten digits, different for every place: a step that shares no factor with the modulus visits each number once."""
+    """Return ten digits, distinct for every place: a step coprime to the modulus visits each number once."""
     modulus = 9_000_000_000
     return str(1_000_000_000 + (int(world, 16) + place * 7_654_321_001) % modulus)
 
 
 def manifest_csv(planned: Iterable[PlannedClip], config: CorpusConfig) -> str:
-    """The corpus as a WebVid CSV, with the split and the held-out flag as extra columns."""
+    """Format the corpus as a WebVid CSV with the split and the held-out flag as extra columns."""
     buffer = io.StringIO()
     table = csv.writer(buffer, lineterminator="\n")
     table.writerow(["videoid", "contentUrl", "duration", "page_dir", "name", "split", "heldout", "combination"])
@@ -113,24 +113,24 @@ def manifest_csv(planned: Iterable[PlannedClip], config: CorpusConfig) -> str:
 
 
 def write_manifests(planned: Iterable[PlannedClip], config: CorpusConfig, root: str) -> str:
-    """Write `<root>/manifest.csv`; returns its place."""
+    """Write `<root>/manifest.csv` and return its path."""
     uri = join(root, MANIFEST_NAME)
     write_bytes(uri, manifest_csv(planned, config).encode())
     return uri
 
 
 def clip_frames(clip: PlannedClip, config: CorpusConfig) -> UInt8[np.ndarray, "frame row col rgb"]:
-    """The pixels of a clip before encoding."""
+    """Render the pixels of a clip."""
     return render_frames(clip.scene, clip.videoid, clip.num_frames, config.fps, config.width_px, config.height_px)
 
 
 def render_clip(clip: PlannedClip, config: CorpusConfig) -> bytes:
-    """The mp4 file of a clip; the same bytes wherever numpy, FFmpeg and x264 are the same."""
+    """Render a clip to an mp4 file; the bytes depend only on the versions of numpy, FFmpeg and x264."""
     return encode_h264(clip_frames(clip, config), config.fps)
 
 
 def render_and_write(planned: Iterable[PlannedClip], config: CorpusConfig, root: str) -> int:
-    """Write the clips that are missing below `<root>/videos`, each one atomically; returns how many were written."""
+    """Render the clips missing below `<root>/videos`, each written atomically; return their number."""
     num_written = 0
     for clip in planned:
         uri = join(root, VIDEOS_NAME, clip.path)

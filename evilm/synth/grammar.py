@@ -1,6 +1,6 @@
-"""Captions: a scene said in words, in one of many ways, 6 to 22 words long and true of the picture.
+"""Write captions: true sentences about a scene, 6 to 22 words long, in many variants.
 
-Order matters: "a red star passes a blue ring" and its swap have the same words and are different scenes.
+Word order matters: "a red star passes a blue ring" and its swap have the same words but are different scenes.
 """
 
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ _LEADS = ("there {be}", "we see", "a video of")
 
 @dataclass(frozen=True)
 class _Clause:
-    """A clause: the finite verb, its participle, and what follows either."""
+    """A clause: the finite verb, its participle, and the rest, which fits both."""
 
     subject: str
     finite: str
@@ -30,7 +30,7 @@ class _Clause:
 
 
 def write_caption(scene: Scene, rng: np.random.Generator) -> str:
-    """One true sentence about `scene`."""
+    """Write one true sentence about `scene`."""
     while True:
         caption = _sentence(scene, rng)
         if MIN_WORDS <= len(caption.split()) <= MAX_WORDS:
@@ -38,7 +38,7 @@ def write_caption(scene: Scene, rng: np.random.Generator) -> str:
 
 
 def caption_vocabulary(captions: list[str]) -> list[str]:
-    """The distinct lower-case words of `captions`, sorted."""
+    """List the distinct lower-case words of `captions`, sorted."""
     return sorted({word.strip(".,") for caption in captions for word in caption.lower().split()})
 
 
@@ -86,7 +86,7 @@ def _action_clause(scene: Scene, subject: str, rng: np.random.Generator) -> _Cla
 
 
 def _place_clause(scene: Scene, subject: str, base: str, tail: str, rng: np.random.Generator) -> _Clause:
-    """Two objects beside or before each other, said from either one."""
+    """Describe two objects beside or in front of each other, from the view of either."""
     second = scene.objects[1]
     other = _phrase(second, rng)
     other_base, other_tail = _verb_phrase(second, "", rng)
@@ -114,7 +114,7 @@ def _phrase(item: ObjectSpec, rng: np.random.Generator) -> str:
 
 
 def _noun(item: ObjectSpec, rng: np.random.Generator, plural: bool = False) -> str:
-    """Size, texture, colour and shape; colour and shape always."""
+    """Name colour and shape, sometimes also size and texture."""
     said = {"small": 0.8, "medium": 0.12, "large": 0.8}[item.size]
     size = choose(rng, words.SIZES[item.size]) if rng.random() < said else ""
     if item.motion in ("grow", "shrink"):
@@ -131,19 +131,19 @@ def _noun(item: ObjectSpec, rng: np.random.Generator, plural: bool = False) -> s
 
 
 def _usual(names: tuple[T, ...], rng: np.random.Generator) -> T:
-    """The usual name, or now and then a synonym."""
+    """Choose the usual name, or sometimes a synonym."""
     return names[0] if len(names) == 1 or rng.random() < 0.8 else choose(rng, names[1:])
 
 
 def third_person(verb: str) -> str:
-    """`move` -> `moves`, `fly` -> `flies`, `approach` -> `approaches`."""
+    """Conjugate: `move` -> `moves`, `fly` -> `flies`, `approach` -> `approaches`."""
     if verb.endswith("y") and verb[-2] not in "aeiou":
         return verb[:-1] + "ies"
     return verb + ("es" if verb.endswith(("s", "x", "z", "ch", "sh", "o")) else "s")
 
 
 def participle(verb: str) -> str:
-    """`move` -> `moving`, `spin` -> `spinning`."""
+    """Form the participle: `move` -> `moving`, `spin` -> `spinning`."""
     if verb in _DOUBLED:
         return verb + verb[-1] + "ing"
     return (verb[:-1] if verb.endswith("e") and not verb.endswith("ee") else verb) + "ing"

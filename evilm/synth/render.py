@@ -1,4 +1,4 @@
-"""Draw a scene: background, then each object frame by frame, then the light."""
+"""Draw a scene: the background, then each object frame by frame, then the light."""
 
 from dataclasses import dataclass
 
@@ -22,7 +22,7 @@ PAINTS: dict[str, tuple[int, int, int]] = {
     "black": (24, 24, 28),
 }
 _MARGIN = 1.3
-"""A box of so many radii holds every shape at every angle."""
+"""Half side, in radii, of a box that holds every shape at every angle."""
 _RIM_PX = 1.6
 
 
@@ -38,12 +38,12 @@ class Pose:
 
 
 def frame_times(num_frames: int) -> Float[np.ndarray, " frame"]:
-    """The time (0-1) of each frame: the middle of its share of the clip."""
+    """Return the time (0-1) of each frame, the middle of its share of the clip."""
     return (np.arange(num_frames) + 0.5) / num_frames
 
 
 def pose_object(item: ObjectSpec, layout: str, times: Float[np.ndarray, " frame"]) -> Pose:
-    """The path of one object over `times` (0-1)."""
+    """Compute the path of one object over `times` (0-1)."""
     t, phase = times, item.phase
     sense = 1.0 if phase < 0.5 else -1.0
     along = t if item.motion in STEPS else np.zeros_like(t)
@@ -80,7 +80,7 @@ def pose_object(item: ObjectSpec, layout: str, times: Float[np.ndarray, " frame"
 def render_frames(
     scene: Scene, seed: str, num_frames: int, fps: int, width_px: int, height_px: int
 ) -> UInt8[np.ndarray, "frame row col rgb"]:
-    """The frames of a scene, RGB; `seed` decides the noise that the scene leaves open."""
+    """Render the frames of a scene as RGB; `seed` determines the noise, which the scene does not define."""
     rng, side_px = seeded("pixels", seed), min(width_px, height_px)
     frames = _background_frames(scene, rng, num_frames, fps, width_px, height_px)
     times = frame_times(num_frames)
@@ -97,7 +97,7 @@ def render_frames(
 def _background_frames(
     scene: Scene, rng: np.random.Generator, num_frames: int, fps: int, width_px: int, height_px: int
 ) -> UInt8[np.ndarray, "frame row col rgb"]:
-    """The background in every frame; water, clouds, fog and lava flow."""
+    """Paint the background of every frame; water, clouds, fog and lava flow."""
     side_px, (brightness, *phases) = min(width_px, height_px), scene.look
     flow_x, flow_y = (ratio * side_px / fps for ratio in FLOW_RATIOS.get(scene.background, (0.0, 0.0)))
     offsets = [(round(k * flow_y), round(k * flow_x)) for k in range(num_frames)]
@@ -120,7 +120,7 @@ def _draw(
     centre_x, centre_y = pose.x * side_px + width_px / 2 - 0.5, pose.y * side_px + height_px / 2 - 0.5
     left, top = np.round(centre_x).astype(int) - reach, np.round(centre_y).astype(int) - reach
     grain = rng.standard_normal((2 * reach + 1, 2 * reach + 1), dtype=np.float32)
-    # What only slides is drawn once and moved by whole pixels; what turns or changes size is drawn in every frame.
+    # Objects that only slide are drawn once and moved by whole pixels; others are drawn in every frame.
     fixed = bool(np.ptp(pose.angle) == 0 and np.ptp(pose.scale) == 0)
     which = slice(0, 1) if fixed else slice(None)
     paint, cover = _sprites(item, reach, radius_px * pose.scale[which], pose.angle[which], grain)
@@ -145,7 +145,7 @@ def _sprites(
     angles: Float[np.ndarray, " frame"],
     grain: Float[np.ndarray, "row col"],
 ) -> tuple[Float[np.ndarray, "frame row col rgb"], Float[np.ndarray, "frame row col"]]:
-    """Colour (0-255) and coverage (0-1) of an object in a box around its centre."""
+    """Draw the colour (0-255) and coverage (0-1) of an object in a box around its centre."""
     steps = np.arange(-reach, reach + 1, dtype=np.float32)
     radius = radii_px.astype(np.float32)[:, None, None]
     sx, sy = steps[None, None, :] / radius, steps[None, :, None] / radius
@@ -155,7 +155,7 @@ def _sprites(
     cover = np.clip(np.float32(0.5) - distance_px, 0, 1)
     paint = np.asarray(PAINTS[item.colour], np.float32)
     light = float(paint @ np.asarray((0.3, 0.59, 0.11), np.float32)) / 255
-    # Marks and rim stand off from the paint: dark on light colours, pale on dark ones.
+    # Marks and rim contrast with the paint: dark on light colours, pale on dark ones.
     mark = paint * np.float32(0.3) if light > 0.55 else paint + np.float32(0.72) * (255 - paint)
     rim = paint * np.float32(0.35) if light > 0.2 else paint + np.float32(0.5) * (255 - paint)
     shade = 1 - np.float32(0.16) * np.clip(sx + sy, -1.2, 1.2) + np.float32(0.025) * grain
@@ -165,7 +165,7 @@ def _sprites(
 
 
 def _marks(item: ObjectSpec, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Return where the stripes or dots of an object are; they turn with it."""
+    """Draw the stripes or dots of an object, which turn with it."""
     if item.texture == "striped":
         wave = (x + y) * np.float32(1.7) + np.float32(0.5)
         return wave - np.floor(wave) < 0.36

@@ -1,4 +1,4 @@
-"""The embedded corpus, rendered by Ray tasks; each writes its clips atomically, so a rerun makes what is missing."""
+"""Render the embedded corpus with Ray tasks; each writes its clips atomically, so a rerun adds only missing ones."""
 
 import logging
 import time
@@ -22,17 +22,17 @@ def render_corpus(config: RenderCorpus) -> dict[str, Any]:
     """Render the corpus to `out`: `manifest.csv` and `videos/`.
 
     Returns:
-        The summary: clips by split, places, fingerprint, seconds.
+        The summary: clips by split, paths, fingerprint, seconds.
     """
     if not config.out:
-        raise UsageError("--out is missing; name the folder that the corpus goes to")
+        raise UsageError("--out is missing; name the folder for the corpus")
     out = storage.absolute(config.out)
     with Output(config, out, {}) as output:
         return output.done | {"reused": True} if output.done else output.close(_write_corpus(config, output))
 
 
 def _write_corpus(config: RenderCorpus, output: Output) -> dict[str, Any]:
-    """Render what is missing; the summary."""
+    """Render missing clips and return the summary."""
     began, out = time.monotonic(), output.out
     planned = plan_corpus(config.corpus)
     connect()
@@ -57,7 +57,7 @@ def _write_corpus(config: RenderCorpus, output: Output) -> dict[str, Any]:
 
 
 def _render(planned: list[PlannedClip], config: RenderCorpus, out: str) -> None:
-    """Spread chunks of clips over at most `num_workers` tasks at a time, with a progress line now and then."""
+    """Render chunks of clips in at most `num_workers` tasks at a time, and log progress."""
     import ray
 
     remote = ray.remote(num_cpus=1, max_retries=3)(_render_chunk)

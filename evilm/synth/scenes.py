@@ -1,4 +1,4 @@
-"""Draw scenes: a main object, an arrangement that suits its motion, a second object, a background."""
+"""Sample scenes: a main object, an arrangement that suits its motion, a second object, a background."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -23,7 +23,7 @@ PLACE_SIGNS = {"left_of": (-1, 0), "right_of": (1, 0), "above": (0, -1), "below"
 
 _SPEED_RATIOS = {"slow": 0.5, "": 0.78, "fast": 1.0}
 _MOTION_WEIGHTS = {m: 1.4 if m in AXIS_STEPS else 0.5 if m in DIAGONAL_STEPS else 1.0 for m in MOTIONS}
-# Sizes that no two words share. Two objects have less room than one.
+# Ranges of size words, which do not overlap. Two objects have less room than one.
 _RADII = {"small": (0.13, 0.15), "medium": (0.175, 0.195), "large": (0.24, 0.28)}
 _PAIR_RADII = {"small": (0.13, 0.145), "medium": (0.17, 0.185), "large": (0.215, 0.235)}
 _LAYOUT_WEIGHTS = {
@@ -38,7 +38,7 @@ _LAYOUT_WEIGHTS = {
 
 @dataclass(frozen=True)
 class _Draft:
-    """Choices that are made before objects are placed."""
+    """The choices made before objects are placed."""
 
     rng: np.random.Generator
     main: Triple
@@ -52,7 +52,7 @@ class _Draft:
 
 
 def sample_scene(rng: np.random.Generator, heldout: Sequence[Triple], want_heldout: bool) -> Scene:
-    """A scene whose main object has a held-out combination, or a scene that has none at all."""
+    """Sample a scene whose main object has a held-out combination, or a scene without any."""
     banned = frozenset(heldout)
     main = choose(rng, heldout) if want_heldout else _draw_triple(rng, banned)
     background = choose(rng, [name for name in SCENES if main[0] not in CAMOUFLAGE[name]])
@@ -82,7 +82,7 @@ def _draw_triple(rng: np.random.Generator, banned: frozenset[Triple]) -> Triple:
 
 
 def _second(draft: _Draft, motion: str) -> Triple:
-    """Another colour and (mostly) another shape than the main object's, seen well before the background."""
+    """Draw the second object: of another colour and (mostly) shape than the main one, visible on the background."""
     rng = draft.rng
     colours = [c for c in COLOURS if c != draft.main[0] and c not in CAMOUFLAGE[draft.background]]
     shapes = [s for s in SHAPES if s != draft.main[1]]
@@ -99,12 +99,12 @@ def _object(
     rng = draft.rng
     texture = choose_weighted(rng, {"plain": 0.64, "striped": 0.18, "dotted": 0.18})
     if triple[2] == "spin" and triple[1] in ("circle", "ring"):
-        texture = "striped"  # a plain one would look still
+        texture = "striped"  # a plain one would seem to stand still
     return ObjectSpec(*triple, texture, size[0], size[1], start, end or start, float(rng.random()))
 
 
 def _size(rng: np.random.Generator, radii: Mapping[str, tuple[float, float]], motion: str = "") -> tuple[str, float]:
-    """A size's name and a radius within its range; what grows or shrinks is large at its largest."""
+    """Draw a size word and a radius in its range; objects that grow or shrink are large at their largest."""
     size = "large" if motion in ("grow", "shrink") else choose(rng, list(radii))
     return size, float(rng.uniform(*radii[size]))
 
@@ -114,7 +114,7 @@ def _speed(draft: _Draft) -> str:
 
 
 def _path(draft: _Draft, radius: float, speed: str, spread: float = 1.0) -> tuple[Point, Point]:
-    """Start and end of the main object's way; `spread` (0-1) is how far from the middle it may lie."""
+    """Draw start and end of the main object's path; `spread` (0-1) bounds its distance from the middle."""
     rng, room = draft.rng, 0.49 - radius
     dx, dy = STEPS.get(draft.motion, (0, 0))
     free = room * 0.7 * spread
@@ -126,28 +126,28 @@ def _path(draft: _Draft, radius: float, speed: str, spread: float = 1.0) -> tupl
 
 
 def _solo(draft: _Draft) -> Scene:
-    """One object anywhere, on a path as long as its speed says."""
+    """Place one object anywhere, on a path whose length suits its speed."""
     size, speed = _size(draft.rng, _RADII, draft.motion), _speed(draft)
     item = _object(draft, draft.main, size, *_path(draft, size[1], speed))
     return Scene(draft.background, (item,), "solo", speed=speed)
 
 
 def _group(draft: _Draft) -> Scene:
-    """Two or three equal objects in a row across the direction in which they go."""
+    """Place two or three equal objects in a row across their direction."""
     radius, num, speed = float(draft.rng.uniform(0.125, 0.14)), int(draft.rng.integers(2, 4)), _speed(draft)
     column = STEPS.get(draft.motion, (0, 0))[0] != 0
     start, end = _path(draft, radius, speed, spread=0.6)
     first = _object(draft, draft.main, ("small", radius), start, end)
     items = []
     for k in range(num):
-        at = 0.31 * (k - (num - 1) / 2)  # the row stays centred: three of them fill the width
+        at = 0.31 * (k - (num - 1) / 2)  # the row stays centred: three objects fill the width
         ends = [(x, at) if column else (at, y) for x, y in (start, end)]
         items.append(replace(first, start=ends[0], end=ends[1]))
     return Scene(draft.background, tuple(items), "group", speed=speed)
 
 
 def _beside(draft: _Draft) -> Scene:
-    """Two objects whose order along an axis never changes."""
+    """Place two objects whose order along an axis never changes."""
     rng, step = draft.rng, STEPS.get(draft.motion, (0, 0))
     across_x = step[1] != 0 or draft.motion == "bounce"
     places = ["left_of", "right_of"] if across_x else ["above", "below"] if step[0] else list(PLACE_SIGNS)
@@ -163,7 +163,7 @@ def _beside(draft: _Draft) -> Scene:
 
 
 def _overlap(draft: _Draft) -> Scene:
-    """Two objects that cover each other in part; the relation says who is in front."""
+    """Place two partly overlapping objects; the relation says which one is in front."""
     rng, angle = draft.rng, float(draft.rng.random()) * 2 * np.pi
     sizes = _size(rng, {"medium": _RADII["medium"]}), _size(rng, {"medium": _RADII["medium"]})
     reach = 0.29 * (sizes[0][1] + sizes[1][1])
@@ -174,7 +174,7 @@ def _overlap(draft: _Draft) -> Scene:
 
 
 def _meet(draft: _Draft) -> Scene:
-    """Pass, toward, away: the main object goes along its direction, the second one waits on or beside that line."""
+    """Arrange pass, toward or away: the main object moves, the second one waits on or beside its line."""
     rng, (dx, dy) = draft.rng, AXIS_STEPS[draft.motion]
     size, other_size = (_size(rng, {k: _PAIR_RADII[k] for k in ("small", "medium")}) for _ in range(2))
     room, other_room, touch = 0.49 - size[1], 0.49 - other_size[1], 0.92 * (size[1] + other_size[1])
@@ -192,7 +192,7 @@ def _meet(draft: _Draft) -> Scene:
 
 
 def _follow(draft: _Draft) -> Scene:
-    """The main object keeps its distance behind a leader that goes the same way."""
+    """Let the main object follow the second one at a constant distance."""
     rng, (dx, dy) = draft.rng, AXIS_STEPS[draft.motion]
     size, lead_size = (_size(rng, {k: _PAIR_RADII[k] for k in ("small", "medium")}) for _ in range(2))
     gap = size[1] + lead_size[1] + 0.03
@@ -206,7 +206,7 @@ def _follow(draft: _Draft) -> Scene:
 
 
 def _around(draft: _Draft) -> Scene:
-    """The main object circles a waiting one."""
+    """Let the main object circle the second one, which waits."""
     size, other_size = ("small", float(draft.rng.uniform(*_PAIR_RADII["small"]))), ("small", 0.14)
     item = _object(draft, draft.main, size, (0.0, 0.0))
     return Scene(draft.background, (item, _object(draft, _second(draft, "still"), other_size, (0.0, 0.0))), "around")

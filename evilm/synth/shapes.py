@@ -1,4 +1,4 @@
-"""Shapes as signed distances: negative inside, in units of the object's radius, y downwards."""
+"""Compute shapes as signed distances: negative inside, in units of the object's radius, y downwards."""
 
 from collections.abc import Callable
 
@@ -9,7 +9,7 @@ Field = Float[np.ndarray, "frame row col"]
 
 
 def shape_distance(shape: str, x: Field, y: Field) -> Field:
-    """Signed distance (near the outline) of each point to the outline of `shape`."""
+    """Compute each point's signed distance to the outline of `shape`; accurate near the outline."""
     return _DISTANCES[shape](x, y)
 
 
@@ -22,7 +22,7 @@ def _square(x: Field, y: Field) -> Field:
 
 
 def _polygon(x: Field, y: Field, num_sides: int, inner: float, turn: float = 0.0) -> Field:
-    """A regular polygon by its sides' half-planes; `inner` is the distance of a side from the centre."""
+    """Intersect the half-planes of a regular polygon; `inner` is the distance of a side from the centre."""
     far = np.full_like(x, -9)
     for k in range(num_sides):
         angle = turn + 2 * np.pi * k / num_sides
@@ -43,7 +43,7 @@ def _diamond(x: Field, y: Field) -> Field:
 
 
 def _star(x: Field, y: Field) -> Field:
-    """Five points: the plane is folded onto half a point, whose outline is one line."""
+    """Fold the plane onto half of one of five points, whose outline is one line."""
     radius, wedge = np.sqrt(x * x + y * y), 2 * np.pi / 5
     angle = np.arctan2(x, -y)
     angle = np.abs(angle - wedge * np.round(angle / np.float32(wedge)))
@@ -64,7 +64,7 @@ def _cross(x: Field, y: Field) -> Field:
 
 
 def _heart(x: Field, y: Field) -> Field:
-    """Two discs on the upper sides of a square that stands on its tip."""
+    """Join two discs to the upper sides of a square on its tip."""
     y = y - np.float32(0.08)
     half = np.float32(0.6)
     a, b = (np.abs(x) + y) * np.float32(0.7071), (y - np.abs(x)) * np.float32(0.7071)

@@ -1,7 +1,7 @@
-"""The words of the embedded corpus: what each property of a scene may be called. Data only, no logic.
+"""The words of the embedded corpus: names of each property of a scene. Data only, no logic.
 
-Every key is a canonical name used by `world.py` and `render.py`; the values are what captions say. The first entry
-is the usual name, the others are its synonyms.
+Every key is a canonical name used by `world.py` and `render.py`; the values are the words of captions. The first entry
+is the usual name, the others are synonyms.
 """
 
 COLOURS: dict[str, tuple[str, ...]] = {
@@ -36,7 +36,7 @@ SIZES: dict[str, tuple[str, ...]] = {
     "large": ("large", "big", "huge"),
 }
 
-TEXTURES: dict[str, tuple[str, ...]] = {  # adjectives; TEXTURE_TAILS are said behind the noun
+TEXTURES: dict[str, tuple[str, ...]] = {  # adjectives; TEXTURE_TAILS follow the noun
     "plain": ("plain",),
     "striped": ("striped",),
     "dotted": ("dotted", "spotted"),
@@ -46,7 +46,7 @@ TEXTURE_TAILS: dict[str, tuple[str, ...]] = {
     "dotted": ("with dots", "with spots"),
 }
 
-# Verb and what follows it; `grammar.py` conjugates the verb.
+# Verb and the words after it; `grammar.py` conjugates the verb.
 MOTIONS: dict[str, tuple[tuple[str, str], ...]] = {
     "left": (("move", "left"), ("slide", "to the left"), ("drift", "left"), ("travel", "from right to left")),
     "right": (("move", "right"), ("slide", "to the right"), ("drift", "right"), ("travel", "from left to right")),
@@ -73,7 +73,7 @@ SPEEDS: dict[str, tuple[str, ...]] = {
     "fast": ("quickly", "rapidly"),
 }
 
-# Relations of two objects in which the first one acts on the second: verb and preposition, second object behind it.
+# Relations in which the first object acts on the second: verb and preposition, followed by the second object.
 ACTIONS: dict[str, tuple[tuple[str, str], ...]] = {
     "pass": (("pass", ""), ("move", "past"), ("slide", "past")),
     "toward": (("approach", ""), ("move", "towards"), ("come", "closer to")),
@@ -138,7 +138,7 @@ SCENES: dict[str, tuple[str, ...]] = {
     "stone": ("on cobblestones", "on a stone pavement", "on grey stones"),
 }
 
-# Colours that a person could not tell from the scene's own.
+# Colours that a person could not distinguish from the background.
 CAMOUFLAGE: dict[str, tuple[str, ...]] = {
     "sand": ("yellow", "orange"),
     "grass": ("green",),

@@ -1,7 +1,7 @@
-"""The world of the embedded corpus: what a scene holds, and which combinations are held out.
+"""The world of the embedded corpus: scenes, objects, and the held-out combinations.
 
-Lengths and positions are in units of the frame's short side, from the frame's centre, y downwards: everything happens
-within +-0.5, so that a centre square crop loses nothing that the caption tells of. Time runs from 0 to 1.
+Lengths and positions are in units of the frame's short side, from the frame's centre, y downwards. Everything happens
+within +-0.5, so a centre square crop shows everything in the caption. Time runs from 0 to 1.
 """
 
 import hashlib
@@ -28,7 +28,7 @@ _HELDOUT_RATIO = 0.1
 
 @dataclass(frozen=True)
 class ObjectSpec:
-    """One object: its looks, and its path from `start` to `end` (equal where it stays)."""
+    """One object: its appearance, and its path from `start` to `end` (equal if it does not move)."""
 
     colour: str
     shape: str
@@ -39,11 +39,11 @@ class ObjectSpec:
     start: Point
     end: Point
     phase: float
-    """0-1; what a motion leaves open: first angle, sense of rotation, where a bounce begins."""
+    """Free parameter of a motion (0-1): first angle, sense of rotation, start of a bounce."""
 
     @property
     def triple(self) -> Triple:
-        """Return what held-out combinations are made of."""
+        """Return colour, shape and motion, which form a combination."""
         return (self.colour, self.shape, self.motion)
 
 
@@ -56,9 +56,9 @@ class Scene:
     layout: str
     """solo, group, beside, overlap, pass, toward, away, follow or around."""
     relation: str = ""
-    """Place of the main object seen from the second, for beside and overlap."""
+    """Position of the main object relative to the second, for beside and overlap."""
     event: str = ""
-    """brighter, darker or nothing."""
+    """brighter, darker or ''."""
     speed: str = ""
     """slow, fast or ordinary, for straight paths."""
     look: tuple[float, float, float] = (1.0, 0.0, 0.0)
@@ -66,30 +66,30 @@ class Scene:
 
     @property
     def triples(self) -> frozenset[Triple]:
-        """Colour, shape and motion of every object."""
+        """Return colour, shape and motion of every object."""
         return frozenset(item.triple for item in self.objects)
 
 
 def seeded(*parts: object) -> np.random.Generator:
-    """A generator that depends on `parts` alone, equal in every process."""
+    """Create a generator that depends only on `parts` and is the same in every process."""
     digest = hashlib.blake2b("\x1f".join(map(str, parts)).encode(), digest_size=16).digest()
     return np.random.Generator(np.random.PCG64(int.from_bytes(digest, "little")))
 
 
 def choose(rng: np.random.Generator, options: Sequence[T]) -> T:
-    """One of `options`, uniformly."""
+    """Choose one of `options` uniformly."""
     return options[int(rng.integers(len(options)))]
 
 
 def choose_weighted(rng: np.random.Generator, weights: Mapping[str, float]) -> str:
-    """A key, with probability proportional to its weight."""
+    """Choose a key with probability proportional to its weight."""
     marks = np.cumsum(list(weights.values()))
     index = int(np.searchsorted(marks, rng.random() * marks[-1], side="right"))
     return list(weights)[min(index, len(weights) - 1)]
 
 
 def heldout_triples(seed: int) -> tuple[Triple, ...]:
-    """A tenth of all combinations: no object of train or val has one, nor any second object of test."""
+    """Choose a tenth of all combinations; no object of train or val has one, nor any second object of test."""
     triples = list(itertools.product(COLOURS, SHAPES, MOTIONS))
     order = seeded("heldout", seed).permutation(len(triples))[: round(len(triples) * _HELDOUT_RATIO)]
     return tuple(triples[i] for i in sorted(order))

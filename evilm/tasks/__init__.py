@@ -1,1 +1,1 @@
-"""Commands that train: objective, loaders and export of each, their inputs, and how a run ends."""
+"""Tasks: objective, loaders and export of each training command, its inputs, and how its run ends."""

@@ -1,4 +1,4 @@
-"""Find or build the inputs of pre-training that were not named, under the root, by the other commands' functions."""
+"""Find or build the inputs of pre-training that the user did not name, with the functions of the other commands."""
 
 import logging
 import os
@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 from evilm.config.data import ColumnsConfig
-from evilm.config.stages import Pretrain
+from evilm.config.stages import STAGES, Pretrain
 from evilm.encode.encode_job import precompute_codes
 from evilm.errors import ConfigError
 from evilm.ingest.shard_videos import shard_videos
@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Inputs:
-    """Places of everything that pre-training reads."""
+    """Folders that pre-training reads."""
 
     frames: str
     codes: str
@@ -31,61 +31,63 @@ class Inputs:
 
 
 def build_missing(config: Pretrain) -> Inputs:
-    """The inputs of pre-training, each named by the user or built under `config.root`; what stands is reused.
+    """Return the inputs of pre-training, each named by the user or built under `config.root`; finished ones are reused.
 
     Raises:
-        ConfigError: videos and manifest were not named together, or codes were named without their frames.
+        ConfigError: only one of videos and manifest is named, or codes are named without their frames.
     """
-    brings_videos = config.manifest.endswith(".tar") or (config.manifest and config.build.shard_videos.fetch.urls)
+    brings_videos = config.manifest.endswith(".tar") or (config.manifest and config.shard_videos.fetch.urls)
     if bool(config.manifest) != bool(config.videos) and not brings_videos:
         raise ConfigError("--manifest and --videos go together; name both, or neither for the embedded corpus")
     if config.codes and not (config.frames and config.tokenizer):
         raise ConfigError("--codes belong to frames and a tokenizer; name --frames and --tokenizer with them")
     if not config.root.startswith("/") and "://" not in config.root and os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR"):
         logger.warning(
-            "--root %s lies in this job's temporary copy of the working dir; name a lasting place", config.root
+            "--root %s is in this job's temporary copy of the working dir; name a permanent folder", config.root
         )
     frames, vocab = build_data(config)
     run = partial(_run_stage, config)
-    build, root = config.build, storage.absolute(config.root)
+    root = storage.absolute(config.root)
     tokenizer = config.tokenizer or storage.join(root, "tokenizer")
     if not config.tokenizer:
-        run("train_tokenizer", train_tokenizer, build.train_tokenizer, frames=frames, vocab=vocab, out=tokenizer)
+        run("train_tokenizer", train_tokenizer, frames=frames, vocab=vocab, out=tokenizer)
     codes = config.codes
-    if not codes:  # just these views, also where the folder has others
+    if not codes:  # these views only; the folder may hold others
         places = {"frames": frames, "tokenizer": tokenizer, "out": storage.join(root, "codes")}
-        coding = build.precompute_codes
         views = {"views": config.views} if config.views else {}
-        codes = run("precompute_codes", precompute_codes, coding, **places, **views)["codes"]
+        codes = run("precompute_codes", precompute_codes, **places, **views)["codes"]
     return Inputs(*(storage.absolute(place) for place in (frames, codes, vocab, tokenizer)))
 
 
 def build_data(config: Pretrain) -> tuple[str, str]:
-    """Frame shards and vocabulary, each named by the user or built under `config.root`."""
-    build, root = config.build, storage.absolute(config.root)
+    """Return frame shards and vocabulary, each named by the user or built under `config.root`."""
+    root = storage.absolute(config.root)
     manifest, videos = config.manifest, config.videos
     run = partial(_run_stage, config)
     columns: dict[str, Any] = {"columns": config.columns} if manifest and config.columns != ColumnsConfig() else {}
     if not manifest and not (config.frames and config.vocab):
-        corpus = run("render_corpus", render_corpus, build.render_corpus, out=storage.join(root, "corpus"))
+        corpus = run("render_corpus", render_corpus, out=storage.join(root, "corpus"))
         manifest, videos = corpus["manifest"], corpus["videos"]
     frames = config.frames or storage.join(root, "frames")
     if not config.frames:
-        run("shard_videos", shard_videos, build.shard_videos, manifest=manifest, videos=videos, out=frames, **columns)
+        run("shard_videos", shard_videos, manifest=manifest, videos=videos, out=frames, **columns)
     vocab = config.vocab or storage.join(root, "vocab")
     if not config.vocab:
-        run("build_vocab", build_vocab, build.build_vocab, manifest=manifest, out=vocab, **columns)
+        run("build_vocab", build_vocab, manifest=manifest, out=vocab, **columns)
     return storage.absolute(frames), storage.absolute(vocab)
 
 
-def _run_stage(caller: Pretrain, stage: str, function: Any, settings: Any, **places: Any) -> dict[str, Any]:
-    """One upstream command with its places filled in; tracked as if it had been called by itself."""
-    config = settings.model_copy(update=places | {"take_over": caller.take_over})
+def _run_stage(caller: Pretrain, stage: str, function: Any, **given: Any) -> dict[str, Any]:
+    """Run an upstream command with its paths filled in; it is tracked like a separate call."""
+    tracking = caller.tracking.model_copy(update={"run_name": "", "parent": ""})
+    settings = dict(getattr(caller, stage)) | given | {"take_over": caller.take_over, "tracking": tracking}
+    config = STAGES[stage].model_validate(settings)
     try:
         summary = function(config) if stage == "train_tokenizer" else track(stage, function, config)
     except ConfigError as error:
         raise ConfigError(
-            f"{stage}, to build {places['out']}: {error} (here its flags begin with --build.{stage.replace('_', '-')}.)"
+            f"{stage}, to build {given['out']}: {error} (here its settings are --set {stage}.NAME=VALUE; to overwrite "
+            f"its output, run pipelines/{stage}.py)"
         ) from None
-    logger.info("%s: %s in %s", stage, "reused" if summary.get("reused") else "made", summary.get("out", places["out"]))
+    logger.info("%s: %s in %s", stage, "reused" if summary.get("reused") else "made", summary.get("out", given["out"]))
     return summary

@@ -1,4 +1,4 @@
-"""Pre-training of E-ViLM under Ray Train, Eq. 8."""
+"""Pre-train E-ViLM with Ray Train, Eq. 8."""
 
 import logging
 from typing import TYPE_CHECKING, Any
@@ -30,21 +30,21 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_USUAL_WORDS = 20  # word pieces of a caption
+_USUAL_WORDS = 20  # word pieces in a caption
 
 
 def pretrain(config: Pretrain) -> dict[str, Any]:
-    """Pre-train the student, building first what was not named; or reuse the model that stands at `out`.
+    """Pre-train the model, building missing inputs first, or reuse a finished model at `out`.
 
     Returns:
         The summary: fingerprints, steps, losses and accuracies of train and val, seconds.
 
     Raises:
-        ShardError: codes of another tokenizer, another grid or other frames.
-        ConfigError: settings that do not fit the inputs.
+        ShardError: the codes belong to another tokenizer, another grid or other frames.
+        ConfigError: the settings do not fit the inputs.
         CollapseError: the codes use too little of the codebook.
     """
-    from evilm.tasks.inputs import build_missing  # with the video decoders, which a worker needs none of
+    from evilm.tasks.inputs import build_missing  # imports the video decoders, which workers do not need
 
     config = config.resolved().with_precision()
     out = storage.absolute(config.out or storage.join(config.root, "model"))
@@ -91,15 +91,15 @@ def pretrain(config: Pretrain) -> dict[str, Any]:
 
 
 def open_pairs(inputs: "Inputs", config: Pretrain, out: str = "") -> tuple[FrameManifest, CodesManifest]:
-    """Frames and codes, checked to belong to each other, to the tokenizer and to the model.
+    """Open frames and codes, and check that they belong to each other, the tokenizer and the model.
 
     Args:
-        inputs: their places.
+        inputs: their folders.
         config: the settings.
-        out: of a training that may have begun on earlier publications of them.
+        out: output of a training that may have begun on earlier publications of them.
 
     Raises:
-        ShardError: they don't, saying which.
+        ShardError: they do not belong together.
         CollapseError: the codes use too little of the codebook.
     """
     from evilm.model.tokenizers.base import load_tokenizer
@@ -117,7 +117,7 @@ def open_pairs(inputs: "Inputs", config: Pretrain, out: str = "") -> tuple[Frame
         )
     if not model.independent_frames and arch.num_frames != codes.num_frames:
         raise ShardError(
-            f"{codes.uri} holds codes of {codes.num_frames} frames that belong together, arch.num_frames = "
+            f"{codes.uri} holds codes of {codes.num_frames} frames, which belong together, but arch.num_frames = "
             f"{arch.num_frames}: this tokenizer's codes depend on all frames of a clip; use "
             f"--arch.num-frames {codes.num_frames}, or shard as many frames as the model takes"
         )
@@ -126,7 +126,7 @@ def open_pairs(inputs: "Inputs", config: Pretrain, out: str = "") -> tuple[Frame
 
 
 def _made(out: str) -> dict[str, Any]:
-    """Return what the finished model at `out` is."""
+    """Describe the finished model at `out`."""
     from evilm.model.evilm_model import EViLMModel
     from evilm.model.identity import model_fingerprint
 
@@ -135,7 +135,7 @@ def _made(out: str) -> dict[str, Any]:
 
 
 def _audit(config: Pretrain, frames: FrameManifest, codes: CodesManifest) -> None:
-    """Code a few training clips again before hours are spent on wrong labels.
+    """Encode a few training clips again, to find wrong labels before hours of training.
 
     Raises:
         ShardError: too few codes agree.
@@ -147,34 +147,34 @@ def _audit(config: Pretrain, frames: FrameManifest, codes: CodesManifest) -> Non
     tokenizer = load_tokenizer(config.tokenizer)
     found = audit_codes(frames, codes, tokenizer, config.audit_clips, config.schedule.seed, "train")
     require_agreement(found, config.audit_agreement, codes)
-    logger.info("%d clips coded again: %.2f %% of the codes agree", found.num_clips, 100 * found.agreement)
+    logger.info("%d clips encoded again: %.2f %% of the codes agree", found.num_clips, 100 * found.agreement)
 
 
 def build_task(settings: dict[str, Any]) -> "PretrainTask":
-    """The task from what `fit` sent."""
+    """Build the task from the settings sent by `fit`."""
     return PretrainTask(Pretrain.model_validate(settings))
 
 
 class PretrainTask:
-    """The student's objective and loaders."""
+    """Objective, loaders and export of pre-training."""
 
     def __init__(self, settings: Pretrain) -> None:
         self.settings = settings
         self._vocab = Vocab.load(settings.vocab)
         self._frames = FrameManifest.load(settings.frames)
-        self._codes = CodesManifest.load(settings.codes)  # the driver has found the folder of the tokenizer's codes
+        self._codes = CodesManifest.load(settings.codes)  # the driver has found this tokenizer's folder
         sizes = {"vocab_size": self._vocab.size, "num_codes": self._codes.num_codes}
         self.arch: EViLMConfig = settings.arch.model_copy(update=sizes)
 
     def objective(self) -> Any:
-        """A student with the losses of Eq. 8, fresh or warm-started."""
+        """Build a model with the losses of Eq. 8, initialised randomly or from another model."""
         from evilm.objectives.pretraining_objective import PretrainObjective
 
         student, _ = self.start()
         return PretrainObjective(student, self.settings.objectives, self.settings.schedule.eval_pool_clips)
 
     def start(self) -> tuple[Any, Any]:
-        """Build the student and, if it starts from another one, report what it took."""
+        """Build the model; if it starts from another one, report which weights it took."""
         from evilm.model.evilm_model import EViLMModel
         from evilm.model.warm_start import start_model
 
@@ -182,13 +182,13 @@ class PretrainTask:
         return start_model(self.arch, init, self._vocab, codes) if init else (EViLMModel(self.arch), None)
 
     def train_loader(self, rank: int, world: int) -> DataLoader:
-        """Frames, codes, masks and negatives of the train split."""
+        """Load frames, codes, masks and negatives of the train split."""
         schedule, threads = self.settings.schedule, self.settings.cluster.num_loader_threads
         pairs, side, looks = self._pairs("train"), self._side("train"), self._looks()
         return training_loader(pairs, schedule, self._collate(), rank, world, looks, threads, side)
 
     def eval_loader(self, rank: int, world: int) -> DataLoader | None:
-        """The same of the val split, each clip once and always masked the same way."""
+        """Load the same of the val split, each clip once and always with the same masks."""
         return self._evaluation("val", self.settings.schedule, rank, world, self.settings.micro_batch_clips)
 
     def _evaluation(
@@ -201,7 +201,7 @@ class PretrainTask:
         return evaluation_loader(pairs, schedule, self._collate(), rank, world, micro_batch_clips, looks, threads, side)
 
     def panels(self, tracked: TrackedRun | None) -> PanelLog:
-        """Pictures of what the student makes of a few clips of the val split, or of train where there is none."""
+        """Create the log of pictures of predictions on a few clips of the val split, or of train without one."""
         schedule, settings = self.settings.schedule, self.settings
         few = schedule.model_copy(update={"eval_clips": NUM_CLIPS, "eval_pool_clips": 0})
 
@@ -212,13 +212,13 @@ class PretrainTask:
         return PanelLog(settings.out, schedule.panel_every_steps, self._vocab, settings.tokenizer, batch, tracked)
 
     def forward_macs(self, objective: Any) -> float:
-        """Count those of the student on captions of usual length."""
+        """Count the model's forward MACs per clip, with captions of usual length."""
         from evilm.objectives.step_macs import step_macs
 
         return sum(step_macs(objective.student, self.settings.objectives, min(_USUAL_WORDS, self.arch.max_text_len)))
 
     def describe(self, folder: str, objective: Any) -> None:
-        """Write settings, vocabulary and preprocessing, and how regions were masked."""
+        """Write settings, vocabulary, preprocessing and masking."""
         from evilm.model import pretrained
         from evilm.model.evilm_model import KIND
         from evilm.model.identity import OBJECTIVES_FILE
@@ -232,7 +232,7 @@ class PretrainTask:
         pretrained.save_config(folder, KIND, objective.student.config)
 
     def export(self, objective: Any) -> None:
-        """Write the student with its vocabulary and preprocessing, and how regions were masked."""
+        """Write the model with its vocabulary, preprocessing and masking."""
         self.describe(self.settings.out, objective)
         with torch.no_grad():
             objective.student.save_pretrained(self.settings.out)

@@ -1,4 +1,4 @@
-"""Trainings on shards that are still being made: one that began on a publication goes on with that one."""
+"""Train on shards that are still being written: a training continues on the publication that it began with."""
 
 import logging
 
@@ -10,14 +10,14 @@ logger = logging.getLogger(__name__)
 
 
 def load_frames(out: str, place: str) -> FrameManifest:
-    """The frames that a training is to see: those that it began on where shards were missing then, else the newest.
+    """Load the frames of a training: the newest, or those it began with if shards were missing then.
 
     Args:
-        out: of the training.
+        out: output of the training.
         place: folder of the frame shards.
 
     Raises:
-        ShardError: there are none.
+        ShardError: there are no frames.
     """
     newest, fingerprint = FrameManifest.load(place), _begun_on(out, "frames")
     if not fingerprint or fingerprint == newest.fingerprint or not is_published(place, fingerprint):
@@ -26,7 +26,7 @@ def load_frames(out: str, place: str) -> FrameManifest:
     if not frames.num_missing:
         return newest
     logger.info(
-        "%s holds %d clips by now; this training goes on with the %d that it began with, another --out takes all",
+        "%s holds %d clips by now; this training continues on the %d it began with; use another --out for all",
         place,
         newest.num_clips(),
         frames.num_clips(),
@@ -35,15 +35,15 @@ def load_frames(out: str, place: str) -> FrameManifest:
 
 
 def load_codes(out: str, place: str, frames: FrameManifest) -> CodesManifest:
-    """The codes that go with these frames.
+    """Load the codes of these frames.
 
     Args:
-        out: of the training.
-        place: folder of the codes of one tokenizer.
-        frames: what `load_frames` chose.
+        out: output of the training.
+        place: folder with the codes of one tokenizer.
+        frames: the result of `load_frames`.
 
     Raises:
-        ShardError: there are none.
+        ShardError: there are no codes.
     """
     fingerprint = _begun_on(out, "codes")
     if frames.fingerprint == _begun_on(out, "frames") and fingerprint and is_published(place, fingerprint):
@@ -52,7 +52,7 @@ def load_codes(out: str, place: str, frames: FrameManifest) -> CodesManifest:
 
 
 def _begun_on(out: str, name: str) -> str:
-    """Fingerprint of an input of the unfinished training at `out`; '' where there is none."""
+    """Read the fingerprint of an input of the unfinished training at `out`; '' if there is none."""
     begun = published(out, CONFIG) if out else None
     if not begun or published(out, SUMMARY):
         return ""

@@ -1,4 +1,4 @@
-"""Training of the video tokenizer under Ray Train."""
+"""Train the video tokenizer with Ray Train."""
 
 import logging
 from typing import Any
@@ -24,19 +24,19 @@ logger = logging.getLogger(__name__)
 
 
 def train_tokenizer(config: TrainTokenizer) -> dict[str, Any]:
-    """Train a tokenizer on the train split of frame shards, or reuse the one that stands at `out`.
+    """Train a tokenizer on the train split of frame shards, or reuse a finished one at `out`.
 
     Returns:
         The summary: fingerprint, steps, held-out code usage and word mAP, seconds.
 
     Raises:
-        ConfigError: settings that do not fit the inputs.
-        CollapseError: the finished tokenizer uses too little of its codebook on the val split. It is kept, for a later
-            run with the same settings and a lower `min_usage` to accept it.
+        ConfigError: the settings do not fit the inputs.
+        CollapseError: the finished tokenizer uses too little of its codebook on the val split. It is kept: a later run
+            with the same settings and a lower `min_usage` accepts it.
     """
     for name in ("frames", "vocab", "out"):
         if not getattr(config, name):
-            raise ConfigError(f"--{name} is missing; name the {name} place")
+            raise ConfigError(f"--{name} is missing; name the folder of the {name}")
     config = config.resolved().with_precision()
     places = {name: storage.absolute(getattr(config, name)) for name in ("frames", "vocab", "out")}
     config = config.model_copy(update=places | {"init": config.init and storage.absolute(config.init)})
@@ -77,7 +77,7 @@ def train_tokenizer(config: TrainTokenizer) -> dict[str, Any]:
 
 
 def _keep_min_usage(config: TrainTokenizer) -> None:
-    """Write a changed `min_usage` to the finished tokenizer, where later stages read it."""
+    """Write a changed `min_usage` to the finished tokenizer, from which later stages read it."""
     from evilm.model import pretrained
 
     place = storage.join(config.out, pretrained.CONFIG)
@@ -89,12 +89,12 @@ def _keep_min_usage(config: TrainTokenizer) -> None:
 
 
 def build_task(settings: dict[str, Any]) -> "TokenizerTask":
-    """The task from what `fit` sent."""
+    """Build the task from the settings sent by `fit`."""
     return TokenizerTask(TrainTokenizer.model_validate(settings))
 
 
 class TokenizerTask:
-    """The tokenizer's objective and loaders."""
+    """Objective, loaders and export of the tokenizer's training."""
 
     def __init__(self, settings: TrainTokenizer) -> None:
         self.settings = settings
@@ -103,18 +103,18 @@ class TokenizerTask:
         self.arch: VideoTokenizerConfig = settings.arch.model_copy(update={"vocab_size": self._vocab.size})
 
     def objective(self) -> Any:
-        """A tokenizer with its losses, fresh or warm-started."""
+        """Build a tokenizer with its losses, initialised randomly or from another tokenizer."""
         from evilm.model.warm_start import has_codebook
         from evilm.objectives.tokenizer_objective import TokenizerObjective
 
         tokenizer, report = self.start()
         settings = self.arch
-        if report and has_codebook(report):  # no start by k-means, which would overwrite it
+        if report and has_codebook(report):  # k-means would overwrite it
             settings = settings.model_copy(update={"codebook": settings.codebook.model_copy(update={"init": "random"})})
         return TokenizerObjective(tokenizer, settings)
 
     def start(self) -> tuple[Any, Any]:
-        """Build the tokenizer and, if it starts from another one, report what it took."""
+        """Build the tokenizer; if it starts from another one, report which weights it took."""
         from evilm.model.tokenizers.semantic_vq import VideoTokenizer
         from evilm.model.warm_start import start_tokenizer
 
@@ -122,13 +122,13 @@ class TokenizerTask:
         return start_tokenizer(self.arch, init, self._vocab) if init else (VideoTokenizer(self.arch), None)
 
     def train_loader(self, rank: int, world: int) -> DataLoader:
-        """Frames and caption words of the train split."""
+        """Load frames and caption words of the train split."""
         schedule, threads = self.settings.schedule, self.settings.cluster.num_loader_threads
         collate, looks, side = TokenizerCollate(self._vocab), self._looks(), open_side(self._frames, "train")
         return training_loader(self._pairs("train"), schedule, collate, rank, world, looks, threads, side)
 
     def eval_loader(self, rank: int, world: int) -> DataLoader | None:
-        """The same of the val split, each clip once."""
+        """Load the same of the val split, each clip once."""
         settings, pairs = self.settings, self._pairs("val")
         if not pairs:
             return None
@@ -146,18 +146,18 @@ class TokenizerTask:
         """There are none."""
 
     def forward_macs(self, objective: Any) -> float:
-        """Count those of encoder, codebook and word decoder."""
+        """Count the forward MACs of encoder, codebook and word decoder per clip."""
         from evilm.objectives.step_macs import tokenizer_macs, word_decoder_macs
 
         return tokenizer_macs(self.arch, self.arch.num_frames) + word_decoder_macs(self.arch)
 
     def describe(self, folder: str, objective: Any) -> None:
-        """Write settings and vocabulary, for a checkpoint."""
+        """Write settings and vocabulary beside a checkpoint."""
         objective.tokenizer.save_config(folder)
         self._vocab.save(storage.join(folder, "vocab"))
 
     def export(self, objective: Any) -> None:
-        """The tokenizer, its settings and the vocabulary of its words."""
+        """Write the tokenizer with its settings and vocabulary."""
         with torch.no_grad():
             objective.tokenizer.save_pretrained(self.settings.out)
         self._vocab.save(storage.join(self.settings.out, "vocab"))
@@ -166,7 +166,7 @@ class TokenizerTask:
         return ClipAugmentation(self.settings.schedule.seed, self.arch.num_frames)
 
     def _pairs(self, split: str) -> list[ShardPair]:
-        """The shards of a split, without codes."""
+        """List the shards of a split, without codes."""
         folder = self._frames.uri
         return [
             ShardPair(storage.join(folder, shard.file), "", shard.num_clips, shard.row_groups)

@@ -1,4 +1,4 @@
-"""A training from its command to its summary: continued, published from a kept checkpoint, or reused."""
+"""Run one training: start, continue or reuse it, publish a checkpoint, and return the summary."""
 
 import dataclasses
 import logging
@@ -41,19 +41,19 @@ class TrainingRun:
     inputs: dict[str, str]
     """Fingerprint of each input by name."""
     load: Callable[[str], ExportedModel]
-    """Loads a checkpoint as a model; reads everything before it returns."""
+    """Function that loads a checkpoint as a model and reads all of it before it returns."""
     describe: Callable[[], dict[str, Any]]
-    """What the summary says of the published model."""
+    """Function that returns the summary's entries about the published model."""
 
     def open(self, frames: FrameManifest) -> Output:
-        """Claim the output folder; one that is to make more steps is opened again.
+        """Claim the output folder; reopen a finished one if more steps are requested.
 
         Returns:
-            The folder; `done` is the summary of a training that has made all steps, None if there are steps to make.
+            The folder; `done` is the summary of a training that has made all steps, None if some are missing.
 
         Raises:
             ConfigError: the folder holds the result of other settings or inputs, or the model to start from; its
-                checkpoints were deleted; the best step is asked for and nothing will be evaluated.
+                checkpoints were deleted; or the best step is requested but nothing will be evaluated.
         """
         if self.config.export == "best" and not frames.num_clips("val"):
             raise ConfigError(
@@ -62,11 +62,11 @@ class TrainingRun:
         if not frames.num_clips("val"):
             logger.warning(
                 "%s has no clips of the split val: nothing is evaluated, and the last step is published; "
-                "shard_videos --val-share 0.05 sets clips aside",
+                "shard_videos --val-share 0.05 creates one",
                 frames.uri,
             )
         if storage.join(self.config.init, "").startswith(storage.join(self.out, "")):
-            raise ConfigError(f"--init {self.config.init} lies in --out {self.out}; choose another --out")
+            raise ConfigError(f"--init {self.config.init} is inside --out {self.out}; choose another --out")
         output = Output(self.config, self.out, self.inputs)
         done = output.done
         if done is None:
@@ -74,7 +74,7 @@ class TrainingRun:
         reached, wanted = int(done["steps"]), num_steps(self.config, frames.num_clips("train"))
         if reached >= wanted:
             if reached > wanted:
-                logger.info("%s ended at step %d, beyond the %d asked for; it is reused", self.out, reached, wanted)
+                logger.info("%s ended at step %d, beyond the requested %d; it is reused", self.out, reached, wanted)
             return output
         if not newest_first(self.out):
             raise ConfigError(
@@ -88,13 +88,13 @@ class TrainingRun:
         return output
 
     def warm_start(self) -> dict[str, Any]:
-        """Try out the start from another model before workers do, and log what is taken of it.
+        """Try the start from another model before the workers do, and log the weights taken.
 
         Returns:
-            The summary's field about it; empty if the training starts from fresh weights.
+            The summary's entry about it; empty if the training starts from random weights.
 
         Raises:
-            CheckpointError: nothing of that model fits.
+            CheckpointError: no weight matrix of that model fits.
         """
         if not self.config.init:
             return {}
@@ -104,14 +104,14 @@ class TrainingRun:
         return {"init": dataclasses.asdict(report)}
 
     def is_published(self, summary: dict[str, Any]) -> bool:
-        """Check whether a finished training has published the step that is asked for."""
+        """Check if a finished training has published the requested step."""
         return self._chosen(summary)["step"] == _published_step(summary)
 
     def finish(self, output: Output) -> dict[str, Any]:
         """Train, or only publish another step of a finished training.
 
         Args:
-            output: what `open` returned.
+            output: the result of `open`.
 
         Returns:
             The summary, for `Output.close`.
@@ -125,22 +125,22 @@ class TrainingRun:
         return summary
 
     def _publish(self, output: Output, summary: dict[str, Any]) -> dict[str, Any]:
-        """Publish the step that is asked for in place of the one at the output folder; the summary's new fields."""
+        """Publish the requested step in place of the current one; return the changed entries of the summary."""
         chosen, fields = self._chosen(summary), {}
         if chosen["step"] != _published_step(summary):
             place = storage.join(self.out, CHECKPOINTS, chosen["checkpoint"])
             model, state = self._load(place, chosen), storage.read_json(storage.join(place, STATE))
-            self._reopen(output)  # not before the checkpoint has proved to be good
+            self._reopen(output)  # only now, since the checkpoint could be loaded
             model.save_pretrained(self.out)
             fields = {name: state[name] for name in ("val", "eval_clips") if name in state}
         logger.info("%s: step %d of %d is published", self.out, chosen["step"], summary["steps"])
         return fields | self.describe() | {"published": chosen}
 
     def _chosen(self, summary: dict[str, Any]) -> dict[str, Any]:
-        """Find the step to be published, and its checkpoint.
+        """Find the step to publish and its checkpoint.
 
         Raises:
-            ConfigError: no evaluation was the best one, or the best one is known by another metric.
+            ConfigError: there is no best evaluation, or it was chosen by another metric.
         """
         last = int(summary["steps"])
         if self.config.export == "last":
@@ -150,7 +150,7 @@ class TrainingRun:
         keep = self.config.schedule.keep_best
         if best and best["metric"] != keep:
             raise ConfigError(
-                f"--export best: the best step of {self.out} is known by {best['metric']}, not by {keep}; use "
+                f"--export best: the best step of {self.out} was chosen by {best['metric']}, not by {keep}; use "
                 f"--schedule.keep-best {best['metric']}"
             )
         if not best:
@@ -164,7 +164,7 @@ class TrainingRun:
         """Load a checkpoint as a model.
 
         Raises:
-            CheckpointError: it is gone or damaged.
+            CheckpointError: the checkpoint was deleted or is damaged.
         """
         other = {"last": "best", "best": "last"}[chosen["export"]]
         if not chosen["checkpoint"] or not storage.list_names(place):
@@ -175,10 +175,10 @@ class TrainingRun:
         return self.load(place)
 
     def _reopen(self, output: Output) -> None:
-        """Make a finished output unfinished: its MLflow run gets figures and model again when it ends."""
+        """Make a finished output unfinished: its MLflow run receives metrics and model again when it ends."""
         from evilm.tracking.mlflow_run import reopen_run
 
-        reopen_run(self.out)  # first: as long as there is a summary, the same command brings everything to MLflow
+        reopen_run(self.out)  # first: while the summary exists, the same command uploads everything to MLflow
         output.extend()
 
 

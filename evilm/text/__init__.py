@@ -1,4 +1,4 @@
-"""Captions to word pieces: reading captions, building a vocabulary, encoding."""
+"""Build the word-piece vocabulary and encode captions with it."""
 
 from evilm.text.vocab import Vocab
 

@@ -1,7 +1,7 @@
-"""The word-piece vocabulary of the text encoder: captions to ids and back.
+"""The word-piece vocabulary of the text encoder: convert captions to ids and back.
 
 A vocabulary is a folder with `vocab.txt`, one piece per line in the order of ids, and `config.json`, its settings. A
-BERT folder with only a `vocab.txt` loads too.
+BERT folder with only a `vocab.txt` can be loaded too.
 """
 
 import hashlib
@@ -27,18 +27,18 @@ SETTINGS: dict[str, int | str] = {
     "lowercase": True,
     "max_chars_per_word": 100,
 }
-"""How text is normalised before it is cut: BERT's uncased rules, accents stripped, punctuation apart."""
+"""How text is normalised before tokenization: BERT's uncased rules, accents stripped, punctuation split off."""
 _TEXT, _JSON = "vocab.txt", "config.json"
 
 
 class Vocab:
-    """Word pieces of captions; immutable, picklable, no special token can be written in a caption."""
+    """A list of word pieces; immutable and picklable. A caption can't contain special tokens."""
 
     def __init__(self, pieces: Sequence[str]) -> None:
-        """Take the pieces in the order of their ids.
+        """Build a vocabulary from its pieces in the order of ids.
 
         Raises:
-            VocabError: a special token is missing, or a piece is there twice.
+            VocabError: a special token is missing, or a piece occurs twice.
         """
         self.pieces = tuple(pieces)
         self._ids = {piece: index for index, piece in enumerate(self.pieces)}
@@ -57,21 +57,21 @@ class Vocab:
 
     @property
     def size(self) -> int:
-        """Number of entries, special tokens included."""
+        """Return the number of entries, special tokens included."""
         return len(self.pieces)
 
     @property
     def fingerprint(self) -> str:
-        """Digest of the pieces, their order, and the normalisation."""
+        """Return a digest of the pieces, their order and the normalisation."""
         text = "\n".join(self.pieces) + "\n" + json.dumps(SETTINGS, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     @classmethod
     def load(cls, uri: str | Path) -> "Vocab":
-        """A vocabulary from its folder.
+        """Load a vocabulary from its folder.
 
         Raises:
-            VocabError: no vocabulary there, or one of another kind.
+            VocabError: there is no vocabulary, or it is of another kind.
         """
         settings_uri = storage.join(str(uri), _JSON)
         if storage.exists(settings_uri):
@@ -79,7 +79,7 @@ class Vocab:
                 found = storage.read_json(settings_uri)
             except ShardError as error:
                 raise VocabError(str(error)) from None
-            ours = isinstance(found, dict) and found.get("kind") == SETTINGS["kind"]  # a BERT folder's is not
+            ours = isinstance(found, dict) and found.get("kind") == SETTINGS["kind"]  # False for a BERT folder
             if ours and found != found | SETTINGS:
                 raise VocabError(
                     f"{settings_uri} was made for other text rules than {SETTINGS}; rebuild the vocabulary"
@@ -87,19 +87,19 @@ class Vocab:
         return cls(read_pieces(storage.join(str(uri), _TEXT)))
 
     def save(self, uri: str | Path) -> None:
-        """Write the folder; `load` gives back an equal vocabulary."""
+        """Write the folder, from which `load` returns an equal vocabulary."""
         storage.write_bytes(storage.join(str(uri), _TEXT), ("\n".join(self.pieces) + "\n").encode())
         settings = SETTINGS | {"num_words": self.size, "fingerprint": self.fingerprint}
         storage.write_json(storage.join(str(uri), _JSON), settings)
 
     def encode(self, caption: str, max_text_len: int = 40) -> list[int]:
-        """Return [CLS] pieces [SEP], at most `max_text_len` ids; a longer caption loses its end, never [SEP]."""
+        """Return the ids of [CLS], pieces and [SEP]; a caption over `max_text_len` ids is truncated but keeps [SEP]."""
         return self._framed(self.cut([caption])[0], max_text_len)
 
     def encode_batch(
         self, captions: Sequence[str], max_text_len: int = 40
     ) -> tuple[Int64[np.ndarray, "caption word"], Int64[np.ndarray, "caption"]]:
-        """Ids of many captions, padded with [PAD] to the longest, and the length of each ([CLS] and [SEP] counted)."""
+        """Encode captions, padded with [PAD] to the longest; also return each length, including [CLS] and [SEP]."""
         rows = [self._framed(ids, max_text_len) for ids in self.cut(captions)]
         lengths = np.array([len(row) for row in rows], dtype=np.int64)
         input_ids = np.full((len(rows), int(lengths.max(initial=0))), self.pad_id, dtype=np.int64)
@@ -108,7 +108,7 @@ class Vocab:
         return input_ids, lengths
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of ids: pieces joined to words; [PAD], [CLS] and [SEP] left out, [UNK] and [MASK] shown."""
+        """Decode ids to text: pieces joined to words, without [PAD], [CLS] and [SEP] but with [UNK] and [MASK]."""
         left_out = {self.pad_id, self.cls_id, self.sep_id}
         words: list[str] = []
         for index in ids:
@@ -122,15 +122,15 @@ class Vocab:
         return " ".join(words)
 
     def normalise(self, caption: str) -> str:
-        """Return what decoding makes of a caption without unknown words: lower case, no accents, punctuation apart."""
+        """Normalise a caption: lower case, no accents, punctuation split off; `decode` returns this form."""
         return " ".join(split_words(caption))
 
     def words_of(self, caption: str) -> set[int]:
-        """The distinct ids of the whole caption, special tokens left out: the target of Eq. 5-6."""
+        """Return the distinct ids of the whole caption without special tokens, the target of Eq. 5-6."""
         return set(self.cut([caption])[0]) - self.special_ids
 
     def caption_words(self, captions: Sequence[str]) -> Bool[np.ndarray, "caption vocab"]:
-        """`words_of` for many captions, multi-hot. Paper: Eq. 6, Sec. 3.3."""
+        """Return `words_of` for many captions as multi-hot rows. Paper: Eq. 6, Sec. 3.3."""
         target = np.zeros((len(captions), self.size), dtype=bool)
         for row, ids in zip(target, self.cut(captions), strict=True):
             row[ids] = True
@@ -138,22 +138,22 @@ class Vocab:
         return target
 
     def num_words(self, captions: Sequence[str]) -> Int64[np.ndarray, "caption"]:
-        """Length of each caption uncut, [CLS] and [SEP] counted."""
+        """Return the length of each caption without truncation, including [CLS] and [SEP]."""
         return np.array([len(ids) + 2 for ids in self.cut(captions)], dtype=np.int64)
 
     def is_truncated(self, caption: str, max_text_len: int = 40) -> bool:
-        """Return whether `encode` cuts this caption."""
+        """Check if `encode` truncates this caption."""
         return int(self.num_words([caption])[0]) > max_text_len
 
     def count_pieces(self, captions: Sequence[str]) -> Int64[np.ndarray, "vocab"]:
-        """Return how often each entry is used by the captions, uncut, [CLS] and [SEP] not counted."""
+        """Count how often captions use each entry, without truncation, [CLS] and [SEP]."""
         counts = np.zeros(self.size, dtype=np.int64)
         for ids in self.cut(captions):
             np.add.at(counts, ids, 1)
         return counts
 
     def cut(self, captions: Sequence[str]) -> list[list[int]]:
-        """Ids of each caption, uncut, without [CLS] and [SEP]."""
+        """Return the ids of each caption without truncation, [CLS] and [SEP]."""
         return [encoding.ids for encoding in self._encode(captions)]
 
     def _framed(self, ids: list[int], max_text_len: int) -> list[int]:
@@ -166,26 +166,26 @@ class Vocab:
 
 
 def read_pieces(uri: str) -> list[str]:
-    """The lines of a vocab.txt (or of the one in a folder).
+    """Read the lines of a vocab.txt, or of the one in a folder.
 
     Raises:
-        VocabError: there is none, or it is not UTF-8 text.
+        VocabError: the file is missing or not UTF-8 text.
     """
     place = uri if uri.endswith(".txt") else storage.join(uri, _TEXT)
     try:
         text = storage.read_bytes(place).decode("utf-8-sig")
     except (FileNotFoundError, IsADirectoryError):
-        raise VocabError(f"no vocabulary at {place}; give a folder made by build_vocab, or a BERT vocab.txt") from None
+        raise VocabError(f"no vocabulary at {place}; use a folder made by build_vocab, or a BERT vocab.txt") from None
     except UnicodeDecodeError as error:
         raise VocabError(f"{place} is not UTF-8 text ({error.reason} at byte {error.start})") from None
-    # Not splitlines(): pieces may be line separators of other kinds, such as U+2028.
+    # Not splitlines(): pieces may be other line separators, such as U+2028.
     return [line.rstrip("\r") for line in text.removesuffix("\n").split("\n")]
 
 
 def piece_tokenizer(pieces: Sequence[str]) -> Tokenizer:
-    """BERT's uncased normalisation and greedy longest match over `pieces`.
+    """Build a tokenizer with BERT's uncased normalisation and greedy longest match over `pieces`.
 
-    The special tokens are plain entries: '[SEP]' typed in a caption is cut into '[', 'sep', ']'.
+    Special tokens are plain entries: '[SEP]' in a caption is split into '[', 'sep', ']'.
     """
     ids = {piece: index for index, piece in enumerate(pieces)}
     limit = int(SETTINGS["max_chars_per_word"])
@@ -196,13 +196,13 @@ def piece_tokenizer(pieces: Sequence[str]) -> Tokenizer:
 
 
 def split_words(text: str) -> list[str]:
-    """The whole words of a text after normalisation, before they are cut into pieces."""
+    """Split a text into normalised whole words, before tokenization into pieces."""
     normalised = _NORMALIZER.normalize_str(clean([text])[0])
     return [word for word, _ in _SPLITTER.pre_tokenize_str(normalised)]
 
 
 def clean(captions: Sequence[str]) -> list[str]:
-    """Captions that are valid Unicode: a lone surrogate, which JSON can carry, becomes '?'."""
+    """Make captions valid Unicode: replace lone surrogates, which JSON can contain, by '?'."""
     return [c if c.isascii() else c.encode("utf-8", "replace").decode() for c in captions]
 
 

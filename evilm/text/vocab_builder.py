@@ -1,4 +1,4 @@
-"""Build a vocabulary: keep the frequent part of a given one, or train word pieces on the captions.
+"""Build a vocabulary: keep the frequent part of an existing one, or train word pieces on the captions.
 
 Paper: Sec. 4.1 (the 30 % most frequent words of a 30,522-entry WordPiece vocabulary).
 """
@@ -29,16 +29,16 @@ _BLOCK = 10_000
 
 
 def build_vocab(config: BuildVocab) -> dict[str, Any]:
-    """Build the vocabulary of a caption corpus in `config.out`, or reuse the one that stands there.
+    """Build the vocabulary of a caption corpus in `config.out`, or reuse the one that exists there.
 
     Raises:
         ManifestError: the captions can't be read.
         VocabError: the base vocabulary can't be read.
     """
     if not config.manifest:
-        raise ConfigError("--manifest is missing; give a table with captions, a COCO captions JSON, or a .txt")
+        raise ConfigError("--manifest is missing; name a table with captions, a COCO captions JSON, or a .txt")
     if not config.out:
-        raise ConfigError("--out is missing; give the folder of the vocabulary")
+        raise ConfigError("--out is missing; name the folder for the vocabulary")
     out = storage.absolute(config.out)
     captions = read_captions(config.manifest, config.columns, config.split)
     base = read_pieces(config.base_vocab) if config.base_vocab else []
@@ -51,7 +51,7 @@ def build_vocab(config: BuildVocab) -> dict[str, Any]:
 
 
 def _build(config: BuildVocab, output: Output, captions: list[str], base: list[str]) -> dict[str, Any]:
-    """Write the vocabulary; the summary."""
+    """Write the vocabulary and return the summary."""
     started = time.monotonic()
     if base:
         pieces = keep_frequent(base, captions, config.words.keep_ratio)
@@ -76,7 +76,7 @@ def _build(config: BuildVocab, output: Output, captions: list[str], base: list[s
 
 
 def describe(vocab: Vocab, captions: Sequence[str]) -> dict[str, Any]:
-    """Return how a vocabulary fits a corpus: share of [UNK], unused entries, caption lengths in word pieces."""
+    """Measure how a vocabulary fits a corpus: share of [UNK], unused entries, caption lengths in word pieces."""
     counts, lengths = np.zeros(vocab.size, dtype=np.int64), []
     for start in range(0, len(captions), _BLOCK):
         block = captions[start : start + _BLOCK]
@@ -97,12 +97,12 @@ def describe(vocab: Vocab, captions: Sequence[str]) -> dict[str, Any]:
 
 
 def keep_frequent(base: Sequence[str], captions: Sequence[str], ratio: float) -> list[str]:
-    """The most frequent entries of a vocabulary, `round(ratio x size)` in all, in the base's order.
+    """Keep the most frequent entries of a vocabulary, `round(ratio x size)` in all, in the base's order.
 
-    Counts are those of the captions cut by the whole base vocabulary. First come the special tokens; then single
-    characters that are ASCII or occur in the captions, so that a word whose entry goes is still spelled instead of
-    becoming [UNK]; then entries by count, equal counts in base order. Where the captions use fewer entries than
-    wanted, unseen ones follow in base order (BERT's is by frequency), foreign characters and [unusedN] last.
+    Counts come from the captions tokenized with the whole base vocabulary. Special tokens have priority. Next are
+    single characters that are ASCII or occur in the captions, so that a word without entry is spelled instead of
+    becoming [UNK]. Then come entries by count, with ties in base order. If the captions use fewer entries than wanted,
+    unseen ones follow in base order (BERT's is by frequency), foreign characters and [unusedN] last.
 
     Raises:
         VocabError: the base has no special tokens, or is too small.
@@ -132,9 +132,9 @@ def keep_frequent(base: Sequence[str], captions: Sequence[str], ratio: float) ->
 
 
 def train_wordpiece(captions: Sequence[str], size: int, min_frequency: int = 1) -> list[str]:
-    """A WordPiece vocabulary of at most `size` entries learned from captions; the same for any order of them.
+    """Train a WordPiece vocabulary of at most `size` entries on captions, independent of their order.
 
-    Special tokens come first, then the characters. Characters too rare to fit in half of the entries are left out.
+    Special tokens come first, then characters, which fill at most half of the entries; the rarest are left out.
     A small corpus gives fewer than `size` entries.
     """
     words: Counter[str] = Counter()
@@ -143,8 +143,8 @@ def train_wordpiece(captions: Sequence[str], size: int, min_frequency: int = 1) 
             words[word] += count
     characters = _frequent_characters(words, (size - len(SPECIALS)) // 4)
     known = set(characters)
-    # The trainer numbers inner characters (##x) in the order of a randomly seeded hash table and breaks ties by those
-    # numbers; listed up front like special tokens, they get fixed numbers, and the result no longer varies.
+    # The trainer numbers inner characters (##x) in the order of a randomly seeded hash table and breaks ties by these
+    # numbers. Listed up front like special tokens, they get fixed numbers, which makes the result reproducible.
     inner = sorted(f"##{c}" for c in characters if len(split_words("a" + c)) == 1)
     trainer = WordPieceTrainer(
         vocab_size=size,
@@ -161,7 +161,7 @@ def train_wordpiece(captions: Sequence[str], size: int, min_frequency: int = 1) 
 
 
 def _chunks(captions: Sequence[str]) -> Counter[str]:
-    """Count each stretch between spaces. BERT's rules never look across a space, so this loses nothing."""
+    """Count the substrings between spaces. BERT's rules never look across a space, so this loses nothing."""
     counts: Counter[str] = Counter()
     for caption in clean(captions):
         counts.update(caption.split(" "))
@@ -169,7 +169,7 @@ def _chunks(captions: Sequence[str]) -> Counter[str]:
 
 
 def _count(vocab: Vocab, captions: Sequence[str]) -> np.ndarray:
-    """Uses of each entry: every distinct stretch is cut once and weighted by how often it occurs."""
+    """Count the uses of each entry; every distinct substring is tokenized once and weighted by its count."""
     chunks, counts = list(_chunks(captions).items()), np.zeros(vocab.size, dtype=np.int64)
     for start in range(0, len(chunks), _BLOCK):
         block = chunks[start : start + _BLOCK]
@@ -179,7 +179,7 @@ def _count(vocab: Vocab, captions: Sequence[str]) -> np.ndarray:
 
 
 def _frequent_characters(words: Counter[str], most: int) -> list[str]:
-    """The characters of the words, the rarest left out where there are more than `most`; sorted."""
+    """List the characters of the words, sorted; at most the `most` most frequent ones."""
     counts: Counter[str] = Counter()
     for word, number in words.items():
         for character in word:
@@ -191,7 +191,7 @@ def _frequent_characters(words: Counter[str], most: int) -> list[str]:
 
 
 def _repeated(words: dict[str, int]) -> Iterator[str]:
-    """Each word as often as it occurs, sorted, in lines of bounded length."""
+    """Yield each word as often as it occurs, sorted, in lines of bounded length."""
     for word in sorted(words):
         for start in range(0, words[word], _BLOCK):
             yield " ".join([word] * min(_BLOCK, words[word] - start))

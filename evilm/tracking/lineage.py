@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from evilm.config.secrets import public_uri
-from evilm.config.stages import StageConfig
+from evilm.config.stage_settings import StageConfig
 from evilm.io import storage
 
 if TYPE_CHECKING:

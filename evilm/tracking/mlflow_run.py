@@ -20,7 +20,7 @@ from typing import Any
 
 from evilm.config.base import flatten
 from evilm.config.secrets import public_data, public_text, public_uri
-from evilm.config.stages import StageConfig
+from evilm.config.stage_settings import StageConfig, Upstream
 from evilm.io import storage
 from evilm.tracking.lineage import (
     FROM,
@@ -106,7 +106,7 @@ def describe_run(
     tags = identity_tags(config, stage, out, inputs) | {"evilm.root": root_of(beside)}
     if config.tracking.parent:
         tags["mlflow.parentRunId"] = config.tracking.parent
-    flat = public_data(flatten(config.model_dump(mode="json", exclude={"build"})))
+    flat = public_data(flatten(config.model_dump(mode="json", exclude=set(Upstream.model_fields))))
     return TrackedRun(
         uri=uri,
         out=out,

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from evilm.cluster import connect
-from evilm.config.training import ClusterConfig
+from evilm.config.resources import ClusterConfig
 from evilm.errors import ClusterError, EvilmError, NonFiniteError
 from evilm.io import storage
 from evilm.io.outputs import Output

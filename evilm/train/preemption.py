@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from evilm.config.training import ClusterConfig, simulates_gpus
+from evilm.config.resources import ClusterConfig, simulates_gpus
 from evilm.errors import ClusterError
 from evilm.io import storage
 from evilm.io.ownership import is_owner

@@ -1,1 +1,1 @@
-"""Videos: fetching, probing, decoding, sampling and augmenting of clips."""
+"""Fetch, probe, decode and sample videos, and crop their frames."""

@@ -1,4 +1,4 @@
-"""A video file opened: of which kind it is, whether all of it is there, its picture track ready to be decoded."""
+"""Open a video file: detect its format, check that it is complete, and prepare its picture track for decoding."""
 
 import errno
 import os
@@ -22,7 +22,7 @@ _VIDEOS = {
     4: (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide"),
     8: (b"AVI ",),
 }
-"""First bytes of videos, by their place."""
+"""First bytes of videos, by their offset."""
 _OTHERS = {
     "a picture": (b"\x89PNG", b"\xff\xd8\xff", b"RIFF"),
     "a playlist": (b"#EXTM3U", b"ffconcat", b"v=0"),
@@ -33,33 +33,33 @@ _OTHERS = {
     "JSON": (b"{", b"["),
     "zeros": (bytes(16),),
 }
-"""First bytes of what else is found under a video's name."""
-av.logging.set_level(None)  # ffmpeg writes its complaints to stderr otherwise, kilobytes per damaged file
+"""First bytes of other files that are found under a video's name."""
+av.logging.set_level(None)  # otherwise ffmpeg writes kilobytes to stderr per damaged file
 
 
 @dataclass(frozen=True)
 class Video:
-    """An open file."""
+    """An open video file."""
 
     path: str
     container: Any
     stream: Any
-    """Its picture track, decoding on one thread."""
+    """Its picture track, decoded on one thread."""
     max_pixels: int
-    """Most pixels of a picture; 0 for any."""
+    """Most pixels of a picture; 0 for no limit."""
 
     @property
     def kind(self) -> str:
-        """Name of the container's format."""
+        """Return the name of the container's format."""
         return self.container.format.name
 
     @property
     def context(self) -> Any:
-        """The track's decoder."""
+        """Return the track's decoder."""
         return self.stream.codec_context
 
     def check_pixels(self, width: int, height: int) -> None:
-        """Refuse a picture that is too large.
+        """Check that a picture is not too large.
 
         Raises:
             DecodeError: too_large.
@@ -70,10 +70,10 @@ class Video:
             )
 
     def failure(self, error: Exception) -> DecodeError:
-        """Return what a decoder's exception says about the file."""
+        """Convert a decoder's exception to an error about the file."""
         if isinstance(error, MemoryError):
             return DecodeError(RejectReason.TOO_LARGE, "more memory than a decoder may use")
-        # Pictures larger than the container said: the decoder calls it a bad argument, and its size is unset or large.
+        # Pictures larger than the container says raise a bad-argument error; the decoder's size is then unset or large.
         if self.max_pixels and isinstance(error, av.error.ArgumentError):
             if not self.context.width:
                 return DecodeError(
@@ -88,16 +88,16 @@ def opened(path: str, max_pixels: int = 0) -> Iterator[Video]:
     """Open a file's first picture track.
 
     Args:
-        max_pixels: most pixels of a picture; 0 for any. The decoder itself refuses more before it takes memory.
+        max_pixels: most pixels of a picture; 0 for no limit. The decoder rejects more before it allocates memory.
 
     Raises:
-        DecodeError: no file, no video container, one without pictures, or with larger ones.
+        DecodeError: there is no file, it is not a video, or its pictures are missing or too large.
     """
     _check_file(path)
-    # Only kinds that hold everything themselves: a playlist named .mp4 must not make us open what it points at.
+    # Only self-contained formats: a playlist named .mp4 must not make us open the files it names.
     options = {"format_whitelist": _CONTAINERS, "protocol_whitelist": "file"} | _at_most(max_pixels)
     try:
-        # Titles and the like may be in any encoding. An absolute path can't be taken for a protocol's name.
+        # Metadata such as titles may have any encoding. An absolute path can't be mistaken for a protocol.
         container = av.open(os.path.abspath(path), options=options, metadata_errors="replace")
     except (av.error.FFmpegError, OSError, ValueError) as error:
         raise _unopened(path, error) from None
@@ -114,16 +114,16 @@ def opened(path: str, max_pixels: int = 0) -> Iterator[Video]:
         video = Video(path, container, stream, max_pixels)
         video.check_pixels(*(_gif_size(path) if video.kind == GIF else (context.width, context.height)))
         context.thread_count = 1
-        # H.264 marks damaged pictures, HEVC has no such marks but can stop at the damage.
+        # H.264 marks damaged pictures; HEVC does not, but can stop at the damage.
         context.options = _at_most(max_pixels) | ({"err_detect": "explode"} if context.name == "hevc" else {})
         yield video
 
 
 def check_complete(path: str, container: str) -> None:
-    """Compare the sizes that the container's outermost boxes state with the file's.
+    """Compare the sizes stated by the container's outermost boxes with the size of the file.
 
     Raises:
-        DecodeError: the file is cut off.
+        DecodeError: the file is truncated.
     """
     size = os.path.getsize(path)
     with open(path, "rb") as file:
@@ -147,7 +147,7 @@ def _at_most(max_pixels: int) -> dict[str, str]:
 
 
 def _picture_track(container: Any) -> Any:
-    """The first picture track that is no cover, thumbnail or single picture; one with a decoder before one without."""
+    """Find the first picture track except covers, thumbnails and stills; prefer one with a decoder."""
     streams = [stream for stream in container.streams.video if not _is_still(stream)]
     streams.sort(key=lambda stream: (stream.codec_context is None, stream.frames == 1))
     return streams[0] if streams else None
@@ -168,14 +168,14 @@ def _check_file(path: str) -> None:
     except OSError as error:
         reason = RejectReason.MISSING_FILE if error.errno == errno.ENAMETOOLONG else RejectReason.FETCH_ERROR
         raise DecodeError(reason, error.strerror or "") from None
-    if not stat.S_ISREG(info.st_mode):  # a pipe or device would keep its reader waiting
+    if not stat.S_ISREG(info.st_mode):  # reading a pipe or device could block
         raise DecodeError(RejectReason.NOT_A_FILE)
     if info.st_size == 0:
         raise DecodeError(RejectReason.EMPTY_FILE)
 
 
 def _unopened(path: str, error: Exception) -> DecodeError:
-    """Return why a file can't be opened as a video, from its first bytes."""
+    """Determine from its first bytes why a file can't be opened as a video."""
     try:
         with open(path, "rb") as file:
             head = file.read(189)
@@ -191,7 +191,7 @@ def _unopened(path: str, error: Exception) -> DecodeError:
 
 
 def _mov_end(file: BinaryIO, size: int) -> int:
-    """Return where the last box with media in it ends, walking the outermost boxes."""
+    """Return the end of the last box with media, walking the outermost boxes."""
     offset = end = 0
     while offset + 8 <= size:
         file.seek(offset)
@@ -208,9 +208,9 @@ def _mov_end(file: BinaryIO, size: int) -> int:
 
 
 def _matroska_end(file: BinaryIO) -> int:
-    """Return where the segment ends; 0 where its size is not stated (live recordings)."""
+    """Return the end of the segment; 0 if its size is not stated (live recordings)."""
     offset = 0
-    for _ in range(4):  # the EBML header, perhaps a void, then the segment
+    for _ in range(4):  # the EBML header, an optional void, then the segment
         file.seek(offset)
         head = file.read(12)
         if len(head) < 12:
@@ -232,12 +232,12 @@ def _matroska_end(file: BinaryIO) -> int:
 
 
 def _gif_end(file: BinaryIO, size: int) -> int:
-    """Return where the block that is begun last ends; walks the blocks, which have no index."""
+    """Return the end of the last block, walking the blocks, which have no index."""
     data = file.read()
     offset = 13 + _colours(data[10:11])
     while offset < size:
         kind, offset = data[offset], offset + 1
-        if kind == 0x2C:  # a picture: its place and colours, then a code size
+        if kind == 0x2C:  # a picture: position and colours, then a code size
             offset += 9 + _colours(data[offset + 8 : offset + 9]) + 1
         elif kind == 0x21:  # an extension and its label
             offset += 1
@@ -250,12 +250,12 @@ def _gif_end(file: BinaryIO, size: int) -> int:
 
 
 def _gif_size(path: str) -> tuple[int, int]:
-    """Width and height as the file says; the decoder forgets a size it refuses."""
+    """Read width and height from the file; the decoder drops a size that it rejects."""
     with open(path, "rb") as file:
         head = file.read(10)
     return int.from_bytes(head[6:8], "little"), int.from_bytes(head[8:10], "little")
 
 
 def _colours(packed: bytes) -> int:
-    """Bytes of the colour table that a GIF descriptor announces."""
+    """Return the size in bytes of the colour table that a GIF descriptor announces."""
     return 3 * 2 ** ((packed[0] & 7) + 1) if packed and packed[0] & 0x80 else 0

@@ -1,7 +1,7 @@
-"""Views of a stored clip: a crop of its square frames, resized back to the square, perhaps mirrored.
+"""Draw and replay views of a stored clip: crops of its square frames, resized back to the square, optionally mirrored.
 
-A view is numbers, not pixels: coding draws it once and stores it, training replays it. Pillow's bicubic filter works in
-integer arithmetic on uint8, so a replay gives the very pixels that were coded. All frames of a clip share one view.
+A view is stored as numbers, not pixels: encoding draws it once, training replays it. Pillow's bicubic filter uses
+integer arithmetic on uint8, so a replay has exactly the pixels that were encoded. All frames of a clip share a view.
 """
 
 import hashlib
@@ -33,15 +33,15 @@ class View(NamedTuple):
 
 
 def whole(frame_px: int) -> View:
-    """The plain view: the stored frame as it is."""
+    """Return the view of the whole stored frame."""
     return View(0, 0, frame_px, frame_px, False)
 
 
 def draw_view(frame_px: int, crop: CropConfig, caption: str, rng: np.random.Generator) -> View:
-    """A random-resized crop, mirrored with `crop.flip_ratio` where the caption allows it.
+    """Draw a random resized crop, mirrored with probability `crop.flip_ratio` if the caption allows it.
 
     The area is uniform in [min_scale, 1] of the frame, the logarithm of width over height uniform within +-max_ratio.
-    Whether the caption forbids a flip does not change the box.
+    The box does not depend on the caption.
     """
     box = _draw_box(frame_px, crop, rng)
     flip = bool(rng.random() < crop.flip_ratio)
@@ -61,26 +61,26 @@ def _draw_box(frame_px: int, crop: CropConfig, rng: np.random.Generator) -> tupl
 
 
 def names_side(caption: str, words: Collection[str]) -> bool:
-    """Return whether a caption holds one of `words` (lower case) as a whole word, so that mirroring makes it false."""
+    """Check if a caption contains one of `words` (lower case) as a whole word, which mirroring would make false."""
     return not set(re.findall(r"\w+", caption.lower())).isdisjoint(words)
 
 
 def replay(
     frames: UInt8[np.ndarray, "frame row col 3"], view: View, out: UInt8[np.ndarray, "frame row col 3"] | None = None
 ) -> UInt8[np.ndarray, "frame row col 3"]:
-    """The pixels of a view: crop, bicubic resize back to the square, flip. Equal bytes on every machine.
+    """Compute the pixels of a view: crop, bicubic resize back to the square, flip. Bytes are equal on every machine.
 
     Args:
-        frames: square frames as stored.
-        view: what of them to show.
-        out: where to put the result; may be `frames`.
+        frames: the stored square frames.
+        view: the view to show.
+        out: array for the result; may be `frames`.
 
     Raises:
-        ConfigError: the view reaches over the edge of the frames.
+        ConfigError: the view extends beyond the frames.
     """
     side = frames.shape[1]
     if view.x + view.width > side or view.y + view.height > side:
-        raise ConfigError(f"{view} reaches over a frame of {side} x {side} pixels; these views were made for others")
+        raise ConfigError(f"{view} exceeds a frame of {side} x {side} pixels; use the frames it was drawn for")
     if out is None:
         out = np.empty_like(frames)
     for frame, shown in zip(frames, out, strict=True):
@@ -95,7 +95,7 @@ def replay(
 
 @cache
 def resampler() -> str:
-    """Return what `replay` does to a test picture, as a name and a digest: other digits mean other pixels."""
+    """Return a name and a digest of what `replay` does to a test picture; another digest means other pixels."""
     rows, cols = np.mgrid[0:48, 0:48]
     picture = ((rows[..., None] * [7, 13, 29] + cols[..., None] * [31, 5, 11]) ** 2 % 251).astype(np.uint8)
     shown = replay(picture[None], View(5, 3, 31, 40, True))
@@ -103,15 +103,15 @@ def resampler() -> str:
 
 
 def resampler_version() -> str:
-    """The library behind `resampler`, for messages."""
+    """Return the library behind `resampler`, for messages."""
     return f"Pillow {PIL.__version__}"
 
 
 def nearest_cells(view: View, frame_px: int, grid: int) -> Int64[np.ndarray, " region"]:
-    """For each cell of the view's grid the cell of the whole frame's grid that holds its centre, row by row.
+    """Map each cell of the view's grid to the cell of the whole frame that holds its centre, row by row.
 
-    Codes of the whole frame taken by these indices are the approximate codes of the view: geometry to the nearest cell,
-    and a code that was chosen among other surroundings. `evilm` trains on exact codes unless told otherwise.
+    The whole frame's codes at these indices approximate the view's codes: positions are rounded to cells, and a code
+    was chosen in another context. `evilm` trains on exact codes unless configured otherwise.
     """
     centres = (np.arange(grid) + 0.5) / grid
     rows = ((view.y + centres * view.height) * grid / frame_px).astype(np.int64)
@@ -122,9 +122,9 @@ def nearest_cells(view: View, frame_px: int, grid: int) -> Int64[np.ndarray, " r
 def pick_frames(
     num_stored: int, num_frames: int, rng: np.random.Generator | None = None
 ) -> Int64[np.ndarray, " frame"]:
-    """Return which of the stored frames are used: one of each of `num_frames` equal groups in time order.
+    """Pick one stored frame from each of `num_frames` equal groups in time order.
 
-    A random one of each group given `rng`, else the one in the middle, the earlier of two.
+    With `rng` it is a random one of each group, else the middle one, or the earlier of two.
     """
     assert num_stored % num_frames == 0, "checked when frames and model were paired"
     group = num_stored // num_frames

@@ -1,9 +1,9 @@
-"""Sparse frames of one clip: which moments, decoded exactly, turned upright, made square, as JPEG.
+"""Decode sparse frames of a clip exactly, rotate them upright, make them square, and encode them as JPEG.
 
-PyAV with a seek plan is right on edit lists, open GOPs, variable rates and rotated files, and notices damaged frames.
-What the packets say is checked against what the decoder gives: where the two differ, the whole clip is decoded once to
-measure its timeline. decord gives the same pixels on plain files, no faster, and does not notice damage: it is there to
-be asked for by name.
+PyAV with a seek plan is right on edit lists, open GOPs, variable rates and rotated files, and detects damaged frames.
+Packet times are checked against the decoded frames; if they differ, the whole clip is decoded once to measure its
+timeline. decord gives the same pixels on plain files, is no faster, and does not detect damage; it is used only if
+configured.
 """
 
 from bisect import bisect_left
@@ -25,23 +25,23 @@ from evilm.video.resize import fit, resize, to_jpeg
 
 Backend = Literal["auto", "pyav", "decord"]
 _LATEST_US = 1 << 53
-"""285 years: times beyond are damage, and would not fit the tables."""
+"""285 years; later times are damage and would not fit the tables."""
 
 
 @dataclass(frozen=True)
 class DecodedClip:
-    """The stored frames of a clip, and what is known of its source."""
+    """The stored frames of a clip, and facts about its source."""
 
     frames: list[bytes]
     """JPEGs, in time order."""
     frame_pts_us: list[int]
-    """When each is shown, in the file's own time, also of a span; a span's first frame may begin before it."""
+    """Presentation times in the file's own time, even of a span; the first frame may start before the span."""
     frame_index: list[int]
-    """Its place among the frames shown in the clip or span; -1 in one so long that they were not counted."""
+    """Positions among the frames shown in the clip or span; -1 if it is too long to count them."""
     duration_s: float
-    """Length of the clip, or of the part of the span that the video has."""
+    """Length of the clip, or of the span as far as the video reaches."""
     fps: float
-    """Frames shown per second, measured; the header's where they were not counted."""
+    """Frames shown per second, measured; from the header if they were not counted."""
     width: int
     height: int
     rotation: int
@@ -52,7 +52,7 @@ class DecodedClip:
 
 
 _Decode = Callable[[Probe, Sequence[int]], Iterator[DecodedFrame]]
-"""Gives the frames at ascending places of a timeline."""
+"""Function that yields the frames at ascending positions of a timeline."""
 
 
 def decode_clip(
@@ -63,22 +63,22 @@ def decode_clip(
     start_s: float | None = None,
     end_s: float | None = None,
 ) -> DecodedClip:
-    """Decode the sparse frames of a video file, or of a span of it.
+    """Decode sparse frames of a video file or of a span of it.
 
     Args:
         path: absolute path of a local file.
-        clip_id: seeds random sampling.
-        config: how many frames, of which size, from where in their spans.
+        clip_id: seed of random sampling.
+        config: number and size of frames, and sampling within their spans.
         backend: overrides the configured decoder; `auto` means PyAV.
-        start_s: where the span begins, in seconds from the first shown frame; None is the start.
-        end_s: where it ends; None is the end, and so is what lies beyond it.
+        start_s: start of the span in seconds from the first shown frame; None for the video's start.
+        end_s: end of the span; None, or a time after the video's end, for its end.
 
     Raises:
-        DecodeError: the file is no video, is damaged, or is too short, small or large; or the span holds nothing of it.
+        DecodeError: the file is not a video, is damaged, too short, too small or too large, or has nothing in the span.
     """
     check_span(start_s, end_s)
     sampler = _Sampler(clip_id, config, start_s, end_s)
-    may_be_decord = (backend or config.decoder) == "decord"  # which counts frames from the video's start
+    may_be_decord = (backend or config.decoder) == "decord"  # decord counts frames from the video's start
     found = None
     for reads in (_probed, lambda video, *_: probe_whole(video)):
         with opened(path, config.max_pixels) as video:
@@ -89,13 +89,13 @@ def decode_clip(
                 if may_be_decord and frames.is_plain(video, found):
                     return sampler.clip(found, "decord", partial(frames.by_decord, video))
             except Mismatch:
-                pass  # decord counts otherwise, or can't read the file: PyAV tells whether anything is wrong with it
+                pass  # decord counts differently or can't read the file: let PyAV check it
             try:
                 if found.trusted:
                     plan = partial(from_keys, video, config.skip_nonref)
                     return sampler.clip(found, "pyav", plan)
             except Mismatch:
-                pass  # frames promised by packets that no decoder gives, which alone is no damage
+                pass  # packets without frames, which alone is not damage
         if found.is_whole:
             break
     assert found is not None
@@ -104,14 +104,14 @@ def decode_clip(
 
 
 def _probed(video: Video, wish: SampleRequest, may_be_decord: bool) -> Probe | None:
-    """The packets that matter; None where a part of them should do, but can't be found."""
+    """Probe the needed packets; None if a part of them would suffice but can't be found."""
     if is_part(video, wish) and not (may_be_decord and not is_long(video, wish)):
         return probe_part(video, wish)
     return probe_whole(video)
 
 
 class _Sampler:
-    """Takes the wanted frames of a timeline, whoever decodes them."""
+    """Samples the wanted frames of a timeline with any decoder."""
 
     def __init__(self, clip_id: str, config: FramesConfig, start_s: float | None, end_s: float | None) -> None:
         self._clip_id, self._config = clip_id, config
@@ -122,10 +122,10 @@ class _Sampler:
         return span_times(start, end, self._config.stored, rng)
 
     def clip(self, found: Probe, name: str, decode: "_Decode") -> DecodedClip:
-        """The frames at the wanted moments.
+        """Decode the frames at the wanted times.
 
         Raises:
-            Mismatch: the timeline is not that of the decoder's frames.
+            Mismatch: the decoder's frames differ from the timeline.
             DecodeError: see `decode_clip`.
         """
         start, end = span_ticks(found.first, found.end, found.time_base, self.wish.start_s, self.wish.end_s)
@@ -133,7 +133,7 @@ class _Sampler:
         begin = shown_at(found.pts, [start])[0]
         count = bisect_left(found.pts, end) - begin
         if count < 2:
-            if found.time_base >= 1 and not self.wish.is_span:  # no clock, or a broken one: all frames in one tick
+            if found.time_base >= 1 and not self.wish.is_span:  # no or broken clock: all frames in one tick
                 raise DecodeError(
                     RejectReason.DECODE_ERROR, f"one frame, by a clock that ticks every {found.time_base} s"
                 )
@@ -180,7 +180,7 @@ def _flags(found: Probe, first: DecodedFrame, is_repeated: bool) -> ClipFlag:
 
 
 def _to_square(shown: DecodedFrame, first: DecodedFrame, config: FramesConfig) -> bytes:
-    """One stored frame, its size checked."""
+    """Check the size of a frame and encode it as a stored one."""
     height, width = shown.pixels.shape[:2]
     if shown.pixels.shape != first.pixels.shape:
         was = first.pixels.shape

@@ -1,7 +1,7 @@
-"""Decoding in a process of its own, with a deadline: a video that hangs or kills its decoder costs only itself.
+"""Decode in a child process with a deadline, so that a video that hangs or crashes its decoder affects nothing else.
 
-`Decoder` is the side of the caller. `python -m evilm.video.decoder_process` is the other side: it answers
-requests on its standard input one after the other, each message a length and that many bytes.
+`Decoder` is the caller's side. `python -m evilm.video.decoder_process` is the child: it answers requests on its
+standard input one by one. Each message is a length followed by that many bytes.
 """
 
 import contextlib
@@ -26,30 +26,30 @@ from evilm.video.decode import Backend, DecodedClip, decode_clip
 from evilm.video.reasons import RejectReason
 
 _START_S = 120.0
-"""Longest start of a child: an interpreter and its imports, on a machine that may be very busy."""
+"""Longest start of a child: an interpreter and its imports on a machine that may be very busy."""
 _CLIPS_PER_CHILD = 1000
-"""A child is replaced after this many clips, whatever its libraries may have leaked."""
+"""A child is replaced after this many clips, which bounds leaks of its libraries."""
 _MAX_BYTES = 4 * 2**30
-"""Address space of a child; a file that asks for more fails alone, not the machine."""
+"""Address space of a child; only a file that needs more fails, not the machine."""
 _SWOLLEN_BYTES = 2**30
-"""A child that still holds so much after a clip is replaced."""
+"""A child that still holds this much memory after a clip is replaced."""
 _PATIENCE = 3
-"""How many times its CPU time a child may take of the clock, on a machine that has others to serve."""
+"""Wall-clock time a child may take, as a multiple of its CPU time, on a machine with other load."""
 _S_PER_MB = 0.5
-"""What the deadline grows by with the file: ample for decoding all of a video once, and again."""
+"""Growth of the deadline with the file size: ample for decoding all of a video twice."""
 _DYING_S = 10.0
-"""How long a killed child may take to be gone."""
+"""Longest wait for a killed child to end."""
 _LONGEST_MESSAGE = 2**28
-"""No frame is longer; what says so is no message."""
+"""Frames are always shorter; a longer announced length is not a valid message."""
 _COMMAND = (sys.executable, "-m", "evilm.video.decoder_process")
 
 
 class _WorkerDied(Exception):
-    """The child is gone."""
+    """The child has ended."""
 
 
 class Decoder:
-    """Decodes clips in a child process that is started when needed and killed when it takes too long."""
+    """Decodes clips in a child process, started when needed and killed when it takes too long."""
 
     def __init__(self, config: FramesConfig, command: Sequence[str] = _COMMAND) -> None:
         self._config, self._command = config, list(command)
@@ -57,11 +57,11 @@ class Decoder:
         self._clips = 0
 
     def decode(self, path: str, clip_id: str, start_s: float | None = None, end_s: float | None = None) -> DecodedClip:
-        """`decode_clip` in the child; one that hangs or dies is asked once more, alone in a fresh child.
+        """Run `decode_clip` in the child; a clip that hangs or crashes it is tried once more, in a new child.
 
         Raises:
-            DecodeError: as `decode_clip`; or decode_timeout, or decoder_crash.
-            EvilmError: no child can be started, which is not the clip's fault.
+            DecodeError: as `decode_clip`, or decode_timeout, or decoder_crash.
+            EvilmError: no child can be started, for reasons other than the clip.
         """
         backend: Backend = self._config.decoder
         request = {"path": path, "clip_id": clip_id, "start_s": start_s, "end_s": end_s}
@@ -69,7 +69,7 @@ class Decoder:
         try:
             return self._ask(request | {"backend": backend}, limit_s)
         except TimeoutError:
-            backend = "pyav"  # as before, unless decord was asked for: shards must not depend on what was slow
+            backend = "pyav"  # the same decoder unless decord is configured: shards must not depend on speed
             self.close()
         except (
             _WorkerDied
@@ -91,9 +91,9 @@ class Decoder:
             child.kill()
             for pipe in (child.stdin, child.stdout):
                 if pipe is not None:
-                    with contextlib.suppress(OSError):  # bytes it never read
+                    with contextlib.suppress(OSError):  # bytes that it never read
                         pipe.close()
-            with contextlib.suppress(subprocess.TimeoutExpired):  # reading from a dead network disk, it can't even die
+            with contextlib.suppress(subprocess.TimeoutExpired):  # a process reading from a dead disk can't be killed
                 child.wait(_DYING_S)
 
     def __enter__(self) -> Self:
@@ -115,7 +115,7 @@ class Decoder:
             frames = [_receive(child.stdout, deadline) for _ in range(answer.pop("num_frames"))]
             is_swollen, reason, detail = (answer.pop(name) for name in ("is_swollen", "reason", "detail"))
             clip = None if reason else DecodedClip(frames=frames, **answer)
-        except (ValueError, TypeError, KeyError):  # a child gone mad
+        except (ValueError, TypeError, KeyError):  # an invalid answer
             raise _WorkerDied from None
         self._clips += 1
         if is_swollen:
@@ -125,19 +125,19 @@ class Decoder:
         return clip
 
     def _running(self) -> subprocess.Popen[bytes]:
-        """The child, started anew where there is none or it has served long enough."""
+        """Return the child; start one if there is none or it has decoded enough clips."""
         if self._clips >= _CLIPS_PER_CHILD:
             self.close()
         if self._child is None:
             try:
                 self._start()
-            except EvilmError:  # once more: the machine may have been short of memory for a moment
+            except EvilmError:  # try again: the machine may have been short of memory for a moment
                 self._start()
         assert self._child is not None
         return self._child
 
     def _start(self) -> None:
-        package = str(Path(__file__).parents[2])  # where this evilm lies, also below a Ray working directory
+        package = str(Path(__file__).parents[2])  # the folder of this evilm, possibly in a Ray working directory
         paths = [package, *filter(None, [os.environ.get("PYTHONPATH")])]
         self._clips = 0
         try:
@@ -145,7 +145,7 @@ class Decoder:
                 self._command,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,  # decoders write kilobytes per damaged file, past any Python setting
+                stderr=subprocess.DEVNULL,  # decoders write kilobytes per damaged file, which Python can't turn off
                 env=os.environ | {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"},
             )
             _receive(self._child.stdout, _Deadline(_START_S))
@@ -161,7 +161,7 @@ def _megabytes(path: str) -> float:
     try:
         return os.stat(path).st_size / 2**20
     except (OSError, ValueError):
-        return 0.0  # the child says what is wrong with it
+        return 0.0  # the child will report the error
 
 
 def _send(pipe: IO[bytes] | None, data: bytes) -> None:
@@ -171,7 +171,7 @@ def _send(pipe: IO[bytes] | None, data: bytes) -> None:
 
 
 class _Deadline:
-    """Ends when a process has used so much CPU time, or when a few times as much has passed: it waits, or hangs."""
+    """Expires when a process has used its CPU time, or after a multiple of it, when it waits or hangs."""
 
     def __init__(self, limit_s: float, pid: int = 0) -> None:
         self._pid = pid
@@ -179,13 +179,13 @@ class _Deadline:
         self._end = time.monotonic() + limit_s * (_PATIENCE if pid else 1)
 
     def left(self) -> float:
-        """Seconds that may be waited before the next look; 0 when the time is up."""
+        """Return the seconds to wait before the next check; 0 when the time is up."""
         left = self._end - time.monotonic()
         return max(0.0, min(left, self._cpu - _cpu_seconds(self._pid)) if self._pid else left)
 
 
 def _cpu_seconds(pid: int) -> float:
-    """CPU time of a process so far, all its threads together; 0 where nothing tells."""
+    """Return the CPU time of a process so far, over all threads; 0 if unknown."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
@@ -194,11 +194,11 @@ def _cpu_seconds(pid: int) -> float:
 
 
 def _receive(pipe: IO[bytes] | None, deadline: _Deadline) -> bytes:
-    """The next message.
+    """Receive the next message.
 
     Raises:
         TimeoutError: it did not arrive in time.
-        _Died: it never will.
+        _WorkerDied: the child ended before.
     """
     assert pipe is not None
     with selectors.DefaultSelector() as selector:
@@ -223,7 +223,7 @@ def _read(pipe: IO[bytes], length: int, selector: selectors.BaseSelector, deadli
 
 
 def _answer(request: dict[str, Any]) -> tuple[dict[str, Any], list[bytes]]:
-    """A request's answer, and the frames that follow it."""
+    """Answer a request; return the answer and the frames that follow it."""
     try:
         config = FramesConfig.model_validate(request["config"])
         wanted = (request[name] for name in ("backend", "start_s", "end_s"))
@@ -232,23 +232,23 @@ def _answer(request: dict[str, Any]) -> tuple[dict[str, Any], list[bytes]]:
         return {"reason": error.reason, "detail": error.detail}, []
     except MemoryError:
         return {"reason": RejectReason.TOO_LARGE, "detail": "more memory than a decoder may use"}, []
-    except OSError as error:  # the file went away, or its disk did
+    except OSError as error:  # the file or its disk disappeared
         return {"reason": RejectReason.FETCH_ERROR, "detail": error.strerror or type(error).__name__}, []
-    except Exception as error:  # a decoder may raise anything on damaged input; it concerns this clip alone
+    except Exception as error:  # a decoder may raise anything on damaged input; it concerns only this clip
         return {"reason": RejectReason.DECODE_ERROR, "detail": f"{type(error).__name__}: {error}"}, []
     frames = clip.pop("frames")
     return clip | {"reason": "", "detail": ""}, frames
 
 
 def _leave_with(parent: int) -> None:
-    """End this process when its parent is gone, even in the middle of a hanging decoder."""
+    """End this process when its parent ends, even if the decoder hangs."""
     while os.getppid() == parent:
         time.sleep(1)
     os._exit(1)
 
 
 def _limit() -> None:
-    """Cap this process' memory, be the first to go when the machine's runs out, and leave no core files behind."""
+    """Limit this process's memory, let it be killed first if the machine has none left, and disable core dumps."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     _, hard = resource.getrlimit(resource.RLIMIT_AS)
     if hard == resource.RLIM_INFINITY or hard > _MAX_BYTES:
@@ -258,7 +258,7 @@ def _limit() -> None:
 
 
 def _held_bytes() -> int:
-    """Memory that this process holds; the peak that getrusage tells would include that of the parent at the fork."""
+    """Return this process's memory; the peak of getrusage would include the parent's at the fork."""
     try:
         return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
     except OSError:  # not Linux
@@ -271,11 +271,11 @@ def main() -> None:
     threading.Thread(target=_leave_with, args=(parent,), daemon=True).start()
     _limit()
     requests, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # whatever a library prints must not get between the answers
+    os.dup2(2, 1)  # output of libraries must not mix with the answers
     _send(answers, b"ready")
     while head := requests.read(8):
         request = json.loads(requests.read(int.from_bytes(head, "little")))
-        # Should the parent be gone: ends this process even where a decoder lets no Python thread run.
+        # Ends this process after its parent even if a decoder lets no Python thread run.
         faulthandler.dump_traceback_later(_PATIENCE * request["limit_s"] + _DYING_S, exit=True)
         answer, frames = _answer(request)
         faulthandler.cancel_dump_traceback_later()

@@ -1,6 +1,6 @@
-"""Downloads over http(s) from servers that nobody vouches for: bounded in size and time, tried again where it helps.
+"""Download over http(s) from untrusted servers, with limits on size and time and with retries.
 
-Redirects are followed here, each through the same check of its address as the first one.
+Redirects are followed here; each address is checked like the first one.
 """
 
 import base64
@@ -35,7 +35,7 @@ _BACKOFF_S, _MAX_BACKOFF_S = 0.5, 30.0
 
 
 class TransientError(Exception):
-    """A failure that may pass: worth another attempt."""
+    """A failure that may be temporary and is worth another attempt."""
 
     def __init__(self, reason: RejectReason, detail: str, wait_s: float = 0.0) -> None:
         super().__init__(reason, detail)
@@ -43,21 +43,21 @@ class TransientError(Exception):
 
 
 class Deadline:
-    """Time left for one video, all attempts together."""
+    """Time limit of one video over all attempts."""
 
     def __init__(self, seconds: float) -> None:
         self._end = time.monotonic() + seconds
 
     def left(self) -> float:
-        """Seconds left, 0 at least."""
+        """Return the seconds left, at least 0."""
         return max(0.0, self._end - time.monotonic())
 
 
 def back_off(attempt: int, failure: TransientError, config: FetchConfig, deadline: Deadline) -> None:
-    """Wait before the next attempt: doubling, with jitter, at least as long as the server asks for.
+    """Wait before the next attempt: exponentially longer, with jitter, and as long as the server requests.
 
     Raises:
-        DecodeError: there is no next attempt.
+        DecodeError: no attempt is left.
     """
     wait = max(min(_MAX_BACKOFF_S, _BACKOFF_S * 2.0**attempt) * random.uniform(0.5, 1.5), failure.wait_s)
     if attempt >= config.retries or wait >= deadline.left():
@@ -67,11 +67,11 @@ def back_off(attempt: int, failure: TransientError, config: FetchConfig, deadlin
 
 
 def download(url: str, file: IO[bytes], config: FetchConfig) -> int:
-    """Write what a URL gives into `file`, from its beginning; the number of bytes.
+    """Download a URL into `file` from its beginning; return the number of bytes.
 
     Raises:
-        DecodeError: missing_file, forbidden_address, too_large, fetch_timeout or fetch_error; the detail holds no
-            secret of the URL.
+        DecodeError: missing_file, forbidden_address, too_large, fetch_timeout or fetch_error; the detail contains no
+            secrets of the URL.
     """
     deadline = Deadline(config.deadline_s)
     attempt = 0
@@ -86,7 +86,7 @@ def download(url: str, file: IO[bytes], config: FetchConfig) -> int:
 
 
 def _attempt(url: str, file: IO[bytes], config: FetchConfig, deadline: Deadline) -> int:
-    """One walk through all redirects to the body."""
+    """Follow all redirects once and download the body."""
     for hop in range(_MAX_REDIRECTS + 1):
         with _request(url, config, deadline, send_password=hop == 0) as response:
             place = response.headers.get("Location")
@@ -97,7 +97,7 @@ def _attempt(url: str, file: IO[bytes], config: FetchConfig, deadline: Deadline)
 
 
 def _joined(url: str, place: str) -> str:
-    """Return where a redirect leads."""
+    """Return the target of a redirect."""
     try:
         return urljoin(url, place)
     except ValueError:
@@ -108,7 +108,7 @@ def _joined(url: str, place: str) -> str:
 def _request(
     url: str, config: FetchConfig, deadline: Deadline, send_password: bool
 ) -> Iterator[urllib3.BaseHTTPResponse]:
-    """The response to a GET, its body not yet read; whatever fails on the way becomes a reason."""
+    """Send a GET and return the response with its body unread; convert any failure to a reason."""
     parts = _parse(url)
     assert parts.host is not None
     headers = {"Accept": "*/*", "Accept-Encoding": "identity", "User-Agent": "evilm"}
@@ -117,7 +117,7 @@ def _request(
     timeout = max(min(config.timeout_s, deadline.left()), 0.001)
     connection = (Https if parts.scheme == "https" else Http)(parts.host, parts.port, timeout=timeout)
     connection.guard = Guard(config.allow_private, timeout)
-    # A server that sends a byte now and then passes every time-out of a socket: a clock ends it from outside.
+    # A server that sends single bytes never exceeds a socket's timeout, so a timer ends the connection from outside.
     watch = threading.Timer(deadline.left(), connection.guard.hang_up)
     watch.daemon = True
     watch.start()
@@ -135,12 +135,12 @@ def _request(
 
 
 def _credentials(auth: str) -> dict[str, str]:
-    """The header for a URL's user and password, whose bytes are sent as they are written."""
+    """Build the header for a URL's user and password, whose bytes are sent unchanged."""
     return {"Authorization": f"Basic {base64.b64encode(unquote_to_bytes(auth)).decode()}"}
 
 
 def _parse(url: str) -> Url:
-    """One reading of a URL for all that follows; two parsers could see two hosts."""
+    """Parse a URL once for all later steps; two parsers could see two different hosts."""
     try:
         parts = parse_url(url)
     except (LocationParseError, ValueError):
@@ -153,7 +153,7 @@ def _parse(url: str) -> Url:
 
 
 def _receive(response: urllib3.BaseHTTPResponse, file: IO[bytes], config: FetchConfig, deadline: Deadline) -> int:
-    """Write the body of a response to the end, if it is what was asked for."""
+    """Write the whole body of a response, if it is valid."""
     status, most = response.status, config.max_mb << 20
     if status in _GONE:
         raise DecodeError(RejectReason.MISSING_FILE, f"HTTP {status}")
@@ -186,7 +186,7 @@ def _receive(response: urllib3.BaseHTTPResponse, file: IO[bytes], config: FetchC
 
 
 def _write(file: IO[bytes], chunk: bytes) -> None:
-    """Write to the temporary file; a full disk is no fault of the video."""
+    """Write to the temporary file; a full disk is not an error of the video."""
     try:
         file.write(chunk)
     except OSError as error:
@@ -196,7 +196,7 @@ def _write(file: IO[bytes], chunk: bytes) -> None:
 
 
 def _failure(error: Exception, host: str, deadline: Deadline) -> DecodeError | TransientError:
-    """A failed connection as a reason. Messages of the library are not passed on: they may hold the URL."""
+    """Convert a failed connection to a reason, without the library's message, which may contain the URL."""
     kind = type(error).__name__
     if not deadline.left():
         return TransientError(RejectReason.FETCH_TIMEOUT, f"no end of it within fetch.deadline_s from {host}")
@@ -206,13 +206,13 @@ def _failure(error: Exception, host: str, deadline: Deadline) -> DecodeError | T
         return TransientError(RejectReason.FETCH_TIMEOUT, f"{host} did not answer in time")
     if isinstance(error, socket.gaierror):
         return TransientError(RejectReason.FETCH_ERROR, f"no address of {host}")
-    if isinstance(error, UnicodeError):  # a host name that is none
+    if isinstance(error, UnicodeError):  # an invalid host name
         return DecodeError(RejectReason.FETCH_ERROR, "no valid URL")
     return TransientError(RejectReason.FETCH_ERROR, f"{kind} at {host}")
 
 
 def _retry_after(value: str | None) -> float:
-    """Seconds that a server asks to wait; 0 where it asks for nothing we can read."""
+    """Return the seconds that a server requests to wait; 0 if there is no valid value."""
     if not value:
         return 0.0
     if value.isascii() and value.strip().isdigit():

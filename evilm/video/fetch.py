@@ -1,7 +1,7 @@
-"""Videos as local files, from where a manifest says: a folder, an object store, a tar in either, or a URL.
+"""Fetch the videos of a manifest as local files, from a folder, an object store, a tar in either, or a URL.
 
-Nothing is read outside of the video root: no absolute path, no '..', no link that leaves it, no other bucket. Tars that
-the user names as manifests may be links to elsewhere, as they are in download caches.
+Nothing outside of the video root is read: no absolute path, no '..', no link that leaves it, no other bucket. Tars that
+the user names as manifests may be links to elsewhere, as in download caches.
 """
 
 import contextlib
@@ -38,21 +38,21 @@ _HEADER_BYTES, _HEADER_NAME_BYTES = 512, 100
 
 @dataclass(frozen=True, slots=True)
 class Local:
-    """A video that can be opened for as long as the block lasts."""
+    """A local video file that exists until the end of the block."""
 
     path: str
     """Local file: the video itself, or a temporary copy."""
     uri: str
-    """As found: the path below the root with its ending, the tar and member, or the URL without secrets."""
+    """Its source: the path below the root with ending, the tar and member, or the URL without secrets."""
     num_bytes: int
 
 
 class Fetcher:
-    """Gets videos of one root, and URLs. Thread-safe; make one per process.
+    """Fetches videos of one root and of URLs. Thread-safe; create one per process.
 
     Args:
-        videos: the video root, a local folder or `s3://bucket/key`; '' where all videos are URLs.
-        config: bounds and patience.
+        videos: the video root, a local folder or `s3://bucket/key`; '' if all videos are URLs.
+        config: limits on size and time, and retries.
     """
 
     def __init__(self, videos: str, config: FetchConfig) -> None:
@@ -66,20 +66,20 @@ class Fetcher:
     def fetch(
         self, path: str, needs_ending: bool = False, offset: int = -1, num_bytes: int = -1, url: str = ""
     ) -> Iterator[Local]:
-        """A video as a local file, for as long as the block lasts.
+        """Fetch a video as a local file, which exists until the end of the block.
 
         Args:
-            path: below the root, or an http(s) URL.
-            needs_ending: whether `path` lacks the ending of the file.
-            offset: where the video begins in its tar; -1 where it is a file of its own.
-            num_bytes: its size in its tar.
-            url: where to download it from if there is no file at `path`.
+            path: path below the root, or an http(s) URL.
+            needs_ending: True if `path` lacks the file's ending.
+            offset: start of the video in its tar; -1 if it is a separate file.
+            num_bytes: its size in the tar.
+            url: URL to download if there is no file at `path`.
 
         Raises:
-            DecodeError: with the reason why there is none.
-            ConfigError: an object store that lets nobody in.
-            SourceError: a root that is gone.
-            ShardError: no space for temporary files.
+            DecodeError: the video can't be fetched, with the reason.
+            ConfigError: the object store denies access.
+            SourceError: the root is not available any more.
+            ShardError: there is no space for temporary files.
         """
         with contextlib.ExitStack() as stack:
             try:
@@ -91,10 +91,10 @@ class Fetcher:
             yield local
 
     def is_missing(self, path: str, needs_ending: bool = False, offset: int = -1, url: str = "") -> bool:
-        """Return whether a look at the local root, and nothing else, shows that there is no such video.
+        """Check if the video is missing, as far as the local root shows; nothing else is accessed.
 
         Raises:
-            SourceError: a root that is gone.
+            SourceError: the root is not available any more.
         """
         if not self._is_local or offset >= 0 or url or is_url(path):
             return False
@@ -106,7 +106,7 @@ class Fetcher:
         return False
 
     def _named(self, path: str, needs_ending: bool, offset: int, num_bytes: int, stack: contextlib.ExitStack) -> Local:
-        """The video of that very name; where there is none and the name has no ending, of that name with one."""
+        """Fetch the video with exactly this name; if there is none and the name has no ending, try endings."""
         try:
             return self._get(path, needs_ending, offset, num_bytes, stack)
         except DecodeError as error:
@@ -129,7 +129,7 @@ class Fetcher:
         return self._remote(path, needs_ending, stack)
 
     def _from_tar(self, path: str, offset: int, num_bytes: int, stack: contextlib.ExitStack) -> Local:
-        """A copy of a tar's member."""
+        """Copy a member of a tar."""
         match = _TAR.search(path)
         assert match is not None, path
         name = path[: match.end() - 1]
@@ -140,7 +140,7 @@ class Fetcher:
         copy, name_of_copy = _temporary(path, stack)
         if self._is_local:
             self._local.check(f"{self._root}/{name}".rpartition("/")[0])
-            if not self._local.is_file(name, may_lead_out=True):  # --manifest names it: a cache may keep it elsewhere
+            if not self._local.is_file(name, may_lead_out=True):  # --manifest names it: in a cache it may be a link
                 raise DecodeError(RejectReason.MISSING_FILE, "its tar")
             with open(f"{self._root}/{name}", "rb") as tar:
                 tar.seek(max(0, offset - _HEADER_BYTES))
@@ -167,7 +167,7 @@ class Fetcher:
         return Local(name_of_copy, path, num_bytes)
 
     def _remote(self, path: str, needs_ending: bool, stack: contextlib.ExitStack) -> Local:
-        """A copy of a file of an object store; the usual ending is tried before anything is listed."""
+        """Copy a file of an object store; try the usual ending before listing."""
         with self._slots:
             endings = ("",) if not needs_ending else ("", VIDEO_ENDINGS[0]) if has_ending(path) else VIDEO_ENDINGS[:1]
             for name in [form + ending for ending in endings for form in forms(path)]:
@@ -179,7 +179,7 @@ class Fetcher:
         raise DecodeError(RejectReason.MISSING_FILE, f"no {path[:200]}{tried}")
 
     def _copy(self, path: str, stack: contextlib.ExitStack) -> Local | None:
-        """A copy of a file, None where there is none."""
+        """Copy a file; None if there is none."""
         _, copy = _temporary(path, stack)
         assert self._fs is not None
         get, place, size = self._fs.get_file, f"{self._root}/{path}", _Size(self._config.max_mb)
@@ -199,7 +199,7 @@ class Fetcher:
             raise
 
     def _find_remote(self, path: str) -> str:
-        """The path of a file with any known ending; '' where there is none."""
+        """Find the path of a file with any known ending; '' if there is none."""
         folder, _, last = path.rpartition("/")
         place, found = f"{self._root}/{folder}".rstrip("/"), []
         assert self._fs is not None
@@ -217,7 +217,7 @@ class Fetcher:
             return Local(copy, public_uri(url), download(url, file, self._config))
 
     def _retried(self, action: Callable[[], Any], default: Any = None) -> Any:
-        """Return what `action` gives, tried again where its failure may pass; `default` where nothing is there."""
+        """Run `action`, with retries of temporary failures; return `default` if the file does not exist."""
         deadline, attempt = Deadline(self._config.deadline_s), 0
         while True:
             try:
@@ -226,7 +226,7 @@ class Fetcher:
                 passing = failure
             except (DecodeError, ShardError):
                 raise
-            except Exception as error:  # s3fs lets the errors of three libraries through; each is judged
+            except Exception as error:  # s3fs raises errors of three libraries; `_judge` classifies them
                 if isinstance(error, FileNotFoundError) and default is not None:
                     return default
                 passing = _judge(error)
@@ -235,7 +235,7 @@ class Fetcher:
 
 
 class _Size(Callback):
-    """Hears the size of a file before its bytes come."""
+    """Receives the size of a file before its bytes."""
 
     def __init__(self, max_mb: int) -> None:
         super().__init__()
@@ -249,7 +249,7 @@ class _Size(Callback):
 
 
 def _file_system(videos: str, config: FetchConfig) -> tuple[Any, str]:
-    """The file system of the root and the root in it; attempts are counted here, not in three places."""
+    """Open the file system of the root, with its own retries off; return it and the root in it."""
     options: dict[str, Any] = {}
     if videos.startswith(("s3://", "s3a://")):
         options = {
@@ -261,7 +261,7 @@ def _file_system(videos: str, config: FetchConfig) -> tuple[Any, str]:
             },
         }
     elif is_url(videos):
-        raise ConfigError(f"--videos {videos} is a URL; give a folder or s3://, and --fetch.urls to download clips")
+        raise ConfigError(f"--videos {videos} is a URL; use a folder or s3://, and --fetch.urls to download clips")
     if not options:
         fs, root = storage.resolve(videos)
     else:
@@ -271,10 +271,10 @@ def _file_system(videos: str, config: FetchConfig) -> tuple[Any, str]:
 
 
 def _judge(error: Exception) -> TransientError:
-    """Return what a failure of an object store means.
+    """Classify a failure of an object store; return a temporary one.
 
     Raises:
-        DecodeError: it will not pass.
+        DecodeError: the failure is permanent.
         ConfigError: nothing can be read at all.
     """
     kind, cause = type(error).__name__, error
@@ -306,14 +306,14 @@ def _judge(error: Exception) -> TransientError:
 
 
 def _check_member(header: bytes, member: str, num_bytes: int) -> None:
-    """See that a tar still has a member where it was listed: the header before its bytes names it.
+    """Check by the header before its bytes that a tar still has a member at the listed offset.
 
-    Names that are too long for a header, or not ASCII, stand elsewhere; of those the size alone is compared.
+    Names that are too long for a header or not ASCII are stored elsewhere; for these, only the size is compared.
 
     Raises:
         DecodeError: source_changed.
     """
-    if not header:  # of what begins where the tar does
+    if not header:  # the member starts where the tar does
         return
     try:
         found = tarfile.TarInfo.frombuf(header, tarfile.ENCODING, "surrogateescape")
@@ -329,16 +329,16 @@ def _check_member(header: bytes, member: str, num_bytes: int) -> None:
 
 
 def _check(path: str) -> None:
-    """Refuse a path that could leave the root, should a manifest's reader have let it through."""
+    """Reject a path that could leave the root, in case the manifest's reader accepted it."""
     if path.startswith("/") or ".." in path.split("/") or "\\" in path or "\0" in path or not path:
         raise DecodeError(RejectReason.PATH_UNSAFE, "not a path below the video root")
 
 
 def _temporary(path: str, stack: contextlib.ExitStack) -> tuple[IO[bytes], str]:
-    """An empty temporary file and the path under which other processes of this user open it.
+    """Create an empty temporary file; return it and a path by which other processes of this user can open it.
 
-    On Linux it has no name in any folder, so that nothing is left of it however this process ends; elsewhere it has one
-    with the ending of `path`.
+    On Linux the file has no name in any folder, so it disappears with this process in every case; elsewhere its name
+    has the ending of `path`.
     """
     ending = os.path.splitext(path.rpartition("/")[2])[1]
     try:

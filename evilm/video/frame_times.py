@@ -1,6 +1,6 @@
-"""Choose the times of a clip's frames: one from each of T equal spans of the time that is shown.
+"""Choose the times of a clip's frames: one from each of T equal spans of its shown time.
 
-Time is counted in whole ticks of the stream, so that nothing is rounded.
+Times are whole ticks of the stream, so nothing is rounded.
 """
 
 import hashlib
@@ -18,40 +18,40 @@ _LONGEST_S = 365 * 24 * 3600
 
 
 def clip_rng(seed: int, clip_id: str) -> np.random.Generator:
-    """The generator of one clip; the same on every machine and in any order of clips."""
+    """Return the random generator of one clip, the same on every machine and in any order of clips."""
     digest = hashlib.blake2b(f"{seed}:{clip_id}".encode(errors="surrogatepass"), digest_size=16).digest()
     return np.random.default_rng(int.from_bytes(digest, "little"))
 
 
 Time = int | Fraction
-"""In ticks."""
+"""A time in ticks."""
 
 
 def span_times(start: Time, end: Time, num_frames: int, rng: np.random.Generator | None = None) -> list[int]:
-    """One time from each of `num_frames` equal spans of [start, end): its centre, or a random one given `rng`.
+    """Choose a time from each of `num_frames` equal spans of [start, end): the centre, or with `rng` a random one.
 
-    Rounded down to ticks, which is exact: nothing changes on screen between two.
+    Times are rounded down to ticks, which is exact, since nothing changes on screen between two ticks.
     """
     drawn = np.full(num_frames, 0.5) if rng is None else rng.random(num_frames)
-    # In 2**20ths of a span, as integers: long clips with fine ticks exceed what a float holds exactly.
+    # Integers in 2**20ths of a span: floats are not exact for long clips with fine ticks.
     steps = [int(place * 2**20) for place in drawn]
     places = [Fraction(k * 2**20 + step, num_frames * 2**20) for k, step in enumerate(steps)]
     return [math.floor(start + (end - start) * place) for place in places]
 
 
 def shown_at(pts: Sequence[int], times: Sequence[Time]) -> list[int]:
-    """Index of the frame on screen at each time: the last one that starts at or before it. `pts` ascends."""
+    """Find the index of the frame on screen at each time, the last one that starts by then. `pts` ascends."""
     return [max(0, bisect_right(pts, time) - 1) for time in times]
 
 
 def check_span(start_s: float | None, end_s: float | None) -> None:
-    """Refuse a span that can hold nothing of any video.
+    """Reject a span that can't contain a part of any video.
 
     Raises:
         DecodeError: bad_span.
     """
     start, end = start_s or 0.0, math.inf if end_s is None else end_s
-    # NaN compares as false; a year is more than any video and less than what overflows.
+    # NaN compares as false; a year is longer than any video and does not overflow.
     if not (0 <= start < end and start < _LONGEST_S and start + 0.000_001 <= end):
         raise DecodeError(RejectReason.BAD_SPAN, f"from {start_s} s to {end_s} s")
 
@@ -59,19 +59,19 @@ def check_span(start_s: float | None, end_s: float | None) -> None:
 def span_ticks(
     first: int, last: int, time_base: Fraction, start_s: float | None, end_s: float | None
 ) -> tuple[Time, Time]:
-    """The part of a video that a checked span takes.
+    """Convert a checked span to ticks of a video.
 
     Args:
-        first: when the video's first frame starts, in ticks.
-        last: when its last frame stops being shown.
-        start_s: seconds from the first frame; None is 0.
-        end_s: seconds from the first frame; None, or beyond the end, is the end.
+        first: start of the video's first frame, in ticks.
+        last: end of its last frame.
+        start_s: seconds from the first frame; None for 0.
+        end_s: seconds from the first frame; None, or a time after the end, for the end.
 
     Returns:
         Start and end; start < end <= last.
 
     Raises:
-        DecodeError: bad_span, the video is over by then.
+        DecodeError: bad_span, the video ends before the span begins.
     """
     start = first + _fraction(start_s or 0.0) / time_base
     end = Fraction(last)
@@ -86,5 +86,5 @@ def span_ticks(
 
 
 def _fraction(seconds: float) -> Fraction:
-    """Seconds of a manifest, which are decimal: to the microsecond."""
+    """Convert the decimal seconds of a manifest, exact to the microsecond."""
     return Fraction(round(seconds * 1_000_000), 1_000_000)

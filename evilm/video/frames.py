@@ -1,4 +1,4 @@
-"""Decoded pictures, upright; those at given places of a timeline by PyAV from start to end, or by decord."""
+"""Decode frames at given positions of a timeline, with PyAV from the start or with decord, and rotate them upright."""
 
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -33,11 +33,11 @@ _HDR = (16, 18)  # transfer characteristics PQ and HLG, by ITU-T H.273
 
 
 class Mismatch(Exception):
-    """The decoder's frames are not those that the packets promised."""
+    """The decoder's frames differ from those announced by the packets."""
 
 
 def seek(video: Video, start: int | None) -> None:
-    """Continue at the key frame before a time, or at the start."""
+    """Seek to the key frame before a time, or to the start."""
     video.context.skip_frame = "DEFAULT"
     if start is None:
         start = 0 if video.stream.start_time is None else min(0, video.stream.start_time)
@@ -48,10 +48,10 @@ def seek(video: Video, start: int | None) -> None:
 
 
 def decoded(video: Video, packet: Any) -> list[Any]:
-    """Frames that come when a packet goes to the decoder; with None for a packet, all that are left.
+    """Send a packet to the decoder and return the frames it outputs; None for a packet flushes the decoder.
 
     Raises:
-        DecodeError: the decoder gave up.
+        DecodeError: the decoder failed.
     """
     try:
         return video.context.decode(packet)
@@ -60,24 +60,24 @@ def decoded(video: Video, packet: Any) -> list[Any]:
 
 
 def _all(video: Video) -> Iterator[Any]:
-    """All frames in order."""
+    """Decode all frames in order."""
     for packet in demuxed(video):
         yield from decoded(video, packet)
     yield from decoded(video, None)
 
 
 def measured(path: str, max_pixels: int, found: Probe, stop_s: float | None) -> Probe:
-    """The timeline by decoding the clip up to `stop_s`; for containers whose packets don't tell.
+    """Measure the timeline by decoding the clip up to `stop_s`, for containers whose packets lack it.
 
     Raises:
-        DecodeError: there is nothing to decode, or the decoder gave up.
+        DecodeError: there is nothing to decode, or the decoder failed.
     """
     pts: list[int | None] = []
     duration = 0
     with opened(path, max_pixels) as video:
         rate = video.stream.average_rate
         step = 1 / ((rate if rate and rate > 0 else Fraction(25)) * video.stream.time_base)
-        stop = None if stop_s is None else (stop_s + 1) / video.stream.time_base  # a second for labels in another order
+        stop = None if stop_s is None else (stop_s + 1) / video.stream.time_base  # one second more, if out of order
         for frame in _all(video):
             pts.append(frame.pts)
             duration = frame.duration or 0
@@ -85,7 +85,7 @@ def measured(path: str, max_pixels: int, found: Probe, stop_s: float | None) -> 
                 break
     if not pts:
         raise DecodeError(RejectReason.DECODE_ERROR, "no frame can be decoded")
-    # Frames come in the order they are shown; AVI files with B-frames only label them wrongly.
+    # Decoders output frames in presentation order; AVI files with B-frames only have wrong times.
     times = sorted(time for time in pts if time is not None)
     if len(set(times)) < len(pts):
         times = [int(place * step) for place in range(len(pts))]
@@ -98,7 +98,7 @@ def measured(path: str, max_pixels: int, found: Probe, stop_s: float | None) -> 
 
 
 def in_order(path: str, max_pixels: int, found: Probe, wanted: Sequence[int]) -> Iterator[DecodedFrame]:
-    """The frames at these places, counted from the start, exactly as they were measured."""
+    """Decode the frames at these positions, counted from the start as in the measured timeline."""
     with opened(path, max_pixels) as video:
         tainted, left = False, deque(wanted)
         for place, frame in enumerate(_all(video)):
@@ -113,17 +113,17 @@ def in_order(path: str, max_pixels: int, found: Probe, wanted: Sequence[int]) ->
 
 
 def upright(frame: Any, video: Video) -> DecodedFrame:
-    """A frame's pixels, turned and mirrored as the container's display matrix says."""
+    """Convert a frame to pixels, rotated and mirrored by the container's display matrix."""
     video.check_pixels(frame.width, frame.height)
     try:
-        pixels = frame.to_ndarray(format="rgb24", threads=1)  # starting threads costs more than one needs
+        pixels = frame.to_ndarray(format="rgb24", threads=1)  # starting threads would take longer
     except (av.error.FFmpegError, ValueError, MemoryError) as error:
         raise video.failure(error) from None
     aspect, is_hdr = _pixel_aspect(video), int(getattr(frame, "color_trc", 0) or 0) in _HDR
     matrix = next((bytes(side) for side in frame.side_data if side.type.name == "DISPLAYMATRIX"), b"")
     if len(matrix) != 36:
         return DecodedFrame(pixels, 0, False, aspect, is_hdr)
-    # x' = a x + c y, y' = b x + d y; only quarter turns and mirrors are of use for pixels.
+    # x' = a x + c y, y' = b x + d y; only quarter turns and mirrors are supported.
     a, b, _, c, d, *_ = np.frombuffer(matrix, np.int32).astype(int).tolist()
     if abs(a) + abs(d) < abs(b) + abs(c):
         pixels, right, down, aspect = pixels.transpose(1, 0, 2), c, b, 1 / aspect
@@ -136,18 +136,18 @@ def upright(frame: Any, video: Video) -> DecodedFrame:
 
 
 def _pixel_aspect(video: Video) -> Fraction:
-    """Width of a pixel over its height; square where the header says nothing or nonsense."""
+    """Return a pixel's width over its height; 1 if the header has no or no valid value."""
     aspect = video.stream.sample_aspect_ratio or Fraction(1)
     return aspect if Fraction(1, 4) <= aspect <= 4 else Fraction(1)
 
 
 def is_plain(video: Video, found: Probe) -> bool:
-    """Return whether decord gives the right frames of this kind of file; on others it may be wrong, or hang."""
+    """Check if decord decodes the right frames of this kind of file; on others it may be wrong or hang."""
     if not (found.plain and found.codec == "h264" and found.num_tracks == 1):
         return False
     if video.context.pix_fmt != "yuv420p":
         return False
-    for key in found.keys[:2]:  # a second one of intra refresh does not come out, or is predicted
+    for key in found.keys[:2]:  # with intra refresh, the second one is not output or is predicted
         seek(video, key)
         frame = next(_all(video), None)
         if frame is None or frame.pts != key or frame.pict_type != PictureType.I:
@@ -158,12 +158,12 @@ def is_plain(video: Video, found: Probe) -> bool:
 
 
 def by_decord(video: Video, found: Probe, wanted: Sequence[int]) -> Iterator[DecodedFrame]:
-    """The frames at these places by decord, which counts frames in the order they are shown.
+    """Decode the frames at these positions with decord, which counts frames in presentation order.
 
     Raises:
-        Mismatch: decord counts other frames, or can't read the file.
+        Mismatch: decord counts other frames or can't read the file.
     """
-    import decord  # only where it is asked for
+    import decord  # only if it is configured
 
     decord.logging.set_level(decord.logging.QUIET)
     aspect = _pixel_aspect(video)

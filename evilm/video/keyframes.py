@@ -1,4 +1,4 @@
-"""The pictures at given places of a timeline, each decoded from the key frame before it; no more than it needs."""
+"""Decode frames at given positions of a timeline, each from the key frame before it, with as few others as possible."""
 
 from bisect import bisect_right
 from collections import deque
@@ -18,31 +18,31 @@ _PREDICTED = (PictureType.P, PictureType.B)
 
 
 class _CorruptChain(Exception):
-    """The wanted frame, or one it may depend on, is damaged, or its decoding began too late."""
+    """The wanted frame or one it may depend on is damaged, or decoding began too late for it."""
 
 
 def from_keys(video: Video, skip_nonref: bool, found: Probe, wanted: Sequence[int]) -> Iterator[DecodedFrame]:
-    """The frames at these places of the timeline, each decoded from the key frame before it, or one further back.
+    """Decode the frames at these positions of the timeline, each from the key frame before it or an earlier one.
 
     Args:
-        skip_nonref: leave out frames that no other depends on, where they can be told.
+        skip_nonref: skip frames that no other frame depends on, if these can be recognised.
 
     Raises:
-        Mismatch: packets promised a frame that does not come.
+        Mismatch: a frame announced by packets is missing.
         DecodeError: a frame is damaged.
     """
     skip = skip_nonref and found.can_skip
-    times, may_seek = [found.pts[place] for place in wanted], found.container != GIF  # which has no index
+    times, may_seek = [found.pts[place] for place in wanted], found.container != GIF  # GIF has no index
     while times:
         key = _key_before(found, times[0]) if may_seek else None
         left = deque(time for time in times if not may_seek or _key_before(found, time) == key)
         times = times[len(left) :]
-        # A seek may lead too far, and what is marked as a key frame may need more: then from one further back.
+        # A seek may lead too far, and a frame marked as key may need others: then start at an earlier key frame.
         attempts = [(key, skip), (key and _key_before(found, key - 1), False), (None, False)]
         trouble: Exception = Mismatch()
         for start, skips in dict.fromkeys(attempts):
             if start is None and key is not None:
-                may_seek = False  # where only the start will do, it does for all the rest
+                may_seek = False  # if only the start works, use it for all later frames
             try:
                 for frame in _chain(video, start, left, skips):
                     yield upright(frame, video)
@@ -55,24 +55,24 @@ def from_keys(video: Video, skip_nonref: bool, found: Probe, wanted: Sequence[in
 
 
 def _key_before(found: Probe, time: int) -> int | None:
-    """Return where decoding of a frame starts; None is the file's start."""
+    """Return the time where decoding of a frame starts; None for the file's start."""
     place = bisect_right(found.keys, time)
     key = found.keys[place - 1] if place else found.first
     return None if key <= found.first else key
 
 
 def _chain(video: Video, start: int | None, left: deque[int], skip: bool) -> Iterator[Any]:
-    """Frames shown at the times `left`, taken from it one by one, decoded from the key frame before `start` on.
+    """Yield the frames at the times `left`, decoded from the key frame before `start`; remove each time from `left`.
 
-    Ends early where a frame does not come.
+    Ends early if a frame is missing.
 
     Args:
-        start: None begins with the file.
-        skip: decode only what the wanted frames may depend on.
+        start: None starts at the beginning of the file.
+        skip: decode only frames that the wanted ones may depend on.
 
     Raises:
-        _Tainted: the next frame is damaged.
-        DecodeError: the decoder gave up.
+        _CorruptChain: the next frame is damaged.
+        DecodeError: the decoder failed.
     """
     seek(video, start)
     taint = _Taint()
@@ -96,7 +96,7 @@ def _chain(video: Video, start: int | None, left: deque[int], skip: bool) -> Ite
 
 
 def _decoded_for(video: Video, times: Iterable[int], skip: bool, taint: "_Taint") -> Iterator[Any]:
-    """Frames as the decoder gives them; if `skip`, none that only others than those shown at `times` need."""
+    """Yield decoded frames; with `skip`, leave out frames that those at `times` do not need."""
     missing = set(times)
     for packet in demuxed(video):
         taint.sent(packet)
@@ -110,10 +110,10 @@ def _decoded_for(video: Video, times: Iterable[int], skip: bool, taint: "_Taint"
 
 
 class _Taint:
-    """Damaged frames of a chain, and those that may be because one they depend on is.
+    """Tracks the damaged frames of a chain and the frames that depend on them.
 
-    What a container marks as key frames may be predicted from frames before (H.264 with intra refresh): decoding can't
-    start there, and damage goes on behind it.
+    Frames marked as key by a container may be predicted from earlier ones (H.264 with intra refresh): decoding can't
+    start there, and damage continues after them.
     """
 
     def __init__(self) -> None:
@@ -124,7 +124,7 @@ class _Taint:
         self._bad: list[int] = []
 
     def sent(self, packet: Any) -> None:
-        """A packet went to the decoder."""
+        """Record a packet sent to the decoder."""
         if packet.pts is None:
             return
         self._order.setdefault(packet.pts, len(self._order))
@@ -134,14 +134,14 @@ class _Taint:
                 self._keys.append(packet.pts)
 
     def came(self, frame: Any) -> None:
-        """A frame came back."""
+        """Record a frame output by the decoder."""
         if frame.pts in self._marked and frame.pict_type not in _PREDICTED:
             self._keys.append(frame.pts)
         if frame.is_corrupt:
             self._bad.append(frame.pts)
 
     def reaches(self, time: int) -> bool:
-        """Return whether a damaged frame lies between the key frame before `time` and the frame of that time."""
+        """Check if a frame is damaged between the key frame before `time` and the frame at that time."""
         key = max((key for key in self._keys if key <= time), default=None)
         if key is None:
             return True
@@ -149,10 +149,10 @@ class _Taint:
         return any(bad >= key and self._order.get(bad, last) <= last for bad in self._bad)
 
     def check_given(self) -> None:
-        """Refuse if a frame came back later that one which was given depends on.
+        """Check that no frame already returned depends on a damaged one that was output after it.
 
         Raises:
-            DecodeError: a frame was given that may be damaged.
+            DecodeError: a returned frame may be damaged.
         """
         for time in self.given:
             if self.reaches(time):

@@ -1,4 +1,4 @@
-"""Finding videos below a local root: endings, accents, capitals, and links that lead elsewhere."""
+"""Find videos below a local root, with missing endings, other forms of accents or capitals, and safe links."""
 
 import contextlib
 import errno
@@ -15,11 +15,11 @@ _SCANNED_FOLDERS = 256
 
 
 class LocalRoot:
-    """The files below a folder, and nothing else.
+    """Access to the files below a folder only.
 
     Args:
         root: the folder.
-        follow_links: whether links may lead out of it.
+        follow_links: True if links may lead out of it.
     """
 
     def __init__(self, root: str, follow_links: bool = False) -> None:
@@ -27,11 +27,11 @@ class LocalRoot:
         self._odd_names = functools.lru_cache(_SCANNED_FOLDERS)(_odd_names)
 
     def find(self, path: str, needs_ending: bool) -> str:
-        """The path of a file below the root. A name that has the ending of a video is first looked for as it is.
+        """Find the path of a file below the root; a name with a video's ending is first tried unchanged.
 
         Raises:
-            DecodeError: there is none, or none that may be read.
-            SourceError: the root itself is gone.
+            DecodeError: there is no such file, or it may not be read.
+            SourceError: the root itself is not available any more.
         """
         folder, _, last = path.rpartition("/")
         self.check(os.path.join(self._root, folder))
@@ -57,7 +57,7 @@ class LocalRoot:
         raise DecodeError(RejectReason.MISSING_FILE, f"no {tried[:200]}")
 
     def is_file(self, path: str, may_lead_out: bool = False) -> bool:
-        """Return whether a readable file is below the root; `may_lead_out` if it may be a link to elsewhere."""
+        """Check if a readable file is below the root; with `may_lead_out` it may be a link to elsewhere."""
         place = f"{self._root}/{path}"
         try:
             mode = os.stat(place).st_mode
@@ -76,7 +76,7 @@ class LocalRoot:
         return True
 
     def check(self, place: str) -> None:
-        """Refuse a place outside of the root once all links are followed."""
+        """Reject a path that leads out of the root after following all links."""
         real = os.path.realpath(place)
         if self._follow_links:
             return
@@ -85,12 +85,12 @@ class LocalRoot:
 
 
 def forms(name: str) -> list[str]:
-    """A name as it is and in both ways of writing accents; file systems differ in which one they keep."""
+    """Return a name and its forms with composed and decomposed accents; file systems store either."""
     return list(dict.fromkeys((name, unicodedata.normalize("NFC", name), unicodedata.normalize("NFD", name))))
 
 
 def _odd_names(folder: str) -> tuple[str, ...]:
-    """Files that no plain look-up finds: endings in capitals, accents written another way. Mostly there are none."""
+    """List files with endings in capitals or other forms of accents, which a plain look-up misses; mostly none."""
     odd = []
     with contextlib.suppress(OSError), os.scandir(folder) as entries:
         for entry in entries:
@@ -101,18 +101,18 @@ def _odd_names(folder: str) -> tuple[str, ...]:
 
 
 def rank(name: str) -> int:
-    """Place of a name's ending in `VIDEO_ENDINGS`; their number for any other."""
+    """Return the index of a name's ending in `VIDEO_ENDINGS`; their number for any other."""
     lower = name.lower()
     return next((rank for rank, ending in enumerate(VIDEO_ENDINGS) if lower.endswith(ending)), len(VIDEO_ENDINGS))
 
 
 def has_ending(name: str) -> bool:
-    """Check whether a name ends as videos do."""
+    """Check if a name has a video's ending."""
     return rank(name) < len(VIDEO_ENDINGS)
 
 
 def stem(name: str) -> str | None:
-    """A name without its video ending, accents in one way; None where it has no such ending."""
+    """Return a name without its video ending, with normalised accents; None if it has no such ending."""
     number = rank(name)
     if number == len(VIDEO_ENDINGS):
         return None

@@ -1,7 +1,7 @@
-"""Connections that never lead into private networks, and that can be ended from outside.
+"""Connect only to public addresses, with connections that can be closed from another thread.
 
-The check holds for the address that is connected to: a name is resolved once, its addresses are checked, and one of
-those is connected to, under the name that was asked for.
+A name is resolved once, its addresses are checked, and the connection uses one of exactly these addresses, under the
+original name.
 """
 
 import contextlib
@@ -14,12 +14,12 @@ from evilm.errors import DecodeError
 from evilm.video.reasons import RejectReason
 
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
-_PROTOCOLS = ipaddress.ip_network("192.0.0.0/24")  # of which ipaddress calls a few addresses global
-_WIRE_SERVER = ipaddress.ip_address("168.63.129.16")  # a cloud's metadata, at an address that looks public
+_PROTOCOLS = ipaddress.ip_network("192.0.0.0/24")  # ipaddress calls a few of these addresses global
+_WIRE_SERVER = ipaddress.ip_address("168.63.129.16")  # a cloud's metadata service at a public address
 
 
 def is_public(address: str) -> bool:
-    """Return whether an IP address belongs to the public internet, also what is wrapped in an IPv6 address."""
+    """Check if an IP address is on the public internet, including an IPv4 address inside an IPv6 one."""
     ip = ipaddress.ip_address(address.partition("%")[0])
     if isinstance(ip, ipaddress.IPv6Address):
         wrapped = ip.ipv4_mapped or ip.sixtofour
@@ -35,7 +35,7 @@ def is_public(address: str) -> bool:
 
 
 class Guard:
-    """Opens sockets to checked addresses only, and can end them from another thread."""
+    """Opens sockets to checked addresses only, and closes them from another thread."""
 
     def __init__(self, allow_private: bool, timeout: float) -> None:
         self._allow_private, self._timeout = allow_private, timeout
@@ -43,7 +43,7 @@ class Guard:
         self._ended = False
 
     def connect(self, host: str, port: int) -> socket.socket:
-        """A connection to the first address of `host` that is allowed and answers."""
+        """Connect to the first allowed address of `host` that answers."""
         found = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)
         allowed = [entry for entry in found if self._allow_private or is_public(str(entry[4][0]))]
         if not allowed:
@@ -53,7 +53,7 @@ class Guard:
             opened = socket.socket(family, kind, protocol)
             opened.settimeout(self._timeout)
             self.release()
-            self._handle = opened.dup()  # TLS takes the socket itself over
+            self._handle = opened.dup()  # TLS takes over the socket itself
             try:
                 if self._ended:
                     raise TimeoutError
@@ -66,20 +66,20 @@ class Guard:
         raise failure
 
     def hang_up(self) -> None:
-        """End the connection, whatever waits on it."""
+        """Close the connection, even if another thread waits on it."""
         self._ended = True
         if self._handle is not None:
-            with contextlib.suppress(OSError):  # it has ended by itself
+            with contextlib.suppress(OSError):  # already closed
                 self._handle.shutdown(socket.SHUT_RDWR)
 
     def release(self) -> None:
-        """Close our handle on the socket."""
+        """Release our handle of the socket."""
         if self._handle is not None:
             self._handle.close()
 
 
 class Http(HTTPConnection):
-    """http to a checked address."""
+    """An http connection to a checked address."""
 
     guard: Guard
 
@@ -88,7 +88,7 @@ class Http(HTTPConnection):
 
 
 class Https(HTTPSConnection):
-    """https to a checked address; the certificate is checked for the name."""
+    """An https connection to a checked address; the certificate is checked for the name."""
 
     guard: Guard
 

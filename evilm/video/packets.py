@@ -1,4 +1,4 @@
-"""The packets of a picture track: all of them, or those around a moment."""
+"""Read the packets of a picture track: all of them, or those around a time."""
 
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -10,9 +10,9 @@ from evilm.video.container import Video
 from evilm.video.reasons import RejectReason
 
 _MOST = 1_000_000
-"""Packets (9 hours) that a file may have which can only be read from start to end."""
+"""Most packets (9 hours) of a file that can't be sought."""
 _REORDERED = 16
-"""Most frames that are decoded before one which is shown earlier; the limit of H.264 and HEVC."""
+"""Most frames decoded before one that is shown earlier; the limit of H.264 and HEVC."""
 
 
 class Packet(NamedTuple):
@@ -23,23 +23,23 @@ class Packet(NamedTuple):
     is_key: bool
     is_hidden: bool  # outside the edit list
     is_corrupt: bool
-    is_layered: bool  # may need frames that others of its layer do not
+    is_layered: bool  # may need frames that other frames of its layer do not
 
 
 class NotCovered(Exception):
-    """Seeking does not lead to the packets around a moment."""
+    """Seeking does not reach the packets around a time."""
 
 
 def cover(video: Video, low: int, high: int) -> tuple[list[Packet], bool]:
-    """Packets from a key frame at or before `low` on, all that are shown up to `high`, and the one after.
+    """Read all packets from a key frame at or before `low` to those shown by `high`, and the next one.
 
     Returns:
-        The packets, and whether the file goes on after them.
+        The packets, and True if the file continues after them.
 
     Raises:
-        NotCovered: they are not to be found by seeking.
+        NotCovered: seeking does not find them.
     """
-    for back_s in (0, 1, 10):  # some containers seek by the time of decoding, and then lead too far
+    for back_s in (0, 1, 10):  # some containers seek by decoding time, and go too far
         try:
             video.container.seek(low - int(back_s / video.stream.time_base), stream=video.stream, backward=True)
         except (av.error.FFmpegError, OSError, OverflowError):
@@ -54,7 +54,7 @@ def cover(video: Video, low: int, high: int) -> tuple[list[Packet], bool]:
 
 
 class Past:
-    """Tells when no packet to come can be shown at or before a time."""
+    """Detects when no later packet can be shown at or before a time."""
 
     def __init__(self, time: int | None) -> None:
         self.time = time
@@ -68,7 +68,7 @@ class Past:
 
 
 def first_shown(video: Video) -> int | None:
-    """Return when the first shown frame starts; reads from the open file's start."""
+    """Return the start of the first shown frame; reads from the start of the open file."""
     past, key = Past(None), None
     for packet in _packets(video):
         if packet.pts is None:
@@ -83,7 +83,7 @@ def first_shown(video: Video) -> int | None:
 
 
 def collect(video: Video, stop: Past) -> list[Packet]:
-    """The track's packets from where the file stands."""
+    """Read the track's packets from the current position of the file."""
     seen: list[Packet] = []
     for packet in _packets(video):
         seen.append(packet)
@@ -95,7 +95,7 @@ def collect(video: Video, stop: Past) -> list[Packet]:
 
 
 def _packets(video: Video) -> Iterator[Packet]:
-    """The track's packets that give a picture, in decoding order."""
+    """Yield the track's packets with a picture, in decoding order."""
     codec = video.context.name
     nal_bytes = _nal_bytes(video.context) if codec == "hevc" else 0
     for packet in demuxed(video):
@@ -112,10 +112,10 @@ def _packets(video: Video) -> Iterator[Packet]:
 
 
 def demuxed(video: Video) -> Iterator[Any]:
-    """The track's packets that hold data, from where the file stands.
+    """Yield the track's packets with data from the current position of the file.
 
     Raises:
-        DecodeError: the container is damaged, or asks for too much memory.
+        DecodeError: the container is damaged or needs too much memory.
     """
     packets = video.container.demux(video.stream)
     while True:
@@ -126,23 +126,23 @@ def demuxed(video: Video) -> Iterator[Any]:
         except (av.error.FFmpegError, OSError) as error:
             raise DecodeError(RejectReason.UNREADABLE_CONTAINER, f"packets: {type(error).__name__}") from None
         except IndexError:
-            return  # PyAV's, at the file's end, where tracks turned up that its head did not name
+            return  # raised by PyAV at the end of a file with tracks that its header does not name
         if packet is None:
             return
-        if packet.size:  # an empty one, at the end or in between, would end the decoding
+        if packet.size:  # an empty packet would end the decoding
             yield packet
 
 
 def _nal_bytes(context: Any) -> int:
-    """Return how many bytes state the length of each unit of HEVC data; 0 where units are not stated so."""
+    """Return the number of bytes of the length before each unit of HEVC data; 0 if there is none."""
     head = context.extradata or b""
     return (head[21] & 3) + 1 if len(head) > 22 and head[0] == 1 else 0
 
 
 def _is_layered(data: memoryview, nal_bytes: int) -> bool:
-    """Return whether HEVC data belong to a higher temporal layer, whose frames the lower one never uses."""
+    """Check if HEVC data belong to a higher temporal layer, whose frames the lower one never uses."""
     if not nal_bytes:
-        return True  # can't be told
+        return True  # unknown
     offset = 0
     while offset + nal_bytes + 2 <= len(data):
         start = offset + nal_bytes
@@ -153,7 +153,7 @@ def _is_layered(data: memoryview, nal_bytes: int) -> bool:
 
 
 def shown_of(run: list[Packet]) -> dict[int, Packet]:
-    """Packets whose frames can be decoded from within the run and are shown, by time."""
+    """Select the packets with frames that are shown and can be decoded from the run, by time."""
     key = min((packet.pts for packet in run if packet.is_key and packet.pts is not None), default=None)
     if key is None:
         return {}

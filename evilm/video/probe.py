@@ -1,7 +1,7 @@
 """Probe a video file by its packets only: when each frame is shown, where decoding can start, what is missing.
 
-No frame is decoded, so this costs a few milliseconds and never hangs on damaged pictures. Of a span, only its packets
-are read; of a very long video, only those around the wanted moments.
+No frame is decoded, so this takes a few milliseconds and never hangs on damaged pictures. For a span, only its packets
+are read; for a very long video, only those around the wanted times.
 """
 
 import math
@@ -19,65 +19,65 @@ from evilm.video.packets import NotCovered, Packet, Past, collect, cover, first_
 from evilm.video.reasons import ClipFlag, RejectReason
 
 _TRUSTED = (MOV, MATROSKA, GIF)
-"""Containers whose packets tell when a frame is shown; AVI has only an order, MPEG-TS may start anywhere."""
+"""Containers with presentation times in packets; AVI has only an order, MPEG-TS may start anywhere."""
 _SKIPPING = ("h264", "hevc")
-"""Codecs that mark frames no other depends on, and whose decoder leaves them out when told so."""
+"""Codecs that mark frames on which no other depends, with decoders that can skip them."""
 _MANY = 20_000
-"""Packets (11 minutes) beyond which only those around the wanted moments are read."""
+"""Number of packets (11 minutes) beyond which only those around the wanted times are read."""
 
 
 @dataclass(frozen=True)
 class Probe:
-    """The packets of a file's picture track, or of the part of it that matters."""
+    """The timeline of a file's picture track, or of the needed part of it."""
 
     container: str
     codec: str
     time_base: Fraction
     """Seconds per tick; all times below are in ticks."""
     num_tracks: int
-    """Picture tracks."""
+    """Number of picture tracks."""
     pts: list[int]
-    """When each shown frame starts, ascending."""
+    """Start of each shown frame, ascending."""
     first: int
-    """When the video's first shown frame starts."""
+    """Start of the video's first shown frame."""
     end: int
-    """When the last frame stops being shown."""
+    """End of the last frame."""
     keys: list[int]
     """Times of key frames, ascending."""
     trusted: bool
-    """Whether `pts` are those of the frames a decoder gives."""
+    """True if `pts` are the times of the decoder's frames."""
     plain: bool
-    """No edit list, no open GOP, no repeated times, a key frame first, as many packets as the header says."""
+    """True without edit list, open GOP or repeated times, with a key frame first and the header's number of packets."""
     can_skip: bool
-    """Whether frames that no other depends on can be told and left out."""
+    """True if frames on which no other depends can be recognised and skipped."""
     rate: float
-    """Frames per second, as the header says."""
+    """Frames per second by the header."""
     flags: ClipFlag
     is_whole: bool = True
-    """Whether `pts` are those of all frames of the video."""
+    """True if `pts` covers all frames of the video."""
     has_gaps: bool = False
-    """Whether `pts` are only those around the wanted moments."""
+    """True if `pts` covers only the frames around the wanted times."""
 
     @property
     def duration_s(self) -> float:
-        """From the start of the first frame to the end of the last one."""
+        """Return the time from the start of the first frame to the end of the last one."""
         return float((self.end - self.first) * self.time_base)
 
     @property
     def fps(self) -> float:
-        """Frames shown per second, measured."""
+        """Return the measured number of frames per second."""
         return len(self.pts) / self.duration_s
 
 
 @dataclass(frozen=True)
 class SampleRequest:
-    """The part of a video that is wanted."""
+    """The wanted part of a video."""
 
     start_s: float | None
-    """Where the span begins, in seconds from the first shown frame."""
+    """Start of the span in seconds from the first shown frame."""
     end_s: float | None
     times: Callable[[Time, Time], list[int]]
-    """The moments to sample from a start and end, in ticks."""
+    """Function from start and end to the times to sample, in ticks."""
 
     @property
     def is_span(self) -> bool:
@@ -88,7 +88,7 @@ def probe(path: str) -> Probe:
     """Read the packets of a video file.
 
     Raises:
-        DecodeError: no file, no video, or one that is cut off.
+        DecodeError: there is no file, it is not a video, or it is truncated.
     """
     with opened(path) as video:
         return probe_whole(video)
@@ -98,7 +98,7 @@ def probe_whole(video: Video) -> Probe:
     """Read all packets of an open file.
 
     Raises:
-        DecodeError: the file is cut off, or has no packets.
+        DecodeError: the file is truncated or has no packets.
     """
     _check_complete(video)
     seen = collect(video, Past(None))
@@ -108,22 +108,22 @@ def probe_whole(video: Video) -> Probe:
 
 
 def is_part(video: Video, wish: SampleRequest) -> bool:
-    """Return whether only a part of the packets need be read: for a span, or a long video that can be sought."""
+    """Check if reading a part of the packets is enough: for a span, or for a long video that can be sought."""
     if video.kind not in (MOV, MATROSKA) or math.isinf(_stop_s(video, wish)):
         return False
     return wish.is_span or is_long(video, wish)
 
 
 def is_long(video: Video, wish: SampleRequest) -> bool:
-    """Return whether the wanted part has too many packets to read all, not only those around the wanted moments."""
+    """Check if the wanted part has too many packets to read more than those around the wanted times."""
     return (_stop_s(video, wish) - (wish.start_s or 0)) * _rate(video) > _MANY
 
 
 def probe_part(video: Video, wish: SampleRequest) -> Probe | None:
-    """Read the packets of a span, or around the wanted moments of a long one; None where seeking fails.
+    """Read the packets of a span, or those around the wanted times of a long one; None if seeking fails.
 
     Raises:
-        DecodeError: the file is cut off, or is over before the span begins.
+        DecodeError: the file is truncated or ends before the span begins.
     """
     _check_complete(video)
     first = first_shown(video)
@@ -150,7 +150,7 @@ def probe_part(video: Video, wish: SampleRequest) -> Probe | None:
 
 
 def _length_s(video: Video) -> float:
-    """Return what the header says of the video's length in seconds, infinite where it says nothing."""
+    """Return the video's length in seconds by the header; infinite if unknown."""
     known = []
     if video.stream.duration and video.stream.duration > 0:
         known.append(float(video.stream.duration * video.stream.time_base))
@@ -166,13 +166,13 @@ def _stop_s(video: Video, wish: SampleRequest) -> float:
 
 
 def _rate(video: Video) -> Fraction:
-    """Frames per second as the header says, 25 where it says nothing or nonsense."""
+    """Return the frames per second by the header; 25 if it has no valid value."""
     rate = video.stream.average_rate
     return rate if rate and 0 < rate < 10_000 else Fraction(25)
 
 
 def _check_complete(video: Video) -> None:
-    """Refuse a file that lacks bytes its boxes or its index speak of."""
+    """Reject a file that lacks bytes listed by its boxes or index."""
     check_complete(video.path, video.kind)
     if video.kind == MOV:
         size, count = os.path.getsize(video.path), len(video.stream.index_entries)
@@ -182,7 +182,7 @@ def _check_complete(video: Video) -> None:
 
 
 def _timeline(video: Video, runs: list[list[Packet]]) -> Probe:
-    """Return what runs of packets, each in decoding order, tell together."""
+    """Combine runs of packets, each in decoding order, to one timeline."""
     seen = [packet for run in runs for packet in run]
     shown: dict[int, Packet] = {}
     gaps: list[int] = []
@@ -210,7 +210,7 @@ def _timeline(video: Video, runs: list[list[Packet]]) -> Probe:
     )
     is_interlaced = int(video.context.field_order) > 1
     is_layered = any(packet.is_layered for packet in seen)
-    # Where damage gave a frame another's time, frames come in an order that tells; of a few frames it would not.
+    # If damage gave a frame another one's time, the order of frames shows it, except in very short runs.
     is_sure = all(_is_in_order(run) or (not is_variable(gaps) and not _has_repeats(run)) for run in runs)
     can_skip = trusted and is_sure and codec in _SKIPPING and not (is_interlaced or is_layered)
     return Probe(
@@ -231,22 +231,22 @@ def _timeline(video: Video, runs: list[list[Packet]]) -> Probe:
 
 
 def is_variable(gaps: list[int]) -> bool:
-    """Return whether gaps between frames differ by more than a quarter, beyond a tick of rounding."""
+    """Check if gaps between frames differ by more than a quarter, beyond a tick of rounding."""
     return bool(gaps) and max(gaps) - min(gaps) > max(2, max(gaps) / 4)
 
 
 def _has_repeats(run: list[Packet]) -> bool:
-    """Return whether two frames claim the same time."""
+    """Check if two frames have the same time."""
     return len({packet.pts for packet in run}) < len(run)
 
 
 def _is_in_order(run: list[Packet]) -> bool:
-    """Return whether frames are shown in the order in which they are decoded."""
+    """Check if frames are shown in decoding order."""
     return all(one.pts < other.pts for one, other in pairwise(run) if one.pts is not None and other.pts is not None)
 
 
 def _has_leading(run: list[Packet]) -> bool:
-    """Return whether a frame is shown before the key frame that it is decoded after."""
+    """Check if a frame is shown before the key frame after which it is decoded."""
     key: int | None = None
     for packet in run:
         if packet.pts is None:

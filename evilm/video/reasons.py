@@ -1,4 +1,4 @@
-"""Reasons for quarantining a row of a manifest, and flags of clips that are kept."""
+"""Reasons for quarantining a row of a manifest, and flags of kept clips."""
 
 from enum import IntFlag, StrEnum
 
@@ -13,74 +13,74 @@ class RejectReason(StrEnum):
     DUPLICATE_ID = "duplicate_id"
     """An earlier row has the same id; the detail names it."""
     EMPTY_CAPTION = "empty_caption"
-    """The caption holds nothing visible."""
+    """The caption has no visible characters."""
     BAD_CAPTION = "bad_caption"
-    """The caption holds a NUL character."""
+    """The caption contains a NUL character."""
     PATH_UNSAFE = "path_unsafe"
     """The path leaves the video root."""
     MISSING_FILE = "missing_file"
-    """No video of that name below the video root."""
+    """There is no video with that name below the video root."""
     NOT_A_FILE = "not_a_file"
-    """The name belongs to a folder or a device."""
+    """The path is a folder or a device."""
     FETCH_ERROR = "fetch_error"
-    """The file is there but can't be read, after retries."""
+    """The file exists but can't be read, after retries."""
     FETCH_TIMEOUT = "fetch_timeout"
     """The server did not send the file in time, after retries."""
     SOURCE_CHANGED = "source_changed"
-    """The tar was rewritten after it was listed: where the video should be lies something else."""
+    """The tar was rewritten after it was listed: something else is at the video's offset."""
     FORBIDDEN_ADDRESS = "forbidden_address"
     """The URL leads to this machine or a private network."""
     TOO_LARGE = "too_large"
     """More bytes or pixels than allowed."""
     BAD_SPAN = "bad_span"
-    """Start and end of the span can't be read, or hold nothing of the video."""
+    """Start and end of the span can't be read, or select nothing of the video."""
     EMPTY_FILE = "empty_file"
     """The file has no bytes."""
     NOT_A_VIDEO = "not_a_video"
-    """The content is of another kind than video."""
+    """The content is not a video."""
     UNREADABLE_CONTAINER = "unreadable_container"
-    """A video container that can't be opened."""
+    """The video container can't be opened."""
     NO_VIDEO_STREAM = "no_video_stream"
-    """A container without a picture track."""
+    """The container has no picture track."""
     TRUNCATED = "truncated"
-    """The container promises more bytes than the file has."""
+    """The container announces more bytes than the file has."""
     TOO_SHORT = "too_short"
-    """Fewer than two frames."""
+    """The clip has fewer than two frames."""
     TOO_SMALL = "too_small"
     """A side is shorter than sampling.min_side_px."""
     RESOLUTION_CHANGE = "resolution_change"
-    """The picture changes its size within the clip."""
+    """The picture size changes within the clip."""
     DECODE_ERROR = "decode_error"
-    """The decoder gave up."""
+    """The decoder failed."""
     DECODE_CORRUPT = "decode_corrupt"
     """A sampled frame, or one it depends on, is damaged."""
     DECODE_TIMEOUT = "decode_timeout"
-    """Decoding took more CPU time than sampling.decode_timeout_s, or hung, twice."""
+    """Decoding took more CPU time than sampling.decode_timeout_s or hung, twice."""
     DECODER_CRASH = "decoder_crash"
-    """The decoding process died on this clip, twice."""
+    """The decoding process crashed on this clip, twice."""
 
 
 class ClipFlag(IntFlag):
-    """Remarkable properties of a kept clip; stored as bits in the `flags` column."""
+    """Special properties of a kept clip, stored as bits in the `flags` column."""
 
     REPEATED = 1
-    """The clip has fewer frames than wanted, so some are stored twice."""
+    """The clip has fewer frames than wanted, so some are stored repeatedly."""
     ROTATED = 2
-    """Frames were turned or mirrored as the container says."""
+    """Frames were rotated or mirrored by the container's metadata."""
     VFR = 4
     """Gaps between frames differ by more than a quarter."""
     MEASURED = 8
-    """The container's times were not trusted; the whole clip was decoded to know when each frame is shown."""
+    """The container's times were not reliable; the whole clip was decoded to measure them."""
     EDIT_LIST = 16
-    """The container hides a part of the clip, which was left out."""
+    """The container hides a part of the clip, which was skipped."""
     OPEN_GOP = 32
     """Frames shown before a key frame depend on it."""
     ANAMORPHIC = 64
-    """Pixels are not square; the crop makes up for it."""
+    """Pixels are not square; the crop corrects for it."""
     HDR = 128
     """High dynamic range (PQ or HLG): stored as decoded, without tone mapping, so colours look flat."""
 
     @classmethod
     def names(cls, bits: int) -> list[str]:
-        """Names of the set bits, for reports."""
+        """Return the names of the set bits, for reports."""
         return [str(flag.name).lower() for flag in cls if flag & bits]

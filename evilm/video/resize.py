@@ -1,7 +1,7 @@
-"""From an upright frame of any size to the stored square: crop, squash or pad, and JPEG.
+"""Convert an upright frame of any size to the stored square JPEG: crop, squash or pad.
 
-Pillow's bicubic filter for every decoder: antialiased, in integer arithmetic, so equal pixels in give equal bytes out
-on every machine.
+Pillow's bicubic filter is used for every decoder. It is antialiased and uses integer arithmetic, so equal input gives
+equal bytes on every machine.
 """
 
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ Mode = Literal["crop", "squash", "pad"]
 
 @dataclass(frozen=True)
 class Fit:
-    """The part of the source that fills a part of the square."""
+    """The part of the source that is shown, and the part of the square that it fills."""
 
     crop_box: tuple[int, int, int, int]
     """left, top, width, height in the source's pixels."""
@@ -26,10 +26,10 @@ class Fit:
 
 
 def fit(width: int, height: int, frame_px: int, mode: Mode, pixel_aspect: Fraction = Fraction(1)) -> Fit:
-    """Return how a `width` x `height` picture goes into the square.
+    """Compute how a `width` x `height` picture fits into the square.
 
     Args:
-        pixel_aspect: width of a source pixel over its height; what is square on screen is square in the result.
+        pixel_aspect: width of a source pixel over its height; the result has the proportions seen on screen.
     """
     whole, square = (0, 0, width, height), (0, 0, frame_px, frame_px)
     if mode == "squash":
@@ -45,7 +45,7 @@ def fit(width: int, height: int, frame_px: int, mode: Mode, pixel_aspect: Fracti
 
 
 def resize(frame: np.ndarray, how: Fit, frame_px: int) -> np.ndarray:
-    """A uint8 RGB frame (row, col, 3) as a square one of side `frame_px`."""
+    """Resize a uint8 RGB frame (row, col, 3) to a square one of side `frame_px`."""
     left, top, width, height = how.crop_box
     x, y, inner_width, inner_height = how.inner
     source = Image.fromarray(frame[top : top + height, left : left + width])
@@ -58,7 +58,7 @@ def resize(frame: np.ndarray, how: Fit, frame_px: int) -> np.ndarray:
 
 
 def to_jpeg(frame: np.ndarray, quality: int) -> bytes:
-    """A uint8 RGB frame as JPEG, 4:2:0."""
+    """Encode a uint8 RGB frame as JPEG, 4:2:0."""
     return simplejpeg.encode_jpeg(
         np.ascontiguousarray(frame), quality=quality, colorspace="RGB", colorsubsampling="420", fastdct=False
     )

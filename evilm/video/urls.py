@@ -1,4 +1,4 @@
-"""URLs in manifests, and names made of paths."""
+"""Recognise URLs in manifests, and convert paths to names."""
 
 import hashlib
 import re
@@ -7,12 +7,12 @@ _URL = re.compile(r"https?://", re.IGNORECASE)
 
 
 def flat_name(path: str) -> str:
-    """A path as one name; names of paths that differ differ too."""
+    """Convert a path to one name; distinct paths get distinct names."""
     if "/" not in path:
         return path
     return f"{path.replace('/', '_')}-{hashlib.blake2b(path.encode(), digest_size=3).hexdigest()}"
 
 
 def is_url(path: str) -> bool:
-    """Return whether a place is to be downloaded over http(s)."""
+    """Check if a path is an http(s) URL."""
     return bool(_URL.match(path))

@@ -14,22 +14,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from commands import ROOT, files_of
-from metadata import AWS_NOTICE, aws_notice, metadata_service
 from rehearse import Jobs, rehearse
 
 from evilm.config.stages import STAGES, Sweep
+from helpers.commands import files_of
+from helpers.paths import ROOT, SMALL
+from helpers.spot_metadata import AWS_NOTICE, aws_notice, metadata_service
+from helpers.workflow import Workflow
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(1800)]
-SMALL = str(ROOT / "tests" / "small.yaml")
 FRAMES = ["--sampling.shard-clips", "4"]
 TOKENIZER = ["--schedule.epochs", "1"]
-BUILD = ["--build.shard-videos.sampling.shard-clips", "4", "--build.train-tokenizer.schedule.epochs", "1"]
+BUILD = ["--set", "shard_videos.sampling.shard_clips=4", "--set", "train_tokenizer.schedule.epochs=1"]
 GPU = ["--cluster.gpus-per-worker", "1"]
 EPOCHS = 16
 STEPS = EPOCHS * 4  # 64 clips, 16 a step
-
-Workflow = tuple[Path, dict[str, Any]]
 
 
 @pytest.fixture(scope="module")
@@ -43,10 +42,10 @@ def jobs() -> Iterator[Jobs]:
 def workflow(jobs: Jobs, tmp_path_factory: pytest.TempPathFactory) -> Workflow:
     """The rehearsed workflow, two of whose nodes were switched off: its root and summary."""
     root = tmp_path_factory.mktemp("scaled")
-    return root, rehearse(jobs, root, SMALL, *BUILD[2:], "--schedule.epochs", str(EPOCHS))
+    return root, rehearse(jobs, root, str(SMALL), *BUILD[2:], "--schedule.epochs", str(EPOCHS))
 
 
-def test_nodes_come_as_stages_need_them_and_go(jobs: Jobs, workflow: Workflow) -> None:
+def test_nodes_are_started_for_stages_that_need_them_and_stopped(jobs: Jobs, workflow: Workflow) -> None:
     root, summary = workflow
     assert {stage["state"] for stage in summary["stages"].values()} == {"done"}
     assert jobs.empty()
@@ -58,18 +57,18 @@ def test_nodes_come_as_stages_need_them_and_go(jobs: Jobs, workflow: Workflow) -
     assert (root / "all" / "summary.json").is_file()
 
 
-def test_a_cpu_node_that_is_switched_off_costs_no_clips(workflow: Workflow, ray_local: Any, tmp_path: Path) -> None:
+def test_lost_cpu_node_costs_no_clips(workflow: Workflow, ray_local: Any, tmp_path: Path) -> None:
     from evilm.config.presets import defaults
     from evilm.ingest.shard_videos import shard_videos
 
     corpus = workflow[0] / "corpus"
-    undisturbed = defaults("shard_videos", SMALL).override({"sampling.shard_clips": 4})
+    undisturbed = defaults("shard_videos", str(SMALL)).override({"sampling.shard_clips": 4})
     places = {"manifest": str(corpus / "manifest.csv"), "videos": str(corpus / "videos"), "out": str(tmp_path / "out")}
     assert shard_videos(undisturbed.model_copy(update=places))["num_clips"] == 104  # type: ignore[arg-type]
     assert files_of(workflow[0] / "frames") == files_of(tmp_path / "out")
 
 
-def test_a_gpu_node_that_is_switched_off_costs_no_steps(workflow: Workflow) -> None:
+def test_lost_gpu_node_costs_no_steps(workflow: Workflow) -> None:
     root, summary = workflow
     assert summary["model"]["steps"] == STEPS
     points = [json.loads(line) for line in (root / "model" / "metrics.jsonl").read_text().splitlines()]
@@ -77,7 +76,7 @@ def test_a_gpu_node_that_is_switched_off_costs_no_steps(workflow: Workflow) -> N
     assert steps == set(range(1, STEPS + 1))
 
 
-def test_the_metrics_of_the_alerts_are_there(jobs: Jobs, workflow: Workflow) -> None:
+def test_metrics_of_the_alerts_are_exported(jobs: Jobs, workflow: Workflow) -> None:
     wanted = set(re.findall(r"\b(?:ray|autoscaler)_\w+", (ROOT / "cluster" / "alerts.yaml").read_text()))
     targets = json.loads((jobs.cluster.folder / "prom_metrics_service_discovery.json").read_text())
     found = set()
@@ -91,12 +90,10 @@ def test_the_metrics_of_the_alerts_are_there(jobs: Jobs, workflow: Workflow) -> 
     assert {"default", "data", "train"} <= boards  # where kuberay/monitoring.yaml says
 
 
-def test_a_job_hears_of_spot_nodes_that_go_and_keeps_the_step_it_is_stopped_at(
-    jobs: Jobs, workflow: Workflow, tmp_path: Path
-) -> None:
+def test_spot_notice_reaches_a_job_that_keeps_its_last_step(jobs: Jobs, workflow: Workflow, tmp_path: Path) -> None:
     out = tmp_path / "model"
     flags = ["--root", str(workflow[0]), *BUILD, "--out", str(out), "--schedule.epochs", "4000", *GPU]
-    job = jobs.submit("pretrain", "--preset", SMALL, *flags)
+    job = jobs.submit("pretrain", "--preset", str(SMALL), *flags)
     jobs.until(lambda: (out / "metrics.jsonl").is_file(), job)
     node = next(node for node, kind in jobs.cluster.nodes().items() if kind == "gpu")
     with metadata_service({AWS_NOTICE: aws_notice(seconds=300)}) as cloud:
@@ -111,7 +108,7 @@ def test_a_job_hears_of_spot_nodes_that_go_and_keeps_the_step_it_is_stopped_at(
     assert list(out.glob(f"checkpoints/step_{step:08d}*")), line
 
 
-def test_every_command_is_a_job_without_a_working_dir(jobs: Jobs, workflow: Workflow, tmp_path: Path) -> None:
+def test_every_command_runs_as_a_job_without_a_working_dir(jobs: Jobs, workflow: Workflow, tmp_path: Path) -> None:
     root = workflow[0]
     place = {name: str(root / name) for name in ("corpus", "frames", "vocab", "tokenizer", "codes", "model")}
     manifest = ["--manifest", str(root / "corpus" / "manifest.csv")]
@@ -130,7 +127,7 @@ def test_every_command_is_a_job_without_a_working_dir(jobs: Jobs, workflow: Work
         "report": ["--root", str(root)],
     }
     assert set(flags) == {name for name, stage in STAGES.items() if not issubclass(stage, Sweep)}
-    made = {stage: jobs.submit(stage, "--preset", SMALL, *given) for stage, given in flags.items()}
+    made = {stage: jobs.submit(stage, "--preset", str(SMALL), *given) for stage, given in flags.items()}
     summaries = {stage: jobs.summary(job) for stage, job in made.items()}
     reused = {stage for stage, summary in summaries.items() if summary.get("reused")}
     assert reused == set(flags) - {"inspect_shards", "report"}

@@ -47,7 +47,7 @@ def account(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
         cached.cache_clear()
 
 
-def _config(path: Path) -> dict[str, Any]:
+def _ready_config(path: Path) -> dict[str, Any]:
     """The file as the head will have it: filled in, checked, with keys, networks and firewall found."""
     config = prepare_config(yaml.safe_load(path.read_text()) | {"file_mounts": {}})
     validate_config(config)
@@ -76,9 +76,9 @@ def _keys(policy: str) -> dict[str, str]:
     return {"aws_access_key_id": key["AccessKeyId"], "aws_secret_access_key": key["SecretAccessKey"]}
 
 
-def test_setup_makes_what_the_file_names_and_can_run_again(account: Path) -> None:
+def test_setup_creates_what_the_file_names_and_can_be_repeated(account: Path) -> None:
     assert aws_setup.main(["--bucket", BUCKET, "--ssh-from", "198.51.100.0/24", "--image", "ami-12345678"]) == 0
-    config = _config(account)
+    config = _ready_config(account)
     node = config["available_node_types"]["head"]["node_config"]
     ec2, iam = boto3.client("ec2"), boto3.client("iam")
     (group,) = ec2.describe_security_groups(GroupIds=node["SecurityGroupIds"])["SecurityGroups"]
@@ -93,7 +93,7 @@ def test_setup_makes_what_the_file_names_and_can_run_again(account: Path) -> Non
     assert all(boto3.client("s3").get_public_access_block(Bucket=BUCKET)["PublicAccessBlockConfiguration"].values())
 
 
-def test_the_file_has_the_name_of_the_cluster_that_the_policies_are_for(account: Path) -> None:
+def test_cluster_name_and_region_reach_file_and_policies(account: Path) -> None:
     written = account.with_name("mine.yaml")
     given = ["--bucket", BUCKET, "--ssh-from", "198.51.100.0/24", "--image", "ami-12345678", "--write", str(written)]
     assert aws_setup.main([*given, "--cluster-name", "mine"]) == 0
@@ -110,13 +110,13 @@ def test_the_file_has_the_name_of_the_cluster_that_the_policies_are_for(account:
     assert named == {"mine"}
 
 
-def test_setup_does_not_open_the_cluster_to_everybody(capsys: pytest.CaptureFixture[str]) -> None:
+def test_setup_rejects_ssh_from_everywhere(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         aws_setup.main(["--bucket", BUCKET, "--ssh-from", "0.0.0.0/0", "--dry-run"])
     assert "--ssh-from" in capsys.readouterr().err
 
 
-def test_policies_name_the_machines_of_the_file() -> None:
+def test_policies_allow_the_instance_types_of_the_file() -> None:
     types = yaml.safe_load((aws_setup.HERE / "aws.yaml").read_text())["available_node_types"]
     sizes = {name: settings["node_config"]["InstanceType"] for name, settings in types.items()}
     allowed = {
@@ -127,7 +127,7 @@ def test_policies_name_the_machines_of_the_file() -> None:
     assert allowed["launcher"]["StringEquals"]["ec2:InstanceType"] == sizes["head"]
 
 
-def test_the_policies_are_enough_for_rays_provider_and_not_more(account: Path) -> None:
+def test_policies_are_sufficient_and_minimal_for_rays_provider(account: Path) -> None:
     launcher, head, worker = _keys("launcher"), _keys("head"), _keys("worker")
 
     def started(keys: dict[str, str], config: dict[str, Any], kind: str, names: tuple[str, ...]) -> SpotFirst:
@@ -139,7 +139,7 @@ def test_the_policies_are_enough_for_rays_provider_and_not_more(account: Path) -
 
     @set_initial_no_auth_action_count(0)
     def with_rights_checked() -> None:
-        config = _config(account)
+        config = _ready_config(account)
         config["provider"]["aws_credentials"] = launcher
         config = _bootstrap(config)
         gpu = config["available_node_types"]["gpu"]["resources"]
@@ -166,8 +166,8 @@ def test_the_policies_are_enough_for_rays_provider_and_not_more(account: Path) -
     with_rights_checked()
 
 
-def test_gpu_nodes_are_spot_and_on_demand_where_spot_has_run_out(account: Path) -> None:
-    config = _bootstrap(_config(account))
+def test_gpu_nodes_fall_back_from_spot_to_on_demand(account: Path) -> None:
+    config = _bootstrap(_ready_config(account))
     gpu = config["available_node_types"]["gpu"]["node_config"]
 
     def start() -> list[str]:

@@ -13,9 +13,10 @@ import ray
 import yaml
 from checks.commands import check_commands, check_files, commands_in
 
-TOP = Path(__file__).parents[2]
-DOCS = [TOP / "docs" / name for name in ("cluster.md", "operations.md", "sweeps.md")]
-STAGES = sorted([*(TOP / "pipelines").glob("*.py"), *(TOP / "tune").glob("*.py")])
+from helpers.paths import ROOT
+
+DOCS = [ROOT / "docs" / name for name in ("cluster.md", "operations.md", "sweeps.md")]
+STAGES = sorted([*(ROOT / "pipelines").glob("*.py"), *(ROOT / "tune").glob("*.py")])
 _MESSAGES = {  # part of a message in operations.md: the file it comes from, ours, Ray's or aiohttp's
     "no Ray cluster answers at RAY_ADDRESS": "evilm/cluster.py",
     "cannot start Ray on this machine": "evilm/cluster.py",
@@ -66,7 +67,7 @@ def _blocks(path: Path) -> Iterator[str]:
 def _ray_commands() -> Iterator[tuple[str, list[str]]]:
     """Each call of `ray` in docs and cluster files, without what comes behind `--`."""
     texts = [block for path in DOCS for block in _blocks(path)]
-    for path in (TOP / "cluster").rglob("*.yaml"):
+    for path in (ROOT / "cluster").rglob("*.yaml"):
         texts.append("\n".join(line.lstrip(" #") for line in path.read_text().splitlines()))
     for text in texts:
         for line in re.sub(r"\\\n\s*", " ", text).splitlines():
@@ -77,7 +78,7 @@ def _ray_commands() -> Iterator[tuple[str, list[str]]]:
 
 
 @pytest.mark.parametrize("path", DOCS, ids=lambda path: path.name)
-def test_commands_and_files_in_the_docs_are_there(path: Path, tmp_path: Path) -> None:
+def test_commands_and_files_in_the_docs_exist(path: Path, tmp_path: Path) -> None:
     best = tmp_path / "best.yaml"  # of the sweep that the docs have run
     best.write_text("pretrain: {}\n")
     text = path.read_text().replace("runs/sweeps/lr_batch/best.yaml", str(best))
@@ -87,7 +88,7 @@ def test_commands_and_files_in_the_docs_are_there(path: Path, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("path", STAGES, ids=lambda path: f"{path.parent.name}/{path.name}")
-def test_a_command_takes_the_commands_of_its_own_docstring(path: Path, tmp_path: Path, monkeypatch: Any) -> None:
+def test_docstring_examples_of_commands_parse(path: Path, tmp_path: Path, monkeypatch: Any) -> None:
     (tmp_path / "space.yaml").write_text("optim.lr: {low: 1e-5, high: 1e-3, log: true}\n")
     said = ast.get_docstring(ast.parse(path.read_text())) or ""
     assert f"{path.parent.name}/{path.stem}" in {place for place, _ in commands_in(said)}
@@ -95,7 +96,7 @@ def test_a_command_takes_the_commands_of_its_own_docstring(path: Path, tmp_path:
     assert [problem for problem in check_commands(said) if "a range has no grid" not in problem] == []
 
 
-def test_ray_knows_the_commands_and_options() -> None:
+def test_ray_commands_and_options_in_the_docs_exist() -> None:
     from ray.scripts.scripts import cli
 
     seen = 0
@@ -114,23 +115,25 @@ def test_ray_knows_the_commands_and_options() -> None:
 
 
 @pytest.mark.parametrize(("message", "source"), _MESSAGES.items())
-def test_a_message_in_the_docs_is_one_that_is_printed(message: str, source: str) -> None:
-    assert message in " ".join((TOP / "docs" / "operations.md").read_text().split())
-    ours = TOP / source
+def test_quoted_messages_exist_in_the_source(message: str, source: str) -> None:
+    assert message in " ".join((ROOT / "docs" / "operations.md").read_text().split())
+    ours = ROOT / source
     place = ours if ours.exists() else Path(str(ray.__file__)).parents[1] / source
     files = sorted(place.rglob("*.py")) if place.is_dir() else [place]
     assert any(message.encode() in file.read_bytes() for file in files)
 
 
-def test_no_message_in_the_docs_is_left_unchecked() -> None:
-    tables = re.findall(r"^\| message \|.*\n\|[-|]+\n((?:\|.*\n)+)", (TOP / "docs" / "operations.md").read_text(), re.M)
+def test_every_quoted_message_is_checked() -> None:
+    tables = re.findall(
+        r"^\| message \|.*\n\|[-|]+\n((?:\|.*\n)+)", (ROOT / "docs" / "operations.md").read_text(), re.M
+    )
     quoted = [row.split(" | ")[0] for table in tables for row in table.splitlines() if row.startswith("| `")]
     assert len(quoted) > 10
     assert [cell for cell in quoted if not any(message in cell for message in _MESSAGES)] == []
 
 
-def test_every_alert_is_explained() -> None:
-    rules = yaml.safe_load((TOP / "cluster" / "alerts.yaml").read_text())["groups"][0]["rules"]
-    text = (TOP / "docs" / "operations.md").read_text()
+def test_every_alert_is_documented() -> None:
+    rules = yaml.safe_load((ROOT / "cluster" / "alerts.yaml").read_text())["groups"][0]["rules"]
+    text = (ROOT / "docs" / "operations.md").read_text()
     for rule in rules:
         assert f"`{rule['alert']}`" in text

@@ -4,19 +4,19 @@ import os
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 import yaml
-from commands import ROOT
 from local import LocalCluster, free_port
+
+from helpers.paths import ROOT
 
 _TIMEOUT = "RAY_AUTOSCALER_RECONCILE_ALLOCATE_STATUS_TIMEOUT_S"
 _WORK = "import ray; ray.init(log_to_driver=False); ray.get(ray.remote(lambda: 0).options(num_gpus=1).remote())"
 
 
 @pytest.mark.long
-def test_a_group_whose_nodes_do_not_come_is_passed_over() -> None:
+def test_pending_spot_group_falls_back_to_on_demand() -> None:
     spec = yaml.safe_load((ROOT / "cluster" / "kuberay" / "cluster.yaml").read_text())["spec"]
     groups = [group for group in spec["workerGroupSpecs"] if group["groupName"].startswith("gpu-")]
     assert _TIMEOUT in {entry["name"] for entry in spec["autoscalerOptions"]["env"]}
@@ -30,8 +30,10 @@ def test_a_group_whose_nodes_do_not_come_is_passed_over() -> None:
         for group in groups
     }
     # The head, and the node that does come, have to be there within this time too, or they would be passed over.
-    environment = {"PYTHONPATH": str(Path(__file__).parent), _TIMEOUT: "30"}
-    cluster = LocalCluster(types, free_port(), provider="scarce.PendingSpotProvider", environment=environment)
+    environment = {"PYTHONPATH": str(ROOT / "tests"), _TIMEOUT: "30"}
+    cluster = LocalCluster(
+        types, free_port(), provider="helpers.pending_spot.PendingSpotProvider", environment=environment
+    )
     try:
         cluster.wait()
         driver = subprocess.Popen([sys.executable, "-c", _WORK], env={**os.environ, "RAY_ADDRESS": cluster.address})

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from checks.image import steps_of
 
-TOP = Path(__file__).parents[2]
+from helpers.paths import ROOT
 
 
 @pytest.fixture
@@ -31,15 +31,15 @@ def environment(tmp_path: Path) -> dict[str, str]:
 
 
 @pytest.mark.long
-def test_the_image_has_the_whole_package(tmp_path: Path, environment: dict[str, str]) -> None:
+def test_image_contains_the_whole_package(tmp_path: Path, environment: dict[str, str]) -> None:
     work = tmp_path / "evilm-image"
     work.mkdir()
     ran = 0
-    for word, rest in steps_of((TOP / "cluster" / "Dockerfile").read_text()):
+    for word, rest in steps_of((ROOT / "cluster" / "Dockerfile").read_text()):
         words = [w for w in rest.split() if not w.startswith("--")]
         if word == "COPY":
             for name in words[:-1]:
-                source, target = TOP / name, work / (name if words[-1] == "./" else words[-1])
+                source, target = ROOT / name, work / (name if words[-1] == "./" else words[-1])
                 target.parent.mkdir(exist_ok=True)
                 if source.is_dir():
                     shutil.copytree(source, target, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))

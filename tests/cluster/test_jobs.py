@@ -11,13 +11,13 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
-from commands import ROOT
 from local import free_port
-from sharing import copy_workflow
+
+from helpers.paths import ROOT
+from helpers.workflow import Workflow, copy_workflow
 
 pytestmark = pytest.mark.long
 _RAY = Path(sys.executable).with_name("ray")
@@ -84,7 +84,7 @@ def _submit(head: dict[str, str], *entrypoint: str) -> subprocess.CompletedProce
         time.sleep(1)
 
 
-def test_a_wrong_flag_ends_a_job_with_one_clear_line(head: dict[str, str]) -> None:
+def test_wrong_flag_fails_a_job_with_one_line(head: dict[str, str]) -> None:
     job = _submit(head, "pipelines/pretrain.py", "--preset", "tiny", "--optim.lrr", "3")
     log = job.stdout + job.stderr
     assert job.returncode == 1
@@ -102,13 +102,13 @@ def test_a_wrong_flag_ends_a_job_with_one_clear_line(head: dict[str, str]) -> No
         ({"RAY_AUTH_TOKEN": "f" * 32}, "Authentication failed: Forbidden: Invalid authentication token"),
     ],
 )
-def test_without_the_token_nothing_runs(head: dict[str, str], variables: dict[str, str], said: str) -> None:
+def test_requests_without_the_token_are_rejected(head: dict[str, str], variables: dict[str, str], said: str) -> None:
     asked = _run(_RAY, "job", "list", **head | variables)
     assert asked.returncode != 0
     assert said in asked.stdout + asked.stderr
 
 
-def test_a_command_without_the_token_says_what_to_check(head: dict[str, str], tmp_path: Path) -> None:
+def test_command_without_the_token_says_what_to_check(head: dict[str, str], tmp_path: Path) -> None:
     outside = head | {"RAY_ADDRESS": head["TEST_GCS"], "RAY_AUTH_MODE": "disabled"}
     stage = ROOT / "pipelines" / "render_corpus.py"
     ended = _run(sys.executable, stage, "--preset", "tiny", "--out", tmp_path / "corpus", **outside)
@@ -117,9 +117,7 @@ def test_a_command_without_the_token_says_what_to_check(head: dict[str, str], tm
     assert line.endswith("check RAY_ADDRESS and RAY_AUTH_MODE")
 
 
-def test_pretraining_runs_as_a_job(
-    head: dict[str, str], small_workflow: tuple[Path, dict[str, Any]], tmp_path: Path
-) -> None:
+def test_pretraining_runs_as_a_job(head: dict[str, str], small_workflow: Workflow, tmp_path: Path) -> None:
     # Frames, tokenizer and codes stand; the model is made.
     root, out = copy_workflow(small_workflow[0], tmp_path / "run"), tmp_path / "model"
     places = ["--root", str(root), "--out", str(out)]

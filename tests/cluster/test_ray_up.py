@@ -86,7 +86,7 @@ def _machines(ec2: Any) -> list[dict[str, Any]]:
 
 
 @pytest.mark.long
-def test_ray_up_starts_a_closed_head_and_ray_down_ends_it(cloud: dict[str, Any]) -> None:
+def test_ray_up_starts_a_protected_head_and_ray_down_stops_it(cloud: dict[str, Any]) -> None:
     _ray("up", "-y", "--no-config-cache", str(cloud["path"]))
     (head,) = _machines(cloud["ec2"])
     assert (head["size"], head["market"], head["ray-node-status"]) == ("m5.2xlarge", "on-demand", "up-to-date")
@@ -106,7 +106,7 @@ def test_ray_up_starts_a_closed_head_and_ray_down_ends_it(cloud: dict[str, Any])
 
 
 @pytest.mark.long
-def test_the_autoscaler_starts_the_machines_that_the_work_needs(cloud: dict[str, Any]) -> None:
+def test_autoscaler_starts_the_machines_the_work_needs(cloud: dict[str, Any]) -> None:
     import ray
     from ray.autoscaler._private.util import prepare_config
 

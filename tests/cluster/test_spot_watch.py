@@ -4,7 +4,8 @@ import json
 
 import pytest
 import spot_watch
-from metadata import AWS_NOTICE, aws_notice, metadata_service
+
+from helpers.spot_metadata import AWS_NOTICE, aws_notice, metadata_service
 
 _GCP = "/computeMetadata/v1/instance/preempted"
 _EVENTS = "/metadata/scheduledevents?api-version=2020-07-01"
@@ -28,7 +29,7 @@ def _events(kind: str, machine: str) -> str:
         ("azure", {_EVENTS: _events("Preempt", "vm1"), _NAME: "vm1"}, True),
     ],
 )
-def test_a_notice_is_understood(cloud: str, answers: dict[str, str], goes: bool) -> None:
+def test_notices_of_each_cloud_are_parsed(cloud: str, answers: dict[str, str], goes: bool) -> None:
     if answers.get(AWS_NOTICE):  # written now, not when the tests were collected
         answers = {AWS_NOTICE: aws_notice(seconds=100)}
     with metadata_service(answers) as base:
@@ -39,7 +40,7 @@ def test_a_notice_is_understood(cloud: str, answers: dict[str, str], goes: bool)
 
 
 @pytest.mark.parametrize("cloud", spot_watch.CLOUDS)
-def test_a_silent_service_is_no_notice(cloud: str) -> None:
+def test_unreachable_metadata_service_is_no_notice(cloud: str) -> None:
     with metadata_service({}) as base:
         pass
     assert spot_watch.CLOUDS[cloud](base) is None

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from ray._private.runtime_env.packaging import create_package
 
-TOP = Path(__file__).parents[2]
+from helpers.paths import ROOT
+
 MIB = 2**20
 
 
@@ -17,17 +18,17 @@ def _names(folder: Path, package: Path, gitignore: bool) -> set[str]:
         return {name for name in archive.namelist() if not name.endswith("/")}
 
 
-def test_an_upload_is_small_and_has_all_that_commands_need(tmp_path: Path) -> None:
-    names = _names(TOP, tmp_path / "package.zip", gitignore=True)
+def test_upload_is_small_and_complete(tmp_path: Path) -> None:
+    names = _names(ROOT, tmp_path / "package.zip", gitignore=True)
     assert (tmp_path / "package.zip").stat().st_size < 10 * MIB  # of the 100 that Ray takes
-    sources = [*(TOP / "evilm").rglob("*.py"), *(TOP / "evilm").rglob("*.yaml"), *(TOP / "pipelines").glob("*.py")]
-    assert {str(path.relative_to(TOP)) for path in sources} <= names
+    sources = [*(ROOT / "evilm").rglob("*.py"), *(ROOT / "evilm").rglob("*.yaml"), *(ROOT / "pipelines").glob("*.py")]
+    assert {str(path.relative_to(ROOT)) for path in sources} <= names
 
 
-def test_what_runs_leave_is_left_out_also_without_git(tmp_path: Path) -> None:
+def test_outputs_are_left_out_of_the_upload_without_git(tmp_path: Path) -> None:
     folder = tmp_path / "copy"
     (folder / "evilm" / "data").mkdir(parents=True)
-    shutil.copy(TOP / ".rayignore", folder)
+    shutil.copy(ROOT / ".rayignore", folder)
     kept = ["evilm/dataloader/loader.py", "pipelines/pretrain.py", "evilm/presets/tiny.yaml", "mine.yaml", "clips.csv"]
     left = [
         "runs/demo/frames/a.parquet",

@@ -6,7 +6,6 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from eval.sample import FRAMES, NUM_CODES, PX, captions, make_codes, make_frames, make_model
 
 from evilm.config.stages import Benchmark
 from evilm.dataloader.masking import region_masks
@@ -17,6 +16,7 @@ from evilm.model.evilm_model import EViLMModel
 from evilm.seeds import clip_keys
 from evilm.shards import FrameManifest, decode_frames, read_group
 from evilm.text.vocab import Vocab
+from helpers.random_model import FRAMES, NUM_CODES, PX, captions, make_codes, make_frames, make_model
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,7 @@ def clips_of(root: Path) -> dict[str, torch.Tensor]:
     return frames
 
 
-def test_scores_are_those_of_the_model_pair_by_pair(root: Path, summary: dict):
+def test_scores_equal_the_models_pair_by_pair(root: Path, summary: dict):
     table = pq.read_table(root / "benchmark" / "scores.parquet").to_pydict()
     student, vocab = EViLMModel.from_pretrained(str(root / "model")), Vocab.load(str(root / "model" / "vocab"))
     frames, caption_at = clips_of(root), dict(zip(table["caption_index"], table["caption"], strict=True))
@@ -58,7 +58,7 @@ def test_scores_are_those_of_the_model_pair_by_pair(root: Path, summary: dict):
             assert table["match"][clip][index] == pytest.approx(float((logits[1] - logits[0]).detach()), abs=1e-4)
 
 
-def test_summary_counts_and_reuse(root: Path, summary: dict):
+def test_summary_counts_clips_and_is_reused(root: Path, summary: dict):
     assert (summary["num_clips"], summary["num_captions"], summary["num_choices"]) == (26, len(set(captions(26))), 5)
     metrics = summary["metrics"]
     assert {f"{way}_{name}" for way in ("t2v", "v2t") for name in ("r1", "r5", "r10", "median_rank")} <= set(metrics)
@@ -69,7 +69,7 @@ def test_summary_counts_and_reuse(root: Path, summary: dict):
     assert benchmark(Benchmark(root=str(root)))["reused"] is True
 
 
-def test_masked_codes_are_counted_on_the_masked_regions(root: Path, summary: dict):
+def test_masked_codes_are_scored_on_masked_regions_only(root: Path, summary: dict):
     assert summary["num_masked_regions"] == 26 * FRAMES * 2  # half of 2 x 2 regions a frame
     codes = {f"c{n:03d}": ids for n, ids in enumerate(_codes(root))}
     student, vocab = EViLMModel.from_pretrained(str(root / "model")), Vocab.load(str(root / "model" / "vocab"))
@@ -93,7 +93,7 @@ def _codes(root: Path) -> np.ndarray:
 
 
 @pytest.mark.long
-def test_workers_and_overwriting_change_nothing(root: Path, summary: dict, tmp_path: Path):
+def test_scores_do_not_depend_on_the_number_of_workers(root: Path, summary: dict, tmp_path: Path):
     config = Benchmark(root=str(root), out=str(tmp_path / "two")).override({"cluster.num_workers": 2})
     again = benchmark(config)
     assert again["metrics"] == summary["metrics"]
@@ -102,7 +102,7 @@ def test_workers_and_overwriting_change_nothing(root: Path, summary: dict, tmp_p
 
 
 @pytest.mark.long
-def test_max_clips_takes_a_stable_part(root: Path, ray_local, tmp_path: Path):
+def test_max_clips_takes_the_first_clips(root: Path, ray_local, tmp_path: Path):
     config = Benchmark(root=str(root), out=str(tmp_path / "b"), max_clips=10, codes="none")
     summary = benchmark(config)
     assert summary["num_clips"] == 10
@@ -112,7 +112,7 @@ def test_max_clips_takes_a_stable_part(root: Path, ray_local, tmp_path: Path):
 
 
 @pytest.mark.long
-def test_a_model_that_tells_nothing_apart_is_one_clear_line(root: Path, ray_local, tmp_path: Path):
+def test_model_with_constant_scores_is_rejected(root: Path, ray_local, tmp_path: Path):
     student = make_model(tmp_path / "model")
     with torch.no_grad():
         for parameter in student.match_head.parameters():
@@ -123,7 +123,7 @@ def test_a_model_that_tells_nothing_apart_is_one_clear_line(root: Path, ray_loca
 
 
 @pytest.mark.long
-def test_damaged_frames_are_named_through_ray(root: Path, ray_local, tmp_path: Path):
+def test_damaged_frames_are_named_through_ray_errors(root: Path, ray_local, tmp_path: Path):
     manifest = make_frames(tmp_path / "frames", num_clips=12)
     place = tmp_path / "frames" / manifest.shards[1].file
     data = bytearray(place.read_bytes())
@@ -135,7 +135,7 @@ def test_damaged_frames_are_named_through_ray(root: Path, ray_local, tmp_path: P
         benchmark(config)
 
 
-def test_inputs_that_do_not_fit_are_refused(root: Path, tmp_path: Path):
+def test_inputs_that_do_not_fit_are_rejected(root: Path, tmp_path: Path):
     config = Benchmark(root=str(root), out=str(tmp_path / "b"))
     with pytest.raises(ShardError, match=r"no clips of split 'val'; it has test \(26\)"):
         benchmark(config.model_copy(update={"split": "val", "codes": "none"}))

@@ -16,7 +16,7 @@ def write(root: Path, stage: str, **summary: object) -> None:
     storage.write_json(str(root / stage / "summary.json"), summary)
 
 
-def test_stages_and_figures(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_report_shows_stages_and_figures(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     write(
         tmp_path, "corpus", clips={"val": 160, "train": 2000, "test": 240}, heldout_clips=120, words=190, seconds=61.2
     )
@@ -52,12 +52,12 @@ def test_stages_and_figures(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert (summary["metrics"], summary["seconds"]) == ({"choice_accuracy": 0.6}, 190.2)
 
 
-def test_nothing_there(tmp_path: Path):
+def test_report_of_an_empty_root_is_rejected(tmp_path: Path):
     with pytest.raises(ConfigError, match="nothing at"):
         report(Report(root=str(tmp_path / "none")))
 
 
-def test_odd_summaries_do_not_stop_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_damaged_summaries_do_not_stop_the_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     write(tmp_path, "corpus", clips=7, words=None)
     write(tmp_path, "model", val={}, parameters="many")
     storage.write_json(str(tmp_path / "vocab" / "summary.json"), [1])

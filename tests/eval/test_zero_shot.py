@@ -21,12 +21,12 @@ def clips_of(*captions: str) -> list[EvalClip]:
     return [EvalClip(f"c{n}", caption, n % 2 == 0, 0, 0, n) for n, caption in enumerate(captions)]
 
 
-def test_distinct_captions():
+def test_distinct_captions_map_clips_to_captions():
     captions, index = distinct_captions(clips_of("a", "b", "a"))
     assert (captions, index) == (["a", "b"], [0, 1, 0])
 
 
-def test_retrieval_both_ways_and_equal_captions_tie():
+def test_retrieval_ranks_both_ways_with_ties():
     match = np.array([[5.0, 1.0], [2.0, 9.0], [3.0, 0.0]])  # (clip, distinct caption); clips 0 and 2 share caption 0
     figures, ranks = retrieval_figures(match, [0, 1, 0])
     assert ranks["t2v"].tolist() == [1, 1, 2]
@@ -35,7 +35,7 @@ def test_retrieval_both_ways_and_equal_captions_tie():
     assert figures["v2t_median_rank"].value == 1.5
 
 
-def test_choices_hold_the_own_caption_once_and_no_equal_text():
+def test_choices_hold_the_own_caption_and_distinct_others():
     clips = clips_of(*(["same"] * 10 + [f"caption {n}" for n in range(10)]))
     captions, index = distinct_captions(clips)
     choices = draw_choices(clips, index, 5, seed=0)
@@ -49,7 +49,7 @@ def test_choices_hold_the_own_caption_once_and_no_equal_text():
     assert texts == [[captions[i] for i in row] for row in choices]
 
 
-def test_too_few_captions_to_choose_from():
+def test_too_few_captions_for_the_choice_are_rejected():
     clips = clips_of("a", "b", "a")
     with pytest.raises(ConfigError, match="num_choices = 5, but the scored clips have 2"):
         draw_choices(clips, [0, 1, 0], 5, 0)
@@ -73,7 +73,7 @@ def test_choice_accuracy_by_group():
     assert (recalls["t2v_r10_heldout"].value, recalls["t2v_r10_seen"].value) == (1.0, 0.0)
 
 
-def test_masked_codes_against_both_constants():
+def test_masked_code_accuracy_is_compared_with_both_constants():
     code_ids = np.array([[1, 2, 2], [2, 3, 1]])
     predicted = np.array([[1, 2, 2], [2, 0, 0]])
     figures = masked_code_figures(code_ids, predicted, [5, 9, 1, 0])

@@ -11,11 +11,9 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-import gpu_models as small
 import numpy as np
 import pytest
 import torch
-from gpu_ranks import start_ranks, train_ranks
 from torch import nn
 
 from evilm.dataloader.collate import Batch
@@ -24,6 +22,8 @@ from evilm.train.checkpoint_files import load_checkpoint, save_checkpoint
 from evilm.train.micro_batches import on_device
 from evilm.train.train_state import TrainState
 from evilm.train.validation import evaluate
+from helpers import gpu_models as small
+from helpers.gpu_ranks import start_ranks, train_ranks
 
 _CARD = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 CARD = pytest.param("cuda", marks=_CARD)
@@ -40,10 +40,10 @@ def exact() -> Iterator[None]:
 def _gradients(objective: nn.Module, batch: Any, device: str, precision: str) -> tuple[dict[str, float], torch.Tensor]:
     """Losses and all gradients of one batch, on the CPU."""
     config = small.settings(cluster__precision=precision, cluster__channels_last=True)
-    learner = TrainState(objective, config, torch.device(device), 0, 1)  # type: ignore[arg-type]
+    state = TrainState(objective, config, torch.device(device), 0, 1)  # type: ignore[arg-type]
     torch.manual_seed(0)
-    with learner.autocast:
-        losses = learner.objective(batch.to(torch.device(device)))
+    with state.autocast:
+        losses = state.objective(batch.to(torch.device(device)))
     sum(loss.total.float() / loss.num_items for loss in losses.values()).backward()
     gradient = [p.grad.float().flatten().cpu() for p in objective.parameters() if p.grad is not None]
     return {name: float(loss.total / loss.num_items) for name, loss in losses.items()}, torch.cat(gradient)
@@ -55,7 +55,7 @@ def _gradients(objective: nn.Module, batch: Any, device: str, precision: str) ->
     + [pytest.param("cuda", size, marks=_CARD) for size in ("tiny", "paper")],
 )
 @pytest.mark.parametrize(("precision", "loss_rel", "gradient_rel"), [("fp32", 1e-4, 1e-3), ("bf16", 2e-2, 0.15)])
-def test_losses_and_gradients_are_those_of_the_cpu_in_fp32(
+def test_losses_and_gradients_match_the_cpu_in_fp32(
     device: str, size: str, precision: str, loss_rel: float, gradient_rel: float
 ) -> None:
     """Each loss within `loss_rel`, the gradient vector within `gradient_rel` of its length."""
@@ -75,7 +75,7 @@ def test_losses_and_gradients_are_those_of_the_cpu_in_fp32(
 
 @EVERYWHERE
 @pytest.mark.parametrize("kind", ["student", "tokenizer"])
-def test_thirty_steps_bring_the_loss_down(device: str, kind: str) -> None:
+def test_thirty_steps_reduce_the_loss(device: str, kind: str) -> None:
     """The same six clips each time; the last five steps at most 0.8 times the first five."""
     make, batch, settings = small.KINDS[kind]
     precision = "bf16" if device == "cuda" else "fp32"
@@ -87,31 +87,31 @@ def test_thirty_steps_bring_the_loss_down(device: str, kind: str) -> None:
 
 @EVERYWHERE
 @pytest.mark.parametrize("kind", ["student", "tokenizer"])
-def test_resumed_equals_unbroken(device: str, kind: str, tmp_path: Path) -> None:
+def test_resumed_training_equals_uninterrupted(device: str, kind: str, tmp_path: Path) -> None:
     """Bit-equal on the CPU, and as restored; on a card later losses within 0.1 %, as its atomics add in any order."""
     make, batch, settings = small.KINDS[kind]
     config, batches = settings(optim__ema_decay=0.9), [[batch(epoch=step)] for step in range(6)]
     unbroken, _ = small.train(make(), config, device, batches)
     objective = make()
-    learner, updater = small.make_learner(objective, config, device)
-    small.run(updater, batches[:3], torch.device(device), num_steps=6)
-    save_checkpoint(tmp_path / "3", objective, learner._optimizer, {"step": 3})
+    state, train_step = small.make_state(objective, config, device)
+    small.run(train_step, batches[:3], torch.device(device), num_steps=6)
+    save_checkpoint(tmp_path / "3", objective, state._optimizer, {"step": 3})
     other = make()
-    resumed, updater = small.make_learner(other, config, device)
+    resumed, train_step = small.make_state(other, config, device)
     assert load_checkpoint(tmp_path / "3", other, resumed._optimizer)["step"] == 3
     for (name, one), two in zip(objective.state_dict().items(), other.state_dict().values(), strict=True):
         assert torch.equal(one, two), name
     for one, two in zip(objective.parameters(), other.parameters(), strict=True):
-        moments, restored = learner._optimizer.state.get(one, {}), resumed._optimizer.state.get(two, {})
+        moments, restored = state._optimizer.state.get(one, {}), resumed._optimizer.state.get(two, {})
         assert all(torch.equal(moments[key].cpu(), restored[key].cpu()) for key in moments)
-    found = small.run(updater, batches[3:], torch.device(device), start=3)
+    found = small.run(train_step, batches[3:], torch.device(device), start=3)
     for one, two in zip(found, unbroken[3:], strict=True):
         assert one == (two if device == "cpu" else pytest.approx(two, rel=1e-3))
 
 
 @EVERYWHERE
 @pytest.mark.parametrize("kind", ["student", "tokenizer"])
-def test_ranks_train_as_one(device: str, kind: str, tmp_path: Path) -> None:
+def test_ranks_train_like_one_process(device: str, kind: str, tmp_path: Path) -> None:
     """NCCL with as many ranks as cards, gloo with two: three uneven micro-batches, channels last, then an evaluation.
 
     Losses, gradient norms and scores within 1e-4 of one process's, on a card 1e-3.
@@ -136,20 +136,20 @@ def test_compiled_equals_eager(device: str, kind: str) -> None:
 
 
 @EVERYWHERE
-def test_batches_of_the_loader_arrive_whole_while_steps_run(device: str, tmp_path: Path) -> None:
+def test_loader_batches_arrive_intact_while_steps_run(device: str, tmp_path: Path) -> None:
     """Every tensor of every batch as the loader made it, though its copy and the loader's buffers were in use."""
     wanted = [_kept(batch) for batch in small.loader(tmp_path / "one").batches(0, 12)]
     loader = small.loader(tmp_path / "two")
     if device == "cuda":
         loader.finish = Batch.pin_memory
-    _, updater = small.make_learner(small.pretrain_objective(), small.settings(), device)
+    _, train_step = small.make_state(small.pretrain_objective(), small.settings(), device)
     found = []
     for step, batch in enumerate(on_device(loader.batches(0, 12), torch.device(device))):
-        updater.step(step, 12, range(1), [batch], [0.0] * 4)
+        train_step.step(step, 12, range(1), [batch], [0.0] * 4)
         found.append(_kept(batch))
         if device == "cuda":
             torch.cuda._sleep(10_000_000)  # keep the device behind the host, so that copies do run beside a step
-    updater.settle()
+    train_step.settle()
     for one, two in zip(found, wanted, strict=True):
         assert one.keys() == two.keys()
         assert all(torch.equal(one[name].cpu(), two[name]) for name in one)
@@ -161,7 +161,7 @@ def _kept(batch: Batch) -> dict[str, torch.Tensor]:
 
 
 @EVERYWHERE
-def test_codes_agree_with_the_cpus(device: str) -> None:
+def test_codes_match_the_cpus(device: str) -> None:
     """At least 99 % of the codes of 64 clips: near ties tip where another processor rounds otherwise."""
     tokenizer = small.tokenizer_objective().tokenizer.eval()
     frames = torch.from_numpy(small.rows(64).frames)
@@ -174,7 +174,7 @@ def test_codes_agree_with_the_cpus(device: str) -> None:
 
 
 @EVERYWHERE
-def test_scores_are_the_cpus(device: str, tmp_path: Path) -> None:
+def test_zero_shot_scores_match_the_cpus(device: str, tmp_path: Path) -> None:
     """Match scores within 1e-3, predicted codes of at least 99 % of the regions."""
     job = small.score_job(tmp_path)
     scorers = [Scorer(ScoreJob(**{**vars(job), "use_gpu": use_gpu})) for use_gpu in (device == "cuda", False)]
@@ -187,14 +187,14 @@ def test_scores_are_the_cpus(device: str, tmp_path: Path) -> None:
 
 @EVERYWHERE
 @pytest.mark.parametrize("kind", ["student", "tokenizer"])
-def test_evaluation_is_the_cpus(device: str, kind: str) -> None:
+def test_evaluation_matches_the_cpus(device: str, kind: str) -> None:
     """Every metric within 0.1 % in fp32; `match_auc`, which counts comparisons, within 1 %."""
     make, batch, _ = small.KINDS[kind]
     found = []
     for place in (device, "cpu"):
-        learner, _ = small.make_learner(make(), small.settings(), place)
+        state, _ = small.make_state(make(), small.settings(), place)
         loader: Any = small.Held([batch(6, -1), batch(5, -1)])
-        found.append(evaluate(learner.finished, loader, torch.device(place), 1, learner.autocast))
+        found.append(evaluate(state.finished, loader, torch.device(place), 1, state.autocast))
     auc = [metrics.pop("match_auc", 0.0) for metrics in found]
     assert found[0] == pytest.approx(found[1], rel=1e-3, abs=1e-6)
     assert auc[0] == pytest.approx(auc[1], rel=1e-2)
@@ -206,11 +206,11 @@ def test_evaluation_is_the_cpus(device: str, kind: str) -> None:
 def test_memory_stays_flat(device: str, steps: int) -> None:
     """As many living tensors after the last step as after the tenth; on a card also allocated bytes, of 200 steps."""
     place = torch.device(device)
-    _, updater = small.make_learner(small.pretrain_objective(), small.settings(optim__ema_decay=0.9), device)
+    _, train_step = small.make_state(small.pretrain_objective(), small.settings(optim__ema_decay=0.9), device)
     held = [[small.pretrain_batch(epoch=epoch)] for epoch in range(3)]
     counts = []
     for step in range(steps):
-        small.run(updater, [held[step % 3]], place, start=step)
+        small.run(train_step, [held[step % 3]], place, start=step)
         if step + 1 in (10, steps):
             gc.collect()
             tensors = sum(issubclass(type(thing), torch.Tensor) for thing in gc.get_objects())

@@ -4,12 +4,9 @@ import copy
 from pathlib import Path
 from typing import Any
 
-import gpu_models as small
 import numpy as np
 import pytest
 import torch
-from gpu_ranks import start_ranks, train_ranks
-from pretend_card import PretendCard
 
 from evilm.eval.scoring import ScoreJob, Scorer
 from evilm.model.evilm_model import EViLMModel
@@ -17,6 +14,9 @@ from evilm.tracking.panel import predict
 from evilm.train.checkpoint_files import load_checkpoint, save_checkpoint
 from evilm.train.optimizer import autocast
 from evilm.train.validation import evaluate
+from helpers import gpu_models as small
+from helpers.gpu_ranks import start_ranks, train_ranks
+from helpers.pretend.card import PretendCard
 
 CUDA = torch.device("cuda", 0)
 
@@ -73,14 +73,14 @@ def _same_on_both(objective: Any, config: Any, batches: list[list[Any]], rel: fl
 
 
 @pytest.mark.parametrize("option", STUDENTS)
-def test_the_student_trains_as_on_the_cpu(option: str) -> None:
+def test_student_trains_like_on_the_cpu(option: str) -> None:
     how = STUDENTS[option]
     config = small.settings(**how.get("settings", {}))
     parts = _parts(small.pretrain_batch, config.schedule.gradient_accumulation_steps, **how.get("batch", {}))
     _same_on_both(small.pretrain_objective(how.get("objectives")), config, parts)
 
 
-def test_the_student_trains_in_bf16_with_dropout(card: PretendCard) -> None:
+def test_student_trains_in_bf16_with_dropout(card: PretendCard) -> None:
     config = small.settings(cluster__precision="bf16", cluster__fused=True)
     objective = small.pretrain_objective(dropout=0.1)
     metrics, _ = small.train(objective, config, CUDA, _parts(small.pretrain_batch, 1))
@@ -92,7 +92,7 @@ def test_the_student_trains_in_bf16_with_dropout(card: PretendCard) -> None:
 
 
 @pytest.mark.parametrize(("codebook", "gradient_accumulation_steps"), list(zip(CODEBOOKS, (1, 1, 2), strict=True)))
-def test_the_tokenizer_trains_as_on_the_cpu(codebook: str, gradient_accumulation_steps: int) -> None:
+def test_tokenizer_trains_like_on_the_cpu(codebook: str, gradient_accumulation_steps: int) -> None:
     objective = small.tokenizer_objective(CODEBOOKS[codebook])
     config = small.tokenizer_settings(
         schedule__gradient_accumulation_steps=gradient_accumulation_steps, cluster__fused=True
@@ -116,7 +116,7 @@ def _evaluated(objective: Any, batches: list[Any], device: torch.device) -> dict
 
 
 @pytest.mark.parametrize("kind", ["student", "tokenizer"])
-def test_two_ranks_with_a_card_each_train_as_one_on_the_cpu(kind: str, tmp_path: Path) -> None:
+def test_two_ranks_train_like_one_on_the_cpu(kind: str, tmp_path: Path) -> None:
     """DDP, sums and broadcasts; three uneven micro-batches, two steps and an evaluation."""
     wanted = train_ranks(0, 1, "cpu", kind, str(tmp_path / "alone"))
     found = start_ranks(2, "pretended", kind, tmp_path)
@@ -125,7 +125,7 @@ def test_two_ranks_with_a_card_each_train_as_one_on_the_cpu(kind: str, tmp_path:
 
 
 @pytest.mark.parametrize("kind", ["student", "tokenizer"])
-def test_evaluation_gives_the_same_scores(kind: str) -> None:
+def test_evaluation_scores_match_the_cpu(kind: str) -> None:
     if kind == "student":
         objective, batches = small.pretrain_objective(), [small.pretrain_batch(6, -1), small.pretrain_batch(5, -1)]
     else:
@@ -138,7 +138,7 @@ def test_evaluation_gives_the_same_scores(kind: str) -> None:
     assert ("match_auc" in found) == (kind == "student")
 
 
-def test_panels(card: PretendCard) -> None:
+def test_panel_predictions_match_the_cpu(card: PretendCard) -> None:
     student, batch = small.pretrain_objective().student, small.pretrain_batch()
     wanted = predict(copy.deepcopy(student), batch)
     student.to(CUDA)
@@ -151,7 +151,7 @@ def test_panels(card: PretendCard) -> None:
     assert len(card.reads) < 24, "one copy for each kind of number, not for each clip"
 
 
-def test_words_of_codes(card: PretendCard) -> None:
+def test_code_words_match_the_cpu(card: PretendCard) -> None:
     from evilm.model.tokenizers.code_words import CodeWords
 
     tokenizer = small.tokenizer_objective().tokenizer.eval()
@@ -159,7 +159,7 @@ def test_words_of_codes(card: PretendCard) -> None:
     assert CodeWords(tokenizer.to(CUDA), small.VOCAB).words([0, 3, 7]) == wanted
 
 
-def test_codes(card: PretendCard) -> None:
+def test_codes_match_the_cpu(card: PretendCard) -> None:
     tokenizer = small.tokenizer_objective().tokenizer
     frames = torch.from_numpy(small.rows(21).frames)  # lots of 16 frames, the last one filled up
     wanted = copy.deepcopy(tokenizer).encode(frames)
@@ -171,7 +171,7 @@ def test_codes(card: PretendCard) -> None:
     assert tokenizer.fingerprint()
 
 
-def test_scoring(card: PretendCard, tmp_path: Path) -> None:
+def test_scoring_matches_the_cpu(card: PretendCard, tmp_path: Path) -> None:
     job = ScoreJob(**{**vars(small.score_job(tmp_path)), "use_gpu": True})
     scorer = Scorer(job)
     assert scorer._student.device == CUDA
@@ -186,7 +186,7 @@ def test_scoring(card: PretendCard, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_published_model(card: PretendCard, tmp_path: Path, dtype: torch.dtype) -> None:
+def test_published_model_matches_the_cpu(card: PretendCard, tmp_path: Path, dtype: torch.dtype) -> None:
     pytest.importorskip("av")
     from evilm.config.data import FramesConfig
     from evilm.model.inference import EViLM
@@ -217,7 +217,7 @@ def test_the_published_model(card: PretendCard, tmp_path: Path, dtype: torch.dty
     np.testing.assert_allclose(again.match(videos, texts), model.match(videos, texts), **close)
 
 
-def test_a_step_that_is_not_finite_is_skipped(card: PretendCard) -> None:
+def test_nonfinite_step_is_skipped(card: PretendCard) -> None:
     objective = small.pretrain_objective()
     name = next(n for n, p in objective.named_parameters() if "match" in n and p.ndim > 1)
     objective.get_parameter(name).data.flatten()[0] = torch.nan
@@ -228,20 +228,20 @@ def test_a_step_that_is_not_finite_is_skipped(card: PretendCard) -> None:
         assert torch.equal(p.detach().cpu().nan_to_num(), before[n].detach().nan_to_num()), n
 
 
-def test_a_checkpoint_goes_to_the_host_and_back(card: PretendCard, tmp_path: Path) -> None:
+def test_checkpoint_round_trip_through_the_host(card: PretendCard, tmp_path: Path) -> None:
     config = small.settings(cluster__channels_last=True)
     parts = _parts(small.pretrain_batch, 1, steps=3)
     objective = small.pretrain_objective()
-    _, learner = small.train(objective, config, CUDA, parts[:2])
-    optimizer = learner._optimizer
+    _, state = small.train(objective, config, CUDA, parts[:2])
+    optimizer = state._optimizer
     save_checkpoint(tmp_path / "checkpoint", objective, optimizer, {"step": 2})
     other = small.pretrain_objective()
-    learner, updater = small.make_learner(other, config, CUDA)
-    restored = learner._optimizer
+    state, train_step = small.make_state(other, config, CUDA)
+    restored = state._optimizer
     assert load_checkpoint(tmp_path / "checkpoint", other, restored)["step"] == 2
     for (name, one), two in zip(objective.named_parameters(), other.parameters(), strict=True):
         assert two.device == CUDA
         assert torch.equal(one.detach().cpu(), two.detach().cpu()), name
         moments = optimizer.state[one], restored.state[two]
         assert all(torch.equal(moments[0][key].cpu(), moments[1][key].cpu()) for key in moments[0]), name
-    small.run(updater, parts[2:], CUDA, start=2)
+    small.run(train_step, parts[2:], CUDA, start=2)

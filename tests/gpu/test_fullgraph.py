@@ -2,16 +2,16 @@
 
 from typing import Any
 
-import gpu_models as small
 import pytest
 import torch
 
 from evilm.train.train_state import compile_objective
 from evilm.train.validation import evaluate
+from helpers import gpu_models as small
 
 
 @pytest.mark.long
-def test_the_student_is_one_graph_that_evaluation_does_not_compile_again() -> None:
+def test_student_compiles_to_one_graph_reused_by_evaluation() -> None:
     graphs: list[torch.fx.GraphModule] = []
 
     def keep(graph: torch.fx.GraphModule, _: Any) -> Any:
@@ -20,16 +20,16 @@ def test_the_student_is_one_graph_that_evaluation_does_not_compile_again() -> No
 
     torch._dynamo.reset()
     objective = small.pretrain_objective()
-    learner, updater = small.make_learner(objective, small.settings(), "cpu")
+    state, train_step = small.make_state(objective, small.settings(), "cpu")
     batches = [[small.pretrain_batch(clips, epoch, jitter=0.3)] for epoch, clips in enumerate((12, 9, 14))]
-    eager = small.run(updater, batches, torch.device("cpu"))
+    eager = small.run(train_step, batches, torch.device("cpu"))
     objective = small.pretrain_objective()
-    learner, updater = small.make_learner(objective, small.settings(), "cpu")
-    compile_objective(objective, backend=keep)  # as Learner does, with a backend that takes no time
-    compiled = small.run(updater, batches, torch.device("cpu"))
+    state, train_step = small.make_state(objective, small.settings(), "cpu")
+    compile_objective(objective, backend=keep)  # as TrainState does, with a backend that takes no time
+    compiled = small.run(train_step, batches, torch.device("cpu"))
     assert len(graphs) == 1, f"{len(graphs)} graphs: batches of other sizes were compiled anew"
     assert compiled == eager
     loader: Any = small.Held([small.pretrain_batch(6, -1), small.pretrain_batch(3, -1)])
-    found = evaluate(learner.finished, loader, torch.device("cpu"), 1, learner.autocast)
+    found = evaluate(state.finished, loader, torch.device("cpu"), 1, state.autocast)
     assert found["match_auc"] > 0
     assert len(graphs) == 1, "the evaluation was compiled"

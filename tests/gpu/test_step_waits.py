@@ -2,9 +2,10 @@
 
 from typing import Any
 
-import gpu_models as small
 import pytest
-from gpu_waits import count_waits
+
+from helpers import gpu_models as small
+from helpers.gpu_waits import count_waits
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "as it is": {},
@@ -21,7 +22,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize(
     "option", [name if name == "as it is" else pytest.param(name, marks=pytest.mark.long) for name in OPTIONS]
 )
-def test_a_step_of_the_student_has_no_blocking_read(option: str) -> None:
+def test_student_step_has_no_blocking_read(option: str) -> None:
     config = small.settings(**OPTIONS[option])
     found = count_waits("student", config)
     assert found.reads == [], "\n".join(map(str, found.reads))
@@ -33,7 +34,7 @@ REVIVED = {"revive_below": 0.9, "revive_every": 1}
 
 
 @pytest.mark.parametrize("codebook", [{}, {"update": "ema"}, REVIVED, {"update": "ema"} | REVIVED])
-def test_a_step_of_the_tokenizer_has_no_blocking_read(codebook: dict[str, Any]) -> None:
+def test_tokenizer_step_has_no_blocking_read(codebook: dict[str, Any]) -> None:
     found = count_waits("tokenizer", small.tokenizer_settings(), codebook)
     assert found.reads == [], "\n".join(map(str, found.reads))
     assert min(found.queued) > 100, found.queued

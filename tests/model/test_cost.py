@@ -31,14 +31,14 @@ EXACT = {
 
 
 @pytest.mark.parametrize("row", TABLE_8)
-def test_table_8(student, row):
+def test_parameters_match_table_8(student, row):
     count = parameter_rows(student)[row]
     assert count == EXACT[row]
     # 147,840 would round to 148K: the paper cuts off there
     assert agreement(count, TABLE_8[row]) == ("cut off" if row == "pooler" else "rounded")
 
 
-def test_nothing_is_left_out_of_the_rows(student):
+def test_rows_cover_every_parameter(student):
     counted = parameter_rows(student)["total"] + sum(extra_rows(student).values())
     assert counted == sum(parameter.numel() for parameter in student.parameters())
     # 4 x 384; transform 384 x 128 + 128, LayerNorm 256, bias 9157; 384 x 384 + 384, LayerNorm 768, 384 x 9420 + 9420
@@ -50,7 +50,7 @@ def test_nothing_is_left_out_of_the_rows(student):
     }
 
 
-def test_figures_at_the_papers_precision():
+def test_figures_are_rounded_to_the_papers_precision():
     assert at_precision(49_536, "49.5K") == "49.5K"
     assert at_precision(1_152, "1.2K") == "1.2K"
     assert printed_value("49.5K") == 49_500
@@ -72,7 +72,7 @@ def test_macs_at_the_papers_input(student):
     assert counts["total"] == pytest.approx(7.40e9, rel=0.001)
 
 
-def test_json(capsys, tmp_path):
+def test_cost_command_prints_json_and_text(capsys, tmp_path):
     config = tmp_path / "small.yaml"
     config.write_text("train_tokenizer: {arch: {input_px: 64}}\npretrain: {arch: {input_px: 64}}\n")
     main(["--json", "--config", str(config)])

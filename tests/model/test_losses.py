@@ -35,7 +35,7 @@ def test_vtm_class_1_is_matched():
     assert int(loss.correct) == 1
 
 
-def test_nothing_asked_is_zero_and_still_differentiable():
+def test_empty_targets_give_a_zero_differentiable_loss():
     logits = torch.ones(3, 4, requires_grad=True)
     for loss_of in (mlm_loss, mvm_loss):
         loss = loss_of(logits[:0], torch.zeros(0, dtype=torch.int64))

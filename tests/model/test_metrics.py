@@ -27,7 +27,7 @@ def test_ranks_by_hand():
     assert ranks(scores, OWN).tolist() == [1, 1.5, 3, 4]
 
 
-def test_a_constant_similarity_matrix_does_not_score():
+def test_constant_similarity_matrix_is_rejected():
     with pytest.raises(CheckpointError, match=r"4 of 4 rows of scores are constant .*4 items at 0"):
         retrieval(np.zeros((4, 4)), OWN)
     nearly = np.zeros((4, 4))
@@ -39,7 +39,7 @@ def test_a_constant_similarity_matrix_does_not_score():
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-def test_scores_that_are_not_finite_are_an_error(bad: float):
+def test_nonfinite_scores_are_rejected(bad: float):
     scores = np.eye(4)
     scores[2, 1] = bad
     with pytest.raises(CheckpointError, match=r"1 of 4 rows of scores are not finite \(first: clip 2\)"):
@@ -101,7 +101,7 @@ def test_mean_average_precision_by_hand():
     assert mean_average_precision(scores, present) == pytest.approx((5 / 6 + 1 / 3) / 2)
 
 
-def test_constant_scores_give_a_word_its_share_and_idle_words_are_left_out():
+def test_constant_scores_have_chance_precision():
     present = np.array([[True, True, False], [False, True, False], [False, True, False], [False, True, False]])
     assert mean_average_precision(np.zeros((4, 3)), present) == pytest.approx(0.25)
     assert chance_precision(present) == pytest.approx(0.25)

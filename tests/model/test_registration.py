@@ -6,10 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-import toy_plugins
-from commands import ROOT
-from faults import SMALL
-from sharding import in_this_process
 
 from evilm.config.models import EViLMConfig
 from evilm.config.presets import defaults
@@ -24,6 +20,9 @@ from evilm.model.video_encoder import ENCODERS, build_video_encoder
 from evilm.tasks.pretrain import pretrain
 from evilm.train.launch import fit
 from evilm.train.task import TASKS
+from helpers import toy_plugins
+from helpers.paths import ROOT, SMALL
+from helpers.small_corpus import in_this_process
 
 Workflow = tuple[Path, dict[str, Any]]
 _SMALL = {"input_px": 64, "text_dim": 32, "text_layers": 1, "text_heads": 2, "dim": 32, "decoder_layers": 1}
@@ -53,7 +52,7 @@ def test_registries_list_what_is_built_in_and_installed(installed: Path) -> None
         TASKS.get("nowhere:Task")
 
 
-@pytest.mark.parametrize("name", ["mean_colour", "toy_plugins:MeanColourEncoder"])
+@pytest.mark.parametrize("name", ["mean_colour", "helpers.toy_plugins:MeanColourEncoder"])
 def test_an_encoder_of_another_package_is_part_of_the_model(name: str, installed: Path) -> None:
     model = _model(video_encoder=name)
     assert isinstance(model.video_encoder, toy_plugins.MeanColourEncoder)
@@ -81,7 +80,9 @@ def test_an_encoder_that_timm_does_not_have_is_named() -> None:
 
 def test_a_tokenizer_of_unknown_kind_is_refused(tmp_path: Path) -> None:
     storage.write_json(str(tmp_path / "config.json"), {"model_type": "os:system"})
-    with pytest.raises(CheckpointError, match="holds a 'os:system'; video tokenizers here are evilm_tokenizer, others"):
+    with pytest.raises(
+        CheckpointError, match="holds a 'os:system'; installed video tokenizers are evilm_tokenizer; others"
+    ):
         load_tokenizer(str(tmp_path))
 
 
@@ -110,7 +111,7 @@ def test_a_task_of_another_package_is_trained_and_exported(small_workflow: Workf
     config = defaults("train_tokenizer", str(SMALL)).override(values)
     assert isinstance(config, TrainTokenizer)
     with Output(config, out, {"frames": "toy"}) as output:
-        summary = output.close(fit(config, "brightness", "toy_plugins:BrightnessTask", output))
+        summary = output.close(fit(config, "brightness", "helpers.toy_plugins:BrightnessTask", output))
     assert summary["val"]["brightness_error"] < 0.05
     assert set(storage.read_json(f"{out}/line.json")) == {"weight", "bias"}
 

@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from small import student_config, tokenizer_config
 
 from evilm.config.data import FramesConfig
 from evilm.errors import CheckpointError, VocabError
@@ -17,6 +16,7 @@ from evilm.model.preprocess import Preprocessor
 from evilm.model.tokenizers.semantic_vq import VideoTokenizer
 from evilm.model.warm_start import has_codebook, start_model, start_tokenizer
 from evilm.text.vocab import SPECIALS, Vocab
+from helpers.small_models import student_config, tokenizer_config
 
 OLD = Vocab([*SPECIALS, "ball", "red", "star", "left"])
 NEW = Vocab(["left", *SPECIALS, "cube", "red", "green", "ball", "fog", "two"])  # "star" is gone, the order another
@@ -57,7 +57,7 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> str:
     return folder
 
 
-def test_the_same_student_takes_everything(student: str) -> None:
+def test_same_student_takes_every_weight(student: str) -> None:
     new, report = start_model(_student().config, student, OLD, "abc")
     old = EViLMModel.from_pretrained(student).state_dict()
     assert all(torch.equal(value, old[name]) for name, value in new.state_dict().items())
@@ -65,7 +65,7 @@ def test_the_same_student_takes_everything(student: str) -> None:
     assert str(report).endswith("resized: none; not used: none; started fresh: none")
 
 
-def test_rows_of_words_follow_their_pieces_and_new_ones_come_from_the_seed(student: str) -> None:
+def test_word_rows_follow_their_pieces_and_new_ones_the_seed(student: str) -> None:
     config = _student(NEW, text_positions=64).config
     torch.manual_seed(3)
     fresh = EViLMModel(config).state_dict()
@@ -83,7 +83,7 @@ def test_rows_of_words_follow_their_pieces_and_new_ones_come_from_the_seed(stude
     assert torch.equal(state["tokens.weight"], old["tokens.weight"])
 
 
-def test_frames_and_grid_may_be_others(student: str) -> None:
+def test_frame_and_grid_embeddings_are_resized(student: str) -> None:
     old = EViLMModel.from_pretrained(student)
     assert old.temporal_embedding is not None
     first, second, third = old.temporal_embedding.detach()
@@ -106,7 +106,7 @@ def test_frames_and_grid_may_be_others(student: str) -> None:
     assert new.encode_video(noise).shape == (1, 6 * 16, 48)
 
 
-def test_what_means_something_else_is_not_used_and_named(student: str) -> None:
+def test_weights_of_another_meaning_are_reported_as_unused(student: str) -> None:
     config = _student(num_codes=20, decoder_heads=2, text_layers=1, spatial_embedding=False).config
     new, report = start_model(config, student, OLD, "another")
     old = EViLMModel.from_pretrained(student).state_dict()
@@ -119,7 +119,7 @@ def test_what_means_something_else_is_not_used_and_named(student: str) -> None:
     assert f"not used: {', '.join(report.unused)}; started fresh: decoder.*, mvm_head.codes.*" in str(report)
 
 
-def test_a_model_that_cannot_be_started_from_is_refused_in_a_line(student: str, tokenizer: str, tmp_path: Path) -> None:
+def test_unusable_start_models_are_rejected_in_one_line(student: str, tokenizer: str, tmp_path: Path) -> None:
     config = _student().config
     with pytest.raises(CheckpointError, match="holds 'tokenizer', not a student; give the folder of a student"):
         start_model(config, tokenizer, OLD, "abc")
@@ -138,7 +138,7 @@ def test_a_model_that_cannot_be_started_from_is_refused_in_a_line(student: str, 
         start_model(config, str(tmp_path / "bare"), OLD, "abc")
 
 
-def test_a_tokenizer_starts_from_another(tokenizer: str) -> None:
+def test_tokenizer_takes_codebook_words_and_positions(tokenizer: str) -> None:
     config = tokenizer_config({"update": "ema"}, vocab_size=NEW.size, num_frames=6, input_px=128)
     new, report = start_tokenizer(config, tokenizer, NEW)
     old, state = VideoTokenizer.from_pretrained(tokenizer).state_dict(), new.state_dict()
@@ -158,13 +158,13 @@ def test_a_tokenizer_starts_from_another(tokenizer: str) -> None:
     assert torch.allclose(state["decoder.positions"], wanted, atol=1e-5)
 
 
-def test_a_codebook_of_another_size_begins_anew(tokenizer: str) -> None:
+def test_codebook_of_another_size_starts_fresh(tokenizer: str) -> None:
     _, report = start_tokenizer(tokenizer_config({"num_codes": 32}, vocab_size=OLD.size), tokenizer, OLD)
     assert not has_codebook(report)
     assert (report.unused, report.fresh) == (["quantizer.codebook"], ["quantizer.codebook"])
 
 
-def test_a_tokenizer_without_decoder_starts_a_fresh_one(tokenizer: str, tmp_path: Path) -> None:
+def test_missing_decoder_starts_fresh(tokenizer: str, tmp_path: Path) -> None:
     import shutil
 
     both = tokenizer_fingerprints(tokenizer, "init")

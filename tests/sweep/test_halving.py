@@ -41,7 +41,7 @@ def _run(table: dict[str, list[list[float]]], reduction: float) -> tuple[list[st
     return rounds, halve(list(table), len(next(iter(table.values()))), reduction, advance)
 
 
-def test_the_mean_over_seeds_decides_not_the_best_seed() -> None:
+def test_mean_over_seeds_decides_not_the_best_seed() -> None:
     rounds, left = _run({"a": [[9, 0], [1, 1]], "b": [[5, 5], [1, 1]], "c": [[6, 2], [9, 9]]}, reduction=3)
     assert (rounds, left) == (["0:abc", "1:b"], ["b"])
 
@@ -54,12 +54,12 @@ def test_each_rung_keeps_its_share_rounded_up() -> None:
     assert _run(table, 1.5)[0] == ["0:abcdefg", "1:cdefg", "2:defg", "3:efg"]
 
 
-def test_a_setting_that_nobody_can_drop_runs_to_the_end_without_a_pause() -> None:
+def test_setting_that_cannot_be_dropped_runs_without_a_pause() -> None:
     assert _run({"a": [[1], [2], [3]]}, 3)[0] == ["2:a"]
     assert _run({"a": [[1], [2], [3]], "b": [[1], [2], [3]]}, 1.5)[0] == ["2:ab"]
 
 
-def test_a_setting_with_a_failed_seed_comes_after_those_with_all_scores() -> None:
+def test_setting_with_a_failed_seed_ranks_last() -> None:
     table = {"a": [[9.0], [9]], "b": [[], []], "c": [[1, 1], [1, 1]], "d": [[2, 0], [2, 2]]}
     assert _run(table, 2)[0] == ["0:abcd", "1:cd"]
     assert _run({"a": [[], []], "b": [[9.0], [9]]}, 2)[1] == ["b"]

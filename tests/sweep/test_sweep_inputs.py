@@ -5,16 +5,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from commands import ROOT
 
 from evilm.config.command_line import parse
 from evilm.config.stages import Sweep
 from evilm.errors import CollapseError
 from evilm.sweep.run_sweep import sweep
 from evilm.sweep.trial_folder import keep_input_error, read_outcome
+from helpers.paths import SMALL
 
-SMALL = str(ROOT / "tests" / "small.yaml")
-CODEBOOK = "--build.train-tokenizer.arch.codebook"
+CODEBOOK = "--set=train_tokenizer.arch.codebook"
 
 
 def _sweep(workflow: tuple[Path, dict[str, Any]], tmp_path: Path, *flags: str) -> dict[str, Any]:
@@ -22,7 +21,7 @@ def _sweep(workflow: tuple[Path, dict[str, Any]], tmp_path: Path, *flags: str) -
     places = [f"--{name}={root / name}" for name in ("frames", "vocab")]
     settings = ["--schedule.epochs", "1", "--seeds", "1", "--concurrent", "1", "--no-tracking.enabled"]
     settings += ["--root", str(tmp_path / "root"), "--out", str(tmp_path / "sweep")]
-    config = parse("sweep", ["--preset", SMALL, *places, *settings, *flags])
+    config = parse("sweep", ["--preset", str(SMALL), *places, *settings, *flags])
     assert isinstance(config, Sweep)
     return sweep(config)
 
@@ -32,11 +31,11 @@ def test_a_collapsed_tokenizer_fails_its_own_trials_only(
     small_workflow: tuple[Path, dict[str, Any]], tmp_path: Path
 ) -> None:
     space = tmp_path / "space.yaml"
-    space.write_text("build.train_tokenizer.arch.codebook.revive_below: [0.0, 0.1]\n")
-    random = [f"{CODEBOOK}.init", "random", f"{CODEBOOK}.min-usage", "0.5"]
+    space.write_text("train_tokenizer.arch.codebook.revive_below: [0.0, 0.1]\n")
+    random = [f"{CODEBOOK}.init=random", f"{CODEBOOK}.min_usage=0.5"]
     summary = _sweep(small_workflow, tmp_path, "--space", str(space), *random)
     assert summary["trials"] == {"done": 1, "stopped": 0, "failed": 1}
-    assert summary["best"]["values"] == {"build.train_tokenizer.arch.codebook.revive_below": 0.1}
+    assert summary["best"]["values"] == {"train_tokenizer.arch.codebook.revive_below": 0.1}
     rows = list(csv.DictReader((tmp_path / "sweep" / "results.csv").read_text().splitlines()))
     (failed,) = [row for row in rows if row["state"] == "failed"]
     assert "the tokenizer has collapsed" in failed["error"]
@@ -49,8 +48,8 @@ def test_a_collapsed_tokenizer_that_all_trials_share_ends_the_sweep(
     space = tmp_path / "space.yaml"
     space.write_text("optim.lr: [1.0e-3, 2.0e-3]\n")
     with pytest.raises(CollapseError, match="the tokenizer has collapsed"):
-        _sweep(small_workflow, tmp_path, "--space", str(space), f"{CODEBOOK}.min-usage", "1.0",
-               f"{CODEBOOK}.init", "random", f"{CODEBOOK}.revive-below", "0.0")  # fmt: skip
+        _sweep(small_workflow, tmp_path, "--space", str(space), f"{CODEBOOK}.min_usage=1.0",
+               f"{CODEBOOK}.init=random", f"{CODEBOOK}.revive_below=0.0")  # fmt: skip
 
 
 def test_a_trial_whose_inputs_can_be_built_after_all_is_tried(tmp_path: Path) -> None:

@@ -7,35 +7,35 @@ from typing import Any
 import pytest
 import s3fs
 import yaml
-from commands import ROOT, kill, start, wait_for
-from gates import Gate
 
 from evilm.config.command_line import parse
 from evilm.config.presets import defaults
 from evilm.sweep.run_sweep import sweep
 from evilm.tasks.pretrain import pretrain
 from evilm.train.attempts import attempts
-
-SMALL = str(ROOT / "tests" / "small.yaml")
+from helpers.commands import kill, start, wait_for
+from helpers.gates import Gate
+from helpers.paths import SMALL
+from helpers.workflow import Workflow
 
 # Two minutes on idle cores; much slack for busy ones.
 pytestmark = [pytest.mark.long, pytest.mark.faults, pytest.mark.timeout(1500)]
 
 
 @pytest.fixture
-def frames(small_workflow: tuple[Path, dict[str, Any]], s3_bucket: str) -> str:
+def frames(small_workflow: Workflow, s3_bucket: str) -> str:
     """The frames of the small workflow in the store, whose answers a gate can withhold."""
     s3fs.S3FileSystem().put(f"{small_workflow[0]}/frames/", f"{s3_bucket}/frames/", recursive=True)
     return f"{s3_bucket}/frames"
 
 
-def test_a_killed_sweep_goes_on_and_its_best_preset_gives_the_same_model_again(
-    small_workflow: tuple[Path, dict[str, Any]], frames: str, store_gate: Gate, tmp_path: Path
+def test_killed_sweep_continues_and_its_best_preset_repeats_the_model(
+    small_workflow: Workflow, frames: str, store_gate: Gate, tmp_path: Path
 ) -> None:
     root, _ = small_workflow
     places = [f"--frames={frames}", *(f"--{name}={root / name}" for name in ("vocab", "tokenizer", "codes"))]
     out, store = tmp_path / "sweep", f"sqlite:///{tmp_path / 'tracked.db'}"
-    command = ["--preset", SMALL, *places, "--out", str(out), "--tracking.uri", store, "--seeds", "1"]
+    command = ["--preset", str(SMALL), *places, "--out", str(out), "--tracking.uri", store, "--seeds", "1"]
     command += ["--values", "0.25,0.5,0.75", "--concurrent", "1", "--reduction", "2"]
     command += ["--schedule.epochs", "4", "--schedule.checkpoint-every-steps", "2", "--cluster.cpus-per-worker", "1"]
     stage = "../tune/masking_ratio"
@@ -126,19 +126,19 @@ def _check_preset(summary: dict[str, Any], out: Path) -> None:
 
 
 @pytest.mark.parametrize("stage", ["codebook_size", "focal_loss"])
-def test_a_sweep_killed_while_it_builds_what_trials_share_goes_on_and_builds_each_once(
-    stage: str, small_workflow: tuple[Path, dict[str, Any]], frames: str, store_gate: Gate, tmp_path: Path
+def test_sweep_killed_while_building_shared_inputs_builds_each_once(
+    stage: str, small_workflow: Workflow, frames: str, store_gate: Gate, tmp_path: Path
 ) -> None:
     """codebook_size is killed in the middle of its second tokenizer, focal_loss in the middle of its second codes."""
     root, _ = small_workflow
     space, out = tmp_path / "space.yaml", tmp_path / "sweep"
     swept = {"codebook_size": "codebook.num_codes: [16, 32]", "focal_loss": "focal.gamma_negative: [1, 2]"}[stage]
-    space.write_text(f"build.train_tokenizer.arch.{swept}\n")
-    command = ["--preset", SMALL, f"--frames={frames}", f"--vocab={root / 'vocab'}", "--root", str(tmp_path)]
+    space.write_text(f"train_tokenizer.arch.{swept}\n")
+    command = ["--preset", str(SMALL), f"--frames={frames}", f"--vocab={root / 'vocab'}", "--root", str(tmp_path)]
     command += ["--out", str(out), "--space", str(space), "--seeds", "1", "--stopping", "none", "--concurrent", "1"]
     command += ["--tracking.no-enabled", "--schedule.epochs", "1", "--cluster.cpus-per-worker", "1"]
-    command += ["--build.train-tokenizer.schedule.checkpoint-every-steps", "2"]
-    command += ["--build.precompute-codes.batch-clips", "1"]
+    command += ["--set", "train_tokenizer.schedule.checkpoint_every_steps=2"]
+    command += ["--set", "precompute_codes.batch_clips=1"]
     begun = "tokenizer/checkpoints/step_*-*" if stage == "codebook_size" else "codes/*/commits/*.json"
 
     def second() -> Path | None:

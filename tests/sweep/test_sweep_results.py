@@ -32,7 +32,7 @@ def _tried(**more: object) -> list[Tried]:
     return found
 
 
-def test_settings_are_ranked_by_seeds_that_ran_to_the_end_then_by_their_mean() -> None:
+def test_settings_are_ranked_by_finished_seeds_then_mean() -> None:
     ranked = rank(_tried(), "match_auc")
     assert [setting.values["objectives.mask_ratio"] for setting in ranked] == [0.2, 0.6, 0.4], "0.9 was one lucky seed"
     assert [round(setting.mean or 0, 9) for setting in ranked] == [0.75, 0.74, 0.9]
@@ -55,7 +55,7 @@ def test_settings_are_ranked_by_seeds_that_ran_to_the_end_then_by_their_mean() -
     assert lines[4].split() == ["0.4", "0.9000", "1", "done,", "1", "stopped", "0.600"]
 
 
-def test_a_score_that_is_not_finite_is_none() -> None:
+def test_nonfinite_score_counts_as_none() -> None:
     for index, item in enumerate(tried := _tried()):
         if item.trial.number == 0:
             points = [*item.outcome.points, (24, {"match_auc": float("nan"), "loss": float("inf")})]
@@ -68,7 +68,7 @@ def test_a_score_that_is_not_finite_is_none() -> None:
         _require_score(ranked[-1:], parse("masking_ratio", ["--preset", "tiny"]))
 
 
-def test_why_there_is_no_best_setting_tells_of_all_trials() -> None:
+def test_error_without_a_best_setting_counts_all_trials() -> None:
     stopped, failed = make_trials(0, {"optim.lr": 1e-3}, 1, "x"), make_trials(1, {"optim.lr": 9.0}, 1, "x")
     outcomes = [TrialOutcome("stopped", [(8, {"match_auc": 0.5})]), TrialOutcome("failed", error="loss is not finite")]
     ranked = rank([Tried(t, o, 8) for t, o in zip([*stopped, *failed], outcomes, strict=True)], "match_auc")
@@ -76,7 +76,7 @@ def test_why_there_is_no_best_setting_tells_of_all_trials() -> None:
         _require_score(ranked, parse("masking_ratio", ["--preset", "tiny"]))
 
 
-def test_files_hold_every_trial_and_evaluation() -> None:
+def test_result_files_hold_every_trial_and_evaluation() -> None:
     tried = _tried()
     rows = list(csv.DictReader(results_csv(tried).decode().splitlines()))
     assert [row["state"] for row in rows] == ["done", "done", "done", "stopped", "done", "done"]
@@ -89,7 +89,7 @@ def test_files_hold_every_trial_and_evaluation() -> None:
 
 
 @pytest.mark.parametrize("more", [{}, {"optim.lr": 1e-3, "objectives.mask_shape": "tube"}])
-def test_a_figure_of_one_setting_or_of_several(more: dict) -> None:
+def test_figure_is_drawn_for_one_or_several_settings(more: dict) -> None:
     assert draw_sweep(rank(_tried(**more), "match_auc"), "match_auc").startswith(b"\x89PNG")
     assert short_names({"a.lr": 1, "b.lr": 2, "c.d": 3, "lr": 4}) == {
         "a.lr": "a.lr",
@@ -99,9 +99,9 @@ def test_a_figure_of_one_setting_or_of_several(more: dict) -> None:
     }
 
 
-def test_the_best_is_a_preset_that_means_the_same_trial_to_pretrain(tmp_path: Path) -> None:
+def test_best_preset_repeats_the_trial_in_pretrain(tmp_path: Path) -> None:
     config = parse("codebook_size", ["--preset", "tiny", "--arch.dropout", "0.2"])
-    values = {"build.train_tokenizer.arch.codebook.num_codes": 64, "optim.lr": 2e-3}
+    values = {"train_tokenizer.arch.codebook.num_codes": 64, "optim.lr": 2e-3}
     (trial,) = make_trials(0, values, 1, str(tmp_path))
     ground = SharedPlaces(Inputs("f", "c", "v", "t"), 512, 96)
     settings = trial_config(config, trial, ground, "codebook_size", "sqlite:///x.db", "parent")
@@ -116,12 +116,12 @@ def test_the_best_is_a_preset_that_means_the_same_trial_to_pretrain(tmp_path: Pa
     again = defaults("pretrain", str(preset))
     assert isinstance(again, Pretrain)
     assert again.identity == settings.identity
-    assert again.build.train_tokenizer.identity == settings.build.train_tokenizer.identity
+    assert again.train_tokenizer.identity == settings.train_tokenizer.identity
     assert not {"out", "root", "frames", "tracking", "preset"} & yaml.safe_load(preset.read_text())["pretrain"].keys()
-    assert (again.optim.lr, again.arch.dropout, again.build.train_tokenizer.arch.codebook.num_codes) == (2e-3, 0.2, 64)
+    assert (again.optim.lr, again.arch.dropout, again.train_tokenizer.arch.codebook.num_codes) == (2e-3, 0.2, 64)
 
 
-def test_each_trial_differs_by_its_values_and_seed_alone(tmp_path: Path) -> None:
+def test_trials_differ_by_values_and_seed_only(tmp_path: Path) -> None:
     config = parse("masking_ratio", ["--preset", "tiny", "--schedule.seed", "5"])
     ground = SharedPlaces(Inputs("f", "c", "v", "t"), 100, 96)
     first, second = (
@@ -156,7 +156,7 @@ def _write(job: SearchJob, scores: dict[int, float], **files: dict) -> None:
         (folder / f"{name}.json").write_text(json.dumps(content))
 
 
-def test_a_trial_has_reached_a_rung_when_its_folder_has_that_score(tmp_path: Path) -> None:
+def test_trial_has_reached_a_rung_once_its_score_is_stored(tmp_path: Path) -> None:
     job = _job(tmp_path)
     assert job.rungs == (4, 12, 16)
     assert not job.has_reached(0)
@@ -171,14 +171,14 @@ def test_a_trial_has_reached_a_rung_when_its_folder_has_that_score(tmp_path: Pat
     assert [job.score("match_auc", rung) for rung in range(4)] == [0.7, 0.7, 0.9, 0.9], "other rungs than before"
 
 
-def test_a_failed_trial_has_a_score_up_to_where_it_failed(tmp_path: Path) -> None:
+def test_failed_trial_keeps_its_earlier_scores(tmp_path: Path) -> None:
     job = _job(tmp_path)
     _write(job, {4: 0.6, 8: 0.7}, failed={"error": "loss is not finite"})
     assert all(job.has_reached(rung) for rung in range(3))
     assert [job.score("match_auc", rung) for rung in range(3)] == [0.6, None, None]
 
 
-def test_a_trial_ends_at_a_rung_and_all_rungs_are_evaluated(tmp_path: Path) -> None:
+def test_trial_stops_at_its_rung_and_evaluates_every_rung(tmp_path: Path) -> None:
     job = _job(tmp_path, "--grace-epochs", "0.6")
     assert job.rungs == (3, 8, 16), "of 2.4 and 7.2 steps"
     settings = up_to(job, 1)
@@ -186,12 +186,12 @@ def test_a_trial_ends_at_a_rung_and_all_rungs_are_evaluated(tmp_path: Path) -> N
     assert settings.identity == job.settings.identity, "so that the next rung goes on from here"
 
 
-def test_without_stopping_the_end_is_the_only_rung(tmp_path: Path) -> None:
+def test_without_halving_the_end_is_the_only_rung(tmp_path: Path) -> None:
     assert _job(tmp_path, "--stopping", "none").rungs == (16,)
     assert _job(tmp_path, "--schedule.max-steps", "10").rungs == (4, 10)
 
 
-def test_a_trial_is_what_its_folder_tells(tmp_path: Path) -> None:
+def test_outcome_of_a_trial_is_read_from_its_folder(tmp_path: Path) -> None:
     trial = Trial(0, 0, {}, str(tmp_path / "t"))
     assert read_outcome(trial.out, 8).state == "unfinished"
     (tmp_path / "t").mkdir()

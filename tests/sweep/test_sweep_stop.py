@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from commands import ROOT, kill, start, wait_for
 
 from evilm.config.command_line import parse
 from evilm.config.sweep_space import check_score
+from helpers.commands import kill, start, wait_for
+from helpers.paths import SMALL
+from helpers.workflow import Workflow
 
-SMALL = str(ROOT / "tests" / "small.yaml")
 GOES_ON = "the same command goes on from here"
-
 pytestmark = [pytest.mark.long, pytest.mark.faults]
 
 
@@ -34,8 +34,8 @@ def _ended(process: Any, timeout_s: float) -> list[str]:
     return said.splitlines()
 
 
-def test_a_command_that_does_not_train_ends_in_one_line_and_goes_on(tmp_path: Path) -> None:
-    command = ["--preset", SMALL, "--out", str(tmp_path / "corpus"), "--corpus.train-clips", "2000"]
+def test_sigterm_ends_a_command_in_one_line_and_it_continues(tmp_path: Path) -> None:
+    command = ["--preset", str(SMALL), "--out", str(tmp_path / "corpus"), "--corpus.train-clips", "2000"]
     process = start("render_corpus", *command)
     wait_for(lambda: len(list(tmp_path.rglob("*.mp4"))) > 4, process)
     said = _ended(process, 90)
@@ -48,18 +48,16 @@ def test_a_command_that_does_not_train_ends_in_one_line_and_goes_on(tmp_path: Pa
     assert {path: path.stat().st_mtime_ns for path in made} == made
 
 
-def test_a_stopped_sweep_keeps_a_checkpoint_of_its_trial_and_its_run_is_killed(
-    small_workflow: tuple[Path, dict[str, Any]], tmp_path: Path
-) -> None:
+def test_sigterm_keeps_a_checkpoint_of_the_running_trial(small_workflow: Workflow, tmp_path: Path) -> None:
     from mlflow import MlflowClient
 
     root, summary = small_workflow
-    config = parse("masking_ratio", ["--preset", SMALL])
+    config = parse("masking_ratio", ["--preset", str(SMALL)])
     for score in summary["val"]:
         check_score(score, {}, config)
     places = [f"--{name}={root / name}" for name in ("frames", "vocab", "tokenizer", "codes")]
     out, store = tmp_path / "sweep", f"sqlite:///{tmp_path / 'tracked.db'}"
-    command = ["--preset", SMALL, *places, "--out", str(out), "--tracking.uri", store, "--seeds", "1"]
+    command = ["--preset", str(SMALL), *places, "--out", str(out), "--tracking.uri", store, "--seeds", "1"]
     command += ["--values", "0.25,0.5", "--concurrent", "1", "--cluster.cpus-per-worker", "1"]
     command += ["--schedule.epochs", "500", "--schedule.checkpoint-every-steps", "100000"]
     process = start("../tune/masking_ratio", *command)

@@ -36,7 +36,7 @@ def test_truncation_keeps_sep(max_text_len: int):
     assert VOCAB.is_truncated("a red ball", max_text_len) == (max_text_len < 5)
 
 
-def test_no_room_for_words_is_refused():
+def test_max_text_len_below_two_is_rejected():
     with pytest.raises(VocabError, match="max_text_len = 1"):
         VOCAB.encode("a", 1)
 
@@ -49,7 +49,7 @@ def test_batch_is_padded_to_the_longest():
     assert VOCAB.encode_batch([], 4)[0].shape == (0, 0)
 
 
-def test_caption_words_leave_out_specials_and_are_not_cut():
+def test_caption_words_exclude_specials_and_are_not_truncated():
     assert VOCAB.words_of("a red red cat [SEP]") == {5, 6}
     target = VOCAB.caption_words(["a red red cat", "dogs"])
     assert [np.flatnonzero(row).tolist() for row in target] == [[5, 6], [8, 11]]
@@ -61,7 +61,7 @@ def test_special_tokens_cannot_be_written_in_a_caption():
     assert LETTERS.mask_id not in ids
 
 
-def test_lone_surrogates_and_long_words_do_not_stop_it():
+def test_lone_surrogates_and_long_words_are_encoded():
     assert LETTERS.encode("dog \ud800")[:2] == LETTERS.encode("dog")[:2]
     assert LETTERS.encode("x" * 500) == [LETTERS.cls_id, LETTERS.unk_id, LETTERS.sep_id]
 
@@ -100,7 +100,7 @@ def test_plain_bert_folder_loads_and_odd_lines_survive(tmp_path):
     assert list(Vocab.load(str(tmp_path)).pieces) == pieces
 
 
-def test_bad_vocabularies_are_named(tmp_path):
+def test_invalid_vocabularies_are_named(tmp_path):
     with pytest.raises(VocabError, match="no vocabulary at"):
         Vocab.load(str(tmp_path / "none"))
     with pytest.raises(VocabError, match=r"without \[SEP\]"):

@@ -9,8 +9,8 @@ import pytest
 @pytest.fixture(scope="session")
 def unbroken(small_workflow: tuple[Path, dict[str, Any]], common_folder: Path) -> Path:
     """The output of an unbroken training of `faults.train`: one worker, both parts of each step. Read it only."""
-    from faults import train
-    from sharing import build_once
+    from helpers.faults import train
+    from helpers.sharing import build_once
 
     folder = common_folder / "unbroken"
     folder.mkdir(exist_ok=True)

@@ -5,12 +5,13 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from evilm.config.models import CodebookConfig, FocalConfig, VideoTokenizerConfig
+from evilm.config.models import FocalConfig
 from evilm.config.stages import Pretrain
 from evilm.dataloader.collate import TokenizerBatch
 from evilm.model.tokenizers.semantic_vq import VideoTokenizer
 from evilm.objectives.tokenizer_objective import TokenizerObjective
 from evilm.train.optimizer import autocast, has_bf16, make_deterministic
+from helpers.small_models import tokenizer_config
 
 
 @pytest.fixture
@@ -23,11 +24,8 @@ def two_threads() -> Iterator[None]:
 
 
 def _losses(steps: int) -> list[float]:
-    codebook = CodebookConfig(num_codes=64, code_dim=8)
-    config = VideoTokenizerConfig(
-        input_px=64, patch_px=8, encoder_dim=32, encoder_layers=1, encoder_heads=2, decoder_dim=32, decoder_layers=1,
-        decoder_heads=2, vocab_size=40, codebook=codebook, focal=FocalConfig(reduction="sum"),
-    )  # fmt: skip
+    sizes = {"patch_px": 8, "num_frames": 4, "encoder_dim": 32, "decoder_dim": 32, "vocab_size": 40}
+    config = tokenizer_config({"num_codes": 64, "code_dim": 8}, **sizes, focal=FocalConfig(reduction="sum"))
     torch.manual_seed(0)
     objective = TokenizerObjective(VideoTokenizer(config), config)
     optimizer = torch.optim.AdamW([p for p in objective.parameters() if p.requires_grad], lr=1e-3)
@@ -45,19 +43,19 @@ def _losses(steps: int) -> list[float]:
 
 
 @pytest.mark.usefixtures("two_threads")
-def test_two_threads_sum_the_same_in_each_run() -> None:
+def test_losses_repeat_exactly_with_two_threads() -> None:
     make_deterministic()
     assert _losses(8) == _losses(8)
 
 
-def test_bf16_is_used_where_asked() -> None:
+def test_autocast_uses_the_requested_precision() -> None:
     matrix = torch.ones(4, 4)
     for precision, wanted in (("bf16", True), ("fp32", False)):
         with autocast(precision, torch.device("cpu")):
             assert ((matrix @ matrix).dtype == torch.bfloat16) is wanted
 
 
-def test_auto_follows_from_the_config_and_not_from_the_machine() -> None:
+def test_auto_precision_follows_from_the_config_not_the_machine() -> None:
     """So that the precision is part of an output's identity, which every machine works out alike."""
     for gpus, wanted in ((0, "fp32"), (1, "bf16")):
         config = Pretrain().override({"cluster.gpus_per_worker": gpus}).with_precision()
@@ -69,5 +67,5 @@ def test_auto_follows_from_the_config_and_not_from_the_machine() -> None:
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-def test_bf16_on_a_gpu() -> None:
+def test_has_bf16_agrees_with_torch_on_a_gpu() -> None:
     assert has_bf16(torch.device("cuda")) == torch.cuda.is_bf16_supported(including_emulation=False)

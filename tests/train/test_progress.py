@@ -1,16 +1,14 @@
 """What a person watches: lines for a job log, the same through a restart."""
 
 import json
-import math
 from typing import Any
 
 import pytest
 
 from evilm.train.progress import Progress, metrics_line
-from evilm.train.validation import better
 
 
-class _Feed:
+class _Loader:
     wait_s = 0.0
 
 
@@ -19,8 +17,8 @@ def _losses(step: int) -> dict[str, float]:
 
 
 @pytest.mark.parametrize("killed", [0, 3, 5])
-def test_a_resumed_run_logs_the_means_of_the_unbroken_one(killed: int) -> None:
-    loader: Any = _Feed()
+def test_resumed_run_logs_the_same_means(killed: int) -> None:
+    loader: Any = _Loader()
     unbroken = Progress(100, 8, 0)
     for step in range(7):
         unbroken.add(_losses(step), skipped=step == 2)
@@ -37,7 +35,7 @@ def test_a_resumed_run_logs_the_means_of_the_unbroken_one(killed: int) -> None:
 
 
 @pytest.mark.parametrize(("seconds", "shown"), [(59.6, "1:00"), (754, "12:34"), (3661, "1:01:01"), (90000, "25:00:00")])
-def test_a_line_says_where_it_is_and_how_long_it_takes(seconds: float, shown: str) -> None:
+def test_line_shows_step_losses_speed_and_time_left(seconds: float, shown: str) -> None:
     times = {"time/clips_per_s": 123.4, "time/data_wait_ratio": 0.034, "time/eta_s": seconds}
     metrics = {"loss": 2.5, "mlm_loss": 1.25, "vtm_loss": 1.25, "vtm_accuracy": 0.5} | times
     assert metrics_line(metrics, 11, 40, 10) == (
@@ -46,10 +44,10 @@ def test_a_line_says_where_it_is_and_how_long_it_takes(seconds: float, shown: st
     )
 
 
-def test_the_time_left_is_told_from_more_than_the_last_stretch(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_time_left_is_averaged_over_several_intervals(monkeypatch: pytest.MonkeyPatch) -> None:
     now, left = 100.0, 0.0
     monkeypatch.setattr("time.perf_counter", lambda: now)
-    loader: Any = _Feed()
+    loader: Any = _Loader()
     progress = Progress(1000, 8, 0)
     for step in range(10, 101, 10):
         now += 60.0 if step == 100 else 10.0  # the last one had an evaluation in it
@@ -61,7 +59,7 @@ def test_the_time_left_is_told_from_more_than_the_last_stretch(monkeypatch: pyte
     assert left == pytest.approx(500), "of long ago nothing is left"
 
 
-def test_lines_come_seconds_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lines_are_five_seconds_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 100.0
     monkeypatch.setattr("time.perf_counter", lambda: now)
     progress, due = Progress(1000, 8, 0), []
@@ -71,9 +69,15 @@ def test_lines_come_seconds_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [second for second, is_due in enumerate(due) if is_due] == [0, 5, 10]
 
 
-def test_nan_is_never_the_best() -> None:
-    assert better({"loss": math.nan}, "loss", {}) is None
-    assert better({"loss": math.inf}, "loss", {}) is None
-    assert better({"loss": 2.0}, "loss", {"value": math.nan}) == 2.0, "of a run of before"
-    assert better({"loss": 2.0}, "loss", {"value": 1.0}) is None
-    assert better({"auc": 2.0}, "auc", {"value": 1.0}) == 2.0
+def test_extra_point_at_the_end_does_not_change_the_next_mean() -> None:
+    unbroken, stopped = Progress(9, 4, 0), Progress(3, 4, 0)
+    loader: Any = _Loader()
+    for progress in (unbroken, stopped):
+        for loss in (1.0, 2.0, 6.0):
+            progress.add({"loss": loss})
+    assert stopped.flush(3, loader, keep=True)["loss"] == 3.0
+    continued = Progress(9, 4, 3, json.loads(json.dumps(stopped.state)))
+    for progress in (unbroken, continued):
+        progress.add({"loss": 11.0})
+    assert continued.flush(4, loader)["loss"] == unbroken.flush(4, loader)["loss"] == 5.0
+    assert continued.state == {"sums": {}, "count": 0}

@@ -11,7 +11,6 @@ import av
 import numpy as np
 import pytest
 from PIL import Image
-from video_files import KINDS, assert_from_spans, assert_true_frames, sequential, write_video
 
 from evilm.config.data import FramesConfig
 from evilm.errors import DecodeError
@@ -20,6 +19,7 @@ from evilm.video.decode import DecodedClip, decode_clip
 from evilm.video.keyframes import _chain
 from evilm.video.probe import probe, probe_whole
 from evilm.video.reasons import ClipFlag, RejectReason
+from helpers.video_files import KINDS, assert_from_spans, assert_true_frames, sequential, write_video
 
 CONFIG = FramesConfig()
 LONG_GOP = {"x264-params": "keyint=250:bframes=3:scenecut=0"}
@@ -39,7 +39,7 @@ def table(path: Path) -> list[dict[str, str]]:
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_exact_frames(kind: Callable[[str], Path], name: str) -> None:
+def test_frames_equal_a_sequential_decode(kind: Callable[[str], Path], name: str) -> None:
     path = kind(name)
     for seed, (num_frames, stored, sampling) in enumerate(
         ((1, 0, "centre"), (4, 0, "centre"), (4, 8, "centre"), (4, 0, "random"), (1, 11, "random"), (64, 0, "centre"))
@@ -54,7 +54,7 @@ def test_exact_frames(kind: Callable[[str], Path], name: str) -> None:
         assert clip == decode_clip(str(path), "x", CONFIG.override(values | {"skip_nonref": False}))
 
 
-def test_frames_nothing_depends_on_are_left_out(kind: Callable[[str], Path]) -> None:
+def test_non_reference_frames_are_skipped(kind: Callable[[str], Path]) -> None:
     with opened(str(kind("long.mp4"))) as video:
         found = probe_whole(video)
         assert found.can_skip
@@ -67,7 +67,7 @@ def test_frames_nothing_depends_on_are_left_out(kind: Callable[[str], Path]) -> 
         assert not probe(str(kind(name))).can_skip
 
 
-def test_key_frames_that_are_none(kind: Callable[[str], Path]) -> None:
+def test_intra_refresh_key_frames_decode_wrongly(kind: Callable[[str], Path]) -> None:
     """Intra refresh: the container calls predicted frames key frames; decoding from them gives wrong pictures."""
     path = kind("refreshed.mkv")
     assert len(probe(str(path)).keys) > 1
@@ -97,7 +97,9 @@ def test_edit_list_is_honoured(kind: Callable[[str], Path], name: str, shown_s: 
 
 
 @pytest.mark.parametrize(("rotation", "turn", "corner"), [(-90, 90, (0, 1)), (180, 180, (1, 1)), (90, 270, (1, 0))])
-def test_turned_as_the_container_says(tmp_path: Path, rotation: int, turn: int, corner: tuple[int, int]) -> None:
+def test_frames_are_rotated_as_the_container_says(
+    tmp_path: Path, rotation: int, turn: int, corner: tuple[int, int]
+) -> None:
     path = write_video(tmp_path / "a.mp4", size=(96, 64), rotation=rotation)
     clip = decode_clip(str(path), "x", CONFIG.override({"resize": "squash"}))
     assert clip.rotation == turn
@@ -118,14 +120,14 @@ def test_few_frames_are_repeated(tmp_path: Path) -> None:
     assert clip.flags & ClipFlag.REPEATED
 
 
-def test_too_short_and_too_small(tmp_path: Path) -> None:
+def test_too_short_or_small_clips_are_rejected(tmp_path: Path) -> None:
     for settings, reason in (({"num_frames": 1}, RejectReason.TOO_SHORT), ({"size": (64, 16)}, RejectReason.TOO_SMALL)):
         with pytest.raises(DecodeError) as caught:
             decode_clip(str(write_video(tmp_path / "a.mp4", **settings)), "x", CONFIG)
         assert caught.value.reason == reason
 
 
-def test_damaged_bits_never_give_a_wrong_picture_unseen(tmp_path: Path) -> None:
+def test_bit_errors_are_noticed(tmp_path: Path) -> None:
     whole = write_video(tmp_path / "a.mp4", num_frames=48, size=(160, 96), options=LONG_GOP)
     good = decode_clip(str(whole), "x", CONFIG)
     rng, refused = np.random.default_rng(0), 0
@@ -154,7 +156,7 @@ def test_decord_gives_the_same_bytes_on_plain_files(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["open.mkv", "edited_b.mp4", "left.mp4", "refreshed.mkv", "variable.mp4"])
-def test_decord_is_not_asked_where_it_is_wrong(kind: Callable[[str], Path], name: str) -> None:
+def test_pyav_decodes_files_that_decord_gets_wrong(kind: Callable[[str], Path], name: str) -> None:
     """edited_b.mp4: a long GOP whose tail an edit list hides, on which decord may deadlock."""
     path = kind(name)
     clip = decode_clip(str(path), "x", CONFIG, "decord")
@@ -163,7 +165,7 @@ def test_decord_is_not_asked_where_it_is_wrong(kind: Callable[[str], Path], name
 
 
 @pytest.mark.parametrize("mode", ["crop", "squash", "pad"])
-def test_resize_modes(tmp_path: Path, mode: str) -> None:
+def test_resize_modes_crop_squash_and_pad(tmp_path: Path, mode: str) -> None:
     path = write_video(tmp_path / "a.mp4", size=(96, 48))
     clip = decode_clip(str(path), "x", CONFIG.override({"resize": mode, "frame_px": 128}))
     pixels = np.asarray(Image.open(io.BytesIO(clip.frames[0])))
@@ -190,7 +192,7 @@ def test_real_clips_are_upright_in_order_and_on_time(shared_data: Path, every: i
         assert_true_frames(path, part, start_s=round(0.3 * clip.duration_s, 6))
 
 
-def test_bad_files_as_expected(shared_data: Path) -> None:
+def test_bad_files_of_a_real_set_decode_or_get_their_reason(shared_data: Path) -> None:
     cases = [row for row in table(shared_data / "bad" / "EXPECT.csv") if row["csv"] == "files.csv"]
     assert len(cases) == 30
     for case in cases:
@@ -204,7 +206,7 @@ def test_bad_files_as_expected(shared_data: Path) -> None:
 
 
 @pytest.mark.parametrize(("transfer", "is_hdr"), [(1, False), (16, True), (18, True)])
-def test_a_high_dynamic_range_is_flagged(tmp_path: Path, transfer: int, is_hdr: bool) -> None:
+def test_hdr_is_flagged(tmp_path: Path, transfer: int, is_hdr: bool) -> None:
     path = tmp_path / "x.mp4"
     with av.open(str(path), "w") as container:
         stream: Any = container.add_stream("libx264", rate=12)

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import av
 import pytest
-from video_files import write_video
 
 from evilm.errors import DecodeError
 from evilm.video.probe import probe
 from evilm.video.reasons import ClipFlag, RejectReason
+from helpers.video_files import write_video
 
 REGULAR = {"x264-params": "keyint=12:min-keyint=12:scenecut=0"}
 
@@ -19,7 +19,7 @@ def reason_of(path: Path) -> str:
     return caught.value.reason
 
 
-def test_timeline(tmp_path: Path) -> None:
+def test_probe_reads_the_timeline(tmp_path: Path) -> None:
     found = probe(str(write_video(tmp_path / "a.mp4", num_frames=24, rate=24, options=REGULAR)))
     assert found.codec == "h264"
     assert len(found.pts) == 24
@@ -30,20 +30,20 @@ def test_timeline(tmp_path: Path) -> None:
     assert found.flags == ClipFlag(0)
 
 
-def test_variable_rate(tmp_path: Path) -> None:
+def test_variable_rate_is_flagged(tmp_path: Path) -> None:
     found = probe(str(write_video(tmp_path / "a.mp4", num_frames=4, pts=[0, 1, 2, 50])))
     assert [round(float(time * found.time_base) * 24) for time in found.pts] == [0, 1, 2, 50]
     assert found.flags & ClipFlag.VFR
 
 
-def test_open_gop_is_noticed(tmp_path: Path) -> None:
+def test_open_gop_is_flagged(tmp_path: Path) -> None:
     options = {"x264-params": "open-gop=1:keyint=8:min-keyint=8:bframes=2:scenecut=0"}
     found = probe(str(write_video(tmp_path / "a.mkv", num_frames=40, options=options)))
     assert found.flags & ClipFlag.OPEN_GOP
     assert not found.plain
 
 
-def test_files_that_are_no_video(tmp_path: Path) -> None:
+def test_files_that_are_not_videos_get_reasons(tmp_path: Path) -> None:
     path = tmp_path / "a.mp4"
     assert reason_of(path) == RejectReason.MISSING_FILE
     assert reason_of(tmp_path) == RejectReason.NOT_A_FILE
@@ -56,7 +56,7 @@ def test_files_that_are_no_video(tmp_path: Path) -> None:
     assert reason_of(path) == RejectReason.NOT_A_VIDEO
 
 
-def test_sound_alone(tmp_path: Path) -> None:
+def test_audio_only_file_has_no_video_stream(tmp_path: Path) -> None:
     path = tmp_path / "a.mp4"
     with av.open(str(path), "w") as container:
         stream = container.add_stream("aac", rate=8000)
@@ -71,7 +71,7 @@ def test_sound_alone(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".avi"])
 @pytest.mark.parametrize("kept", [0.99, 0.6])
-def test_cut_off_files(tmp_path: Path, suffix: str, kept: float) -> None:
+def test_truncated_files_are_noticed(tmp_path: Path, suffix: str, kept: float) -> None:
     codec = "mpeg4" if suffix == ".avi" else "libx264"
     whole = write_video(tmp_path / f"a{suffix}", num_frames=24, codec=codec).read_bytes()
     path = tmp_path / f"b{suffix}"
@@ -79,7 +79,7 @@ def test_cut_off_files(tmp_path: Path, suffix: str, kept: float) -> None:
     assert reason_of(path) == RejectReason.TRUNCATED
 
 
-def test_index_cut_off(tmp_path: Path) -> None:
+def test_truncated_index_is_noticed(tmp_path: Path) -> None:
     path = write_video(tmp_path / "a.mp4", faststart=False)
     whole = path.read_bytes()
     for lost in (100, 400, 800):

@@ -1,1 +1,1 @@
-"""Video tokenizers: the semantic vector-quantized tokenizer and its parts."""
+"""Video tokenizers: their interface and registry, and the semantic vector-quantized tokenizer."""

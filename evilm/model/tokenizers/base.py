@@ -1,4 +1,4 @@
-"""The interface of a video tokenizer, by which codes are made, checked and shown; and the registry of their kinds."""
+"""The interface of a video tokenizer and the registry of its kinds."""
 
 from typing import Any, Protocol, Self
 
@@ -13,11 +13,11 @@ from evilm.registry import Registry
 
 
 class BaseVideoTokenizer(Protocol):
-    """A saved model that gives each region of a clip one of a fixed number of codes."""
+    """A saved model that assigns one of a fixed number of codes to each region of a clip."""
 
     @property
     def codebook(self) -> CodebookConfig:
-        """Settings of the codebook; `num_codes` and `min_usage` (0 accepts any usage) are what others read."""
+        """Settings of the codebook; callers read `num_codes` and `min_usage` (0 accepts any usage)."""
         ...
 
     @property
@@ -27,25 +27,25 @@ class BaseVideoTokenizer(Protocol):
 
     @property
     def num_frames(self) -> int:
-        """Frames of the clips that it was trained on."""
+        """Frames per clip in its training."""
         ...
 
     @property
     def independent_frames(self) -> bool:
-        """Whether a frame's codes stay the same whatever frames are beside it.
+        """True if a frame's codes do not depend on the other frames of the clip.
 
-        If not, models take all frames of a clip that are stored, since codes of some of them would be others.
+        If False, models must use all stored frames of a clip, since a subset would have other codes.
         """
         ...
 
     @property
     def has_words(self) -> bool:
-        """Whether `word_logits` can be called."""
+        """True if `word_logits` is available."""
         ...
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """Device of the weights."""
         ...
 
     def to(self, device: Any, /) -> Self:
@@ -53,15 +53,15 @@ class BaseVideoTokenizer(Protocol):
         ...
 
     def encode(self, frames: UInt8[Tensor, "clip frame height width 3"]) -> Int64[Tensor, "clip region"]:
-        """Return the code of every region, frame by frame, row by row; the same in whatever batch a clip is."""
+        """Return the code of every region, ordered by frame, row and column; independent of the clip's batch."""
         ...
 
     def word_logits(self, code_ids: Int64[Tensor, "clip region"]) -> Float[Tensor, "clip vocab"]:
-        """Return scores of the words that codes stand for, over the vocabulary of its training."""
+        """Return word scores of clips given as codes, over the vocabulary of its training."""
         ...
 
     def fingerprint(self) -> str:
-        """Return a digest of all that decides which code a region gets, the same on every machine."""
+        """Return a digest of everything that determines the codes, the same on every machine."""
         ...
 
 
@@ -70,19 +70,19 @@ TOKENIZERS: Registry[Any] = Registry(
     "evilm.video_tokenizers",
     {"evilm_tokenizer": "evilm.model.tokenizers.semantic_vq:VideoTokenizer"},
 )
-"""Classes with `from_pretrained(uri)` by the `model_type` in the config.json of what they saved."""
+"""Classes with `from_pretrained(uri)`, by the `model_type` in the config.json of their saved models."""
 
 
 def load_tokenizer(uri: str) -> BaseVideoTokenizer:
     """Load a tokenizer of any registered kind, on the CPU and in eval mode.
 
     Raises:
-        CheckpointError: none is there, or its kind is neither built in nor installed.
+        CheckpointError: there is no tokenizer, or its kind is neither built in nor installed.
     """
     kind = pretrained.model_type(uri, default="evilm_tokenizer")
-    if kind not in TOKENIZERS.names():  # a file may name no module of its own to be imported
+    if kind not in TOKENIZERS.names():  # never import a module just because a file names it
         raise CheckpointError(
-            f"{uri} holds a {kind!r}; video tokenizers here are {', '.join(TOKENIZERS.names())}, others are installed "
+            f"{uri} holds a {kind!r}; installed video tokenizers are {', '.join(TOKENIZERS.names())}; others register "
             "with an entry point in evilm.video_tokenizers"
         )
     try:

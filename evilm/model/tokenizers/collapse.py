@@ -1,4 +1,4 @@
-"""Refuse a collapsed video tokenizer: labels with a handful of distinct codes teach a student nothing."""
+"""Reject a collapsed video tokenizer: a model learns nothing from labels with a handful of distinct codes."""
 
 import logging
 import math
@@ -10,7 +10,7 @@ from evilm.errors import CollapseError
 
 logger = logging.getLogger(__name__)
 
-_FEW = 8  # distinct codes required whatever `min_usage` is; of fewer than 64 regions or codes, an eighth
+_FEW = 8  # distinct codes always required; with fewer than 64 regions or codes, an eighth of them
 
 
 def require_code_usage(codebook: CodebookConfig, num_used: int, num_regions: int, what: str) -> None:
@@ -19,11 +19,11 @@ def require_code_usage(codebook: CodebookConfig, num_used: int, num_regions: int
     Args:
         codebook: settings of the codebook; `min_usage` 0 turns the check off.
         num_used: distinct codes among those regions.
-        num_regions: regions that were coded; no more codes than regions can be used.
-        what: names the tokenizer or codes and the split, at the start of the message.
+        num_regions: coded regions; these can't use more codes than there are regions.
+        what: the tokenizer or codes and the split, with which the message starts.
 
     Raises:
-        CollapseError: fewer codes are used than `min_usage` asks for.
+        CollapseError: fewer codes are used than `min_usage` requires.
     """
     if not codebook.min_usage or not num_regions:
         return
@@ -31,26 +31,26 @@ def require_code_usage(codebook: CodebookConfig, num_used: int, num_regions: int
     wanted = max(math.ceil(codebook.min_usage * attainable), min(_FEW, attainable // 8), 1)
     if num_used >= wanted:
         return
-    limit = f", of which {attainable:,} could be used at most" if attainable < codebook.num_codes else ""
+    limit = f" ({attainable:,} could be used at most)" if attainable < codebook.num_codes else ""
     raise CollapseError(
         f"{what}: the tokenizer has collapsed, it uses {num_used} of its {codebook.num_codes:,} codes for "
         f"{num_regions:,} regions{limit}; {wanted} or more are accepted (arch.codebook.min_usage = "
         f"{codebook.min_usage:g}). Train it again, with --overwrite {_advice(codebook)}; or accept it: run "
-        "train_tokenizer once more with the same settings and --arch.codebook.min-usage 0 (in commands that build the "
-        "tokenizer, these flags begin with --build.train-tokenizer.)"
+        "train_tokenizer once more with the same settings and --arch.codebook.min-usage 0 (commands that build the "
+        "tokenizer take it as --set train_tokenizer.arch.codebook.min_usage=0)"
     )
 
 
 def require_usage_on_val(codebook: CodebookConfig, summary: Mapping[str, Any], what: str) -> None:
-    """Check what the training of a tokenizer measured on the val split at its end.
+    """Check the code usage that a tokenizer's training measured on the val split at its end.
 
-    Without that record (no val split, an older training, a copy of the weights only) a warning says so: the codes of
-    the train split are then the first that is checked.
+    Without that record (no val split, an older training, a copy of only the weights), log a warning: usage is then
+    first checked on the codes of the train split.
 
     Args:
         codebook: settings of the codebook.
         summary: the training's summary; empty if it has none.
-        what: names the tokenizer, at the start of the message.
+        what: the tokenizer, with which the message starts.
 
     Raises:
         CollapseError: too few codes are used.
@@ -58,8 +58,8 @@ def require_usage_on_val(codebook: CodebookConfig, summary: Mapping[str, Any], w
     metrics = summary.get("val") or {}
     if not {"code_usage", "num_regions"} <= metrics.keys():
         logger.warning(
-            "%s has no record of its code usage on a val split; whether it has collapsed is checked on its codes of "
-            "the train split, once they are there", what,
+            "%s has no record of its code usage on a val split; collapse is checked on its codes of the train split, "
+            "once they are computed", what,
         )  # fmt: skip
         return
     num_used = round(metrics["code_usage"] * codebook.num_codes)
@@ -67,15 +67,15 @@ def require_usage_on_val(codebook: CodebookConfig, summary: Mapping[str, Any], w
 
 
 def require_usage_of_labels(codebook: CodebookConfig, histograms: Mapping[str, Sequence[int]], what: str) -> None:
-    """Check the codes of the train split, or of the largest split where there is no train split.
+    """Check the codes of the train split, or of the largest split if there is no train split.
 
     Args:
         codebook: settings of the codebook.
         histograms: by split, how often each code was used.
-        what: names the codes, at the start of the message.
+        what: the codes, with which the message starts.
 
     Raises:
-        CollapseError: too few of them are used.
+        CollapseError: too few codes are used.
     """
     if not histograms:
         return
@@ -85,7 +85,7 @@ def require_usage_of_labels(codebook: CodebookConfig, histograms: Mapping[str, S
 
 
 def _advice(codebook: CodebookConfig) -> str:
-    """List the settings against collapse that this codebook does not use yet."""
+    """Suggest settings against collapse that this codebook does not use yet."""
     flags = []
     if codebook.init != "kmeans":
         flags.append("--arch.codebook.init kmeans")

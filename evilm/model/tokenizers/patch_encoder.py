@@ -1,4 +1,4 @@
-"""Image encoders of the video tokenizer: CLIP's vision tower, or a ViT from scratch. Both give one vector per patch."""
+"""Image encoders of the video tokenizer: CLIP's vision tower or a ViT from scratch, both with one vector per patch."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -43,10 +43,10 @@ class PatchEncoder(nn.Module):
 
 
 class ClipEncoder(nn.Module):
-    """CLIP's vision tower at any input size; position embeddings are resized, [CLS] is dropped.
+    """CLIP's vision tower at any input size: position embeddings are resized, [CLS] is dropped.
 
-    CLIP's own last LayerNorm, meant for [CLS], is applied to every region: it tames the few very large channels, and
-    left unused it would get no gradient, which stops distributed training.
+    CLIP's last LayerNorm, meant for [CLS], is applied to every region: it scales down the few very large channels, and
+    an unused layer would get no gradient, which stops distributed training.
     """
 
     def __init__(self, model: "CLIPVisionModel") -> None:
@@ -59,15 +59,15 @@ class ClipEncoder(nn.Module):
         return self.model.post_layernorm(states[:, 1:])
 
     def shape(self) -> dict[str, Any]:
-        """Return what is needed to build this tower again without its first source."""
+        """Return the sizes needed to build this tower again without loading the original."""
         return {name: getattr(self.model.config, name) for name in _CLIP_FIELDS}
 
 
 def build_encoder(config: VideoTokenizerConfig, clip: dict[str, Any] | None = None) -> PatchEncoder | ClipEncoder:
-    """The encoder a config asks for. `clip`, the shape of a saved tower, builds it empty instead of loading it."""
+    """Build the encoder of a config. With `clip`, the shape of a saved tower, CLIP is initialised but not loaded."""
     if not config.encoder_weights:
         return PatchEncoder(config)
-    from transformers import CLIPVisionConfig, CLIPVisionModel  # seconds, which only who has a CLIP should pay
+    from transformers import CLIPVisionConfig, CLIPVisionModel  # takes seconds: import only for CLIP
 
     if clip is not None:
         return ClipEncoder(CLIPVisionModel(CLIPVisionConfig(**clip)))

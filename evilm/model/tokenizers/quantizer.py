@@ -1,4 +1,4 @@
-"""The vector quantizer of the video tokenizer: look-up, moving the codebook, keeping its codes alive. Eq. 4, 7."""
+"""The vector quantizer of the video tokenizer: look-up, codebook updates and revival of dead codes. Eq. 4, 7."""
 
 from typing import NamedTuple
 
@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from evilm.config.models import CodebookConfig
 from evilm.model.losses import quantizer_losses
 
-_CHUNK = 8192  # regions compared with the whole codebook at a time
+_CHUNK = 8192  # regions compared with the codebook at a time
 _KMEANS_VECTORS_PER_CODE = 64
 
 
 class Quantized(NamedTuple):
-    """Codes in place of vectors, with the gradient of the vectors, and the terms of Eq. 7."""
+    """The codes that replace the vectors, with straight-through gradient, and the terms of Eq. 7."""
 
     codes: Float[Tensor, "clip region code_dim"]
     code_ids: Int64[Tensor, "clip region"]
@@ -27,9 +27,9 @@ class Quantized(NamedTuple):
 class Quantizer(nn.Module):
     """A codebook on the unit sphere.
 
-    The rows may have any length; they are normalised whenever they are compared or used. `usage` counts how often each
-    code was chosen in training since the last revival, on this worker. With `update: ema`, `step_counts` and
-    `step_sums` add up the vectors that chose each code in this step; they are 0 between steps, so they are not saved.
+    Rows may have any length; they are normalised whenever they are compared or used. `usage` counts how often this
+    worker chose each code in training since the last revival. With `update: ema`, `step_counts` and `step_sums`
+    accumulate the vectors assigned to each code in this step; they are 0 between steps and therefore not saved.
     """
 
     def __init__(self, config: CodebookConfig) -> None:
@@ -48,9 +48,9 @@ class Quantizer(nn.Module):
             self.register_buffer("step_sums", torch.zeros_like(rows), persistent=False)
 
     def forward(self, vectors: Float[Tensor, "clip region code_dim"]) -> Quantized:
-        """The nearest code of every l2-normalised vector; in training also counts what chose each code.
+        """Quantize l2-normalised vectors to their nearest codes; in training, count the assignments too.
 
-        The gradient at the codes is copied straight to the vectors. Paper: Eq. 4 and 7, Sec. 3.3.
+        The gradient of the codes is copied to the vectors (straight-through). Paper: Eq. 4 and 7, Sec. 3.3.
         """
         code_ids = self.nearest(vectors.flatten(0, 1)).view(vectors.shape[:2])
         codes = self.lookup(code_ids)
@@ -61,29 +61,29 @@ class Quantizer(nn.Module):
         return Quantized(straight_through, code_ids, losses.codebook, losses.commitment)
 
     def lookup(self, code_ids: Int64[Tensor, "*regions"]) -> Float[Tensor, "*regions code_dim"]:
-        """The unit vectors of codes."""
+        """Return the unit vectors of codes."""
         return F.normalize(self.codebook[code_ids], dim=-1)
 
     @torch.no_grad()
     def nearest(self, vectors: Float[Tensor, "region code_dim"]) -> Int64[Tensor, "region"]:
-        """The code nearest to each unit vector: on the sphere the smallest distance is the largest cosine. Eq. 4."""
+        """Find the code nearest to each unit vector: on the sphere, that with the largest cosine. Eq. 4."""
         return _nearest(vectors, self.codebook)
 
     @torch.no_grad()
     def init_kmeans(self, vectors: Float[Tensor, "region code_dim"], seed: int, rounds: int = 10) -> None:
-        """Put the codes where the encoder's vectors are."""
+        """Initialise the codes with k-means centres of the encoder's vectors."""
         self.set_codes(kmeans(vectors.to(self.codebook), self.config.num_codes, seed, rounds))
 
     @torch.no_grad()
     def set_codes(self, vectors: Float[Tensor, "num_codes code_dim"]) -> None:
-        """Replace the whole codebook, and what ema remembers of it."""
+        """Replace the whole codebook and its moving averages."""
         self.codebook.data.copy_(vectors)
         if self.config.update == "ema":
             self.mean_sum.copy_(vectors)
 
     @torch.no_grad()
     def move_means(self) -> None:
-        """With ema, move each code towards the sum of the vectors that chose it in this step, over all workers.
+        """With ema, move each code towards the sum of this step's vectors assigned to it on all workers.
 
         Call once per step on every worker, after its last micro-batch. Never waits for the device.
         """
@@ -94,7 +94,7 @@ class Quantizer(nn.Module):
             joined = torch.cat([counts[:, None], sums], dim=1)
             dist.all_reduce(joined)
             counts, sums = joined[:, 0], joined[:, 1:]
-        # Only direction matters on the sphere, so no count is kept; a code that nobody chose does not move.
+        # Only direction matters on the sphere, so no count is kept; a code without vectors does not move.
         moved = torch.where(counts[:, None] > 0, self.mean_sum.lerp(sums, 1 - self.config.ema_decay), self.mean_sum)
         self.mean_sum.copy_(moved)
         self.codebook.data.copy_(F.normalize(moved, dim=-1))
@@ -103,14 +103,14 @@ class Quantizer(nn.Module):
 
     @torch.no_grad()
     def revive(self, pool: Float[Tensor, "region code_dim"], seed: int) -> Int64[Tensor, ""]:
-        """Move rarely chosen codes onto random vectors of the pool; return how many were moved, on the device.
+        """Replace rarely used codes by random vectors of the pool; return their number, on the device.
 
-        Rarely: less often than `revive_below` x the mean since the last revival. The least used come first if the pool
-        is too small for all; vectors that are not finite are never used. Resets `usage` to 0. With several workers, sum
-        `usage` over them and give all of them one pool before. Never waits for the device.
+        A code is rarely used if chosen less often than `revive_below` x the mean since the last revival. The least used
+        come first if the pool is too small for all; vectors that are not finite are never used. Resets `usage` to 0.
+        With several workers, sum `usage` over them and pass the same pool on all of them. Never waits for the device.
         """
         usage, size = self.usage.float(), len(pool)
-        rank = usage.argsort(stable=True).argsort()  # place of each code among all, the least used first
+        rank = usage.argsort(stable=True).argsort()  # rank of each code, the least used first
         order = _to_device(_pick(size, size, seed), pool.device)
         finite = pool.isfinite().all(-1)[order]
         order = order[finite.logical_not().to(torch.int8).argsort(stable=True)]
@@ -124,8 +124,8 @@ class Quantizer(nn.Module):
 
     @torch.no_grad()
     def _observe(self, vectors: Float[Tensor, "region code_dim"], code_ids: Int64[Tensor, "region"]) -> None:
-        """Count codes, and with ema add up the vectors that chose each, until `move_means`."""
-        finite = vectors.isfinite().all(-1)  # one NaN would spoil a code for good, in a step that is skipped for it
+        """Count code usage; with ema, accumulate the vectors assigned to each code until `move_means`."""
+        finite = vectors.isfinite().all(-1)  # a NaN would spoil a code for good, even if its step is skipped
         vectors = vectors.masked_fill(~finite[:, None], 0)
         counts = torch.zeros_like(self.usage).index_add_(0, code_ids, finite.to(code_ids))
         self.usage += counts
@@ -135,14 +135,14 @@ class Quantizer(nn.Module):
 
 
 def kmeans_rows(size: int, num_codes: int, seed: int) -> Int64[Tensor, " picked"]:
-    """Random rows of `size` vectors for k-means, at most 64 per code; on CPU, so the same for every device."""
+    """Sample rows of `size` vectors for k-means, at most 64 per code; on CPU, so the same for every device."""
     return _pick(size, num_codes * _KMEANS_VECTORS_PER_CODE, seed)
 
 
 def kmeans(
     vectors: Float[Tensor, "region code_dim"], num_codes: int, seed: int, rounds: int = 10
 ) -> Float[Tensor, "num_codes code_dim"]:
-    """Unit centres of cosine k-means, on at most 64 random vectors per centre; see `kmeans_of_sample`."""
+    """Compute unit centres by cosine k-means on at most 64 random vectors per centre; see `kmeans_of_sample`."""
     rows = kmeans_rows(len(vectors), num_codes, seed)
     return kmeans_of_sample(vectors[rows.to(vectors.device)], num_codes, seed, rounds)
 
@@ -150,10 +150,10 @@ def kmeans(
 def kmeans_of_sample(
     vectors: Float[Tensor, "region code_dim"], num_codes: int, seed: int, rounds: int = 10
 ) -> Float[Tensor, "num_codes code_dim"]:
-    """Unit centres of cosine k-means, started on the first vectors, so these must come in random order.
+    """Compute unit centres by cosine k-means. The first vectors are the initial centres, so their order must be random.
 
-    An empty centre moves to the worst served vector. With fewer vectors than centres, the centres are these vectors and
-    random directions.
+    An empty centre moves to the vector farthest from its centre. With fewer vectors than centres, the centres are these
+    vectors and random directions.
     """
     vectors = F.normalize(vectors.float(), dim=-1)
     missing = max(0, num_codes - len(vectors))
@@ -172,7 +172,7 @@ def kmeans_of_sample(
 
 
 def _nearest(vectors: Tensor, codebook: Tensor) -> Tensor:
-    """Row of the codebook with the largest cosine, in float32 whatever autocast says: near ties decide labels."""
+    """Find the codebook row with the largest cosine, in float32 even under autocast: near ties decide labels."""
     with torch.autocast(vectors.device.type, enabled=False):
         rows = F.normalize(codebook.float(), dim=-1).T
         parts = [(chunk.float() @ rows).argmax(-1) for chunk in vectors.split(_CHUNK)]
@@ -180,7 +180,7 @@ def _nearest(vectors: Tensor, codebook: Tensor) -> Tensor:
 
 
 def _pick(size: int, wanted: int, seed: int) -> Tensor:
-    """At most `wanted` distinct row numbers below `size`; drawn on CPU, so the same for every device."""
+    """Draw at most `wanted` distinct row numbers below `size`; on CPU, so the same for every device."""
     return torch.randperm(size, generator=torch.Generator().manual_seed(seed))[:wanted]
 
 

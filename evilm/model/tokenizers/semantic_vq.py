@@ -1,4 +1,4 @@
-"""The semantic vector-quantized video tokenizer: codes from which the words of a caption can be told. Sec. 3.3."""
+"""The semantic vector-quantized video tokenizer: codes from which the words of a caption can be predicted. Sec. 3.3."""
 
 import hashlib
 import json
@@ -22,14 +22,14 @@ KIND = "tokenizer"
 WEIGHTS = "tokenizer.safetensors"
 DECODER_WEIGHTS = "decoder.safetensors"
 PREFIX = "tokenizer."
-"""In front of the names of the weights in a checkpoint of the tokenizer's training."""
+"""Prefix of the tokenizer's weight names in a checkpoint of its training."""
 RESIZE = "bilinear, antialiased, float32"
 _FIRST_PROBABILITY = 0.1
-_TOGETHER = 16  # frames coded at a time, whatever the batch: matrix products of other shapes round in other places
+_TOGETHER = 16  # frames coded at a time in any batch: matrix products of other shapes round differently
 
 
 class TokenizerOutput(NamedTuple):
-    """Word scores of clips, the codes they come from, and the terms of Eq. 7 (unweighted)."""
+    """Word scores of clips, the codes behind them, and the terms of Eq. 7 (unweighted)."""
 
     word_logits: Float[Tensor, "clip vocab"]
     code_ids: Int64[Tensor, "clip region"]
@@ -39,10 +39,10 @@ class TokenizerOutput(NamedTuple):
 
 
 class WordDecoder(nn.Module):
-    """Codes to word scores: blocks over all regions of a clip, their mean, a multi-label head. Paper: Eq. 5.
+    """Predict word scores from codes: blocks over all regions of a clip, their mean, a multi-label head. Paper: Eq. 5.
 
-    Words start at probability 0.1, not 0.5: nearly all are absent from a caption, and unlearning that first would
-    drown the few that are present.
+    Initial word probabilities are 0.1, not 0.5: nearly all words are absent from a caption, and their loss would
+    outweigh that of the few present ones.
     """
 
     def __init__(self, config: VideoTokenizerConfig) -> None:
@@ -62,14 +62,14 @@ class WordDecoder(nn.Module):
 
 
 class VideoTokenizer(nn.Module):
-    """Encoder, projection and codebook; the decoder is there for training and for word scores of codes only.
+    """Encoder, projection and codebook; only training and word scores need the decoder.
 
-    Frames are encoded one by one, so a region's code depends on its own frame alone. Regions run frame by frame, row
-    by row, as the student's do.
+    Frames are encoded one by one, so a region's code depends only on its own frame. Regions are ordered by frame, row
+    and column, as in the model.
     """
 
     def __init__(self, config: VideoTokenizerConfig, clip: dict[str, Any] | None = None) -> None:
-        """Build with fresh weights, but for CLIP's where the config names them. `clip`: see `build_encoder`."""
+        """Initialise randomly, except for CLIP weights named in the config. For `clip` see `build_encoder`."""
         super().__init__()
         self.config = config
         self.pixels = PixelNorm(config.input_px, config.grid, CLIP_MEAN, CLIP_STD)
@@ -101,22 +101,22 @@ class VideoTokenizer(nn.Module):
 
     @property
     def has_words(self) -> bool:
-        """Return False where the tokenizer was saved without its decoder."""
+        """False if the tokenizer was saved without its decoder."""
         return self.decoder is not None
 
     @property
     def device(self) -> torch.device:
-        """Return where the weights are."""
+        """Device of the weights."""
         return self.projection.weight.device
 
     def vectors(self, frames: UInt8[Tensor, "clip frame height width 3"]) -> Float[Tensor, "clip region code_dim"]:
-        """One unit vector per region of raw frames (0-255). Paper: E(X) of Sec. 3.3."""
+        """Encode raw frames (0-255) to one unit vector per region. Paper: E(X) of Sec. 3.3."""
         regions = self.projection(self.encoder(self.pixels(frames)))
         vectors = F.normalize(regions.float(), dim=-1)
         return vectors.view(frames.shape[0], -1, vectors.shape[-1])
 
     def forward(self, frames: UInt8[Tensor, "clip frame height width 3"]) -> TokenizerOutput:
-        """Word scores of clips by way of their codes. Paper: Eq. 4-5.
+        """Predict word scores of clips from their codes. Paper: Eq. 4-5.
 
         Raises:
             CheckpointError: the tokenizer was loaded without its decoder.
@@ -133,11 +133,11 @@ class VideoTokenizer(nn.Module):
 
     @torch.no_grad()
     def encode(self, frames: UInt8[Tensor, "clip frame height width 3"]) -> Int64[Tensor, "clip region"]:
-        """The code of every region, the labels of masked video modelling; float32 in eval mode, whatever is around.
+        """Return the code of every region, computed in float32 and eval mode in any context.
 
-        Frames go through in lots of one fixed number, the last one filled up, so that a frame gets the same codes in
-        any batch, at any place in it, and beside whatever other frames of its clip were picked. Another kind of
-        processor rounds otherwise, which tips the codes of near ties.
+        Frames are encoded in groups of a fixed size, the last one padded. So a frame's codes do not depend on its
+        batch, its position there, or the other frames picked from its clip. Other kinds of processors round
+        differently, which changes codes at near ties.
         """
         was_training = self.training
         self.eval()
@@ -151,7 +151,7 @@ class VideoTokenizer(nn.Module):
         return every.view(len(frames), frames.shape[1] * self.config.grid**2)
 
     def _encode_lot(self, images: UInt8[Tensor, "image height width 3"]) -> Int64[Tensor, " region"]:
-        """Codes of all regions of up to `_TOGETHER` frames, computed as if there were just so many."""
+        """Encode up to `_TOGETHER` frames, padded to that number."""
         missing = _TOGETHER - len(images)
         filled = torch.cat([images, images[:1].expand(missing, -1, -1, -1)]) if missing else images
         vectors = self.vectors(filled[:, None])
@@ -159,13 +159,13 @@ class VideoTokenizer(nn.Module):
 
     @torch.no_grad()
     def word_logits(self, code_ids: Int64[Tensor, "clip region"]) -> Float[Tensor, "clip vocab"]:
-        """Word scores of clips given by their codes; one code in all regions tells what that code stands for."""
+        """Predict word scores of clips given as codes; the same code in all regions shows the words of that code."""
         return self._decoder()(self.quantizer.lookup(code_ids))
 
     def fingerprint(self) -> str:
-        """A digest of all that decides which code a frame gets, the same on every machine and after every reload.
+        """Return a digest of everything that determines the codes, the same on every machine and after reloading.
 
-        Covers encoder, projection, codebook, input and patch size, normalisation and resize rule.
+        It covers encoder, projection, codebook, input and patch size, normalisation and resize rule.
         """
         rules = {
             "input_px": self.config.input_px,
@@ -185,29 +185,29 @@ class VideoTokenizer(nn.Module):
         return digest.hexdigest()[:16]
 
     def save_pretrained(self, uri: str) -> None:
-        """Write `tokenizer.safetensors` (all that labels need), `decoder.safetensors` and `config.json`."""
+        """Write `tokenizer.safetensors` (everything that codes need), `decoder.safetensors` and `config.json`."""
         files = {WEIGHTS: self._label_state()}
         if self.decoder is not None:
             files[DECODER_WEIGHTS] = self.decoder.state_dict()
         pretrained.save(uri, KIND, self.config, files, clip=self.clip_shape(), fingerprint=self.fingerprint())
 
     def save_config(self, uri: str) -> None:
-        """Write the `config.json` of a checkpoint, whose weights change: without their fingerprint."""
+        """Write the `config.json` of a checkpoint; without a fingerprint, since its weights still change."""
         pretrained.save_config(uri, KIND, self.config, clip=self.clip_shape())
 
     @classmethod
     def from_pretrained(cls, uri: str) -> "VideoTokenizer":
-        """The tokenizer saved at `uri`, on CPU and in eval mode; without decoder where that file was taken away.
+        """Load the tokenizer saved at `uri`, on CPU and in eval mode; without decoder if its file was removed.
 
         `uri` may also be a checkpoint of the tokenizer's training.
 
         Raises:
-            CheckpointError: nothing is there, it does not fit, or the weights are not those that were saved.
+            CheckpointError: there is no tokenizer, it does not fit its config, or its weights were changed.
         """
         kept = checkpoint_folder.read_model(uri, PREFIX)
         content = pretrained.read_config(uri, KIND)
         config = validate(VideoTokenizerConfig, content["config"], where=uri)
-        with torch.random.fork_rng(devices=[]):  # the weights drawn here are overwritten; leave the caller's seed alone
+        with torch.random.fork_rng(devices=[]):  # weights drawn here are overwritten; keep the caller's RNG unchanged
             tokenizer = cls(config, clip=content.get("clip"))
         if kept is not None:
             pretrained.load_into(tokenizer, kept, uri)
@@ -229,17 +229,17 @@ class VideoTokenizer(nn.Module):
         return tokenizer.eval()
 
     def clip_shape(self) -> dict[str, Any] | None:
-        """Return the shape of the CLIP tower, None if the encoder is not a CLIP tower."""
+        """Return the shape of the CLIP tower, or None if the encoder is not one."""
         return self.encoder.shape() if isinstance(self.encoder, ClipEncoder) else None
 
     def _decoder(self) -> WordDecoder:
         if self.decoder is None:
             raise CheckpointError(
-                f"this tokenizer was loaded without {DECODER_WEIGHTS}; put the file back for word scores"
+                f"this tokenizer was loaded without {DECODER_WEIGHTS}; restore that file to get word scores"
             )
         return self.decoder
 
     def _label_state(self) -> dict[str, Tensor]:
-        """The weights that decide the codes; counts and moving means are not among them."""
+        """Return the weights that determine the codes, without counts and moving averages."""
         parts = ("encoder.", "projection.", "quantizer.codebook")
         return {name: tensor for name, tensor in self.state_dict().items() if name.startswith(parts)}

@@ -1,0 +1,1 @@
+"""A pretended GPU, for tests where there is none: `card.PretendCard`."""

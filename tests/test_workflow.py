@@ -1,0 +1,158 @@
+"""The whole workflow on a real Ray: built, reused, refused, killed and resumed."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import s3fs
+
+from evilm.errors import ConfigError, ManifestError, ShardError
+from evilm.tasks.pretrain import pretrain
+from helpers.commands import kill, start, wait_for
+from helpers.gates import Gate
+from helpers.paths import SMALL
+from helpers.workflow import Workflow, losses_and_scores, small_pretrain
+
+
+def test_workflow_leaves_every_artifact(small_workflow: Workflow) -> None:
+    root, summary = small_workflow
+    assert summary["steps"] == 20
+    assert set(summary["inputs"]) == {"frames", "codes", "vocab", "tokenizer"}
+    for name in ("corpus/manifest.csv", "frames/manifest.json", "vocab/vocab.txt", "tokenizer/config.json",
+                 "model/model.safetensors", "model/config.json", "model/vocab/vocab.txt", "model/losses.png",
+                 "model/summary.json", f"codes/{summary['inputs']['tokenizer']}/manifest.json"):  # fmt: skip
+        assert (root / name).is_file(), name
+    pickles = [p for p in (root / "model").rglob("*") if p.suffix in (".pt", ".pth", ".bin", ".ckpt")]
+    assert not [p for p in pickles if "checkpoints/step_" in p.as_posix() or p.parent == root / "model"]
+    logged = losses_and_scores(root / "model")[20]
+    for name in ("mlm", "vtm", "mvm"):
+        assert {f"train/{name}_loss", f"train/{name}_accuracy", f"val/{name}_loss", f"val/{name}_accuracy"} <= set(
+            logged
+        )
+    assert {"train/lr", "train/grad_norm", "val/code_usage", "val/mvm_most_frequent"} <= set(logged)
+
+
+def test_every_command_is_a_run_in_mlflow(small_workflow: Workflow) -> None:
+    from mlflow import MlflowClient
+
+    root, summary = small_workflow
+    client = MlflowClient(tracking_uri=f"sqlite:///{root / 'mlflow.db'}")
+    for stage in ("render_corpus", "shard_videos", "build_vocab", "train_tokenizer", "precompute_codes", "pretrain"):
+        experiment = client.get_experiment_by_name(stage)
+        assert experiment, stage
+        (run,) = client.search_runs([experiment.experiment_id])
+        assert run.info.status == "FINISHED"
+    assert run.data.tags["evilm.input.codes"] == summary["inputs"]["codes"]
+    made_from = {item.dataset.name: item.dataset for item in run.inputs.dataset_inputs}
+    assert {name: item.digest for name, item in made_from.items()} == summary["inputs"]
+    assert str(root / "frames") in made_from["frames"].source
+    assert "MLFLOW_TRACKING_URI" not in os.environ, "the next training of this process is tracked beside its own output"
+    assert len(client.get_metric_history(run.info.run_id, "train/mvm_loss")) == 20
+    times = {"clips_per_s", "data_wait_ratio", "eta_s", "memory_gib", "attempt", "workers"}
+    assert {f"time/{name}" for name in times} <= set(run.data.metrics)
+
+
+def test_repeated_command_reuses_everything(small_workflow: Workflow) -> None:
+    root, summary = small_workflow
+    before = {p: p.stat().st_mtime_ns for p in root.rglob("*") if p.is_file() and "mlflow" not in p.name}
+    again = pretrain(small_pretrain(root))
+    assert again == summary | {"reused": True}
+    assert before == {p: p.stat().st_mtime_ns for p in before}
+
+
+def test_other_settings_for_a_finished_model_are_rejected(small_workflow: Workflow) -> None:
+    root, _ = small_workflow
+    with pytest.raises(ConfigError, match=r"optim\.lr: 0\.001 there, 0\.01 now.*--overwrite"):
+        pretrain(small_pretrain(root, **{"optim.lr": 0.01}))
+    with pytest.raises(ConfigError, match=r"precision: 'fp32' there, 'bf16' now"):
+        pretrain(small_pretrain(root, **{"cluster.precision": "bf16"}))
+
+
+@pytest.mark.long
+def test_same_seed_gives_the_same_losses(small_workflow: Workflow, tmp_path: Path) -> None:
+    root, _ = small_workflow
+    pretrain(small_pretrain(root, out=str(tmp_path / "again")))
+    assert losses_and_scores(tmp_path / "again") == losses_and_scores(root / "model")
+
+
+@pytest.mark.long
+@pytest.mark.faults
+def test_unreachable_tracking_server_does_not_stop_a_run(small_workflow: Workflow, tmp_path: Path) -> None:
+    root, _ = small_workflow
+    values = {"tracking.uri": "http://127.0.0.1:9", "schedule.seed": 1, "schedule.max_steps": 2}  # nobody listens there
+    assert pretrain(small_pretrain(root, out=str(tmp_path / "other"), **values))["steps"] == 2
+    assert sorted(losses_and_scores(tmp_path / "other")) == [1, 2], "the metrics are kept"
+    assert losses_and_scores(tmp_path / "other")[1] != losses_and_scores(root / "model")[1], (
+        "another seed, other losses"
+    )
+
+
+@pytest.mark.long
+@pytest.mark.faults
+def test_killed_pretraining_ends_with_the_same_model(
+    small_workflow: Workflow, s3_bucket: str, store_gate: Gate, tmp_path: Path
+) -> None:
+    root, out = small_workflow[0], tmp_path / "model"
+    places = {name: str(root / name) for name in ("codes", "vocab", "tokenizer")}
+    places |= {"frames": f"{s3_bucket}/frames", "out": str(out)}
+    s3fs.S3FileSystem().put(f"{root}/frames/", f"{s3_bucket}/frames/", recursive=True)
+    store_gate.shut(".parquet", once=lambda: max(losses_and_scores(out), default=0) >= 5)
+    flags = [*(f"--{name}={place}" for name, place in places.items()), "--tracking.no-log-model"]
+    stage = start("pretrain", "--preset", str(SMALL), *flags)
+    wait_for(store_gate.holds, stage)
+    twice = start("pretrain", "--preset", str(SMALL), *flags)  # by accident
+    _, said = twice.communicate(timeout=300)
+    assert twice.returncode == 1
+    assert said.decode().splitlines()[-1].startswith(f"error: {out} is being written by process {stage.pid} on ")
+    kill(stage, and_workers=True)
+    store_gate.open()
+    assert not (out / "summary.json").exists()
+    assert 5 <= max(losses_and_scores(out)) < 20
+    summary = pretrain(small_pretrain(root, **places, **{"tracking.log_model": False}))
+    unbroken = losses_and_scores(root / "model")
+    assert {step: unbroken[step] for step in losses_and_scores(out)} == losses_and_scores(out)
+    assert sorted(losses_and_scores(out)) == list(range(1, 21))
+    assert summary["val"] == json.loads((root / "model" / "summary.json").read_text())["val"]
+    assert (out / "model.safetensors").read_bytes() == (root / "model" / "model.safetensors").read_bytes()
+
+
+def test_codes_of_another_tokenizer_grid_or_frames_are_rejected(small_workflow: Workflow, tmp_path: Path) -> None:
+    root, _ = small_workflow
+    places = {name: str(root / name) for name in ("frames", "codes", "vocab", "tokenizer")}
+    from evilm.model.tokenizers.semantic_vq import VideoTokenizer
+
+    other = VideoTokenizer.from_pretrained(places["tokenizer"])
+    other.quantizer.codebook.data[0] += 1
+    other.save_pretrained(str(tmp_path / "tokenizer"))
+    with pytest.raises(ShardError, match=other.fingerprint()):
+        pretrain(small_pretrain(root, out=str(tmp_path / "m"), **places | {"tokenizer": str(tmp_path / "tokenizer")}))
+    with pytest.raises(ShardError, match=r"grid|regions"):
+        pretrain(small_pretrain(root, out=str(tmp_path / "m"), **places | {"arch.input_px": 96}))
+    from evilm.config.stages import ShardVideos
+    from evilm.ingest.shard_videos import shard_videos
+
+    build = ShardVideos.model_validate(dict(small_pretrain(root).shard_videos))
+    corpus = {"manifest": str(root / "corpus" / "manifest.csv"), "videos": str(root / "corpus" / "videos")}
+    fewer = build.override({**corpus, "out": str(tmp_path / "frames"), "sampling.jpeg_quality": 50, "limit": 30})
+    shard_videos(fewer)
+    with pytest.raises(ShardError, match="frames"):
+        pretrain(small_pretrain(root, out=str(tmp_path / "m"), **places | {"frames": str(tmp_path / "frames")}))
+
+
+def test_inputs_that_belong_together_must_be_given_together(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="--manifest and --videos go together"):
+        pretrain(small_pretrain(tmp_path, manifest="x.csv"))
+    with pytest.raises(ConfigError, match="name --frames and --tokenizer"):
+        pretrain(small_pretrain(tmp_path, codes="x"))
+
+
+def test_column_names_reach_sharding_and_vocabulary(tmp_path: Path, ray_local: Any) -> None:
+    table = tmp_path / "clips.csv"
+    table.write_text("id,text\n1,a red star\n")
+    values = {"manifest": str(table), "videos": str(tmp_path), "columns.videoid": "id"}
+    with pytest.raises(ManifestError, match="'name'"):  # the other column is still unknown
+        pretrain(small_pretrain(tmp_path / "run", **values))
+    with pytest.raises(ShardError, match="missing_file"):  # both are found now, and nothing was locked; no such video
+        pretrain(small_pretrain(tmp_path / "run", **values | {"columns.caption": "text"}))
