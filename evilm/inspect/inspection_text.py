@@ -1,6 +1,7 @@
 """Render an inspection as text for a terminal, and as the summary of the command."""
 
-from collections.abc import Iterator, Mapping, Sequence
+import textwrap
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -159,14 +160,8 @@ def _repeated(look: "Inspection") -> str:
 def _words(look: "Inspection") -> str:
     if not look.stats.words:
         return ""
-    lines, line = [], f"{len(look.stats.words):,} words in captions:"
-    for word, count in top(look.stats.words, _MOST_WORDS).items():
-        item = f" {word} {count:,}"
-        if len(line) + len(item) > _WIDTH:
-            lines.append(line)
-            line = " "
-        line += item + ","
-    return "\n".join([*lines, line.rstrip(",")])
+    words = ", ".join(f"{word} {count:,}" for word, count in top(look.stats.words, _MOST_WORDS).items())
+    return textwrap.fill(f"{len(look.stats.words):,} words in captions: {words}", _WIDTH, subsequent_indent="  ")
 
 
 def _codes(look: "Inspection") -> str:
@@ -180,20 +175,14 @@ def _codes(look: "Inspection") -> str:
     rows = []
     for split, counts in codes.histograms.items():
         histogram = np.asarray(counts, np.float64)
-        often = dict(enumerate(counts))
-        common = [f"{code} {share:.1%}" for code, share in _top_codes(often, histogram.sum())]
+        often = np.argsort(-histogram, kind="stable")[:_MOST_CODES]
+        common = [f"{code} {histogram[code] / histogram.sum():.1%}" for code in often if histogram[code]]
         unused = f"{int((histogram == 0).sum()):,}"
         rows.append(
             [split, f"{codes.code_usage[split]:.1%}", unused, f"{_effective(histogram):,.0f}", ", ".join(common)]
         )
     table = text_table(["split", "used", "unused", "effective", "most frequent codes"], rows, right=(1, 2, 3))
     return "\n".join([*lines, table])
-
-
-def _top_codes(counts: Mapping[int, int], total: float) -> Iterator[tuple[int, float]]:
-    for code, count in sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:_MOST_CODES]:
-        if count:
-            yield code, count / total
 
 
 def _effective(histogram: np.ndarray) -> float:
