@@ -1,9 +1,9 @@
-"""Look at MLflow's pages of a store in a real headless browser: check what they show, and keep pictures of it.
+"""Check MLflow's pages of a store in a headless browser, and save screenshots of them.
 
     python docs/screenshots.py --root runs/demo --out docs/screenshots
 
-Needs Chromium (Debian: apt-get install chromium) and `pip install evilm[test]`. Ends with exit code 1 and the page's
-name where something that must be shown does not come.
+It needs Chromium (Debian: apt-get install chromium) and `pip install evilm[test]`. If expected content does not
+appear, it exits with 1 and the name of the page.
 """
 
 import argparse
@@ -30,14 +30,14 @@ _LOADED = "img => img.complete && img.naturalWidth > 200"
 
 
 def find_browser() -> str:
-    """Path of an installed Chromium or Chrome, '' for none."""
+    """Find an installed Chromium or Chrome; '' if there is none."""
     found = (shutil.which(name) for name in ("chromium", "chromium-browser", "google-chrome"))
     return next((path for path in found if path), "")
 
 
 @contextmanager
 def served(uri: str) -> Iterator[str]:
-    """MLflow's own server over a store, as `make dashboard` starts it; gives its address."""
+    """Run MLflow's server for a store like `make dashboard`, and yield its address."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -68,14 +68,14 @@ def _wait_for(address: str, seconds: float = 120) -> None:
 
 
 class Look:
-    """A browser on one server, and what a person looks at there. Each look raises where its content does not come."""
+    """A browser on one server, with a method per page; each raises an error if the expected content does not appear."""
 
     def __init__(self, page: Any, base: str, out: Path) -> None:
         self._page, self._base, self._out = page, base, out
         page.set_default_timeout(_WAIT_MS)
 
     def experiments(self, names: list[str]) -> None:
-        """The list of experiments, one per command."""
+        """Check the list of experiments, one per command."""
         self._go("experiments")
         self._hide_assistant()
         for name in names:
@@ -83,7 +83,7 @@ class Look:
         self._keep("experiments")
 
     def runs(self, experiments: list[str], names: list[str]) -> None:
-        """The runs of all commands in one table."""
+        """Check the table with the runs of all commands."""
         ids = ",".join(f"%22{number}%22" for number in experiments)
         self._go(f"compare-experiments/s?experiments=[{ids}]")
         for name in names:
@@ -91,7 +91,7 @@ class Look:
         self._keep("runs")
 
     def run(self, experiment: str, run: str, link: str, maker: str) -> None:
-        """A run's description, with the link to a run that made one of its inputs, and where that link goes."""
+        """Check a run's description, its link to a run that created one of its inputs, and the target of that link."""
         self._go(f"experiments/{experiment}/runs/{run}")
         self._page.get_by_text("Show more").first.click()
         found = self._page.get_by_role("link", name=link, exact=True).first
@@ -101,7 +101,7 @@ class Look:
         self._page.get_by_text(maker, exact=True).first.wait_for()
 
     def charts(self, experiment: str, run: str, search: str, names: list[str]) -> None:
-        """Drawn curves of a training: a chart with a line for each name."""
+        """Check the charts of a training, with a line for each name."""
         self._go(f"experiments/{experiment}/runs/{run}/model-metrics")
         self._page.get_by_placeholder("Search metric charts").fill(search)
         for name in names:
@@ -110,14 +110,14 @@ class Look:
         self._keep("charts")
 
     def artifact(self, experiment: str, run: str, path: str, name: str) -> None:
-        """A picture of a run, loaded and drawn."""
+        """Check that a picture of a run is loaded and drawn."""
         self._go(f"experiments/{experiment}/runs/{run}/artifacts/{path}")
         self._page.get_by_text(path, exact=True).first.wait_for()
         self._page.wait_for_function(f"() => [...document.images].some({_LOADED})")
         self._keep(name)
 
     def model(self, name: str, alias: str) -> None:
-        """The versions of a registered model, and who has the alias ('' for nobody)."""
+        """Check the versions of a registered model, and the alias ('' for none)."""
         self._go(f"models/{name}")
         self._page.get_by_text("Version 1", exact=True).first.wait_for()
         if alias:
@@ -125,7 +125,7 @@ class Look:
         self._keep("model")
 
     def _go(self, page: str) -> None:
-        self._page.goto("about:blank")  # else it is the same page to the browser, and parts of the last one may stay
+        self._page.goto("about:blank")  # otherwise the browser sees the same page and may keep parts of it
         self._page.goto(f"{self._base}/#/{page}")
 
     def _hide_assistant(self) -> None:
@@ -180,7 +180,7 @@ def look_at(uri: str, root: str, out: Path) -> list[str]:
 
 
 def main() -> None:
-    """The command."""
+    """Run the command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", default="runs/demo", help="root of a finished workflow with its own store")
     parser.add_argument("--out", default="docs/screenshots", type=Path, help="folder for the pictures")

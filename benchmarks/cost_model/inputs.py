@@ -31,7 +31,7 @@ CONSTANTS: dict[str, Constant] = {
     "feed_core_s_per_clip": Constant(
         1 / 300, "core s", f"{_OURS}: 4 JPEGs of 256 px decoded, cropped and resized by simplejpeg and Pillow"
     ),
-    "coding_core_s_per_clip": Constant(1 / 600, "core s", f"{_OURS}: the same 4 JPEGs decoded alone"),
+    "coding_core_s_per_clip": Constant(1 / 600, "core s", f"{_OURS}: only decoding the same 4 JPEGs"),
     "video_bytes_per_clip": Constant(2.15e6, "B", "1,000 WebVid clips, in a user's report (video2dataset issue 336)"),
     "jpeg_bytes_per_pixel": Constant(28_000 / 256**2, "B", "grainy frames of 256 px at quality 90, 4:2:0: 28 kB"),
     "stored_bytes_per_code": Constant(
@@ -43,7 +43,7 @@ CONSTANTS: dict[str, Constant] = {
     "kernels_per_step": Constant(
         3_400, "kernels", "counted by benchmarks/train_step.py: operations of forward and backward that compute"
     ),
-    "launch_s_per_kernel": Constant(10e-6, "s", "assumption: what eager PyTorch needs to launch one"),
+    "launch_s_per_kernel": Constant(10e-6, "s", "assumption: time of eager PyTorch to launch a kernel"),
     "gap_s_per_kernel": Constant(1.5e-6, "s", "assumption: from the end of one kernel to the start of the next"),
     "loader_python_s_per_clip": Constant(
         0.1e-3, "s", f"{_OURS}: masks, words and other draws of a batch of 256; not the decoding, which holds no lock"
@@ -55,11 +55,11 @@ CONSTANTS: dict[str, Constant] = {
         f"4090 in {_TIMM_INFER} (1.95 times on a 5090); that training gains as much is an assumption",
     ),
     "compiled_kernel_share": Constant(1 / 3, "of the kernels", "assumption: those left when pointwise ones are fused"),
-    "node_start_s": Constant(180, "s", "assumption: from asking for a GPU node until it runs containers"),
-    "image_gbyte": Constant(10, "GB", "assumption: the GPU image with torch's CUDA libraries, as it is pulled"),
+    "node_start_s": Constant(180, "s", "assumption: from the request for a GPU node until it runs containers"),
+    "image_gbyte": Constant(10, "GB", "assumption: compressed size of the GPU image with torch's CUDA libraries"),
     "image_gbyte_per_s": Constant(0.1, "GB/s", "assumption: pulling and unpacking from a registry in the same region"),
     "process_start_s": Constant(60, "s", "assumption: Ray, imports, NCCL, order of the first epoch, first batch"),
-    "compile_s": Constant(180, "s", "assumption: torch.compile of the student, forward and backward, on first use"),
+    "compile_s": Constant(180, "s", "assumption: torch.compile of the model, forward and backward, on first use"),
     "encoder_flop_per_byte": Constant(
         1127.71 * 6 * 1.2529e9 / 936.2e9,
         "FLOP per byte of memory bandwidth",

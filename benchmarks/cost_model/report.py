@@ -45,7 +45,7 @@ def as_text(figures: Mapping[str, Any]) -> str:
     )
     head = (
         f"{job['num_clips']:,} clips x {job['num_epochs']} epochs, {batch}; "
-        f"forward {work.student_macs / 1e9:.2f} GMACs per clip in the student (video encoder "
+        f"forward {work.student_macs / 1e9:.2f} GMACs per clip in the model (video encoder "
         f"{work.encoder_macs / 1e9:.2f}), {work.tokenizer_macs / 1e9:.2f} in the tokenizer; "
         f"gradients {bytes_as_text(work.gradient_bytes)}"
     )

@@ -5,6 +5,7 @@ from typing import ClassVar, Literal, get_args
 from pydantic import Field
 
 from evilm.config.base import Common, Config, Incidental, Stage
+from evilm.config.items import ItemsConfig
 from evilm.config.pretrain_command import Pretrain
 from evilm.config.resources import ScorerConfig, TaskConfig
 from evilm.config.stage_settings import (
@@ -46,6 +47,20 @@ class BuildVocab(VocabSettings, StageConfig):
     example: ClassVar[str] = "--manifest clips.csv --base-vocab vocab.txt --out runs/my/vocab"
     manifest: Common[Incidental[str]] = ""
     """Captions: tables or tars as for shard_videos, COCO captions JSON, or .txt."""
+
+
+class BuildItems(StageConfig):
+    """Build the items of a downstream task from its official annotations."""
+
+    example: ClassVar[str] = "--task msvd-qa --annotations MSVD-QA --frames runs/msvd/frames --out runs/msvd/qa"
+    task: Common[str] = ""
+    """msrvtt-retrieval, msrvtt-qa, msrvtt-mc, msvd-qa, tgif-action, tgif-transition, tgif-frame, didemo-retrieval,
+    hmdb51 or kinetics-400."""
+    annotations: Common[Incidental[str]] = ""
+    """Folder of the official annotation files."""
+    frames: Common[Incidental[str]] = ""
+    """Frame shards of the videos; '' keeps all items, whose coverage is then unknown."""
+    items: ItemsConfig = ItemsConfig()
 
 
 class TrainTokenizer(TokenizerSettings, StageConfig):
@@ -142,6 +157,7 @@ STAGES: dict[str, type[StageConfig]] = {
     "render_corpus": RenderCorpus,
     "shard_videos": ShardVideos,
     "build_vocab": BuildVocab,
+    "build_items": BuildItems,
     "train_tokenizer": TrainTokenizer,
     "precompute_codes": PrecomputeCodes,
     "pretrain": Pretrain,

@@ -6,9 +6,9 @@ resumes anywhere, with any number of workers, and sees the same batches.
 
 import logging
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from threading import Lock
 from typing import Any
@@ -20,6 +20,7 @@ from evilm.dataloader.clip_reader import ClipAugmentation, Clips, load_clips, sh
 from evilm.dataloader.pixel_buffers import PixelBuffers
 from evilm.dataloader.sampler import EvalSampler, Step, TrainSampler
 from evilm.errors import ShardError
+from evilm.prefetch import map_ahead
 from evilm.seeds import draw_captions
 from evilm.shards import Captions, ShardPair, Side
 
@@ -124,22 +125,14 @@ class DataLoader:
 
     def batches(self, start_step: int, end_step: int) -> Iterator[Any]:
         """The batches of steps start_step .. end_step - 1, counted over all epochs."""
-        with ThreadPoolExecutor(self._threads, thread_name_prefix="loader") as pool:
-            ahead: deque[Future[Any]] = deque()
-            step = start_step
-            try:
-                while step < end_step or ahead:
-                    while step < end_step and len(ahead) < self._prefetch:
-                        ahead.append(pool.submit(self._make, step))
-                        step += 1
-                    began = time.perf_counter()
-                    batch = ahead.popleft().result()
-                    self.wait_s += time.perf_counter() - began
-                    self._groups.drop(step - len(ahead) - 1)
-                    yield batch
-            finally:
-                for future in ahead:
-                    future.cancel()
+        steps = range(start_step, end_step)
+        with closing(map_ahead(self._make, steps, self._threads, self._prefetch - 1, "loader")) as batches:
+            for step in steps:
+                began = time.perf_counter()
+                batch = next(batches)
+                self.wait_s += time.perf_counter() - began
+                self._groups.drop(step)
+                yield batch
 
     def _make(self, step: int) -> Any:
         batch = self._collate(self._read(self.order.step(step)))

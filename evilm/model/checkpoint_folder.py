@@ -63,7 +63,7 @@ def read_model(uri: str, prefix: str) -> dict[str, Tensor] | None:
     """
     if not {DIGESTS, WEIGHTS} & set(storage.list_names(uri)):
         return None
-    advice = "give another checkpoint"
+    advice = "use another checkpoint"
     try:
         digests: dict[str, Any] = json.loads(storage.read_bytes(storage.join(uri, DIGESTS)))["files"]
         files = {name: _read(uri, name, digest) for name, digest in digests.items() if name != OPTIMIZER}

@@ -73,7 +73,7 @@ class EViLM:
         if vocab.size != student.config.vocab_size:
             raise ConfigError(
                 f"a vocabulary of {vocab.size} words, the model knows {student.config.vocab_size}; "
-                "give the vocabulary that it was trained with"
+                "use the vocabulary that it was trained with"
             )
 
     @classmethod

@@ -95,7 +95,7 @@ def read_config(uri: str, kind: str) -> dict[str, Any]:
     try:
         content = storage.read_json(storage.join(uri, CONFIG))
     except (FileNotFoundError, NotADirectoryError):
-        raise CheckpointError(f"{uri} holds no {kind}: there is no {CONFIG}; give the folder it was saved to") from None
+        raise CheckpointError(f"{uri} holds no {kind}: there is no {CONFIG}; name the folder it was saved to") from None
     except ShardError as error:
         raise CheckpointError(str(error)) from None
     content = content if isinstance(content, dict) else {}
@@ -105,7 +105,7 @@ def read_config(uri: str, kind: str) -> dict[str, Any]:
         names = {known.model_type: name for name, known in _KINDS.items()}
         found = names.get(content.get("model_type", ""), content.get("model_type"))
     if found != kind:
-        raise CheckpointError(f"{uri} holds {found or 'no evilm model'!r}, not a {kind}; give the folder of a {kind}")
+        raise CheckpointError(f"{uri} holds {found or 'no evilm model'!r}, not a {kind}; name the folder of a {kind}")
     if "config" in content:
         return content | {"config": with_new_names(content["config"])}
     apart = {*_ABOUT, *_KINDS[kind].facts}

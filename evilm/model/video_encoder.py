@@ -84,7 +84,7 @@ class EdgeNeXt(nn.Module):
         _load(self.backbone, weights)
 
     def forward(self, pixels: Float[Tensor, "images 3 height width"]) -> Float[Tensor, "images row col channels"]:
-        """Normalised pixels to one vector per region."""
+        """Encode normalised pixels to one vector per region."""
         # timm creates position embeddings on the default device. If that is not the GPU, the host waits for a copy in
         # each step. Compiled code creates them on the GPU anyway, and the compiler does not support this context.
         with contextlib.nullcontext() if torch.compiler.is_compiling() else pixels.device:
@@ -117,7 +117,7 @@ class TimmEncoder(nn.Module):
         self.norm = nn.LayerNorm(self.channels)
 
     def forward(self, pixels: Float[Tensor, "images 3 height width"]) -> Float[Tensor, "images row col channels"]:
-        """Normalised pixels to one vector per region."""
+        """Encode normalised pixels to one vector per region."""
         (features,) = self.backbone.forward_intermediates(pixels, indices=1, intermediates_only=True)
         if self._pool > 1:
             features = F.avg_pool2d(features, self._pool)

@@ -12,6 +12,7 @@ from evilm.errors import UsageError
 from evilm.io import storage
 from evilm.io.outputs import Output
 from evilm.synth import VIDEOS_NAME, PlannedClip, plan_corpus, render_and_write, write_manifests
+from evilm.synth.annotations import FOLDER, write_annotations
 
 logger = logging.getLogger(__name__)
 
@@ -28,7 +29,11 @@ def render_corpus(config: RenderCorpus) -> dict[str, Any]:
         raise UsageError("--out is missing; name the folder for the corpus")
     out = storage.absolute(config.out)
     with Output(config, out, {}) as output:
-        return output.done | {"reused": True} if output.done else output.close(_write_corpus(config, output))
+        if not output.done:
+            return output.close(_write_corpus(config, output))
+    if not storage.exists(storage.join(out, FOLDER)):  # of a version before them
+        write_annotations(plan_corpus(config.corpus), config.corpus.seed, out)
+    return output.done | {"reused": True}
 
 
 def _write_corpus(config: RenderCorpus, output: Output) -> dict[str, Any]:
@@ -39,6 +44,7 @@ def _write_corpus(config: RenderCorpus, output: Output) -> dict[str, Any]:
     _render(planned, config, out)
     output.check()
     manifest = write_manifests(planned, config.corpus, out)
+    write_annotations(planned, config.corpus.seed, out)
     by_split: dict[str, int] = {}
     for clip in planned:
         by_split[clip.split] = by_split.get(clip.split, 0) + 1
@@ -47,6 +53,7 @@ def _write_corpus(config: RenderCorpus, output: Output) -> dict[str, Any]:
         "inputs": {},
         "manifest": manifest,
         "videos": storage.join(out, VIDEOS_NAME),
+        "annotations": storage.join(out, FOLDER),
         "clips": by_split,
         "heldout_clips": sum(clip.heldout for clip in planned),
         "words": len({word for clip in planned for word in clip.caption.lower().replace(",", " ").split()}),

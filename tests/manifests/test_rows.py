@@ -12,7 +12,7 @@ from evilm.config.data import ColumnsConfig, FetchConfig
 from evilm.config.secrets import unsigned
 from evilm.config.stages import ShardVideos
 from evilm.errors import DecodeError, EvilmError, ManifestError
-from evilm.ingest.external_sort import content_of
+from evilm.ingest.clip_table import content_of
 from evilm.manifests.reader import read_manifests, videos_root
 from evilm.manifests.rows import BadRow, ClipRow, clean_caption, count_reasons
 from evilm.video.fetch import Fetcher

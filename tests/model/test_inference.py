@@ -212,7 +212,7 @@ def test_unknown_or_unsupported_settings_are_rejected(saved: Path, tmp_path: Pat
 
 def test_vocabulary_of_another_size_is_rejected(saved: Path):
     other = Vocab(train_wordpiece(["x y z"], 40))
-    with pytest.raises(ConfigError, match="give the vocabulary that it was trained with"):
+    with pytest.raises(ConfigError, match="use the vocabulary that it was trained with"):
         EViLM(EViLMModel.from_pretrained(str(saved)), other, Preprocessor(FRAMES, 3))
 
 

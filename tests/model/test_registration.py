@@ -17,6 +17,7 @@ from evilm.io.outputs import Output
 from evilm.model.evilm_model import EViLMModel
 from evilm.model.tokenizers.base import TOKENIZERS, load_tokenizer
 from evilm.model.video_encoder import ENCODERS, build_video_encoder
+from evilm.shards import FrameManifest
 from evilm.tasks.pretrain import pretrain
 from evilm.train.launch import fit
 from evilm.train.task import TASKS
@@ -110,7 +111,7 @@ def test_a_task_of_another_package_is_trained_and_exported(small_workflow: Workf
     values = {"frames": frames, "out": out, "schedule.epochs": 4, "optim.lr": 0.3, "tracking.enabled": False}
     config = defaults("train_tokenizer", str(SMALL)).override(values)
     assert isinstance(config, TrainTokenizer)
-    with Output(config, out, {"frames": "toy"}) as output:
+    with Output(config, out, {"frames": FrameManifest.load(frames).fingerprint}) as output:
         summary = output.close(fit(config, "brightness", "helpers.toy_plugins:BrightnessTask", output))
     assert summary["val"]["brightness_error"] < 0.05
     assert set(storage.read_json(f"{out}/line.json")) == {"weight", "bias"}

@@ -121,7 +121,7 @@ def test_weights_of_another_meaning_are_reported_as_unused(student: str) -> None
 
 def test_unusable_start_models_are_rejected_in_one_line(student: str, tokenizer: str, tmp_path: Path) -> None:
     config = _student().config
-    with pytest.raises(CheckpointError, match="holds 'tokenizer', not a student; give the folder of a student"):
+    with pytest.raises(CheckpointError, match="holds 'tokenizer', not a student; name the folder of a student"):
         start_model(config, tokenizer, OLD, "abc")
     with pytest.raises(CheckpointError, match="holds 'student', not a tokenizer"):
         start_tokenizer(tokenizer_config(), student, OLD)

@@ -117,7 +117,7 @@ def test_damaged_or_foreign_checkpoint_is_rejected_in_one_line(
     with pytest.raises(CheckpointError, match=r"ema\.safetensors has another SHA-256 than when it was written"):
         evilm.EViLM.from_pretrained(damaged)
     (damaged / "ema.safetensors").unlink()
-    with pytest.raises(CheckpointError, match=r"ema\.safetensors is missing; give another checkpoint"):
+    with pytest.raises(CheckpointError, match=r"ema\.safetensors is missing; use another checkpoint"):
         evilm.EViLM.from_pretrained(damaged)
 
 

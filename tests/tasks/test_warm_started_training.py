@@ -70,7 +70,7 @@ def test_other_init_model_is_another_training(small_workflow: Workflow, started:
     with pytest.raises(ConfigError, match=r"--init .* is inside --out .*; choose another --out"):
         _pretrain(root, out, out, overwrite=True)
     assert (out / "summary.json").exists()
-    with pytest.raises(CheckpointError, match="holds 'tokenizer', not a student; give the folder of a student"):
+    with pytest.raises(CheckpointError, match="holds 'tokenizer', not a student; name the folder of a student"):
         _pretrain(root, out, root / "tokenizer")
 
 
@@ -110,5 +110,5 @@ def test_warm_started_tokenizer_keeps_the_codebook(small_workflow: Workflow, tmp
     assert (summary["init"]["unused"], summary["init"]["fresh"]) == ([], [])
     old, new = (VideoTokenizer.from_pretrained(str(p)) for p in (root / "tokenizer", tmp_path / "tokenizer"))
     assert torch.allclose(old.quantizer.codebook, new.quantizer.codebook, atol=1e-6)
-    with pytest.raises(CheckpointError, match="holds 'student', not a tokenizer; give the folder of a tokenizer"):
+    with pytest.raises(CheckpointError, match="holds 'student', not a tokenizer; name the folder of a tokenizer"):
         train_tokenizer(config.model_copy(update={"init": str(root / "model")}))

@@ -76,7 +76,7 @@ def build_encoder(config: VideoTokenizerConfig, clip: dict[str, Any] | None = No
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CheckpointError(
-            f"encoder_weights = {config.encoder_weights!r} can't be loaded as a CLIP vision model ({reason}); give a "
+            f"encoder_weights = {config.encoder_weights!r} can't be loaded as a CLIP vision model ({reason}); use a "
             "transformers name or a local folder, or '' to train a ViT from scratch"
         ) from None
     assert isinstance(model, CLIPVisionModel)

@@ -25,7 +25,7 @@ PREFIX = "tokenizer."
 """Prefix of the tokenizer's weight names in a checkpoint of its training."""
 RESIZE = "bilinear, antialiased, float32"
 _FIRST_PROBABILITY = 0.1
-_TOGETHER = 16  # frames coded at a time in any batch: matrix products of other shapes round differently
+_TOGETHER = 16  # frames encoded at a time in any batch: matrix products of other shapes round differently
 
 
 class TokenizerOutput(NamedTuple):

@@ -1,0 +1,23 @@
+"""Settings of the items of downstream tasks."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from evilm.config.base import Common, Config
+
+
+class ItemsConfig(Config):
+    """How official annotations become items."""
+
+    protocol: Common[Literal["9k", "7k", "full"]] = "9k"
+    """MSR-VTT retrieval: training list of 9,000 or 7,010 videos with the 1k-A test split, or the official splits. The
+    9k list has videos that MSRVTT-QA and MSRVTT-MC test on, the 7k list has none."""
+    fold: Common[int] = Field(default=1, ge=1, le=3)
+    """HMDB51: which of the three official splits."""
+    val_share: Common[float] = Field(default=0.05, ge=0, lt=1)
+    """Share of the training videos that are set aside as val where the data set has no official one."""
+    num_answers: Common[int] = Field(default=1500, ge=2)
+    """Most frequent training answers that make the answer vocabulary, where the annotations bring no list."""
+    max_missing_share: Common[float] = Field(default=0.1, ge=0, le=1)
+    """Largest share of a split's videos without frames; their items are left out and counted."""

@@ -1,0 +1,175 @@
+"""Build the items of a downstream task from official annotations, joined with the clips that have frames."""
+
+import hashlib
+import io
+import logging
+import time
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from evilm.config.base import fingerprint
+from evilm.config.stages import BuildItems
+from evilm.errors import ConfigError, ManifestError, UsageError
+from evilm.io import storage
+from evilm.io.outputs import Output
+from evilm.items.annotations import Annotations
+from evilm.items.item import Item, to_table
+from evilm.items.item_tables import ITEMS_FILE, SPLITS, ItemsManifest, ItemsSplit
+from evilm.items.layouts import LAYOUTS, Layout
+from evilm.shards import FrameManifest, read_columns
+
+logger = logging.getLogger(__name__)
+
+_SHOWN = 3
+
+
+def build_items(config: BuildItems) -> dict[str, Any]:
+    """Write one Parquet table per split to `config.out`, or reuse the ones that exist there.
+
+    Items of clips without frames are left out and listed in `missing.txt`; nothing takes their place.
+
+    Returns:
+        The summary: items, clips, coverage and answers inside the vocabulary by split, fingerprint.
+
+    Raises:
+        UsageError: a setting is missing, or the task is unknown.
+        ManifestError: an annotation file that is missing or does not have its official layout.
+        ConfigError: more clips than `max_missing_share` have no frames.
+    """
+    if config.task not in LAYOUTS:
+        raise UsageError(f"--task {config.task or '(missing)'}: use {', '.join(LAYOUTS)}")
+    for name, what in (("annotations", "the folder of the official files"), ("out", "a folder")):
+        if not getattr(config, name):
+            raise UsageError(f"--{name} is missing; name {what}")
+    began, annotations = time.monotonic(), Annotations(storage.absolute(config.annotations))
+    items = list(LAYOUTS[config.task].read(annotations, config.items))
+    labels = _labels(LAYOUTS[config.task], annotations, items, config.items.num_answers)
+    frames = FrameManifest.load(config.frames) if config.frames else None
+    inputs = {"annotations": fingerprint(annotations.digests), "frames": frames.fingerprint if frames else ""}
+    with Output(config, storage.absolute(config.out), inputs) as output:
+        if output.done:
+            logger.info("%s is finished, reused", output.out)
+            return output.done | {"reused": True}
+        known = _clips_of(frames) if frames else None
+        summary = _write(config, output, items, labels, known, annotations.digests)
+        return output.close(summary | {"reused": False, "seconds": round(time.monotonic() - began, 1)})
+
+
+def _write(
+    config: BuildItems,
+    output: Output,
+    items: Sequence[Item],
+    labels: list[str],
+    known: set[str] | None,
+    digests: dict[str, str],
+) -> dict[str, Any]:
+    """Write tables, lists and manifest; the summary."""
+    _refuse_repeats(items)
+    index, splits = {answer: place for place, answer in enumerate(labels)}, {}
+    missing: list[str] = []
+    for split in SPLITS:
+        every = [item for item in items if item.split == split]
+        if not every:
+            continue
+        kept = [item for item in every if known is None or item.clip_id in known]
+        clips, gone = {item.clip_id for item in every}, sorted({i.clip_id for i in every} - {i.clip_id for i in kept})
+        if len(gone) > config.items.max_missing_share * len(clips):
+            raise ConfigError(
+                f"{config.task}, split {split}: {len(gone)} of {len(clips)} videos have no frames in {config.frames} "
+                f"({', '.join(gone[:_SHOWN])}, ...), items.max_missing_share = {config.items.max_missing_share:g}; "
+                "shard the missing videos, or accept a larger share"
+            )
+        missing += [f"{split}\t{clip}" for clip in gone]
+        sink = io.BytesIO()
+        pq.write_table(to_table(kept, index), sink, compression="zstd")
+        storage.write_bytes(storage.join(output.out, f"{split}.parquet"), sink.getvalue())
+        answered = sum(item.answer in index for item in kept) if labels else len(kept)
+        splits[split] = ItemsSplit(
+            num_items=len(kept),
+            num_clips=len({item.clip_id for item in kept}),
+            num_missing_items=len(every) - len(kept),
+            num_missing_clips=len(gone),
+            ceiling=answered / max(1, len(kept)),
+            sha256=hashlib.sha256(sink.getvalue()).hexdigest(),
+        )
+    storage.write_bytes(storage.join(output.out, "missing.txt"), "".join(f"{line}\n" for line in missing).encode())
+    storage.write_bytes(storage.join(output.out, "videos.csv"), _videos_csv(items))
+    manifest = ItemsManifest(config.task, LAYOUTS[config.task].kind, splits, tuple(labels), digests, output.out)
+    output.check()
+    storage.write_json(storage.join(output.out, ITEMS_FILE), manifest.as_json())
+    for split, found in splits.items():
+        logger.info("%s", found.sentence(split))
+    return {
+        "out": output.out,
+        "inputs": output.inputs,
+        "task": config.task,
+        "num_labels": len(labels),
+        "splits": {split: found.__dict__ for split, found in splits.items()},
+        "fingerprint": manifest.fingerprint,
+    }
+
+
+def _labels(layout: Layout, annotations: Annotations, items: Sequence[Item], num_answers: int) -> list[str]:
+    """Return answers or classes in the order of their labels; empty for choices and retrieval.
+
+    Raises:
+        ManifestError: a list whose numbers leave gaps, or there is neither a list nor a train split.
+    """
+    if layout.kind not in ("answer", "label"):
+        return []
+    if name := annotations.find(*layout.labels):
+        return _listed(annotations, name)
+    train = Counter(item.answer for item in items if item.split == "train")
+    if layout.kind == "label":
+        return sorted({item.answer for item in items})
+    if not train:
+        raise ManifestError(
+            f"{annotations.uri}: answers come from the train split, of which no file is there, or from "
+            f"{' or '.join(layout.labels)}"
+        )
+    return [answer for answer, _ in sorted(train.items(), key=lambda pair: (-pair[1], pair[0]))[:num_answers]]
+
+
+def _listed(annotations: Annotations, name: str) -> list[str]:
+    """Read a list of answers or classes: JSON {answer: number}, CSV `id,name`, or one a line."""
+    if name.endswith(".csv"):
+        return [row.text("name") for row in annotations.table(name, ("id", "name"))]
+    if not name.endswith(".json"):
+        return annotations.lines(name)
+    numbers = annotations.json_object(name)
+    placed = {numbers.number_in(answer, 0): answer for answer in numbers.values}
+    if sorted(placed) != list(range(len(numbers.values))):
+        raise ManifestError(f"{name}: the numbers of the answers are not 0 to {len(numbers.values) - 1}, each once")
+    return [placed[number] for number in range(len(placed))]
+
+
+def _refuse_repeats(items: Sequence[Item]) -> None:
+    """Check that no item is there twice.
+
+    Raises:
+        ManifestError: it is.
+    """
+    repeated = [key for key, count in Counter((item.split, item.item_id) for item in items).items() if count > 1]
+    if repeated:
+        split, item_id = repeated[0]
+        raise ManifestError(f"split {split}: {len(repeated)} items are there more than once, the first is {item_id!r}")
+
+
+def _clips_of(frames: FrameManifest) -> set[str]:
+    """Return the ids of all clips that have frames."""
+    return {
+        clip
+        for shard in frames.shards
+        for clip in read_columns(storage.join(frames.uri, shard.file), ["clip_id"])["clip_id"].to_pylist()
+    }
+
+
+def _videos_csv(items: Sequence[Item]) -> bytes:
+    """Return a manifest of the videos, for `shard_videos`: each once; captions are not what the items ask."""
+    videos = {item.clip_id: (item.file or item.clip_id, item.split) for item in items}
+    lines = ["videoid,path,split,caption"]
+    lines += [f'"{clip}","{path}",{split},"{clip}"' for clip, (path, split) in sorted(videos.items())]
+    return ("\n".join(lines) + "\n").encode()

@@ -1,0 +1,70 @@
+"""The embedded corpus in the layouts of downstream data sets: read by their readers, and true of each scene."""
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from evilm.config.data import CorpusConfig
+from evilm.config.items import ItemsConfig
+from evilm.items.annotations import Annotations
+from evilm.items.layouts import LAYOUTS
+from evilm.synth import PlannedClip, plan_corpus
+from evilm.synth.annotations import FOLDER, ask, write_annotations
+from evilm.synth.words import COLOURS, SHAPES
+
+
+@pytest.fixture(scope="module")
+def planned() -> list[PlannedClip]:
+    return plan_corpus(CorpusConfig(train_clips=120, val_clips=20, test_clips=40))
+
+
+@pytest.fixture(scope="module")
+def written(planned: list[PlannedClip], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("corpus")
+    write_annotations(planned, 0, str(root))
+    return root / FOLDER
+
+
+@pytest.mark.parametrize("task", LAYOUTS)
+def test_every_layout_is_read_back_with_its_clips(task: str, planned: list[PlannedClip], written: Path) -> None:
+    folder = written / ("tgif-qa" if task.startswith("tgif") else task)
+    items = list(LAYOUTS[task].read(Annotations(str(folder)), ItemsConfig(protocol="7k", val_share=0.2)))
+    expected = {"test"} if task == "msrvtt-mc" else {"train", "val", "test"}
+    assert {item.split for item in items} == expected
+    assert len({(item.split, item.item_id) for item in items}) == len(items)
+    known = {clip.videoid for clip in planned}
+    listed = folder / "videos.csv"
+    if listed.exists():
+        known = {line.split(",")[0] for line in listed.read_text().splitlines()[1:]}
+    assert {item.clip_id for item in items} <= known
+
+
+def test_answers_are_true_of_the_scene(planned: list[PlannedClip]) -> None:
+    types: Counter[str] = Counter()
+    for clip in planned:
+        main, objects = clip.scene.objects[0], clip.scene.objects
+        for question in ask(clip.scene):
+            types[question.type] += 1
+            if question.type == "color":
+                (shape,) = [
+                    name for name, words in SHAPES.items() if words[0][0] in question.text.split("?")[0].split()
+                ]
+                assert {COLOURS[item.colour][0] for item in objects if item.shape == shape} == {question.answer}
+            elif question.type == "object":
+                (colour,) = [name for name, words in COLOURS.items() if words[0] in question.text.rstrip("?").split()]
+                assert {SHAPES[item.shape][0][0] for item in objects if item.colour == colour} == {question.answer}
+            elif question.type == "number":
+                count = sum(item.shape == main.shape for item in objects)
+                assert question.answer == {1: "one", 2: "two", 3: "three"}[count]
+    assert set(types) == {"color", "object", "how", "number", "location"}
+
+
+def test_wrong_options_are_captions_of_other_scenes(planned: list[PlannedClip], written: Path) -> None:
+    by_caption = {clip.caption: clip.scene for clip in planned if clip.split == "test"}
+    items = LAYOUTS["msrvtt-mc"].read(Annotations(str(written / "msrvtt-mc")), ItemsConfig())
+    for item in items:
+        right = by_caption[item.answer]
+        for wrong in set(item.options) - {item.answer}:
+            assert by_caption[wrong].background != right.background
+            assert by_caption[wrong].objects[0].triple != right.objects[0].triple
