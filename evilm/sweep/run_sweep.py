@@ -4,8 +4,8 @@ import dataclasses
 import logging
 import math
 import time
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 from evilm.config.base import fingerprint
 from evilm.config.secrets import public_uri
@@ -16,9 +16,13 @@ from evilm.errors import ConfigError, UsageError
 from evilm.io import storage
 from evilm.io.outputs import Output
 from evilm.sweep.shared_inputs import SharedInputs, SharedPlaces
-from evilm.sweep.sweep_plan import make_plan
+from evilm.sweep.sweep_plan import SweepPlan, make_plan
 from evilm.sweep.sweep_results import Setting, Tried, best_preset, rank, results_csv, results_json, results_table
 from evilm.sweep.trial_folder import Trial, keep_input_error
+
+if TYPE_CHECKING:
+    from evilm.sweep.search import SearchJob
+    from evilm.tracking.mlflow_run import TrackedRun
 
 logger = logging.getLogger(__name__)
 
@@ -54,18 +58,18 @@ def sweep(config: Sweep) -> dict[str, Any]:
         return output.close(_run(config, stage, space, plan, output))
 
 
-def _run(config: Sweep, stage: str, space: Space, plan: Any, output: Output) -> dict[str, Any]:
+def _run(config: Sweep, stage: str, space: Space, plan: SweepPlan, output: Output) -> dict[str, Any]:
     """Run the trials; the summary."""
     began, out = time.monotonic(), output.out
-    from evilm.sweep.search import SearchJob, count_slots, make_job, run_search
-    from evilm.tracking.mlflow_run import end_run
+    from evilm.sweep.search import count_slots, make_job, run_search
+    from evilm.tracking.mlflow_run import end_on_error
 
     slots = count_slots(config.base, config.concurrent)
     run, parent = _parent(config, stage, out, space)
-    try:
+    with end_on_error(run):
         shared = SharedInputs(config.base, out, run.uri if run else "")
 
-        def prepare(trial: Trial) -> SearchJob:
+        def prepare(trial: Trial) -> "SearchJob":
             ground = shared.ground(trial.values)
             settings = trial_config(config, trial, ground, stage, run.uri if run else "", parent)
             keep_input_error(trial.out, ground.error)
@@ -74,12 +78,6 @@ def _run(config: Sweep, stage: str, space: Space, plan: Any, output: Output) -> 
         logger.info("%d trial(s) at a time", slots)
         tried = run_search(config, plan, out, prepare, slots)
         summary = _conclude(config, stage, out, tried, shared, prepare)
-    except KeyboardInterrupt:
-        end_run(run, "KILLED")
-        raise
-    except BaseException:  # whatever it was, the run must not be left as if it went on
-        end_run(run, "FAILED")
-        raise
     summary |= {"inputs": output.inputs, "reused": False, "seconds": round(time.monotonic() - began, 1)}
     _track_end(run, config, summary, tried)
     return summary
@@ -114,7 +112,12 @@ def _fingerprint(config: Sweep, space: Space) -> str:
 
 
 def _conclude(
-    config: Sweep, stage: str, out: str, tried: Sequence[Tried], shared: SharedInputs, prepare: Any
+    config: Sweep,
+    stage: str,
+    out: str,
+    tried: Sequence[Tried],
+    shared: SharedInputs,
+    prepare: "Callable[[Trial], SearchJob]",
 ) -> dict[str, Any]:
     """Write table, figure and preset."""
     from evilm.sweep.sweep_figure import draw_sweep
@@ -186,7 +189,7 @@ def _warn_of_guessing(best: Setting, val_clips: int) -> None:
         )
 
 
-def _parent(config: Sweep, stage: str, out: str, space: Space) -> tuple[Any, str]:
+def _parent(config: Sweep, stage: str, out: str, space: Space) -> "tuple[TrackedRun | None, str]":
     """Open the sweep's own MLflow run, which holds the space; return it and its id, None and '' without tracking."""
     from evilm.tracking.lineage import read_run_file
     from evilm.tracking.mlflow_run import describe_run, ensure_run, suppress_tracking_errors
@@ -201,7 +204,7 @@ def _parent(config: Sweep, stage: str, out: str, space: Space) -> tuple[Any, str
     return run, str(read_run_file(out).get("run_id", ""))
 
 
-def _track_end(run: Any, config: Sweep, summary: dict[str, Any], tried: Sequence[Tried]) -> None:
+def _track_end(run: "TrackedRun | None", config: Sweep, summary: dict[str, Any], tried: Sequence[Tried]) -> None:
     """Say in MLflow how each trial ended, and bring table, figure and preset to the sweep's run."""
     from evilm.tracking.lineage import read_run_file
     from evilm.tracking.mlflow_run import close_run, suppress_tracking_errors

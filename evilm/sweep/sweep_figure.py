@@ -1,10 +1,13 @@
 """The figure of a sweep: the score against each swept setting, and the scores of all trials over epochs."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from evilm.io.figures import to_png
 from evilm.sweep.sweep_results import Setting, short_names, shown
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 _CHANCE = {"match_auc": 0.5, "vtm_accuracy": 0.5}
 _LOG_FROM = 8.0
@@ -33,7 +36,7 @@ def draw_sweep(settings: Sequence[Setting], score: str) -> bytes:
     return to_png(figure, dpi=100)
 
 
-def _draw_setting(axis: Any, settings: Sequence[Setting], name: str, colours: list[Any]) -> None:
+def _draw_setting(axis: "Axes", settings: Sequence[Setting], name: str, colours: list[Any]) -> None:
     """Draw every trial at its value of one setting, and mean and standard deviation of those that ran to the end."""
     values = [setting.values[name] for setting in settings]
     numeric = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
@@ -55,7 +58,7 @@ def _draw_setting(axis: Any, settings: Sequence[Setting], name: str, colours: li
     axis.set_xlabel(name)
 
 
-def _draw_curves(axis: Any, settings: Sequence[Setting], score: str, colours: list[Any]) -> None:
+def _draw_curves(axis: "Axes", settings: Sequence[Setting], score: str, colours: list[Any]) -> None:
     """Draw the score of every trial over epochs: where stopped ones ended, and whether it was too early to say."""
     short = short_names(settings[0].values)
     for setting, colour in zip(settings, colours, strict=True):

@@ -285,10 +285,16 @@ def reopen_run(out: str) -> None:
         write_run_file(out, {name: value for name, value in known.items() if name not in ("closed", "model")})
 
 
-def end_run(run: TrackedRun | None, status: str) -> None:
-    """End the run without a summary: FAILED, or KILLED where somebody asked for it."""
-    if run:
-        with suppress_tracking_errors(f"mark the run as {status}"):
-            from mlflow import MlflowClient
+@contextmanager
+def end_on_error(run: TrackedRun | None) -> Iterator[None]:
+    """End the run if the block raises: FAILED, or KILLED where somebody asked for it."""
+    try:
+        yield
+    except BaseException as error:
+        status = "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
+        if run:
+            with suppress_tracking_errors(f"mark the run as {status}"):
+                from mlflow import MlflowClient
 
-            MlflowClient(tracking_uri=run.uri).set_terminated(ensure_run(run), status=status)
+                MlflowClient(tracking_uri=run.uri).set_terminated(ensure_run(run), status=status)
+        raise

@@ -15,7 +15,7 @@ import time
 import uuid
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from evilm.errors import CheckpointError
 from evilm.io import storage
@@ -24,6 +24,7 @@ from evilm.model.checkpoint_folder import DIGESTS, verify
 from evilm.train.checkpoint_files import Snapshot, write_snapshot
 
 logger = logging.getLogger(__name__)
+T = TypeVar("T")
 
 CHECKPOINTS = "checkpoints"
 _NAME = re.compile(r"step_(\d{8,})-(\d{3,})")
@@ -46,7 +47,7 @@ def newest_first(out: str) -> list[str]:
     return [match[0] for match in sorted(found, key=lambda m: (int(m[1]), int(m[2])), reverse=True)]
 
 
-def find_intact(out: str, load: Callable[[Path], Any]) -> tuple[str, Any] | None:
+def find_intact(out: str, load: Callable[[Path], T]) -> tuple[str, T] | None:
     """Load the newest checkpoint that is intact; each damaged one before it is named in a warning.
 
     Args:
@@ -71,7 +72,7 @@ def find_intact(out: str, load: Callable[[Path], Any]) -> tuple[str, Any] | None
     return None
 
 
-def load_named(out: str, name: str, load: Callable[[Path], Any]) -> Any:
+def load_named(out: str, name: str, load: Callable[[Path], T]) -> T:
     """Load the checkpoint that rank 0 has chosen."""
     with storage.local_folder(storage.join(out, CHECKPOINTS, name)) as folder:
         return load(folder)

@@ -18,7 +18,7 @@ from evilm.tracking.mlflow_run import (
     TrackedRun,
     close_run,
     describe_run,
-    end_run,
+    end_on_error,
     is_closed,
     open_run,
     suppress_tracking_errors,
@@ -77,21 +77,15 @@ def fit(
         scaling_config=_scaling(cluster),
         run_config=_storage(out, cluster),
     )
-    try:
-        returned = preemption.run_until_asked(lambda: dict(trainer.fit().return_value or {}), out)
+    with end_on_error(run):
+        try:
+            returned = preemption.run_until_asked(lambda: dict(trainer.fit().return_value or {}), out)
+        except (ray.train.TrainingFailedError, ray.train.ControllerError, ray.train.WorkerGroupError) as error:
+            output.check()
+            raise ClusterError(f"training failed: {_reason(error)}; run the same command again to continue") from error
         if "error" in returned:
             output.check()
             raise (NonFiniteError if returned.get("not_finite") else EvilmError)(returned["error"])
-    except (ray.train.TrainingFailedError, ray.train.ControllerError, ray.train.WorkerGroupError) as error:
-        end_run(run, "FAILED")
-        output.check()
-        raise ClusterError(f"training failed: {_reason(error)}; run the same command again to continue") from error
-    except KeyboardInterrupt:
-        end_run(run, "KILLED")
-        raise
-    except BaseException:  # whatever it was, the run must not be left as if it went on
-        end_run(run, "FAILED")
-        raise
     summary = returned | made(returned) | {"seconds": round(time.monotonic() - began, 1)}
     finish_tracking(config, run, summary)
     return summary

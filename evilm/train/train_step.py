@@ -55,7 +55,7 @@ class _Pending:
     names: list[str]
     numbers: torch.Tensor
     """On the host: the stats of the losses, row by row; the weighted loss; the gradient norm; the flags."""
-    arrived: Any
+    arrived: torch.cuda.Event | None
     """CUDA event after the copy of `numbers`; None on a CPU."""
     by_micro_batch: list[torch.Tensor]
     clip_ids: list[list[str]]
@@ -71,7 +71,7 @@ class TrainStep:
         optimizer: torch.optim.Optimizer,
         settings: TrainConfig,
         world: int,
-        autocast: Any,
+        autocast: torch.autocast,
         device: torch.device,
         ema: EMA | None,
         timer: StepTimer | None = None,
@@ -232,7 +232,7 @@ class TrainStep:
         raise NonFiniteError(f"step {pending.step + 1}: {what} is not finite, at clips {shown}; {advice}")
 
 
-def _to_host(numbers: torch.Tensor) -> tuple[torch.Tensor, Any]:
+def _to_host(numbers: torch.Tensor) -> tuple[torch.Tensor, torch.cuda.Event | None]:
     """Start the copy of some numbers to the host; the event is over when they are there."""
     if numbers.device.type != "cuda":
         return numbers, None

@@ -5,6 +5,7 @@ trainings, the tokenizer's and the student's, run through it.
 """
 
 import logging
+from collections.abc import Iterator
 from contextlib import ExitStack
 from itertools import islice
 from typing import Any, cast
@@ -276,7 +277,7 @@ class Trainer:
         if self.recorder:
             self.recorder.log({"time/attempt": number, "time/workers": self.world}, self.state["step"])
 
-    def _some_batches(self, count: int) -> Any:
+    def _some_batches(self, count: int) -> Iterator[Batch]:
         """Return this worker's micro-batches of the first steps, for a start that depends on data."""
         return (batch.to(self.device) for batch in self.loader.batches(0, count * len(self.micro_batches)))
 

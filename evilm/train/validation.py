@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 @torch.no_grad()
 def evaluate(
-    objective: Objective, loader: DataLoader, device: torch.device, world: int, autocast: Any
+    objective: Objective, loader: DataLoader, device: torch.device, world: int, autocast: torch.autocast
 ) -> dict[str, float]:
     """Score a split, summed over workers; the model is back in train mode afterwards.
 
