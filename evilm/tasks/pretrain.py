@@ -22,6 +22,7 @@ from evilm.shards import CodesManifest, FrameManifest, ShardPair, Side, find_cod
 from evilm.tasks.publications import load_codes, load_frames
 from evilm.tasks.training_run import TrainingRun
 from evilm.text.vocab import Vocab
+from evilm.tracking.mlflow_run import TrackedRun
 from evilm.tracking.panel_log import NUM_CLIPS, PanelLog
 
 if TYPE_CHECKING:
@@ -199,7 +200,7 @@ class PretrainTask:
         side, looks = self._side(split), self._looks()
         return evaluation_loader(pairs, schedule, self._collate(), rank, world, micro_batch_clips, looks, threads, side)
 
-    def panels(self, tracked: dict[str, Any] | None) -> PanelLog:
+    def panels(self, tracked: TrackedRun | None) -> PanelLog:
         """Create the log of pictures of predictions on a few clips of the val split, or of train without one."""
         schedule, settings = self.settings.schedule, self.settings
         few = schedule.model_copy(update={"eval_clips": NUM_CLIPS, "eval_pool_clips": 0})

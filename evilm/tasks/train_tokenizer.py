@@ -18,6 +18,7 @@ from evilm.shards import FrameManifest, ShardPair, check_num_frames, open_side, 
 from evilm.tasks.publications import load_frames
 from evilm.tasks.training_run import TrainingRun
 from evilm.text.vocab import Vocab
+from evilm.tracking.mlflow_run import TrackedRun
 
 logger = logging.getLogger(__name__)
 
@@ -140,6 +141,9 @@ class TokenizerTask:
         return evaluation_loader(
             pairs, schedule, collate, rank, world, settings.micro_batch_clips, looks, threads, side
         )
+
+    def panels(self, tracked: TrackedRun | None) -> None:
+        """There are none."""
 
     def forward_macs(self, objective: Any) -> float:
         """Count the forward MACs of encoder, codebook and word decoder per clip."""

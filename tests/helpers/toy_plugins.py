@@ -163,6 +163,9 @@ class BrightnessTask:
         side, schedule = open_side(self._frames, "val"), self.settings.schedule
         return evaluation_loader(self._pairs("val"), schedule, collate, rank, world, 8, self._augmentation, 1, side)
 
+    def panels(self, tracked: Any) -> None:
+        """There are none."""
+
     def forward_macs(self, objective: Any) -> float:
         """One."""
         return 1.0
