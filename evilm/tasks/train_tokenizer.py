@@ -123,8 +123,12 @@ class TokenizerTask:
     def train_loader(self, rank: int, world: int) -> DataLoader:
         """Frames and caption words of the train split."""
         schedule, threads = self.settings.schedule, self.settings.cluster.num_loader_threads
-        collate, looks, side = TokenizerCollate(self._vocab), self._looks(), open_side(self._frames, "train")
-        return training_loader(self._pairs("train"), schedule, collate, rank, world, looks, threads, side)
+        collate, augmentation, side = (
+            TokenizerCollate(self._vocab),
+            self._augmentation(),
+            open_side(self._frames, "train"),
+        )
+        return training_loader(self._pairs("train"), schedule, collate, rank, world, augmentation, threads, side)
 
     def eval_loader(self, rank: int, world: int) -> DataLoader | None:
         """The same of the val split, each clip once."""
@@ -136,9 +140,9 @@ class TokenizerTask:
             settings.cluster.num_loader_threads,
             TokenizerCollate(self._vocab),
         )
-        looks, side = self._looks(), open_side(self._frames, "val")
+        augmentation, side = self._augmentation(), open_side(self._frames, "val")
         return evaluation_loader(
-            pairs, schedule, collate, rank, world, settings.micro_batch_clips, looks, threads, side
+            pairs, schedule, collate, rank, world, settings.micro_batch_clips, augmentation, threads, side
         )
 
     def forward_macs(self, objective: Any) -> float:
@@ -158,7 +162,7 @@ class TokenizerTask:
             objective.tokenizer.save_pretrained(self.settings.out)
         self._vocab.save(storage.join(self.settings.out, "vocab"))
 
-    def _looks(self) -> ClipAugmentation:
+    def _augmentation(self) -> ClipAugmentation:
         return ClipAugmentation(self.settings.schedule.seed, self.arch.num_frames)
 
     def _pairs(self, split: str) -> list[ShardPair]:
