@@ -81,8 +81,8 @@ class Scorer:
         """Score the one block whose number the batch holds; one row per clip."""
         block = self._job.blocks[int(batch["block"][0])]
         clips = load_clips(block.pair, block.group)
-        looks = ClipAugmentation(num_frames=self._student.config.num_frames, num_views=self._job.num_views)
-        pixels, code_ids = show(looks, [(clips, row) for row in block.rows], EVAL_EPOCH)
+        augmentation = ClipAugmentation(num_frames=self._student.config.num_frames, num_views=self._job.num_views)
+        pixels, code_ids = show(augmentation, [(clips, row) for row in block.rows], EVAL_EPOCH)
         frames = torch.from_numpy(pixels)
         with torch.inference_mode():
             rows: dict[str, np.ndarray] = {"place": np.array(block.places), "match": self._match(frames)}

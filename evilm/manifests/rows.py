@@ -3,7 +3,7 @@
 import hashlib
 import posixpath
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 from unicodedata import ucd_3_2_0 as unicode
@@ -161,14 +161,6 @@ def _kept(character: str) -> str:
         return " "
     is_hidden = kind in ("Cc", "Cf", "Cs", "Co") or character in _FORMATS
     return character if character in _JOINERS or not is_hidden else ""
-
-
-def count_reasons(rows: Iterable[BadRow]) -> dict[str, int]:
-    """Return how often each reason occurs, the most frequent first."""
-    counts: dict[str, int] = {}
-    for row in rows:
-        counts[row.reason.value] = counts.get(row.reason.value, 0) + 1
-    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
 
 
 def _check_text(texts: Mapping[str, str]) -> None:

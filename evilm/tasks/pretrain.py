@@ -184,8 +184,8 @@ class PretrainTask:
     def train_loader(self, rank: int, world: int) -> DataLoader:
         """Load frames, codes, masks and negatives of the train split."""
         schedule, threads = self.settings.schedule, self.settings.cluster.num_loader_threads
-        pairs, side, looks = self._pairs("train"), self._side("train"), self._looks()
-        return training_loader(pairs, schedule, self._collate(), rank, world, looks, threads, side)
+        pairs, side, augmentation = self._pairs("train"), self._side("train"), self._augmentation()
+        return training_loader(pairs, schedule, self._collate(), rank, world, augmentation, threads, side)
 
     def eval_loader(self, rank: int, world: int) -> DataLoader | None:
         """Load the same of the val split, each clip once and always with the same masks."""
@@ -197,8 +197,9 @@ class PretrainTask:
         pairs, threads = self._pairs(split), self.settings.cluster.num_loader_threads
         if not pairs:
             return None
-        side, looks = self._side(split), self._looks()
-        return evaluation_loader(pairs, schedule, self._collate(), rank, world, micro_batch_clips, looks, threads, side)
+        side, augmentation = self._side(split), self._augmentation()
+        collate = self._collate()
+        return evaluation_loader(pairs, schedule, collate, rank, world, micro_batch_clips, augmentation, threads, side)
 
     def panels(self, tracked: TrackedRun | None) -> PanelLog:
         """Create the log of pictures of predictions on a few clips of the val split, or of train without one."""
@@ -243,7 +244,7 @@ class PretrainTask:
     def _side(self, split: str) -> Side:
         return open_side(self._frames, split, self._codes)
 
-    def _looks(self) -> ClipAugmentation:
+    def _augmentation(self) -> ClipAugmentation:
         augment = self.settings.augment
         crop = augment.crop if augment.approximate else None
         return ClipAugmentation(self.settings.schedule.seed, self.arch.num_frames, self._codes.num_views, crop)
