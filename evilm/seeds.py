@@ -1,7 +1,7 @@
-"""Randomness by names, not by worker: equal in every process and in any order.
+"""Random numbers that depend on names and not on a worker: equal in every process and in any order.
 
-Training draws from (seed, epoch, clip id), the frames of a shard are drawn from (seed, clip id), and the embedded
-corpus is drawn from any parts that name a thing.
+Training draws from (seed, epoch, clip id), the frames of a shard from (seed, clip id), and the embedded corpus from any
+parts that name a thing.
 """
 
 import hashlib

@@ -11,7 +11,8 @@ from evilm.errors import ShardError
 from evilm.ingest import quarantine, shard_plan
 from evilm.ingest.failure_budget import LOST, bad_rows
 from evilm.ingest.quarantine import Quarantine, RejectCounts
-from evilm.ingest.shard_plan import Generation, PlannedShard, RetriedClips
+from evilm.ingest.retried_clips import RetriedClips
+from evilm.ingest.shard_plan import Generation, PlannedShard
 from evilm.io import storage
 from evilm.io.outputs import Output
 from evilm.jobs import commits

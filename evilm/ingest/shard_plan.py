@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from evilm.config.base import fingerprint
 from evilm.config.secrets import public_uri, unsigned
 from evilm.errors import ManifestError, OwnershipError
-from evilm.ingest.clip_table import ClipTable, PlacedClip, order_key
+from evilm.ingest.clip_table import ClipTable, PlacedClip
 from evilm.ingest.quarantine import OF_MANIFEST, Quarantine, RejectCounts
 from evilm.io import storage
 from evilm.io.outputs import Output
@@ -145,8 +145,6 @@ def plan_rows(
         rows: the whole manifest; of rows with one id, the first one counts.
         manifest: identity of the manifest.
         earlier: what was planned before.
-        seed: of the order of clips.
-        shard_clips: clips per shard.
         is_missing: whether a row's video is known not to exist; asked of rows whose id is taken.
         repeats: what rows with the id and the video of another row are (`ColumnsConfig.repeats`).
 
@@ -164,7 +162,7 @@ def plan_rows(
                 clips.take(row)
         for row, first in clips.take_repeats(repeats):
             quarantine.add(_repeated(row, first, is_missing))
-        clips.drop_planned([_digest_of(out, plan) for plan in earlier if plan.kind == "rows"], out)
+        clips.drop_planned([digest_uri(out, plan) for plan in earlier if plan.kind == "rows"], out)
         generation = _write(output, clips, earlier, shard_clips, "rows", manifest, num_rows, quarantine.reasons)
         quarantine.publish()
         return _publish(output, generation)
@@ -188,29 +186,12 @@ def forget_plans(output: Output) -> None:
     storage.delete(storage.join(output.out, FOLDER))
 
 
-class RetriedClips:
-    """The clips that a later generation planned again: eight bytes for each."""
-
-    def __init__(self, out: str, generations: Sequence[Generation], seed: int) -> None:
-        self._seed = seed
-        self._keys: dict[int, np.ndarray] = {}
-        for each in generations:
-            if each.kind == "retry":
-                table = pq.read_table(io.BytesIO(storage.read_bytes(_digest_of(out, each))), columns=["high"])
-                self._keys[each.number] = np.sort(table["high"].to_numpy())
-
-    def after(self, generation: int, clip_id: str) -> bool:
-        """Return whether a clip of a generation was tried again in a later one, whose result counts."""
-        key = np.uint64(int.from_bytes(order_key(self._seed, clip_id)[:8]) if self._keys else 0)
-        later = [keys for number, keys in self._keys.items() if number > generation]
-        return any(key in keys[(place := int(np.searchsorted(keys, key))) : place + 1] for keys in later)
-
-
 def _place(out: str, number: int) -> str:
     return storage.join(out, FOLDER, f"{number:04d}.json")
 
 
-def _digest_of(out: str, generation: Generation) -> str:
+def digest_uri(out: str, generation: Generation) -> str:
+    """Return where the digest of a generation is: the ids of its clips, and what they say."""
     return storage.join(out, FOLDER, generation.folder, _DIGEST)
 
 
@@ -224,8 +205,6 @@ def _repeated(row: ClipRow, first: ClipRow, is_missing: Callable[[ClipRow], bool
 
 
 class _Written(NamedTuple):
-    """A shard whose rows are written, and what is in them."""
-
     shard: PlannedShard
     digest: str
     has_secrets: bool
@@ -307,11 +286,7 @@ def _write_shard(folder: str, planned: tuple[PlannedShard, list[PlacedClip]]) ->
 
 
 def _publish(output: Output, generation: Generation) -> Generation:
-    """Publish a generation: from now on it is planned.
-
-    Raises:
-        OwnershipError: another run has taken the output over.
-    """
+    """Publish a generation: from now on it is planned."""
     output.check()
     out, data = output.out, json.dumps(asdict(generation), sort_keys=True, ensure_ascii=False)
     if not storage.put_if_absent(_place(out, generation.number), data.encode()):

@@ -1,4 +1,4 @@
-"""The words of the embedded corpus, from `words.yaml`: what each property of a scene may be called."""
+"""The words of the embedded corpus, from `words.yaml`: names of each property of a scene."""
 
 from importlib.resources import files
 from typing import Any

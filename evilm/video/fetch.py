@@ -22,13 +22,14 @@ from fsspec.implementations.local import LocalFileSystem
 
 from evilm.config.data import VIDEO_ENDINGS, FetchConfig
 from evilm.config.secrets import public_uri
-from evilm.errors import ConfigError, DecodeError, ShardError
+from evilm.errors import DecodeError, ShardError
 from evilm.io import storage
 from evilm.io.retries import TransientError, retry
 from evilm.io.temporary import nameless_file
 from evilm.video.download import download, transient
 from evilm.video.local_files import LocalRoot, forms, has_ending, rank, stem
 from evilm.video.reasons import RejectReason
+from evilm.video.store_answers import judge
 from evilm.video.urls import is_url
 
 _TAR = re.compile(r"\.tar/", re.IGNORECASE)
@@ -58,8 +59,6 @@ class Fetcher:
     def __init__(self, videos: str, config: FetchConfig) -> None:
         self._config = config
         self._slots = threading.BoundedSemaphore(config.concurrency)
-        if is_url(videos):
-            raise ConfigError(f"--videos {videos} is a URL; give a folder or s3://, and --fetch.urls to download clips")
         self._fs, self._root = None, ""
         if videos:  # requests are not tried again by the libraries, so that attempts are counted once
             wait_s = config.timeout_s
@@ -230,10 +229,10 @@ class Fetcher:
                 return action()
             except (TransientError, DecodeError, ShardError):
                 raise
-            except Exception as error:  # s3fs raises errors of three libraries; `_judge` classifies them
+            except Exception as error:  # s3fs raises errors of three libraries
                 if isinstance(error, FileNotFoundError) and default is not None:
                     return default
-                raise _judge(error) from None
+                raise judge(error) from None
 
         return retry(attempt, self._config.retries + 1, self._config.deadline_s)
 
@@ -250,41 +249,6 @@ class _Size(Callback):
         self.promised = size
         if size is not None and size > self._max_mb << 20:
             raise DecodeError(RejectReason.TOO_LARGE, f"{size} bytes, more than fetch.max_mb = {self._max_mb}")
-
-
-def _judge(error: Exception) -> TransientError:
-    """Classify a failure of an object store; return a temporary one.
-
-    Raises:
-        DecodeError: the failure is permanent.
-        ConfigError: nothing can be read at all.
-    """
-    kind, cause = type(error).__name__, error
-    while not hasattr(cause, "response") and cause.__cause__ is not None:
-        assert isinstance(cause.__cause__, Exception)
-        cause = cause.__cause__
-    answer = getattr(cause, "response", None)
-    if isinstance(answer, dict):
-        code = str(answer.get("Error", {}).get("Code", ""))
-        status = int(answer.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
-        if code == "NoSuchBucket":
-            raise ConfigError("there is no such bucket of videos; check --videos and the AWS variables") from None
-        if status == 404:
-            raise DecodeError(RejectReason.MISSING_FILE, "" if code in ("404", "NoSuchKey") else code) from None
-        if status >= 500 or status in (408, 429) or code in ("SlowDown", "RequestTimeout", "ThrottlingException"):
-            return transient(RejectReason.FETCH_ERROR, f"S3 answers {status} {code}")
-        raise DecodeError(RejectReason.FETCH_ERROR, f"S3 answers {status} {code}") from None
-    if isinstance(error, FileNotFoundError):
-        raise DecodeError(RejectReason.MISSING_FILE) from None
-    if isinstance(error, IsADirectoryError):
-        raise DecodeError(RejectReason.NOT_A_FILE, "a folder") from None
-    if "Credentials" in kind:
-        raise ConfigError(f"no credentials for the object store ({kind}); set the AWS variables") from None
-    if isinstance(error, TimeoutError) or "Timeout" in kind:
-        return transient(RejectReason.FETCH_TIMEOUT, "the object store did not answer in time")
-    if isinstance(error, OSError) and error.errno in (28, 122):  # no space, quota
-        raise ShardError(f"no space in {tempfile.gettempdir()} for videos; free some or set TMPDIR") from None
-    return transient(RejectReason.FETCH_ERROR, kind)
 
 
 def _check_member(header: bytes, member: str, num_bytes: int) -> None:

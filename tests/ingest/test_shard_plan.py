@@ -15,7 +15,8 @@ from evilm.config.stages import ShardVideos
 from evilm.errors import ConfigError, ManifestError
 from evilm.ingest import clip_table, shard_plan
 from evilm.ingest.clip_table import order_key
-from evilm.ingest.shard_plan import Generation, RetriedClips
+from evilm.ingest.retried_clips import RetriedClips
+from evilm.ingest.shard_plan import Generation
 from evilm.io import storage
 from evilm.io.outputs import Output
 from evilm.manifests.rows import BadRow, ClipRow

@@ -13,8 +13,9 @@ from evilm.config.secrets import unsigned
 from evilm.config.stages import ShardVideos
 from evilm.errors import DecodeError, EvilmError, ManifestError
 from evilm.ingest.clip_table import content_of
+from evilm.manifests.caption_text import clean_caption
 from evilm.manifests.reader import read_manifests, videos_root
-from evilm.manifests.rows import BadRow, ClipRow, clean_caption
+from evilm.manifests.rows import BadRow, ClipRow
 from evilm.video.fetch import Fetcher
 from evilm.video.reasons import RejectReason
 from evilm.video.urls import flat_name
