@@ -4,7 +4,7 @@ import time
 
 import torch
 
-from evilm.train.precision import has_bf16
+from evilm.train.optimizer import has_bf16
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 _SIZES = {"cpu": (256, 512, 1024, 2048), "cuda": (1024, 2048, 4096, 8192)}

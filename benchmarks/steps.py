@@ -22,8 +22,8 @@ from evilm.objectives.step_macs import StepWork, work_of
 from evilm.tasks.pretrain import PretrainTask
 from evilm.text.vocab import Vocab
 from evilm.train import train_state
-from evilm.train.device_copies import on_device
-from evilm.train.precision import make_deterministic
+from evilm.train.micro_batches import on_device
+from evilm.train.optimizer import make_deterministic
 from evilm.train.preemption import NUM_FLAGS
 from evilm.train.timing import StepTimer
 

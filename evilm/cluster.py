@@ -101,13 +101,6 @@ def _probe(address: str) -> None:
         ) from None
 
 
-def num_cpus() -> int:
-    """Return the current number of logical CPUs in the connected cluster."""
-    import ray
-
-    return int(ray.cluster_resources().get("CPU", 0))
-
-
 def task_options(cluster: PoolConfig, num_units: int) -> tuple[dict[str, Any], float]:
     """Build arguments of `Dataset.map_batches` for one task per unit; also return the number of CPUs needed."""
     from ray.data import TaskPoolStrategy

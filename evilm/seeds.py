@@ -1,4 +1,8 @@
-"""Random numbers that depend on a clip and not on a worker, drawn from (seed, epoch, clip id)."""
+"""Random numbers that depend on names and not on a worker: equal in every process and in any order.
+
+Training draws from (seed, epoch, clip id), the frames of a shard from (seed, clip id), and the embedded corpus from any
+parts that name a thing.
+"""
 
 import hashlib
 from collections.abc import Sequence
@@ -10,6 +14,18 @@ from jaxtyping import UInt64
 def clip_rng(purpose: str, seed: int, epoch: int, clip_id: str) -> np.random.Generator:
     """Return the random generator of one clip in one epoch for one purpose (view, crop)."""
     return np.random.Generator(np.random.PCG64(_key(purpose, seed, epoch, clip_id)))
+
+
+def sampling_rng(seed: int, clip_id: str) -> np.random.Generator:
+    """Return the generator of the moments that are sampled from a clip when it is sharded."""
+    digest = hashlib.blake2b(f"{seed}:{clip_id}".encode(errors="surrogatepass"), digest_size=16).digest()
+    return np.random.default_rng(int.from_bytes(digest, "little"))
+
+
+def named_rng(*parts: object) -> np.random.Generator:
+    """Return the generator of a thing that `parts` name."""
+    digest = hashlib.blake2b("\x1f".join(map(str, parts)).encode(), digest_size=16).digest()
+    return np.random.Generator(np.random.PCG64(int.from_bytes(digest, "little")))
 
 
 def clip_keys(purpose: str, seed: int, epoch: int, clip_ids: Sequence[str]) -> UInt64[np.ndarray, " clip"]:

@@ -58,10 +58,9 @@ class ColumnsConfig(Config):
     A column that is not set is the layout's; an empty name ('') means 'no such column'.
     """
 
-    layout: Common[
-        Literal["auto", "webvid", "video2dataset", "openvid", "internvid", "panda", "koala", "webdataset"]
-    ] = "auto"
-    """Data set whose column names the manifest has; auto recognizes them by each file's header, or assumes webvid."""
+    layout: Common[str] = "auto"
+    """Data set whose column names the manifest has: webvid, video2dataset, openvid, internvid, panda, koala, webdataset
+    or one of an installed package; auto recognizes it by each file's header, or assumes webvid."""
     videoid: str | None = None
     """Column of the clip's unique id, or of the video's id where rows are spans of videos."""
     caption: Common[str | None] = None

@@ -114,8 +114,9 @@ def _settings(section: Config, prefix: str = "") -> Iterator[tuple[str, Config, 
 
 
 def _default(value: Any) -> str:
-    shown = str(value).lower() if isinstance(value, bool) else value
-    shown = " ".join(map(str, value)) if isinstance(value, tuple) else shown
+    if isinstance(value, tuple):
+        value = " ".join(map(str, value))
+    shown = f"{value:.6g}" if isinstance(value, float) else str(value).lower() if isinstance(value, bool) else value
     return "" if shown in ("", None) else f"(default: {shown})"
 
 

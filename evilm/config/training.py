@@ -142,7 +142,7 @@ class ScheduleConfig(Config):
     nonfinite: Incidental[Literal["stop", "skip"]] = "stop"
     """Reaction to a step whose loss or gradient is NaN or infinite: end the run, or skip and count its update."""
     audit: Incidental[bool] = False
-    """Record the clips of each step in audit/ of the output; `python -m evilm.train.audit OUT` then checks that each
+    """Record the clips of each step in audit/ of the output; `python benchmarks/audit.py OUT` then checks that each
     epoch saw each clip once."""
     log_every_steps: Incidental[int] = Field(default=20, ge=1)
     """Steps between two metric points, and between two console lines if that takes longer than 5 s."""

@@ -1,6 +1,6 @@
-"""The clips of a row group, and how an epoch looks at them: which stored frames, which view, and their codes.
+"""The clips of a row group, and what an epoch shows of them: which stored frames, which view, and their codes.
 
-What a look shows is drawn from (seed, epoch, clip id) alone, so workers, restarts and batches do not change it.
+What it shows is drawn from (seed, epoch, clip id) only, so workers, restarts and batches do not change it.
 """
 
 from collections.abc import Callable, Sequence
@@ -138,12 +138,31 @@ class ClipAugmentation:
         return pick_frames(num_stored, wanted, clip_rng("frames", self.seed, epoch, clip_id) if drawn else None)
 
 
+@dataclass(frozen=True)
+class Rows:
+    """The rows of one global step that a worker gets, before collation.
+
+    `clip_ids` and `captions`, one drawn for each clip, are those of all clips of the global step; `mine` says which of
+    them are this worker's, and `frames` (uint8, clip x frame x row x col x 3) and `code_ids` (int64, clip x region)
+    belong to those.
+    """
+
+    epoch: int
+    clip_ids: list[str]
+    captions: list[str]
+    all_captions: list[list[str]]
+    """Of each clip: none of them is a wrong answer for it."""
+    mine: slice
+    frames: np.ndarray
+    code_ids: np.ndarray | None
+
+
 def _empty(shape: tuple[int, ...]) -> np.ndarray:
     return np.empty(shape, np.uint8)
 
 
 def show(
-    looks: ClipAugmentation,
+    augmentation: ClipAugmentation,
     rows: Sequence[tuple[Clips, int]],
     epoch: int,
     empty: Callable[[tuple[int, ...]], np.ndarray] = _empty,
@@ -151,15 +170,15 @@ def show(
     """Pixels and codes (int64) of some clips as an epoch shows them; each clip is written to its place in the batch.
 
     Args:
-        looks: what to show.
+        augmentation: what to show.
         rows: the clips.
         epoch: counted from 0, or `EVAL_EPOCH`.
         empty: makes the uint8 array for the pixels.
     """
     clips, row = rows[0]
-    side, num_frames = clips.frame_px, looks.num_frames or clips.num_frames(row)
+    side, num_frames = clips.frame_px, augmentation.num_frames or clips.num_frames(row)
     frames = empty((len(rows), num_frames, side, side, 3))
-    codes = [looks.show(clips, row, epoch, out) for (clips, row), out in zip(rows, frames, strict=True)]
+    codes = [augmentation.show(clips, row, epoch, out) for (clips, row), out in zip(rows, frames, strict=True)]
     found = [item.reshape(-1) for item in codes if item is not None]
     return frames, np.stack(found).astype(np.int64) if found else None
 

@@ -2,13 +2,14 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
+from evilm.dataloader.clip_reader import Rows
 from evilm.dataloader.masking import IGNORE, Shape, WordMasker, region_masks
 from evilm.dataloader.negatives import NEGATIVES, Negatives
 from evilm.seeds import clip_keys, clip_rng
@@ -89,8 +90,8 @@ class TokenizerCollate:
     def __init__(self, vocab: Vocab) -> None:
         self._vocab = vocab
 
-    def __call__(self, rows: Any) -> TokenizerBatch:
-        """Collate the rows of one step (`evilm.dataloader.loader.Rows`)."""
+    def __call__(self, rows: Rows) -> TokenizerBatch:
+        """Collate the rows of one step."""
         words = torch.from_numpy(self._vocab.caption_words(rows.captions[rows.mine]))
         mine = range(*rows.mine.indices(len(rows.clip_ids)))
         clip_ids = rows.clip_ids[rows.mine]
@@ -119,8 +120,8 @@ class PretrainCollate:
         self._mask_shape: Shape = mask_shape
         self._negatives: Negatives = negatives
 
-    def __call__(self, rows: Any) -> PretrainBatch:
-        """Collate the rows of one step (`evilm.dataloader.loader.Rows`)."""
+    def __call__(self, rows: Rows) -> PretrainBatch:
+        """Collate the rows of one step."""
         mine = range(*rows.mine.indices(len(rows.clip_ids)))
         partners = NEGATIVES[self._negatives](self._seed, rows.epoch, rows.clip_ids, rows.captions, rows.all_captions)
         found = [(place, partners[clip]) for place, clip in enumerate(mine)]
@@ -154,7 +155,7 @@ class PretrainCollate:
         factors = np.stack([rng.uniform(1 - self._jitter, 1 + self._jitter, 3) for rng in rngs])
         return torch.from_numpy(factors.astype(np.float32))
 
-    def _words(self, rows: Any, clips: list[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _words(self, rows: Rows, clips: list[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return inputs, targets and padding of some clips' captions with some words masked, each (clip, word).
 
         A negative has words masked as its own clip would have them; else a masked word would give the match away.

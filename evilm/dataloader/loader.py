@@ -6,48 +6,28 @@ resumes anywhere, with any number of workers, and sees the same batches.
 
 import logging
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import closing
 from threading import Lock
-from typing import Any
-
-import numpy as np
+from typing import Generic, TypeVar
 
 from evilm.config.training import ScheduleConfig
-from evilm.dataloader.clip_reader import ClipAugmentation, Clips, load_clips, show
+from evilm.dataloader.clip_reader import ClipAugmentation, Clips, Rows, load_clips, show
 from evilm.dataloader.pixel_buffers import PixelBuffers
 from evilm.dataloader.sampler import EvalSampler, Step, TrainSampler
 from evilm.errors import ShardError
+from evilm.prefetch import map_ahead
 from evilm.seeds import draw_captions
 from evilm.shards import Captions, ShardPair, Side
 
 logger = logging.getLogger(__name__)
 
+BatchT = TypeVar("BatchT")
 Key = tuple[int, int]
 """Shard and row group."""
 _READERS = 4  # row groups read at a time by each thread: object stores answer late, but many requests at once
 _WHOLE = ClipAugmentation()
-
-
-@dataclass(frozen=True)
-class Rows:
-    """The rows of one global step that a worker gets, before collation.
-
-    `clip_ids` and `captions`, one drawn for each clip, are those of all clips of the global step; `mine` says which of
-    them are this worker's, and `frames` (uint8, clip x frame x row x col x 3) and `code_ids` (int64, clip x region)
-    belong to those.
-    """
-
-    epoch: int
-    clip_ids: list[str]
-    captions: list[str]
-    all_captions: list[list[str]]
-    """Of each clip: none of them is a wrong answer for it."""
-    mine: slice
-    frames: np.ndarray
-    code_ids: np.ndarray | None
 
 
 class _GroupCache:
@@ -84,15 +64,15 @@ class _GroupCache:
                 self._clips.pop(key, None)
 
 
-class DataLoader:
+class DataLoader(Generic[BatchT]):
     """Batches of one worker, from any step on."""
 
     def __init__(
         self,
         pairs: Sequence[ShardPair],
         order: TrainSampler | EvalSampler,
-        collate: Callable[[Rows], Any],
-        looks: ClipAugmentation = _WHOLE,
+        collate: Callable[[Rows], BatchT],
+        augmentation: ClipAugmentation = _WHOLE,
         prefetch: int = 3,
         threads: int = 2,
         side: Side | None = None,
@@ -103,16 +83,16 @@ class DataLoader:
             pairs: the shards.
             order: says which rows make a step.
             collate: turns the rows of a step into a batch; runs in a background thread.
-            looks: which frames and which view of a clip an epoch shows.
+            augmentation: which frames and which view of a clip an epoch shows.
             prefetch: batches made ahead.
             threads: background threads.
             side: the side files of the split. Without, the captions of the whole split are read into memory, and the
                 footer of a file each time that one of its row groups is read: for small data sets.
         """
         self.order = order
-        self.finish: Callable[[Any], Any] | None = None
+        self.finish: Callable[[BatchT], BatchT] | None = None
         """Applied to each batch in the background, such as moving it to page-locked memory."""
-        self._pairs, self._collate, self._looks = pairs, collate, looks
+        self._pairs, self._collate, self._augmentation = pairs, collate, augmentation
         self._prefetch, self._threads = prefetch, threads
         self._captions = side.captions if side else Captions.of_pairs(pairs)
         self._footers = side.footers if side else None
@@ -122,33 +102,25 @@ class DataLoader:
         self.wait_s = 0.0
         """Seconds that the consumer has waited for batches so far."""
 
-    def batches(self, start_step: int, end_step: int) -> Iterator[Any]:
+    def batches(self, start_step: int, end_step: int) -> Iterator[BatchT]:
         """The batches of steps start_step .. end_step - 1, counted over all epochs."""
-        with ThreadPoolExecutor(self._threads, thread_name_prefix="loader") as pool:
-            ahead: deque[Future[Any]] = deque()
-            step = start_step
-            try:
-                while step < end_step or ahead:
-                    while step < end_step and len(ahead) < self._prefetch:
-                        ahead.append(pool.submit(self._make, step))
-                        step += 1
-                    began = time.perf_counter()
-                    batch = ahead.popleft().result()
-                    self.wait_s += time.perf_counter() - began
-                    self._groups.drop(step - len(ahead) - 1)
-                    yield batch
-            finally:
-                for future in ahead:
-                    future.cancel()
+        steps = range(start_step, end_step)
+        with closing(map_ahead(self._make, steps, self._threads, self._prefetch - 1, "loader")) as batches:
+            for step in steps:
+                began = time.perf_counter()
+                batch = next(batches)
+                self.wait_s += time.perf_counter() - began
+                self._groups.drop(step)
+                yield batch
 
-    def _make(self, step: int) -> Any:
+    def _make(self, step: int) -> BatchT:
         batch = self._collate(self._read(self.order.step(step)))
         return self.finish(batch) if self.finish else batch
 
     def _read(self, step: Step) -> Rows:
         """The rows of one global step: captions of all, frames and codes of this worker's slice."""
         clip_ids, all_captions = self._captions.take(step.numbers)
-        captions = draw_captions(self._looks.seed, step.epoch, clip_ids, all_captions)
+        captions = draw_captions(self._augmentation.seed, step.epoch, clip_ids, all_captions)
         mine = [(int(s), int(g), int(r)) for s, g, r in step.rows[step.mine]]
         until = {(s, g): int(last) for (s, g, _), last in zip(mine, step.until[step.mine], strict=True)}
         groups = self._load(until)
@@ -158,7 +130,8 @@ class DataLoader:
                     f"the captions file has clip {clip_id} where {self._pairs[s].frames_uri} has "
                     f"{groups[s, g].clip_ids[r]}; delete the files captions-*.arrow beside it, they are made again"
                 )
-        frames, code_ids = show(self._looks, [(groups[s, g], r) for s, g, r in mine], step.epoch, self._buffers.take)
+        clips = [(groups[s, g], r) for s, g, r in mine]
+        frames, code_ids = show(self._augmentation, clips, step.epoch, self._buffers.take)
         return Rows(
             epoch=step.epoch,
             clip_ids=clip_ids,
@@ -171,7 +144,7 @@ class DataLoader:
 
     def _load(self, until: Mapping[Key, int]) -> dict[Key, Clips]:
         """Row groups by the last step that needs them; those that are not at hand are read side by side."""
-        views = self._looks.num_views > 1 and self._looks.crop is None
+        views = self._augmentation.num_views > 1 and self._augmentation.crop is None
 
         def clips(key: Key) -> Clips:
             shard, group = key
@@ -185,13 +158,13 @@ class DataLoader:
 def training_loader(
     pairs: Sequence[ShardPair],
     schedule: ScheduleConfig,
-    collate: Callable[[Rows], Any],
+    collate: Callable[[Rows], BatchT],
     rank: int,
     world: int,
-    looks: ClipAugmentation = _WHOLE,
+    augmentation: ClipAugmentation = _WHOLE,
     threads: int = 2,
     side: Side | None = None,
-) -> DataLoader:
+) -> DataLoader[BatchT]:
     """The data loader of one worker over all epochs of a schedule."""
     order = TrainSampler(
         [pair.row_groups for pair in pairs],
@@ -205,20 +178,20 @@ def training_loader(
     if rank == 0 and order.num_padded:
         kind = "repeated" if order.num_padded > 0 else "left out"
         logger.info("%d clips of %d are %s per epoch", abs(order.num_padded), order.num_clips, kind)
-    return DataLoader(pairs, order, collate, looks, prefetch=threads + 1, threads=threads, side=side)
+    return DataLoader(pairs, order, collate, augmentation, prefetch=threads + 1, threads=threads, side=side)
 
 
 def evaluation_loader(
     pairs: Sequence[ShardPair],
     schedule: ScheduleConfig,
-    collate: Callable[[Rows], Any],
+    collate: Callable[[Rows], BatchT],
     rank: int,
     world: int,
     micro_batch_clips: int,
-    looks: ClipAugmentation = _WHOLE,
+    augmentation: ClipAugmentation = _WHOLE,
     threads: int = 2,
     side: Side | None = None,
-) -> DataLoader | None:
+) -> DataLoader[BatchT] | None:
     """The data loader of one worker over a split, each clip once; None where the split is empty or not asked for.
 
     Args:
@@ -228,7 +201,7 @@ def evaluation_loader(
         rank: this worker.
         world: number of workers.
         micro_batch_clips: the most clips of a batch, unless a matching pool has more: a micro-batch of training.
-        looks: which frames are shown.
+        augmentation: which frames are shown.
         threads: background threads.
         side: the side files of the split.
     """
@@ -236,4 +209,4 @@ def evaluation_loader(
         return None
     groups, pool = [pair.row_groups for pair in pairs], max(1, schedule.eval_pool_clips)
     order = EvalSampler(groups, micro_batch_clips, schedule.eval_clips, pool, rank, world)
-    return DataLoader(pairs, order, collate, looks, prefetch=threads + 1, threads=threads, side=side)
+    return DataLoader(pairs, order, collate, augmentation, prefetch=threads + 1, threads=threads, side=side)

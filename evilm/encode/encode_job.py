@@ -6,7 +6,6 @@ several views per clip (crops and flips), the codes of each view are stored with
 
 import logging
 import time
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
@@ -22,8 +21,9 @@ from evilm.io import storage
 from evilm.io.outputs import CONFIG as SETTINGS
 from evilm.io.outputs import SUMMARY, Output
 from evilm.jobs import commits, runner
-from evilm.model.tokenizers.base import BaseVideoTokenizer, load_tokenizer
+from evilm.model.tokenizers.base_tokenizer import BaseVideoTokenizer, load_tokenizer
 from evilm.model.tokenizers.collapse import require_usage_of_labels, require_usage_on_val
+from evilm.prefetch import map_ahead
 from evilm.shards import (
     MANIFEST,
     SCHEMA_VERSION,
@@ -214,10 +214,9 @@ def _finalise(frames: FrameManifest, work: EncodeJob, output: Output) -> CodesMa
         if record is None or record["frames_sha256"] != shard.sha256:
             raise ShardError(f"{work.out} has no commit of {shard.file}; run the same command again")
         shards.append(CodeShardInfo(**record))
-    with ThreadPoolExecutor(_READS) as pool:
-        counts = pool.map(lambda shard: read_histogram(storage.join(work.out, shard.file)), shards)
-        for shard, histogram in zip(shards, counts, strict=True):
-            histograms[shard.split] = histograms.get(shard.split, 0) + histogram
+    counts = map_ahead(lambda shard: read_histogram(storage.join(work.out, shard.file)), shards, _READS)
+    for shard, histogram in zip(shards, counts, strict=True):
+        histograms[shard.split] = histograms.get(shard.split, 0) + histogram
     manifest = CodesManifest(
         uri=work.out,
         tokenizer=work.fingerprint,

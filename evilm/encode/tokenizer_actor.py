@@ -4,12 +4,11 @@ Codes are written as they are computed, so memory does not grow with the shard: 
 pixels of a few clips, for any number of threads.
 """
 
-from collections import deque
-from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from collections.abc import Generator, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -18,14 +17,12 @@ import torch
 from evilm.config.training import CropConfig
 from evilm.dataloader.clip_reader import Clips
 from evilm.errors import ShardError
-from evilm.io import storage
 from evilm.jobs import commits, runner
-from evilm.model.tokenizers.base import load_tokenizer
+from evilm.model.tokenizers.base_tokenizer import load_tokenizer
+from evilm.prefetch import map_ahead
 from evilm.seeds import clip_rng
 from evilm.shards import ShardInfo, codes_schema, stored_columns, with_captions, write_codes
 from evilm.video.crops import View, draw_view, replay, whole
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -92,64 +89,55 @@ class TokenizerActor:
 
     def make_shard(self, name: str) -> commits.Tally:
         """Encode the frame shard of this unit and commit the code shard."""
-        work = self._work
-        shard = self._shards[name]
+        work, shard = self._work, self._shards[name]
         unit = commits.Unit(name, shard.sha256)
-        before = commits.read_record(work.out, unit)
-        if before and commits.is_sound(work.out, before, full=work.repair):
-            return commits.Tally(shard.num_clips)
-        histogram = np.zeros(work.num_codes, dtype=np.int64)
-        metadata = {"tokenizer": work.fingerprint, "frames_sha256": shard.sha256, "shard": name}
-        attempt = commits.attempt(work.out, work.run, name, work.max_failures)
-        place = commits.attempt_place(work.out, unit)
-        with attempt, storage.temporary(place) as path:
-            with storage.storage_errors(place), prefetched(self._parts(shard)) as parts:
-                write_codes(self._tables(parts, histogram), work.codes_per_clip, metadata, path, histogram)
-            record = {
-                "split": shard.split,
-                "num_clips": shard.num_clips,
-                "row_groups": shard.row_groups,
-                "frames_file": shard.file,
-                "frames_sha256": shard.sha256,
-            }
-            commits.commit_file(work.out, unit, path, record, work.run, before)
+
+        def make(path: str) -> tuple[dict[str, Any], bool]:
+            histogram = np.zeros(work.num_codes, dtype=np.int64)
+            metadata = {"tokenizer": work.fingerprint, "frames_sha256": shard.sha256, "shard": name}
+            with closing(self._batches(shard)) as batches:
+                write_codes(self._tables(batches, histogram), work.codes_per_clip, metadata, path, histogram)
+            kept = {name: getattr(shard, name) for name in ("split", "num_clips", "row_groups")}
+            return kept | {"frames_file": shard.file, "frames_sha256": shard.sha256}, True
+
+        commits.make_unit(work.out, unit, work.run, work.max_failures, work.repair, make)
         return commits.Tally(shard.num_clips)
 
-    def _parts(self, shard: ShardInfo) -> Iterator[EncodeBatch]:
-        """Yield the clips of a shard in order, at most `batch_clips` at a time; runs in a background thread.
+    def _batches(self, shard: ShardInfo) -> Generator[EncodeBatch, None, None]:
+        """The clips of a shard in order, at most `batch_clips` at a time, decoded by as many threads as there are CPUs.
 
-        As many threads as the worker has CPUs decode clips, those of the next batch while this one is completed.
+        The next row group is read, and the next batches are decoded, while the caller works on one.
         """
-        coming: deque[tuple[EncodeBatch, list[Future[None]]]] = deque()
-        with ThreadPoolExecutor(self._work.threads, thread_name_prefix="decode") as pool:
-            for part, clips, first in self._undecoded(shard):
-                tasks = [pool.submit(self._decode, clips, first + place, part, place) for place in range(part.size)]
-                coming.append((part, tasks))
-                if len(coming) > 1:
-                    yield _finished(*coming.popleft())
-            while coming:
-                yield _finished(*coming.popleft())
+        names = ["clip_id", "captions", "frames"]
+        with shard.open_file(self._work.frames) as file, ThreadPoolExecutor(self._work.threads, "decode") as pool:
 
-    def _undecoded(self, shard: ShardInfo) -> Iterator[tuple[EncodeBatch, Clips, int]]:
+            def decode(undecoded: tuple[EncodeBatch, Clips, int]) -> EncodeBatch:
+                batch, clips, first = undecoded
+                list(pool.map(lambda place: self._decode(clips, first + place, batch, place), range(batch.size)))
+                return batch
+
+            tables = map_ahead(
+                lambda group: file.read_row_group(group, stored_columns(file, names)), range(len(shard.row_groups)), 1
+            )
+            yield from map_ahead(decode, self._undecoded(tables), threads=1, ahead=2)
+
+    def _undecoded(self, tables: Iterable[pa.Table]) -> Generator[tuple[EncodeBatch, Clips, int], None, None]:
         """Yield batches without pixels yet, with the clips of their row group and the row of the first clip in it."""
         work = self._work
-        with shard.open_file(work.frames) as file:
-            for group, size in enumerate(shard.row_groups):
-                table = file.read_row_group(group, columns=stored_columns(file, ["clip_id", "captions", "frames"]))
-                table = with_captions(table)
-                clips, ids = Clips(table), table["clip_id"].combine_chunks()
-                for start in range(0, size, work.batch_clips):
-                    rows = range(start, min(start + work.batch_clips, size))
-                    views = [self._views(clips.clip_ids[row], clips.captions[row]) for row in rows]
-                    shape = (len(rows), work.num_frames, work.frame_px, work.frame_px, 3)
-                    frames = [np.empty(shape, np.uint8) for _ in range(work.num_views)]
-                    yield EncodeBatch(ids.slice(start, len(rows)), views, frames, rows.stop == size), clips, start
+        for table in map(with_captions, tables):
+            clips, ids = Clips(table), table["clip_id"].combine_chunks()
+            for start in range(0, table.num_rows, work.batch_clips):
+                rows = range(start, min(start + work.batch_clips, table.num_rows))
+                views = [self._views(clips.clip_ids[row], clips.captions[row]) for row in rows]
+                shape = (len(rows), work.num_frames, work.frame_px, work.frame_px, 3)
+                frames = [np.empty(shape, np.uint8) for _ in range(work.num_views)]
+                yield EncodeBatch(ids.slice(start, len(rows)), views, frames, rows.stop == table.num_rows), clips, start
 
-    def _decode(self, clips: Clips, row: int, part: EncodeBatch, place: int) -> None:
+    def _decode(self, clips: Clips, row: int, batch: EncodeBatch, place: int) -> None:
         """Write the pixels of one clip in each of its views; several threads call this at a time."""
-        pixels, *others = (frames[place] for frames in part.frames)
+        pixels, *others = (frames[place] for frames in batch.frames)
         clips.decode(row, range(self._work.num_frames), pixels)
-        for view, out in zip(part.views[place][1:], others, strict=True):
+        for view, out in zip(batch.views[place][1:], others, strict=True):
             replay(pixels, view, out)
 
     def _views(self, clip_id: str, captions: list[str]) -> list[View]:
@@ -158,7 +146,7 @@ class TokenizerActor:
         rngs = (clip_rng(f"stored view {k}", work.crop.seed, 0, clip_id) for k in range(1, work.num_views))
         return [whole(work.frame_px), *(draw_view(work.frame_px, work.crop, "\n".join(captions), rng) for rng in rngs)]
 
-    def _tables(self, parts: Iterable[EncodeBatch], histogram: np.ndarray) -> Iterator[pa.Table]:
+    def _tables(self, parts: Iterable[EncodeBatch], histogram: np.ndarray) -> Generator[pa.Table, None, None]:
         """Yield the code shard in the row groups of its frame shard; count the codes of whole frames."""
         done: list[EncodeBatch] = []
         codes: list[np.ndarray] = []
@@ -191,34 +179,3 @@ class TokenizerActor:
             "code_ids": pa.FixedSizeListArray.from_arrays(pa.array(codes.ravel()), self._work.codes_per_clip),
         }
         return pa.table(columns, schema)
-
-
-def _finished(part: EncodeBatch, tasks: list[Future[None]]) -> EncodeBatch:
-    """Return the batch when its clips are decoded."""
-    for task in tasks:
-        task.result()
-    return part
-
-
-@contextmanager
-def prefetched(items: Iterator[T]) -> Iterator[Iterator[T]]:
-    """Iterate over items, the next one computed in a background thread; closed at the end of the block."""
-    nothing: Any = object()
-
-    def take() -> Iterator[T]:
-        coming = pool.submit(next, items, nothing)
-        while (item := coming.result()) is not nothing:
-            coming = pool.submit(next, items, nothing)
-            yield item
-
-    with ThreadPoolExecutor(1, thread_name_prefix="ahead") as pool:
-        try:
-            yield take()
-        finally:
-            pool.submit(_close, items).result()
-
-
-def _close(items: Any) -> None:
-    """Close a generator in the thread where it ran."""
-    with closing(items):
-        pass

@@ -8,7 +8,7 @@ import torch
 from evilm.dataloader.clip_reader import ClipAugmentation, load_clips
 from evilm.dataloader.sampler import EVAL_EPOCH
 from evilm.errors import ShardError
-from evilm.model.tokenizers.base import BaseVideoTokenizer
+from evilm.model.tokenizers.base_tokenizer import BaseVideoTokenizer
 from evilm.shards import CodesManifest, FrameManifest, pair
 from evilm.video.crops import replay, resampler, resampler_version
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from jaxtyping import Float
 
 from evilm.config.base import validate
 from evilm.config.models import EViLMConfig
@@ -16,7 +17,6 @@ from evilm.config.stages import Benchmark
 from evilm.config.training import ObjectivesConfig
 from evilm.errors import ConfigError, ShardError
 from evilm.eval.eval_clips import EvalClip, choose_clips, make_blocks, open_shards
-from evilm.eval.rank_figure import draw_ranks
 from evilm.eval.score_table import figures_table
 from evilm.eval.zero_shot import (
     choice_figures,
@@ -27,6 +27,7 @@ from evilm.eval.zero_shot import (
     retrieval_figures,
 )
 from evilm.io import storage
+from evilm.io.figures import to_png
 from evilm.io.outputs import Output
 from evilm.shards import CodesManifest, FrameManifest, check_num_frames, find_codes
 
@@ -93,7 +94,7 @@ def _score(config: Benchmark, subject: BenchmarkInputs, output: Output) -> dict[
         histogram = subject.codes.histograms.get("train") or subject.codes.histograms[config.split]
         figures |= masked_code_figures(scores.code_ids, scores.predicted, histogram)
     output.check()
-    storage.write_bytes(storage.join(output.out, "ranks.png"), draw_ranks(ranks, len(clips)))
+    storage.write_bytes(storage.join(output.out, "ranks.png"), _draw_ranks(ranks, len(clips)))
     storage.write_bytes(storage.join(output.out, "scores.parquet"), _scores_file(scores.match, clips, caption_of))
     table = figures_table(figures)
     logger.info("%s split, %d clips:\n%s", config.split, len(clips), table)
@@ -131,7 +132,7 @@ def open_inputs(config: Benchmark) -> BenchmarkInputs:
 
 
 def _find_codes(config: Benchmark, frames: FrameManifest, arch: EViLMConfig, tokenizer: str) -> CodesManifest | None:
-    """The codes of these frames by the model's tokenizer; None, with a word why, where none were named or fit."""
+    """Find the codes of these frames by the model's tokenizer; None, with a warning, where none fit."""
     if config.codes == "none":
         return None
     place = config.codes or storage.join(config.root, "codes")
@@ -153,8 +154,26 @@ def _find_codes(config: Benchmark, frames: FrameManifest, arch: EViLMConfig, tok
     return codes
 
 
+def _draw_ranks(ranks: dict[str, Float[np.ndarray, "query"]], num_items: int) -> bytes:
+    """Draw histograms of the ranks of the right videos and captions, beside the flat one of guessing; a PNG."""
+    from matplotlib.figure import Figure
+
+    titles, bins = {"t2v": "text to video", "v2t": "video to text"}, min(num_items, 40)
+    figure = Figure(figsize=(4.5 * len(ranks), 3.4), layout="constrained")
+    for place, (name, places) in enumerate(ranks.items(), start=1):
+        axis, median = figure.add_subplot(1, len(ranks), place), float(np.median(places))
+        axis.hist(places, bins=list(np.linspace(0.5, num_items + 0.5, bins + 1)), color="tab:blue")
+        axis.axhline(len(places) / bins, color="black", linestyle="--", linewidth=1, label="chance")
+        axis.axvline(median, color="tab:red", linewidth=1, label=f"median {median:g}")
+        axis.set_title(titles.get(name, name))
+        axis.set_xlabel(f"rank of the right one among {num_items}")
+        axis.set_ylabel("queries")
+        axis.legend(fontsize="small")
+    return to_png(figure)
+
+
 def _scores_file(match: np.ndarray, clips: list[EvalClip], caption_of: list[int]) -> bytes:
-    """The score matrix as Parquet: one row per clip, scores in the order of the distinct captions."""
+    """Write the score matrix as Parquet: one row per clip, scores in the order of the distinct captions."""
     table = pa.table(
         {
             "clip_id": [clip.clip_id for clip in clips],

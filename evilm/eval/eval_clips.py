@@ -36,7 +36,7 @@ class Block:
 
 
 def open_shards(frames: FrameManifest, split: str, codes: CodesManifest | None = None) -> list[ShardPair]:
-    """The frame shards of a split, with their codes where they are given.
+    """Return the frame shards of a split, with their codes where they are given.
 
     Raises:
         ShardError: the split has no clips, or the codes belong to other frames.
@@ -53,7 +53,7 @@ def open_shards(frames: FrameManifest, split: str, codes: CodesManifest | None =
 
 
 def choose_clips(pairs: Sequence[ShardPair], max_clips: int, seed: int) -> list[EvalClip]:
-    """At most `max_clips` clips in an order that depends on the seed and the clip ids alone.
+    """Choose at most `max_clips` clips, in an order that depends only on the seed and the clip ids.
 
     Raises:
         ShardError: fewer than two clips, which leave nothing to choose from.
@@ -73,7 +73,7 @@ def choose_clips(pairs: Sequence[ShardPair], max_clips: int, seed: int) -> list[
 
 
 def make_blocks(pairs: Sequence[ShardPair], clips: Sequence[EvalClip], block_clips: int) -> list[Block]:
-    """The chosen clips by row group, at most `block_clips` at a time."""
+    """Group the chosen clips by row group, at most `block_clips` at a time."""
     by_group: dict[tuple[int, int], list[int]] = {}
     for place, clip in enumerate(clips):
         by_group.setdefault((clip.shard, clip.group), []).append(place)

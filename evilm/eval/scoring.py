@@ -11,8 +11,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from evilm.cluster import connect, num_cpus
-from evilm.config.resources import ScorerConfig
+from evilm.cluster import actor_options
+from evilm.config.resources import PoolConfig, ScorerConfig
 from evilm.config.training import ObjectivesConfig
 from evilm.dataloader.clip_reader import ClipAugmentation, load_clips, show
 from evilm.dataloader.masking import region_masks
@@ -81,8 +81,8 @@ class Scorer:
         """Score the one block whose number the batch holds; one row per clip."""
         block = self._job.blocks[int(batch["block"][0])]
         clips = load_clips(block.pair, block.group)
-        looks = ClipAugmentation(num_frames=self._student.config.num_frames, num_views=self._job.num_views)
-        pixels, code_ids = show(looks, [(clips, row) for row in block.rows], EVAL_EPOCH)
+        augmentation = ClipAugmentation(num_frames=self._student.config.num_frames, num_views=self._job.num_views)
+        pixels, code_ids = show(augmentation, [(clips, row) for row in block.rows], EVAL_EPOCH)
         frames = torch.from_numpy(pixels)
         with torch.inference_mode():
             rows: dict[str, np.ndarray] = {"place": np.array(block.places), "match": self._match(frames)}
@@ -123,7 +123,7 @@ class Scorer:
         return region_masks(how.mask_shape, config.grid, config.num_frames, how.mask_ratio, keys)
 
     def _encode(self, places: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Some captions, cut to the longest of them: their indices, words ready for the decoder, and padding."""
+        """Encode some captions, cut to the longest of them: their indices, words for the decoder, and padding."""
         places = places.to(self._device)
         padding = self._padding[places]
         longest = int((~padding).sum(dim=1).max())
@@ -141,25 +141,14 @@ def score_clips(job: ScoreJob, cluster: ScorerConfig) -> ScoreMatrix:
     """Score all blocks of `job` with up to `cluster.num_workers` actors; the result does not depend on their number.
 
     Raises:
-        EvilmError: whatever the model or the shards refuse.
+        EvilmError: the model or the shards can't be used.
     """
     import ray
-    from ray.data import ActorPoolStrategy
 
-    actors = min(cluster.num_workers, len(job.blocks))
-    needed = actors * cluster.cpus_per_worker + 1  # one for Ray Data's own small tasks, which would wait for ever
-    connect(min_cpus=needed)
-    fits = num_cpus() >= needed
+    resources = cluster.model_dump(include={"num_workers", "cpus_per_worker", "gpus_per_worker"})
+    options, _ = actor_options(PoolConfig(memory_gb=0, **resources), len(job.blocks))
     blocks = ray.data.from_items([{"block": n} for n in range(len(job.blocks))], override_num_blocks=len(job.blocks))
-    scored = blocks.map_batches(
-        Scorer,
-        fn_constructor_args=(job,),
-        batch_size=1,
-        # On a cluster that is too small as it stands, begin with one actor; the others come as it grows.
-        compute=ActorPoolStrategy(size=actors) if fits else ActorPoolStrategy(min_size=1, max_size=actors),
-        num_cpus=cluster.cpus_per_worker,
-        num_gpus=cluster.gpus_per_worker or None,
-    )
+    scored = blocks.map_batches(Scorer, fn_constructor_args=(job,), batch_size=1, **options)
     try:
         return _collect(scored, job)
     except Exception as error:  # Ray wraps what an actor raised in several layers of its own
@@ -170,7 +159,7 @@ def score_clips(job: ScoreJob, cluster: ScorerConfig) -> ScoreMatrix:
 
 
 def _collect(scored: Any, job: ScoreJob) -> ScoreMatrix:
-    """Rows in whatever order they come, put in place; a line now and then tells how far it is."""
+    """Put rows in place, in whatever order they come; log progress now and then."""
     num_clips = len(job.caption_of)
     found: dict[int, dict[str, Any]] = {}
     began = reported = time.monotonic()

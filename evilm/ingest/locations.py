@@ -12,11 +12,12 @@ import os
 import sqlite3
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
-from typing import IO, Any, NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 from evilm.config.secrets import unsigned
 from evilm.errors import ShardError
 from evilm.ingest.shard_plan import read_rows
+from evilm.io.temporary import nameless_file
 from evilm.manifests.rows import BadRow, ClipRow
 
 logger = logging.getLogger(__name__)
@@ -51,7 +52,7 @@ class VideoLocations:
         logger.info("looking up the videos of %d shards in the manifest", len(tasks))
         self.records: dict[str, tuple[int, int]] = {}
         """Offset and length of each task's record in the file, which is a JSON list with an item per row."""
-        self._file, self.path = _temporary()
+        self._file, self.path = nameless_file()
         """`path` can be read by processes of this user on this machine until the block ends."""
         try:
             with contextlib.closing(_database()) as database:
@@ -71,15 +72,6 @@ class VideoLocations:
 
     def __exit__(self, *error: object) -> None:
         self._file.close()
-
-
-def _temporary() -> tuple[IO[bytes], str]:
-    """Return a temporary file and its path, which has no name in any folder where the system has /proc."""
-    if os.path.isdir("/proc/self/fd"):
-        file: IO[bytes] = tempfile.TemporaryFile(prefix="evilm-")  # noqa: SIM115
-        return file, f"/proc/{os.getpid()}/fd/{file.fileno()}"
-    named = tempfile.NamedTemporaryFile(prefix="evilm-")  # noqa: SIM115
-    return named, named.name
 
 
 def _database() -> sqlite3.Connection:

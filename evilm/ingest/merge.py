@@ -10,8 +10,8 @@ from evilm.config.stages import ShardVideos
 from evilm.errors import ShardError
 from evilm.ingest import quarantine, shard_plan
 from evilm.ingest.failure_budget import LOST, bad_rows
-from evilm.ingest.planned_ids import Retried
 from evilm.ingest.quarantine import Quarantine, RejectCounts
+from evilm.ingest.retried_clips import RetriedClips
 from evilm.ingest.shard_plan import Generation, PlannedShard
 from evilm.io import storage
 from evilm.io.outputs import Output
@@ -90,10 +90,9 @@ class CommitLog:
         manifest = self.of_manifest
         return (max_failed_share * manifest.num_rows - manifest.reasons.total - num_bad) / max(sum(planned), 1)
 
-    def retried(self) -> Retried:
+    def retried(self) -> RetriedClips:
         """Return which clips were planned again after they had been quarantined."""
-        folders = {each.number: shard_plan.folder(self.out, each) for each in self.generations if each.kind == "retry"}
-        return Retried(folders, self.seed)
+        return RetriedClips(self.out, self.generations, self.seed)
 
     def rows_of(self, reasons: frozenset[str]) -> Iterator[ClipRow]:
         """The planned rows of the clips that are quarantined for some of these reasons."""

@@ -1,24 +1,21 @@
 """One frame shard: its videos fetched ahead, decoded in order in a child process, written row group by row group."""
 
-import hashlib
-from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
-from itertools import groupby
+from itertools import islice
 from typing import Any
 
 import numpy as np
 
 from evilm.config.data import FetchConfig, FramesConfig
 from evilm.config.secrets import public_text, public_uri
-from evilm.errors import DecodeError, EvilmError
+from evilm.errors import DecodeError
 from evilm.ingest.failure_budget import LOST, lost_error, too_many
 from evilm.ingest.locations import apply_locations
 from evilm.ingest.shard_plan import read_rows
-from evilm.io import storage
+from evilm.ingest.source_videos import SourceVideo, fetch_sources
 from evilm.jobs import commits, runner
 from evilm.manifests.rows import BadRow, ClipRow
 from evilm.shards import write_frames
@@ -67,30 +64,28 @@ def make_shard(work: ShardJob, task: str) -> commits.Tally:
         StorageError: it can't be written.
     """
     unit = unit_of(work, task)
-    before = commits.read_record(work.out, unit)
-    if before and commits.is_sound(work.out, before, full=work.repair):
-        return tally_of(before)  # found sound, or done by an attempt whose answer was lost with its node
-    rows, size = read_rows(work.out, task), work.sampling.row_group_clips
-    if locations := runner.read_private():
-        rows = list(apply_locations(rows, locations))
-    maker, attempt = _ShardWriter(work), commits.attempt(work.out, work.run, unit.name, work.max_failures)
-    place = commits.attempt_place(work.out, unit)
-    with attempt, storage.temporary(place) as path:
-        groups = _groups(maker.clips(rows), size)
-        with storage.storage_errors(place):
-            write_frames(groups, {"plan_id": unit.key, "shard": unit.name}, path)
+
+    def make(path: str) -> tuple[dict[str, Any], bool]:
+        rows, size = read_rows(work.out, task), work.sampling.row_group_clips
+        if locations := runner.read_private():
+            rows = list(apply_locations(rows, locations))
+        writer = _ShardWriter(work)
+        clips = writer.clips(rows)
+        groups = iter(lambda: list(islice(clips, size)), [])  # only one is held at a time
+        write_frames(groups, {"plan_id": unit.key, "shard": unit.name}, path)
         record = {
             "plan_id": unit.key,
             "split": rows[0].split,
-            "num_clips": maker.num_clips,
-            "num_captions": maker.num_captions,
-            "row_groups": [min(size, maker.num_clips - start) for start in range(0, maker.num_clips, size)],
-            "flags": maker.flags,
-            "bytes_read": maker.num_bytes,
-            "bad": [asdict(row) for row in maker.bad],
+            "num_clips": writer.num_clips,
+            "num_captions": writer.num_captions,
+            "row_groups": [min(size, writer.num_clips - start) for start in range(0, writer.num_clips, size)],
+            "flags": writer.flags,
+            "bytes_read": writer.num_bytes,
+            "bad": [asdict(row) for row in writer.bad],
         }
-        commits.commit_file(work.out, unit, path if maker.num_clips else "", record, work.run, before)
-    return tally_of(record)
+        return record, writer.num_clips > 0
+
+    return tally_of(commits.make_unit(work.out, unit, work.run, work.max_failures, work.repair, make))
 
 
 def tally_of(record: dict[str, Any]) -> commits.Tally:
@@ -110,27 +105,27 @@ class _ShardWriter:
 
     def clips(self, rows: Sequence[ClipRow]) -> Iterator[dict[str, Any]]:
         """Shard rows of the clips that can be decoded, numbered without gaps."""
-        ahead = _ahead(rows, _fetcher(self._work), self._work.fetch.concurrency)
-        with _decoder(self._work.sampling) as decoder, ahead as coming:
-            for group, arrival in coming:
-                with _closed(arrival.result()) as videos:
-                    self.num_bytes += sum(video.num_bytes for video in _distinct(videos))
-                    for row, video in zip(group, videos, strict=True):
-                        runner.report_progress(
-                            commits.Tally(self.num_clips, len(self.bad), self._num_lost, self.num_bytes)
-                        )
+        sources = fetch_sources(rows, _fetcher(self._work), self._work.fetch.concurrency)
+        with _decoder(self._work.sampling) as decoder, closing(sources):
+            for source in sources:
+                with closing(source):
+                    self.num_bytes += source.num_bytes
+                    for row, video in source.pairs:
+                        tally = commits.Tally(self.num_clips, len(self.bad), self._num_lost, self.num_bytes)
+                        runner.report_progress(tally)
                         try:
                             if isinstance(video, DecodeError):
                                 raise video
-                            clip = decoder.decode(video.path, row.clip_id, **({} if video.is_cut else _span(row)))
+                            span = (None, None) if video.is_cut else (row.start_s, row.end_s)
+                            clip = decoder.decode(video.path, row.clip_id, *span)
                         except DecodeError as error:
-                            self._put_aside(row, error)
+                            self._quarantine(row, error)
                             continue
                         yield self._row(row, clip, video)
                         self.num_clips += 1
                         self.num_captions += len(row.captions)
 
-    def _put_aside(self, row: ClipRow, error: DecodeError) -> None:
+    def _quarantine(self, row: ClipRow, error: DecodeError) -> None:
         root = self._work.videos
         detail = public_text(error.detail.replace(root, "") if root else error.detail)[:_DETAIL_CHARS]
         reason, where = RejectReason(error.reason), public_uri(row.path)
@@ -140,7 +135,7 @@ class _ShardWriter:
         if reason in LOST and too_many(self._num_lost, asked, share):
             raise lost_error(self._num_lost, asked, share, self.bad[-1])
 
-    def _row(self, row: ClipRow, clip: DecodedClip, video: "_Video") -> dict[str, Any]:
+    def _row(self, row: ClipRow, clip: DecodedClip, video: SourceVideo) -> dict[str, Any]:
         for flag in ClipFlag.names(clip.flags):
             self.flags[flag] = self.flags.get(flag, 0) + 1
         return asdict(clip) | {
@@ -156,126 +151,6 @@ class _ShardWriter:
             "source_hash": video.sha256,
             "extra": list(row.extra.items()),
         }
-
-
-def _span(row: ClipRow) -> dict[str, float]:
-    span = {"start_s": row.start_s, "end_s": row.end_s}
-    return {name: value for name, value in span.items() if value is not None}
-
-
-class _Video:
-    """A video on this machine, and its digest; closing it removes a temporary copy.
-
-    Args:
-        row: a clip of it.
-        fetcher: gets it.
-        is_cut: get a file of the clip alone, which has the clip's id as its name.
-    """
-
-    def __init__(self, row: ClipRow, fetcher: Fetcher, is_cut: bool = False) -> None:
-        self.is_cut = is_cut
-        with ExitStack() as stack:
-            if is_cut:
-                folder, slash, _ = row.path.rpartition("/")
-                place = fetcher.fetch(f"{folder}{slash}{row.clip_id}", needs_ending=True)
-            else:
-                place = fetcher.fetch(row.path, row.needs_ending, row.offset, row.num_bytes, row.url)
-            local = stack.enter_context(place)
-            self.path, self.uri, self.num_bytes = local.path, local.uri, local.num_bytes
-            with open(local.path, "rb") as file:
-                self.sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-            self._stack = stack.pop_all()
-
-    def close(self) -> None:
-        """Remove a temporary copy."""
-        self._stack.close()
-
-
-_Videos = list[_Video | DecodeError]
-"""Of each row of a source; the same one for all where they are parts of one file."""
-_Arrival = Future[_Videos]
-
-
-def _sources(rows: Sequence[ClipRow]) -> Iterator[list[ClipRow]]:
-    """Rows that follow each other and are parts of one video."""
-
-    def source(row: ClipRow) -> tuple[Any, ...]:
-        return row.path, row.needs_ending, row.offset, row.num_bytes, row.url
-
-    yield from (list(group) for _, group in groupby(rows, source))
-
-
-@contextmanager
-def _ahead(rows: Sequence[ClipRow], fetcher: Fetcher, most: int) -> Iterator[Iterator[tuple[list[ClipRow], _Arrival]]]:
-    """Rows by their sources, in order, and their videos; a few sources are fetched and read while the clips of the ones
-    before them are decoded."""
-    waiting: deque[tuple[list[ClipRow], _Arrival]] = deque()
-    pool = ThreadPoolExecutor(most, thread_name_prefix="fetch")
-
-    def coming() -> Iterator[tuple[list[ClipRow], _Arrival]]:
-        for group in _sources(rows):
-            waiting.append((group, pool.submit(fetch_source, group, fetcher)))
-            if len(waiting) > most:
-                yield waiting.popleft()
-        while waiting:
-            yield waiting.popleft()
-
-    try:
-        yield coming()
-    finally:
-        for _, arrival in waiting:
-            arrival.cancel()
-            arrival.add_done_callback(_close)
-        pool.shutdown(wait=False)  # a server that hangs must not hold up the error that ends the job
-
-
-def fetch_source(rows: Sequence[ClipRow], fetcher: Fetcher) -> _Videos:
-    """Get the video that some rows are parts of, once; where there is none, the file of each of the clips."""
-    try:
-        return [_get(rows[0], fetcher)] * len(rows)
-    except DecodeError as error:
-        missing = error
-    if missing.reason != RejectReason.MISSING_FILE or not rows[0].needs_ending or not _span(rows[0]):
-        return [missing] * len(rows)
-    videos: _Videos = []
-    for row in rows:
-        try:
-            videos.append(_get(row, fetcher, is_cut=True))
-        except DecodeError as error:
-            is_gone = error.reason == RejectReason.MISSING_FILE
-            videos.append(DecodeError(missing.reason, f"{missing.detail}, nor {row.clip_id}") if is_gone else error)
-    return videos
-
-
-def _close(arrival: _Arrival) -> None:
-    if not arrival.cancelled() and arrival.exception() is None:
-        with _closed(arrival.result()):
-            pass
-
-
-def _distinct(videos: _Videos) -> list[_Video]:
-    return list({id(video): video for video in videos if isinstance(video, _Video)}.values())
-
-
-@contextmanager
-def _closed(videos: _Videos) -> Iterator[_Videos]:
-    """Videos that are closed at the end of the block."""
-    try:
-        yield videos
-    finally:
-        for video in _distinct(videos):
-            video.close()
-
-
-def _get(row: ClipRow, fetcher: Fetcher, is_cut: bool = False) -> _Video:
-    try:
-        return _Video(row, fetcher, is_cut)
-    except (EvilmError, MemoryError):
-        raise
-    except OSError as error:  # a file that vanished or can't be read once it was found
-        raise DecodeError(RejectReason.FETCH_ERROR, error.strerror or type(error).__name__) from None
-    except Exception as error:  # what no one foresaw of one place among millions must not end the job
-        raise DecodeError(RejectReason.FETCH_ERROR, f"unexpected {type(error).__name__}") from error
 
 
 class _Kept:
@@ -308,15 +183,3 @@ def _decoder(sampling: FramesConfig) -> Iterator[Decoder]:
     finally:
         if not is_whole:
             decoder.close()
-
-
-def _groups(rows: Iterator[dict[str, Any]], size: int) -> Iterator[list[dict[str, Any]]]:
-    """Rows in lists of `size`, the last one shorter; only one list is held at a time."""
-    group: list[dict[str, Any]] = []
-    for row in rows:
-        group.append(row)
-        if len(group) == size:
-            yield group
-            group = []
-    if group:
-        yield group

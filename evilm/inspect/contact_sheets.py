@@ -1,27 +1,29 @@
 """Contact sheets: clips as people look at them, one under the other, frames in a row with their times."""
 
 import io
-from bisect import bisect_right
+import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
 from evilm.errors import ConfigError
+from evilm.io.figures import to_png
 from evilm.io.storage import join
-from evilm.shards import CodesManifest, FrameManifest, ShardInfo, open_shard, read_group
+from evilm.shards import CodesManifest, FrameManifest, ShardInfo, read_columns, read_group
 from evilm.video.reasons import ClipFlag
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 SHEET_CLIPS = 20
 """Clips per picture; more go to further ones."""
-_MARGIN, _GAP, _PAD = 28, 10, 16
-_FRAME_PX = 208
-_LEAST_WIDTH = 900
-_PAPER, _CARD, _INK, _FAINT, _RULE = "#eef0f3", "#ffffff", "#1c232b", "#66717d", "#d5dae0"
+_MARGIN, _GAP, _LINE = 28, 10, 24
+_FRAME_PX, _MOST_PER_ROW, _LEAST_WIDTH = 208, 8, 900
+_MOST_LINES, _CHAR_PX, _MOST_ID = 4, 8.5, 60
+_DPI = 100
 _VIEW_COLOURS = ("#ff4d4d", "#ffd23f", "#35d0ff", "#7dff6a", "#ff7ae0", "#ff9f43", "#b28dff", "#ffffff")
 _COLUMNS = ["clip_id", "captions", "frames", "frame_pts_us", "duration_s", "fps", "width", "height", "codec", "flags"]
 _SPAN_COLUMNS = ["start_s", "end_s"]
@@ -58,8 +60,7 @@ def find_clips(frames: FrameManifest, clip_ids: Sequence[str]) -> list[tuple[Sha
     for shard in frames.shards:
         if wanted <= found.keys():
             break
-        with open_shard(join(frames.uri, shard.file)) as file:
-            ids = file.read(columns=["clip_id"])["clip_id"].to_pylist()
+        ids = read_columns(join(frames.uri, shard.file), ["clip_id"])["clip_id"].to_pylist()
         found |= {clip_id: (shard, row) for row, clip_id in enumerate(ids) if clip_id in wanted}
     if missing := [clip_id for clip_id in clip_ids if clip_id not in found]:
         raise ConfigError(f"no clip {missing[0]!r} in {frames.uri}; see {frames.uri}/quarantine for clips quarantined")
@@ -69,7 +70,7 @@ def find_clips(frames: FrameManifest, clip_ids: Sequence[str]) -> list[tuple[Sha
 def load_clips(
     frames: FrameManifest, places: Sequence[tuple[ShardInfo, int]], codes: CodesManifest | None = None
 ) -> Iterator[SheetClip]:
-    """The clips at some places; only their row groups are read."""
+    """Load the clips at some places; only their row groups are read."""
     coded = {shard.frames_file: shard.file for shard in codes.shards} if codes else {}
     for shard, row in places:
         group = int(np.searchsorted(np.cumsum(shard.row_groups), row, side="right"))
@@ -86,62 +87,51 @@ def _read_row(folder: str, file: str, group: int, row: int, columns: Sequence[st
 
 
 def draw_sheet(title: str, clips: Sequence[SheetClip], frame_px: int) -> bytes:
-    """A picture of some clips as PNG.
+    """Draw some clips as PNG.
 
     Args:
-        title: stands above them.
-        clips: at least one; each becomes a card.
         frame_px: side of the stored frames, in which the views are given.
     """
-    most = max(len(clip.row["frames"]) for clip in clips)
-    per_row = min(most, 8)
-    width = max(2 * (_MARGIN + _PAD) + per_row * (_FRAME_PX + _GAP) - _GAP, _LEAST_WIDTH)
-    cards = [_draw_card(clip, width - 2 * _MARGIN, per_row, frame_px) for clip in clips]
-    heading = 34 + _GAP
-    height = 2 * _MARGIN + heading + sum(card.height + _PAD for card in cards) - _PAD
-    sheet = Image.new("RGB", (width, height), _PAPER)
-    ImageDraw.Draw(sheet).text((_MARGIN, _MARGIN), title, _INK, _font(24, bold=True))
-    y = _MARGIN + heading
-    for card in cards:
-        sheet.paste(card, (_MARGIN, y))
-        y += card.height + _PAD
-    buffer = io.BytesIO()
-    sheet.save(buffer, "PNG", optimize=False)
-    return buffer.getvalue()
+    from matplotlib.figure import Figure
+
+    per_row = min(max(len(clip.row["frames"]) for clip in clips), _MOST_PER_ROW)
+    width = max(2 * _MARGIN + per_row * (_FRAME_PX + _GAP), _LEAST_WIDTH)
+    captions = [wrap(clip.row["captions"], int((width - 2 * _MARGIN) / _CHAR_PX)) for clip in clips]
+    frame_rows = [-(-len(clip.row["frames"]) // per_row) for clip in clips]
+    heights = [
+        _LINE * (2 + len(lines)) + rows * (_FRAME_PX + _LINE) for lines, rows in zip(captions, frame_rows, strict=True)
+    ]
+    height = 2 * _MARGIN + 2 * _LINE + sum(heights)
+    figure = Figure(figsize=(width / _DPI, height / _DPI))
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.text(_MARGIN, _MARGIN, title, fontsize=16, weight="bold", va="top", parse_math=False)
+    y = _MARGIN + 2 * _LINE
+    for clip, lines, tall in zip(clips, captions, heights, strict=True):
+        _draw_clip(axes, clip, lines, y, per_row, frame_px)
+        y += tall
+    axes.set(xlim=(0, width), ylim=(height, 0))
+    axes.set_axis_off()
+    return to_png(figure, _DPI)
 
 
-def _draw_card(clip: SheetClip, width: int, per_row: int, frame_px: int) -> Image.Image:
-    """One clip: id and facts, caption, frames with their times."""
-    row, inner = clip.row, width - 2 * _PAD
-    first, *others = row["captions"]
-    more = f" (and {len(others)} more)" if others else ""
-    lines = wrap(first + more, _font(17), inner, most=4)
-    rows = -(-len(row["frames"]) // per_row)
-    text_px, line_px, label_px = 26, 24, 24
-    height = _PAD + text_px + line_px * len(lines) + _GAP + rows * (_FRAME_PX + label_px + 4) + _PAD - 4
-    card = Image.new("RGB", (width, height), _CARD)
-    draw = ImageDraw.Draw(card)
-    draw.rectangle((0, 0, width - 1, height - 1), outline=_RULE)
-    facts = _facts(row)
-    facts_px = _font(14).getlength(facts)
-    clip_id = fit(row["clip_id"], _font(16, bold=True), inner - facts_px - 2 * _PAD)
-    draw.text((_PAD, _PAD - 2), clip_id, _INK, _font(16, bold=True))
-    draw.text((width - _PAD - facts_px, _PAD), facts, _FAINT, _font(14))
-    y = _PAD + text_px
-    for line in lines:
-        draw.text((_PAD, y), line, _INK, _font(17))
-        y += line_px
-    y += _GAP
+def _draw_clip(axes: "Axes", clip: SheetClip, lines: Sequence[str], y: float, per_row: int, frame_px: int) -> None:
+    """Draw one clip from `y` down: id and facts, caption, frames with their times."""
+    row = clip.row
+    name = row["clip_id"] if len(row["clip_id"]) <= _MOST_ID else row["clip_id"][: _MOST_ID - 1] + "…"
+    facts = f"{name}  ·  {_facts(row)}"
+    for line, text in enumerate([facts, *lines]):
+        weight = "bold" if line == 0 else "normal"
+        axes.text(_MARGIN, y + line * _LINE, text, fontsize=11, weight=weight, va="top", parse_math=False)
+    top = y + (1 + len(lines)) * _LINE
     for number, (jpeg, pts_us) in enumerate(zip(row["frames"], row["frame_pts_us"], strict=False)):
-        x = _PAD + number % per_row * (_FRAME_PX + _GAP)
-        top = y + number // per_row * (_FRAME_PX + label_px + 4)
-        card.paste(_draw_frame(jpeg, clip.views, frame_px), (x, top))
-        draw.text((x, top + _FRAME_PX + 4), f"{pts_us / 1e6:.2f} s", _FAINT, _font(14))
-    return card
+        left = _MARGIN + number % per_row * (_FRAME_PX + _GAP)
+        above = top + number // per_row * (_FRAME_PX + _LINE)
+        _draw_frame(axes, jpeg, clip.views, left, above, _FRAME_PX / frame_px)
+        axes.text(left, above + _FRAME_PX + 2, f"{pts_us / 1e6:.2f} s", color="grey", fontsize=9, va="top")
 
 
 def _facts(row: dict[str, Any]) -> str:
-    """Length, rate, size, codec and flags of a clip, in one line."""
+    """Return length, rate, size, codec and flags of a clip, in one line."""
     start, end = row.get("start_s"), row.get("end_s")
     parts = [f"{row['duration_s']:.2f} s"]
     if start is not None or end is not None:
@@ -150,78 +140,35 @@ def _facts(row: dict[str, Any]) -> str:
     return "  ·  ".join(parts)
 
 
-def _draw_frame(jpeg: bytes, views: Sequence[dict[str, Any]], frame_px: int) -> Image.Image:
-    """A frame with the boxes of its views; the plain one, which is the whole frame, is not drawn."""
+def _draw_frame(
+    axes: "Axes", jpeg: bytes, views: Sequence[dict[str, Any]], left: float, top: float, scale: float
+) -> None:
+    """Draw a frame with the boxes of its views, ↔ where one is mirrored; not of the first, which is the whole frame."""
+    from matplotlib.patches import Rectangle
+
     try:
-        picture = Image.open(io.BytesIO(jpeg)).convert("RGB").resize((_FRAME_PX, _FRAME_PX), Image.Resampling.LANCZOS)
+        picture = np.asarray(Image.open(io.BytesIO(jpeg)).convert("RGB"))
     except OSError:
-        picture = Image.new("RGB", (_FRAME_PX, _FRAME_PX), "#c62828")
-        ImageDraw.Draw(picture).text((10, 10), "damaged", "#ffffff", _font(16, bold=True))
-        return picture
-    draw, scale = ImageDraw.Draw(picture), _FRAME_PX / frame_px
+        axes.add_patch(Rectangle((left, top), _FRAME_PX, _FRAME_PX, color="#c62828"))
+        axes.text(left + 10, top + 10, "damaged", color="white", weight="bold", va="top")
+        return
+    axes.imshow(picture, extent=(left, left + _FRAME_PX, top + _FRAME_PX, top), aspect="auto")
     for number, view in enumerate(views[1:], start=1):
         colour = _VIEW_COLOURS[(number - 1) % len(_VIEW_COLOURS)]
-        left, top = view["x"] * scale, view["y"] * scale
-        right, bottom = left + view["width"] * scale - 1, top + view["height"] * scale - 1
-        draw.rectangle((left, top, right, bottom), outline="#000000", width=3)
-        draw.rectangle((left, top, right, bottom), outline=colour, width=2)
-    for number, view in enumerate(views[1:], start=1):  # above all boxes
-        _draw_label(draw, number, view, scale)
-    return picture
+        x, y = left + view["x"] * scale, top + view["y"] * scale
+        width, height = view["width"] * scale, view["height"] * scale
+        axes.add_patch(Rectangle((x + 1, y + 1), width - 2, height - 2, fill=False, edgecolor=colour, linewidth=1.5))
+        # Another corner for each of four views, so that labels do not hide each other.
+        at_left, at_top = number % 2 == 1, (number - 1) // 2 % 2 == 0
+        axes.text(
+            x if at_left else x + width, y if at_top else y + height, f"{number}↔" if view["flip"] else f"{number}",
+            fontsize=8, weight="bold", ha="left" if at_left else "right", va="top" if at_top else "bottom",
+            bbox={"facecolor": colour, "edgecolor": "none", "pad": 1.5},
+        )  # fmt: skip
 
 
-def _draw_label(draw: ImageDraw.ImageDraw, number: int, view: dict[str, Any], scale: float) -> None:
-    """The number of a view in a corner of its box, another corner for each of four; ↔ where it is mirrored."""
-    text = f"{number}↔" if view["flip"] else f"{number}"
-    font = _font(13, bold=True)
-    wide, high = font.getlength(text) + 8, 18
-    right, bottom = (view["x"] + view["width"]) * scale, (view["y"] + view["height"]) * scale
-    x = view["x"] * scale if number % 2 else right - wide
-    y = view["y"] * scale if (number - 1) // 2 % 2 == 0 else bottom - high
-    draw.rectangle((x, y, x + wide - 1, y + high - 1), fill=_VIEW_COLOURS[(number - 1) % len(_VIEW_COLOURS)])
-    draw.text((x + 4, y + 1), text, "#000000", font)
-
-
-def wrap(text: str, font: ImageFont.FreeTypeFont, width_px: float, most: int) -> list[str]:
-    """Text in lines that fit; words that are too long are broken, and what exceeds `most` lines ends in `…`."""
-    lines, line = list[str](), ""
-    words = " ".join(text.split())[: (most + 1) * int(width_px)].split(" ")
-    while words and len(lines) <= most:
-        word = words.pop(0)
-        longer = f"{line} {word}" if line else word
-        if font.getlength(longer) <= width_px:
-            line = longer
-        elif line:
-            lines.append(line)
-            line = ""
-            words.insert(0, word)
-        else:  # one word, longer than a line
-            cut = max(_longest(word, font, width_px), 1)
-            lines.append(word[:cut])
-            words.insert(0, word[cut:])
-    lines += [line] if line else []
-    if len(lines) <= most:
-        return lines
-    return [*lines[: most - 1], fit(lines[most - 1] + " …", font, width_px)]
-
-
-def fit(text: str, font: ImageFont.FreeTypeFont, width_px: float) -> str:
-    """Text that fits on a line, its end replaced by `…` where it must be."""
-    if len(text) <= width_px and font.getlength(text) <= width_px:  # no more than a character per pixel is looked at
-        return text
-    text = text[: int(width_px)].removesuffix(" …")
-    return text[: _longest(text, font, width_px, "…")] + "…"
-
-
-def _longest(text: str, font: ImageFont.FreeTypeFont, width_px: float, end: str = "") -> int:
-    """Return how many characters of a text fit on a line with `end` behind them."""
-    return bisect_right(range(1, len(text) + 1), width_px, key=lambda number: font.getlength(text[:number] + end))
-
-
-@cache
-def _font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
-    """DejaVu Sans, which matplotlib brings: Latin, Greek, Cyrillic, Arabic and more, the same on every machine."""
-    import matplotlib
-
-    name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
-    return ImageFont.truetype(str(Path(matplotlib.get_data_path(), "fonts", "ttf", name)), size)
+def wrap(captions: Sequence[str], line_chars: int) -> list[str]:
+    """Return the first caption in at most four lines, the last of which ends in `…` where there is more."""
+    more = f" (and {len(captions) - 1} more)" if len(captions) > 1 else ""
+    text = captions[0][: (_MOST_LINES + 1) * line_chars] + more
+    return textwrap.wrap(text, line_chars, max_lines=_MOST_LINES, placeholder=" …")

@@ -11,7 +11,7 @@ from evilm.ingest.quarantine import RejectCounts
 from evilm.inspect.verify_shards import Issue, ShardCheck, twice
 from evilm.io import storage
 from evilm.jobs import commits
-from evilm.shards import MANIFEST, CodesManifest, FrameManifest, ShardInfo, open_shard
+from evilm.shards import MANIFEST, CodesManifest, FrameManifest, ShardInfo, read_columns
 
 _MOST_PROBLEMS = 1000
 _MOST_ORPHANS = 20
@@ -42,11 +42,7 @@ def cross_check(
     """Put together what is wrong with single shards, and see what only all of them show.
 
     Args:
-        verdict: gets it all.
-        frames: the frame shards.
-        codes: their codes.
         reasons: what the quarantine tables hold.
-        checks: of each frame shard.
         histograms: by split, how often each code was met; empty where codes were not read.
     """
     verdict.num_jpegs = sum(checked.num_jpegs for checked in checks)
@@ -121,7 +117,6 @@ def ids_at(frames: FrameManifest, shards: Sequence[ShardInfo], ends: np.ndarray,
     ids = []
     for row in rows:
         at = int(np.searchsorted(ends, row, side="right"))
-        with open_shard(storage.join(frames.uri, shards[at].file)) as file:
-            column = file.read(columns=["clip_id"])["clip_id"]
+        column = read_columns(storage.join(frames.uri, shards[at].file), ["clip_id"])["clip_id"]
         ids.append(column[int(row - (ends[at] - shards[at].num_clips))].as_py())
     return ids

@@ -3,6 +3,7 @@
 import sys
 import time
 from collections.abc import Iterator
+from itertools import islice
 from typing import Any
 
 from evilm.config.stages import InspectShards
@@ -61,7 +62,7 @@ def inspect_shards(config: InspectShards) -> dict[str, Any]:
 
 
 def _claim(out: str) -> str:
-    """The folder for pictures and summary; not one that holds the result of another command."""
+    """Return the folder for pictures and summary; refuse one that holds the result of another command."""
     names = set(storage.list_names(out)) if out else set()
     if taken := sorted({MANIFEST, CONFIG} & names):
         raise ConfigError(f"--out {out} holds {taken[0]} of another command; choose another folder for what is drawn")
@@ -69,7 +70,7 @@ def _claim(out: str) -> str:
 
 
 def load_frames(uri: str) -> FrameManifest:
-    """The manifest of a folder of frame shards; of a run that is under way it is said how far it is.
+    """Load the manifest of a folder of frame shards; say of an unfinished run how far it is.
 
     Raises:
         ShardError: no finished frame shards there.
@@ -86,7 +87,7 @@ def load_frames(uri: str) -> FrameManifest:
 
 
 def load_codes(uri: str, frames: FrameManifest) -> CodesManifest:
-    """The codes of these frames: at `uri`, or in the one folder below it that has them.
+    """Load the codes of these frames: at `uri`, or in the one folder below it that has them.
 
     Raises:
         ShardError: none are there, they are of other frames, or those of several tokenizers are there.
@@ -110,19 +111,9 @@ def load_codes(uri: str, frames: FrameManifest) -> CodesManifest:
 
 
 def _draw_sheets(out: str, name: str, title: str, clips: Iterator[SheetClip], frame_px: int) -> list[str]:
-    """Pictures of clips, `sheets/<name>-00.png` and on."""
+    """Draw pictures of clips, `sheets/<name>-00.png` and on; return their names."""
     names: list[str] = []
-    waiting: list[SheetClip] = []
-
-    def draw() -> None:
+    while some := list(islice(clips, SHEET_CLIPS)):
         names.append(f"sheets/{name}-{len(names):02d}.png")
-        storage.write_bytes(storage.join(out, names[-1]), draw_sheet(title, waiting, frame_px))
-        waiting.clear()
-
-    for clip in clips:
-        waiting.append(clip)
-        if len(waiting) == SHEET_CLIPS:
-            draw()
-    if waiting:
-        draw()
+        storage.write_bytes(storage.join(out, names[-1]), draw_sheet(title, some, frame_px))
     return names

@@ -3,22 +3,21 @@
 import logging
 import pickle
 import time
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-import pyarrow as pa
 
 from evilm.errors import ShardError
 from evilm.ingest.quarantine import FOLDER as QUARANTINE
 from evilm.ingest.quarantine import RejectCounts
 from evilm.inspect.cross_checks import CrossChecks, cross_check, ids_at
-from evilm.inspect.shard_stats import Distribution, Stats, jpeg_groups, shard_stats
+from evilm.inspect.shard_stats import DUPLICATES, Stats, jpeg_groups, shard_stats
 from evilm.inspect.verify_shards import ShardCheck, check_shard
 from evilm.io import storage
 from evilm.jobs import runner
-from evilm.shards import CodeShardInfo, CodesManifest, FrameManifest, ShardInfo, open_shard
+from evilm.manifests.rows import BadRow
+from evilm.shards import CodeShardInfo, CodesManifest, FrameManifest, ShardInfo, read_columns
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +40,7 @@ class Inspection:
     """By kind of duplicate, clips that are like an earlier one."""
     verify: str
     verdict: CrossChecks
-    """Of `verify`; where that is 'no', it holds notes alone."""
+    """Result of `verify`; only notes where that is 'no'."""
 
 
 def inspect_all(frames: FrameManifest, codes: CodesManifest | None, verify: str, num_workers: int) -> Inspection:
@@ -50,8 +49,8 @@ def inspect_all(frames: FrameManifest, codes: CodesManifest | None, verify: str,
     Raises:
         ShardError: a shard can't be read and `verify` is 'no'.
     """
-    stats, verdict, reasons = Stats(), CrossChecks(), read_reasons(frames.uri)
-    digests, checks = dict[int, dict[str, list[np.ndarray]]](), dict[int, ShardCheck]()
+    verdict, reasons = CrossChecks(), read_reasons(frames.uri)
+    parts, checks = dict[int, Stats](), dict[int, ShardCheck]()
     histograms: dict[str, np.ndarray] = {}
     for number, found, checked, error in _results(
         _InspectJob.of(frames, codes, verify), len(frames.shards), num_workers
@@ -61,18 +60,16 @@ def inspect_all(frames: FrameManifest, codes: CodesManifest | None, verify: str,
         if found is None:
             verdict.notes.append(f"left out of the statistics: {error}")
         else:
-            digests[number], found.digests = found.digests, {}
-            stats.merge(found)
+            parts[number] = found
         if checked.histogram is not None:
             split = frames.shards[number].split
             histograms[split] = histograms.get(split, 0) + checked.histogram
         checks[number] = replace(checked, histogram=None)
-    for number in sorted(digests):  # places among all clips go by the order of the manifest
-        stats.merge(Stats(digests=digests[number]))
+    stats = Stats.joined([parts[number] for number in sorted(parts)])  # in the order of the manifest
     if verify != "no":
         cross_check(verdict, frames, codes, reasons, [checks[number] for number in sorted(checks)], histograms)
     look = Inspection(frames, codes, stats, reasons, {}, {}, verify, verdict)
-    _find_repeated(look, [frames.shards[number] for number in sorted(digests)])
+    _find_repeated(look, [frames.shards[number] for number in sorted(parts)])
     return look
 
 
@@ -95,23 +92,22 @@ class _InspectJob:
 
 
 def _inspect_shard(work: _InspectJob, number: int) -> tuple[Stats | None, ShardCheck, str]:
-    """Statistics and soundness of a shard, or why there are no statistics."""
+    """Return statistics and checks of a shard, or why there are no statistics."""
     shard, coded = work.shards[number]
     checked, stats, error = ShardCheck(), None, ""
     if work.verify != "no":
         checked = check_shard(work.frames, shard, work.codes, coded, full=work.verify == "full")
     try:
         stats = shard_stats(work.frames.uri, shard, work.jpeg_groups.get(shard.file, ()))
-    except (OSError, pa.ArrowException, KeyError) as failed:
-        cause = failed.__cause__ or failed  # without what a `StorageError` adds about the place
-        error = f"cannot read {storage.join(work.frames.uri, shard.file)}: {str(cause).strip().splitlines()[0]}"
-    if stats and checked.num_jpegs:
-        stats.measures["jpeg_bytes"] = checked.jpeg_bytes  # all of them, instead of those of a few row groups
-    return stats, replace(checked, jpeg_bytes=Distribution()), error
+    except ShardError as failed:
+        error = str(failed).removesuffix("; make the shards again")
+    if stats and checked.jpeg_bytes:
+        stats.jpeg_bytes = np.array(checked.jpeg_bytes)  # all of them, instead of those of a few row groups
+    return stats, replace(checked, jpeg_bytes=[]), error
 
 
 def _task(batch: dict[str, np.ndarray], work: _InspectJob) -> dict[str, np.ndarray]:
-    """One shard, in a Ray task; what was found travels as bytes."""
+    """Inspect one shard, in a Ray task; what was found travels as bytes."""
     results = []
 
     def inspect(name: str) -> tuple[int, int]:
@@ -143,25 +139,20 @@ def _results(
 
 
 def read_reasons(uri: str) -> RejectCounts:
-    """Quarantined rows by reason, from the tables below a folder of frame shards, one row group at a time."""
+    """Return quarantined rows by reason, from the tables below a folder of frame shards."""
     reasons = RejectCounts()
     for name in storage.list_names(storage.join(uri, QUARANTINE)):
-        if not name.endswith(".parquet"):
-            continue
-        with open_shard(storage.join(uri, QUARANTINE, name)) as file:
-            for group in range(file.num_row_groups):
-                table = file.read_row_group(group, columns=["reason", "clip_id", "record", "detail"])
-                for reason, count in Counter(table["reason"].to_pylist()).items():
-                    row = table.slice(table["reason"].index(reason).as_py(), 1).to_pylist()[0]
-                    example = [(row["clip_id"] or f"record {row['record']}")[:100], row["detail"] or ""]
-                    reasons.merge(RejectCounts({reason: count}, {reason: example}))
+        if name.endswith(".parquet"):
+            columns = ["record", "clip_id", "reason", "detail"]
+            for row in read_columns(storage.join(uri, QUARANTINE, name), columns).to_pylist():
+                reasons.add(BadRow(row["record"], row["clip_id"] or "", row["reason"], row["detail"] or ""))
     return reasons
 
 
 def _find_repeated(look: Inspection, shards: Sequence[ShardInfo]) -> None:
     """Clips that are alike; `shards` are those that the digests come from, in order."""
     ends = np.cumsum([shard.num_clips for shard in shards])
-    for what in look.stats.digests:
+    for what in DUPLICATES:
         groups = look.stats.repeated(what)
         look.num_repeated[what] = sum(len(rows) - 1 for rows in groups)
         look.repeated[what] = [ids_at(look.frames, shards, ends, rows[:_EXAMPLES]) for rows in groups[:_EXAMPLES]]

@@ -1,11 +1,12 @@
 """Render an inspection as text for a terminal, and as the summary of the command."""
 
-from collections.abc import Iterator, Mapping, Sequence
+import textwrap
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from evilm.inspect.shard_stats import MEASURES, Distribution, top
+from evilm.inspect.shard_stats import MEASURES, histogram, summarise, top
 from evilm.io.text_table import bytes_as_text, count_of, number_as_text, text_histogram, text_table
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ _ALIKE |= {"caption": "a caption that another clip has"}
 
 
 def render(look: "Inspection") -> str:
-    """The whole report."""
+    """Write the whole report."""
     parts = [_head(look), _splits(look), _measures(look), _kinds(look), _reasons(look), _repeated(look), _words(look)]
     parts += [_codes(look)] if look.codes else []
     parts += ["\n".join(["notes", *(f"  {note}" for note in look.verdict.notes)])] if look.verdict.notes else []
@@ -39,7 +40,7 @@ def render(look: "Inspection") -> str:
 
 
 def summary(look: "Inspection") -> dict[str, Any]:
-    """The same as data."""
+    """Return the same as data."""
     frames, stats = look.frames, look.stats
     found: dict[str, Any] = {
         "frames": frames.uri,
@@ -49,8 +50,8 @@ def summary(look: "Inspection") -> dict[str, Any]:
         "num_shards": len(frames.shards),
         "num_bytes": sum(shard.num_bytes for shard in frames.shards),
         "num_rows": frames.num_rows,
-        "measures": {name: values.summary() for name, values in stats.measures.items()},
-        "kinds": {name: top(counts, 20) for name, counts in sorted(stats.kinds.items())},
+        "measures": {name: summarise(stats.measure(name)) for name in MEASURES},
+        "kinds": {name: top(counts, 20) for name, counts in sorted(stats.kinds().items())},
         "reasons": look.reasons.sorted(),
         "repeated": look.num_repeated,
         "words": top(stats.words, _MOST_WORDS),
@@ -106,28 +107,23 @@ def _span(counts: Sequence[int]) -> str:
 def _measures(look: "Inspection") -> str:
     rows = []
     for name, title in MEASURES.items():
-        values = look.stats.measures[name]
+        values = look.stats.measure(name)
         if not len(values):
             continue
         write = bytes_as_text if name.endswith("bytes") else number_as_text
-        figures = [write(value) for value in values.summary().values()]
+        found = summarise(values)
         few = name == "jpeg_bytes" and len(values) < look.frames.num_clips() * look.frames.num_frames
-        bars, tail = _bars(values)
-        rows.append([title + (f" ({len(values):,})" if few else ""), *figures, bars + tail])
+        counts, edges = histogram(values, _BINS)
+        bars = text_histogram(counts.tolist()) + ("+" if found["max"] > edges[-1] else "")  # a longer tail
+        rows.append([title + (f" ({len(values):,})" if few else ""), *map(write, found.values()), bars])
     return text_table(["", "least", "5 %", "median", "95 %", "greatest", ""], rows, right=range(1, 6))
-
-
-def _bars(values: Distribution) -> tuple[str, str]:
-    """A histogram; with a + where the last bar stands for a longer tail."""
-    counts, edges = values.histogram(_BINS)
-    return text_histogram(counts.tolist()), "+" if values.summary()["max"] > edges[-1] else ""
 
 
 def _kinds(look: "Inspection") -> str:
     total = max(1, look.frames.num_clips())
-    lines = []
+    lines, kinds = [], look.stats.kinds()
     for name, title in _KINDS.items():
-        counts = look.stats.kinds.get(name, {})
+        counts = kinds[name]
         if name == "source" and not counts:
             continue  # there was but one
         shown = [f"{kind} {_share(count, total)}" for kind, count in top(counts, _MOST_KINDS).items()]
@@ -164,14 +160,8 @@ def _repeated(look: "Inspection") -> str:
 def _words(look: "Inspection") -> str:
     if not look.stats.words:
         return ""
-    lines, line = [], f"{len(look.stats.words):,} words in captions:"
-    for word, count in top(look.stats.words, _MOST_WORDS).items():
-        item = f" {word} {count:,}"
-        if len(line) + len(item) > _WIDTH:
-            lines.append(line)
-            line = " "
-        line += item + ","
-    return "\n".join([*lines, line.rstrip(",")])
+    words = ", ".join(f"{word} {count:,}" for word, count in top(look.stats.words, _MOST_WORDS).items())
+    return textwrap.fill(f"{len(look.stats.words):,} words in captions: {words}", _WIDTH, subsequent_indent="  ")
 
 
 def _codes(look: "Inspection") -> str:
@@ -185,20 +175,14 @@ def _codes(look: "Inspection") -> str:
     rows = []
     for split, counts in codes.histograms.items():
         histogram = np.asarray(counts, np.float64)
-        often = dict(enumerate(counts))
-        common = [f"{code} {share:.1%}" for code, share in _top_codes(often, histogram.sum())]
+        often = np.argsort(-histogram, kind="stable")[:_MOST_CODES]
+        common = [f"{code} {histogram[code] / histogram.sum():.1%}" for code in often if histogram[code]]
         unused = f"{int((histogram == 0).sum()):,}"
         rows.append(
             [split, f"{codes.code_usage[split]:.1%}", unused, f"{_effective(histogram):,.0f}", ", ".join(common)]
         )
     table = text_table(["split", "used", "unused", "effective", "most frequent codes"], rows, right=(1, 2, 3))
     return "\n".join([*lines, table])
-
-
-def _top_codes(counts: Mapping[int, int], total: float) -> Iterator[tuple[int, float]]:
-    for code, count in sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:_MOST_CODES]:
-        if count:
-            yield code, count / total
 
 
 def _effective(histogram: np.ndarray) -> float:

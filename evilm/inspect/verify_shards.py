@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import simplejpeg
 
 from evilm.errors import StorageError
-from evilm.inspect.shard_stats import Distribution, digest_of
+from evilm.inspect.shard_stats import digest_of
 from evilm.io import storage
 from evilm.shards import (
     FRAMES_SCHEMA,
@@ -60,7 +60,7 @@ class ShardCheck:
     """Read from files."""
     ids: np.ndarray = field(default_factory=lambda: np.zeros(0, np.uint64))
     """Digests of the clip ids, in order."""
-    jpeg_bytes: Distribution = field(default_factory=Distribution)
+    jpeg_bytes: list[int] = field(default_factory=list)
     histogram: np.ndarray | None = None
     """How often each code is in the whole frames."""
 
@@ -79,9 +79,7 @@ def check_shard(
 
     Args:
         frames: what the shard belongs to; its list of shards is not used.
-        shard: the one to look at.
         codes: what the code shard belongs to; its list of shards is not used.
-        coded: the codes of this shard.
         full: read everything, instead of sizes and footers.
     """
     checked = ShardCheck()
@@ -143,7 +141,7 @@ class _File:
         self._first = 0
 
     def problems(self) -> Iterator[Issue]:
-        """All that is wrong with it."""
+        """Yield all that is wrong with it."""
         uri, name = storage.join(self._folder, self._shard.file), self._shard.file
         with ExitStack() as stack:
             try:
@@ -187,7 +185,7 @@ class _File:
             self.skip(group)
             return
         if missing := [name for name in self._schema.names if name not in table.column_names]:
-            assert missing  # told already, with the footer
+            assert missing  # reported already, with the footer
             self.skip(group)
             return
         numbers = table["row"].to_numpy()
@@ -234,7 +232,7 @@ class _Frames(_File):
         for name in ("frame_pts_us", "frame_index"):
             if np.any(np.diff(row[name]) < least):
                 yield f"its {name} do not ascend: {row[name]}"
-        self._checked.jpeg_bytes.add(np.array([len(jpeg) for jpeg in row["frames"]]))
+        self._checked.jpeg_bytes += [len(jpeg) for jpeg in row["frames"]]
         for number, jpeg in enumerate(row["frames"]):
             self._checked.num_jpegs += 1
             try:

@@ -55,13 +55,6 @@ class Owner:
         else:
             storage.write_json(storage.join(self.out, name), content)
 
-    def forget_earlier(self) -> None:
-        """Delete the entries of earlier runs, once this one has published everything."""
-        check_owner(self.out, self.number)
-        for number, name in _entries(self.out):
-            if number < self.number:
-                storage.delete(_place(self.out, number, name))
-
     def release(self) -> None:
         """End the claim, so that the next run need not wait for the heartbeat to become stale."""
         if not self._over.is_set():

@@ -15,10 +15,10 @@ from evilm.config.stages import BuildItems
 from evilm.errors import ConfigError, ManifestError, UsageError
 from evilm.io import storage
 from evilm.io.outputs import Output
-from evilm.items.annotations import Annotations
+from evilm.items.annotation_files import Annotations
 from evilm.items.item import Item, to_table
 from evilm.items.item_tables import ITEMS_FILE, SPLITS, ItemsManifest, ItemsSplit
-from evilm.items.layouts import LAYOUTS, Layout
+from evilm.items.task_layouts import LAYOUTS, Layout
 from evilm.shards import FrameManifest, read_columns
 
 logger = logging.getLogger(__name__)

@@ -9,9 +9,7 @@ import hashlib
 import json
 import time
 import uuid
-from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
 
@@ -19,6 +17,7 @@ from evilm.errors import ClusterError, HaltedError, ShardError
 from evilm.io import storage
 from evilm.io.outputs import Output
 from evilm.io.ownership import check_owner
+from evilm.prefetch import map_ahead
 
 _COMMITS, _ATTEMPTS = "commits", "_attempts"
 _IO_THREADS = 16
@@ -52,6 +51,35 @@ class Unit(NamedTuple):
     def tag(self) -> str:
         """The beginning of the last part of the names of its files."""
         return self.key[:4]
+
+
+def make_unit(
+    out: str, unit: Unit, run: int, max_failures: int, repair: bool, make: Callable[[str], tuple[dict[str, Any], bool]]
+) -> dict[str, Any]:
+    """Make a unit and commit it, if it is not committed yet: what a task does, in its own process.
+
+    Args:
+        out: output folder.
+        unit: the unit.
+        run: number of the run that owns `out`.
+        max_failures: how many processes may die of it, as `attempt` counts them.
+        repair: read the file of a committed unit, and make it again if it is damaged.
+        make: writes the unit's file to a local path; returns what the commit record is to hold, and whether the unit
+            has a file at all.
+
+    Returns:
+        The commit record.
+    """
+    before = read_record(out, unit)
+    if before and is_sound(out, before, full=repair):
+        return before  # found sound, or done by an attempt whose answer was lost with its node
+    # What killed processes leave at this place, `clean` removes.
+    place = storage.join(out, f"{unit.name}-{unit.tag}attempt")
+    with attempt(out, run, unit.name, max_failures), storage.temporary(place) as path:
+        with storage.storage_errors(place):
+            record, has_file = make(path)
+        commit_file(out, unit, path if has_file else "", record, run, before)
+    return record
 
 
 def commit_file(
@@ -114,11 +142,6 @@ def halt(out: str, run: int) -> None:
     time.sleep(_HALT_S)
 
 
-def attempt_place(out: str, unit: Unit) -> str:
-    """Return where a unit's file is made; `clean` removes what is left there of processes that were killed."""
-    return storage.join(out, f"{unit.name}-{unit.tag}attempt")
-
-
 def _place(out: str, unit: Unit) -> str:
     return storage.join(out, _COMMITS, unit.record)
 
@@ -136,21 +159,9 @@ def read_record(out: str, unit: Unit) -> dict[str, Any] | None:
 
 
 def read_records(out: str, units: Iterable[Unit]) -> Iterator[tuple[Unit, dict[str, Any] | None]]:
-    """Units and their commit records, in order; only a few records are held at a time."""
+    """Yield units with their commit records, in order; only a few records are held at a time."""
     there = set(storage.list_names(storage.join(out, _COMMITS)))
-
-    def record_of(unit: Unit) -> dict[str, Any] | None:
-        return read_record(out, unit) if unit.record in there else None
-
-    with ThreadPoolExecutor(_IO_THREADS) as pool:
-        waiting: deque[tuple[Unit, Future[dict[str, Any] | None]]] = deque()
-        for name in units:
-            waiting.append((name, pool.submit(record_of, name)))
-            if len(waiting) == _IO_THREADS:
-                unit, record = waiting.popleft()
-                yield unit, record.result()
-        for unit, record in waiting:
-            yield unit, record.result()
+    return map_ahead(lambda unit: (unit, read_record(out, unit) if unit.record in there else None), units, _IO_THREADS)
 
 
 def committed(out: str, units: Sequence[Unit]) -> dict[str, dict[str, Any]]:
@@ -162,8 +173,9 @@ def committed_keys(out: str) -> dict[str, set[str]]:
     """The first digits of the keys under which units of any name are committed."""
     found: dict[str, set[str]] = {}
     for name in storage.list_names(storage.join(out, _COMMITS)):
-        unit, _, key = name.removesuffix(".json").rpartition(".")
-        found.setdefault(unit, set()).add(key)
+        if name.endswith(".json"):
+            unit, _, key = name.removesuffix(".json").rpartition(".")
+            found.setdefault(unit, set()).add(key)
     return found
 
 

@@ -2,12 +2,13 @@
 
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from evilm.config.data import VIDEO_ENDINGS, ColumnsConfig
 from evilm.errors import ConfigError, ManifestError
 from evilm.manifests.records import show
+from evilm.plugins import Registry
 
 logger = logging.getLogger(__name__)
 
@@ -16,36 +17,55 @@ KEY = "__key__"
 """Where a sample of a tar keeps the name it has there."""
 ROLES = ("videoid", "caption", "page_dir", "path", "url", "start", "end", "duration", "split")
 
-# Of several names the first one that a manifest has is taken.
-_LAYOUTS: dict[str, dict[str, tuple[str, ...]]] = {
-    "webvid": {
+
+@dataclass(frozen=True)
+class TableLayout:
+    """The columns of a kind of table."""
+
+    columns: Mapping[str, tuple[str, ...]]
+    """Names of each role's column; of several names the first one that a table has is taken."""
+    marks: frozenset[str] = frozenset()
+    """Columns by which the layout is recognized; without any, it has to be named."""
+
+
+WEBVID = TableLayout(
+    {
         "videoid": ("videoid",),
         "caption": ("name",),
         "page_dir": ("page_dir",),
         "url": ("contentUrl",),
         "duration": ("duration",),
-    },
-    "video2dataset": {"videoid": ("key",), "caption": ("caption", "txt"), "url": ("url",)},
-    "openvid": {"path": ("video",), "caption": ("caption",), "duration": ("seconds",)},
-    "internvid": {
+    }
+)
+WEBDATASET = TableLayout({"videoid": (KEY,), "caption": ("txt", "caption")}, frozenset({KEY}))
+PANDA = TableLayout(
+    {"videoid": ("videoID",), "caption": ("caption",), "url": ("url",), "start": ("timestamp",)},
+    frozenset({"videoID", "timestamp", "caption"}),
+)
+KOALA = TableLayout(PANDA.columns, PANDA.marks | {"clarity_score"})
+INTERNVID = TableLayout(
+    {
         "videoid": ("YoutubeID",),
         "caption": ("Caption",),
         "start": ("Start_timestamp",),
         "end": ("End_timestamp",),
     },
-    "panda": {"videoid": ("videoID",), "caption": ("caption",), "url": ("url",), "start": ("timestamp",)},
-    "koala": {"videoid": ("videoID",), "caption": ("caption",), "url": ("url",), "start": ("timestamp",)},
-    "webdataset": {"videoid": (KEY,), "caption": ("txt", "caption")},
-}
-_MARKS = {
-    "webdataset": {KEY},
-    "koala": {"videoID", "timestamp", "caption", "clarity_score"},
-    "panda": {"videoID", "timestamp", "caption"},
-    "internvid": {"YoutubeID", "Start_timestamp", "End_timestamp"},
-    "video2dataset": {"key", "status"},
-    "openvid": {"video", "caption"},
-}
-"""Columns by which a layout is recognised, the most telling ones first."""
+    frozenset({"YoutubeID", "Start_timestamp", "End_timestamp"}),
+)
+VIDEO2DATASET = TableLayout(
+    {"videoid": ("key",), "caption": ("caption", "txt"), "url": ("url",)}, frozenset({"key", "status"})
+)
+OPENVID = TableLayout(
+    {"path": ("video",), "caption": ("caption",), "duration": ("seconds",)}, frozenset({"video", "caption"})
+)
+TABLE_LAYOUTS: Registry[TableLayout] = Registry(
+    "table layout",
+    "evilm.table_layouts",
+    {name.lower(): f"{__name__}:{name}" for name in (
+        "WEBDATASET", "KOALA", "PANDA", "INTERNVID", "VIDEO2DATASET", "OPENVID", "WEBVID",
+    )},
+)  # fmt: skip
+"""Layouts by name, the most telling marks first."""
 
 
 @dataclass(frozen=True)
@@ -83,12 +103,13 @@ def assign(header: Sequence[str], columns: ColumnsConfig, name: str, needed: Seq
     """
     layout = columns.layout
     if layout == "auto":
-        layout = next((known for known, marks in _MARKS.items() if marks <= set(header)), "webvid")
+        marks = ((known, TABLE_LAYOUTS.get(known).marks) for known in TABLE_LAYOUTS.names())
+        layout = next((known for known, found in marks if found and found <= set(header)), "webvid")
     logger.info("%s: columns of %s%s", name, layout, ", by its header" if columns.layout == "auto" else "")
     found: dict[str, str] = {}
     for role in ROLES:
         named = getattr(columns, role)
-        known = _LAYOUTS[layout].get(role, ("split",) if role == "split" else ())
+        known = TABLE_LAYOUTS.get(layout).columns.get(role, ("split",) if role == "split" else ())
         wanted = known if named is None else (named,) if named else ()
         found[role] = next((column for column in wanted if column in header), "")
         if wanted and not found[role] and (named or role in needed):

@@ -1,15 +1,12 @@
 """Manifests of every format and layout, read as one stream of clips: tables, and tars of clips."""
 
 import hashlib
-import itertools
 import logging
 import posixpath
-from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeAlias
 
 from evilm.config.stages import ShardVideos
 from evilm.errors import ConfigError, ManifestError, StorageError
@@ -19,14 +16,13 @@ from evilm.manifests.manifest_files import common_folder, is_tar, list_manifests
 from evilm.manifests.records import ParseError, open_table
 from evilm.manifests.rows import SPLIT, BadRow, ClipRow, Context, VideoLocation, clips_of
 from evilm.manifests.tars import Sample, merge_samples, read_tar
+from evilm.prefetch import map_ahead
 from evilm.video.reasons import RejectReason
 from evilm.video.urls import flat_name, is_url
 
 logger = logging.getLogger(__name__)
 
 _Samples: TypeAlias = list[Sample | ParseError]
-_Item = TypeVar("_Item")
-_Result = TypeVar("_Result")
 _HASHED_BYTES = 1 << 22
 
 
@@ -47,7 +43,7 @@ def read_manifests(config: ShardVideos) -> Iterator[ClipRow | BadRow]:
     sources = names_of(uris) if len(uris) > 1 else [""]
     prefixes = _id_prefixes(config, uris, sources)
     left, num_records = config.limit or None, 0
-    tars = _ahead(uris, lambda uri: _samples_of(uri, root), config.fetch.concurrency)
+    tars = map_ahead(lambda uri: _samples_of(uri, root), uris, config.fetch.concurrency)
     for uri, source, prefix, samples in zip(uris, sources, prefixes, tars, strict=True):
         before = num_records
         read = partial(_tar_rows, id_prefix=prefix) if is_tar(uri) else _table_rows
@@ -210,14 +206,14 @@ def _below(uri: str, root: str) -> str | None:
 
 
 def _digest(uri: str, name: str) -> str:
-    fs, path = storage.resolve(uri)
     try:
         if is_tar(uri):
+            fs, path = storage.resolve(uri)
             info: dict[str, Any] = storage.with_retries(uri, lambda: fs.info(path))
             version = info.get("ETag") or info.get("mtime") or ""  # a tar that is written anew may keep its size
             return hashlib.sha256(f"{name}:{info['size']}:{version}".encode()).hexdigest()
         digest = hashlib.sha256()
-        with storage.with_retries(uri, lambda: fs.open(path, "rb", block_size=_HASHED_BYTES)) as file:
+        with storage.open_file(uri, _HASHED_BYTES) as file:
             while data := file.read(_HASHED_BYTES):
                 digest.update(data)
         return digest.hexdigest()
@@ -227,19 +223,3 @@ def _digest(uri: str, name: str) -> str:
         raise ManifestError(
             f"cannot read {uri} ({error.strerror or type(error).__name__}); give CSV, TSV, JSON lines, Parquet or tars"
         ) from None
-
-
-def _ahead(items: Sequence[_Item], load: Callable[[_Item], _Result], threads: int) -> Generator[_Result, None, None]:
-    """Return what `load` gives for each item, in their order; a few are loaded before they are asked for."""
-    todo = iter(items)
-    with ThreadPoolExecutor(threads) as pool:
-        waiting: deque[Future[_Result]] = deque()
-        try:
-            for item in itertools.islice(todo, threads):
-                waiting.append(pool.submit(load, item))
-            while waiting:
-                yield waiting.popleft().result()
-                waiting.extend(pool.submit(load, item) for item in itertools.islice(todo, 1))
-        finally:
-            for future in waiting:
-                future.cancel()

@@ -53,11 +53,9 @@ def open_table(uri: str) -> Iterator[Table]:
     Raises:
         ManifestError: no such file, no table in it, or a table that breaks off.
     """
-    fs, path = storage.resolve(uri)
     with ExitStack() as stack:
         try:
-            opened = storage.with_retries(uri, lambda: fs.open(path, "rb", block_size=_BLOCK_BYTES))
-            file: IO[bytes] = stack.enter_context(opened)
+            file = stack.enter_context(storage.open_file(uri, _BLOCK_BYTES))
             head = file.read(_HEAD_BYTES)
             file.seek(0)
             if head[:2] == b"\x1f\x8b":

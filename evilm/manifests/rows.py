@@ -3,26 +3,22 @@
 import hashlib
 import posixpath
 import re
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any
 from unicodedata import ucd_3_2_0 as unicode
 
 from evilm.config.data import VIDEO_ENDINGS
 from evilm.config.secrets import public_text, public_uri, unsigned, unsigned_text
+from evilm.manifests.caption_text import Rejected, usable_captions
 from evilm.manifests.layouts import KEY, ColumnRoles
 from evilm.manifests.records import ParseError, as_text, is_text
-from evilm.manifests.spans import Span, parse_captions, parse_list, parse_span, show_seconds
+from evilm.manifests.spans import Span, parse_list, parse_span, show_seconds
 from evilm.video.reasons import RejectReason
 from evilm.video.urls import flat_name, is_url
 
 SPLIT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
 """Splits become parts of file names."""
-_TERMINAL_CODES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
-_FORMATS = {*map(chr, (0xAD, 0x61C, *range(0x2066, 0x206A)))}
-"""Format characters that Unicode 3.2 does not know as such: the soft hyphen, isolates of right-to-left text."""
-_JOINERS = "\u200c\u200d"
-"""Format characters that change what is read: Persian words and joined emoji need them."""
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
 
@@ -103,14 +99,6 @@ class Context:
     """Where the video of each key is, if all lie in one tar."""
 
 
-class _Rejected(Exception):
-    """The first thing that is wrong with a row."""
-
-    def __init__(self, reason: RejectReason, detail: str = "") -> None:
-        super().__init__(reason, detail)
-        self.reason, self.detail = reason, detail
-
-
 def clips_of(number: int, record: Mapping[str, Any] | ParseError, context: Context) -> Iterator[ClipRow | BadRow]:
     """The clips of one record, mostly one; each that can't be used with the first thing that is wrong with it."""
     roles = context.roles
@@ -121,59 +109,29 @@ def clips_of(number: int, record: Mapping[str, Any] | ParseError, context: Conte
     try:
         _check_text(texts)
         if isinstance(record, ParseError):
-            raise _Rejected(RejectReason.BAD_ROW, record.detail)
+            raise Rejected(RejectReason.BAD_ROW, record.detail)
         clip_id = clip_id or _id_from_place(texts, roles)
         named = texts.get(roles.split, "").strip()
         given = named or context.split
         if not SPLIT.fullmatch(given):
-            raise _Rejected(RejectReason.BAD_ROW, f"split {given[:100]!r}")
+            raise Rejected(RejectReason.BAD_ROW, f"split {given[:100]!r}")
         split = given
         if "/" in clip_id:
-            raise _Rejected(RejectReason.PATH_UNSAFE, "'/' in the id")
+            raise Rejected(RejectReason.PATH_UNSAFE, "'/' in the id")
         if any(unicode.category(character) == "Cc" for character in clip_id):
-            raise _Rejected(RejectReason.BAD_ROW, "a control character in the id")
+            raise Rejected(RejectReason.BAD_ROW, "a control character in the id")
         clip_id = context.id_prefix + clip_id
         place = _place(clip_id, record, texts, context)
         path = public_uri(place.path)
         split = split if named else _split_of(place, context)
         yield from _spans(number, clip_id, split, place, record, texts, context)
-    except _Rejected as refused:
+    except Rejected as refused:
         yield _bad(number, clip_id, refused, split, path, context)
-
-
-def clean_caption(text: str) -> str:
-    """A caption without control and format characters, NFC, white space folded; '' where nothing visible is left.
-
-    By Unicode 3.2, which every Python has, so that a caption does not depend on Python's version; characters that it
-    does not know (most emoji) stay as they are.
-    """
-    if text.isascii() and text.isprintable():
-        return " ".join(text.split())
-    text = unicode.normalize("NFC", _TERMINAL_CODES.sub("", text))
-    text = " ".join(word for word in "".join(map(_kept, text)).split(" ") if word)
-    return text if text.strip(_JOINERS + " ") else ""
-
-
-def _kept(character: str) -> str:
-    """A character as it stands in a caption: white space as a blank, nothing for what is not seen."""
-    kind = unicode.category(character)
-    if kind[0] == "Z" or character in "\t\n\r\v\f\x1c\x1d\x1e\x1f\x85":
-        return " "
-    is_hidden = kind in ("Cc", "Cf", "Cs", "Co") or character in _FORMATS
-    return character if character in _JOINERS or not is_hidden else ""
-
-
-def count_reasons(rows: Iterable[BadRow]) -> dict[str, int]:
-    """Return how often each reason occurs, the most frequent first."""
-    counts: dict[str, int] = {}
-    for row in rows:
-        counts[row.reason.value] = counts.get(row.reason.value, 0) + 1
-    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
 
 
 def _check_text(texts: Mapping[str, str]) -> None:
     if not is_text("".join((*texts, *texts.values()))):
-        raise _Rejected(RejectReason.BAD_ROW, "not UTF-8")
+        raise Rejected(RejectReason.BAD_ROW, "not UTF-8")
 
 
 def _id_from_place(texts: Mapping[str, str], roles: ColumnRoles) -> str:
@@ -187,7 +145,7 @@ def _id_from_place(texts: Mapping[str, str], roles: ColumnRoles) -> str:
             return flat_name(posixpath.normpath(stem).strip("/"))
         if path or url:
             return hashlib.blake2b(unsigned(path or url).encode(), digest_size=8).hexdigest()
-    raise _Rejected(RejectReason.MISSING_ID)
+    raise Rejected(RejectReason.MISSING_ID)
 
 
 def _split_of(place: VideoLocation, context: Context) -> str:
@@ -206,12 +164,12 @@ def _place(clip_id: str, record: Mapping[str, Any], texts: Mapping[str, str], co
     roles = context.roles
     if roles.layout == "video2dataset" and (status := texts.get("status", "success")) != "success":
         message = public_text(texts.get("error_message", ""))[:200]
-        raise _Rejected(RejectReason.MISSING_FILE, f"video2dataset says {status[:100]}: {message}")
+        raise Rejected(RejectReason.MISSING_FILE, f"video2dataset says {status[:100]}: {message}")
     clip_id = clip_id.removeprefix(context.id_prefix)
     name = texts.get(KEY) or (texts.get("key", "") if roles.layout == "video2dataset" else "") or clip_id
     if context.members is not None:
         if name not in context.members:
-            raise _Rejected(RejectReason.MISSING_FILE, "no video of that name in its tar")
+            raise Rejected(RejectReason.MISSING_FILE, "no video of that name in its tar")
         return context.members[name]
     url = texts.get(roles.url, "").strip() if context.urls else ""
     path = texts.get(roles.path, "").strip()
@@ -220,14 +178,14 @@ def _place(clip_id: str, record: Mapping[str, Any], texts: Mapping[str, str], co
         return VideoLocation(path)
     if not context.root:
         if not url:
-            raise _Rejected(
+            raise Rejected(
                 RejectReason.MISSING_FILE, "no URL" if context.urls else "a path below --videos, which is not given"
             )
         _check_path(url)
         return VideoLocation(url)
     if roles.path:
         if not path and not url:
-            raise _Rejected(RejectReason.MISSING_FILE, "no path")
+            raise Rejected(RejectReason.MISSING_FILE, "no path")
         if path:
             return VideoLocation(_below(path, context.root), url=url)
         _check_path(url)
@@ -241,23 +199,23 @@ def _below(path: str, root: str) -> str:
     if _SCHEME.match(path):
         prefix = root.rstrip("/") + "/"
         if not path.startswith(prefix):
-            raise _Rejected(RejectReason.PATH_UNSAFE, f"a {path.partition(':')[0]} URL outside of the video root")
+            raise Rejected(RejectReason.PATH_UNSAFE, f"a {path.partition(':')[0]} URL outside of the video root")
         path = path[len(prefix) :]
     elif root.startswith("/") and path.startswith(root.rstrip("/") + "/"):
         path = path[len(root.rstrip("/")) :].lstrip("/")
     _check_path(path)
     if path.startswith("/"):
-        raise _Rejected(RejectReason.PATH_UNSAFE, "an absolute path outside of the video root")
+        raise Rejected(RejectReason.PATH_UNSAFE, "an absolute path outside of the video root")
     if ".." in path.split("/"):
-        raise _Rejected(RejectReason.PATH_UNSAFE, "'..' in the path")
+        raise Rejected(RejectReason.PATH_UNSAFE, "'..' in the path")
     if "\\" in path:
-        raise _Rejected(RejectReason.PATH_UNSAFE, "'\\' in the path")
+        raise Rejected(RejectReason.PATH_UNSAFE, "'\\' in the path")
     return posixpath.normpath(path)
 
 
 def _check_path(path: str) -> None:
     if any(ord(character) < 32 for character in path):
-        raise _Rejected(RejectReason.PATH_UNSAFE, "a control character in the path")
+        raise Rejected(RejectReason.PATH_UNSAFE, "a control character in the path")
 
 
 def _spans(
@@ -285,19 +243,16 @@ def _spans(
             record=number,
             clip_id=clip_id,
             split=split,
-            captions=_captions(captions),
-            path=place.path,
-            needs_ending=place.needs_ending,
-            offset=place.offset,
-            num_bytes=place.num_bytes,
+            captions=usable_captions(captions),
             start_s=span[0],
             end_s=span[1],
-            url=place.url,
             extra=extra,
+            **asdict(place),
         )
 
     pairs = _pairs(record, roles)
-    if pairs is None or _is_pair(pairs):
+    is_one = pairs is not None and len(pairs) == 2 and not any(isinstance(item, list | tuple) for item in pairs)
+    if pairs is None or is_one:  # one start and one end
         span: Span = (None, None)
         if pairs:
             span = _span(*pairs)  # of a clip that has its own id
@@ -309,15 +264,15 @@ def _spans(
     captions = parse_list(value) or [value] * len(pairs)
     if not pairs or len(captions) != len(pairs):
         reason = RejectReason.BAD_ROW if pairs else RejectReason.BAD_SPAN
-        raise _Rejected(reason, f"{len(captions)} captions for {len(pairs)} spans")
+        raise Rejected(reason, f"{len(captions)} captions for {len(pairs)} spans")
     lists = {name: items for name in extra if (items := parse_list(record[name])) and len(items) == len(pairs)}
     for n, (pair, caption) in enumerate(zip(pairs, captions, strict=True)):
         own = {name: unsigned_text(as_text(lists[name][n])) if name in lists else text for name, text in extra.items()}
         try:
             if not isinstance(pair, list | tuple) or len(pair) != 2:
-                raise _Rejected(RejectReason.BAD_SPAN, f"no [start, end]: {str(pair)[:60]!r}")
+                raise Rejected(RejectReason.BAD_SPAN, f"no [start, end]: {str(pair)[:60]!r}")
             yield clip(f"{clip_id}_{n}", _span(*pair), caption, own)
-        except _Rejected as refused:
+        except Rejected as refused:
             yield _bad(number, f"{clip_id}_{n}", refused, split, public_uri(place.path), context)
 
 
@@ -328,52 +283,18 @@ def _pairs(record: Mapping[str, Any], roles: ColumnRoles) -> list[Any] | None:
         return starts
     ends = parse_list(record.get(roles.end)) or []
     if len(starts) != len(ends):
-        raise _Rejected(RejectReason.BAD_SPAN, f"{len(starts)} starts and {len(ends)} ends")
+        raise Rejected(RejectReason.BAD_SPAN, f"{len(starts)} starts and {len(ends)} ends")
     return list(zip(starts, ends, strict=True))
-
-
-def _is_pair(pairs: list[Any]) -> bool:
-    """Check whether a list of pairs is one pair: a start and an end."""
-    return len(pairs) == 2 and not any(isinstance(item, list | tuple) for item in pairs)
 
 
 def _span(start: Any, end: Any) -> Span:
     try:
         return parse_span(start, end)
     except ValueError as error:
-        raise _Rejected(RejectReason.BAD_SPAN, str(error)) from None
+        raise Rejected(RejectReason.BAD_SPAN, str(error)) from None
 
 
-def _captions(value: Any) -> tuple[str, ...]:
-    """The captions of a cell that can be used, each once; one that can't costs the clip only if there is no other."""
-    several = parse_captions(value)
-    if several is None:
-        return (_caption(value),)
-    captions, refused = list[str](), _Rejected(RejectReason.EMPTY_CAPTION)
-    for caption in several:
-        try:
-            captions.append(_caption(caption))
-        except _Rejected as error:
-            refused = error
-    if not captions:
-        raise refused
-    return tuple(dict.fromkeys(captions))
-
-
-def _caption(value: Any) -> str:
-    if isinstance(value, dict):
-        keys = ", ".join(map(str, value))[:80]
-        raise _Rejected(RejectReason.BAD_CAPTION, f"an object with {keys}, not a text; make one of them the column")
-    text = as_text(value)
-    if "\0" in text:
-        raise _Rejected(RejectReason.BAD_CAPTION, "NUL character")
-    caption = clean_caption(text)
-    if not caption:
-        raise _Rejected(RejectReason.EMPTY_CAPTION)
-    return caption
-
-
-def _bad(number: int, clip_id: str, refused: _Rejected, split: str, path: str, context: Context) -> BadRow:
+def _bad(number: int, clip_id: str, refused: Rejected, split: str, path: str, context: Context) -> BadRow:
     detail = refused.detail.encode(errors="replace").decode()
     clip_id = clip_id.encode(errors="replace").decode()
     return BadRow(number, clip_id, refused.reason, detail, split, path, context.source)

@@ -47,9 +47,8 @@ def read_tar(uri: str) -> Iterator[Sample | ParseError]:
     Raises:
         ManifestError: no such file, or no tar that can be read in place.
     """
-    fs, path = storage.resolve(uri)
     try:
-        with storage.with_retries(uri, lambda: fs.open(path, "rb", block_size=_BLOCK_BYTES)) as file:
+        with storage.open_file(uri, _BLOCK_BYTES) as file:
             head = file.read(512)
             if head[:2] == b"\x1f\x8b":
                 raise ManifestError(f"{uri} is a compressed tar; unpack it to .tar, videos gain nothing from gzip")

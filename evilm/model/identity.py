@@ -9,7 +9,7 @@ from evilm.errors import CheckpointError
 from evilm.io import storage
 from evilm.model import checkpoint_folder, pretrained
 from evilm.model.evilm_model import KIND, PREFIX, WEIGHTS
-from evilm.model.tokenizers.base import load_tokenizer
+from evilm.model.tokenizers.base_tokenizer import load_tokenizer
 from evilm.model.tokenizers.semantic_vq import VideoTokenizer
 
 OBJECTIVES_FILE = "pretrain.json"

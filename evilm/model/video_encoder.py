@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from evilm.errors import CheckpointError, ConfigError
 from evilm.model.pretrained import load_into
-from evilm.registry import Registry
+from evilm.plugins import Registry
 
 STRIDE_PX = 32
 """Side of a region in pixels: the stride of EdgeNeXt's last stage."""

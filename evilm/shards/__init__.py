@@ -12,8 +12,6 @@ from evilm.shards.shard_files import (
     SCHEMA_VERSION,
     VIEW,
     codes_schema,
-    decode_frames,
-    jpeg_side,
     open_shard,
     read_columns,
     read_footer,
@@ -35,6 +33,7 @@ from evilm.shards.shard_manifests import (
     pinned,
 )
 from evilm.shards.side_files import Captions, Footers, Side, open_side, publish_side
+from evilm.shards.stored_jpegs import decode_frames, jpeg_side
 
 __all__ = [
     "FRAMES_SCHEMA",

@@ -1,9 +1,7 @@
 """The files of shards: their schemas, and how they are written and read."""
 
 import base64
-import errno
 import io
-import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,7 +10,6 @@ from typing import Any, TypeVar
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import simplejpeg
 
 from evilm.errors import ShardError
 from evilm.io import storage
@@ -58,8 +55,6 @@ VIEW = pa.struct(
 )
 """A crop of the stored frame, in its pixels, that was coded; `flip` mirrors left and right after cropping."""
 
-_HICCUPS = {errno.EIO, errno.ESTALE, errno.EAGAIN, errno.EINTR, errno.ETIMEDOUT, errno.EREMOTEIO, errno.EBUSY}
-_WAITS_S = (0.2, 1.0, 5.0)
 _TAIL_BYTES = 64 * 2**10
 """Read at once for a footer; that of a shard of 16 row groups has 44 KB."""
 
@@ -168,7 +163,7 @@ def read_group(uri: str, group: int, columns: Sequence[str], footer: pq.FileMeta
         with open_shard(uri) if footer is None else _open_group(uri, group, columns, footer) as parquet:
             return with_captions(parquet.read_row_group(group, columns=stored_columns(parquet, columns)))
 
-    return _persistently(uri, f"row group {group} of {uri}", read)
+    return _read(uri, f"row group {group} of {uri}", read)
 
 
 def stored_columns(file: pq.ParquetFile, columns: Sequence[str]) -> list[str]:
@@ -193,7 +188,7 @@ def read_columns(uri: str, columns: Sequence[str]) -> pa.Table:
         with open_shard(uri) as parquet:
             return with_captions(parquet.read(columns=stored_columns(parquet, columns)))
 
-    return _persistently(uri, uri, read)
+    return _read(uri, uri, read)
 
 
 def read_footer(uri: str) -> bytes:
@@ -204,32 +199,26 @@ def read_footer(uri: str) -> bytes:
     """
 
     def read() -> bytes:
-        tail = storage.read_tail(uri, _TAIL_BYTES)
+        tail = storage.read_bytes(uri, last=_TAIL_BYTES)
         length = int.from_bytes(tail[-8:-4], "little") + 8
         if tail[-4:] != b"PAR1":
             raise pa.ArrowInvalid("not a Parquet file")
-        return tail[-length:] if length <= len(tail) else storage.read_tail(uri, length)
+        return tail[-length:] if length <= len(tail) else storage.read_bytes(uri, last=length)
 
-    return _persistently(uri, uri, read)
+    return _read(uri, uri, read)
 
 
-def _persistently(uri: str, what: str, read: Callable[[], T]) -> T:
-    """Return what `read` returns, tried again where the place fails in passing.
+def _read(uri: str, what: str, read: Callable[[], T]) -> T:
+    """Return what `read` returns, tried again where the storage fails in passing.
 
     Raises:
         ShardError: it can't be read.
     """
-    for wait in (*_WAITS_S, None):
-        try:
-            return storage.with_retries(uri, read)  # retries what object stores refuse in passing
-        except (OSError, pa.ArrowException, IndexError, KeyError) as error:
-            cause = error.__cause__ or error
-            if wait is not None and isinstance(cause, OSError) and cause.errno in _HICCUPS:
-                time.sleep(wait)  # a hiccup of a network drive must not end a training of days
-                continue
-            reason = str(cause).strip().splitlines()[0]
-            raise ShardError(f"cannot read {what}: {reason}; make the shards again") from None
-    raise AssertionError("unreachable")
+    try:
+        return storage.with_retries(uri, read)
+    except (OSError, pa.ArrowException, IndexError, KeyError) as error:
+        reason = str(error.__cause__ or error).strip().splitlines()[0]
+        raise ShardError(f"cannot read {what}: {reason}; make the shards again") from None
 
 
 @contextmanager
@@ -292,27 +281,3 @@ class _Piece(io.RawIOBase):
         piece = self._data[first : first + size] if size >= 0 else self._data[first:]
         self._place += len(piece)
         return piece
-
-
-_EXACT: dict[str, Any] = {"colorspace": "RGB", "fastdct": False, "fastupsample": False}
-
-
-def decode_frames(jpegs: Sequence[bytes | memoryview], out: np.ndarray | None = None) -> np.ndarray:
-    """JPEGs of one size to uint8 RGB, (frame, row, col, 3). The one JPEG decoder of training and of coding.
-
-    Args:
-        jpegs: the files' bytes, or views of them.
-        out: contiguous, where the pixels go instead of into a new array.
-    """
-    if out is None:
-        side = jpeg_side(jpegs[0])
-        out = np.empty((len(jpegs), side, side, 3), np.uint8)
-    for jpeg, frame in zip(jpegs, out, strict=True):
-        pixels = simplejpeg.decode_jpeg(jpeg, buffer=frame, **_EXACT)
-        assert pixels.shape == frame.shape, "the frames of a clip are of one size"
-    return out
-
-
-def jpeg_side(jpeg: bytes | memoryview) -> int:
-    """Side of a stored frame, in pixels."""
-    return int(simplejpeg.decode_jpeg_header(jpeg)[0])

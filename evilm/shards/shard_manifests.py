@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import pyarrow.parquet as pq
 
@@ -82,10 +82,49 @@ class ShardInfo:
         )
 
 
+class _Manifest:
+    """A manifest of shards: how it is read and published. Its fingerprint covers all it says, not where it lies."""
+
+    KIND: ClassVar[str]
+    COMMAND: ClassVar[str]
+    """The command that makes such shards."""
+    SHARD: ClassVar[type[ShardInfo]]
+    uri: str
+
+    @classmethod
+    def load(cls, uri: str) -> Self:
+        """Read the manifest of a folder of shards.
+
+        Args:
+            uri: the folder, or `pinned` to one of its publications.
+
+        Raises:
+            ShardError: no such shards there, nothing published yet, or another schema version.
+        """
+        data = _load(uri, cls.KIND, cls.COMMAND)
+        data.pop("code_usage", None)
+        shards = [cls.SHARD(**shard) for shard in data.pop("shards")]
+        return cls(uri=storage.absolute(_unpinned(uri)[0]), shards=shards, **data)  # type: ignore[call-arg]
+
+    def save(self, output: Output | None = None) -> None:
+        """Publish the manifest: from now on readers see the shards; `output` is the folder, if a run owns it."""
+        _save(self.uri, self._content | {"fingerprint": self.fingerprint}, output)
+
+    @property
+    def _content(self) -> dict[str, Any]:
+        raise NotImplementedError
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Digest of all the manifest says, every file's SHA-256 included."""
+        return fingerprint(self._content)
+
+
 @dataclass(frozen=True)
-class FrameManifest:
+class FrameManifest(_Manifest):
     """Contents of a folder of frame shards."""
 
+    KIND, COMMAND, SHARD = "frames", "pipelines/shard_videos.py", ShardInfo
     uri: str
     """The folder."""
     plan_id: str
@@ -108,34 +147,11 @@ class FrameManifest:
     """Shards that are planned and were not there yet when this was published; later publications hold more."""
     schema_version: int = SCHEMA_VERSION
 
-    @classmethod
-    def load(cls, uri: str) -> Self:
-        """Read the manifest of a folder of frame shards.
-
-        Args:
-            uri: the folder, or `pinned` to one of its publications.
-
-        Raises:
-            ShardError: no frame shards there, nothing published yet, or another schema version.
-        """
-        data = _load(uri, "frames", "pipelines/shard_videos.py")
-        shards = [ShardInfo(**shard) for shard in data.pop("shards")]
-        return cls(uri=storage.absolute(_unpinned(uri)[0]), shards=shards, **data)
-
-    def save(self, output: Output | None = None) -> None:
-        """Publish the manifest: from now on readers see the shards; `output` is the folder, if a run owns it."""
-        _save(self.uri, self._content | {"fingerprint": self.fingerprint}, output)
-
     @property
     def _content(self) -> dict[str, Any]:
         later = ["num_captions"] if self.schema_version < 3 else []
         later += [] if self.num_missing else ["num_missing"]
         return {"kind": "frames"} | without(asdict(self), ["uri", *later])
-
-    @cached_property
-    def fingerprint(self) -> str:
-        """Digest of all the manifest says, every file's SHA-256 included; not of where it lies."""
-        return fingerprint(self._content)
 
     def of_split(self, split: str) -> list[ShardInfo]:
         """The shards of a split, in order."""
@@ -160,9 +176,10 @@ class CodeShardInfo(ShardInfo):
 
 
 @dataclass(frozen=True)
-class CodesManifest:
+class CodesManifest(_Manifest):
     """Contents of a folder of code shards: the codes of one tokenizer on one set of frame shards."""
 
+    KIND, COMMAND, SHARD = "codes", "pipelines/precompute_codes.py", CodeShardInfo
     uri: str
     """The folder of this tokenizer's codes."""
     tokenizer: str
@@ -183,33 +200,9 @@ class CodesManifest:
     """How the other views were drawn and resampled; empty where there are none."""
     schema_version: int = SCHEMA_VERSION
 
-    @classmethod
-    def load(cls, uri: str) -> Self:
-        """Read the manifest of one tokenizer's codes.
-
-        Args:
-            uri: the folder, or `pinned` to one of its publications.
-
-        Raises:
-            ShardError: no codes there, an unfinished run, or another schema version.
-        """
-        data = _load(uri, "codes", "pipelines/precompute_codes.py")
-        shards = [CodeShardInfo(**shard) for shard in data.pop("shards")]
-        data.pop("code_usage")
-        return cls(uri=storage.absolute(_unpinned(uri)[0]), shards=shards, **data)
-
-    def save(self, output: Output | None = None) -> None:
-        """Publish the manifest: from now on readers see the codes; `output` is the folder, if a run owns it."""
-        _save(self.uri, self._content | {"fingerprint": self.fingerprint}, output)
-
     @property
     def _content(self) -> dict[str, Any]:
         return {"kind": "codes", "code_usage": self.code_usage} | without(asdict(self), ["uri"])
-
-    @cached_property
-    def fingerprint(self) -> str:
-        """Digest of all the manifest says; not of where it lies."""
-        return fingerprint(self._content)
 
     @property
     def code_usage(self) -> dict[str, float]:

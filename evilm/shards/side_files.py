@@ -8,15 +8,13 @@ shard. A machine copies remote ones once and memory-maps them; where they are mi
 
 import logging
 import re
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import chain
 from pathlib import Path
 from threading import Lock
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 import pyarrow as pa
@@ -27,6 +25,7 @@ from evilm.config.base import fingerprint
 from evilm.errors import ShardError, StorageError
 from evilm.io import storage
 from evilm.io.node_cache import cached
+from evilm.prefetch import map_ahead
 from evilm.shards.pairing import ShardPair
 from evilm.shards.shard_files import FRAMES_SCHEMA, read_columns, read_footer, with_captions
 from evilm.shards.shard_manifests import CodesManifest, FrameManifest, ShardInfo
@@ -56,7 +55,7 @@ class Captions:
     @classmethod
     def of_pairs(cls, pairs: Sequence[ShardPair]) -> Self:
         """Read the captions of a small data set into memory."""
-        found = _side_by_side(lambda pair: _texts(pair.frames_uri), pairs)
+        found = map_ahead(lambda pair: _texts(pair.frames_uri), pairs, _READS)
         return cls(list(found).__getitem__, [pair.num_clips for pair in pairs])
 
     def take(self, numbers: Int64[np.ndarray, " clip"]) -> tuple[list[str], list[list[str]]]:
@@ -194,7 +193,7 @@ def _write(path: str, folder: str, kind: str, shards: Sequence[ShardInfo]) -> No
     schema, read = (_TEXTS, _texts) if kind == CAPTIONS else (_FOOTER, _footer)
     uris = (storage.join(folder, shard.file) for shard in shards)
     with storage.storage_errors(path), pa.ipc.new_file(path, schema) as writer:
-        for batch in _side_by_side(read, uris):
+        for batch in map_ahead(read, uris, _READS):
             writer.write_batch(batch)
 
 
@@ -206,15 +205,3 @@ def _texts(uri: str) -> pa.RecordBatch:
 
 def _footer(uri: str) -> pa.RecordBatch:
     return pa.record_batch([pa.array([read_footer(uri)], pa.large_binary())], schema=_FOOTER)
-
-
-def _side_by_side(read: Callable[[Any], pa.RecordBatch], items: Iterable[Any]) -> Iterator[pa.RecordBatch]:
-    """Return what `read` gives for each item, in order, read ahead of the one that is asked for."""
-    with ThreadPoolExecutor(_READS) as pool:
-        ahead: deque[Future[pa.RecordBatch]] = deque()
-        for item in items:
-            ahead.append(pool.submit(read, item))
-            if len(ahead) > _READS:
-                yield ahead.popleft().result()
-        while ahead:
-            yield ahead.popleft().result()

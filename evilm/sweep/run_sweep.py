@@ -3,11 +3,9 @@
 import dataclasses
 import logging
 import math
-import tempfile
 import time
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 from evilm.config.base import fingerprint
 from evilm.config.secrets import public_uri
@@ -18,9 +16,13 @@ from evilm.errors import ConfigError, UsageError
 from evilm.io import storage
 from evilm.io.outputs import Output
 from evilm.sweep.shared_inputs import SharedInputs, SharedPlaces
-from evilm.sweep.sweep_plan import make_plan
+from evilm.sweep.sweep_plan import SweepPlan, make_plan
 from evilm.sweep.sweep_results import Setting, Tried, best_preset, rank, results_csv, results_json, results_table
 from evilm.sweep.trial_folder import Trial, keep_input_error
+
+if TYPE_CHECKING:
+    from evilm.sweep.search import SearchJob
+    from evilm.tracking.mlflow_run import TrackedRun
 
 logger = logging.getLogger(__name__)
 
@@ -56,18 +58,18 @@ def sweep(config: Sweep) -> dict[str, Any]:
         return output.close(_run(config, stage, space, plan, output))
 
 
-def _run(config: Sweep, stage: str, space: Space, plan: Any, output: Output) -> dict[str, Any]:
+def _run(config: Sweep, stage: str, space: Space, plan: SweepPlan, output: Output) -> dict[str, Any]:
     """Run the trials; the summary."""
     began, out = time.monotonic(), output.out
-    from evilm.sweep.search import SearchJob, count_slots, make_job, run_search
-    from evilm.tracking.mlflow_run import end_run
+    from evilm.sweep.search import count_slots, make_job, run_search
+    from evilm.tracking.mlflow_run import end_on_error
 
     slots = count_slots(config.base, config.concurrent)
     run, parent = _parent(config, stage, out, space)
-    try:
+    with end_on_error(run):
         shared = SharedInputs(config.base, out, run.uri if run else "")
 
-        def prepare(trial: Trial) -> SearchJob:
+        def prepare(trial: Trial) -> "SearchJob":
             ground = shared.ground(trial.values)
             settings = trial_config(config, trial, ground, stage, run.uri if run else "", parent)
             keep_input_error(trial.out, ground.error)
@@ -76,12 +78,6 @@ def _run(config: Sweep, stage: str, space: Space, plan: Any, output: Output) -> 
         logger.info("%d trial(s) at a time", slots)
         tried = run_search(config, plan, out, prepare, slots)
         summary = _conclude(config, stage, out, tried, shared, prepare)
-    except KeyboardInterrupt:
-        end_run(run, "KILLED")
-        raise
-    except BaseException:  # whatever it was, the run must not be left as if it went on
-        end_run(run, "FAILED")
-        raise
     summary |= {"inputs": output.inputs, "reused": False, "seconds": round(time.monotonic() - began, 1)}
     _track_end(run, config, summary, tried)
     return summary
@@ -90,7 +86,7 @@ def _run(config: Sweep, stage: str, space: Space, plan: Any, output: Output) -> 
 def trial_config(
     config: Sweep, trial: Trial, ground: SharedPlaces, stage: str = "", uri: str = "", parent: str = ""
 ) -> Pretrain:
-    """The pre-training of a trial: what all have in common, its values, its seed, and where it stands and goes."""
+    """Return the settings of a trial: what all have in common, its values, its seed, its inputs and its output."""
     base, inputs = config.base.override(trial.values), ground.inputs
     schedule = base.schedule.model_copy(
         update={
@@ -116,7 +112,12 @@ def _fingerprint(config: Sweep, space: Space) -> str:
 
 
 def _conclude(
-    config: Sweep, stage: str, out: str, tried: Sequence[Tried], shared: SharedInputs, prepare: Any
+    config: Sweep,
+    stage: str,
+    out: str,
+    tried: Sequence[Tried],
+    shared: SharedInputs,
+    prepare: "Callable[[Trial], SearchJob]",
 ) -> dict[str, Any]:
     """Write table, figure and preset."""
     from evilm.sweep.sweep_figure import draw_sweep
@@ -176,7 +177,7 @@ def _require_score(ranked: Sequence[Setting], config: Sweep) -> None:
 
 
 def _warn_of_guessing(best: Setting, val_clips: int) -> None:
-    """Say so where the best score is no better than a coin: then the order of the settings means nothing."""
+    """Warn if the best score is no better than a coin: then the order of the settings means nothing."""
     if best.score_name != "match_auc" or best.mean is None:
         return
     error = _SPREAD_OF_RANKS / math.sqrt(val_clips * len(best.scores))
@@ -188,9 +189,9 @@ def _warn_of_guessing(best: Setting, val_clips: int) -> None:
         )
 
 
-def _parent(config: Sweep, stage: str, out: str, space: Space) -> tuple[Any, str]:
-    """The sweep's own MLflow run, which holds the space, and its id; None and '' where nothing is tracked."""
-    from evilm.tracking.lineage import RUN_FILE
+def _parent(config: Sweep, stage: str, out: str, space: Space) -> "tuple[TrackedRun | None, str]":
+    """Open the sweep's own MLflow run, which holds the space; return it and its id, None and '' without tracking."""
+    from evilm.tracking.lineage import read_run_file
     from evilm.tracking.mlflow_run import describe_run, ensure_run, suppress_tracking_errors
 
     run = describe_run(config, stage, out, {})
@@ -200,13 +201,12 @@ def _parent(config: Sweep, stage: str, out: str, space: Space) -> tuple[Any, str
     run = dataclasses.replace(run, params=dict(list((axes | run.params).items())[:100]))
     with suppress_tracking_errors("open the sweep's run; its trials are tracked without it"):
         return run, ensure_run(run)
-    kept = storage.join(out, RUN_FILE)
-    return run, str(storage.read_json(kept)["run_id"]) if storage.exists(kept) else ""
+    return run, str(read_run_file(out).get("run_id", ""))
 
 
-def _track_end(run: Any, config: Sweep, summary: dict[str, Any], tried: Sequence[Tried]) -> None:
+def _track_end(run: "TrackedRun | None", config: Sweep, summary: dict[str, Any], tried: Sequence[Tried]) -> None:
     """Say in MLflow how each trial ended, and bring table, figure and preset to the sweep's run."""
-    from evilm.tracking.lineage import RUN_FILE
+    from evilm.tracking.lineage import read_run_file
     from evilm.tracking.mlflow_run import close_run, suppress_tracking_errors
 
     if run is None:
@@ -216,16 +216,11 @@ def _track_end(run: Any, config: Sweep, summary: dict[str, Any], tried: Sequence
     client = MlflowClient(tracking_uri=run.uri)
     with suppress_tracking_errors("say how the trials ended"):
         for item in tried:
-            kept = storage.join(item.trial.out, RUN_FILE)
-            if not storage.exists(kept) or (known := storage.read_json(kept)).get("uri") != public_uri(run.uri):
+            known = read_run_file(item.trial.out)
+            if known.get("uri") != public_uri(run.uri):
                 continue
             client.set_tag(known["run_id"], "evilm.trial.state", item.outcome.state)
             if item.outcome.state == "stopped":  # its own process was ended before it could say so
                 client.set_terminated(known["run_id"], status="KILLED")
-    with tempfile.TemporaryDirectory(prefix="evilm-sweep-") as folder:
-        files: dict[str, list[Path]] = {}
-        for name, uri in summary["files"].items():
-            path = Path(folder) / uri.rsplit("/", 1)[-1]
-            path.write_bytes(storage.read_bytes(uri))
-            files[name] = [path]
-        close_run(run, config, {k: v for k, v in summary.items() if k != "table"}, files)
+    files = {name: [uri] for name, uri in summary["files"].items()}
+    close_run(run, config, {k: v for k, v in summary.items() if k != "table"}, files)

@@ -8,7 +8,6 @@ import logging
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from evilm.config.stage_settings import recorded_names
 from evilm.config.stages import Pretrain, Sweep
@@ -69,13 +68,6 @@ def run_search(
 ) -> list[Tried]:
     """Run all trials of a plan that have not run, `slots` at a time.
 
-    Args:
-        config: settings of the sweep.
-        plan: the values to try.
-        out: folder of the sweep.
-        prepare: builds what a trial needs.
-        slots: trials at the same time.
-
     Returns:
         All trials, also those of an earlier start.
 
@@ -84,26 +76,24 @@ def run_search(
         KeyboardInterrupt: an end was requested; running trials have kept a checkpoint.
     """
     tried: list[Tried] = []
-    first = 0
-    while group := _propose(plan, first):
-        folder = storage.join(out, TRIALS)
-        trials = [make_trials(first + at, values, config.seeds, folder) for at, values in enumerate(group)]
+    folder, group, number = storage.join(out, TRIALS), next(plan, None), 0
+    while group:
+        trials = [make_trials(number + at, values, config.seeds, folder) for at, values in enumerate(group)]
         settings = [[prepare(trial) for trial in each] for each in trials]
         _run_group(config, settings, slots)
-        for number, jobs in enumerate(settings, start=first):
+        scores: list[float | None] = []
+        for jobs in settings:
             ended = [Tried(job.trial, job.outcome, job.steps_per_epoch) for job in jobs]
-            scores = [t.outcome.last(config.score) for t in ended if t.outcome.state != "failed"]
-            known = [score for score in scores if score is not None]
-            plan.tell(number, sum(known) / len(known) if known else None)
+            found = [t.outcome.last(config.score) for t in ended if t.outcome.state != "failed"]
+            known = [score for score in found if score is not None]
+            scores.append(sum(known) / len(known) if known else None)
             tried += ended
-        first += len(group)
+        number += len(group)
+        try:
+            group = plan.send(scores)
+        except StopIteration:
+            break
     return tried
-
-
-def _propose(plan: SweepPlan, first: int) -> list[dict[str, Any]]:
-    """Return the values of the next group of settings."""
-    group = (plan.propose(number) for number in range(first, first + plan.group_size))
-    return [values for values in group if values is not None]
 
 
 def _run_group(config: Sweep, settings: Sequence[Sequence[SearchJob]], slots: int) -> None:
@@ -161,7 +151,6 @@ def count_slots(config: Pretrain, wanted: int) -> int:
     """Connect to Ray, and count the trials that run at the same time.
 
     Args:
-        config: the resources of a trial.
         wanted: 0 for as many as fit on the cluster as it stands.
     """
     import ray

@@ -34,13 +34,13 @@ class SharedPlaces:
     """Why no trial can run on them, where swept settings let the tokenizer collapse or diverge."""
 
     def steps_per_epoch(self, config: Pretrain) -> int:
-        """Steps of an epoch, as `evilm.dataloader.sampler` counts them."""
+        """Return the steps of an epoch; one where a trial has none, and will fail by itself."""
         full, rest = divmod(self.train_clips, config.schedule.batch_clips)
         return max(1, full + (1 if rest and config.schedule.tail != "drop" else 0))
 
 
 class SharedInputs:
-    """Builds the inputs of trials, and remembers what stands.
+    """Builds the inputs of trials, each once.
 
     What no swept setting touches lies under the sweep's --root, as for `pretrain`; what depends on swept values lies in
     the sweep's own folder, below `shared/` under a digest of these values.
@@ -50,8 +50,6 @@ class SharedInputs:
         """Shared inputs.
 
         Args:
-            base: what all trials have in common.
-            out: the sweep's folder.
             uri: MLflow store of the whole sweep; '' for none.
         """
         tracking = base.tracking.model_copy(update={"uri": uri, "run_name": "", "log_model": False})

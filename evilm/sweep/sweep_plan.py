@@ -2,7 +2,8 @@
 
 import itertools
 import math
-from typing import Any, Protocol
+from collections.abc import Generator
+from typing import Any
 
 import numpy as np
 
@@ -18,37 +19,12 @@ _DRAWS = 200
 _TRIES = 5
 
 
-class SweepPlan(Protocol):
-    """Settings to try, by number."""
-
-    group_size: int
-    """Settings that are compared with each other; the next group is proposed when all of them have a score."""
-
-    def propose(self, number: int) -> dict[str, Any] | None:
-        """The values of setting `number`, asked for in order; None after the last."""
-        ...
-
-    def tell(self, number: int, score: float | None) -> None:
-        """All trials of a setting have ended: their mean score, None where there is none."""
-        ...
-
-
-class Listed:
-    """Settings that are known from the start."""
-
-    def __init__(self, settings: list[dict[str, Any]]) -> None:
-        self.settings, self.group_size = settings, len(settings)
-
-    def propose(self, number: int) -> dict[str, Any] | None:
-        """The next of the list."""
-        return self.settings[number] if number < len(self.settings) else None
-
-    def tell(self, number: int, score: float | None) -> None:
-        """Changes nothing."""
+SweepPlan = Generator[list[dict[str, Any]], list[float | None], None]
+"""Yields groups of settings that are compared with each other; for the next it is sent their mean scores."""
 
 
 def make_plan(config: Sweep, space: Space, out: str) -> SweepPlan:
-    """The plan of a sweep.
+    """Plan a sweep.
 
     Raises:
         UsageError: Optuna is wanted and not installed.
@@ -56,10 +32,14 @@ def make_plan(config: Sweep, space: Space, out: str) -> SweepPlan:
     """
     space = typed(space, config.base)
     if config.search == "optuna":
-        return Proposed(config, space, out)
+        return _Proposer(config, space, out).groups()
     found = _grid(space) if config.search == "grid" else _drawn(space, config.trials, config.search_seed)
     settings = [normal(values, config.base) for values in found]
-    return Listed(list({fingerprint(values): values for values in settings}.values()))
+    return _one_group(list({fingerprint(values): values for values in settings}.values()))
+
+
+def _one_group(settings: list[dict[str, Any]]) -> SweepPlan:
+    yield settings
 
 
 def _grid(space: Space) -> list[dict[str, Any]]:
@@ -91,15 +71,13 @@ def _draw(axis: Choices | Range, rng: np.random.Generator) -> Any:
     return round(value) if axis.whole else float(f"{value:.4g}")
 
 
-class Proposed:
-    """Settings that Optuna's TPE proposes from the scores so far, each once.
+class _Proposer:
+    """Propose settings by Optuna's TPE from the scores so far, each once.
 
     Each proposal is kept before it is tried. A sweep that is started again asks for the kept ones first; the sampler of
-    each proposal is seeded by its number, so that no random state has to survive. What was proposed before, which runs
-    or has its score, is passed over and asked for again with another seed; the study forgets that it was.
-
-    Groups are as large as `reduction` says, so that one of each runs to the end, and later groups learn from earlier
-    ones. They do not depend on how many trials run at a time, so neither do the proposals.
+    each proposal is seeded by its number, so that no random state has to survive. A setting that was proposed before
+    is passed over and asked for again with another seed; the study forgets that it was. (Ray Tune's OptunaSearch knows
+    neither: it draws from one random state, and proposes a setting again.)
     """
 
     def __init__(self, config: Sweep, space: Space, out: str) -> None:
@@ -115,13 +93,24 @@ class Proposed:
         self._space = fingerprint_
         self._study = optuna.create_study(direction="minimize" if config.score.endswith("loss") else "maximize")
         self._distributions = {name: self._distribution(axis) for name, axis in space.items()}
-        self._asked: list[Any] = []
         self._known: set[str] = set()
         self._size = _size(space)
-        self.group_size = math.ceil(config.reduction)
 
-    def propose(self, number: int) -> dict[str, Any] | None:
-        """The next proposal, or the one that was made for this number before; None where there is nothing else."""
+    def groups(self) -> SweepPlan:
+        """Yield groups as large as `reduction` says, so that one setting of each runs to the end.
+
+        Later groups learn from earlier ones, and do not depend on how many trials run at a time.
+        """
+        size, number = math.ceil(self._config.reduction), 0
+        while asked := [trial for n in range(number, number + size) if (trial := self._ask(n))]:
+            scores = yield [normal(trial.params, self._config.base) for trial in asked]
+            for trial, score in zip(asked, scores, strict=True):
+                state = self._optuna.trial.TrialState.FAIL if score is None else None
+                self._study.tell(trial, score, state=state)
+            number += len(asked)
+
+    def _ask(self, number: int) -> Any:
+        """Return the next proposal, or the one that was made for this number before; None where there is no other."""
         if number >= self._config.trials or len(self._known) >= self._size:
             return None
         if number < len(self._kept):
@@ -135,11 +124,10 @@ class Proposed:
         else:
             return None
         self._known.add(known)
-        self._asked.append(trial)
         if number >= len(self._kept):
             self._kept.append(dict(trial.params))
             storage.write_json(self._place, {"space": self._space, "values": self._kept})
-        return normal(trial.params, self._config.base)
+        return trial
 
     def _print(self, values: dict[str, Any]) -> str:
         """Equal for values that mean the same trial."""
@@ -151,11 +139,6 @@ class Proposed:
         if attempt >= _TRIES:
             return self._optuna.samplers.RandomSampler(seed=seed)
         return self._optuna.samplers.TPESampler(seed=seed, n_startup_trials=max(3, self._config.trials // 3))
-
-    def tell(self, number: int, score: float | None) -> None:
-        """Let the next proposals learn from a score."""
-        state = self._optuna.trial.TrialState.FAIL if score is None else None
-        self._study.tell(self._asked[number], score, state=state)
 
     def _distribution(self, axis: Choices | Range) -> Any:
         distributions = self._optuna.distributions

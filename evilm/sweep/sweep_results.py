@@ -90,7 +90,7 @@ def rank(tried: Sequence[Tried], score: str) -> list[Setting]:
 
 
 def results_table(settings: Sequence[Setting], score: str) -> str:
-    """One line per setting for a person at a terminal."""
+    """Return one line per setting, for a terminal."""
     short = short_names(settings[0].values)
     rows = []
     for setting in settings:
@@ -105,7 +105,7 @@ def results_table(settings: Sequence[Setting], score: str) -> str:
 
 
 def results_csv(tried: Sequence[Tried]) -> bytes:
-    """One row per trial: its values, how it ended, and the held-out metrics of its last evaluation."""
+    """Return one row per trial: its values, how it ended, and the held-out metrics of its last evaluation."""
     metrics = sorted({name for t in tried for _, point in t.outcome.points[-1:] for name in point})
     values = list(tried[0].trial.values)
     sink = io.StringIO()
@@ -120,7 +120,7 @@ def results_csv(tried: Sequence[Tried]) -> bytes:
 
 
 def results_json(settings: Sequence[Setting], score: str) -> dict[str, Any]:
-    """The same by setting, best first, with every evaluation of every trial."""
+    """Return the same by setting, best first, with every evaluation of every trial."""
     return {
         "score": score,
         "settings": [
@@ -149,12 +149,10 @@ def results_json(settings: Sequence[Setting], score: str) -> dict[str, Any]:
 
 
 def best_preset(config: Pretrain, stage: str, setting: Setting, given: dict[str, Any]) -> str:
-    """The best setting as a preset: the settings of its first trial, and those of the commands before it.
+    """Write the best setting as a preset: the settings of its first trial, and of the commands before it.
 
     Args:
         config: a trial of the setting.
-        stage: the sweep's.
-        setting: the best.
         given: places of what the trials stood on.
     """
     data = config.model_dump(mode="json", exclude_defaults=True)
@@ -187,5 +185,5 @@ def short_names(values: dict[str, Any]) -> dict[str, str]:
 
 
 def shown(value: Any) -> str:
-    """A value of a setting for people."""
+    """Format a value of a setting."""
     return number_as_text(value) if isinstance(value, float) else str(value)

@@ -1,6 +1,5 @@
 """A trial of a sweep: a folder that a pre-training writes, and what that folder tells. Nothing else is remembered."""
 
-import json
 import logging
 import math
 import re
@@ -12,7 +11,7 @@ from evilm.config.base import fingerprint
 from evilm.config.stage_settings import recorded_names
 from evilm.io import storage
 from evilm.io.outputs import SUMMARY
-from evilm.tracking.metrics_file import METRICS_FILE
+from evilm.tracking.metrics_file import METRICS_FILE, parse_points
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +55,7 @@ class TrialOutcome:
         return self.points[-1][0] if self.points else 0
 
     def last(self, score: str) -> float | None:
-        """The score of the last evaluation; None where it has none, or one that is not finite."""
+        """Return the score of the last evaluation; None where it has none, or one that is not finite."""
         return self.at(score, self.step)
 
     def at(self, score: str, step: int) -> float | None:
@@ -75,7 +74,7 @@ def mode_of(score: str) -> str:
 
 
 def make_trials(number: int, values: Mapping[str, Any], seeds: int, folder: str) -> list[Trial]:
-    """The trials of a setting, one for each seed; equal settings have equal names, whatever the sweep's plan."""
+    """Return the trials of a setting, one per seed; equal settings have equal names, whatever the plan."""
     short = {name.rsplit(".", 1)[-1]: value for name, value in values.items()}
     shown = ((name, f"{value:.4g}" if isinstance(value, float) else str(value)) for name, value in short.items())
     slug = re.sub(r"[^\w.=,-]+", "_", ",".join(f"{name}={value}" for name, value in shown))[:_LONGEST_SLUG]
@@ -87,7 +86,6 @@ def read_outcome(out: str, last_step: int) -> TrialOutcome:
     """Read how far a trial has got from its folder.
 
     Args:
-        out: the folder.
         last_step: where it is done; a summary of fewer steps is that of a rung.
     """
     names = set(storage.list_names(out))
@@ -116,13 +114,8 @@ def keep_input_error(out: str, error: str) -> None:
 
 
 def _points(out: str) -> Iterator[tuple[int, dict[str, float]]]:
-    """Steps done and metrics of each evaluation so far; a line that is being written is left out."""
-    data = storage.read_bytes(storage.join(out, METRICS_FILE))
-    for line in data[: data.rfind(b"\n") + 1].splitlines():
-        try:
-            point = json.loads(line)
-        except ValueError:  # cut short by a kill
-            continue
+    """Yield steps done and metrics of each evaluation so far."""
+    for point in parse_points(storage.read_bytes(storage.join(out, METRICS_FILE))):
         held_out = {n.removeprefix("val/"): v for n, v in point["metrics"].items() if n.startswith("val/")}
         if held_out:
             yield int(point["step"]), held_out

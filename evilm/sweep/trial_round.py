@@ -34,7 +34,6 @@ def run_round(settings: Mapping[str, Pretrain], slots: int, ended: Callable[[str
 
     Args:
         settings: pre-trainings by trial name, in the order in which they begin.
-        slots: trials at the same time.
         ended: called with the name of each trial that has ended.
 
     Raises:

@@ -15,11 +15,12 @@ from jaxtyping import UInt8
 from evilm.config.base import fingerprint
 from evilm.config.data import CorpusConfig
 from evilm.io.storage import exists, join, write_bytes
+from evilm.seeds import named_rng
 from evilm.synth.grammar import write_caption
 from evilm.synth.h264 import encode_h264
 from evilm.synth.render import render_frames
 from evilm.synth.scenes import sample_scene
-from evilm.synth.world import Scene, Triple, heldout_triples, seeded
+from evilm.synth.world import Scene, Triple, heldout_triples
 
 WORLD_VERSION = 1
 """Increase when scenes, captions or drawing change, so that clips of two versions never share a name."""
@@ -80,7 +81,7 @@ def _plan_clip(
     want = split == "test" and int((index + 1) * config.heldout_ratio) > int(index * config.heldout_ratio)
     draw = 0
     while True:
-        rng = seeded("clip", world, split, index, draw)
+        rng = named_rng("clip", world, split, index, draw)
         num_frames = max(4, round(config.fps * config.seconds * float(rng.uniform(0.75, 1.25))))
         scene = sample_scene(rng, heldout, want)
         caption = write_caption(scene, rng)

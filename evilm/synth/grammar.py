@@ -3,6 +3,7 @@
 Word order matters: "a red star passes a blue ring" and its swap have the same words but are different scenes.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -35,11 +36,6 @@ def write_caption(scene: Scene, rng: np.random.Generator) -> str:
         caption = _sentence(scene, rng)
         if MIN_WORDS <= len(caption.split()) <= MAX_WORDS:
             return caption
-
-
-def caption_vocabulary(captions: list[str]) -> list[str]:
-    """List the distinct lower-case words of `captions`, sorted."""
-    return sorted({word.strip(".,") for caption in captions for word in caption.lower().split()})
 
 
 def _sentence(scene: Scene, rng: np.random.Generator) -> str:
@@ -130,7 +126,7 @@ def _noun(item: ObjectSpec, rng: np.random.Generator, plural: bool = False) -> s
     return " ".join(part for part in (size, texture, colour, shape, tail) if part)
 
 
-def _usual(names: tuple[T, ...], rng: np.random.Generator) -> T:
+def _usual(names: Sequence[T], rng: np.random.Generator) -> T:
     """Choose the usual name, or sometimes a synonym."""
     return names[0] if len(names) == 1 or rng.random() < 0.8 else choose(rng, names[1:])
 

@@ -5,9 +5,10 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, UInt8
 
+from evilm.seeds import named_rng
 from evilm.synth.backgrounds import FLOW_RATIOS, Canvas, paint_background
 from evilm.synth.shapes import shape_distance
-from evilm.synth.world import STEPS, ObjectSpec, Scene, seeded
+from evilm.synth.world import STEPS, ObjectSpec, Scene
 
 PAINTS: dict[str, tuple[int, int, int]] = {
     "red": (222, 34, 34),
@@ -81,7 +82,7 @@ def render_frames(
     scene: Scene, seed: str, num_frames: int, fps: int, width_px: int, height_px: int
 ) -> UInt8[np.ndarray, "frame row col rgb"]:
     """Render the frames of a scene as RGB; `seed` determines the noise, which the scene does not define."""
-    rng, side_px = seeded("pixels", seed), min(width_px, height_px)
+    rng, side_px = named_rng("pixels", seed), min(width_px, height_px)
     frames = _background_frames(scene, rng, num_frames, fps, width_px, height_px)
     times = frame_times(num_frames)
     order = scene.objects if scene.relation == "behind" else scene.objects[::-1]

@@ -12,7 +12,7 @@ from evilm.errors import UsageError
 from evilm.io import storage
 from evilm.io.outputs import Output
 from evilm.synth import VIDEOS_NAME, PlannedClip, plan_corpus, render_and_write, write_manifests
-from evilm.synth.annotations import FOLDER, write_annotations
+from evilm.synth.corpus_annotations import FOLDER, write_annotations
 
 logger = logging.getLogger(__name__)
 

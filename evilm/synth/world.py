@@ -4,7 +4,6 @@ Lengths and positions are in units of the frame's short side, from the frame's c
 within +-0.5, so a centre square crop shows everything in the caption. Time runs from 0 to 1.
 """
 
-import hashlib
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import TypeVar
 
 import numpy as np
 
+from evilm.seeds import named_rng
 from evilm.synth.words import COLOURS, MOTIONS, SHAPES
 
 T = TypeVar("T")
@@ -70,12 +70,6 @@ class Scene:
         return frozenset(item.triple for item in self.objects)
 
 
-def seeded(*parts: object) -> np.random.Generator:
-    """Create a generator that depends only on `parts` and is the same in every process."""
-    digest = hashlib.blake2b("\x1f".join(map(str, parts)).encode(), digest_size=16).digest()
-    return np.random.Generator(np.random.PCG64(int.from_bytes(digest, "little")))
-
-
 def choose(rng: np.random.Generator, options: Sequence[T]) -> T:
     """Choose one of `options` uniformly."""
     return options[int(rng.integers(len(options)))]
@@ -91,5 +85,5 @@ def choose_weighted(rng: np.random.Generator, weights: Mapping[str, float]) -> s
 def heldout_triples(seed: int) -> tuple[Triple, ...]:
     """Choose a tenth of all combinations; no object of train or val has one, nor any second object of test."""
     triples = list(itertools.product(COLOURS, SHAPES, MOTIONS))
-    order = seeded("heldout", seed).permutation(len(triples))[: round(len(triples) * _HELDOUT_RATIO)]
+    order = named_rng("heldout", seed).permutation(len(triples))[: round(len(triples) * _HELDOUT_RATIO)]
     return tuple(triples[i] for i in sorted(order))

@@ -22,6 +22,7 @@ from evilm.shards import CodesManifest, FrameManifest, ShardPair, Side, find_cod
 from evilm.tasks.publications import load_codes, load_frames
 from evilm.tasks.training_run import TrainingRun
 from evilm.text.vocab import Vocab
+from evilm.tracking.mlflow_run import TrackedRun
 from evilm.tracking.panel_log import NUM_CLIPS, PanelLog
 
 if TYPE_CHECKING:
@@ -101,7 +102,7 @@ def open_pairs(inputs: "Inputs", config: Pretrain, out: str = "") -> tuple[Frame
         ShardError: they do not belong together.
         CollapseError: the codes use too little of the codebook.
     """
-    from evilm.model.tokenizers.base import load_tokenizer
+    from evilm.model.tokenizers.base_tokenizer import load_tokenizer
 
     arch = config.arch
     frames = load_frames(out, inputs.frames)
@@ -141,7 +142,7 @@ def _audit(config: Pretrain, frames: FrameManifest, codes: CodesManifest) -> Non
     """
     if not config.audit_clips:
         return
-    from evilm.model.tokenizers.base import load_tokenizer
+    from evilm.model.tokenizers.base_tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer(config.tokenizer)
     found = audit_codes(frames, codes, tokenizer, config.audit_clips, config.schedule.seed, "train")
@@ -183,8 +184,8 @@ class PretrainTask:
     def train_loader(self, rank: int, world: int) -> DataLoader:
         """Load frames, codes, masks and negatives of the train split."""
         schedule, threads = self.settings.schedule, self.settings.cluster.num_loader_threads
-        pairs, side, looks = self._pairs("train"), self._side("train"), self._looks()
-        return training_loader(pairs, schedule, self._collate(), rank, world, looks, threads, side)
+        pairs, side, augmentation = self._pairs("train"), self._side("train"), self._augmentation()
+        return training_loader(pairs, schedule, self._collate(), rank, world, augmentation, threads, side)
 
     def eval_loader(self, rank: int, world: int) -> DataLoader | None:
         """Load the same of the val split, each clip once and always with the same masks."""
@@ -196,10 +197,11 @@ class PretrainTask:
         pairs, threads = self._pairs(split), self.settings.cluster.num_loader_threads
         if not pairs:
             return None
-        side, looks = self._side(split), self._looks()
-        return evaluation_loader(pairs, schedule, self._collate(), rank, world, micro_batch_clips, looks, threads, side)
+        side, augmentation = self._side(split), self._augmentation()
+        collate = self._collate()
+        return evaluation_loader(pairs, schedule, collate, rank, world, micro_batch_clips, augmentation, threads, side)
 
-    def panels(self, tracked: dict[str, Any] | None) -> PanelLog:
+    def panels(self, tracked: TrackedRun | None) -> PanelLog:
         """Create the log of pictures of predictions on a few clips of the val split, or of train without one."""
         schedule, settings = self.settings.schedule, self.settings
         few = schedule.model_copy(update={"eval_clips": NUM_CLIPS, "eval_pool_clips": 0})
@@ -242,7 +244,7 @@ class PretrainTask:
     def _side(self, split: str) -> Side:
         return open_side(self._frames, split, self._codes)
 
-    def _looks(self) -> ClipAugmentation:
+    def _augmentation(self) -> ClipAugmentation:
         augment = self.settings.augment
         crop = augment.crop if augment.approximate else None
         return ClipAugmentation(self.settings.schedule.seed, self.arch.num_frames, self._codes.num_views, crop)

@@ -18,6 +18,7 @@ from evilm.shards import FrameManifest, ShardPair, check_num_frames, open_side, 
 from evilm.tasks.publications import load_frames
 from evilm.tasks.training_run import TrainingRun
 from evilm.text.vocab import Vocab
+from evilm.tracking.mlflow_run import TrackedRun
 
 logger = logging.getLogger(__name__)
 
@@ -123,8 +124,12 @@ class TokenizerTask:
     def train_loader(self, rank: int, world: int) -> DataLoader:
         """Load frames and caption words of the train split."""
         schedule, threads = self.settings.schedule, self.settings.cluster.num_loader_threads
-        collate, looks, side = TokenizerCollate(self._vocab), self._looks(), open_side(self._frames, "train")
-        return training_loader(self._pairs("train"), schedule, collate, rank, world, looks, threads, side)
+        collate, augmentation, side = (
+            TokenizerCollate(self._vocab),
+            self._augmentation(),
+            open_side(self._frames, "train"),
+        )
+        return training_loader(self._pairs("train"), schedule, collate, rank, world, augmentation, threads, side)
 
     def eval_loader(self, rank: int, world: int) -> DataLoader | None:
         """Load the same of the val split, each clip once."""
@@ -136,10 +141,13 @@ class TokenizerTask:
             settings.cluster.num_loader_threads,
             TokenizerCollate(self._vocab),
         )
-        looks, side = self._looks(), open_side(self._frames, "val")
+        augmentation, side = self._augmentation(), open_side(self._frames, "val")
         return evaluation_loader(
-            pairs, schedule, collate, rank, world, settings.micro_batch_clips, looks, threads, side
+            pairs, schedule, collate, rank, world, settings.micro_batch_clips, augmentation, threads, side
         )
+
+    def panels(self, tracked: TrackedRun | None) -> None:
+        """There are none."""
 
     def forward_macs(self, objective: Any) -> float:
         """Count the forward MACs of encoder, codebook and word decoder per clip."""
@@ -158,7 +166,7 @@ class TokenizerTask:
             objective.tokenizer.save_pretrained(self.settings.out)
         self._vocab.save(storage.join(self.settings.out, "vocab"))
 
-    def _looks(self) -> ClipAugmentation:
+    def _augmentation(self) -> ClipAugmentation:
         return ClipAugmentation(self.settings.schedule.seed, self.arch.num_frames)
 
     def _pairs(self, split: str) -> list[ShardPair]:

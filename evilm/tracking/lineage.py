@@ -7,34 +7,33 @@ found by these in the same store, and named in `evilm.from.<name>` and, as a lin
 import inspect
 import logging
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from evilm.config.secrets import public_uri
 from evilm.config.stage_settings import StageConfig
 from evilm.io import storage
 
+if TYPE_CHECKING:
+    from mlflow.entities import RunInfo
+
 logger = logging.getLogger(__name__)
 
 RUN_FILE = "mlflow.json"
-"""In an output folder: which run it has, in which store, and what that run has been told."""
+"""File of an output folder: its run, the store of that run, and what was sent there."""
 NOTE = "mlflow.note.content"
 MADE, FROM, INPUT = "evilm.made", "evilm.from.", "evilm.input."
 _QUOTE_BREAKS = ("'", '"', "\\")
 
 
-@dataclass(frozen=True)
-class Source:
-    """The run that made an input."""
+def read_run_file(out: str) -> dict[str, Any]:
+    """Return what an output folder knows of its run; nothing where it has none."""
+    kept = storage.join(out, RUN_FILE)
+    return dict(storage.read_json(kept)) if storage.exists(kept) else {}
 
-    run_id: str
-    experiment_id: str
-    name: str
 
-    @property
-    def link(self) -> str:
-        """To the run, from any page of MLflow's UI."""
-        return f"[{self.name}](#/experiments/{self.experiment_id}/runs/{self.run_id})"
+def write_run_file(out: str, known: Mapping[str, Any]) -> None:
+    """Keep what is known of the run of an output folder."""
+    storage.write_json(storage.join(out, RUN_FILE), dict(known))
 
 
 def identity_tags(config: StageConfig, stage: str, out: str, inputs: Mapping[str, str]) -> dict[str, str]:
@@ -55,17 +54,15 @@ def identity_tags(config: StageConfig, stage: str, out: str, inputs: Mapping[str
 
 
 def root_of(out: str) -> str:
-    """The name of the folder that a workflow's outputs lie in: `demo` for runs/demo/model."""
+    """Return the name of the folder that a workflow's outputs lie in: `demo` for runs/demo/model."""
     parts = [part for part in out.split("://")[-1].split("/") if part]
     return parts[-2] if len(parts) > 1 else ""
 
 
-def find_sources(client: Any, uri: str, inputs: Mapping[str, tuple[str, str]]) -> dict[str, Source]:
-    """The runs of this store that made the inputs, by name of the input; those that none made are left out.
+def find_sources(client: Any, uri: str, inputs: Mapping[str, tuple[str, str]]) -> "dict[str, RunInfo]":
+    """Return the runs of this store that made the inputs, by name of the input; those that none made are left out.
 
     Args:
-        client: of the store.
-        uri: of the store.
         inputs: fingerprint and place of each input.
     """
     experiments = [experiment.experiment_id for experiment in client.search_experiments()]
@@ -77,30 +74,26 @@ def find_sources(client: Any, uri: str, inputs: Mapping[str, tuple[str, str]]) -
     return found
 
 
-def _by_fingerprint(client: Any, experiments: list[str], fingerprint_: str) -> Source | None:
+def _by_fingerprint(client: Any, experiments: list[str], fingerprint_: str) -> "RunInfo | None":
     if not fingerprint_ or not experiments or any(sign in fingerprint_ for sign in _QUOTE_BREAKS):
         return None
     wanted = f"tags.`{MADE}` = '{fingerprint_}'"
     runs = client.search_runs(experiments, wanted, max_results=1, order_by=["attributes.start_time DESC"])
-    return _source(runs[0]) if runs else None
+    return runs[0].info if runs else None
 
 
-def _by_place(client: Any, uri: str, place: str) -> Source | None:
-    """Find it by the note that a command leaves in its output folder: for manifests, which are files in one."""
+def _by_place(client: Any, uri: str, place: str) -> "RunInfo | None":
+    """Find it by the note that a command leaves in its output folder; a manifest is a file in one."""
     if not place or any(sign in place for sign in ",*?"):
         return None
     for folder in (place, place.rpartition("/")[0]):
         try:
-            known = storage.read_json(storage.join(folder, RUN_FILE)) if folder else {}
+            known = read_run_file(folder) if folder else {}
             if public_uri(known.get("uri", "")) == public_uri(uri):
-                return _source(client.get_run(known["run_id"]))
+                return client.get_run(known["run_id"]).info
         except Exception as error:  # no note, somebody else's file, a run that is gone: a link less, and no more
             logger.debug("no run known by %s: %s", folder, error)
     return None
-
-
-def _source(run: Any) -> Source:
-    return Source(str(run.info.run_id), str(run.info.experiment_id), str(run.info.run_name))
 
 
 def describe_experiment(config: StageConfig, stage: str) -> str:
@@ -117,22 +110,20 @@ def write_note(
     about: str,
     out: str,
     inputs: Mapping[str, tuple[str, str]],
-    sources: Mapping[str, Source],
+    sources: "Mapping[str, RunInfo]",
     summary: Mapping[str, Any],
 ) -> str:
-    """A run's description in Markdown: what it is, what it was made from (with links), what came out.
+    """Describe a run in Markdown: what it is, what it was made from (with links), what came out.
 
     Args:
-        about: what the command does.
-        out: output folder.
         inputs: fingerprint and place of each input.
-        sources: runs that made them.
         summary: the command's summary; empty while it runs.
     """
     made = summary.get("fingerprint")
     lines = [about, "", f"Output: `{out}`" + (f", fingerprint `{made}`" if made else "")]
+    links = {name: f"[{s.run_name}](#/experiments/{s.experiment_id}/runs/{s.run_id})" for name, s in sources.items()}
     rows = [
-        f"| {name} | `{digest}` | {sources[name].link if name in sources else ''} | {f'`{place}`' if place else ''} |"
+        f"| {name} | `{digest}` | {links.get(name, '')} | {f'`{place}`' if place else ''} |"
         for name, (digest, place) in inputs.items()
         if digest
     ]
@@ -169,14 +160,18 @@ _FIGURES = {
 """What a description tells of a summary, in this order; everything else is in summary.json and the metrics."""
 
 
+def figure_at(summary: Mapping[str, Any], dotted: str, shown: str) -> str:
+    """Return a number of a summary as text; '' where it is missing or no number."""
+    value: Any = summary
+    for name in dotted.split("."):
+        value = value.get(name) if isinstance(value, Mapping) else None
+    return shown.format(value) if isinstance(value, int | float) and not isinstance(value, bool) else ""
+
+
 def main_figures(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """The figures of a summary that a description tells, as text; a benchmark's beside guessing."""
-    for name, shown in _FIGURES.items():
-        value: Any = summary
-        for part in name.split("."):
-            value = value.get(part) if isinstance(value, Mapping) else None
-        if isinstance(value, int | float) and not isinstance(value, bool):
-            yield name, shown.format(value)
+    """Yield the figures of a summary that a description tells, as text; a benchmark's beside guessing."""
+    found = ((name, figure_at(summary, name, shown)) for name, shown in _FIGURES.items())
+    yield from ((name, text) for name, text in found if text)
     best = summary.get("best")
     if isinstance(best, Mapping):
         for name, value in dict(best.get("values") or {}).items():

@@ -1,22 +1,15 @@
-"""The picture of a training: its losses and accuracies over steps, train and val."""
+"""The figure of a training: its losses and accuracies over steps, train and val."""
 
 from collections import defaultdict
 from pathlib import Path
 
+from evilm.io.figures import to_png
 from evilm.tracking.metrics_file import read_points
 
 
-def draw_losses(metrics: Path, to: Path) -> Path:
-    """Draw every loss and accuracy of a metrics file into a PNG.
-
-    Args:
-        metrics: a metrics file, JSON lines.
-        to: PNG to write.
-    """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+def draw_losses(metrics: Path) -> bytes:
+    """Draw every loss and accuracy of a metrics file, as PNG."""
+    from matplotlib.figure import Figure
 
     curves: dict[str, dict[str, list[tuple[int, float]]]] = defaultdict(lambda: defaultdict(list))
     for point in read_points(metrics):
@@ -24,22 +17,15 @@ def draw_losses(metrics: Path, to: Path) -> Path:
             split, _, metric = name.partition("/")
             if split in ("train", "val") and metric not in ("lr", "grad_norm"):
                 curves[metric][split].append((point["step"], value))
-    names = sorted(curves) or ["loss"]
-    columns = min(4, len(names))
-    rows = -(-len(names) // columns)
-    figure, axes = pyplot.subplots(
-        rows, columns, figsize=(4 * columns, 2.8 * rows), squeeze=False, layout="constrained"
-    )
-    for axis, name in zip(axes.flat, names, strict=False):
-        for split, points in sorted(curves[name].items()):
-            steps, values = zip(*points, strict=True)
-            axis.plot(steps, values, label=split, marker="o" if split == "val" else None, markersize=3)
+    columns = min(4, max(1, len(curves)))
+    rows = -(-max(1, len(curves)) // columns)
+    figure = Figure(figsize=(4 * columns, 2.8 * rows), layout="constrained" if curves else None)
+    for place, (name, splits) in enumerate(sorted(curves.items()), start=1):
+        axis = figure.add_subplot(rows, columns, place)
+        for split, points in sorted(splits.items()):
+            axis.plot(*zip(*points, strict=True), label=split, marker="o" if split == "val" else None, markersize=3)
         axis.set_title(name)
         axis.set_xlabel("step")
         axis.grid(alpha=0.3)
-        axis.legend(loc="best", fontsize="small") if curves[name] else None
-    for axis in list(axes.flat)[len(names) :]:
-        axis.set_visible(False)
-    figure.savefig(to, dpi=90)
-    pyplot.close(figure)
-    return to
+        axis.legend(loc="best", fontsize="small")
+    return to_png(figure)

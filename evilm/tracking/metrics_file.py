@@ -41,28 +41,32 @@ class MetricsFile:
 
 
 def _drop_torn_line(path: Path) -> None:
-    """Cut off what a kill left of a line, lest the next point be glued to it."""
+    """Cut off what a kill left of a line, so that the next point begins a new one."""
     if path.exists() and not (data := path.read_bytes()).endswith(b"\n"):
         path.write_bytes(data[: data.rfind(b"\n") + 1])
 
 
 def read_points(path: Path) -> list[dict[str, Any]]:
-    """The points of a metrics file; a last line cut short by a kill is left out."""
+    """Read the points of a metrics file; a last line cut short by a kill is left out."""
     return read_from(path, 0)[0]
 
 
 def read_from(path: Path, offset: int) -> tuple[list[dict[str, Any]], int]:
-    """The points after a byte offset, and the offset behind the last whole line."""
+    """Read the points after a byte offset; also return the offset behind the last whole line."""
     if not path.exists():
         return [], offset
     with path.open("rb") as file:
         file.seek(offset)
         data = file.read()
-    end = data.rfind(b"\n") + 1
+    return parse_points(data), offset + data.rfind(b"\n") + 1
+
+
+def parse_points(data: bytes) -> list[dict[str, Any]]:
+    """Return the points of a metrics file's bytes; a last line without its end is left out."""
     points = []
-    for line in data[:end].splitlines():
+    for line in data[: data.rfind(b"\n") + 1].splitlines():
         try:
             points.append(json.loads(line))
         except ValueError:
-            logger.warning("%s: left out a line that was cut short", path.name)
-    return points, offset + end
+            logger.warning("left out a line of metrics that was cut short")
+    return points

@@ -1,7 +1,7 @@
 """The MLflow run of a command: made once for each output folder, continued by a restart, closed with its summary.
 
 The driver makes it, rank 0 of a training appends to it (`MetricsRecorder`), the driver closes it with figures and the
-resolved settings. Whatever can't be done because no server answers is a warning, and is made up for by whoever comes
+resolved settings. A server that does not answer costs a warning; what is missing is sent by whoever comes
 next: rank 0 while it trains, the driver at the end, the same command later.
 """
 
@@ -9,11 +9,12 @@ import inspect
 import json
 import logging
 import os
+import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +26,13 @@ from evilm.tracking.lineage import (
     FROM,
     MADE,
     NOTE,
-    RUN_FILE,
     describe_experiment,
     find_sources,
     identity_tags,
+    read_run_file,
     root_of,
     write_note,
+    write_run_file,
 )
 
 logger = logging.getLogger(__name__)
@@ -72,11 +74,6 @@ class TrackedRun:
     seconds: float = 0.0
     """How long ago the work began, where the run is made when it is done."""
 
-    @property
-    def as_dict(self) -> dict[str, Any]:
-        """The fields."""
-        return asdict(self)
-
 
 def tracking_uri(config: StageConfig, out: str) -> str:
     """Return where to track: the setting, MLFLOW_TRACKING_URI, or a sqlite store beside `out`; '' for nowhere."""
@@ -95,12 +92,9 @@ def tracking_uri(config: StageConfig, out: str) -> str:
 def describe_run(
     config: StageConfig, stage: str, out: str, inputs: dict[str, str], beside: str = ""
 ) -> TrackedRun | None:
-    """The run of an output folder that `Output` has claimed; None where nothing is tracked.
+    """Return the run of an output folder that `Output` has claimed; None where nothing is tracked.
 
     Args:
-        config: the command's settings.
-        stage: its name.
-        out: the output folder.
         inputs: fingerprint of each input.
         beside: the folder beside which a store of our own lies; '' is `out`.
     """
@@ -127,13 +121,13 @@ def describe_run(
 
 
 def ensure_run(run: TrackedRun) -> str:
-    """The id of the MLflow run, made if it is not there. Raises whatever MLflow raises, and goes on there next time."""
+    """Return the id of the MLflow run; create it if needed. Raises whatever MLflow raises; the next call continues."""
     from mlflow import MlflowClient
     from mlflow.entities import Param, RunStatus
 
-    client, kept = MlflowClient(tracking_uri=run.uri), storage.join(run.out, RUN_FILE)
+    client = MlflowClient(tracking_uri=run.uri)
     with _one_at_a_time:
-        known = storage.read_json(kept) if storage.exists(kept) else {}
+        known = read_run_file(run.out)
         if public_uri(known.get("uri", "")) != public_uri(run.uri) or _is_gone(client, known["run_id"]):
             began = int((time.time() - run.seconds) * 1000)
             made = client.create_run(_experiment(client, run), began, run.tags, run.name)
@@ -143,22 +137,20 @@ def ensure_run(run: TrackedRun) -> str:
                 "experiment": run.experiment,
                 "described": False,
             }
-            storage.write_json(kept, known)
+            write_run_file(run.out, known)
         else:
             client.update_run(known["run_id"], status=RunStatus.to_string(RunStatus.RUNNING))
         if not known.get("described", True):
-            with suppress_tracking_errors(
-                "describe the run; its next start tries again"
-            ):  # metrics must not wait for it
+            with suppress_tracking_errors("describe the run; its next start tries again"):  # metrics do not wait for it
                 client.log_batch(known["run_id"], params=[Param(name, value) for name, value in run.params.items()])
                 client.log_inputs(known["run_id"], datasets=_datasets(run.inputs))
                 _tell(client, known["run_id"], run, {})
-                storage.write_json(kept, known | {"described": True})
+                write_run_file(run.out, known | {"described": True})
     return str(known["run_id"])
 
 
 def _is_gone(client: Any, run_id: str) -> bool:
-    """Return whether the run was deleted, or its database is no more: then its place gets a new one."""
+    """Return whether the run or its database was deleted: then the output folder gets a new run."""
     from mlflow.exceptions import MlflowException
 
     try:
@@ -248,10 +240,19 @@ def open_run(config: StageConfig, stage: str, out: str, inputs: dict[str, str], 
     return run
 
 
+def log_files(client: Any, run_id: str, folder: str, uris: Sequence[str]) -> None:
+    """Bring files to a folder of a run's artifacts. Raises whatever MLflow raises."""
+    with tempfile.TemporaryDirectory(prefix="evilm-") as temporary, with_tracking_retries():
+        for uri in uris:
+            copy = str(Path(temporary) / uri.rsplit("/", 1)[-1])
+            storage.get_file(uri, copy)
+            client.log_artifact(run_id, copy, artifact_path=folder)
+
+
 def close_run(
-    run: TrackedRun | None, config: StageConfig, summary: dict[str, Any], files: dict[str, list[Path]]
+    run: TrackedRun | None, config: StageConfig, summary: dict[str, Any], files: Mapping[str, Sequence[str]]
 ) -> None:
-    """Log the summary's figures, the resolved settings and files by folder, describe the run, and end it."""
+    """Log the summary's figures, the resolved settings and files (URIs by folder), describe the run, and end it."""
     if run is None:
         return
     with suppress_tracking_errors("close the run; the same command sends what is missing, once the server answers"):
@@ -266,33 +267,34 @@ def close_run(
         with with_tracking_retries():
             client.log_dict(run_id, public_data(config.model_dump(mode="json")), "config.yaml")
             client.log_dict(run_id, public_data(summary), "summary.json")
-            for folder, paths in files.items():
-                for path in paths:
-                    client.log_artifact(run_id, str(path), artifact_path=folder)
+        for folder, uris in files.items():
+            log_files(client, run_id, folder, uris)
         _tell(client, run_id, run, summary)
         client.set_terminated(run_id)
-        kept = storage.join(run.out, RUN_FILE)
-        storage.write_json(kept, storage.read_json(kept) | {"closed": True})
+        write_run_file(run.out, read_run_file(run.out) | {"closed": True})
 
 
 def is_closed(run: TrackedRun) -> bool:
     """Return whether the run has got its summary."""
-    kept = storage.join(run.out, RUN_FILE)
-    return storage.exists(kept) and bool(storage.read_json(kept).get("closed"))
+    return bool(read_run_file(run.out).get("closed"))
 
 
 def reopen_run(out: str) -> None:
     """Let the run of a finished output be closed again, with other figures and model; the run stays the same."""
-    kept = storage.join(out, RUN_FILE)
-    if storage.exists(kept):
-        known = storage.read_json(kept)
-        storage.write_json(kept, {name: value for name, value in known.items() if name not in ("closed", "model")})
+    if known := read_run_file(out):
+        write_run_file(out, {name: value for name, value in known.items() if name not in ("closed", "model")})
 
 
-def end_run(run: TrackedRun | None, status: str) -> None:
-    """End the run without a summary: FAILED, or KILLED where somebody asked for it."""
-    if run:
-        with suppress_tracking_errors(f"mark the run as {status}"):
-            from mlflow import MlflowClient
+@contextmanager
+def end_on_error(run: TrackedRun | None) -> Iterator[None]:
+    """End the run if the block raises: FAILED, or KILLED where somebody asked for it."""
+    try:
+        yield
+    except BaseException as error:
+        status = "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
+        if run:
+            with suppress_tracking_errors(f"mark the run as {status}"):
+                from mlflow import MlflowClient
 
-            MlflowClient(tracking_uri=run.uri).set_terminated(ensure_run(run), status=status)
+                MlflowClient(tracking_uri=run.uri).set_terminated(ensure_run(run), status=status)
+        raise

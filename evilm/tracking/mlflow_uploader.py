@@ -101,7 +101,7 @@ def _offset(sent_file: Path) -> int:
 class MetricsRecorder:
     """Metrics and notes of a training, on the worker's disk first, then in the output folder and in MLflow."""
 
-    def __init__(self, out: str, tracked: dict[str, Any] | None) -> None:
+    def __init__(self, out: str, tracked: TrackedRun | None) -> None:
         self._out, self._remote = out, not storage.is_local(out)
         folder = Path(tempfile.mkdtemp(prefix="evilm-metrics-")) if self._remote else Path(storage.absolute(out))
         self._folder, self._stored = folder, time.monotonic()
@@ -109,7 +109,7 @@ class MetricsRecorder:
             (folder / METRICS_FILE).write_bytes(storage.read_bytes(kept))
         self._lock = threading.Lock()
         self._spool = MetricsFile(folder / METRICS_FILE)
-        self._shipper = MlflowUploader(TrackedRun(**tracked) if tracked else None, folder / METRICS_FILE).start()
+        self._shipper = MlflowUploader(tracked, folder / METRICS_FILE).start()
         self._closed = threading.Event()
         if self._remote:
             threading.Thread(target=self._store_now_and_then, name="metrics", daemon=True).start()

@@ -1,18 +1,16 @@
 """Draw panels at their steps, keep them, and send them to MLflow. Rank 0 only."""
 
 import logging
-import tempfile
 import threading
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from evilm.dataloader.collate import PretrainBatch
 from evilm.io import storage
-from evilm.model.tokenizers.base import load_tokenizer
+from evilm.model.tokenizers.base_tokenizer import load_tokenizer
 from evilm.model.tokenizers.code_words import CodeWords
 from evilm.text.vocab import Vocab
-from evilm.tracking.mlflow_run import TrackedRun, ensure_run, suppress_tracking_errors, with_tracking_retries
+from evilm.tracking.mlflow_run import TrackedRun, ensure_run, log_files, suppress_tracking_errors
 
 logger = logging.getLogger(__name__)
 
@@ -31,21 +29,18 @@ class PanelLog:
         vocab: Vocab,
         tokenizer: str,
         batch: Callable[[], PretrainBatch | None],
-        tracked: dict[str, Any] | None = None,
+        tracked: TrackedRun | None = None,
     ) -> None:
         """Panels of one training; nothing is read before the first is drawn.
 
         Args:
-            out: output folder.
             every_steps: steps between two panels; 0 draws one at the end.
-            vocab: of the model.
             tokenizer: where the video tokenizer is, for the words of codes.
             batch: makes the clips to draw, the same in every start of the training; None where there are none.
-            tracked: how the MLflow run is found (`TrackedRun`).
         """
         self._out, self._every, self._vocab, self._tokenizer = out, every_steps, vocab, tokenizer
         self._make_batch = batch
-        self._tracked = TrackedRun(**tracked) if tracked else None
+        self._tracked = tracked
         self._batch: PretrainBatch | None = None
         self._words: CodeWords | None = None
         self._sender: threading.Thread | None = None
@@ -57,7 +52,7 @@ class PanelLog:
 
     def draw(self, objective: Any, step: int) -> None:
         """Draw a panel and keep it as `panels/step_000100.png`; the model's mode and random state stay."""
-        from evilm.tracking.panel import draw_panel, to_png
+        from evilm.tracking.panel import draw_panel
 
         try:
             if self._words is None:
@@ -67,7 +62,7 @@ class PanelLog:
                 self._broken = True
                 return
             image = draw_panel(objective.student, self._words, self._vocab, self._batch, f"step {step:,}")
-            storage.write_bytes(storage.join(self._out, PANELS, f"step_{step:06d}.png"), to_png(image))
+            storage.write_bytes(storage.join(self._out, PANELS, f"step_{step:06d}.png"), image)
         except Exception as error:  # whatever it is, a picture is not worth a training
             self._broken = True
             logger.warning("no more panels: %s", " ".join(str(error).split())[:200])
@@ -92,10 +87,5 @@ def send_panels(run: TrackedRun) -> None:
 
         client, run_id = MlflowClient(tracking_uri=run.uri), ensure_run(run)
         there = {item.path.rsplit("/", 1)[-1] for item in client.list_artifacts(run_id, PANELS)}
-        missing = [name for name in names if name.endswith(".png") and name not in there]
-        with tempfile.TemporaryDirectory(prefix="evilm-") as folder:
-            for name in missing:
-                copy = str(Path(folder) / name)
-                storage.get_file(storage.join(run.out, PANELS, name), copy)
-                with with_tracking_retries():
-                    client.log_artifact(run_id, copy, PANELS)
+        missing = [storage.join(run.out, PANELS, name) for name in names if name.endswith(".png") and name not in there]
+        log_files(client, run_id, PANELS, missing)

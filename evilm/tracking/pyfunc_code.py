@@ -32,10 +32,10 @@ class EViLMPyfunc(PythonModel):
         self.model = EViLM.from_pretrained(context.artifacts["evilm"])
 
     def predict(self, context: Any, model_input, params: Any = None) -> Any:  # MLflow reads a hint as a schema
-        """One row per pair: `score`, the probability that video and caption belong together.
+        """Return one row per pair: `score`, the probability that video and caption belong together.
 
         Raises:
-            ConfigError: a row without caption or video, a video outside EVILM_VIDEO_ROOT, frames that are no base64.
+            ConfigError: a row without caption or video, a video outside EVILM_VIDEO_ROOT, frames that are not base64.
             DecodeError: a video or frame that can't be decoded.
         """
         rows: list[Mapping[str, Any]] = model_input.to_dict("records")
@@ -52,7 +52,7 @@ def _caption(row: Mapping[str, Any], number: int) -> str:
 
 
 def _video(row: Mapping[str, Any], number: int) -> Video:
-    """The video that a row names or holds."""
+    """Return the video that a row names or holds."""
     video, frames = row.get("video"), row.get("frames")
     if isinstance(video, str) and video:
         return _allowed(video, number)
@@ -61,11 +61,11 @@ def _video(row: Mapping[str, Any], number: int) -> Video:
     try:
         return [base64.b64decode(frame, validate=True) for frame in frames]
     except (binascii.Error, TypeError, ValueError) as error:
-        raise ConfigError(f"row {number}: frames are no base64 text ({error}); encode each JPEG by itself") from None
+        raise ConfigError(f"row {number}: frames are not base64 text ({error}); encode each JPEG by itself") from None
 
 
 def _allowed(video: str, number: int) -> str:
-    """A path on this machine below EVILM_VIDEO_ROOT, links followed; nothing where that is not set, and never a URL."""
+    """Return a path on this machine below EVILM_VIDEO_ROOT, links followed; refuse all others, and URLs."""
     if "://" in video or video.startswith("~"):
         raise ConfigError(f"row {number}: video = {video!r}; give a path on the serving machine, or send frames")
     root = os.environ.get(VIDEO_ROOT)

@@ -18,7 +18,7 @@ from typing import Any
 from evilm.config.stages import Pretrain
 from evilm.io import storage
 from evilm.model.inference import FILES
-from evilm.tracking.lineage import RUN_FILE
+from evilm.tracking.lineage import read_run_file, write_run_file
 from evilm.tracking.mlflow_run import (
     TrackedRun,
     describe_run,
@@ -49,8 +49,7 @@ def publish(config: Pretrain, out: str, summary: Mapping[str, Any]) -> None:
     run = describe_run(config, "pretrain", out, inputs)
     if run is None or not is_closed(run):
         return
-    kept = storage.join(out, RUN_FILE)
-    known = storage.read_json(kept).get("model")
+    known = read_run_file(out).get("model")
     if known or (known == "" and not config.tracking.log_model):
         return
     send_panels(run)
@@ -59,7 +58,7 @@ def publish(config: Pretrain, out: str, summary: Mapping[str, Any]) -> None:
 
         uri = log_model(run, out, inputs, tags={"evilm.step": str(step)}) if config.tracking.log_model else ""
         MlflowClient(tracking_uri=run.uri).set_terminated(ensure_run(run))
-        storage.write_json(kept, storage.read_json(kept) | {"model": uri})
+        write_run_file(out, read_run_file(out) | {"model": uri})
 
 
 def log_model(
@@ -72,7 +71,6 @@ def log_model(
     """Log the model saved at `model` to a run. Raises whatever MLflow raises.
 
     Args:
-        run: where to.
         model: folder of the model, a local path or URI.
         facts: kept with the model: fingerprints of its inputs.
         name: the registered model that it becomes a version of.
@@ -112,7 +110,7 @@ def _flavour(folder: Path) -> dict[str, Any]:
 
 @contextmanager
 def _copied(model: str) -> Iterator[Path]:
-    """The files of a model without what else lies in its output folder."""
+    """Copy the files of a model without what else lies in its output folder."""
     with tempfile.TemporaryDirectory(prefix="evilm-") as temporary:
         folder = Path(temporary) / _FILES
         for name in FILES:
@@ -135,7 +133,7 @@ def _signature() -> Any:
 
 
 def _example(num_frames: int, side: int) -> Any:
-    """A row with frames of its own, a square that moves to the right, so that it works on any machine."""
+    """Return a row with frames of its own, a square that moves right, so that it works on any machine."""
     import pandas as pd
     from PIL import Image
 
@@ -150,7 +148,7 @@ def _example(num_frames: int, side: int) -> Any:
 
 
 def _requirements() -> list[str]:
-    """The packages that are needed, at the versions here; without the build tag, such as +cu130."""
+    """Return the packages that are needed, at the versions here; without the build tag, such as +cu130."""
     import mlflow
 
     found = [f"mlflow=={mlflow.__version__}"]

@@ -17,8 +17,7 @@ from typing import Any, Literal
 from evilm.config.base import fingerprint
 from evilm.config.secrets import public_uri
 from evilm.config.stages import PROMOTE_BY, Benchmark
-from evilm.io import storage
-from evilm.tracking.lineage import RUN_FILE, find_sources, main_figures
+from evilm.tracking.lineage import find_sources, main_figures, read_run_file, write_run_file
 from evilm.tracking.mlflow_run import TrackedRun, suppress_tracking_errors
 
 logger = logging.getLogger(__name__)
@@ -40,7 +39,7 @@ class Promotion:
 
 
 def decide(name: str, figure: Mapping[str, float], scored_on: str, champion: Mapping[str, str] | None) -> Promotion:
-    """The rule.
+    """Decide by the rule above.
 
     Args:
         name: the figure's; those that end in `rank` are better when low.
@@ -83,8 +82,7 @@ def _judge(run: TrackedRun, config: Benchmark, summary: Mapping[str, Any]) -> No
     from mlflow import MlflowClient
 
     name, metrics = config.promote_by, dict(summary["metrics"])
-    kept = storage.join(run.out, RUN_FILE)
-    known = storage.read_json(kept)
+    known = read_run_file(run.out)
     client = MlflowClient(tracking_uri=run.uri)
     version = _version_of(client, run, str(summary.get("model", "")))
     if not name or name not in metrics or not version or known.get("judged") == [name, version]:
@@ -104,7 +102,7 @@ def _judge(run: TrackedRun, config: Benchmark, summary: Mapping[str, Any]) -> No
     client.set_tag(
         known["run_id"], "evilm.verdict", f"version {version} {verdict.alias or 'no alias'}: {verdict.reason}"
     )
-    storage.write_json(kept, known | {"judged": [name, version]})
+    write_run_file(run.out, known | {"judged": [name, version]})
     logger.info("models:/%s/%s is %s: %s", REGISTERED_NAME, version, verdict.alias or "no champion", verdict.reason)
 
 
@@ -116,13 +114,11 @@ def score_tags(metrics: Mapping[str, Mapping[str, float]], scored_on: str) -> di
 
 
 def _version_of(client: Any, run: TrackedRun, model: str) -> str:
-    """The registered version of the model that a benchmark scored, '' where it has none in this store."""
-    note = storage.join(model, RUN_FILE) if model else ""
-    if note and storage.exists(note):
-        known = storage.read_json(note)
-        uri = str(known.get("model", ""))
-        if known.get("uri") == public_uri(run.uri) and uri.startswith(f"models:/{REGISTERED_NAME}/"):
-            return uri.rsplit("/", 1)[-1]
+    """Return the registered version of the model that a benchmark scored, '' where it has none in this store."""
+    known = read_run_file(model) if model else {}
+    uri = str(known.get("model", ""))
+    if known.get("uri") == public_uri(run.uri) and uri.startswith(f"models:/{REGISTERED_NAME}/"):
+        return uri.rsplit("/", 1)[-1]
     maker = find_sources(client, run.uri, {"model": run.inputs["model"]}).get("model")
     found = client.search_model_versions(f"name = '{REGISTERED_NAME}'") if maker else []
     mine = [version for version in found if version.run_id == maker.run_id] if maker else []

@@ -1,10 +1,8 @@
-"""The MLflow run of a command that is no training: settings, summary and pictures at once, when it is done."""
+"""Track a command other than a training: settings, summary and pictures at once, when it is done."""
 
 import logging
-import tempfile
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from evilm.io import storage
@@ -28,15 +26,16 @@ def track(stage: str, work: Callable[[Any], dict[str, Any]], config: Any) -> dic
     if run is None:
         return summary
     if not summary.get("reused") or not is_closed(run):
-        with tempfile.TemporaryDirectory(prefix="evilm-figures-") as folder, suppress_tracking_errors("record the run"):
-            close_run(run, config, summary, {FIGURES: _pictures(run.out, Path(folder))})
+        with suppress_tracking_errors("record the run"):
+            pictures = [storage.join(run.out, name) for name in storage.list_names(run.out) if name.endswith(".png")]
+            close_run(run, config, summary, {FIGURES: pictures})
     if stage == "benchmark" and is_closed(run):
         judge(run, config, summary)
     return summary
 
 
 def _run_of(stage: str, config: Any, summary: dict[str, Any]) -> TrackedRun | None:
-    """The run of what a command made; the codes of each tokenizer, which lie below one folder, have one each."""
+    """Return the run of what a command made; the codes of each tokenizer have a run of their own."""
     beside = str(summary.get("out") or config.out)
     out = str(summary["codes"]) if stage == "precompute_codes" else beside
     if not out or not storage.exists(storage.join(out, CONFIG)):
@@ -44,13 +43,3 @@ def _run_of(stage: str, config: Any, summary: dict[str, Any]) -> TrackedRun | No
     inputs = {name: str(value) for name, value in dict(summary.get("inputs") or {}).items()}
     run = describe_run(config, stage, out, inputs, beside)
     return run and replace(run, seconds=float(summary.get("seconds") or 0))
-
-
-def _pictures(out: str, folder: Path) -> list[Path]:
-    """Copies of the pictures that the command left in its output folder."""
-    copies = []
-    for name in storage.list_names(out):
-        if name.endswith(".png"):
-            storage.get_file(storage.join(out, name), str(folder / name))
-            copies.append(folder / name)
-    return copies

@@ -46,7 +46,6 @@ def take_snapshot(
     Args:
         module: what is trained; its `state_dict` is kept.
         optimizer: over `module.named_parameters()`; its state tensors are kept by parameter name.
-        state: JSON-able.
         ema: the module with the mean weights, where there is one.
         files: what a published model has beside its weights, so that the checkpoint can be loaded as a model.
     """
@@ -138,7 +137,7 @@ def load_checkpoint(
 
 
 def _as_kept(key: str, value: torch.Tensor, parameter: nn.Parameter, fused: bool) -> torch.Tensor:
-    """A state tensor as AdamW keeps it: `step` on the CPU but for fused kernels, moments in the parameter's layout.
+    """Return a state tensor as AdamW keeps it: `step` on the CPU unless fused, moments in the parameter's layout.
 
     Fused kernels go through memory, not through indices: moments in another layout would belong to other weights.
     """

@@ -15,7 +15,7 @@ import time
 import uuid
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from evilm.errors import CheckpointError
 from evilm.io import storage
@@ -24,6 +24,7 @@ from evilm.model.checkpoint_folder import DIGESTS, verify
 from evilm.train.checkpoint_files import Snapshot, write_snapshot
 
 logger = logging.getLogger(__name__)
+T = TypeVar("T")
 
 CHECKPOINTS = "checkpoints"
 _NAME = re.compile(r"step_(\d{8,})-(\d{3,})")
@@ -31,7 +32,7 @@ _REGISTRY = "checkpoint_manager_snapshot.json"  # Ray's list of the checkpoints 
 
 
 def checkpoint_name(step: int, attempt: int) -> str:
-    """The folder's name: a resumed run that makes a step again does not meet the earlier attempt's folder."""
+    """Name a folder such that a resumed run that makes a step again does not meet the earlier attempt's."""
     return f"step_{step:08d}-{attempt:03d}"
 
 
@@ -41,16 +42,15 @@ def step_of(name: str) -> int:
 
 
 def newest_first(out: str) -> list[str]:
-    """Names of all checkpoint folders of an output, complete or not."""
+    """Return names of all checkpoint folders of an output, complete or not."""
     found = [match for name in storage.list_names(storage.join(out, CHECKPOINTS)) if (match := _NAME.fullmatch(name))]
     return [match[0] for match in sorted(found, key=lambda m: (int(m[1]), int(m[2])), reverse=True)]
 
 
-def find_intact(out: str, load: Callable[[Path], Any]) -> tuple[str, Any] | None:
+def find_intact(out: str, load: Callable[[Path], T]) -> tuple[str, T] | None:
     """Load the newest checkpoint that is intact; each damaged one before it is named in a warning.
 
     Args:
-        out: the output folder of the training.
         load: gets the local folder of a verified checkpoint.
 
     Returns:
@@ -68,11 +68,11 @@ def find_intact(out: str, load: Callable[[Path], Any]) -> tuple[str, Any] | None
                 continue
             return name, load(folder)
     if damaged:
-        logger.warning("no checkpoint of %s is intact; training starts anew", out)
+        logger.warning("no checkpoint of %s is intact; training starts from the beginning", out)
     return None
 
 
-def load_named(out: str, name: str, load: Callable[[Path], Any]) -> Any:
+def load_named(out: str, name: str, load: Callable[[Path], T]) -> T:
     """Load the checkpoint that rank 0 has chosen."""
     with storage.local_folder(storage.join(out, CHECKPOINTS, name)) as folder:
         return load(folder)
@@ -98,7 +98,7 @@ def publish(uri: str, snapshot: Snapshot) -> None:
 
 
 def forget_registry(out: str) -> None:
-    """Let Ray begin its list of checkpoints anew; ours are found by their digests.
+    """Let Ray begin a new list of checkpoints; ours are found by their digests.
 
     Ray writes that list in place, so that a kill can leave half of it, and refuses to start with a list that it can't
     read, that names a deleted folder, or that another version of Ray has written.
@@ -110,14 +110,12 @@ class CheckpointManager:
     """Saves the checkpoints of one attempt. `save` is called by all workers at the same steps; rank 0 does the work."""
 
     def __init__(self, out: str, run: int, attempt: int, keep: int, rank: int, restored: str = "") -> None:
-        """A manager.
+        """Manage the checkpoints of one attempt.
 
         Args:
-            out: output folder of the training.
             run: number of the run that owns it.
             attempt: number of this start of the training.
             keep: newest checkpoints to keep.
-            rank: this worker.
             restored: name of the checkpoint that the attempt began from, '' for none.
         """
         self._out, self._run, self._attempt, self._keep, self._rank = out, run, attempt, keep, rank
@@ -134,8 +132,7 @@ class CheckpointManager:
         """Save in the background; a barrier over all workers, but not for the time of writing.
 
         Args:
-            step: steps done.
-            snapshot: copies the training to main memory; called on rank 0 alone.
+            snapshot: copies the training to main memory; called only on rank 0.
             best: name of the best checkpoint so far, which is kept too.
             before: called in the background on rank 0 before the checkpoint is complete: what has to be stored no
                 later than it.
@@ -151,7 +148,7 @@ class CheckpointManager:
             ray.train.report({}, None, name, CheckpointUploadMode.ASYNC)
             return
         check_owner(self._out, self._run)
-        self.finish()  # no more than one on its way, lest slow storage fills the memory
+        self.finish()  # one at a time, so that slow storage does not fill the memory
         began, copied = time.monotonic(), snapshot()
         place: Any = ray.train.get_context().get_storage()
 
@@ -195,7 +192,7 @@ class CheckpointManager:
                     break
             else:
                 return
-        except ray.exceptions.RayError as error:  # the group is being ended; the checkpoint stands, unregistered
+        except ray.exceptions.RayError as error:  # the group is being ended; the checkpoint exists, unregistered
             logger.warning("checkpoint %s was not registered (%s)", name, " ".join(str(error).split())[:200])
             return
         self.took_s = time.monotonic() - began

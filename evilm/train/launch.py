@@ -1,7 +1,6 @@
 """Ray Train around the loop: scaling, failures, storage, and one MLflow run from start to end."""
 
 import logging
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +18,7 @@ from evilm.tracking.mlflow_run import (
     TrackedRun,
     close_run,
     describe_run,
-    end_run,
+    end_on_error,
     is_closed,
     open_run,
     suppress_tracking_errors,
@@ -43,7 +42,6 @@ def fit(
     """Train `task` under Ray Train until it is done, through worker failures.
 
     Args:
-        config: the command's settings.
         stage: its name, also the MLflow experiment.
         task: `module:function` that builds the task in each worker.
         output: the folder of the model, claimed.
@@ -69,7 +67,7 @@ def fit(
         settings=config.model_dump(mode="json") | {"out": out} | _pins(config, inputs),
         out=out,
         run=output.run,
-        tracked=run.as_dict if run else None,
+        tracked=run,
     )
     forget_registry(out)
     trainer = TorchTrainer(
@@ -79,21 +77,15 @@ def fit(
         scaling_config=_scaling(cluster),
         run_config=_storage(out, cluster),
     )
-    try:
-        returned = preemption.run_until_asked(lambda: dict(trainer.fit().return_value or {}), out)
+    with end_on_error(run):
+        try:
+            returned = preemption.run_until_asked(lambda: dict(trainer.fit().return_value or {}), out)
+        except (ray.train.TrainingFailedError, ray.train.ControllerError, ray.train.WorkerGroupError) as error:
+            output.check()
+            raise ClusterError(f"training failed: {_reason(error)}; run the same command again to continue") from error
         if "error" in returned:
             output.check()
             raise (NonFiniteError if returned.get("not_finite") else EvilmError)(returned["error"])
-    except (ray.train.TrainingFailedError, ray.train.ControllerError, ray.train.WorkerGroupError) as error:
-        end_run(run, "FAILED")
-        output.check()
-        raise ClusterError(f"training failed: {_reason(error)}; run the same command again to continue") from error
-    except KeyboardInterrupt:
-        end_run(run, "KILLED")
-        raise
-    except BaseException:  # whatever it was, the run must not be left as if it went on
-        end_run(run, "FAILED")
-        raise
     summary = returned | made(returned) | {"seconds": round(time.monotonic() - began, 1)}
     finish_tracking(config, run, summary)
     return summary
@@ -104,19 +96,14 @@ def finish_tracking(config: Any, run: TrackedRun | None, summary: dict[str, Any]
 
     A run that lacks metrics stays open, for the same command to bring them (`catch_up`).
     """
-    if run is None and not storage.is_local(config.out):
-        return
-    with tempfile.TemporaryDirectory(prefix="evilm-figures-") as temporary:
-        out = run.out if run else config.out
-        folder = Path(storage.absolute(out)) if storage.is_local(out) else Path(temporary)
-        metrics = folder / METRICS_FILE
-        if not storage.is_local(out) and storage.exists(storage.join(out, METRICS_FILE)):
-            metrics.write_bytes(storage.read_bytes(storage.join(out, METRICS_FILE)))
-        figures = {"figures": [draw_losses(metrics, folder / "losses.png")]}
-        if run:
-            with suppress_tracking_errors("send all metrics; the same command sends them, once the server answers"):
-                MlflowUploader(run, metrics).ship()
-                close_run(run, config, summary, figures)
+    out = run.out if run else storage.absolute(config.out)
+    metrics, figure = storage.join(out, METRICS_FILE), storage.join(out, "losses.png")
+    with suppress_tracking_errors("send all metrics; the same command sends them, once the server answers"):
+        if storage.exists(metrics):
+            with storage.local_copy(metrics) as path:
+                storage.write_bytes(figure, draw_losses(Path(path)))
+                MlflowUploader(run, Path(path)).ship()
+        close_run(run, config, summary, {"figures": [figure] if storage.exists(figure) else []})
 
 
 def catch_up(config: Any, stage: str, out: str, summary: dict[str, Any]) -> None:
@@ -165,7 +152,7 @@ def _storage(out: str, cluster: ClusterConfig) -> Any:
 
 
 def _reason(error: BaseException) -> str:
-    """The innermost cause in one line; Ray wraps it several times."""
+    """Return the innermost cause in one line; Ray wraps it several times."""
     text = str(error).strip()
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return (lines[-1] if lines else type(error).__name__)[:400]

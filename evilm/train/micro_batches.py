@@ -1,18 +1,25 @@
-"""Deal the micro-batches of a step to workers: with fewer workers than wanted, some take several, one after the other.
+"""Deal the micro-batches of a step to workers, and bring each to the device of its worker.
 
-A step's clips are cut into `TrainConfig.num_micro_batches` slices, equal but for one clip. Dropout is seeded by
-micro-batch, and losses are normalised over the whole step, so the number of workers changes only the order of sums.
+With fewer workers than wanted, some take several micro-batches, one after the other.
+
+A step's clips are cut into `TrainConfig.num_micro_batches` slices whose sizes differ by one clip at most. Dropout
+is seeded by micro-batch, and losses are normalised over the whole step, so the number of workers changes only the order
+of sums.
 """
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import numpy as np
+import torch
 
 from evilm.config.training import TrainConfig
+from evilm.dataloader.collate import Batch
 from evilm.dataloader.loader import DataLoader
 from evilm.dataloader.sampler import Step, TrainSampler, micro_batch_slice
 from evilm.errors import ConfigError
+from evilm.train.timing import StepTimer
 
 
 def micro_batches_of(rank: int, world: int, num_micro_batches: int) -> range:
@@ -67,3 +74,27 @@ def check_world(settings: TrainConfig, world: int) -> None:
             f"{world} workers can't share the {num_micro_batches} micro-batches of a step (cluster.num_workers x "
             f"schedule.gradient_accumulation_steps); use at most {num_micro_batches} workers"
         )
+
+
+def on_device(batches: Iterable[Batch], device: torch.device, timer: StepTimer | None = None) -> Iterator[Batch]:
+    """Yield batches on `device`.
+
+    The host asks for a batch as soon as it has queued the step before, so the copy from page-locked memory runs beside
+    that step; the step that uses the batch waits for its copy only on the device.
+    """
+    if device.type != "cuda":
+        yield from (batch.to(device) for batch in batches)
+        return
+    stream = torch.cuda.Stream(device)
+    for batch in batches:
+        with torch.cuda.stream(stream):
+            began, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            began.record()
+            there = batch.to(device)
+            ended.record()
+        compute = torch.cuda.current_stream(device)
+        compute.wait_event(ended)
+        there.record_stream(compute)
+        if timer:
+            timer.copied(began, ended)
+        yield there

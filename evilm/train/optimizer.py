@@ -1,4 +1,4 @@
-"""The optimizer, its learning rate, and the exponential moving average of the weights."""
+"""The optimizer, its learning rate, the moving average of the weights, and the numerical precision of a training."""
 
 import math
 from typing import Any, cast
@@ -8,6 +8,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from evilm.config.training import OptimConfig
+from evilm.errors import ConfigError
 
 
 def make_optimizer(module: nn.Module, settings: OptimConfig, fused: bool = False) -> torch.optim.AdamW:
@@ -21,7 +22,7 @@ def make_optimizer(module: nn.Module, settings: OptimConfig, fused: bool = False
 
 
 def learning_rate(settings: OptimConfig, step: int, num_steps: int) -> float:
-    """Linear warm-up, then cosine decay to `final_lr_ratio`; a function of the step alone."""
+    """Linear warm-up, then cosine decay to `final_lr_ratio`; it depends only on the step."""
     warmup = round(settings.warmup_ratio * num_steps)
     if step < warmup:
         return settings.lr * (step + 1) / warmup
@@ -57,3 +58,39 @@ class EMA:
         for kept, buffer in zip(self.module.buffers(), module.buffers(), strict=True):
             kept.copy_(buffer)
         self.averaged.n_averaged += 1
+
+
+def has_bf16(device: torch.device) -> bool:
+    """Return whether bf16 is fast: GPUs from Ampere on, CPUs with AVX512-BF16 or AMX. On others it is 10x slower."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    capabilities = torch.cpu.get_capabilities() if device.type == "cpu" else {}
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+
+
+def autocast(precision: str, device: torch.device) -> torch.autocast:
+    """Return the autocast context of a training.
+
+    Args:
+        precision: fp32 or bf16, as `TrainConfig.with_precision` leaves it.
+
+    Raises:
+        ConfigError: bf16 on a GPU without units for it.
+    """
+    if precision == "bf16" and device.type == "cuda" and not has_bf16(device):
+        raise ConfigError(
+            f"cluster.precision = bf16: {torch.cuda.get_device_name(device)} has no bf16 units; use fp32, or GPUs from "
+            "Ampere on"
+        )
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
+
+
+def make_deterministic() -> None:
+    """Sum in the same order in every run; on CPU it costs nothing that was measurable, on GPUs it may.
+
+    Without it the gradient of an indexed look-up (a codebook, a table of words) is added up by several threads in
+    whatever order they come, and two runs part after some dozen steps.
+    """
+    torch.use_deterministic_algorithms(True)
+    # A debugging aid that only costs time; the module fakes the attribute, so type checkers can't see it.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue]

@@ -65,7 +65,7 @@ def torch_config(cluster: ClusterConfig) -> Any:
 
 
 class WorkerPreempted(ClusterError):
-    """Raised on all workers after the checkpoint that a worker's SIGTERM asked for; Ray then starts them anew."""
+    """Raised on all workers after the checkpoint that a worker's SIGTERM asked for; Ray then restarts them."""
 
     def __init__(self) -> None:
         super().__init__("a worker was asked to end (SIGTERM); a checkpoint was kept, and the run goes on from it")
@@ -92,7 +92,7 @@ class StopSignal:
             threading.Thread(target=self._ask, name="stop", daemon=True).start()
 
     def flags(self, save_s: float = 0.0) -> list[float]:
-        """This worker's flags for the step to come; `save_s` is how long a checkpoint takes."""
+        """Return this worker's flags for the step to come; `save_s` is how long a checkpoint takes."""
         look = self._rank == 0 and time.monotonic() - self._looked > _LOOK_S
         near = self._rank == 0 and self._is_near(save_s)
         return [float(self._stop_run.is_set()), float(_terminated.is_set()), float(look), float(near)]
@@ -105,7 +105,7 @@ class StopSignal:
         return True
 
     def leaving(self) -> str:
-        """A line about nodes that Ray says are being taken away, once for each; '' where there are none.
+        """Return a line about nodes that Ray says are being taken away, once for each; '' where there are none.
 
         A barrier: every worker calls it at the same steps.
         """

@@ -1,13 +1,15 @@
-"""Report progress on the console: means since the last line, clips per second, waiting, time left."""
+"""Decide which steps are logged, evaluated and saved; collect their metrics, and report progress on the console."""
 
 import math
 import time
 from collections import defaultdict, deque
+from dataclasses import dataclass
 from typing import Any
 
 import psutil
 import torch
 
+from evilm.config.training import ScheduleConfig
 from evilm.dataloader.loader import DataLoader
 
 _STRETCHES = 8  # between metric points; the time left is told from their mean speed, evaluations and all
@@ -18,7 +20,7 @@ class Progress:
     """Collects the metrics of steps between two log lines."""
 
     def __init__(self, num_steps: int, step_clips: float, start_step: int, kept: dict[str, Any] | None = None) -> None:
-        """The progress of a run from `start_step` on, of so many clips a step on average.
+        """Begin at `start_step`, with so many clips a step on average.
 
         `kept` is the `state` that its checkpoint has.
         """
@@ -74,7 +76,7 @@ class Progress:
 
 
 def metrics_line(metrics: dict[str, float], step: int, num_steps: int, steps_per_epoch: int) -> str:
-    """One line for a job log."""
+    """Format a line for a job log."""
     losses = "  ".join(f"{n.removesuffix('_loss')} {v:.4g}" for n, v in metrics.items() if n.endswith("_loss"))
     accuracies = "  ".join(
         f"{n.removesuffix('_accuracy')} {v:.1%}" for n, v in metrics.items() if n.endswith("_accuracy")
@@ -93,3 +95,39 @@ def _clock(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+@dataclass(frozen=True)
+class Cadence:
+    """Decide what is due after a step."""
+
+    schedule: ScheduleConfig
+    steps_per_epoch: int
+    num_steps: int
+    """The last step of the run, after which everything but a picture is due."""
+
+    def log(self, done: int) -> bool:
+        """Return whether metrics are logged once `done` steps are made."""
+        return self._every(self.schedule.log_every_steps, done)
+
+    def log_in_any_run(self, done: int) -> bool:
+        """Return whether metrics would be logged also if the run went on, so that the next point begins after it."""
+        return done % self.schedule.log_every_steps == 0
+
+    def checkpoint(self, done: int) -> bool:
+        """Return whether a checkpoint is saved, also if nothing is about to end."""
+        return self._every(self.schedule.checkpoint_every_steps, done)
+
+    def evaluation(self, done: int) -> bool:
+        """Return whether the val split is evaluated."""
+        every = max(1, round(self.schedule.eval_every_epochs * self.steps_per_epoch))
+        return self._every(every, done) or done in self.schedule.eval_at_steps
+
+    def numbers(self, done: int) -> bool:
+        """Return whether the numbers of this very step are needed now, not only once they come from the GPU."""
+        panel = self.schedule.panel_every_steps
+        is_panel = panel > 0 and done % panel == 0
+        return is_panel or self.log(done) or self.checkpoint(done) or self.evaluation(done)
+
+    def _every(self, steps: int, done: int) -> bool:
+        return done % steps == 0 or done == self.num_steps

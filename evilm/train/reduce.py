@@ -44,7 +44,7 @@ def sum_over_workers(stats: torch.Tensor, flags: torch.Tensor, world: int) -> tu
 def weighted_loss(
     losses: Mapping[str, LossSum], counts: torch.Tensor, weights: torch.Tensor, world: int
 ) -> torch.Tensor:
-    """The loss to differentiate: each sum of these items over the count of the whole step's.
+    """Return the loss to differentiate: each sum of these items over the count of the whole step's.
 
     DDP averages gradients over workers, hence the factor `world`.
     """
@@ -53,7 +53,7 @@ def weighted_loss(
 
 
 def weighted_mean(stats: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """The loss of a step, Eq. 8: the mean of each loss times its weight."""
+    """Return the loss of a step, Eq. 8: the mean of each loss times its weight."""
     return (stats[:, TOTAL] / stats[:, COUNT].clamp(min=1) * weights).sum()
 
 
@@ -68,7 +68,7 @@ def step_metrics(stats: torch.Tensor, names: Sequence[str]) -> dict[str, float]:
 
 
 def gather(state: Any, world: int) -> list[Any]:
-    """The states of all workers, in order of rank."""
+    """Return the states of all workers, in order of rank."""
     if world == 1:
         return [state]
     states: list[Any] = [None] * world

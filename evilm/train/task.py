@@ -7,7 +7,9 @@ from typing import Any, Protocol
 from evilm.config.training import TrainConfig
 from evilm.dataloader.loader import DataLoader
 from evilm.objectives.objective import Objective
-from evilm.registry import Registry
+from evilm.plugins import Registry
+from evilm.tracking.mlflow_run import TrackedRun
+from evilm.tracking.panel_log import PanelLog
 
 
 class Task(Protocol):
@@ -16,7 +18,7 @@ class Task(Protocol):
     settings: TrainConfig
 
     def objective(self) -> Objective:
-        """The module that is trained, with fresh weights drawn from the global generator."""
+        """Build the module that is trained, with fresh weights drawn from the global generator."""
         ...
 
     def train_loader(self, rank: int, world: int) -> DataLoader:
@@ -29,6 +31,10 @@ class Task(Protocol):
 
     def forward_macs(self, objective: Objective) -> float:
         """Count the multiply-accumulates of a forward pass in training, per clip; called with a model on the CPU."""
+        ...
+
+    def panels(self, tracked: TrackedRun | None) -> PanelLog | None:
+        """Return what draws pictures of a few clips into the run `tracked`; None for a task without."""
         ...
 
     def describe(self, folder: str, objective: Objective) -> None:
@@ -61,5 +67,5 @@ class WorkerSpec:
     out: str
     run: int
     """Number of the run among those that wrote `out` (`Output.run`)."""
-    tracked: dict[str, Any] | None
-    """How the MLflow run is made (`tracking.TrackedRun`), None where nothing is tracked."""
+    tracked: TrackedRun | None
+    """The MLflow run, None where nothing is tracked."""

@@ -12,8 +12,7 @@ from evilm.config.training import TrainConfig
 from evilm.objectives.objective import Objective
 from evilm.train.checkpoint_files import Snapshot, load_checkpoint, take_snapshot
 from evilm.train.checkpoint_manager import find_intact, load_named
-from evilm.train.optimizer import EMA, make_optimizer
-from evilm.train.precision import autocast
+from evilm.train.optimizer import EMA, autocast, make_optimizer
 from evilm.train.timing import StepTimer
 from evilm.train.train_step import TrainStep
 
@@ -26,15 +25,7 @@ class TrainState:
     def __init__(
         self, objective: Objective, settings: TrainConfig, device: torch.device, rank: int, world: int
     ) -> None:
-        """A train state with fresh weights.
-
-        Args:
-            objective: what is trained.
-            settings: of optimizer and machine.
-            device: where it is trained.
-            rank: this worker.
-            world: number of workers.
-        """
+        """Begin with fresh weights."""
         self.settings, self._device, self._rank, self._world = settings, device, rank, world
         if device.type == "cuda":
             torch.cuda.set_device(device)
@@ -77,7 +68,6 @@ class TrainState:
         Args:
             fresh: no checkpoint was restored.
             some_batches: gives the first n batches of training, for a start that depends on data.
-            timer: gets the phases of each step.
         """
         if fresh:
             self.objective.prepare(some_batches, self.settings.schedule.seed)
@@ -111,7 +101,7 @@ class TrainState:
         )
 
     def snapshot(self, state: dict[str, Any], files: Mapping[str, bytes]) -> Snapshot:
-        """A copy in main memory, for a checkpoint with these files beside the weights."""
+        """Copy everything to main memory, for a checkpoint with these files beside the weights."""
         ema = self._ema.averaged if self._ema else None
         return take_snapshot(self.objective, self._optimizer, state, ema, files)
 

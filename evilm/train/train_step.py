@@ -2,7 +2,7 @@
 
 On a GPU the host only queues work: the numbers of a step are copied to the host behind it and read one step later, when
 they are there. Whether a step's loss and gradient are finite is decided on the device; the optimizer's fused kernel
-leaves the weights alone where they are not.
+leaves the weights unchanged where they are not.
 """
 
 import contextlib
@@ -55,7 +55,7 @@ class _Pending:
     names: list[str]
     numbers: torch.Tensor
     """On the host: the stats of the losses, row by row; the weighted loss; the gradient norm; the flags."""
-    arrived: Any
+    arrived: torch.cuda.Event | None
     """CUDA event after the copy of `numbers`; None on a CPU."""
     by_micro_batch: list[torch.Tensor]
     clip_ids: list[list[str]]
@@ -71,7 +71,7 @@ class TrainStep:
         optimizer: torch.optim.Optimizer,
         settings: TrainConfig,
         world: int,
-        autocast: Any,
+        autocast: torch.autocast,
         device: torch.device,
         ema: EMA | None,
         timer: StepTimer | None = None,
@@ -79,15 +79,7 @@ class TrainStep:
         """Prepare to make steps.
 
         Args:
-            objective: what is trained.
             model: the same as it is called, wrapped by DDP where there are several workers.
-            optimizer: over the objective's parameters.
-            settings: learning rate, clipping, seed, what to do with NaN.
-            world: number of workers.
-            autocast: context of the forward pass.
-            device: where the model is.
-            ema: moving average of the weights, to be kept up.
-            timer: gets the phases of each step.
         """
         self._objective, self._model, self._optimizer, self._ema = objective, model, optimizer, ema
         self._settings, self._world, self._autocast, self._device = settings, world, autocast, device
@@ -107,7 +99,6 @@ class TrainStep:
             step: counted from 0; learning rate and dropout depend on it.
             num_steps: steps of the learning-rate schedule.
             micro_batches: which micro-batches of the step are this worker's.
-            batches: these micro-batches.
             flags: travel with the losses and come back added up over workers.
 
         Returns:
@@ -241,7 +232,7 @@ class TrainStep:
         raise NonFiniteError(f"step {pending.step + 1}: {what} is not finite, at clips {shown}; {advice}")
 
 
-def _to_host(numbers: torch.Tensor) -> tuple[torch.Tensor, Any]:
+def _to_host(numbers: torch.Tensor) -> tuple[torch.Tensor, torch.cuda.Event | None]:
     """Start the copy of some numbers to the host; the event is over when they are there."""
     if numbers.device.type != "cuda":
         return numbers, None

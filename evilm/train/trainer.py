@@ -5,6 +5,7 @@ trainings, the tokenizer's and the student's, run through it.
 """
 
 import logging
+from collections.abc import Iterator
 from contextlib import ExitStack
 from itertools import islice
 from typing import Any, cast
@@ -18,22 +19,18 @@ from evilm.dataloader.sampler import TrainSampler
 from evilm.errors import EvilmError, NonFiniteError
 from evilm.io.ownership import check_owner
 from evilm.tracking.mlflow_uploader import MetricsRecorder
-from evilm.train import attempts, preemption
-from evilm.train.audit import Audit, write_plan
-from evilm.train.best import note_best
-from evilm.train.cadence import Cadence
+from evilm.train import preemption
+from evilm.train.attempts import Audit, begin_attempt, write_plan
 from evilm.train.checkpoint_files import files_beside
 from evilm.train.checkpoint_manager import CheckpointManager
-from evilm.train.device_copies import on_device
-from evilm.train.micro_batches import check_world, micro_batches_of, split_micro_batches
-from evilm.train.precision import make_deterministic
-from evilm.train.profiling import StepProfiler
-from evilm.train.progress import Progress, metrics_line
+from evilm.train.micro_batches import check_world, micro_batches_of, on_device, split_micro_batches
+from evilm.train.optimizer import make_deterministic
+from evilm.train.progress import Cadence, Progress, metrics_line
 from evilm.train.task import TASKS, Task, WorkerSpec
-from evilm.train.timing import StepTimer, matmul_peak
+from evilm.train.timing import StepProfiler, StepTimer, matmul_peak
 from evilm.train.train_state import TrainState
 from evilm.train.train_step import StepOutcome
-from evilm.train.validation import evaluate
+from evilm.train.validation import evaluate, note_best
 
 logger = logging.getLogger(__name__)
 
@@ -67,7 +64,7 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
         if world > 1:
             raise  # the others wait for this worker, and only a failure of the group ends them
         if isinstance(error, preemption.WorkerPreempted):
-            raise  # to be started anew
+            raise  # to be restarted
         return {"error": str(error)}  # raised, Ray would start again what can't get better
 
 
@@ -109,15 +106,14 @@ class Trainer:
         self.recorder = MetricsRecorder(spec.out, spec.tracked) if rank == 0 else None
         if self.recorder:
             self.ends.callback(self.recorder.close)
-        open_panels = getattr(task, "panels", None)  # pictures, which the tokenizer's training has none of
-        self.panels = open_panels(spec.tracked) if open_panels and rank == 0 else None
+        self.panels = task.panels(spec.tracked) if rank == 0 else None
         if self.panels:
             self.ends.callback(self.panels.close)
         self.watch = preemption.StopSignal(spec.out, rank, spec.run)
         self.ends.callback(self.watch.close)
 
     def train(self) -> dict[str, Any]:
-        """All steps that are left, then the export of the model."""
+        """Make all steps that are left, then export the model."""
         restored = self._restore()
         start = self.logged = int(self.state["step"])
         self.num_steps = max(self.num_steps, start)  # restored behind a lowered schedule.max_steps: nothing is left
@@ -268,7 +264,7 @@ class Trainer:
         out, schedule, number = self.spec.out, self.settings.schedule, 0
         if self.rank == 0:
             check_owner(out, self.spec.run)
-            number = attempts.begin_attempt(out, self.state["step"], restored, self.world)
+            number = begin_attempt(out, self.state["step"], restored, self.world)
             if schedule.audit:
                 write_plan(out, self.order, str(getattr(self.settings, "frames", "")))
         self.attempt = int(broadcast_from_rank_zero(number))
@@ -281,8 +277,8 @@ class Trainer:
         if self.recorder:
             self.recorder.log({"time/attempt": number, "time/workers": self.world}, self.state["step"])
 
-    def _some_batches(self, count: int) -> Any:
-        """This worker's micro-batches of the first steps of training, for a start that depends on data."""
+    def _some_batches(self, count: int) -> Iterator[Batch]:
+        """Return this worker's micro-batches of the first steps, for a start that depends on data."""
         return (batch.to(self.device) for batch in self.loader.batches(0, count * len(self.micro_batches)))
 
     def _pinned(self, loader: DataLoader) -> DataLoader:

@@ -14,9 +14,10 @@ from typing import Literal
 
 from evilm.config.data import FramesConfig
 from evilm.errors import DecodeError
+from evilm.seeds import sampling_rng
 from evilm.video import frames
 from evilm.video.container import Video, opened
-from evilm.video.frame_times import Time, check_span, clip_rng, shown_at, span_ticks, span_times
+from evilm.video.frame_times import Time, check_span, shown_at, span_ticks, span_times
 from evilm.video.frames import DecodedFrame, Mismatch
 from evilm.video.keyframes import from_keys
 from evilm.video.probe import Probe, SampleRequest, is_long, is_part, probe_part, probe_whole
@@ -118,7 +119,7 @@ class _Sampler:
         self.wish = SampleRequest(start_s, end_s, self._times)
 
     def _times(self, start: Time, end: Time) -> list[int]:
-        rng = clip_rng(self._config.seed, self._clip_id) if self._config.sampling == "random" else None
+        rng = sampling_rng(self._config.seed, self._clip_id) if self._config.sampling == "random" else None
         return span_times(start, end, self._config.stored, rng)
 
     def clip(self, found: Probe, name: str, decode: "_Decode") -> DecodedClip:

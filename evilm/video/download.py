@@ -4,7 +4,6 @@ Redirects are followed here; each address is checked like the first one.
 """
 
 import base64
-import random
 import socket
 import ssl
 import tempfile
@@ -23,6 +22,7 @@ from urllib3.util.url import Url, parse_url
 
 from evilm.config.data import FetchConfig
 from evilm.errors import DecodeError, ShardError
+from evilm.io.retries import TransientError, retry
 from evilm.video.network_guard import Guard, Http, Https
 from evilm.video.reasons import RejectReason
 
@@ -31,15 +31,15 @@ _MAX_REDIRECTS = 5
 _REDIRECTS = (301, 302, 303, 307, 308)
 _GONE = (404, 410)
 _PASSING = (408, 425, 429, 500, 502, 503, 504)
-_BACKOFF_S, _MAX_BACKOFF_S = 0.5, 30.0
 
 
-class TransientError(Exception):
+def transient(reason: RejectReason, detail: str, wait_s: float = 0.0) -> TransientError:
     """A failure that may be temporary and is worth another attempt."""
 
-    def __init__(self, reason: RejectReason, detail: str, wait_s: float = 0.0) -> None:
-        super().__init__(reason, detail)
-        self.reason, self.detail, self.wait_s = reason, detail, wait_s
+    def final(attempts: int) -> DecodeError:
+        return DecodeError(reason, detail + (f" after {attempts} attempts" if attempts > 1 else ""))
+
+    return TransientError(final, wait_s)
 
 
 class Deadline:
@@ -53,19 +53,6 @@ class Deadline:
         return max(0.0, self._end - time.monotonic())
 
 
-def back_off(attempt: int, failure: TransientError, config: FetchConfig, deadline: Deadline) -> None:
-    """Wait before the next attempt: exponentially longer, with jitter, and as long as the server requests.
-
-    Raises:
-        DecodeError: no attempt is left.
-    """
-    wait = max(min(_MAX_BACKOFF_S, _BACKOFF_S * 2.0**attempt) * random.uniform(0.5, 1.5), failure.wait_s)
-    if attempt >= config.retries or wait >= deadline.left():
-        tries = f" after {attempt + 1} attempts" if attempt else ""
-        raise DecodeError(failure.reason, f"{failure.detail}{tries}") from None
-    time.sleep(wait)
-
-
 def download(url: str, file: IO[bytes], config: FetchConfig) -> int:
     """Download a URL into `file` from its beginning; return the number of bytes.
 
@@ -74,19 +61,13 @@ def download(url: str, file: IO[bytes], config: FetchConfig) -> int:
             secrets of the URL.
     """
     deadline = Deadline(config.deadline_s)
-    attempt = 0
-    while True:
-        file.seek(0)
-        file.truncate()
-        try:
-            return _attempt(url, file, config, deadline)
-        except TransientError as failure:
-            back_off(attempt, failure, config, deadline)
-        attempt += 1
+    return retry(lambda: _attempt(url, file, config, deadline), config.retries + 1, config.deadline_s)
 
 
 def _attempt(url: str, file: IO[bytes], config: FetchConfig, deadline: Deadline) -> int:
     """Follow all redirects once and download the body."""
+    file.seek(0)
+    file.truncate()
     for hop in range(_MAX_REDIRECTS + 1):
         with _request(url, config, deadline, send_password=hop == 0) as response:
             place = response.headers.get("Location")
@@ -158,9 +139,7 @@ def _receive(response: urllib3.BaseHTTPResponse, file: IO[bytes], config: FetchC
     if status in _GONE:
         raise DecodeError(RejectReason.MISSING_FILE, f"HTTP {status}")
     if status in _PASSING or status >= 500:
-        raise TransientError(
-            RejectReason.FETCH_ERROR, f"HTTP {status}", _retry_after(response.headers.get("Retry-After"))
-        )
+        raise transient(RejectReason.FETCH_ERROR, f"HTTP {status}", _retry_after(response.headers.get("Retry-After")))
     if status != 200:
         raise DecodeError(RejectReason.FETCH_ERROR, f"HTTP {status}")
     if response.headers.get("Content-Encoding", "identity").lower() not in ("", "identity"):
@@ -178,9 +157,9 @@ def _receive(response: urllib3.BaseHTTPResponse, file: IO[bytes], config: FetchC
             break
         _write(file, chunk)
     if not deadline.left():
-        raise TransientError(RejectReason.FETCH_TIMEOUT, f"{received} bytes came in fetch.deadline_s")
+        raise transient(RejectReason.FETCH_TIMEOUT, f"{received} bytes came in fetch.deadline_s")
     if promised is not None and received != promised:
-        raise TransientError(RejectReason.FETCH_ERROR, f"{received} of {promised} bytes came")
+        raise transient(RejectReason.FETCH_ERROR, f"{received} of {promised} bytes came")
     file.flush()
     return received
 
@@ -199,16 +178,16 @@ def _failure(error: Exception, host: str, deadline: Deadline) -> DecodeError | T
     """Convert a failed connection to a reason, without the library's message, which may contain the URL."""
     kind = type(error).__name__
     if not deadline.left():
-        return TransientError(RejectReason.FETCH_TIMEOUT, f"no end of it within fetch.deadline_s from {host}")
+        return transient(RejectReason.FETCH_TIMEOUT, f"no end of it within fetch.deadline_s from {host}")
     if isinstance(error, ssl.SSLError | urllib3.exceptions.SSLError) and "CERTIFICATE" in str(error).upper():
         return DecodeError(RejectReason.FETCH_ERROR, f"the certificate of {host} is not valid")
     if isinstance(error, TimeoutError | urllib3.exceptions.TimeoutError):
-        return TransientError(RejectReason.FETCH_TIMEOUT, f"{host} did not answer in time")
+        return transient(RejectReason.FETCH_TIMEOUT, f"{host} did not answer in time")
     if isinstance(error, socket.gaierror):
-        return TransientError(RejectReason.FETCH_ERROR, f"no address of {host}")
-    if isinstance(error, UnicodeError):  # an invalid host name
+        return transient(RejectReason.FETCH_ERROR, f"no address of {host}")
+    if isinstance(error, UnicodeError):  # a host name that is none
         return DecodeError(RejectReason.FETCH_ERROR, "no valid URL")
-    return TransientError(RejectReason.FETCH_ERROR, f"{kind} at {host}")
+    return transient(RejectReason.FETCH_ERROR, f"{kind} at {host}")
 
 
 def _retry_after(value: str | None) -> float:

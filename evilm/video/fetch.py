@@ -17,21 +17,22 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import IO, Any
 
-import fsspec
 from fsspec.callbacks import Callback
 from fsspec.implementations.local import LocalFileSystem
 
 from evilm.config.data import VIDEO_ENDINGS, FetchConfig
 from evilm.config.secrets import public_uri
-from evilm.errors import ConfigError, DecodeError, ShardError
+from evilm.errors import DecodeError, ShardError
 from evilm.io import storage
-from evilm.video.download import Deadline, TransientError, back_off, download
+from evilm.io.retries import TransientError, retry
+from evilm.io.temporary import nameless_file
+from evilm.video.download import download, transient
 from evilm.video.local_files import LocalRoot, forms, has_ending, rank, stem
 from evilm.video.reasons import RejectReason
+from evilm.video.store_answers import judge
 from evilm.video.urls import is_url
 
 _TAR = re.compile(r"\.tar/", re.IGNORECASE)
-_ENDING = re.compile(r"\.[A-Za-z0-9]{1,10}")
 _PIECE_BYTES = 1 << 23
 _HEADER_BYTES, _HEADER_NAME_BYTES = 512, 100
 
@@ -58,7 +59,11 @@ class Fetcher:
     def __init__(self, videos: str, config: FetchConfig) -> None:
         self._config = config
         self._slots = threading.BoundedSemaphore(config.concurrency)
-        self._fs, self._root = _file_system(videos, config) if videos else (None, "")
+        self._fs, self._root = None, ""
+        if videos:  # requests are not tried again by the libraries, so that attempts are counted once
+            wait_s = config.timeout_s
+            self._fs, root = storage.resolve(videos, wait_s, wait_s, attempts=1, use_listings_cache=False)
+            self._root = root.rstrip("/")
         self._is_local = isinstance(self._fs, LocalFileSystem)
         self._local = LocalRoot(self._root, config.follow_links)
 
@@ -137,7 +142,7 @@ class Fetcher:
             raise DecodeError(
                 RejectReason.TOO_LARGE, f"{num_bytes} bytes, more than fetch.max_mb = {self._config.max_mb}"
             )
-        copy, name_of_copy = _temporary(path, stack)
+        copy, name_of_copy = _temporary(stack)
         if self._is_local:
             self._local.check(f"{self._root}/{name}".rpartition("/")[0])
             if not self._local.is_file(name, may_lead_out=True):  # --manifest names it: in a cache it may be a link
@@ -180,7 +185,7 @@ class Fetcher:
 
     def _copy(self, path: str, stack: contextlib.ExitStack) -> Local | None:
         """Copy a file; None if there is none."""
-        _, copy = _temporary(path, stack)
+        _, copy = _temporary(stack)
         assert self._fs is not None
         get, place, size = self._fs.get_file, f"{self._root}/{path}", _Size(self._config.max_mb)
 
@@ -188,7 +193,7 @@ class Fetcher:
             get(place, copy, callback=size)
             received = os.path.getsize(copy)
             if size.promised is not None and received != size.promised:
-                raise TransientError(RejectReason.FETCH_ERROR, f"{received} of {size.promised} bytes came")
+                raise transient(RejectReason.FETCH_ERROR, f"{received} of {size.promised} bytes came")
             return received
 
         try:
@@ -212,26 +217,24 @@ class Fetcher:
         return (f"{folder}/" if folder else "") + matching[0] if matching else ""
 
     def _download(self, url: str, stack: contextlib.ExitStack) -> Local:
-        file, copy = _temporary(public_uri(url), stack)
+        file, copy = _temporary(stack)
         with self._slots:
             return Local(copy, public_uri(url), download(url, file, self._config))
 
     def _retried(self, action: Callable[[], Any], default: Any = None) -> Any:
         """Run `action`, with retries of temporary failures; return `default` if the file does not exist."""
-        deadline, attempt = Deadline(self._config.deadline_s), 0
-        while True:
+
+        def attempt() -> Any:
             try:
                 return action()
-            except TransientError as failure:
-                passing = failure
-            except (DecodeError, ShardError):
+            except (TransientError, DecodeError, ShardError):
                 raise
-            except Exception as error:  # s3fs raises errors of three libraries; `_judge` classifies them
+            except Exception as error:  # s3fs raises errors of three libraries
                 if isinstance(error, FileNotFoundError) and default is not None:
                     return default
-                passing = _judge(error)
-            back_off(attempt, passing, self._config, deadline)
-            attempt += 1
+                raise judge(error) from None
+
+        return retry(attempt, self._config.retries + 1, self._config.deadline_s)
 
 
 class _Size(Callback):
@@ -246,63 +249,6 @@ class _Size(Callback):
         self.promised = size
         if size is not None and size > self._max_mb << 20:
             raise DecodeError(RejectReason.TOO_LARGE, f"{size} bytes, more than fetch.max_mb = {self._max_mb}")
-
-
-def _file_system(videos: str, config: FetchConfig) -> tuple[Any, str]:
-    """Open the file system of the root, with its own retries off; return it and the root in it."""
-    options: dict[str, Any] = {}
-    if videos.startswith(("s3://", "s3a://")):
-        options = {
-            "use_listings_cache": False,
-            "config_kwargs": {
-                "connect_timeout": config.timeout_s,
-                "read_timeout": config.timeout_s,
-                "retries": {"total_max_attempts": 1},
-            },
-        }
-    elif is_url(videos):
-        raise ConfigError(f"--videos {videos} is a URL; use a folder or s3://, and --fetch.urls to download clips")
-    if not options:
-        fs, root = storage.resolve(videos)
-    else:
-        fs, root = fsspec.url_to_fs(videos, **options)
-        fs.retries = 1
-    return fs, str(root).rstrip("/")
-
-
-def _judge(error: Exception) -> TransientError:
-    """Classify a failure of an object store; return a temporary one.
-
-    Raises:
-        DecodeError: the failure is permanent.
-        ConfigError: nothing can be read at all.
-    """
-    kind, cause = type(error).__name__, error
-    while not hasattr(cause, "response") and cause.__cause__ is not None:
-        assert isinstance(cause.__cause__, Exception)
-        cause = cause.__cause__
-    answer = getattr(cause, "response", None)
-    if isinstance(answer, dict):
-        code = str(answer.get("Error", {}).get("Code", ""))
-        status = int(answer.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
-        if code == "NoSuchBucket":
-            raise ConfigError("there is no such bucket of videos; check --videos and the AWS variables") from None
-        if status == 404:
-            raise DecodeError(RejectReason.MISSING_FILE, "" if code in ("404", "NoSuchKey") else code) from None
-        if status >= 500 or status in (408, 429) or code in ("SlowDown", "RequestTimeout", "ThrottlingException"):
-            return TransientError(RejectReason.FETCH_ERROR, f"S3 answers {status} {code}")
-        raise DecodeError(RejectReason.FETCH_ERROR, f"S3 answers {status} {code}") from None
-    if isinstance(error, FileNotFoundError):
-        raise DecodeError(RejectReason.MISSING_FILE) from None
-    if isinstance(error, IsADirectoryError):
-        raise DecodeError(RejectReason.NOT_A_FILE, "a folder") from None
-    if "Credentials" in kind:
-        raise ConfigError(f"no credentials for the object store ({kind}); set the AWS variables") from None
-    if isinstance(error, TimeoutError) or "Timeout" in kind:
-        return TransientError(RejectReason.FETCH_TIMEOUT, "the object store did not answer in time")
-    if isinstance(error, OSError) and error.errno in (28, 122):  # no space, quota
-        raise ShardError(f"no space in {tempfile.gettempdir()} for videos; free some or set TMPDIR") from None
-    return TransientError(RejectReason.FETCH_ERROR, kind)
 
 
 def _check_member(header: bytes, member: str, num_bytes: int) -> None:
@@ -334,22 +280,14 @@ def _check(path: str) -> None:
         raise DecodeError(RejectReason.PATH_UNSAFE, "not a path below the video root")
 
 
-def _temporary(path: str, stack: contextlib.ExitStack) -> tuple[IO[bytes], str]:
-    """Create an empty temporary file; return it and a path by which other processes of this user can open it.
-
-    On Linux the file has no name in any folder, so it disappears with this process in every case; elsewhere its name
-    has the ending of `path`.
-    """
-    ending = os.path.splitext(path.rpartition("/")[2])[1]
+def _temporary(stack: contextlib.ExitStack) -> tuple[IO[bytes], str]:
+    """An empty temporary file and the path under which other processes of this user open it."""
     try:
-        if os.path.isdir("/proc/self/fd"):
-            file: IO[bytes] = stack.enter_context(tempfile.TemporaryFile(prefix="evilm-"))  # noqa: SIM115
-            return file, f"/proc/{os.getpid()}/fd/{file.fileno()}"
-        suffix = ending if _ENDING.fullmatch(ending) else ""
-        named = stack.enter_context(tempfile.NamedTemporaryFile(prefix="evilm-", suffix=suffix))  # noqa: SIM115
-        return named, named.name
+        file, path = nameless_file()
     except OSError as error:
         raise ShardError(f"no temporary file in {tempfile.gettempdir()}: {error.strerror}; set TMPDIR") from None
+    stack.enter_context(file)
+    return file, path
 
 
 def _write_all(file: IO[bytes], pieces: Iterator[bytes]) -> None:

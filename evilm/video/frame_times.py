@@ -3,7 +3,6 @@
 Times are whole ticks of the stream, so nothing is rounded.
 """
 
-import hashlib
 import math
 from bisect import bisect_right
 from collections.abc import Sequence
@@ -15,12 +14,6 @@ from evilm.errors import DecodeError
 from evilm.video.reasons import RejectReason
 
 _LONGEST_S = 365 * 24 * 3600
-
-
-def clip_rng(seed: int, clip_id: str) -> np.random.Generator:
-    """Return the random generator of one clip, the same on every machine and in any order of clips."""
-    digest = hashlib.blake2b(f"{seed}:{clip_id}".encode(errors="surrogatepass"), digest_size=16).digest()
-    return np.random.default_rng(int.from_bytes(digest, "little"))
 
 
 Time = int | Fraction

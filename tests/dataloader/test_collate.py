@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
+from evilm.dataloader.clip_reader import Rows
 from evilm.dataloader.collate import PretrainBatch, PretrainCollate
-from evilm.dataloader.loader import Rows
 from evilm.text.vocab import Vocab
 from evilm.text.vocab_builder import train_wordpiece
 

@@ -19,7 +19,7 @@ from torch import nn
 from evilm.dataloader.collate import Batch
 from evilm.eval.scoring import ScoreJob, Scorer
 from evilm.train.checkpoint_files import load_checkpoint, save_checkpoint
-from evilm.train.device_copies import on_device
+from evilm.train.micro_batches import on_device
 from evilm.train.train_state import TrainState
 from evilm.train.validation import evaluate
 from helpers import gpu_models as small

@@ -26,7 +26,7 @@ from evilm.objectives.tokenizer_objective import TokenizerObjective
 from evilm.shards import CodesManifest, pair
 from evilm.text.vocab import Vocab
 from evilm.text.vocab_builder import train_wordpiece
-from evilm.train.device_copies import on_device
+from evilm.train.micro_batches import on_device
 from evilm.train.preemption import NUM_FLAGS
 from evilm.train.timing import StepTimer
 from evilm.train.train_state import TrainState

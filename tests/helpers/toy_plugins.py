@@ -16,11 +16,18 @@ from evilm.dataloader.clip_reader import ClipAugmentation
 from evilm.dataloader.collate import Batch
 from evilm.dataloader.loader import DataLoader, Rows, evaluation_loader, training_loader
 from evilm.io import storage
+from evilm.manifests.layouts import TableLayout
 from evilm.model.losses import LossSum
 from evilm.objectives.objective import Objective
 from evilm.shards import FrameManifest, ShardPair, open_side
 
 SIDE_PX = 32
+
+
+FILMS = TableLayout(
+    {"videoid": ("film",), "caption": ("plot",), "start": ("from_s",), "end": ("to_s",)},
+    frozenset({"film", "plot", "from_s"}),
+)
 
 
 class MeanColourEncoder(nn.Module):
@@ -156,6 +163,9 @@ class BrightnessTask:
         side, schedule = open_side(self._frames, "val"), self.settings.schedule
         return evaluation_loader(self._pairs("val"), schedule, collate, rank, world, 8, self._augmentation, 1, side)
 
+    def panels(self, tracked: Any) -> None:
+        """There are none."""
+
     def forward_macs(self, objective: Any) -> float:
         """One."""
         return 1.0
@@ -182,5 +192,6 @@ def write_entry_points(folder: Path) -> None:
     (about / "METADATA").write_text("Metadata-Version: 2.1\nName: toy-plugins\nVersion: 1.0\n")
     lines = ["[evilm.video_tokenizers]", "brightness = helpers.toy_plugins:BrightnessTokenizer"]
     lines += ["[evilm.video_encoders]", "mean_colour = helpers.toy_plugins:MeanColourEncoder"]
+    lines += ["[evilm.table_layouts]", "films = helpers.toy_plugins:FILMS"]
     lines += ["[evilm.tasks]", "brightness = helpers.toy_plugins:BrightnessTask"]
     (about / "entry_points.txt").write_text("\n".join(lines) + "\n")

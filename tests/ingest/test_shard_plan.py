@@ -2,6 +2,7 @@
 
 import io
 import random
+import tempfile
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -12,9 +13,9 @@ import pytest
 
 from evilm.config.stages import ShardVideos
 from evilm.errors import ConfigError, ManifestError
-from evilm.ingest import external_sort, shard_plan
-from evilm.ingest.external_sort import order_key
-from evilm.ingest.planned_ids import Retried
+from evilm.ingest import clip_table, shard_plan
+from evilm.ingest.clip_table import order_key
+from evilm.ingest.retried_clips import RetriedClips
 from evilm.ingest.shard_plan import Generation
 from evilm.io import storage
 from evilm.io.outputs import Output
@@ -60,11 +61,11 @@ def quarantined(out: Path) -> list[dict[str, Any]]:
     return pq.read_table(path).to_pylist() if path.exists() else []
 
 
-@pytest.fixture(params=["in memory", "through files"])
+@pytest.fixture(params=["one batch", "many batches"])
 def mode(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Small manifests are sorted in memory, large ones by way of files."""
-    if request.param == "through files":
-        monkeypatch.setattr(external_sort, "_BATCH_ROWS", 7)
+    """Small manifests are read and sorted in one piece, large ones in many."""
+    if request.param == "many batches":
+        monkeypatch.setattr(clip_table, "_BATCH_ROWS", 7)
 
 
 def test_assignment_to_shards_depends_on_ids_only(mode: None, tmp_path: Path) -> None:
@@ -84,19 +85,29 @@ def test_assignment_to_shards_depends_on_ids_only(mode: None, tmp_path: Path) ->
     assert shard_plan.read_rows(str(tmp_path), f"{made.folder}/val-00000")[0] in rows
 
 
-def test_sorting_in_memory_and_through_files_agree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_batches_and_threads_do_not_change_the_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [clip(number % 60, record=number) for number in range(80)]
-    plan_of(tmp_path / "memory", rows)
-    monkeypatch.setattr(external_sort, "_BATCH_ROWS", 7)
-    plan_of(tmp_path / "files", rows)
-    for name, data in all_files(tmp_path / "memory").items():
-        if name.startswith(("_runs", "run.json")):
-            continue
-        if name.endswith("digest.parquet"):  # cut into other row groups
-            tables = [pq.read_table(tmp_path / mode / name) for mode in ("memory", "files")]
-            assert tables[0].equals(tables[1])
-        else:
-            assert (tmp_path / "files" / name).read_bytes() == data, name
+    plan_of(tmp_path / "one", rows)
+    monkeypatch.setattr(clip_table, "_BATCH_ROWS", 7)
+    monkeypatch.setattr(clip_table, "_DATABASE", {**clip_table._DATABASE, "threads": 5})
+    plan_of(tmp_path / "many", rows)
+    one, many = (all_files(tmp_path / name) for name in ("one", "many"))
+    assert {name: data for name, data in one.items() if not name.startswith(("_runs", "run.json"))} == {
+        name: data for name, data in many.items() if not name.startswith(("_runs", "run.json"))
+    }
+
+
+def test_a_sort_that_spills_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    temporary = tmp_path / "tmp"
+    temporary.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    rows, found = [clip(number) for number in range(20_000)], []
+    for name, limit in (("whole", "256MB"), ("spilled", "12MB")):
+        monkeypatch.setattr(clip_table, "_DATABASE", {**clip_table._DATABASE, "memory_limit": limit})
+        with opened(tmp_path / name) as output:
+            found.append(shard_plan.plan_rows(output, rows, "m", [], 0, 1000, lambda _: False).plan_id)
+        assert list(temporary.iterdir()) == []
+    assert found[0] == found[1]
 
 
 @pytest.mark.parametrize(
@@ -190,7 +201,7 @@ def test_retried_clips_get_shards_of_their_own(tmp_path: Path) -> None:
         "train-00006": ["c11", "c3"],
         "val-00002": ["c10"],
     }
-    retried = Retried({1: shard_plan.folder(str(tmp_path), again)}, 0)
+    retried = RetriedClips(str(tmp_path), [first, again], 0)
     assert [retried.after(0, f"c{number}") for number in (3, 10, 11, 12)] == [True, True, True, False]
     assert not retried.after(1, "c3")
     grown = plan_of(tmp_path, [clip(number) for number in range(31)], [first, again])

@@ -10,9 +10,9 @@ import pytest
 
 from evilm.config.data import FetchConfig
 from evilm.config.stages import ShardVideos
-from evilm.errors import ConfigError, DecodeError, ManifestError, StorageError, UsageError
+from evilm.errors import ConfigError, ManifestError, StorageError, UsageError
 from evilm.ingest.shard_videos import _finder, shard_videos
-from evilm.ingest.shard_writer import _get
+from evilm.ingest.source_videos import fetch_source
 from evilm.manifests.rows import ClipRow
 from evilm.shards import FrameManifest, read_group
 from evilm.video.fetch import Fetcher
@@ -122,8 +122,8 @@ def test_missing_flag_exits_with_code_2(tmp_path: Path) -> None:
 
 def test_unexpected_error_costs_one_clip(tmp_path: Path) -> None:
     row = ClipRow(record=1, clip_id="a", split="train", captions=("x",), path="\ud800.mp4")
-    with pytest.raises(DecodeError, match="fetch_error: unexpected UnicodeEncodeError"):
-        _get(row, Fetcher(str(tmp_path), FetchConfig()))
+    ((_, error),) = fetch_source(Fetcher(str(tmp_path), FetchConfig()), [row]).pairs
+    assert str(error) == "fetch_error: unexpected UnicodeEncodeError"
 
 
 def test_planning_asks_no_server_for_urls(tmp_path: Path) -> None:

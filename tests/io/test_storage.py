@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from evilm.errors import ConfigError, ShardError, StorageError
-from evilm.io import storage
+from evilm.io import retries, storage
 from helpers.s3_faults import FaultyS3, Through, at_random
 
 
@@ -29,11 +29,9 @@ def test_writing_leaves_no_temporary_files(out_uri: str) -> None:
         storage.read_json(storage.join(out_uri, "a", "b.json"))
 
 
-def test_published_folder_is_read_back_whole(out_uri: str) -> None:
-    with storage.publish_folder(out_uri) as folder:
-        (folder / "deep").mkdir()
-        (folder / "deep" / "x.bin").write_bytes(b"1")
-        (folder / "y.bin").write_bytes(b"2")
+def test_local_folder_holds_all_files_of_a_folder(out_uri: str) -> None:
+    storage.write_bytes(storage.join(out_uri, "deep", "x.bin"), b"1")
+    storage.write_bytes(storage.join(out_uri, "y.bin"), b"2")
     with storage.local_folder(out_uri) as folder:
         assert sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*.bin")) == ["deep/x.bin", "y.bin"]
 
@@ -87,8 +85,8 @@ def test_files_survive_failing_s3_requests(s3_server: str, s3_through: Through, 
 
 @pytest.mark.faults
 def test_unreachable_store_error_says_what_to_check(s3_through: Through, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("_ATTEMPTS", "_S3_ATTEMPTS"):
-        monkeypatch.setattr(storage, name, 1)
+    monkeypatch.setattr(retries, "_ATTEMPTS", 1)
+    monkeypatch.setattr(storage, "_S3_ATTEMPTS", 1)
     with FaultyS3("http://127.0.0.1:9", at_random(0)) as faulty:
         bucket = s3_through(faulty)
     with pytest.raises(StorageError, match=r"cannot use s3://\S+: .*; check endpoint and credentials$"):

@@ -12,9 +12,10 @@ from evilm.config.data import ColumnsConfig, FetchConfig
 from evilm.config.secrets import unsigned
 from evilm.config.stages import ShardVideos
 from evilm.errors import DecodeError, EvilmError, ManifestError
-from evilm.ingest.external_sort import content_of
+from evilm.ingest.clip_table import content_of
+from evilm.manifests.caption_text import clean_caption
 from evilm.manifests.reader import read_manifests, videos_root
-from evilm.manifests.rows import BadRow, ClipRow, clean_caption, count_reasons
+from evilm.manifests.rows import BadRow, ClipRow
 from evilm.video.fetch import Fetcher
 from evilm.video.reasons import RejectReason
 from evilm.video.urls import flat_name
@@ -194,14 +195,6 @@ def test_clean_caption_drops_controls_and_extra_spaces() -> None:
 @given(st.text(max_size=40))
 def test_clean_caption_is_idempotent(text: str) -> None:
     assert clean_caption(clean_caption(text)) == clean_caption(text)
-
-
-def test_count_reasons_sorts_by_frequency() -> None:
-    rows = [
-        BadRow(n, "", reason)
-        for n, reason in enumerate([RejectReason.BAD_ROW, RejectReason.BAD_SPAN, RejectReason.BAD_SPAN])
-    ]
-    assert list(count_reasons(rows).items()) == [("bad_span", 2), ("bad_row", 1)]
 
 
 def test_absolute_path_must_be_below_the_root(tmp_path: Path) -> None:

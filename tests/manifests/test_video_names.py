@@ -7,7 +7,7 @@ import pytest
 
 from evilm.config.data import FetchConfig
 from evilm.errors import DecodeError
-from evilm.ingest.shard_writer import fetch_source
+from evilm.ingest.source_videos import fetch_source
 from evilm.manifests.rows import ClipRow
 from evilm.video.fetch import Fetcher
 from helpers.tables import only_clips, rows_of_text
@@ -15,7 +15,7 @@ from helpers.tables import only_clips, rows_of_text
 
 def fetched(folder: Path, row: ClipRow, **config: Any) -> tuple[str, bool]:
     """Return the video fetched for a row, and whether it is a file of that clip only."""
-    (video,) = fetch_source([row], Fetcher(str(folder / "v"), FetchConfig(**config)))
+    ((_, video),) = fetch_source(Fetcher(str(folder / "v"), FetchConfig(**config)), [row]).pairs
     if isinstance(video, DecodeError):
         raise video
     video.close()

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from evilm.config.data import ColumnsConfig
 from evilm.config.models import EViLMConfig
 from evilm.config.presets import defaults
 from evilm.config.stages import PrecomputeCodes, TrainTokenizer
@@ -14,9 +15,11 @@ from evilm.encode.encode_job import precompute_codes
 from evilm.errors import CheckpointError, ConfigError
 from evilm.io import storage
 from evilm.io.outputs import Output
+from evilm.manifests.layouts import assign
 from evilm.model.evilm_model import EViLMModel
-from evilm.model.tokenizers.base import TOKENIZERS, load_tokenizer
+from evilm.model.tokenizers.base_tokenizer import TOKENIZERS, load_tokenizer
 from evilm.model.video_encoder import ENCODERS, build_video_encoder
+from evilm.shards import FrameManifest
 from evilm.tasks.pretrain import pretrain
 from evilm.train.launch import fit
 from evilm.train.task import TASKS
@@ -73,6 +76,15 @@ def test_image_models_of_timm_give_regions_of_32_pixels(name: str, px: int) -> N
     assert [n for n, p in encoder.named_parameters() if p.requires_grad and p.grad is None] == []
 
 
+@pytest.mark.parametrize("named", [True, False])
+def test_table_layout_of_another_package_is_recognised(named: bool, installed: Path) -> None:
+    columns = ColumnsConfig(layout="films" if named else "auto")
+    roles = assign(["film", "from_s", "to_s", "plot", "year"], columns, "films.csv")
+    assert (roles.layout, roles.videoid, roles.caption, roles.start) == ("films", "film", "plot", "from_s")
+    with pytest.raises(ConfigError, match="'film' is not a table layout; use films, webdataset, koala"):
+        assign(["film"], ColumnsConfig(layout="film"), "films.csv")
+
+
 def test_unknown_timm_encoder_is_named() -> None:
     with pytest.raises(ConfigError, match=r"video_encoder = 'edgenxt'.*the paper uses edgenext_small"):
         build_video_encoder("edgenxt", "", 64)
@@ -110,7 +122,7 @@ def test_task_of_another_package_is_trained_and_exported(small_workflow: Workflo
     values = {"frames": frames, "out": out, "schedule.epochs": 4, "optim.lr": 0.3, "tracking.enabled": False}
     config = defaults("train_tokenizer", str(SMALL)).override(values)
     assert isinstance(config, TrainTokenizer)
-    with Output(config, out, {"frames": "toy"}) as output:
+    with Output(config, out, {"frames": FrameManifest.load(frames).fingerprint}) as output:
         summary = output.close(fit(config, "brightness", "helpers.toy_plugins:BrightnessTask", output))
     assert summary["val"]["brightness_error"] < 0.05
     assert set(storage.read_json(f"{out}/line.json")) == {"weight", "bias"}

@@ -9,7 +9,7 @@ from evilm.config.presets import defaults
 from evilm.config.stages import STAGES, Pretrain, Sweep
 from evilm.config.sweep_space import Choices, Range, read_space, space_names
 from evilm.errors import UsageError
-from evilm.sweep.sweep_plan import Listed, make_plan
+from evilm.sweep.sweep_plan import make_plan
 from evilm.sweep.trial_folder import make_trials
 
 SWEEPS = [name for name, kind in STAGES.items() if issubclass(kind, Sweep)]
@@ -17,9 +17,8 @@ SWEEPS = [name for name, kind in STAGES.items() if issubclass(kind, Sweep)]
 
 def _settings(*flags: str, stage: str = "sweep", out: str = "") -> list[dict]:
     config = parse(stage, ["--preset", "tiny", *flags])
-    plan = make_plan(config, read_space(config.space, config.values), out)
-    assert isinstance(plan, Listed)
-    return plan.settings
+    (settings,) = make_plan(config, read_space(config.space, config.values), out)
+    return settings
 
 
 @pytest.mark.parametrize("name", space_names())
@@ -153,19 +152,21 @@ def test_optuna_tries_each_setting_once(tmp_path: Path) -> None:
     flags = ["--preset", "tiny", "--space", str(space), "--search", "optuna", "--trials", "9"]
     config = parse("sweep", flags)
 
-    def run(told: int) -> list[dict]:
-        """Return settings in their order; the first `told` have a score before the next is asked for."""
-        plan, found = make_plan(config, read_space(config.space), str(tmp_path)), []
-        while (values := plan.propose(len(found))) is not None:
-            found.append(values)
-            if len(found) <= told:
-                plan.tell(len(found) - 1, 0.5)
-        return found
+    def run(score: float | None) -> list[dict]:
+        """Return settings in their order, all with this score."""
+        plan = make_plan(config, read_space(config.space), str(tmp_path))
+        found = group = list(next(plan))
+        while True:
+            try:
+                group = plan.send([score] * len(group))
+            except StopIteration:
+                return found
+            found = found + group
 
-    found = run(9)
+    found = run(0.5)
     assert sorted(map(str, found)) == sorted({str(values) for values in found})
     assert len(found) == 4
-    assert run(0) == found, "started again, whatever runs"
+    assert run(None) == found, "started again, whatever failed"
 
 
 def test_search_without_its_package_says_what_to_install(tmp_path: Path) -> None:
@@ -177,10 +178,8 @@ def test_search_without_its_package_says_what_to_install(tmp_path: Path) -> None
             make_plan(config, read_space(config.space), str(tmp_path))
     else:
         plan = make_plan(config, read_space(config.space), str(tmp_path))
-        first = [plan.propose(0), plan.propose(1)]
-        plan.tell(0, 0.7)
-        third = plan.propose(2)
+        first = next(plan)
+        second = plan.send([0.7] * len(first))
         again = make_plan(config, read_space(config.space), str(tmp_path))
-        assert [again.propose(0), again.propose(1)] == first
-        again.tell(0, 0.7)
-        assert again.propose(2) == third
+        assert next(again) == first
+        assert again.send([0.7] * len(first)) == second

@@ -37,9 +37,10 @@ def test_run_is_continued_with_parameters_metrics_and_figures(tmp_path: Path, co
     metrics.close()
     for _ in range(2):  # a second uploader has nothing left to send
         MlflowUploader(run, tmp_path / "out" / "metrics.jsonl").start().close()
-    figure = draw_losses(tmp_path / "out" / "metrics.jsonl", tmp_path / "out" / "losses.png")
+    figure = tmp_path / "out" / "losses.png"
+    figure.write_bytes(draw_losses(tmp_path / "out" / "metrics.jsonl"))
     assert not is_closed(run)
-    close_run(run, config, {"num_words": 12}, {"figures": [figure]})
+    close_run(run, config, {"num_words": 12}, {"figures": [str(figure)]})
     assert is_closed(run)
     client = MlflowClient(tracking_uri=tracking_uri(config, out))
     run = client.get_run(run_id)
@@ -84,7 +85,7 @@ def test_unsent_metrics_are_sent_by_the_same_command_later(tmp_path: Path, confi
     dead = config.override({"tracking.uri": f"http://127.0.0.1:{free_port()}"})
     run = open_run(dead, "build_vocab", str(out), {})
     assert run
-    recorder = MetricsRecorder(str(out), run.as_dict)
+    recorder = MetricsRecorder(str(out), run)
     for step in range(1, 151):
         recorder.log({"train/loss": 1 / step}, step)
     recorder.close()

@@ -31,7 +31,7 @@ def test_late_and_killed_server_gets_every_point_once(
     assert run
     assert not warmed.exists()
     monkeypatch.setattr("evilm.tracking.mlflow_uploader.SHIP_S", 0.2)
-    recorder, longest = MetricsRecorder(out, run.as_dict), 0.0
+    recorder, longest = MetricsRecorder(out, run), 0.0
 
     def log(steps: range) -> None:
         nonlocal longest

@@ -14,9 +14,8 @@ from evilm.model.tokenizers.code_words import CodeWords
 from evilm.model.tokenizers.semantic_vq import VideoTokenizer
 from evilm.tasks.pretrain import PretrainTask
 from evilm.text.vocab import Vocab
-from evilm.tracking.panel import draw_panel, to_png
+from evilm.tracking.panel import MaskedWord, caption_pieces, caption_text, draw_panel, predict
 from evilm.tracking.panel_log import PanelLog
-from evilm.tracking.panel_view import MaskedWord, predict
 from helpers.workflow import Workflow, small_pretrain
 
 
@@ -45,8 +44,7 @@ def test_panel_shows_what_the_model_predicts(
     model_and_batch: tuple[EViLMModel, VideoTokenizer, Vocab, PretrainBatch],
 ) -> None:
     student, _, vocab, batch = model_and_batch
-    views = predict(student, vocab, batch)
-    assert [view.clip_id for view in views] == batch.clip_ids
+    found = predict(student, batch)
     with torch.no_grad():
         out = student.decode(
             student.encode_video(batch.frames, batch.mask),
@@ -55,31 +53,31 @@ def test_panel_shows_what_the_model_predicts(
         )
         match = student.match_logits(out.cls).softmax(-1)[:, 1]
         codes = student.mvm_logits(out.regions).argmax(-1)
-    for clip, view in enumerate(views):
-        masked = batch.mask[clip].flatten()
-        assert view.match == pytest.approx(float(match[clip]), abs=1e-6)
-        assert view.guesses.tolist() == codes[clip][masked].tolist()
-        assert view.codes.tolist() == batch.code_ids[clip][masked].tolist()
-        assert len(view.words) == int((batch.word_targets[clip] >= 0).sum()) > 0
-        pieces = [piece.truth if isinstance(piece, MaskedWord) else piece for piece in view.caption]
+    assert found.match == pytest.approx(match.numpy(), abs=1e-6)
+    assert found.codes.tolist() == codes.tolist()
+    assert ((found.wrong_match >= 0) & (found.wrong_match <= 1)).all()
+    for clip in range(len(batch.clip_ids)):
+        caption = list(caption_pieces(vocab, batch, found, clip))
+        masked = [piece for piece in caption if isinstance(piece, MaskedWord)]
+        assert len(masked) == int((batch.word_targets[clip] >= 0).sum()) > 0
+        pieces = [piece.truth if isinstance(piece, MaskedWord) else piece for piece in caption]
         place, target = (batch.word_targets[clip] >= 0).nonzero()[0, 0], batch.word_targets[clip]
         assert pieces[place - 1] == vocab.pieces[int(target[place])], "in its place, [CLS] not counted"
-        assert 0 <= view.wrong_match <= 1
-        assert view.wrong_caption
 
 
 def test_drawing_is_repeatable_and_does_not_change_the_model(
     model_and_batch: tuple[EViLMModel, VideoTokenizer, Vocab, PretrainBatch],
 ) -> None:
     student, tokenizer, vocab, batch = model_and_batch
+    words = CodeWords(tokenizer, vocab)
     student.train()
     weights = {name: value.clone() for name, value in student.state_dict().items()}
     random = torch.random.get_rng_state()
-    first = to_png(draw_panel(student, tokenizer, vocab, batch, "step 3"))
+    first = draw_panel(student, words, vocab, batch, "step 3")
     assert student.training
     assert torch.equal(torch.random.get_rng_state(), random)
     assert all(torch.equal(value, weights[name]) for name, value in student.state_dict().items())
-    assert to_png(draw_panel(student, CodeWords(tokenizer, vocab), vocab, batch, "step 3")) == first
+    assert draw_panel(student, words, vocab, batch, "step 3") == first
     picture = np.asarray(Image.open(io.BytesIO(first)))
     assert picture.shape[1] > 1000
     assert picture.shape[0] > 250 * len(batch.clip_ids)
@@ -97,7 +95,18 @@ def test_codes_have_words_only_with_a_decoder(
     assert all(word[0].isalnum() and len(word) > 1 for best in words for word in best)
     tokenizer.decoder = None
     assert CodeWords(tokenizer, vocab).words(codes[:2]) == [[], []]
-    assert draw_panel(student, tokenizer, vocab, batch).width > 1000
+    assert draw_panel(student, CodeWords(tokenizer, vocab), vocab, batch).startswith(b"\x89PNG")
+
+
+def test_masked_words_are_printed_in_their_place_with_truth_and_guess() -> None:
+    pieces = [
+        "a",
+        MaskedWord("red", "blue", 0.25, "[MASK]"),
+        MaskedWord("##dish", "##dish", 0.5, "##ding"),
+        "ball",
+        ".",
+    ]
+    assert caption_text(pieces) == "a [red → blue 25%][dish (seen as ding) ✓ 50%] ball."
 
 
 def test_panels_are_drawn_when_due_and_errors_only_disable_them(

@@ -135,7 +135,7 @@ def test_base64_frames_score_like_their_file(
         ({"caption": "x"}, "row 0: neither video nor frames"),
         ({"caption": "x", "video": "http://host/clip.mp4"}, "give a path on the serving machine"),
         ({"caption": "x", "video": "/none.mp4"}, "EVILM_VIDEO_ROOT is not set where the model is served"),
-        ({"caption": "x", "frames": ["!"] * 4}, "frames are no base64 text"),
+        ({"caption": "x", "frames": ["!"] * 4}, "frames are not base64 text"),
         ({"caption": "x", "frames": [base64.b64encode(b"no").decode()] * 4}, "no JPEG"),
     ],
 )

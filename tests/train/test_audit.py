@@ -4,9 +4,9 @@ import json
 import shutil
 from pathlib import Path
 
+import audit
 import pytest
 
-from evilm.train import audit
 from helpers.faults import all_clips
 from helpers.workflow import Workflow
 

@@ -3,8 +3,7 @@
 import math
 
 from evilm.config.training import ScheduleConfig
-from evilm.train.best import note_best
-from evilm.train.validation import better
+from evilm.train.validation import better, note_best
 
 
 def test_best_is_by_one_metric_over_the_same_clips() -> None:

@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
+import audit
 import pytest
 
 from evilm.errors import ClusterError
-from evilm.train import audit
 from evilm.train.attempts import attempts, lineage
 from helpers.faults import all_clips, assert_close, train
 from helpers.workflow import Workflow, losses

@@ -4,10 +4,10 @@ import json
 import shutil
 from pathlib import Path
 
+import audit
 import pytest
 
 from evilm.errors import ClusterError, EvilmError
-from evilm.train import audit
 from evilm.train.attempts import attempts, lineage
 from evilm.train.checkpoint_manager import newest_first
 from evilm.train.preemption import Stopped

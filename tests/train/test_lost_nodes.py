@@ -5,9 +5,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import audit
 import pytest
 
-from evilm.train import audit
 from evilm.train.attempts import attempts, lineage
 from helpers.faults import all_clips, assert_close
 from helpers.workflow import Workflow, losses

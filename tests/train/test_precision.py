@@ -10,7 +10,7 @@ from evilm.config.stages import Pretrain
 from evilm.dataloader.collate import TokenizerBatch
 from evilm.model.tokenizers.semantic_vq import VideoTokenizer
 from evilm.objectives.tokenizer_objective import TokenizerObjective
-from evilm.train.precision import autocast, has_bf16, make_deterministic
+from evilm.train.optimizer import autocast, has_bf16, make_deterministic
 from helpers.small_models import tokenizer_config
 
 

@@ -19,8 +19,7 @@ from evilm.errors import NonFiniteError
 from evilm.model.evilm_model import EViLMModel
 from evilm.objectives.pretraining_objective import PretrainObjective
 from evilm.train.micro_batches import MicroBatchSampler, micro_batches_of
-from evilm.train.optimizer import EMA, make_optimizer
-from evilm.train.precision import autocast
+from evilm.train.optimizer import EMA, autocast, make_optimizer
 from evilm.train.train_step import TrainStep
 from helpers.small_models import tokenizer_config
 

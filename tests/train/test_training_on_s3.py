@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
+import audit
 import pytest
 
 from evilm.io import storage
-from evilm.train import audit
 from evilm.train.attempts import lineage
 from evilm.train.checkpoint_manager import CHECKPOINTS, newest_first
 from evilm.train.preemption import Stopped

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-import evilm.video.download
+from evilm.io import retries
 from evilm.video.decoder_process import Decoder
 from helpers.broken_videos import CONFIG, GOP, Decode, outcome
 from helpers.video_files import write_kind, write_video
@@ -55,7 +55,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.fixture
 def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make the pauses between attempts of a download short."""
-    monkeypatch.setattr(evilm.video.download, "_BACKOFF_S", 0.01)
+    monkeypatch.setattr(retries, "_PAUSE_S", 0.01)
 
 
 @pytest.fixture

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from evilm.errors import DecodeError
-from evilm.video.frame_times import check_span, clip_rng, shown_at, span_ticks, span_times
+from evilm.seeds import sampling_rng
+from evilm.video.frame_times import check_span, shown_at, span_ticks, span_times
 
 
 def test_span_times_are_centres_of_equal_spans() -> None:
@@ -29,10 +30,10 @@ def test_shown_at_returns_the_frame_on_screen() -> None:
 
 
 def test_random_times_depend_on_seed_and_clip_only() -> None:
-    one = span_times(0, 10_000, 8, clip_rng(0, "a"))
-    assert one == span_times(0, 10_000, 8, clip_rng(0, "a"))
-    assert one != span_times(0, 10_000, 8, clip_rng(0, "b"))
-    assert one != span_times(0, 10_000, 8, clip_rng(1, "a"))
+    one = span_times(0, 10_000, 8, sampling_rng(0, "a"))
+    assert one == span_times(0, 10_000, 8, sampling_rng(0, "a"))
+    assert one != span_times(0, 10_000, 8, sampling_rng(0, "b"))
+    assert one != span_times(0, 10_000, 8, sampling_rng(1, "a"))
 
 
 def test_span_ticks_stays_within_the_video() -> None:
@@ -56,7 +57,7 @@ def test_check_span_rejects_invalid_spans(start_s: float, end_s: float | None) -
 
 @given(st.integers(-(2**40), 2**40), st.integers(1, 2**40), st.integers(1, 64), st.integers(0, 3))
 def test_each_span_yields_one_time(start: int, length: int, num_frames: int, seed: int) -> None:
-    for rng in (None, clip_rng(seed, "x")):
+    for rng in (None, sampling_rng(seed, "x")):
         times = span_times(start, start + length, num_frames, rng)
         assert times == sorted(times)
         for k, time in enumerate(times):

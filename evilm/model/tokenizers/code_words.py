@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import torch
 
-from evilm.model.tokenizers.base import BaseVideoTokenizer
+from evilm.model.tokenizers.base_tokenizer import BaseVideoTokenizer
 from evilm.text.vocab import Vocab
 
 _USUAL = 128  # codes that give the average probability of a word

@@ -27,8 +27,9 @@ class Registry(Generic[T]):
         self._what, self._group, self._built_in = what, group, dict(built_in)
 
     def names(self) -> list[str]:
-        """List the names of all built-in and installed implementations."""
-        return sorted({*self._built_in, *(point.name for point in entry_points(group=self._group))})
+        """List the names of installed ones, sorted, then those of the built-in ones in their declared order."""
+        installed = sorted({point.name for point in entry_points(group=self._group)} - self._built_in.keys())
+        return [*installed, *self._built_in]
 
     def __contains__(self, name: str) -> bool:
         return ":" in name or name in self.names()

@@ -9,7 +9,7 @@ from torch import Tensor
 from evilm.config.models import CodebookConfig
 from evilm.errors import CheckpointError, ConfigError
 from evilm.model import pretrained
-from evilm.registry import Registry
+from evilm.plugins import Registry
 
 
 class BaseVideoTokenizer(Protocol):

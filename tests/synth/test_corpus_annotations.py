@@ -7,10 +7,10 @@ import pytest
 
 from evilm.config.data import CorpusConfig
 from evilm.config.items import ItemsConfig
-from evilm.items.annotations import Annotations
-from evilm.items.layouts import LAYOUTS
+from evilm.items.annotation_files import Annotations
+from evilm.items.task_layouts import LAYOUTS
 from evilm.synth import PlannedClip, plan_corpus
-from evilm.synth.annotations import FOLDER, ask, write_annotations
+from evilm.synth.corpus_annotations import FOLDER, ask, write_annotations
 from evilm.synth.words import COLOURS, SHAPES
 
 

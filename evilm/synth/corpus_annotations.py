@@ -12,10 +12,11 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from evilm.io import storage
+from evilm.seeds import named_rng
 from evilm.synth.corpus_plan import PlannedClip
 from evilm.synth.grammar import write_caption
 from evilm.synth.words import COLOURS, COUNTS, MOTIONS, SCENES, SHAPES
-from evilm.synth.world import Scene, seeded
+from evilm.synth.world import Scene
 
 FOLDER = "annotations"
 _NUM_OPTIONS = 5
@@ -94,7 +95,7 @@ def _msrvtt_choice(planned: Sequence[PlannedClip], seed: int) -> Iterator[tuple[
     """The caption of a clip among four of other scenes: another main object before another background."""
     rows, clips = [], _by_split(planned)["test"]
     for number, clip in enumerate(clips):
-        rng, main = seeded("choice", seed, clip.videoid), clip.scene.objects[0]
+        rng, main = named_rng("choice", seed, clip.videoid), clip.scene.objects[0]
         wrong: list[str] = []
         for place in rng.permutation(len(clips)):
             other = clips[int(place)]
@@ -151,7 +152,7 @@ def _tgif(planned: Sequence[PlannedClip], seed: int) -> Iterator[tuple[str, str]
             for k, q in enumerate(asked):
                 name = f"FRAMEQA{split}{key}_{k}"
                 rows["frameqa"].append((clip.videoid, q.text, q.answer, types[q.type], name, key, clip.caption))
-            rng, main = seeded("tgif", seed, clip.videoid), clip.scene.objects[0]
+            rng, main = named_rng("tgif", seed, clip.videoid), clip.scene.objects[0]
             motion, name = main.motion, f"{COLOURS[main.colour][0]} {SHAPES[main.shape][0][0]}"
             light = _LIGHT[clip.scene.event]
             for task, question, right, wrong in (
@@ -205,7 +206,7 @@ def _kinetics(planned: Sequence[PlannedClip], seed: int) -> Iterator[tuple[str, 
 
 def _captions(clip: PlannedClip, seed: int, count: int) -> list[str]:
     """Return so many captions of a clip, its own first."""
-    rng = seeded("captions", seed, clip.videoid)
+    rng = named_rng("captions", seed, clip.videoid)
     return [clip.caption, *(write_caption(clip.scene, rng) for _ in range(count - 1))]
 
 

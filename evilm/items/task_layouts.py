@@ -12,7 +12,7 @@ from pathlib import PurePosixPath
 from evilm.config.data import VIDEO_ENDINGS
 from evilm.config.items import ItemsConfig
 from evilm.errors import ManifestError
-from evilm.items.annotations import Annotations, Record
+from evilm.items.annotation_files import Annotations, Record
 from evilm.items.item import Item, Kind
 
 _TGIF_TYPES = ("object", "number", "color", "location")

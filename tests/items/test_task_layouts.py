@@ -10,9 +10,9 @@ import pytest
 
 from evilm.config.items import ItemsConfig
 from evilm.errors import ManifestError
-from evilm.items.annotations import Annotations
+from evilm.items.annotation_files import Annotations
 from evilm.items.item import Item
-from evilm.items.layouts import LAYOUTS, in_val, video_stem
+from evilm.items.task_layouts import LAYOUTS, in_val, video_stem
 
 
 def read(task: str, folder: Path, **settings: Any) -> list[Item]:
@@ -44,7 +44,7 @@ def test_real_extracts_are_read_whole(task: str, shared_data: Path) -> None:
     assert len({(item.split, item.item_id) for item in items}) == len(items)
 
 
-def test_test_videos_of_questions_are_in_the_9k_list_only(shared_data: Path) -> None:
+def test_questions_about_test_videos_are_in_the_9k_list_only(shared_data: Path) -> None:
     for protocol, met in (("9k", 1990), ("7k", 0)):
         path = shared_data / "annotations" / "msrvtt" / f"MSRVTT_train.{protocol}.csv"
         listed = set(path.read_text().split()[1:])

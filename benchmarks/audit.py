@@ -1,10 +1,8 @@
-"""Audit the clips each step consumed: written by every worker, read back as one sequence, compared with the split.
+"""Check which clips each step of a training with --schedule.audit consumed: read as one sequence, held to the split.
 
-`<out>/audit/plan.json` says what an epoch should be. `<out>/audit/<attempt>/` holds one Parquet file per worker and
-stretch of steps, written before the checkpoint that ends the stretch: steps that a kill threw away are either not
-written or superseded, since a step counts as the attempt did it whose weights live on (`attempts.lineage`).
+`<out>/audit/plan.json` says what an epoch should be; `<out>/audit/<attempt>/` is described in `evilm.train.attempts`.
 
-    python -m evilm.train.audit OUT [FRAMES]
+    python benchmarks/audit.py OUT [FRAMES]
 
 The clips that should have been seen are read from the frames of the training, or from the folder FRAMES.
 """
@@ -17,51 +15,16 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 
-from evilm.dataloader.sampler import TrainSampler, batch_sizes
+from evilm.dataloader.sampler import batch_sizes
 from evilm.errors import CheckpointError, EvilmError
 from evilm.io import storage
 from evilm.io.outputs import CONFIG
 from evilm.shards import FrameManifest, read_group
-from evilm.train.attempts import lineage
+from evilm.train.attempts import AUDIT_FOLDER, AUDIT_PLAN, lineage
 
-_FOLDER, _PLAN = "audit", "plan.json"
 _FILE = re.compile(r"(\d{8,})-(\d{8,})-(\d+)\.parquet")
-_SCHEMA = pa.schema([("step", pa.int64()), ("part", pa.int32()), ("clip_ids", pa.list_(pa.string()))])
-
-
-class Audit:
-    """Record of the clips that one worker consumed in one attempt. Does nothing where no audit is wanted."""
-
-    def __init__(self, out: str, wanted: bool, attempt: int, rank: int) -> None:
-        self._folder = storage.join(out, _FOLDER, f"{attempt:05d}") if wanted else ""
-        self._rank = rank
-        self._rows: list[dict[str, Any]] = []
-
-    def note(self, step: int, micro_batches: Sequence[int], batches: Sequence[Any]) -> None:
-        """Remember the clips of this worker's micro-batches of a step."""
-        if self._folder:
-            pairs = zip(micro_batches, batches, strict=True)
-            self._rows += [{"step": step, "part": part, "clip_ids": list(batch.clip_ids)} for part, batch in pairs]
-
-    def write(self) -> None:
-        """Write what was not written yet; called by every worker before the checkpoint of that step."""
-        if not self._rows:
-            return
-        first, last = self._rows[0]["step"], self._rows[-1]["step"]
-        sink = io.BytesIO()
-        pq.write_table(pa.Table.from_pylist(self._rows, schema=_SCHEMA), sink, compression="zstd")
-        name = f"{first:08d}-{last:08d}-{self._rank}.parquet"
-        storage.write_bytes(storage.join(self._folder, name), sink.getvalue())
-        self._rows.clear()
-
-
-def write_plan(out: str, order: TrainSampler, frames: str) -> None:
-    """Say what an epoch should be, and of which frames, for whoever reads the audit."""
-    plan = {"num_clips": order.num_clips, "batch_clips": order.batch_clips, "steps_per_epoch": order.num_steps}
-    storage.write_json(storage.join(out, _FOLDER, _PLAN), plan | {"tail": order.tail, "frames": frames})
 
 
 def read_steps(out: str) -> dict[int, list[str]]:
@@ -216,13 +179,13 @@ def _check_epoch(
 
 def _plan(out: str) -> dict[str, Any]:
     try:
-        return storage.read_json(storage.join(out, _FOLDER, _PLAN))
+        return storage.read_json(storage.join(out, AUDIT_FOLDER, AUDIT_PLAN))
     except FileNotFoundError:
         raise CheckpointError(f"{out} has no audit; train with --schedule.audit") from None
 
 
 def _rows(out: str, attempt: int) -> Iterator[dict[str, Any]]:
-    folder = storage.join(out, _FOLDER, f"{attempt:05d}")
+    folder = storage.join(out, AUDIT_FOLDER, f"{attempt:05d}")
     for name in storage.list_names(folder):
         if _FILE.fullmatch(name):
             table = pq.read_table(io.BytesIO(storage.read_bytes(storage.join(folder, name))))
@@ -251,5 +214,5 @@ def main(out: str, frames: str = "") -> int:
 
 if __name__ == "__main__":
     if len(sys.argv) not in (2, 3):
-        raise SystemExit("usage: python -m evilm.train.audit OUT [FRAMES]")
+        raise SystemExit("usage: python benchmarks/audit.py OUT [FRAMES]")
     raise SystemExit(main(*sys.argv[1:]))

@@ -1,0 +1,234 @@
+"""The clips of a manifest, sorted and joined on disk by DuckDB, so that memory does not grow with their number.
+
+Clips are ordered by a hash of (seed, clip id). DuckDB holds what they are sorted and compared by; the clips themselves
+lie in a file, since sorting wide rows would take memory for a hundred thousand of them at a time. Every query has an
+ORDER BY, so results depend on the clips alone, not on threads.
+"""
+
+import hashlib
+import os
+import pickle
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from itertools import groupby
+from operator import itemgetter
+from types import TracebackType
+from typing import Any, NamedTuple, Self
+
+import duckdb
+import pyarrow as pa
+
+from evilm.config.secrets import unsigned
+from evilm.errors import ConfigError, StorageError
+from evilm.io import storage
+from evilm.io.temporary import nameless_file, temporary_folder
+from evilm.manifests.rows import ClipRow
+
+_SCHEMA = pa.schema(
+    [
+        ("turn", pa.int64()),  # place in the manifest
+        ("high", pa.uint64()),  # of `order_key`
+        ("low", pa.uint64()),
+        ("content", pa.uint64()),  # `content_of`
+        ("video", pa.uint64()),
+        ("origin", pa.uint64()),  # of the source video where clips are parts of videos, else as `high`
+        ("clip_id", pa.string()),
+        ("split", pa.string()),
+        ("start", pa.int64()),  # of the clip in the file
+        ("length", pa.int64()),
+    ]
+)
+_CHANGED = pa.schema([_SCHEMA.field(name) for name in ("turn", "content", "start", "length")])
+_DATABASE = {"memory_limit": "256MB", "threads": 2, "preserve_insertion_order": False}
+_BATCH_ROWS = 1 << 14
+
+
+class PlacedClip(NamedTuple):
+    """A clip in the order of its shards."""
+
+    row: ClipRow
+    content: int
+    """A digest of what it says."""
+    origin: int
+    """A digest of its source video where clips are parts of videos, else of its own."""
+
+
+def order_key(seed: int, clip_id: str) -> bytes:
+    """Return where a clip comes in the order of its split."""
+    return hashlib.blake2b(f"{seed}:{clip_id}".encode(), digest_size=16).digest()
+
+
+def content_of(row: ClipRow) -> bytes:
+    """Eight bytes that differ where captions, video, span or split do; not by where in which manifest a clip stands."""
+    return _content_digest(_video_of(row), row.captions)
+
+
+def _video_of(row: ClipRow) -> bytes:
+    """Eight bytes that differ where video, span or split do."""
+    text = f"{row.split}\0{unsigned(row.path)}\0{row.start_s}\0{row.end_s}"
+    return hashlib.blake2b(text.encode(), digest_size=8).digest()
+
+
+def _content_digest(video: bytes, captions: Sequence[str]) -> bytes:
+    return hashlib.blake2b(video + "\0".join(captions).encode(), digest_size=8).digest()
+
+
+class ClipTable:
+    """Clips, taken in any order and given back sorted. A context manager; nothing is left on disk after it.
+
+    Raises:
+        StorageError: no space for temporary files.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self._seed = seed
+        self._waiting: dict[str, list[tuple[Any, ...]]] = {"clips": [], "changed": []}
+        self._size = 0
+        self.num_rows = 0
+
+    def __enter__(self) -> Self:
+        with ExitStack() as stack:
+            self._folder = stack.enter_context(temporary_folder())
+            self._file = stack.enter_context(nameless_file()[0])
+            config = {**_DATABASE, "temp_directory": f"{self._folder}/spill"}
+            self._database = stack.enter_context(duckdb.connect(config=config))
+            for name, schema in (("clips", _SCHEMA), ("changed", _CHANGED)):
+                self._database.from_arrow(schema.empty_table()).create(name)
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._stack.close()
+        if isinstance(error, duckdb.Error):
+            reason = str(error).strip().splitlines()[0]
+            raise StorageError(f"cannot sort clips in {tempfile.gettempdir()}: {reason}; free space or set TMPDIR")
+
+    def take(self, row: ClipRow) -> None:
+        """Take a clip."""
+        key, video = order_key(self._seed, row.clip_id), _video_of(row)
+        is_part = row.start_s is not None or row.end_s is not None
+        origin = order_key(self._seed, unsigned(row.path))[:8] if is_part else key[:8]
+        digests = map(int.from_bytes, (key[:8], key[8:], _content_digest(video, row.captions), video, origin))
+        self._add("clips", (self.num_rows, *digests, row.clip_id, row.split, *self._write(row)))
+        self.num_rows += 1
+
+    def take_repeats(self, repeats: str) -> Iterator[tuple[ClipRow, ClipRow]]:
+        """Keep the first row of each id, and take the others out.
+
+        Args:
+            repeats: what rows with the id and the video of another row are (`ColumnsConfig.repeats`). Where they are
+                captions, the first row of the id gets those that it does not have.
+
+        Returns:
+            The rows taken out that say nothing new, each with the first row of its id; ordered by id.
+        """
+        self._flush("clips")
+        num_ids = self._all("SELECT count(*) FROM (SELECT DISTINCT high, low FROM clips)")[0][0]
+        if num_ids == self.num_rows:
+            return
+        are_captions = repeats == "captions" or (repeats == "auto" and num_ids < 0.5 * self.num_rows)
+        repeated = "SELECT high, low FROM clips GROUP BY high, low HAVING count(*) > 1"
+        columns = "high, low, video, turn, start, length"
+        query = f"SELECT {columns} FROM clips SEMI JOIN ({repeated}) USING (high, low) ORDER BY high, low, turn"
+        for _, ((_, _, video, turn, *place), *others) in groupby(self._read(query), itemgetter(0, 1)):
+            first = self._row(*place)
+            captions = dict.fromkeys(first.captions)
+            for _, _, other_video, _, *other_place in others:
+                row, known = self._row(*other_place), len(captions)
+                if are_captions and video == other_video:
+                    captions.update(dict.fromkeys(row.captions))
+                if len(captions) == known:
+                    yield row, first
+            if len(captions) > len(first.captions):
+                first = replace(first, captions=tuple(captions))
+                self._add("changed", (turn, int.from_bytes(content_of(first)), *self._write(first)))
+        self._flush("changed")
+        self._database.execute("DELETE FROM clips WHERE turn NOT IN (SELECT min(turn) FROM clips GROUP BY high, low)")
+        settings = ", ".join(f"{name} = changed.{name}" for name in _CHANGED.names if name != "turn")
+        self._database.execute(f"UPDATE clips SET {settings} FROM changed WHERE clips.turn = changed.turn")
+
+    def drop_planned(self, digests: Sequence[str], out: str) -> None:
+        """Drop the clips that are planned already, as the digests of earlier generations say.
+
+        Raises:
+            ConfigError: clips that were planned before are gone or say something else.
+        """
+        self._flush("clips")
+        copies = [f"{self._folder}/{number}.parquet" for number in range(len(digests))]
+        for uri, copy in zip(digests, copies, strict=True):
+            storage.get_file(uri, copy)
+        if not copies:
+            return
+        self._database.execute("CREATE TABLE planned AS SELECT clip_id, content FROM read_parquet(?)", [copies])
+        complaints = []
+        for rows, text in (
+            (
+                "clips JOIN planned USING (clip_id) WHERE clips.content != planned.content",
+                "{:,} rows have another caption, path, span or split, e.g. of {!r}",
+            ),
+            ("planned ANTI JOIN clips USING (clip_id)", "{:,} rows are gone or cut off by --limit, e.g. {!r}"),
+        ):
+            ((count, example),) = self._all(f"SELECT count(*), min(clip_id) FROM {rows}")
+            complaints += [text.format(count, example)] if count else []
+        if complaints:
+            raise ConfigError(
+                f"the manifest is not the one that {out} was made from, with rows added: {' and '.join(complaints)}; "
+                "--overwrite makes all anew, or choose another --out"
+            )
+        self._database.execute("DELETE FROM clips WHERE clip_id IN (SELECT clip_id FROM planned)")
+
+    def publish_digest(self, uri: str) -> None:
+        """Write the ids of all clips, and digests of what they say, to a Parquet file."""
+        path = f"{self._folder}/digest.parquet"
+        query = "SELECT high, clip_id, content FROM clips ORDER BY high, low"
+        self._database.execute(f"COPY ({query}) TO '{path}' (FORMAT parquet, COMPRESSION zstd)")
+        storage.put_file(path, uri)
+
+    def splits(self, most: int) -> list[str]:
+        """List the splits of the clips, `most` of them at most."""
+        self._flush("clips")
+        return [split for (split,) in self._all(f"SELECT DISTINCT split FROM clips ORDER BY split LIMIT {most}")]
+
+    def of_split(self, split: str) -> Iterator[PlacedClip]:
+        """Give the clips of a split in the order of their shards: those of one source video after each other."""
+        query = "SELECT start, length, content, origin FROM clips WHERE split = ? ORDER BY origin, high, low"
+        for start, length, content, origin in self._read(query, split):
+            yield PlacedClip(self._row(start, length), content, origin)
+
+    def _write(self, row: ClipRow) -> tuple[int, int]:
+        """Write a clip to the file; where it is there."""
+        data, start = pickle.dumps(row), self._size
+        with storage.storage_errors(tempfile.gettempdir()):
+            self._file.write(data)
+        self._size += len(data)
+        return start, len(data)
+
+    def _row(self, start: int, length: int) -> ClipRow:
+        self._file.flush()
+        return pickle.loads(os.pread(self._file.fileno(), length, start))  # which this process has written
+
+    def _add(self, name: str, values: tuple[Any, ...]) -> None:
+        self._waiting[name].append(values)
+        if len(self._waiting[name]) == _BATCH_ROWS:
+            self._flush(name)
+
+    def _flush(self, name: str) -> None:
+        """Move the rows added since the last time to a table."""
+        schema, rows = (_SCHEMA if name == "clips" else _CHANGED), self._waiting[name]
+        if rows:
+            arrays = [
+                pa.array(values, kind) for values, kind in zip(zip(*rows, strict=True), schema.types, strict=True)
+            ]
+            self._database.from_arrow(pa.Table.from_arrays(arrays, schema=schema)).insert_into(name)
+            self._waiting[name] = []
+
+    def _all(self, query: str) -> list[tuple[Any, ...]]:
+        return self._database.sql(query).fetchall()
+
+    def _read(self, query: str, *parameters: str) -> Iterator[tuple[Any, ...]]:
+        """Read the rows of a query, some thousands at a time; the tables may be changed meanwhile."""
+        with self._database.cursor() as cursor:
+            for batch in cursor.sql(query, params=parameters).to_arrow_reader(_BATCH_ROWS):
+                yield from zip(*(column.to_pylist() for column in batch.columns), strict=True)

@@ -1,0 +1,101 @@
+"""The videos of planned clips on this machine: fetched once for all clips of one video, ahead of the decoder."""
+
+import hashlib
+from collections.abc import Generator, Sequence
+from contextlib import ExitStack
+from functools import partial
+from itertools import groupby
+from operator import attrgetter
+
+from evilm.errors import DecodeError, EvilmError
+from evilm.manifests.rows import ClipRow
+from evilm.prefetch import map_ahead
+from evilm.video.fetch import Fetcher
+from evilm.video.reasons import RejectReason
+
+_SOURCE = attrgetter("path", "needs_ending", "offset", "num_bytes", "url")
+
+
+class SourceVideo:
+    """A video on this machine, and its digest; closing it removes a temporary copy.
+
+    Args:
+        row: a clip of it.
+        fetcher: fetches it.
+        is_cut: fetch a file of the clip only, which has the clip's id as its name.
+    """
+
+    def __init__(self, row: ClipRow, fetcher: Fetcher, is_cut: bool = False) -> None:
+        self.is_cut = is_cut
+        with ExitStack() as stack:
+            if is_cut:
+                folder, slash, _ = row.path.rpartition("/")
+                place = fetcher.fetch(f"{folder}{slash}{row.clip_id}", needs_ending=True)
+            else:
+                place = fetcher.fetch(row.path, row.needs_ending, row.offset, row.num_bytes, row.url)
+            local = stack.enter_context(place)
+            self.path, self.uri, self.num_bytes = local.path, local.uri, local.num_bytes
+            with open(local.path, "rb") as file:
+                self.sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+            self._stack = stack.pop_all()
+
+    def close(self) -> None:
+        """Remove a temporary copy."""
+        self._stack.close()
+
+
+class SourceClips:
+    """Clips of one video that follow each other, each with its video or why there is none. A context manager."""
+
+    def __init__(self, rows: Sequence[ClipRow], videos: Sequence[SourceVideo | DecodeError]) -> None:
+        self.pairs = list(zip(rows, videos, strict=True))
+        self._videos = {id(video): video for video in videos if isinstance(video, SourceVideo)}
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of their videos, each counted once."""
+        return sum(video.num_bytes for video in self._videos.values())
+
+    def close(self) -> None:
+        """Remove temporary copies."""
+        for video in self._videos.values():
+            video.close()
+
+
+def fetch_sources(rows: Sequence[ClipRow], fetcher: Fetcher, ahead: int) -> Generator[SourceClips, None, None]:
+    """Yield clips by their videos, in order; a few videos are fetched and read while the ones before are decoded.
+
+    Leaving early waits for no server: one that hangs must not hold up the error that ends the job.
+    """
+    sources = (list(group) for _, group in groupby(rows, _SOURCE))
+    return map_ahead(partial(fetch_source, fetcher), sources, ahead, name="fetch", discard=SourceClips.close)
+
+
+def fetch_source(fetcher: Fetcher, rows: Sequence[ClipRow]) -> SourceClips:
+    """Fetch the video that some rows are parts of, once; where there is none, the file of each of the clips."""
+    try:
+        return SourceClips(rows, [_fetch(rows[0], fetcher)] * len(rows))
+    except DecodeError as error:
+        missing = error
+    is_span = rows[0].start_s is not None or rows[0].end_s is not None
+    if missing.reason != RejectReason.MISSING_FILE or not rows[0].needs_ending or not is_span:
+        return SourceClips(rows, [missing] * len(rows))
+    videos: list[SourceVideo | DecodeError] = []
+    for row in rows:
+        try:
+            videos.append(_fetch(row, fetcher, is_cut=True))
+        except DecodeError as error:
+            is_gone = error.reason == RejectReason.MISSING_FILE
+            videos.append(DecodeError(missing.reason, f"{missing.detail}, nor {row.clip_id}") if is_gone else error)
+    return SourceClips(rows, videos)
+
+
+def _fetch(row: ClipRow, fetcher: Fetcher, is_cut: bool = False) -> SourceVideo:
+    try:
+        return SourceVideo(row, fetcher, is_cut)
+    except (EvilmError, MemoryError):
+        raise
+    except OSError as error:  # a file that vanished or can't be read once it was found
+        raise DecodeError(RejectReason.FETCH_ERROR, error.strerror or type(error).__name__) from None
+    except Exception as error:  # what no one foresaw of one video among millions must not end the job
+        raise DecodeError(RejectReason.FETCH_ERROR, f"unexpected {type(error).__name__}") from error

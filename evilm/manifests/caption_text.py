@@ -1,0 +1,74 @@
+"""The text of captions as it is stored, and why some cannot be used."""
+
+import re
+from typing import Any
+from unicodedata import ucd_3_2_0 as unicode
+
+from evilm.manifests.records import as_text
+from evilm.manifests.spans import parse_captions
+from evilm.video.reasons import RejectReason
+
+_TERMINAL_CODES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+_FORMATS = {*map(chr, (0xAD, 0x61C, *range(0x2066, 0x206A)))}
+"""Format characters that Unicode 3.2 does not know as such: the soft hyphen, isolates of right-to-left text."""
+_JOINERS = "\u200c\u200d"
+"""Format characters that change what is read: Persian words and joined emoji need them."""
+
+
+class Rejected(Exception):
+    """The first thing that is wrong with a row."""
+
+    def __init__(self, reason: RejectReason, detail: str = "") -> None:
+        super().__init__(reason, detail)
+        self.reason, self.detail = reason, detail
+
+
+def usable_captions(value: Any) -> tuple[str, ...]:
+    """The captions of a cell that can be used, each once; one that can't costs the clip only if there is no other."""
+    several = parse_captions(value)
+    if several is None:
+        return (_caption(value),)
+    captions, refused = list[str](), Rejected(RejectReason.EMPTY_CAPTION)
+    for caption in several:
+        try:
+            captions.append(_caption(caption))
+        except Rejected as error:
+            refused = error
+    if not captions:
+        raise refused
+    return tuple(dict.fromkeys(captions))
+
+
+def _caption(value: Any) -> str:
+    if isinstance(value, dict):
+        keys = ", ".join(map(str, value))[:80]
+        raise Rejected(RejectReason.BAD_CAPTION, f"an object with {keys}, not a text; make one of them the column")
+    text = as_text(value)
+    if "\0" in text:
+        raise Rejected(RejectReason.BAD_CAPTION, "NUL character")
+    caption = clean_caption(text)
+    if not caption:
+        raise Rejected(RejectReason.EMPTY_CAPTION)
+    return caption
+
+
+def clean_caption(text: str) -> str:
+    """A caption without control and format characters, NFC, white space folded; '' where nothing visible is left.
+
+    By Unicode 3.2, which every Python has, so that a caption does not depend on Python's version; characters that it
+    does not know (most emoji) stay as they are.
+    """
+    if text.isascii() and text.isprintable():
+        return " ".join(text.split())
+    text = unicode.normalize("NFC", _TERMINAL_CODES.sub("", text))
+    text = " ".join(word for word in "".join(map(_kept, text)).split(" ") if word)
+    return text if text.strip(_JOINERS + " ") else ""
+
+
+def _kept(character: str) -> str:
+    """A character as it stands in a caption: white space as a blank, nothing for what is not seen."""
+    kind = unicode.category(character)
+    if kind[0] == "Z" or character in "\t\n\r\v\f\x1c\x1d\x1e\x1f\x85":
+        return " "
+    is_hidden = kind in ("Cc", "Cf", "Cs", "Co") or character in _FORMATS
+    return character if character in _JOINERS or not is_hidden else ""
