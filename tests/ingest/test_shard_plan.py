@@ -97,7 +97,7 @@ def test_batches_and_threads_do_not_change_the_plan(tmp_path: Path, monkeypatch:
     }
 
 
-def test_a_sort_that_spills_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_spilled_sort_leaves_no_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     temporary = tmp_path / "tmp"
     temporary.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(temporary))

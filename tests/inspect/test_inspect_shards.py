@@ -265,7 +265,7 @@ def test_choose_clips_is_seeded_and_complete(tmp_path: Path) -> None:
     assert everything == [(shard.file, row) for shard in frames.of_split("train") for row in range(shard.num_clips)]
 
 
-def test_a_caption_is_wrapped_to_four_lines() -> None:
+def test_captions_are_wrapped_to_four_lines() -> None:
     lines = wrap(["one two three " * 5 + "w" * 100], 60)
     assert "".join(lines).replace(" ", "") == "onetwothree" * 5 + "w" * 100
     assert all(len(line) <= 60 for line in lines)
