@@ -11,6 +11,11 @@ import numpy as np
 from jaxtyping import UInt64
 
 
+def hash64(data: bytes) -> int:
+    """Return a hash of 64 bits, evenly spread and the same everywhere."""
+    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "big")
+
+
 def clip_rng(purpose: str, seed: int, epoch: int, clip_id: str) -> np.random.Generator:
     """Return the random generator of one clip in one epoch for one purpose (view, crop)."""
     return np.random.Generator(np.random.PCG64(_key(purpose, seed, epoch, clip_id)))
@@ -34,8 +39,7 @@ def clip_keys(purpose: str, seed: int, epoch: int, clip_ids: Sequence[str]) -> U
 
 
 def _key(purpose: str, seed: int, epoch: int, clip_id: str) -> int:
-    digest = hashlib.blake2b(f"{purpose}\0{seed}\0{epoch}\0{clip_id}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big")
+    return hash64(f"{purpose}\0{seed}\0{epoch}\0{clip_id}".encode())
 
 
 def draw_captions(seed: int, epoch: int, clip_ids: Sequence[str], captions: Sequence[Sequence[str]]) -> list[str]:
