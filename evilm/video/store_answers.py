@@ -1,4 +1,4 @@
-"""What a failure of an object store says about the video that was asked for."""
+"""Map failures of an object store to reasons why a video is rejected."""
 
 import errno
 import tempfile
