@@ -172,7 +172,8 @@ class EViLMModel(nn.Module):
         """Convert the weights to another dtype; pixels are still normalised in float32."""
         if dtype != self.dtype:
             self.to(dtype)
-            self.pixels = PixelNorm(self.config.input_px, self.config.grid, IMAGENET_MEAN, IMAGENET_STD).to(self.device)
+            mean, std = self.video_encoder.mean, self.video_encoder.std
+            self.pixels = PixelNorm(self.config.input_px, self.config.grid, mean, std).to(self.device)
         return self
 
 
