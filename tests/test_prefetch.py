@@ -22,7 +22,7 @@ def test_no_more_items_are_taken_than_are_worked_on(ahead: int | None, taken: in
     results.close()
 
 
-def test_an_error_is_raised_where_its_result_was_due() -> None:
+def test_error_is_raised_where_its_result_was_due() -> None:
     results = map_ahead(lambda n: 1 // (2 - n), range(5), 2)
     assert [next(results), next(results)] == [0, 1]
     with pytest.raises(ZeroDivisionError):

@@ -27,19 +27,19 @@ def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(retries, "_PAUSE_S", 0.001)
 
 
-def test_a_failure_that_passes_is_tried_again() -> None:
+def test_transient_failure_is_retried() -> None:
     attempts, operation = failing(2)
     assert retry(operation, 3, 60) == "done"
     assert len(attempts) == 3
 
 
-def test_the_last_attempt_raises_the_final_error() -> None:
+def test_last_attempt_raises_the_final_error() -> None:
     _, operation = failing(9)
     with pytest.raises(OSError, match="failed 3 times"):
         retry(operation, 3, 60)
 
 
-def test_a_pause_that_ends_too_late_is_not_begun() -> None:
+def test_pause_beyond_the_deadline_is_not_started() -> None:
     attempts, operation = failing(9, wait_s=50)
     began = time.monotonic()
     with pytest.raises(OSError, match="failed 1 times"):
