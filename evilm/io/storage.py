@@ -18,7 +18,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from evilm.errors import ConfigError, ShardError
 from evilm.io.retries import storage_errors, with_retries
-from evilm.io.temporary import link_new, sync, synced_file, temporary_file, temporary_folder
+from evilm.io.temporary import link_new, replace, sync, synced_file, temporary_file, temporary_folder
 
 _CONNECT_S, _READ_S = 10, 60
 _S3_ATTEMPTS = 4
@@ -126,7 +126,7 @@ def write_bytes(uri: str, data: bytes) -> None:
             with_retries(uri, lambda: fs.pipe_file(path, data))
             return
         with synced_file(path, data) as written:
-            os.replace(written, path)
+            replace(written, path)
 
 
 def put_file(local: str, uri: str) -> None:
@@ -144,12 +144,12 @@ def put_file(local: str, uri: str) -> None:
         os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
         if os.stat(local).st_dev == os.stat(os.path.dirname(path) or ".").st_dev:
             sync(local)
-            os.replace(local, path)
+            replace(local, path)
             return
         with temporary_file(path) as copy:
             shutil.copyfile(local, copy)
             sync(copy)
-            os.replace(copy, path)
+            replace(copy, path)
         Path(local).unlink()
 
 
@@ -187,8 +187,8 @@ def abort_uploads(uri: str) -> None:
 def temporary(uri: str) -> Iterator[str]:
     """A local path to write what `put_file` then publishes at `uri`; nothing is left there after the block.
 
-    It lies beside a local `uri`, so that publishing copies nothing, else in the system's temporary folder. What killed
-    processes left is removed by the next one that writes the same file.
+    It is on the file system of a local `uri`, so that publishing copies nothing, else in the system's temporary folder.
+    Where the system can, it has no name, and is gone with this process; what others left is removed by the next one.
     """
     fs, path = resolve(uri)
     with contextlib.ExitStack() as stack:

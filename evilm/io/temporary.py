@@ -17,21 +17,40 @@ from pathlib import Path
 from typing import IO
 
 PREFIX = "evilm-"
+_NAMELESS = "/proc/self/fd/"
 _NO_LINKS = {errno.EPERM, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK}
 _AT_FDCWD, _RENAME_NOREPLACE = -100, 1
 
 
 @contextmanager
 def temporary_file(beside: str = "", sweep: bool = True) -> Iterator[str]:
-    """An empty file for as long as the block lasts, unless the block gives it another name.
+    """An empty file for as long as the block lasts, unless `replace` or `link_new` gives it a name.
+
+    Where the file system can, a file beside another has no name, and is gone with this process however it ends.
 
     Args:
-        beside: the local path that the file is to become; it lies in the same folder. '' for one of the system's
+        beside: the local path that the file is to become; it is on the same file system. '' for one of the system's
             temporary folder, which only this user can read.
         sweep: remove such files that killed processes left.
     """
-    with _held(f"{beside}." if beside else "", False, sweep) as path:
-        yield path
+    with contextlib.ExitStack() as stack:
+        path = stack.enter_context(_nameless_beside(beside)) if beside else ""
+        yield path or stack.enter_context(_held(f"{beside}." if beside else "", False, sweep))
+
+
+@contextmanager
+def _nameless_beside(path: str) -> Iterator[str]:
+    """The path of an open file that has no name, on the file system of `path`; '' where there are no such files."""
+    try:
+        descriptor = os.open(os.path.dirname(path) or ".", os.O_TMPFILE | os.O_RDWR, 0o666)
+    except (AttributeError, OSError):
+        yield ""
+        return
+    try:
+        place = f"{_NAMELESS}{descriptor}"
+        yield place if os.path.exists(place) else ""
+    finally:
+        os.close(descriptor)
 
 
 @contextmanager
@@ -63,6 +82,36 @@ def synced_file(path: str, data: bytes) -> Iterator[str]:
         yield written
 
 
+def replace(written: str, path: str) -> None:
+    """Give a file of `temporary_file` its name, in place of the file that has it."""
+    if not written.startswith(_NAMELESS):
+        os.replace(written, path)
+        return
+    beside = f"{path}.{uuid.uuid4().hex[:8]}.tmp"
+    try:
+        _link(written, path)
+        return
+    except FileExistsError:
+        _link(written, beside)
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        shutil.copyfile(written, beside)
+        sync(beside)
+    os.replace(beside, path)
+
+
+def _link(written: str, path: str) -> None:
+    if not written.startswith(_NAMELESS):
+        os.link(written, path)
+        return
+    folder = os.open("/", os.O_PATH)  # makes Python call linkat, which alone follows the link of /proc
+    try:
+        os.link(written, path, src_dir_fd=folder, follow_symlinks=True)
+    finally:
+        os.close(folder)
+
+
 def link_new(written: str, path: str) -> None:
     """Give a file a second name, or a new one, in one piece; fails where the name is taken, unlike a rename.
 
@@ -70,13 +119,13 @@ def link_new(written: str, path: str) -> None:
     nothing does it, or else a file that only one process can create.
     """
     try:
-        os.link(written, path)
+        _link(written, path)
         return
     except OSError as error:
         if error.errno not in _NO_LINKS:
             raise
     libc = ctypes.CDLL(None, use_errno=True)
-    if hasattr(libc, "renameat2"):
+    if hasattr(libc, "renameat2") and not written.startswith(_NAMELESS):
         if not libc.renameat2(_AT_FDCWD, os.fsencode(written), _AT_FDCWD, os.fsencode(path), _RENAME_NOREPLACE):
             return
         if ctypes.get_errno() == errno.EEXIST:
