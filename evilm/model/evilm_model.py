@@ -172,7 +172,8 @@ class EViLMModel(nn.Module):
         """Convert the weights to another dtype; pixels are still normalised in float32."""
         if dtype != self.dtype:
             self.to(dtype)
-            self.pixels = PixelNorm(self.config.input_px, self.config.grid, IMAGENET_MEAN, IMAGENET_STD).to(self.device)
+            encoder, config = self.video_encoder, self.config
+            self.pixels = PixelNorm(config.input_px, config.grid, encoder.mean, encoder.std).to(self.device)
         return self
 
 
