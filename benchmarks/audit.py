@@ -1,10 +1,10 @@
-"""Check which clips each step of a training with --schedule.audit consumed: read as one sequence, held to the split.
+"""Check the clips consumed by each step of a training with --schedule.audit against its split.
 
-`<out>/audit/plan.json` says what an epoch should be; `<out>/audit/<attempt>/` is described in `evilm.train.attempts`.
+`<out>/audit/plan.json` describes an epoch; for `<out>/audit/<attempt>/` see `evilm.train.attempts`.
 
     python benchmarks/audit.py OUT [FRAMES]
 
-The clips that should have been seen are read from the frames of the training, or from the folder FRAMES.
+The expected clips are read from the frames of the training, or from the folder FRAMES.
 """
 
 import io
@@ -28,7 +28,7 @@ _FILE = re.compile(r"(\d{8,})-(\d{8,})-(\d+)\.parquet")
 
 
 def read_steps(out: str) -> dict[int, list[str]]:
-    """The clips of every audited step of the weights that live on, in the step's order."""
+    """Read the clips of every audited step that contributed to the current weights, in the order of the step."""
     steps: dict[int, list[str]] = {}
     for attempt, first, end in lineage(out):
         parts = [row for row in _rows(out, attempt) if row["step"] >= first and (end is None or row["step"] < end)]
@@ -38,7 +38,7 @@ def read_steps(out: str) -> dict[int, list[str]]:
 
 
 def read(out: str) -> list[list[str]]:
-    """The clips of every epoch so far, in the order in which steps consumed them."""
+    """Read the clips of every epoch so far, in the order in which steps consumed them."""
     per_epoch = _plan(out)["steps_per_epoch"]
     epochs: list[list[str]] = []
     for step, clip_ids in read_steps(out).items():
@@ -56,28 +56,28 @@ class EpochReport:
     """Counted from 0."""
     finished: bool
     clips: int
-    """Different clips consumed."""
+    """Distinct clips consumed."""
     repeated: dict[str, int]
-    """Clips consumed more often than once, and how often, the padding of the last step left out."""
+    """Clips consumed more than once, with their counts, not counting the padding of the last step."""
     padded: int
-    """Clips that filled up the epoch's last step, its first ones once more (`schedule.tail` = pad)."""
+    """Clips repeated from the epoch's start to fill its last step (`schedule.tail` = pad)."""
     left_out: int
-    """Clips that a finished epoch has left out (`schedule.tail` = drop)."""
+    """Clips left out by a finished epoch (`schedule.tail` = drop)."""
     missing: int
-    """Clips of the split that a finished epoch did not consume, those `left_out` not counted."""
+    """Clips of the split that a finished epoch did not consume, not counting `left_out`."""
     foreign: int
-    """Clips consumed that are none of the split's; 0 where these are not known."""
+    """Consumed clips that are not in the split; 0 if its clips are unknown."""
     missing_steps: tuple[int, ...]
-    """Steps without a record, or with another number of clips than the plan has for them."""
+    """Steps without a record, or with another number of clips than planned."""
 
     @property
     def as_planned(self) -> bool:
-        """Return whether no clip was seen twice or missed but for what `schedule.tail` asks for."""
+        """Check that no clip was seen twice or missed, except as `schedule.tail` specifies."""
         return not (self.repeated or self.missing or self.foreign or self.missing_steps)
 
     @property
     def exactly_once(self) -> bool:
-        """Return whether no clip was seen twice or missed, for whatever reason."""
+        """Check that no clip was seen twice or missed for any reason."""
         return self.as_planned and not (self.padded or self.left_out)
 
     def __str__(self) -> str:
@@ -102,11 +102,11 @@ class EpochReport:
 
 
 def check(out: str, clip_ids: Sequence[str] | None = None) -> list[EpochReport]:
-    """Hold the audit of a training against its plan, epoch by epoch.
+    """Compare the audit of a training with its plan, epoch by epoch.
 
     Args:
         out: output folder of a training with `schedule.audit`.
-        clip_ids: the clips of the split (`split_clips`); without them their number alone is held against the plan's.
+        clip_ids: the clips of the split (`split_clips`); without them, only their number is compared with the plan.
 
     Raises:
         CheckpointError: there is no audit.
@@ -119,14 +119,14 @@ def check(out: str, clip_ids: Sequence[str] | None = None) -> list[EpochReport]:
 
 
 def split_clips(out: str, frames: str = "") -> list[str]:
-    """The clips that a training should have seen, read from its frames.
+    """Read the clips that a training should have seen from its frames.
 
     Args:
         out: output folder of a training with `schedule.audit`.
-        frames: where the frames are, if no longer where the training found them.
+        frames: folder of the frames, if they were moved since the training.
 
     Raises:
-        EvilmError: they are not there any more, or others now.
+        EvilmError: the frames are missing, or were changed.
     """
     frames = storage.absolute(frames) if frames else str(_plan(out).get("frames", ""))
     if not frames:
@@ -159,7 +159,7 @@ def _check_epoch(
     counts = Counter(consumed)
     repeated = {clip: count for clip, count in counts.items() if count > 1}
     if padded and pad != (consumed * -(-padded // max(1, len(consumed))))[:padded]:
-        repeated |= dict(Counter(pad))  # not the first ones of the epoch, so not what padding would have taken
+        repeated |= dict(Counter(pad))  # padding would repeat the first clips of the epoch
     missing = max(0, num_clips - len(counts)) if finished else 0
     split = set(counts) if clip_ids is None else set(clip_ids)
     if clip_ids is not None and finished:
@@ -193,7 +193,7 @@ def _rows(out: str, attempt: int) -> Iterator[dict[str, Any]]:
 
 
 def main(out: str, frames: str = "") -> int:
-    """Print a line per epoch; 0 where each consumed its clips as `schedule.tail` says: with even, exactly once each."""
+    """Print a line per epoch; return 0 if each consumed its clips as `schedule.tail` specifies (even: exactly once)."""
     out = storage.absolute(out)
     try:
         clip_ids: list[str] | None = None

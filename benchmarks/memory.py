@@ -217,6 +217,7 @@ def _inspect(work: dict[str, Any]) -> None:
 def _plan(work: dict[str, Any]) -> None:
     from evilm.config.stages import ShardVideos
     from evilm.ingest.shard_plan import plan_rows
+    from evilm.io.outputs import Output
     from evilm.manifests.reader import read_manifests
 
     root = Path(work["root"])
@@ -228,7 +229,8 @@ def _plan(work: dict[str, Any]) -> None:
             caption = f"a caption of about the usual length, with a number in it, {number}"
             writer.writerow([1_000_000_000 + number, "", "PT00H00M11S", f"{number % 500:06d}", caption])
     config = ShardVideos(manifest=f"{root}/rows.csv", videos=str(root), out=f"{root}/plan")
-    plan_rows(config.out, read_manifests(config), "benchmark", [], 0, 1000, lambda row: False)
+    with Output(config, config.out, {}) as output:
+        plan_rows(output, read_manifests(config), "benchmark", [], 0, 1000, lambda row: False)
 
 
 _STAGES: dict[str, Callable[[dict[str, Any]], None]] = {

@@ -27,7 +27,7 @@ class Registry(Generic[T]):
         self._what, self._group, self._built_in = what, group, dict(built_in)
 
     def names(self) -> list[str]:
-        """List the names of installed ones, sorted, then those of the built-in ones in their declared order."""
+        """List the names of installed implementations, sorted, then of the built-in ones in declared order."""
         installed = sorted({point.name for point in entry_points(group=self._group)} - self._built_in.keys())
         return [*installed, *self._built_in]
 

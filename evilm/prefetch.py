@@ -1,4 +1,4 @@
-"""Do work in threads ahead of the one who waits for it."""
+"""Compute results in threads before they are needed."""
 
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
@@ -18,18 +18,18 @@ def map_ahead(
     name: str = "ahead",
     discard: Callable[[Result], None] | None = None,
 ) -> Generator[Result, None, None]:
-    """Yield `function(item)` for each item, in order, computed by threads before it is asked for.
+    """Yield `function(item)` for each item, in order, computed by threads ahead of the caller.
 
-    Items are taken in the caller's thread. Closing the generator cancels what has not begun, waits for the rest, and
-    closes `items` where that is a generator too.
+    Items are read in the caller's thread. Closing the generator cancels calls that have not begun, waits for the
+    others, and closes `items` if it is a generator.
 
     Args:
-        function: what the threads do.
-        items: taken only as far as they are worked on.
-        threads: how many work at a time.
-        ahead: results computed or in the making while the caller uses one; as many as threads if not given.
-        name: of the threads.
-        discard: gets the results that nobody took; closing then waits for nothing.
+        function: function to run in the threads.
+        items: read only as far as they are processed.
+        threads: number of threads.
+        ahead: results computed or in progress while the caller uses one; default: the number of threads.
+        name: name of the threads.
+        discard: called with unused results; closing then does not wait.
     """
     waiting: deque[Future[Result]] = deque()
     ahead = threads if ahead is None else ahead

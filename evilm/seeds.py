@@ -1,7 +1,6 @@
 """Random numbers that depend on names and not on a worker: equal in every process and in any order.
 
-Training draws from (seed, epoch, clip id), the frames of a shard from (seed, clip id), and the embedded corpus from any
-parts that name a thing.
+Training uses (seed, epoch, clip id), the frames of a shard (seed, clip id), and the embedded corpus other names.
 """
 
 import hashlib
@@ -11,19 +10,24 @@ import numpy as np
 from jaxtyping import UInt64
 
 
+def hash64(data: bytes) -> int:
+    """Return a hash of 64 bits, evenly spread and the same everywhere."""
+    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "big")
+
+
 def clip_rng(purpose: str, seed: int, epoch: int, clip_id: str) -> np.random.Generator:
     """Return the random generator of one clip in one epoch for one purpose (view, crop)."""
     return np.random.Generator(np.random.PCG64(_key(purpose, seed, epoch, clip_id)))
 
 
 def sampling_rng(seed: int, clip_id: str) -> np.random.Generator:
-    """Return the generator of the moments that are sampled from a clip when it is sharded."""
+    """Return the random generator of the frame times of a clip when it is sharded."""
     digest = hashlib.blake2b(f"{seed}:{clip_id}".encode(errors="surrogatepass"), digest_size=16).digest()
     return np.random.default_rng(int.from_bytes(digest, "little"))
 
 
 def named_rng(*parts: object) -> np.random.Generator:
-    """Return the generator of a thing that `parts` name."""
+    """Return the random generator named by `parts`."""
     digest = hashlib.blake2b("\x1f".join(map(str, parts)).encode(), digest_size=16).digest()
     return np.random.Generator(np.random.PCG64(int.from_bytes(digest, "little")))
 
@@ -34,8 +38,7 @@ def clip_keys(purpose: str, seed: int, epoch: int, clip_ids: Sequence[str]) -> U
 
 
 def _key(purpose: str, seed: int, epoch: int, clip_id: str) -> int:
-    digest = hashlib.blake2b(f"{purpose}\0{seed}\0{epoch}\0{clip_id}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big")
+    return hash64(f"{purpose}\0{seed}\0{epoch}\0{clip_id}".encode())
 
 
 def draw_captions(seed: int, epoch: int, clip_ids: Sequence[str], captions: Sequence[Sequence[str]]) -> list[str]:

@@ -16,7 +16,7 @@ _Type = TypeVar("_Type")
 
 
 class Mark(Enum):
-    """What a field declares about itself beside its type."""
+    """Marks that a field carries beside its type."""
 
     COMMON = "common"
     INCIDENTAL = "incidental"

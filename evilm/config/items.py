@@ -8,7 +8,7 @@ from evilm.config.base import Common, Config
 
 
 class ItemsConfig(Config):
-    """How official annotations become items."""
+    """Settings that turn official annotations into items."""
 
     protocol: Common[Literal["9k", "7k", "full"]] = "9k"
     """MSR-VTT retrieval: training list of 9,000 or 7,010 videos with the 1k-A test split, or the official splits. The

@@ -113,7 +113,7 @@ class PretrainCollate:
         jitter: float = 0.0,
         negatives: Negatives = "random",
     ) -> None:
-        """How words and regions are masked is `ObjectivesConfig`'s; how much colours vary, `AugmentConfig`'s."""
+        """`ObjectivesConfig` describes the masks of words and regions, `AugmentConfig` the jitter of colours."""
         self._vocab, self._seed, self._max_text_len, self._grid = vocab, seed, max_text_len, grid
         self._hide = WordMasker(vocab.special_ids, vocab.mask_id, vocab.size, mlm_ratio)
         self._mask_ratio, self._jitter = mask_ratio, jitter

@@ -104,9 +104,9 @@ class TokenizerActor:
         return commits.Tally(shard.num_clips)
 
     def _batches(self, shard: ShardInfo) -> Generator[EncodeBatch, None, None]:
-        """The clips of a shard in order, at most `batch_clips` at a time, decoded by as many threads as there are CPUs.
+        """Yield the clips of a shard in order, at most `batch_clips` at a time, decoded by a thread per CPU.
 
-        The next row group is read, and the next batches are decoded, while the caller works on one.
+        The next row group is read and the next batches are decoded while the caller processes one.
         """
         names = ["clip_id", "captions", "frames"]
         with shard.open_file(self._work.frames) as file, ThreadPoolExecutor(self._work.threads, "decode") as pool:

@@ -25,7 +25,7 @@ class EvalClip:
 
 
 @dataclass(frozen=True)
-class Block:
+class ClipBlock:
     """Clips of one row group that are read and scored together; the same blocks for any number of workers."""
 
     pair: ShardPair
@@ -72,7 +72,7 @@ def choose_clips(pairs: Sequence[ShardPair], max_clips: int, seed: int) -> list[
     return sorted(clips, key=lambda clip: _place(seed, clip.clip_id))[:max_clips]
 
 
-def make_blocks(pairs: Sequence[ShardPair], clips: Sequence[EvalClip], block_clips: int) -> list[Block]:
+def make_blocks(pairs: Sequence[ShardPair], clips: Sequence[EvalClip], block_clips: int) -> list[ClipBlock]:
     """Group the chosen clips by row group, at most `block_clips` at a time."""
     by_group: dict[tuple[int, int], list[int]] = {}
     for place, clip in enumerate(clips):
@@ -82,7 +82,7 @@ def make_blocks(pairs: Sequence[ShardPair], clips: Sequence[EvalClip], block_cli
         places = sorted(by_group[shard, group], key=lambda place: clips[place].row)
         for start in range(0, len(places), block_clips):
             part = places[start : start + block_clips]
-            blocks.append(Block(pairs[shard], group, [clips[place].row for place in part], part))
+            blocks.append(ClipBlock(pairs[shard], group, [clips[place].row for place in part], part))
     return blocks
 
 

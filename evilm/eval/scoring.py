@@ -17,7 +17,7 @@ from evilm.config.training import ObjectivesConfig
 from evilm.dataloader.clip_reader import ClipAugmentation, load_clips, show
 from evilm.dataloader.masking import region_masks
 from evilm.dataloader.sampler import EVAL_EPOCH
-from evilm.eval.eval_clips import Block
+from evilm.eval.eval_clips import ClipBlock
 from evilm.io import storage
 from evilm.jobs.runner import our_error
 from evilm.model.evilm_model import EViLMModel
@@ -35,7 +35,7 @@ class ScoreJob:
     """All that an actor needs; small, since it travels to each of them."""
 
     model: str
-    blocks: list[Block]
+    blocks: list[ClipBlock]
     captions: list[str]
     """Distinct captions."""
     caption_of: list[int]

@@ -25,6 +25,7 @@ from evilm.errors import ConfigError, StorageError
 from evilm.io import storage
 from evilm.io.temporary import nameless_file, temporary_folder
 from evilm.manifests.rows import ClipRow
+from evilm.seeds import hash64
 
 _SCHEMA = pa.schema(
     [
@@ -60,19 +61,14 @@ def order_key(seed: int, clip_id: str) -> bytes:
     return hashlib.blake2b(f"{seed}:{clip_id}".encode(), digest_size=16).digest()
 
 
-def content_of(row: ClipRow) -> bytes:
-    """Eight bytes that differ where captions, video, span or split do; not by where in which manifest a clip stands."""
-    return _content_digest(_video_of(row), row.captions)
+def content_of(row: ClipRow) -> int:
+    """Return a digest of captions, video, span and split; not of where in which manifest a clip stands."""
+    return hash64(_video_of(row).to_bytes(8, "big") + "\0".join(row.captions).encode())
 
 
-def _video_of(row: ClipRow) -> bytes:
-    """Eight bytes that differ where video, span or split do."""
-    text = f"{row.split}\0{unsigned(row.path)}\0{row.start_s}\0{row.end_s}"
-    return hashlib.blake2b(text.encode(), digest_size=8).digest()
-
-
-def _content_digest(video: bytes, captions: Sequence[str]) -> bytes:
-    return hashlib.blake2b(video + "\0".join(captions).encode(), digest_size=8).digest()
+def _video_of(row: ClipRow) -> int:
+    """Return a digest of video, span and split."""
+    return hash64(f"{row.split}\0{unsigned(row.path)}\0{row.start_s}\0{row.end_s}".encode())
 
 
 class ClipTable:
@@ -107,10 +103,11 @@ class ClipTable:
 
     def take(self, row: ClipRow) -> None:
         """Take a clip."""
-        key, video = order_key(self._seed, row.clip_id), _video_of(row)
+        key = order_key(self._seed, row.clip_id)
         is_part = row.start_s is not None or row.end_s is not None
         origin = order_key(self._seed, unsigned(row.path))[:8] if is_part else key[:8]
-        digests = map(int.from_bytes, (key[:8], key[8:], _content_digest(video, row.captions), video, origin))
+        high, low, origin = map(int.from_bytes, (key[:8], key[8:], origin))
+        digests = (high, low, content_of(row), _video_of(row), origin)
         self._add("clips", (self.num_rows, *digests, row.clip_id, row.split, *self._write(row)))
         self.num_rows += 1
 
@@ -143,7 +140,7 @@ class ClipTable:
                     yield row, first
             if len(captions) > len(first.captions):
                 first = replace(first, captions=tuple(captions))
-                self._add("changed", (turn, int.from_bytes(content_of(first)), *self._write(first)))
+                self._add("changed", (turn, content_of(first), *self._write(first)))
         self._flush("changed")
         self._database.execute("DELETE FROM clips WHERE turn NOT IN (SELECT min(turn) FROM clips GROUP BY high, low)")
         settings = ", ".join(f"{name} = changed.{name}" for name in _CHANGED.names if name != "turn")

@@ -5,8 +5,6 @@ upload. Nobody ever sees half a file under its final name. What storage refuses 
 """
 
 import contextlib
-import ctypes
-import errno
 import json
 import os
 import shutil
@@ -20,14 +18,12 @@ from fsspec.implementations.local import LocalFileSystem
 
 from evilm.errors import ConfigError, ShardError
 from evilm.io.retries import storage_errors, with_retries
-from evilm.io.temporary import temporary_file, temporary_folder
+from evilm.io.temporary import link_new, sync, synced_file, temporary_file, temporary_folder
 
 _CONNECT_S, _READ_S = 10, 60
 _S3_ATTEMPTS = 4
 """Of a request, by botocore; over these, `with_retries` tries the whole operation again."""
 _S3_SCHEMES = ("s3", "s3a")
-_NO_LINKS = {errno.EPERM, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK}
-_AT_FDCWD, _RENAME_NOREPLACE = -100, 1
 
 
 def resolve(
@@ -129,7 +125,7 @@ def write_bytes(uri: str, data: bytes) -> None:
         if not isinstance(fs, LocalFileSystem):
             with_retries(uri, lambda: fs.pipe_file(path, data))
             return
-        with _written(path, data) as written:
+        with synced_file(path, data) as written:
             os.replace(written, path)
 
 
@@ -147,12 +143,12 @@ def put_file(local: str, uri: str) -> None:
             return
         os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
         if os.stat(local).st_dev == os.stat(os.path.dirname(path) or ".").st_dev:
-            _sync(local)
+            sync(local)
             os.replace(local, path)
             return
         with temporary_file(path) as copy:
             shutil.copyfile(local, copy)
-            _sync(copy)
+            sync(copy)
             os.replace(copy, path)
         Path(local).unlink()
 
@@ -169,8 +165,8 @@ def put_if_absent(uri: str, data: bytes) -> bool:
             if not isinstance(fs, LocalFileSystem):
                 with_retries(uri, lambda: fs.pipe_file(path, data, mode="create"))
             else:
-                with _written(path, data) as written:
-                    _link(written, path)
+                with synced_file(path, data) as written:
+                    link_new(written, path)
         except FileExistsError:
             return read_bytes(uri) == data
     return True
@@ -264,41 +260,3 @@ def delete(uri: str) -> None:
 
     with storage_errors(uri):
         with_retries(uri, remove)
-
-
-@contextmanager
-def _written(path: str, data: bytes) -> Iterator[str]:
-    """A synced file of `data` beside `path`, on the same file system so that a rename is atomic."""
-    os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-    with temporary_file(path, sweep=False) as written:
-        Path(written).write_bytes(data)
-        _sync(written)
-        yield written
-
-
-def _link(written: str, path: str) -> None:
-    """Give a file a second name, or a new one, in one piece; fails where the name is taken, unlike a rename.
-
-    exFAT and FAT, some network shares and mounted buckets have no links: there the kernel's rename that replaces
-    nothing does it, or else a file that only one process can create.
-    """
-    try:
-        os.link(written, path)
-        return
-    except OSError as error:
-        if error.errno not in _NO_LINKS:
-            raise
-    libc = ctypes.CDLL(None, use_errno=True)
-    if hasattr(libc, "renameat2"):
-        if not libc.renameat2(_AT_FDCWD, os.fsencode(written), _AT_FDCWD, os.fsencode(path), _RENAME_NOREPLACE):
-            return
-        if ctypes.get_errno() == errno.EEXIST:
-            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), path)
-    with open(written, "rb") as source, open(path, "xb") as target:
-        shutil.copyfileobj(source, target)
-    _sync(path)
-
-
-def _sync(path: str) -> None:
-    with open(path, "rb+") as file:
-        os.fsync(file.fileno())

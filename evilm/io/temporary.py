@@ -1,6 +1,11 @@
-"""Temporary files and folders. They are locked while in use, so those of processes that were killed can be removed."""
+"""Temporary files and folders, and how a finished file gets its name.
+
+They are locked while in use, so that those of processes that were killed can be removed.
+"""
 
 import contextlib
+import ctypes
+import errno
 import fcntl
 import os
 import shutil
@@ -12,6 +17,8 @@ from pathlib import Path
 from typing import IO
 
 PREFIX = "evilm-"
+_NO_LINKS = {errno.EPERM, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK}
+_AT_FDCWD, _RENAME_NOREPLACE = -100, 1
 
 
 @contextmanager
@@ -44,6 +51,45 @@ def nameless_file() -> tuple[IO[bytes], str]:
         return file, f"/proc/{os.getpid()}/fd/{file.fileno()}"
     named = tempfile.NamedTemporaryFile(prefix=PREFIX)  # noqa: SIM115
     return named, named.name
+
+
+@contextmanager
+def synced_file(path: str, data: bytes) -> Iterator[str]:
+    """A synced file of `data` beside `path`, on the same file system so that a rename is atomic."""
+    os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+    with temporary_file(path, sweep=False) as written:
+        Path(written).write_bytes(data)
+        sync(written)
+        yield written
+
+
+def link_new(written: str, path: str) -> None:
+    """Give a file a second name, or a new one, in one piece; fails where the name is taken, unlike a rename.
+
+    exFAT and FAT, some network shares and mounted buckets have no links: there the kernel's rename that replaces
+    nothing does it, or else a file that only one process can create.
+    """
+    try:
+        os.link(written, path)
+        return
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+    libc = ctypes.CDLL(None, use_errno=True)
+    if hasattr(libc, "renameat2"):
+        if not libc.renameat2(_AT_FDCWD, os.fsencode(written), _AT_FDCWD, os.fsencode(path), _RENAME_NOREPLACE):
+            return
+        if ctypes.get_errno() == errno.EEXIST:
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), path)
+    with open(written, "rb") as source, open(path, "xb") as target:
+        shutil.copyfileobj(source, target)
+    sync(path)
+
+
+def sync(path: str) -> None:
+    """Wait until a file is on its disk."""
+    with open(path, "rb+") as file:
+        os.fsync(file.fileno())
 
 
 @contextmanager

@@ -21,7 +21,7 @@ _MSRVTT_SPLITS = {"train": "train", "validate": "val", "test": "test"}
 
 @dataclass(frozen=True)
 class Layout:
-    """How the items of a task are read."""
+    """Official layout of a task's annotations."""
 
     kind: Kind
     read: Callable[[Annotations, ItemsConfig], Iterator[Item]]

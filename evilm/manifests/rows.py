@@ -14,6 +14,7 @@ from evilm.manifests.caption_text import Rejected, usable_captions
 from evilm.manifests.layouts import KEY, ColumnRoles
 from evilm.manifests.records import ParseError, as_text, is_text
 from evilm.manifests.spans import Span, parse_list, parse_span, show_seconds
+from evilm.seeds import hash64
 from evilm.video.reasons import RejectReason
 from evilm.video.urls import flat_name, is_url
 
@@ -150,8 +151,7 @@ def _id_from_place(texts: Mapping[str, str], roles: ColumnRoles) -> str:
 
 def _split_of(place: VideoLocation, context: Context) -> str:
     """Draw the split of a source video by a hash of where it lies, so that all its clips are on one side."""
-    digest = hashlib.blake2b(f"split\0{context.seed}\0{unsigned(place.path)}".encode(), digest_size=8).digest()
-    drawn = int.from_bytes(digest) / 2**64
+    drawn = hash64(f"split\0{context.seed}\0{unsigned(place.path)}".encode()) / 2**64
     for split, share in context.shares.items():
         if drawn < share:
             return split

@@ -172,8 +172,8 @@ class EViLMModel(nn.Module):
         """Convert the weights to another dtype; pixels are still normalised in float32."""
         if dtype != self.dtype:
             self.to(dtype)
-            encoder, config = self.video_encoder, self.config
-            self.pixels = PixelNorm(config.input_px, config.grid, encoder.mean, encoder.std).to(self.device)
+            mean, std = self.video_encoder.mean, self.video_encoder.std
+            self.pixels = PixelNorm(self.config.input_px, self.config.grid, mean, std).to(self.device)
         return self
 
 

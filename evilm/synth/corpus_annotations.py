@@ -1,7 +1,7 @@
-"""Annotations of the embedded corpus in the layouts of downstream data sets, made true by the plan of each scene.
+"""Write annotations of the embedded corpus in the layouts of downstream data sets, true by the plan of each scene.
 
-Clips keep their ids where a layout allows it. Where it does not (`video123`, `ID_000000_000010`), `videos.csv` beside
-the annotations is a manifest of the same files under the layout's ids, for `shard_videos`.
+Clips keep their ids if the layout allows it. If it does not (`video123`, `ID_000000_000010`), `videos.csv` beside the
+annotations is a manifest of the same files with the layout's ids, for `shard_videos`.
 """
 
 import csv
@@ -29,7 +29,7 @@ _OFFICIAL_SPLITS = {"train": "train", "val": "validate", "test": "test"}
 
 
 class Question(NamedTuple):
-    """A question about a clip, with its answer in a word."""
+    """A question about a clip with a one-word answer."""
 
     text: str
     answer: str
@@ -37,7 +37,7 @@ class Question(NamedTuple):
 
 
 def ask(scene: Scene) -> list[Question]:
-    """Return the questions that a scene answers in one way."""
+    """Return the questions with exactly one answer in a scene."""
     main, found = scene.objects[0], []
     shape, colour = SHAPES[main.shape][0][0], COLOURS[main.colour][0]
     others = scene.objects[1:] if scene.layout != "group" else ()
@@ -92,7 +92,7 @@ def _msrvtt_qa(planned: Sequence[PlannedClip], seed: int) -> Iterator[tuple[str,
 
 
 def _msrvtt_choice(planned: Sequence[PlannedClip], seed: int) -> Iterator[tuple[str, str]]:
-    """The caption of a clip among four of other scenes: another main object before another background."""
+    """Offer the caption of a clip among four of scenes with another main object and another background."""
     rows, clips = [], _by_split(planned)["test"]
     for number, clip in enumerate(clips):
         rng, main = named_rng("choice", seed, clip.videoid), clip.scene.objects[0]
@@ -111,7 +111,7 @@ def _msrvtt_choice(planned: Sequence[PlannedClip], seed: int) -> Iterator[tuple[
 
 
 def _msrvtt_retrieval(planned: Sequence[PlannedClip], seed: int) -> Iterator[tuple[str, str]]:
-    """Official records: 20 captions for each video, the 1k-A list of the first test videos, both training lists."""
+    """Write official records: 20 captions per video, the 1k-A list of the first test videos, both training lists."""
     names, manifest = {}, []
     for split, clips in _by_split(planned).items():
         for number, clip in zip(_OFFICIAL_VIDEOS[split], clips, strict=False):
@@ -141,7 +141,7 @@ def _msrvtt_retrieval(planned: Sequence[PlannedClip], seed: int) -> Iterator[tup
 
 
 def _tgif(planned: Sequence[PlannedClip], seed: int) -> Iterator[tuple[str, str]]:
-    """Tab-separated as the official files are; clips of val are left out, as val is a part of the training file."""
+    """Write tab-separated files like the official ones, without clips of val, which is a part of the training file."""
     frame = ("gif_name", "question", "answer", "type", "vid_id", "key", "description")
     choice = ("gif_name", "question", *(f"a{k}" for k in range(1, 6)), "answer", "vid_id", "key")
     types = {"object": 0, "number": 1, "color": 2, "location": 3}
@@ -170,7 +170,7 @@ def _tgif(planned: Sequence[PlannedClip], seed: int) -> Iterator[tuple[str, str]
 
 
 def _didemo(planned: Sequence[PlannedClip], seed: int) -> Iterator[tuple[str, str]]:
-    """Five descriptions for each video, each a record; records of one video are not adjacent."""
+    """Write five descriptions per video, each a record; records of one video are not adjacent."""
     for split, clips in _by_split(planned).items():
         rows = []
         for k in range(_SENTENCES):
@@ -182,7 +182,7 @@ def _didemo(planned: Sequence[PlannedClip], seed: int) -> Iterator[tuple[str, st
 
 
 def _hmdb51(planned: Sequence[PlannedClip], seed: int) -> Iterator[tuple[str, str]]:
-    """The motion of the main object is the class; the three folds choose other clips of train for nothing."""
+    """Use the motion of the main object as class; the three folds leave other clips of train unused."""
     for fold in (1, 2, 3):
         files = defaultdict[str, list[str]](list)
         for number, clip in enumerate(clip for clip in planned if clip.split != "val"):
@@ -192,7 +192,7 @@ def _hmdb51(planned: Sequence[PlannedClip], seed: int) -> Iterator[tuple[str, st
 
 
 def _kinetics(planned: Sequence[PlannedClip], seed: int) -> Iterator[tuple[str, str]]:
-    """The background is the class."""
+    """Use the background as class."""
     header, manifest = ("label", "youtube_id", "time_start", "time_end", "split", "is_cc"), []
     for split, name in (("train", "train"), ("test", "val")):
         rows = []
@@ -205,7 +205,7 @@ def _kinetics(planned: Sequence[PlannedClip], seed: int) -> Iterator[tuple[str, 
 
 
 def _captions(clip: PlannedClip, seed: int, count: int) -> list[str]:
-    """Return so many captions of a clip, its own first."""
+    """Write `count` captions of a clip, its own first."""
     rng = named_rng("captions", seed, clip.videoid)
     return [clip.caption, *(write_caption(clip.scene, rng) for _ in range(count - 1))]
 

@@ -147,7 +147,7 @@ class TokenizerTask:
         )
 
     def panels(self, tracked: TrackedRun | None) -> None:
-        """There are none."""
+        """Return None: this task has no panels."""
 
     def forward_macs(self, objective: Any) -> float:
         """Count the forward MACs of encoder, codebook and word decoder per clip."""

@@ -30,7 +30,7 @@ _ABOUT = "above: masked regions outlined, green where the guessed code is right;
 
 @dataclass(frozen=True)
 class Predictions:
-    """What a model makes of a batch; guesses with their probabilities."""
+    """Predictions of a model for a batch, with their probabilities."""
 
     codes: np.ndarray
     code_chances: np.ndarray

@@ -55,13 +55,13 @@ def torch_config(cluster: ClusterConfig) -> Any:
             super().on_training_start(worker_group, backend_config)
             worker_group.execute(_listen)
 
-    class Config(TorchConfig):
+    class GroupConfig(TorchConfig):
         @property
         def backend_cls(self) -> Any:
             return Backend
 
     backend = "gloo" if simulates_gpus() else None  # None: NCCL with GPUs, gloo without
-    return Config(backend=backend, timeout_s=math.ceil(cluster.collective_timeout_s))
+    return GroupConfig(backend=backend, timeout_s=math.ceil(cluster.collective_timeout_s))
 
 
 class WorkerPreempted(ClusterError):

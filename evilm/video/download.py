@@ -34,7 +34,7 @@ _PASSING = (408, 425, 429, 500, 502, 503, 504)
 
 
 def transient(reason: RejectReason, detail: str, wait_s: float = 0.0) -> TransientError:
-    """A failure that may be temporary and is worth another attempt."""
+    """Build the error of a failure that may be temporary and is worth another attempt."""
 
     def final(attempts: int) -> DecodeError:
         return DecodeError(reason, detail + (f" after {attempts} attempts" if attempts > 1 else ""))
@@ -185,7 +185,7 @@ def _failure(error: Exception, host: str, deadline: Deadline) -> DecodeError | T
         return transient(RejectReason.FETCH_TIMEOUT, f"{host} did not answer in time")
     if isinstance(error, socket.gaierror):
         return transient(RejectReason.FETCH_ERROR, f"no address of {host}")
-    if isinstance(error, UnicodeError):  # a host name that is none
+    if isinstance(error, UnicodeError):  # an invalid host name
         return DecodeError(RejectReason.FETCH_ERROR, "no valid URL")
     return transient(RejectReason.FETCH_ERROR, f"{kind} at {host}")
 

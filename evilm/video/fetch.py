@@ -60,7 +60,7 @@ class Fetcher:
         self._config = config
         self._slots = threading.BoundedSemaphore(config.concurrency)
         self._fs, self._root = None, ""
-        if videos:  # requests are not tried again by the libraries, so that attempts are counted once
+        if videos:  # no retries by the libraries, so that attempts are counted once
             wait_s = config.timeout_s
             self._fs, root = storage.resolve(videos, wait_s, wait_s, attempts=1, use_listings_cache=False)
             self._root = root.rstrip("/")
@@ -281,7 +281,7 @@ def _check(path: str) -> None:
 
 
 def _temporary(stack: contextlib.ExitStack) -> tuple[IO[bytes], str]:
-    """An empty temporary file and the path under which other processes of this user open it."""
+    """Create an empty temporary file; return it and a path by which other processes of this user can open it."""
     try:
         file, path = nameless_file()
     except OSError as error:

@@ -1,4 +1,4 @@
-"""What a failure of an object store says about the video that was asked for."""
+"""Convert a failure of an object store to an error about the requested video."""
 
 import errno
 import tempfile

@@ -1,0 +1,47 @@
+"""The one retry policy."""
+
+import time
+from collections.abc import Callable
+
+import pytest
+
+from evilm.io import retries
+from evilm.io.retries import TransientError, retry
+
+
+def failing(times: int, wait_s: float = 0.0) -> tuple[list[int], Callable[[], str]]:
+    """An operation that fails so often before it succeeds, and the attempts that were made."""
+    attempts: list[int] = []
+
+    def operation() -> str:
+        attempts.append(len(attempts))
+        if len(attempts) <= times:
+            raise TransientError(lambda number: OSError(f"failed {number} times"), wait_s)
+        return "done"
+
+    return attempts, operation
+
+
+@pytest.fixture(autouse=True)
+def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(retries, "_PAUSE_S", 0.001)
+
+
+def test_a_failure_that_passes_is_tried_again() -> None:
+    attempts, operation = failing(2)
+    assert retry(operation, 3, 60) == "done"
+    assert len(attempts) == 3
+
+
+def test_the_last_attempt_raises_the_final_error() -> None:
+    _, operation = failing(9)
+    with pytest.raises(OSError, match="failed 3 times"):
+        retry(operation, 3, 60)
+
+
+def test_a_pause_that_ends_too_late_is_not_begun() -> None:
+    attempts, operation = failing(9, wait_s=50)
+    began = time.monotonic()
+    with pytest.raises(OSError, match="failed 1 times"):
+        retry(operation, 9, 5)
+    assert (len(attempts), time.monotonic() - began < 5) == (1, True)
