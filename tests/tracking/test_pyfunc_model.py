@@ -136,7 +136,7 @@ def test_base64_frames_score_like_their_file(
         ({"caption": "x", "video": "http://host/clip.mp4"}, "give a path on the serving machine"),
         ({"caption": "x", "video": "/none.mp4"}, "EVILM_VIDEO_ROOT is not set where the model is served"),
         ({"caption": "x", "frames": ["!"] * 4}, "frames are not base64 text"),
-        ({"caption": "x", "frames": [base64.b64encode(b"no").decode()] * 4}, "no JPEG"),
+        ({"caption": "x", "frames": [base64.b64encode(b"no").decode()] * 4}, "a frame that is not a JPEG"),
     ],
 )
 def test_unscorable_row_says_why(served: Any, row: dict[str, Any], message: str) -> None:
