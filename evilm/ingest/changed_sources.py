@@ -5,6 +5,7 @@ import random
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from evilm.errors import ShardError
 from evilm.io import storage
 from evilm.shards import SCHEMA_VERSION, FrameManifest, read_columns
 from evilm.video.urls import is_url
@@ -60,7 +61,10 @@ def _sizes_when_sharded(frames: FrameManifest) -> dict[str, int]:
     for shard in shards:
         if len(sizes) >= _MOST_CLIPS:
             break
-        table = read_columns(storage.join(frames.uri, shard.file), ["source_uri", "source_bytes"])
+        try:
+            table = read_columns(storage.join(frames.uri, shard.file), ["source_uri", "source_bytes"])
+        except ShardError:  # lost or damaged, which others report
+            continue
         for path, num_bytes in zip(*(table[name].to_pylist() for name in table.column_names), strict=True):
             if not is_url(path) and ".tar/" not in path:
                 sizes[path] = num_bytes

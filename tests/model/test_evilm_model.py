@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 
 from evilm.errors import CheckpointError, ConfigError
 from evilm.model.evilm_model import EViLMModel
-from evilm.model.video_encoder import VideoEncoder
+from evilm.model.video_encoder import EdgeNeXt
 from helpers.small_models import build_student, frames, words
 
 
@@ -157,7 +157,7 @@ def test_weights_that_do_not_fit_are_rejected_in_one_line(tmp_path):
 
 def test_video_weights_are_loaded_from_a_local_file(tmp_path):
     torch.manual_seed(3)
-    source = VideoEncoder("edgenext_xx_small").backbone
+    source = EdgeNeXt("edgenext_xx_small").backbone
     state = {**source.state_dict(), "head.fc.weight": torch.zeros(10, 168), "head.fc.bias": torch.zeros(10)}
     save_file(state, tmp_path / "backbone.safetensors")
     student = build_student(video_weights=str(tmp_path / "backbone.safetensors"))
@@ -171,7 +171,7 @@ def test_video_weights_are_loaded_from_a_local_file(tmp_path):
 def test_wrong_frames_and_encoders_are_rejected():
     with pytest.raises(ConfigError, match="clips have 2 frames"):
         build_student().encode_video(frames(num_frames=2))
-    with pytest.raises(ConfigError, match="no EdgeNeXt"):
-        build_student(video_encoder="resnet18")
+    with pytest.raises(ConfigError, match="'resnet1800': .*the paper uses edgenext_small"):
+        build_student(video_encoder="resnet1800")
     with pytest.raises(ConfigError, match="edgenext_tiny"):
         build_student(video_encoder="edgenext_tiny")
