@@ -20,15 +20,16 @@ class FakeNodes(FakeMultiNodeProvider):
     ) -> None:
         folder = Path(os.environ["EVILM_FAKE_NODES"]) / f"n{self._next_node_id + 1}"
         folder.mkdir(parents=True)
+        others = {name: value for name, value in resources.items() if name != "memory"}
         module: Any = parameter
         make = module.RayParams
 
         def with_folder(**settings: Any) -> Any:
-            return make(**settings | {"temp_dir": str(folder)})
+            return make(**settings | {"temp_dir": str(folder), "memory": resources.get("memory")})
 
         with self.lock:  # one node at a time: the base class has no setting for this
             module.RayParams = with_folder
             try:
-                super()._create_node_with_resources_and_labels(node_config, tags, count, resources, labels)
+                super()._create_node_with_resources_and_labels(node_config, tags, count, others, labels)
             finally:
                 module.RayParams = make

@@ -29,13 +29,15 @@ _HEAD_TYPE = "ray.head.default"  # the fake provider expects this name
 _HEAD_ID = "f" * 51 + "00000"
 _PROVIDER = "fake_nodes.FakeNodes"
 _FULL_STOP_S = 2
+_MEMORY = 4 << 30
+"""Bytes for tasks on a node; without it no task that asks for memory would get a node."""
 
 
 def node_types(cpu_nodes: int, gpu_nodes: int, cpus: int = 2) -> dict[str, Any]:
     """Build small versions of the cloud files' groups, `cpu` and `gpu`."""
     return {
-        "cpu": {"resources": {"CPU": cpus}, "min_workers": 0, "max_workers": cpu_nodes},
-        "gpu": {"resources": {"CPU": cpus, "GPU": 1}, "min_workers": 0, "max_workers": gpu_nodes},
+        "cpu": {"resources": {"CPU": cpus, "memory": _MEMORY}, "min_workers": 0, "max_workers": cpu_nodes},
+        "gpu": {"resources": {"CPU": cpus, "GPU": 1, "memory": _MEMORY}, "min_workers": 0, "max_workers": gpu_nodes},
     }
 
 

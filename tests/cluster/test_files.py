@@ -226,3 +226,11 @@ def test_missing_costs_are_reported() -> None:
     types = {"head": {"node_config": {"InstanceType": "m5.large"}}}
     assert cost.check_cost("nothing", types, "head") == ["cost: head is not counted"]
     assert cost.check_cost("#   head  1 x m5.large  at 0.10 = 0.10", types, "head") == []
+
+
+@pytest.mark.parametrize("cloud", ["gcp", "azure"])
+def test_worker_nodes_name_their_memory_where_ray_does_not_look_it_up(cloud: str) -> None:
+    types = yaml.safe_load((ROOT / "cluster" / f"{cloud}.yaml").read_text())["available_node_types"]
+    workers = [each["resources"] for each in types.values() if each["resources"]["CPU"]]
+    assert len(workers) >= 2
+    assert all(resources["memory"] > 8 << 30 for resources in workers), "else tasks that ask for memory never start"
