@@ -171,7 +171,7 @@ def test_video_weights_are_loaded_from_a_local_file(tmp_path):
 def test_wrong_frames_and_encoders_are_rejected():
     with pytest.raises(ConfigError, match="clips have 2 frames"):
         build_student().encode_video(frames(num_frames=2))
-    with pytest.raises(ConfigError, match="'resnet1800': .*the paper uses edgenext_small"):
+    with pytest.raises(ConfigError, match=r"'resnet1800': .*the paper uses edgenext_small"):
         build_student(video_encoder="resnet1800")
     with pytest.raises(ConfigError, match="edgenext_tiny"):
         build_student(video_encoder="edgenext_tiny")
