@@ -118,6 +118,8 @@ def test_every_command_runs_as_a_job_without_a_working_dir(jobs: Jobs, workflow:
         "render_corpus": ["--out", place["corpus"]],
         "shard_videos": [*manifest, "--videos", str(root / "corpus" / "videos"), "--out", place["frames"], *FRAMES],
         "build_vocab": [*manifest, "--out", place["vocab"]],
+        "build_items": ["--task", "msvd-qa", "--annotations", f"{place['corpus']}/annotations/msvd-qa", *frames,
+                        "--out", str(tmp_path / "items")],
         "train_tokenizer": [*frames, "--vocab", place["vocab"], "--out", place["tokenizer"], *TOKENIZER, *GPU],
         "precompute_codes": [*frames, "--tokenizer", place["tokenizer"], "--out", place["codes"], *GPU],
         "pretrain": again,
@@ -125,9 +127,9 @@ def test_every_command_runs_as_a_job_without_a_working_dir(jobs: Jobs, workflow:
         "benchmark": ["--root", str(root)],
         "inspect_shards": [*frames, "--out", str(tmp_path / "inspect")],
         "report": ["--root", str(root)],
-    }
+    }  # fmt: skip
     assert set(flags) == {name for name, stage in STAGES.items() if not issubclass(stage, Sweep)}
     made = {stage: jobs.submit(stage, "--preset", str(SMALL), *given) for stage, given in flags.items()}
     summaries = {stage: jobs.summary(job) for stage, job in made.items()}
     reused = {stage for stage, summary in summaries.items() if summary.get("reused")}
-    assert reused == set(flags) - {"inspect_shards", "report"}
+    assert reused == set(flags) - {"build_items", "inspect_shards", "report"}
