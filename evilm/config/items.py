@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from evilm.config.base import Common, Config
+from evilm.config.base import Common, Config, Incidental
 
 
 class ItemsConfig(Config):
@@ -19,5 +19,5 @@ class ItemsConfig(Config):
     """Share of the training videos that are set aside as val where the data set has no official one."""
     num_answers: Common[int] = Field(default=1500, ge=2)
     """Most frequent training answers that make the answer vocabulary, where the annotations bring no list."""
-    max_missing_share: Common[float] = Field(default=0.1, ge=0, le=1)
+    max_missing_share: Common[Incidental[float]] = Field(default=0.1, ge=0, le=1)
     """Largest share of a split's videos without frames; their items are left out and counted."""

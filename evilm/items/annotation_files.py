@@ -37,7 +37,7 @@ class Record:
             raise self.error(f"{name} is empty")
         return value.strip()
 
-    def number_in(self, name: str, least: int, most: int | None = None) -> int:
+    def whole_number(self, name: str, least: int, most: int | None = None) -> int:
         """Return a whole number, also one that is written as a text.
 
         Raises:
@@ -53,7 +53,7 @@ class Record:
         return value
 
     def texts(self, name: str, count: int) -> tuple[str, ...]:
-        """Return a list of so many texts.
+        """Return a list of `count` texts.
 
         Raises:
             ManifestError: it is missing, not such a list, or has empty texts.
@@ -149,7 +149,7 @@ class Annotations:
         """Read one JSON object.
 
         Raises:
-            ManifestError: it is none.
+            ManifestError: the file holds something else.
         """
         content = _parse(name, self.read_text(name))
         if not isinstance(content, dict):

@@ -1,5 +1,6 @@
 """Build the items of a downstream task from official annotations, joined with the clips that have frames."""
 
+import csv
 import hashlib
 import io
 import logging
@@ -85,6 +86,7 @@ def _write(
         missing += [f"{split}\t{clip}" for clip in gone]
         sink = io.BytesIO()
         pq.write_table(to_table(kept, index), sink, compression="zstd")
+        output.check()
         storage.write_bytes(storage.join(output.out, f"{split}.parquet"), sink.getvalue())
         answered = sum(item.answer in index for item in kept) if labels else len(kept)
         splits[split] = ItemsSplit(
@@ -140,7 +142,7 @@ def _listed(annotations: Annotations, name: str) -> list[str]:
     if not name.endswith(".json"):
         return annotations.lines(name)
     numbers = annotations.json_object(name)
-    placed = {numbers.number_in(answer, 0): answer for answer in numbers.values}
+    placed = {numbers.whole_number(answer, 0): answer for answer in numbers.values}
     if sorted(placed) != list(range(len(numbers.values))):
         raise ManifestError(f"{name}: the numbers of the answers are not 0 to {len(numbers.values) - 1}, each once")
     return [placed[number] for number in range(len(placed))]
@@ -168,8 +170,10 @@ def _clips_of(frames: FrameManifest) -> set[str]:
 
 
 def _videos_csv(items: Sequence[Item]) -> bytes:
-    """Return a manifest of the videos, for `shard_videos`: each once; captions are not what the items ask."""
-    videos = {item.clip_id: (item.file or item.clip_id, item.split) for item in items}
-    lines = ["videoid,path,split,caption"]
-    lines += [f'"{clip}","{path}",{split},"{clip}"' for clip, (path, split) in sorted(videos.items())]
-    return ("\n".join(lines) + "\n").encode()
+    """Return a manifest of the videos in WebVid's layout, each once; instead of a caption it has the clip's id."""
+    videos = {item.clip_id: (item.file.rpartition("/")[0], item.split) for item in items}
+    sink = io.StringIO()
+    table = csv.writer(sink, lineterminator="\n")
+    table.writerow(["videoid", "page_dir", "name", "split"])
+    table.writerows([clip, folder, clip, split] for clip, (folder, split) in sorted(videos.items()))
+    return sink.getvalue().encode()

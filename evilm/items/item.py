@@ -34,7 +34,7 @@ class Item:
     options: tuple[str, ...] = ()
     type: str = ""
     file: str = ""
-    """Path of the video below the root of the official distribution; '' where it does not say."""
+    """Path of the video in the official distribution, if it is in a folder there; its stem is the clip's id."""
 
 
 def to_table(items: Iterable[Item], labels: dict[str, int]) -> pa.Table:

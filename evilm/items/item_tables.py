@@ -77,7 +77,7 @@ class ItemsManifest:
             raise ShardError(f"{uri} holds no items: there is no {ITEMS_FILE}; run pipelines/build_items.py") from None
         if content.pop("version", 0) != _VERSION:
             raise ShardError(f"{place} is of another version; build the items again")
-        splits = {name: ItemsSplit(**split) for name, split in content["splits"].items()}
+        splits = {name: ItemsSplit(**content["splits"][name]) for name in SPLITS if name in content["splits"]}
         labels, sources = tuple(content["labels"]), content["sources"]
         return cls(content["task"], content["kind"], splits, labels, sources, storage.absolute(uri))
 

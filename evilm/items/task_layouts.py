@@ -27,8 +27,6 @@ class Layout:
     read: Callable[[Annotations, ItemsConfig], Iterator[Item]]
     labels: tuple[str, ...] = ()
     """Files, by pattern, that list the answers or classes in order; without one they come from the train split."""
-    trains_on: str = ""
-    """Task whose train split models for this one are trained on, where it has none of its own."""
 
 
 def in_val(clip_id: str, share: float) -> bool:
@@ -83,7 +81,7 @@ def _msrvtt_captions(annotations: Annotations) -> dict[str, tuple[str, list[tupl
             clip = sentence.text("video_id")
             if clip not in found:
                 raise sentence.error(f"video_id = {clip!r} is not among the videos")
-            found[clip][1].append((f"sen{sentence.number_in('sen_id', 0)}", sentence.text("caption")))
+            found[clip][1].append((f"sen{sentence.whole_number('sen_id', 0)}", sentence.text("caption")))
     if not found:
         raise ManifestError(f"{annotations.uri} has no train_val_videodatainfo.json and no test_videodatainfo.json")
     return found
@@ -122,14 +120,14 @@ def read_msrvtt_qa(annotations: Annotations, config: ItemsConfig) -> Iterator[It
             if name.endswith("jsonl"):
                 clip = record.text("video_id")
             else:
-                clip = f"video{record.number_in('video_id', 0, 9999)}"
+                clip = f"video{record.whole_number('video_id', 0, 9999)}"
             yield _question(record, split, clip)
 
 
 def _question(record: Record, split: str, clip: str) -> Item:
     question = record.text("question")
     kind = record.text("answer_type") if "answer_type" in record.values else _first_word(question)
-    number = str(record.number_in("id", 0)) if "id" in record.values else f"{split}{record.number}"
+    number = str(record.whole_number("id", 0)) if "id" in record.values else f"{split}{record.number}"
     return Item(split, number, clip, question, record.text("answer"), type=kind)
 
 
@@ -140,7 +138,7 @@ def read_msrvtt_choice(annotations: Annotations, config: ItemsConfig) -> Iterato
         options = record.texts("options", 5)
         if len(set(options)) < len(options):
             raise record.error("two options are equal")
-        right = options[record.number_in("answer", 0, 4)]
+        right = options[record.whole_number("answer", 0, 4)]
         yield Item("test", record.text("qid"), record.text("clip_name"), "", right, options)
 
 
@@ -158,7 +156,7 @@ def read_msvd_qa(annotations: Annotations, config: ItemsConfig) -> Iterator[Item
         files[int(video[3:])] = name.strip()
     for split, name in _splits(annotations, {s: (f"{s}_qa.json",) for s in ("train", "val", "test")}):
         for record in annotations.json_objects(name):
-            video = record.number_in("video_id", 1)
+            video = record.whole_number("video_id", 1)
             if video not in files:
                 raise record.error(f"video_id = {video} is not in {mapping}")
             yield _question(record, split, files[video])
@@ -170,9 +168,9 @@ def read_msvd_qa(annotations: Annotations, config: ItemsConfig) -> Iterator[Item
 def _tgif(annotations: Annotations, config: ItemsConfig, task: str) -> Iterator[tuple[str, Record]]:
     """Yield split and record; val is a part of the training videos."""
     files = {
-        "train": (f"Train_{task}_question.csv", f"{task.removesuffix('qa')}*_train.jsonl"),
-        "val": (f"{task}*_val.jsonl",),
-        "test": (f"Test_{task}_question.csv", f"{task}*_test.jsonl"),
+        "train": (f"Train_{task}_question.csv", f"{task}_train.jsonl"),
+        "val": (f"{task}_val.jsonl",),
+        "test": (f"Test_{task}_question.csv", f"{task}_test.jsonl"),
     }
     for split, name in _splits(annotations, files):
         if name.endswith("jsonl"):
@@ -191,7 +189,7 @@ def _tgif_choice(task: str) -> Callable[[Annotations, ItemsConfig], Iterator[Ite
                 options = record.texts("options", 5)
             else:
                 options = tuple(record.text(f"a{k}") for k in range(1, 6))
-            right = options[record.number_in("answer", 0, 4)]
+            right = options[record.whole_number("answer", 0, 4)]
             yield Item(split, _tgif_id(split, record), record.text("gif_name"), record.text("question"), right, options)
 
     return read
@@ -203,7 +201,7 @@ def read_tgif_frame(annotations: Annotations, config: ItemsConfig) -> Iterator[I
         if "answer_type" in record.values:
             kind = record.text("answer_type")
         else:
-            kind = _TGIF_TYPES[record.number_in("type", 0, len(_TGIF_TYPES) - 1)]
+            kind = _TGIF_TYPES[record.whole_number("type", 0, len(_TGIF_TYPES) - 1)]
         clip, question = record.text("gif_name"), record.text("question")
         yield Item(split, _tgif_id(split, record), clip, question, record.text("answer"), type=kind)
 
@@ -265,7 +263,7 @@ def read_kinetics(annotations: Annotations, config: ItemsConfig) -> Iterator[Ite
     """Read Kinetics-400. Its official test split has no labels: `val` is tested on, a part of train is set aside."""
     for split, name in _splits(annotations, {"train": ("kinetics*train.csv",), "test": ("kinetics*val.csv",)}):
         for row in annotations.table(name, ("label", "youtube_id", "time_start", "time_end")):
-            start, end = row.number_in("time_start", 0), row.number_in("time_end", 0)
+            start, end = row.whole_number("time_start", 0), row.whole_number("time_end", 0)
             clip, label = f"{row.text('youtube_id')}_{start:06d}_{end:06d}", row.text("label")
             is_val = split == "train" and in_val(clip, config.val_share)
             yield Item("val" if is_val else split, clip, clip, "", label, file=f"{label}/{clip}.mp4")
@@ -274,7 +272,7 @@ def read_kinetics(annotations: Annotations, config: ItemsConfig) -> Iterator[Ite
 LAYOUTS: dict[str, Layout] = {
     "msrvtt-retrieval": Layout("retrieval", read_msrvtt_retrieval),
     "msrvtt-qa": Layout("answer", read_msrvtt_qa, ("*ans2label.json",)),
-    "msrvtt-mc": Layout("choice", read_msrvtt_choice, trains_on="msrvtt-retrieval"),
+    "msrvtt-mc": Layout("choice", read_msrvtt_choice),
     "msvd-qa": Layout("answer", read_msvd_qa, ("answer_set.txt", "*ans2label.json")),
     "tgif-action": Layout("choice", _tgif_choice("action")),
     "tgif-transition": Layout("choice", _tgif_choice("transition")),

@@ -1,7 +1,7 @@
 """Write annotations of the embedded corpus in the layouts of downstream data sets, true by the plan of each scene.
 
 Clips keep their ids if the layout allows it. If it does not (`video123`, `ID_000000_000010`), `videos.csv` beside the
-annotations is a manifest of the same files with the layout's ids, for `shard_videos`.
+annotations is a manifest of the same files with the layout's ids, for `shard_videos --columns.path path`.
 """
 
 import csv
@@ -212,7 +212,7 @@ def _captions(clip: PlannedClip, seed: int, count: int) -> list[str]:
 
 def _videos(manifest: Sequence[tuple[str, PlannedClip]]) -> str:
     rows = [(name, clip.path, clip.split, clip.caption) for name, clip in manifest]
-    return _table(("videoid", "path", "split", "caption"), rows)
+    return _table(("videoid", "path", "split", "name"), rows)
 
 
 def _lines(rows: Any) -> str:

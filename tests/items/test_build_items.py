@@ -1,0 +1,137 @@
+"""Items built from annotations and joined with frame shards: coverage, labels, reuse, and videos to shard."""
+
+import csv
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from evilm.config.stages import BuildItems, ShardVideos
+from evilm.errors import ConfigError, ManifestError, ShardError, UsageError
+from evilm.ingest.shard_videos import shard_videos
+from evilm.items.build_items import build_items
+from evilm.items.item_tables import ItemsManifest
+from helpers.small_corpus import in_this_process
+from helpers.video_files import write_video
+
+
+def write_questions(folder: Path, split: str, answers: Sequence[str], first: int = 0) -> None:
+    """One question on each of the clips video0, video1, ..."""
+    rows = [
+        {"answer": answer, "category_id": 1, "id": first + k, "question": "what is shown?", "video_id": first + k}
+        for k, answer in enumerate(answers)
+    ]
+    (folder / f"{split}_qa.json").write_text(json.dumps(rows))
+
+
+@pytest.fixture
+def annotations(tmp_path: Path) -> Path:
+    folder = tmp_path / "annotations"
+    folder.mkdir()
+    write_questions(folder, "train", ["cat", "cat", "dog", "cow"])
+    write_questions(folder, "test", ["cat", "owl"], first=4)
+    return folder
+
+
+@pytest.fixture
+def videos(tmp_path: Path) -> Path:
+    folder = tmp_path / "videos"
+    folder.mkdir()
+    for number in range(5):  # video5 is missing
+        write_video(folder / f"video{number}.mp4", num_frames=8, first_picture=number)
+    return folder
+
+
+def config(folder: Path, out: Path, **values: Any) -> BuildItems:
+    settings = BuildItems(task="msrvtt-qa", annotations=str(folder), out=str(out))
+    return settings.override({"items.num_answers": 2, **values})
+
+
+def shard(manifest: Path, videos: Path, out: Path) -> dict[str, Any]:
+    settings = ShardVideos(manifest=str(manifest), videos=str(videos), out=str(out))
+    return shard_videos(settings.override({"sampling.frame_px": 64}), in_this_process)
+
+
+def test_answers_outside_the_vocabulary_lower_the_ceiling(annotations: Path, tmp_path: Path) -> None:
+    summary = build_items(config(annotations, tmp_path / "items"))
+    items = ItemsManifest.load(str(tmp_path / "items"))
+    assert items.labels == ("cat", "cow"), "the two most frequent training answers, equal ones by name"
+    assert items.read("train")["label"].to_pylist() == [0, 0, -1, 1]
+    assert (items.splits["train"].ceiling, items.splits["test"].ceiling) == (0.75, 0.5)
+    assert items.fingerprint == summary["fingerprint"]
+
+
+def test_listed_videos_are_sharded_and_missing_ones_are_counted(
+    annotations: Path, videos: Path, tmp_path: Path
+) -> None:
+    first = tmp_path / "items"
+    build_items(config(annotations, first))
+    frames = tmp_path / "frames"
+    assert shard(first / "videos.csv", videos, frames)["clips"] == {"test": 1, "train": 4}
+    joined = config(annotations, tmp_path / "joined", frames=str(frames))
+    with pytest.raises(ConfigError, match=r"split test: 1 of 2 videos have no frames in .* \(video5, \.\.\.\)"):
+        build_items(joined)
+    summary = build_items(joined.override({"items.max_missing_share": 0.5}))
+    test = ItemsManifest.load(str(tmp_path / "joined")).splits["test"]
+    assert (test.num_items, test.num_missing_items, test.coverage) == (1, 1, 0.5)
+    assert (tmp_path / "joined" / "missing.txt").read_text() == "test\tvideo5\n"
+    assert summary["inputs"]["frames"]
+
+
+def test_the_same_command_reuses_and_other_annotations_are_refused(annotations: Path, tmp_path: Path) -> None:
+    settings = config(annotations, tmp_path / "items")
+    first = build_items(settings)
+    assert build_items(settings) == first | {"reused": True}
+    write_questions(annotations, "train", ["cat", "cat", "dog", "dog"])
+    with pytest.raises(ConfigError, match="annotations"):
+        build_items(settings)
+    assert build_items(settings.override({"overwrite": True}))["fingerprint"] != first["fingerprint"]
+
+
+def test_replaced_table_is_noticed(annotations: Path, tmp_path: Path) -> None:
+    build_items(config(annotations, tmp_path / "items"))
+    (tmp_path / "items" / "test.parquet").write_bytes((tmp_path / "items" / "train.parquet").read_bytes())
+    items = ItemsManifest.load(str(tmp_path / "items"))
+    with pytest.raises(ShardError, match=r"test\.parquet is damaged or was replaced; build the items again"):
+        items.read("test")
+    with pytest.raises(ShardError, match="has no items of split 'val', only train, test"):
+        items.read("val")
+
+
+def test_item_that_is_listed_twice_is_refused(annotations: Path, tmp_path: Path) -> None:
+    path = annotations / "train_qa.json"
+    path.write_text(json.dumps([*json.loads(path.read_text()), json.loads(path.read_text())[0]]))
+    with pytest.raises(ManifestError, match="split train: 1 items are there more than once, the first is '0'"):
+        build_items(config(annotations, tmp_path / "items"))
+    assert not (tmp_path / "items" / "items.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("values", "error", "message"),
+    [
+        ({"task": "msrvtt"}, UsageError, "--task msrvtt: use msrvtt-retrieval, msrvtt-qa"),
+        ({"annotations": ""}, UsageError, "--annotations is missing; name the folder of the official files"),
+        ({"annotations": "/nowhere"}, ManifestError, "/nowhere has none of the expected files"),
+        ({"frames": "/nowhere"}, ShardError, "no finished frames at /nowhere"),
+    ],
+)
+def test_missing_and_wrong_settings_end_in_a_line(
+    values: dict[str, str], error: type[Exception], message: str, annotations: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(error, match=message):
+        build_items(config(annotations, tmp_path / "items", **values))
+
+
+def test_manifest_of_videos_names_folders_and_odd_names(tmp_path: Path) -> None:
+    folder = tmp_path / "splits"
+    folder.mkdir()
+    (folder / "clap_test_split1.txt").write_text('#1_"Hey";_you,_clap_u_goo_0.avi 1 \nb_clap_1.avi 2 \n')
+    settings = BuildItems(task="hmdb51", annotations=str(folder), out=str(tmp_path / "items"))
+    build_items(settings.override({"items.val_share": 0.0}))
+    rows = list(csv.DictReader((tmp_path / "items" / "videos.csv").open()))
+    assert [(row["page_dir"], row["videoid"], row["split"]) for row in rows] == [
+        ("clap", '#1_"Hey";_you,_clap_u_goo_0', "train"),
+        ("clap", "b_clap_1", "test"),
+    ]
