@@ -1,6 +1,7 @@
 """Ray Train around the loop: scaling, failures, storage, and one MLflow run from start to end."""
 
 import logging
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -43,7 +44,7 @@ def fit(
 
     Args:
         stage: its name, also the MLflow experiment.
-        task: `module:function` that builds the task in each worker.
+        task: name in `TASKS` of what builds the task in each worker.
         output: the folder of the model, claimed.
         made: gets the result of the training once the model is written, and returns more fields of the summary.
 
@@ -99,10 +100,13 @@ def finish_tracking(config: Any, run: TrackedRun | None, summary: dict[str, Any]
     out = run.out if run else storage.absolute(config.out)
     metrics, figure = storage.join(out, METRICS_FILE), storage.join(out, "losses.png")
     with suppress_tracking_errors("send all metrics; the same command sends them, once the server answers"):
-        if storage.exists(metrics):
-            with storage.local_copy(metrics) as path:
-                storage.write_bytes(figure, draw_losses(Path(path)))
-                MlflowUploader(run, Path(path)).ship()
+        with tempfile.TemporaryDirectory(prefix="evilm-") as folder:  # the uploader notes beside it what it has sent
+            path = Path(metrics) if storage.is_local(metrics) else Path(folder) / METRICS_FILE
+            if storage.exists(metrics):
+                if not storage.is_local(metrics):
+                    storage.get_file(metrics, str(path))
+                MlflowUploader(run, path).ship()
+                storage.write_bytes(figure, draw_losses(path))
         close_run(run, config, summary, {"figures": [figure] if storage.exists(figure) else []})
 
 
