@@ -98,8 +98,8 @@ class BrightnessScores:
 
     def add(self, batch: BrightnessBatch, device: torch.device) -> None:
         """Add one batch."""
-        loss = self._objective(batch)["brightness"]
-        self._total, self._count = self._total + float(loss.total), self._count + int(loss.count)
+        loss = self._objective(batch.to(device))["brightness"]
+        self._total, self._count = self._total + float(loss.total), self._count + loss.num_items
 
     def state(self) -> dict[str, Any]:
         """Sum and count of this worker."""
@@ -123,7 +123,8 @@ class BrightnessObjective(Objective):
         """Squared error, summed."""
         first, whole = batch.brightness[:, :1], batch.brightness.mean(1, keepdim=True)
         error = (self.line(first) - whole).square().sum()
-        return {"brightness": LossSum(error, torch.tensor(float(len(first)), device=error.device))}
+        no_accuracy = error.new_full((), -1)
+        return {"brightness": LossSum(error, len(first), no_accuracy)}
 
     def counts(self, batch: BrightnessBatch) -> dict[str, int]:
         """Clips."""
