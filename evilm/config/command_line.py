@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from evilm.config.flags import fail, make_parser, print_help, refuse_unknown, with_hyphens
+from evilm.config.flags import fail, help_text, make_parser, refuse_unknown, show, with_hyphens
 from evilm.config.presets import defaults
 from evilm.config.secrets import public_data
 from evilm.config.stage_settings import StageConfig
@@ -32,8 +32,7 @@ def parse(stage: str, argv: Sequence[str] | None = None) -> Any:
     try:
         config = defaults(stage, given.pop("preset", ""))
         if wants_help or wants_all:
-            print_help(stage, config, wants_all)
-            raise SystemExit(0)
+            show(help_text(stage, config, wants_all))
         if unknown:
             refuse_unknown(unknown, stage, config)
         config = config.override(given)
@@ -41,8 +40,7 @@ def parse(stage: str, argv: Sequence[str] | None = None) -> Any:
     except ConfigError as error:
         fail(str(error))
     if config.dry_run:
-        print(dump(config), end="")
-        raise SystemExit(0)
+        show(dump(config))
     return config
 
 

@@ -1,6 +1,7 @@
 """Flags of the commands and their help, from the settings of `evilm.config.stages`."""
 
 import argparse
+import os
 import sys
 import textwrap
 from collections.abc import Iterator, Sequence
@@ -24,6 +25,15 @@ def fail(message: str) -> NoReturn:
     """End with one line on stderr and exit code 2: the command line cannot be obeyed."""
     print(f"error: {public_text(message)}", file=sys.stderr)
     raise SystemExit(_EXIT_USAGE)
+
+
+def show(text: str) -> NoReturn:
+    """Print a text and end with exit code 0, also where a pipe's reader, such as `head`, has seen enough."""
+    try:
+        print(text, end="", flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python's own flush at the end complains
+    raise SystemExit(0)
 
 
 def with_hyphens(argument: str) -> str:
@@ -132,11 +142,9 @@ def _metavar(kind: Any) -> str:
     return "|".join(map(_metavar, inner))
 
 
-def print_help(stage: str, config: StageConfig, show_all: bool) -> None:
-    """Print the common settings of a command, or all, and how to change others."""
+def help_text(stage: str, config: StageConfig, show_all: bool) -> str:
+    """Describe the common settings of a command, or all, and how to change others."""
     parser = make_parser(stage, config, show_all)
-    print(parser.format_help())
-    print(f"example:\n  python {parser.prog} {config.example}\n")
     more = [] if show_all else ["--help-all shows all settings of this command."]
     if stages := _stages(config):
         more.append(
@@ -144,7 +152,8 @@ def print_help(stage: str, config: StageConfig, show_all: bool) -> None:
             "settings that their --help-all shows; for a single change: --set shard_videos.sampling.frame_px=128."
         )
     more.append("--dry-run prints the values of all settings.")
-    print(textwrap.fill(" ".join(more), width=100))
+    example = f"example:\n  python {parser.prog} {config.example}\n"
+    return f"{parser.format_help()}\n{example}\n{textwrap.fill(' '.join(more), width=100)}\n"
 
 
 def _stages(config: StageConfig) -> list[str]:

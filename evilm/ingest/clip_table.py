@@ -172,7 +172,7 @@ class ClipTable:
         if complaints:
             raise ConfigError(
                 f"the manifest is not the one that {out} was made from, with rows added: {' and '.join(complaints)}; "
-                "--overwrite makes all anew, or choose another --out"
+                "--overwrite makes all shards again, or choose another --out"
             )
         self._database.execute("DELETE FROM clips WHERE clip_id IN (SELECT clip_id FROM planned)")
 
@@ -180,7 +180,8 @@ class ClipTable:
         """Write the ids of all clips, and digests of what they say, to a Parquet file."""
         path = f"{self._folder}/digest.parquet"
         query = "SELECT high, clip_id, content FROM clips ORDER BY high, low"
-        self._database.execute(f"COPY ({query}) TO '{path}' (FORMAT parquet, COMPRESSION zstd)")
+        quoted = path.replace("'", "''")
+        self._database.execute(f"COPY ({query}) TO '{quoted}' (FORMAT parquet, COMPRESSION zstd)")
         storage.put_file(path, uri)
 
     def splits(self, most: int) -> list[str]:

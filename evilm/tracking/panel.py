@@ -158,8 +158,9 @@ def _draw_frames(axes: Axes, batch: PretrainBatch, predicted: Predictions, clip:
     frames, mask = batch.frames[clip].numpy(), batch.mask[clip].numpy()
     right = batch.code_ids[clip].flatten().numpy() == predicted.codes[clip]
     shown, (num_frames, grid, _) = _spread(len(frames), _MOST_FRAMES), mask.shape
-    px, pitch = frames.shape[1] // grid, frames.shape[1] + _GAP
-    seen = frames * ~mask.repeat(px, axis=1).repeat(px, axis=2)[..., None]
+    side = frames.shape[1]
+    px, pitch, cells = side / grid, side + _GAP, np.arange(side) * grid // side  # the grid need not divide the side
+    seen = frames * ~mask[:, cells][:, :, cells, None]
     gaps = [(0, 0), (0, 0), (0, _GAP), (0, _GAP), (0, 0)]
     tiles = np.pad(np.stack([frames[shown], seen[shown]]), gaps, constant_values=255)
     axes.imshow(np.vstack([np.hstack(list(row)) for row in tiles]))

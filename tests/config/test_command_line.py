@@ -5,6 +5,8 @@ import io
 import math
 import re
 import shlex
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -268,3 +270,11 @@ def test_last_value_of_a_flag_wins(tmp_path: Path) -> None:
     config: Any = parse("pretrain", ["--preset", str(preset), "--views", "2", "--views", "3"])
     assert isinstance(config, Pretrain)
     assert config.views == 3
+
+
+@pytest.mark.parametrize("flag", ["--help-all", "--dry-run"])
+def test_reader_of_a_pipe_may_leave_early(flag: str) -> None:
+    command = f"set -o pipefail; {sys.executable} pipelines/pretrain.py {flag} | head -n 1"
+    done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert len(done.stdout.splitlines()) == 1

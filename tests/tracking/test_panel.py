@@ -1,6 +1,7 @@
 """The qualitative panel: what it tells is what the model says, and drawing it changes nothing."""
 
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -63,6 +64,15 @@ def test_panel_shows_what_the_model_predicts(
         pieces = [piece.truth if isinstance(piece, MaskedWord) else piece for piece in caption]
         place, target = (batch.word_targets[clip] >= 0).nonzero()[0, 0], batch.word_targets[clip]
         assert pieces[place - 1] == vocab.pieces[int(target[place])], "in its place, [CLS] not counted"
+
+
+def test_frames_whose_side_the_grid_does_not_divide_are_drawn(
+    model_and_batch: tuple[EViLMModel, VideoTokenizer, Vocab, PretrainBatch],
+) -> None:
+    student, tokenizer, vocab, batch = model_and_batch
+    odd = replace(batch, frames=batch.frames[:, :, :63, :63].contiguous())
+    image = draw_panel(student, CodeWords(tokenizer, vocab), vocab, odd)
+    assert Image.open(io.BytesIO(image)).width > 1000
 
 
 def test_drawing_is_repeatable_and_does_not_change_the_model(
