@@ -74,7 +74,7 @@ def this_node() -> tuple[str, str]:
 
 
 def drain(address: str, node_id: str, seconds: float) -> None:
-    """Tell Ray that a node ends in so many seconds."""
+    """Report to Ray the number of seconds until a node ends."""
     command = [str(Path(sys.executable).with_name("ray")), "drain-node", "--address", address, "--node-id", node_id]
     command += ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "the cloud takes this node away"]
     subprocess.run([*command, "--deadline-remaining-seconds", str(max(1, int(seconds)))], check=True)

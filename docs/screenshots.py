@@ -30,7 +30,7 @@ _LOADED = "img => img.complete && img.naturalWidth > 200"
 
 
 def find_browser() -> str:
-    """Find an installed Chromium or Chrome; '' if there is none."""
+    """Find an installed Chromium or Chrome; '' if neither is installed."""
     found = (shutil.which(name) for name in ("chromium", "chromium-browser", "google-chrome"))
     return next((path for path in found if path), "")
 

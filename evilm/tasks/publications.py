@@ -52,7 +52,7 @@ def load_codes(out: str, place: str, frames: FrameManifest) -> CodesManifest:
 
 
 def _begun_on(out: str, name: str) -> str:
-    """Read the fingerprint of an input of the unfinished training at `out`; '' if there is none."""
+    """Read the fingerprint of an input of the training at `out`; '' if no training is unfinished there."""
     begun = published(out, CONFIG) if out else None
     if not begun or published(out, SUMMARY):
         return ""

@@ -204,7 +204,7 @@ class Fetcher:
             raise
 
     def _find_remote(self, path: str) -> str:
-        """Find the path of a file with any known ending; '' if there is none."""
+        """Find the path of a file with any known ending; '' if no file has one."""
         folder, _, last = path.rpartition("/")
         place, found = f"{self._root}/{folder}".rstrip("/"), []
         assert self._fs is not None

@@ -74,7 +74,7 @@ class BrightnessTokenizer:
         return levels.long().clamp(0, 15).view(len(frames), -1)
 
     def word_logits(self, code_ids: Tensor) -> Tensor:
-        """It has none."""
+        """Never called, as `has_words` is False."""
         raise NotImplementedError
 
     def fingerprint(self) -> str:
