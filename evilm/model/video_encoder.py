@@ -85,9 +85,7 @@ class EdgeNeXt(nn.Module):
 
     def forward(self, pixels: Float[Tensor, "images 3 height width"]) -> Float[Tensor, "images row col channels"]:
         """Encode normalised pixels to one vector per region."""
-        # timm creates position embeddings on the default device. If that is not the GPU, the host waits for a copy in
-        # each step. Compiled code creates them on the GPU anyway, and the compiler does not support this context.
-        with contextlib.nullcontext() if torch.compiler.is_compiling() else pixels.device:
+        with _default_device(pixels):
             features: Tensor = self.backbone.forward_features(pixels)
         return self.backbone.head.norm(features).permute(0, 2, 3, 1)
 
@@ -118,10 +116,20 @@ class TimmEncoder(nn.Module):
 
     def forward(self, pixels: Float[Tensor, "images 3 height width"]) -> Float[Tensor, "images row col channels"]:
         """Encode normalised pixels to one vector per region."""
-        (features,) = self.backbone.forward_intermediates(pixels, indices=1, intermediates_only=True)
+        with _default_device(pixels):
+            (features,) = self.backbone.forward_intermediates(pixels, indices=1, intermediates_only=True)
         if self._pool > 1:
             features = F.avg_pool2d(features, self._pool)
         return self.norm(features.permute(0, 2, 3, 1))
+
+
+def _default_device(pixels: Tensor) -> Any:
+    """Create new tensors where the pixels are, for as long as the block lasts.
+
+    timm creates position embeddings on the default device. If that is not the GPU, the host waits for a copy in each
+    step. Compiled code creates them on the GPU anyway, and the compiler does not support this context.
+    """
+    return contextlib.nullcontext() if torch.compiler.is_compiling() else pixels.device
 
 
 def _create(name: str, weights: str, input_px: int = 0) -> Any:

@@ -10,6 +10,7 @@ import torch
 
 from evilm.eval.scoring import ScoreJob, Scorer
 from evilm.model.evilm_model import EViLMModel
+from evilm.model.video_encoder import build_video_encoder
 from evilm.tracking.panel import predict
 from evilm.train.checkpoint_files import load_checkpoint, save_checkpoint
 from evilm.train.optimizer import autocast
@@ -247,3 +248,15 @@ def test_checkpoint_round_trip_through_the_host(card: PretendCard, tmp_path: Pat
         moments = optimizer.state[one], restored.state[two]
         assert all(torch.equal(moments[0][key].cpu(), moments[1][key].cpu()) for key in moments[0]), name
     small.run(train_step, batches[2:], CUDA, start=2)
+
+
+@pytest.mark.parametrize("name", ["edgenext_xx_small", "fastvit_t8", "vit_pe_core_tiny_patch16_384"])
+def test_video_encoder_runs_on_the_card_without_waits(name: str, card: PretendCard) -> None:
+    encoder, pixels = build_video_encoder(name, "", 64).eval(), torch.rand(2, 3, 64, 64)
+    expected = encoder(pixels)
+    moved, here = copy.deepcopy(encoder).to(CUDA), pixels.to(CUDA)
+    moved(here)  # position embeddings may be kept from the first pass
+    card.clear()
+    found = moved(here)
+    assert card.reads == []
+    torch.testing.assert_close(found.cpu(), expected, rtol=1e-4, atol=1e-5)
