@@ -1,1 +1,1 @@
-"""Videos to frame shards: plan, write, merge, quarantine (Ray Data)."""
+"""Make frame shards of videos: plan, write, merge, quarantine (Ray Data)."""

@@ -13,23 +13,23 @@ from evilm.video.urls import is_url
 logger = logging.getLogger(__name__)
 
 _MOST_CLIPS = 2_000
-"""All sources of small data sets are compared; of larger ones, those of randomly chosen shards."""
+"""Data sets up to this size are compared as a whole; of larger ones, only randomly chosen shards."""
 _THREADS = 16
 _SHOWN = 3
 
 
 def warn_of_changed_sources(frames: FrameManifest, videos: str) -> list[str]:
-    """Compare the sizes of videos with those that they had when they were sharded, and warn where they differ.
+    """Compare the sizes of videos with those recorded when they were sharded, and warn if they differ.
 
-    URLs are not asked for, and members of tars are compared with their headers when they are read. A video that is gone
-    is not reported: shards don't need it any more.
+    URLs are not requested, and members of tars are compared with their headers when they are read. A deleted video
+    is not reported: shards no longer need it.
 
     Args:
         frames: the shards that exist.
-        videos: root of the videos; '' for none.
+        videos: root folder of the videos; '' to compare nothing.
 
     Returns:
-        Paths of the videos that have another size now, sorted.
+        Sorted paths of the videos whose size has changed.
     """
     if not videos or frames.schema_version < SCHEMA_VERSION:
         return []
@@ -39,7 +39,7 @@ def warn_of_changed_sources(frames: FrameManifest, videos: str) -> list[str]:
     def differs(path: str) -> bool:
         try:
             return int(fs.info(f"{root.rstrip('/')}/{path}")["size"]) != sizes[path]
-        except Exception:  # gone, or a store that fails: no reason to stop what does not need this video
+        except Exception:  # deleted, or a store that fails: no reason to stop a job that does not need this video
             return False
 
     with ThreadPoolExecutor(_THREADS) as pool:
@@ -55,7 +55,7 @@ def warn_of_changed_sources(frames: FrameManifest, videos: str) -> list[str]:
 
 
 def _sizes_when_sharded(frames: FrameManifest) -> dict[str, int]:
-    """Bytes of each file by its path below the root."""
+    """Return the size in bytes of each file by its path below the root."""
     sizes: dict[str, int] = {}
     shards: list[Any] = random.sample(frames.shards, len(frames.shards))
     for shard in shards:
@@ -63,7 +63,7 @@ def _sizes_when_sharded(frames: FrameManifest) -> dict[str, int]:
             break
         try:
             table = read_columns(storage.join(frames.uri, shard.file), ["source_uri", "source_bytes"])
-        except ShardError:  # lost or damaged, which others report
+        except ShardError:  # lost or damaged; reported elsewhere
             continue
         for path, num_bytes in zip(*(table[name].to_pylist() for name in table.column_names), strict=True):
             if not is_url(path) and ".tar/" not in path:

@@ -1,8 +1,8 @@
-"""The clips of a manifest, sorted and joined on disk by DuckDB, so that memory does not grow with their number.
+"""Sort and join the clips of a manifest on disk with DuckDB, so that memory does not grow with their number.
 
-Clips are ordered by a hash of (seed, clip id). DuckDB holds what they are sorted and compared by; the clips themselves
-lie in a file, since sorting wide rows would take memory for a hundred thousand of them at a time. Every query has an
-ORDER BY, so results depend on the clips alone, not on threads.
+Clips are ordered by a hash of (seed, clip id). DuckDB holds only the columns to sort and compare by. The clips
+themselves are in a file, since sorting wide rows needs memory for a hundred thousand of them at a time. Every query
+has an ORDER BY, so results depend only on the clips, not on threads.
 """
 
 import hashlib
@@ -29,12 +29,12 @@ from evilm.seeds import hash64
 
 _SCHEMA = pa.schema(
     [
-        ("turn", pa.int64()),  # place in the manifest
+        ("turn", pa.int64()),  # position in the manifest
         ("high", pa.uint64()),  # of `order_key`
         ("low", pa.uint64()),
         ("content", pa.uint64()),  # `content_of`
         ("video", pa.uint64()),
-        ("origin", pa.uint64()),  # of the source video where clips are parts of videos, else as `high`
+        ("origin", pa.uint64()),  # of the source video if the clip is a part of a video, else `high`
         ("clip_id", pa.string()),
         ("split", pa.string()),
         ("start", pa.int64()),  # of the clip in the file
@@ -51,18 +51,18 @@ class PlacedClip(NamedTuple):
 
     row: ClipRow
     content: int
-    """A digest of what it says."""
+    """Digest of its captions, video, span and split."""
     origin: int
-    """A digest of its source video where clips are parts of videos, else of its own."""
+    """Digest of its source video if the clip is a part of a video, else of its id."""
 
 
 def order_key(seed: int, clip_id: str) -> bytes:
-    """Return where a clip comes in the order of its split."""
+    """Return the sort key of a clip in its split."""
     return hashlib.blake2b(f"{seed}:{clip_id}".encode(), digest_size=16).digest()
 
 
 def content_of(row: ClipRow) -> int:
-    """Return a digest of captions, video, span and split; not of where in which manifest a clip stands."""
+    """Return a digest of captions, video, span and split; the position in the manifest does not matter."""
     return hash64(_video_of(row).to_bytes(8, "big") + "\0".join(row.captions).encode())
 
 
@@ -72,7 +72,7 @@ def _video_of(row: ClipRow) -> int:
 
 
 class ClipTable:
-    """Clips, taken in any order and given back sorted. A context manager; nothing is left on disk after it.
+    """Clips, added in any order and read back sorted. A context manager; its temporary files are removed at the end.
 
     Raises:
         StorageError: no space for temporary files.
@@ -102,7 +102,7 @@ class ClipTable:
             raise StorageError(f"cannot sort clips in {tempfile.gettempdir()}: {reason}; free space or set TMPDIR")
 
     def take(self, row: ClipRow) -> None:
-        """Take a clip."""
+        """Add a clip."""
         key = order_key(self._seed, row.clip_id)
         is_part = row.start_s is not None or row.end_s is not None
         origin = order_key(self._seed, unsigned(row.path))[:8] if is_part else key[:8]
@@ -112,14 +112,14 @@ class ClipTable:
         self.num_rows += 1
 
     def take_repeats(self, repeats: str) -> Iterator[tuple[ClipRow, ClipRow]]:
-        """Keep the first row of each id, and take the others out.
+        """Keep the first row of each id and remove the others.
 
         Args:
-            repeats: what rows with the id and the video of another row are (`ColumnsConfig.repeats`). Where they are
-                captions, the first row of the id gets those that it does not have.
+            repeats: meaning of rows with the id and the video of another row (`ColumnsConfig.repeats`). If they are
+                captions, the first row of the id receives those that it does not have.
 
         Returns:
-            The rows taken out that say nothing new, each with the first row of its id; ordered by id.
+            The removed rows that add nothing, each with the first row of its id; ordered by id.
         """
         self._flush("clips")
         num_ids = self._all("SELECT count(*) FROM (SELECT DISTINCT high, low FROM clips)")[0][0]
@@ -147,10 +147,10 @@ class ClipTable:
         self._database.execute(f"UPDATE clips SET {settings} FROM changed WHERE clips.turn = changed.turn")
 
     def drop_planned(self, digests: Sequence[str], out: str) -> None:
-        """Drop the clips that are planned already, as the digests of earlier generations say.
+        """Drop the clips that are in the digests of earlier generations, so planned already.
 
         Raises:
-            ConfigError: clips that were planned before are gone or say something else.
+            ConfigError: clips that were planned before are gone or have changed.
         """
         self._flush("clips")
         copies = [f"{self._folder}/{number}.parquet" for number in range(len(digests))]
@@ -177,7 +177,7 @@ class ClipTable:
         self._database.execute("DELETE FROM clips WHERE clip_id IN (SELECT clip_id FROM planned)")
 
     def publish_digest(self, uri: str) -> None:
-        """Write the ids of all clips, and digests of what they say, to a Parquet file."""
+        """Write the ids of all clips and digests of their contents to a Parquet file."""
         path = f"{self._folder}/digest.parquet"
         query = "SELECT high, clip_id, content FROM clips ORDER BY high, low"
         quoted = path.replace("'", "''")
@@ -185,18 +185,18 @@ class ClipTable:
         storage.put_file(path, uri)
 
     def splits(self, most: int) -> list[str]:
-        """List the splits of the clips, `most` of them at most."""
+        """List the splits of the clips, at most `most` of them."""
         self._flush("clips")
         return [split for (split,) in self._all(f"SELECT DISTINCT split FROM clips ORDER BY split LIMIT {most}")]
 
     def of_split(self, split: str) -> Iterator[PlacedClip]:
-        """Give the clips of a split in the order of their shards: those of one source video after each other."""
+        """Yield the clips of a split in the order of their shards: those of one source video follow each other."""
         query = "SELECT start, length, content, origin FROM clips WHERE split = ? ORDER BY origin, high, low"
         for start, length, content, origin in self._read(query, split):
             yield PlacedClip(self._row(start, length), content, origin)
 
     def _write(self, row: ClipRow) -> tuple[int, int]:
-        """Write a clip to the file; where it is there."""
+        """Append a clip to the file and return its offset and length."""
         data, start = pickle.dumps(row), self._size
         with storage.storage_errors(tempfile.gettempdir()):
             self._file.write(data)
@@ -205,7 +205,7 @@ class ClipTable:
 
     def _row(self, start: int, length: int) -> ClipRow:
         self._file.flush()
-        return pickle.loads(os.pread(self._file.fileno(), length, start))  # which this process has written
+        return pickle.loads(os.pread(self._file.fileno(), length, start))  # written by this process
 
     def _add(self, name: str, values: tuple[Any, ...]) -> None:
         self._waiting[name].append(values)
@@ -226,7 +226,7 @@ class ClipTable:
         return self._database.sql(query).fetchall()
 
     def _read(self, query: str, *parameters: str) -> Iterator[tuple[Any, ...]]:
-        """Read the rows of a query, some thousands at a time; the tables may be changed meanwhile."""
+        """Read the rows of a query, some thousands at a time; the tables may change meanwhile."""
         with self._database.cursor() as cursor:
             for batch in cursor.sql(query, params=parameters).to_arrow_reader(_BATCH_ROWS):
                 yield from zip(*(column.to_pylist() for column in batch.columns), strict=True)

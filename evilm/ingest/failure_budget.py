@@ -1,5 +1,7 @@
-"""Watching a job for clips that fail: a mount that went away must not finish thousands of empty shards, and a data set
-that is broken must not take days to say so."""
+"""Watch a job for clips that fail, and end it early.
+
+A lost mount must not produce thousands of empty shards, and a broken data set must not take days to be noticed.
+"""
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -14,23 +16,23 @@ from evilm.video.reasons import RejectReason
 LOST = frozenset(
     {RejectReason.FETCH_ERROR, RejectReason.FETCH_TIMEOUT, RejectReason.MISSING_FILE, RejectReason.SOURCE_CHANGED}
 )
-"""Reasons that another run may not meet: a mount, server or network was away, a tar was being rewritten."""
+"""Reasons that may be gone in another run: a mount, server or network was down, a tar was being rewritten."""
 ENOUGH_CLIPS = 200
-"""Clips that must have been asked for before a job may end because too many can't be fetched."""
+"""Clips that must have been requested before a job may end because too many can't be fetched."""
 _WINDOW_CLIPS = 5000
-"""Clips over which the share of those that can't be fetched is watched."""
+"""Size of the window of latest clips in which the share that can't be fetched is measured."""
 
 
 def too_many(lost: int, asked: int, share: float) -> bool:
-    """Return whether `lost` of `asked` clips that can't be fetched show a share above `share`.
+    """Return whether `lost` of `asked` clips is significantly more than the allowed `share`.
 
-    Clips come in random order. Four standard deviations leave alone a manifest whose share is just below.
+    Clips come in random order. The margin of four standard deviations spares a manifest just below the limit.
     """
     return asked >= ENOUGH_CLIPS and lost > share * asked + 4 * (share * (1 - share) * asked) ** 0.5
 
 
 def lost_error(lost: int, asked: int, share: float, example: BadRow) -> SourceError:
-    """Says that the job ends because videos can't be fetched."""
+    """Build the error that ends a job whose videos can't be fetched."""
     return SourceError(
         f"{lost} of the last {asked} videos could not be fetched, e.g. {example.path or example.clip_id!r}: "
         f"{example.reason} {example.detail[:200]}".rstrip()
@@ -39,19 +41,19 @@ def lost_error(lost: int, asked: int, share: float, example: BadRow) -> SourceEr
 
 
 def bad_rows(record: dict[str, Any]) -> Iterator[BadRow]:
-    """The rows that a commit record puts aside."""
+    """Yield the quarantined rows of a commit record."""
     return (BadRow(**{**row, "reason": RejectReason(row["reason"])}) for row in record["bad"])
 
 
 class FailureBudget:
-    """Ends a job whose videos can no longer be fetched, or of which too many fail for any reason.
+    """End a job if its videos can no longer be fetched, or if too many fail for any reason.
 
     Args:
-        out: where the commits are.
-        run: number of the run that owns it.
-        unit_of: what the shard of a task is committed as.
-        max_failed_share: of clips that can't be fetched, among the last ones.
-        allowance: share of all the job's clips that may fail, or the whole output can't be good enough.
+        out: folder of the output, with the commits.
+        run: number of the run that owns `out`.
+        unit_of: returns the unit that the shard of a task is committed as.
+        max_failed_share: allowed share of clips that can't be fetched, among the latest ones.
+        allowance: share of all clips of the job that may fail; with more, the whole output would be rejected.
     """
 
     def __init__(
@@ -89,12 +91,12 @@ class FailureBudget:
             raise self._given_up(task)
 
     def keep(self) -> None:
-        """Leave all shards as they are that were made so far: readers may use them."""
+        """Protect the shards made so far from being taken back: readers may use them."""
         self._passed.update(task for task, _, _ in self._recent)
         self._empty.clear()
 
     def take_back(self, tasks: Sequence[str]) -> None:
-        """Halt the job, and take back its last shards that lack clips which could not be fetched."""
+        """Halt the job and revoke its latest shards in which clips are missing that could not be fetched."""
         commits.halt(self._out, self._run)
         units = [self._unit_of(task) for task in tasks if task not in self._passed]
         for unit, record in commits.read_records(self._out, units):
@@ -102,7 +104,7 @@ class FailureBudget:
                 commits.revoke(self._out, unit)
 
     def _given_up(self, task: str) -> ShardError:
-        """Halt the job: shards stay as they may have taken days, but those without a clip are made anew next time."""
+        """Halt the job and build its error. Shards stay, as they may have taken days; empty ones will be made again."""
         commits.halt(self._out, self._run)
         reasons = RejectCounts()
         for row in bad_rows(commits.read_record(self._out, self._unit_of(task)) or {"bad": []}):

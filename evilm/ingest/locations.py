@@ -1,4 +1,4 @@
-"""Find where the videos of planned clips are now: URLs as they were last signed, offsets in rewritten tars.
+"""Find the current locations of planned videos: URLs with the latest signature, offsets in rewritten tars.
 
 Plans hold no secrets and may be older than the files they name, so the driver reads the manifest again for the shards
 that are not finished. The locations are kept in an unnamed temporary file and never published.
@@ -35,7 +35,7 @@ class Location(NamedTuple):
 
 
 def apply_locations(rows: Sequence[ClipRow], found: Sequence[Sequence[Any]]) -> Iterator[ClipRow]:
-    """Replace the locations of planned rows by those found; an empty list keeps the planned one."""
+    """Replace the locations of planned rows by those found; an empty list keeps the planned location."""
     for row, location in zip(rows, found, strict=True):
         yield dataclasses.replace(row, **Location(*location)._asdict()) if location else row
 
@@ -75,7 +75,7 @@ class VideoLocations:
 
 
 def _database() -> sqlite3.Connection:
-    """Return a database whose file is unlinked, so that it ends with this process."""
+    """Return a database whose file is unlinked, so that it is removed when this process ends."""
     descriptor, name = tempfile.mkstemp(prefix="evilm-")
     os.close(descriptor)
     database = sqlite3.connect(name)
@@ -87,7 +87,7 @@ def _database() -> sqlite3.Connection:
 
 
 def _look_up(database: sqlite3.Connection, out: str, tasks: Sequence[str], rows: Iterable[ClipRow | BadRow]) -> None:
-    """Fill the table with the planned clips and their locations in the manifest; of equal ids the first row counts."""
+    """Fill the table with planned clips and their locations in the manifest; the first row of an id counts."""
     for task in tasks:
         planned = enumerate(read_rows(out, task))
         values = ((row.clip_id, task, number, row.path, "[]") for number, row in planned)

@@ -1,4 +1,4 @@
-"""All that is planned and committed under an output, and how it becomes the manifest that readers see."""
+"""Merge the plans and commits of an output into the manifest that readers see."""
 
 import logging
 from collections.abc import Iterator, Sequence
@@ -32,13 +32,13 @@ OF_ROWS = frozenset(
         RejectReason.BAD_CAPTION,
     }
 )
-"""Reasons that lie in the manifest alone: there is no clip to try again."""
+"""Reasons caused only by the manifest: there is no clip to try again."""
 _SHARD_FIELDS = ("file", "split", "num_clips", "num_bytes", "sha256", "row_groups")
 
 
 @dataclass
 class CommitLog:
-    """The generations of an output, and what came of their shards."""
+    """The generations of an output and the commit records of their shards."""
 
     out: str
     seed: int
@@ -46,24 +46,24 @@ class CommitLog:
 
     @property
     def of_manifest(self) -> Generation:
-        """The generation that saw the whole manifest last."""
+        """Return the latest generation that was planned from the whole manifest."""
         return [generation for generation in self.generations if generation.kind == "rows"][-1]
 
     def records(self) -> Iterator[tuple[Generation, PlannedShard, dict[str, Any] | None]]:
-        """Every planned shard with its commit record, in order; few records are held at a time."""
+        """Yield every planned shard with its commit record, in order; few records are held at a time."""
         shards = [(generation, shard) for generation in self.generations for shard in generation.shards]
         records = commits.read_records(self.out, [generation.unit(shard) for generation, shard in shards])
         for (generation, shard), (_, record) in zip(shards, records, strict=True):
             yield generation, shard, record
 
     def missing(self, or_damaged: bool) -> tuple[list[str], int, set[str]]:
-        """Find the shards that are not committed, or whose file is gone.
+        """Find the shards that are not committed or whose file is missing.
 
         Args:
-            or_damaged: name all others too, since their files may be damaged.
+            or_damaged: include all other shards too, since their files may be damaged.
 
         Returns:
-            Their tasks, how many clips of the others are quarantined, and the tasks among them that are committed.
+            Their tasks, the number of quarantined clips in the other shards, and those tasks that are committed.
         """
         todo, num_bad, known, retried = list[str](), 0, set[str](), self.retried()
         there = set(storage.list_names(self.out))
@@ -76,12 +76,12 @@ class CommitLog:
         return todo, num_bad, known
 
     def allowance(self, todo: Sequence[str], num_bad: int, max_failed_share: float) -> float:
-        """The share of the clips in `todo` that may fail; with more of them too many rows are quarantined.
+        """Return the share of the clips in `todo` that may fail before too many rows are quarantined.
 
         Args:
             todo: tasks of shards that are not committed.
-            num_bad: clips of the others that are quarantined.
-            max_failed_share: of all rows of the manifest.
+            num_bad: quarantined clips in the other shards.
+            max_failed_share: allowed share of all rows of the manifest.
         """
         tasks, rows = set(todo), [each for each in self.generations if each.kind == "rows"]
         planned = [shard.num_rows for each in rows for shard in each.shards if each.task(shard) in tasks]
@@ -91,11 +91,11 @@ class CommitLog:
         return (max_failed_share * manifest.num_rows - manifest.reasons.total - num_bad) / max(sum(planned), 1)
 
     def retried(self) -> RetriedClips:
-        """Return which clips were planned again after they had been quarantined."""
+        """Return the clips that were planned again after they had been quarantined."""
         return RetriedClips(self.out, self.generations, self.seed)
 
     def rows_of(self, reasons: frozenset[str]) -> Iterator[ClipRow]:
-        """The planned rows of the clips that are quarantined for some of these reasons."""
+        """Yield the planned rows of the clips that are quarantined for one of these reasons."""
         retried = self.retried()
         for generation, shard, record in self.records():
             bad = [row for row in bad_rows(record or {"bad": []}) if row.reason in reasons]
@@ -112,9 +112,9 @@ class _Sum:
     shards: list[ShardInfo] = field(default_factory=list)
     flags: dict[str, int] = field(default_factory=dict)
     files: dict[Unit, str | None] = field(default_factory=dict)
-    """By shard, the file that counts."""
+    """The valid file of each shard."""
     clips: dict[int, int] = field(default_factory=dict)
-    """By generation."""
+    """Number of clips by generation."""
     num_captions: int = 0
     empty: list[Unit] = field(default_factory=list)
     """Shards without a clip."""
@@ -136,13 +136,13 @@ class _Sum:
 def merge_commits(
     commit_log: CommitLog, config: ShardVideos, output: Output, is_partial: bool = False
 ) -> tuple[FrameManifest, RejectCounts]:
-    """Fold the commits into the manifest and the quarantine table, and clean up.
+    """Merge the commits into the manifest and the quarantine table, and clean up.
 
     Args:
-        commit_log: what is planned and committed.
+        commit_log: the plans and commits of the output.
         config: the settings.
-        output: the folder.
-        is_partial: publish what is there of shards that are still being made, and nothing if that is nothing.
+        output: the output folder.
+        is_partial: publish the finished shards while others are still being made; nothing if none is finished.
 
     Raises:
         ShardError: a shard is missing, or too many rows were quarantined.
@@ -182,16 +182,16 @@ def merge_commits(
 def enforce_failed_share(
     commit_log: CommitLog, config: ShardVideos, reasons: RejectCounts, empty: Sequence[Unit] = ()
 ) -> None:
-    """Fail where more rows than allowed are quarantined, or all.
+    """Fail if more rows than allowed are quarantined, or all of them.
 
     Args:
-        commit_log: the output.
-        config: says how many are allowed.
-        reasons: all quarantined rows.
-        empty: shards without a clip, which are made anew next time; the others stay, as they may have taken days.
+        commit_log: the plans and commits of the output.
+        config: the settings, with `max_failed_share`.
+        reasons: counts of all quarantined rows.
+        empty: shards without a clip, to be made again next time; the others stay, as they may have taken days.
 
     Raises:
-        ShardError: says for which reasons.
+        ShardError: too many rows are quarantined; the message names the reasons.
     """
     num_rows, share = commit_log.of_manifest.num_rows, config.max_failed_share
     if reasons.total <= share * num_rows and reasons.total < num_rows:
@@ -207,7 +207,7 @@ def enforce_failed_share(
 
 
 def _where(reasons: RejectCounts) -> str:
-    """If most files are missing: one that was looked for, and the flags that say where files lie."""
+    """Return an example path and the flags that locate files if most files are missing, else ''."""
     missing = RejectReason.MISSING_FILE.value
     if next(iter(reasons.sorted()), "") != missing or not (detail := reasons.examples[missing][1]).startswith("no "):
         return ""
@@ -215,7 +215,7 @@ def _where(reasons: RejectCounts) -> str:
 
 
 def tell_retryable(reasons: dict[str, int]) -> None:
-    """Say which quarantined clips another run may get."""
+    """Log which quarantined clips may succeed in another run."""
     passing = {reason: count for reason, count in reasons.items() if reason in LOST}
     if passing:
         logger.info("%d quarantined clips may be there next time: --retry %s", sum(passing.values()), ",".join(passing))
@@ -249,7 +249,7 @@ def _manifest_of(commit_log: CommitLog, config: ShardVideos, total: _Sum, reason
 
 
 def missing_val_note(manifest: FrameManifest) -> str:
-    """Return what it means that a data set has no clips to evaluate trainings on; '' where it has."""
+    """Return a note about a data set without clips to evaluate trainings on; '' if it has some."""
     if manifest.num_clips("val"):
         return ""
     return (

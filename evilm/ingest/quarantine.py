@@ -1,4 +1,4 @@
-"""Quarantined rows: streamed to a table, counted by reason, with an example of each."""
+"""Stream quarantined rows to a table, and count them by reason with an example of each."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -15,11 +15,11 @@ from evilm.manifests.rows import BadRow
 
 FOLDER = "quarantine"
 OF_MANIFEST, OF_CLIPS = "manifest", "clips"
-"""Tables of what the manifest showed, and of what the videos showed."""
+"""Tables of rows rejected for the manifest and of rows rejected for their videos."""
 SCHEMA = pa.schema(
     [
-        ("source", pa.string()),  # manifest, where there are several
-        ("record", pa.int64()),  # of the manifest, counted from 1 after the header
+        ("source", pa.string()),  # the manifest, if there are several
+        ("record", pa.int64()),  # number in the manifest, counted from 1 after the header
         ("clip_id", pa.string()),
         ("reason", pa.string()),
         ("detail", pa.string()),
@@ -34,11 +34,11 @@ _DETAIL_CHARS = 500
 
 @dataclass
 class RejectCounts:
-    """Number of quarantined rows by reason, with the first one of each."""
+    """Number of quarantined rows by reason, with the first row of each."""
 
     counts: dict[str, int] = field(default_factory=dict)
     examples: dict[str, list[str]] = field(default_factory=dict)
-    """Clip id (else record) and detail."""
+    """Clip id (or record number) and detail."""
 
     def add(self, row: BadRow) -> None:
         """Count a row."""
@@ -49,27 +49,27 @@ class RejectCounts:
             self.examples[reason] = [name[:100], row.detail[:_DETAIL_CHARS]]
 
     def merge(self, other: "RejectCounts") -> None:
-        """Count what another one counted."""
+        """Add the counts of another object."""
         for reason, count in other.counts.items():
             self.counts[reason] = self.counts.get(reason, 0) + count
             self.examples.setdefault(reason, other.examples[reason])
 
     @property
     def total(self) -> int:
-        """Rows of all reasons."""
+        """Return the number of rows of all reasons."""
         return sum(self.counts.values())
 
     def sorted(self) -> dict[str, int]:
-        """Counts by reason, the most frequent first."""
+        """Return the counts by reason, the most frequent first."""
         return dict(sorted(self.counts.items(), key=lambda item: (-item[1], item[0])))
 
     def top(self, most: int = 3) -> str:
-        """The most frequent reasons in one line, each with an example."""
+        """Return the most frequent reasons in one line, each with an example."""
         counts = list(self.sorted().items())[:most]
         return ", ".join(f"{reason} {count}, e.g. {self.examples[reason][0]!r}" for reason, count in counts)
 
     def table(self, most: int = 10) -> list[str]:
-        """Lines of a table: reason, count, example."""
+        """Return the lines of a table: reason, count, example."""
         lines = []
         for reason, count in list(self.sorted().items())[:most]:
             name, detail = self.examples[reason]
@@ -79,7 +79,7 @@ class RejectCounts:
 
 
 class Quarantine:
-    """A table of quarantined rows, `quarantine/<name>.parquet`; it appears when it is published."""
+    """A table of quarantined rows, `quarantine/<name>.parquet`; the file appears when it is published."""
 
     def __init__(self, out: str, name: str) -> None:
         self._uri = storage.join(out, FOLDER, f"{name}.parquet")
@@ -97,19 +97,19 @@ class Quarantine:
         self._open.__exit__(kind, error, at)
 
     def add(self, row: BadRow) -> None:
-        """Put a row aside."""
+        """Quarantine a row."""
         self.reasons.add(row)
         self._rows.append(_FIELDS(row))
         if len(self._rows) == _GROUP_ROWS:
             self._flush()
 
     def extend(self, rows: Iterable[BadRow]) -> None:
-        """Put rows aside."""
+        """Quarantine rows."""
         for row in rows:
             self.add(row)
 
     def publish(self) -> None:
-        """Show the table, or remove that of an earlier run where there is nothing to show."""
+        """Publish the table, or delete that of an earlier run if this one is empty."""
         self._flush()
         with storage.storage_errors(self._uri):
             self._writer.close()

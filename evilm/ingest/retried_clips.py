@@ -1,4 +1,4 @@
-"""The quarantined clips that a later generation planned again; the result of that one counts."""
+"""Find the quarantined clips that a later generation planned again; the later result counts."""
 
 import io
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from evilm.io import storage
 
 
 class RetriedClips:
-    """The clips that a later generation planned again: eight bytes for each."""
+    """The clips that a later generation planned again; held as eight bytes each."""
 
     def __init__(self, out: str, generations: Sequence[Generation], seed: int) -> None:
         self._seed = seed

@@ -1,9 +1,9 @@
-"""The plan of a sharding run: which clip goes into which shard, at which place.
+"""Plan a sharding run: assign each clip to a shard and a row.
 
-A pure function of the manifest's rows and the seed: within each split, clips are sorted by a hash of (seed, clip_id)
-and cut into shards. A plan grows by generations: the first one, then the rows that a manifest has gained, or
-quarantined clips that are tried again. Shards of earlier generations stay as they are. A generation is planned once
-`_plan/<number>.json` is put, only where none is; its rows lie in a folder of the run that wrote them.
+The plan depends only on the manifest's rows and the seed: within each split, clips are sorted by a hash of (seed,
+clip_id) and cut into shards. A plan grows by generations: the first one, then rows that were added to the manifest, or
+quarantined clips that are tried again. Shards of earlier generations do not change. A generation is planned once
+`_plan/<number>.json` is written, which is never overwritten; its rows are in a folder of the run that wrote them.
 """
 
 import hashlib
@@ -33,7 +33,7 @@ from evilm.video.reasons import RejectReason
 
 FOLDER = "_plan"
 _DIGEST = "digest.parquet"
-"""Beside the rows of a generation: the ids of all its clips, and what they say."""
+"""File next to the rows of a generation: the ids of all its clips and digests of their contents."""
 _MOST_SPLITS = 1000
 _UPLOADS = 8
 _SCHEMA = pa.schema(
@@ -68,27 +68,27 @@ class PlannedShard:
 
     @property
     def number(self) -> int:
-        """Its number among the shards of its split."""
+        """Return its number among the shards of its split."""
         return int(self.name.rpartition("-")[2])
 
 
 @dataclass(frozen=True)
 class Generation:
-    """Shards that were planned together, and the rows of the manifest that are in none."""
+    """Shards that were planned together, and counts of the rows of the manifest that were rejected."""
 
     number: int
     folder: str
-    """Of its rows, below `_plan/`."""
+    """Folder of its rows, below `_plan/`."""
     kind: Kind
     plan_id: str
     """Digest of the settings and of the rows in each shard."""
     manifest: str
-    """Which rows of which manifest were planned; '' for a retry."""
+    """Fingerprint of the manifest and of the rows read; '' for a retry."""
     num_rows: int
     """Rows of the whole manifest, good and bad; 0 for a retry."""
     shards: list[PlannedShard]
     reasons: RejectCounts
-    """Of the rows quarantined."""
+    """Counts of the quarantined rows."""
     has_secrets: bool = False
     """Whether clips are fetched by URLs with signatures or passwords, which the plan does not hold."""
     has_offsets: bool = False
@@ -96,7 +96,7 @@ class Generation:
 
     @property
     def num_planned(self) -> int:
-        """Clips of all its shards."""
+        """Count the clips of all its shards."""
         return sum(shard.num_rows for shard in self.shards)
 
     def task(self, shard: PlannedShard) -> str:
@@ -104,12 +104,12 @@ class Generation:
         return f"{self.folder}/{shard.name}"
 
     def unit(self, shard: PlannedShard) -> Unit:
-        """Return what a shard is committed as."""
+        """Return the unit that a shard is committed as."""
         return Unit(shard.name, self.plan_id)
 
 
 def read_generations(out: str) -> list[Generation]:
-    """Return what was planned under `out`, in order; an attempt to plan that was killed is not there."""
+    """Return the generations planned under `out`, in order; one that was killed while planning is not included."""
     generations: list[Generation] = []
     names = storage.list_names(storage.join(out, FOLDER))
     while f"{len(generations):04d}.json" in names:
@@ -120,7 +120,7 @@ def read_generations(out: str) -> list[Generation]:
 
 
 def read_rows(out: str, task: str) -> list[ClipRow]:
-    """The rows planned for the shard of a task, in order."""
+    """Read the rows planned for the shard of a task, in order."""
     data = storage.read_bytes(storage.join(out, FOLDER, f"{task}.parquet"))
     rows = pq.read_table(io.BytesIO(data)).to_pylist()
     return [
@@ -141,15 +141,15 @@ def plan_rows(
     """Plan the rows of a manifest that are in no earlier generation; memory does not grow with their number.
 
     Args:
-        output: where plan and quarantine go.
-        rows: the whole manifest; of rows with one id, the first one counts.
+        output: the output, for the plan and the quarantine table.
+        rows: the whole manifest; the first row of an id counts.
         manifest: identity of the manifest.
-        earlier: what was planned before.
-        is_missing: whether a row's video is known not to exist; asked of rows whose id is taken.
-        repeats: what rows with the id and the video of another row are (`ColumnsConfig.repeats`).
+        earlier: the generations planned before.
+        is_missing: returns whether a row's video is known not to exist; called for rows whose id is taken.
+        repeats: meaning of rows with the id and the video of another row (`ColumnsConfig.repeats`).
 
     Raises:
-        ConfigError: rows that were planned before are gone or say something else.
+        ConfigError: rows that were planned before are gone or have changed.
         ManifestError: too many splits.
         OwnershipError: another run has taken the output over.
     """
@@ -171,7 +171,7 @@ def plan_rows(
 def plan_retry(
     output: Output, rows: Iterable[ClipRow], earlier: Sequence[Generation], seed: int, shard_clips: int
 ) -> Generation | None:
-    """Plan clips once more that were planned before and quarantined; None where there are none."""
+    """Plan quarantined clips once more; return None if there are none."""
     with ClipTable(seed) as clips:
         for row in rows:
             clips.take(row)
@@ -181,7 +181,7 @@ def plan_retry(
 
 
 def forget_plans(output: Output) -> None:
-    """Make this run plan anew."""
+    """Delete all plans, so that this run plans from the start."""
     output.check()
     storage.delete(storage.join(output.out, FOLDER))
 
@@ -191,12 +191,12 @@ def _place(out: str, number: int) -> str:
 
 
 def digest_uri(out: str, generation: Generation) -> str:
-    """Return where the digest of a generation is: the ids of its clips, and what they say."""
+    """Return the URI of a generation's digest: the ids of its clips and digests of their contents."""
     return storage.join(out, FOLDER, generation.folder, _DIGEST)
 
 
 def _repeated(row: ClipRow, first: ClipRow, is_missing: Callable[[ClipRow], bool]) -> BadRow:
-    """Reject a row whose id is taken. Where it names another video that does not exist, that is the reason to tell."""
+    """Reject a row whose id is taken. If it names another video that does not exist, that is the reason reported."""
     reason = RejectReason.DUPLICATE_ID
     detail = f"record {first.record}" + (f" of {first.source}" if first.source else "") + " has this id"
     if row.path != first.path and is_missing(row):
@@ -248,9 +248,9 @@ def _write(
 
 
 def _cut(clips: ClipTable, earlier: Sequence[Generation], size: int) -> Iterator[tuple[PlannedShard, list[PlacedClip]]]:
-    """Cut each split into shards, numbered on from those of earlier generations.
+    """Cut each split into shards, numbered after those of earlier generations.
 
-    A shard ends where a source video does, so that no other fetches it, or else at twice its size.
+    A shard ends at the end of a source video, so that no other shard fetches it, but at twice its size at the latest.
     """
     splits = clips.splits(_MOST_SPLITS + 1)
     if len(splits) > _MOST_SPLITS:
@@ -270,7 +270,7 @@ def _cut(clips: ClipTable, earlier: Sequence[Generation], size: int) -> Iterator
 
 
 def _write_shard(folder: str, planned: tuple[PlannedShard, list[PlacedClip]]) -> _Written:
-    """Write the rows of a shard. Their URLs lack what signs them: clips are fetched by their URLs in the manifest."""
+    """Write the rows of a shard. URLs are stored without signatures: clips are fetched by the manifest's URLs."""
     shard, clips = planned
     rows = [clip.row for clip in clips]
     public = [replace(row, path=unsigned(row.path), url=unsigned(row.url)) for row in rows]
@@ -286,12 +286,12 @@ def _write_shard(folder: str, planned: tuple[PlannedShard, list[PlacedClip]]) ->
 
 
 def _publish(output: Output, generation: Generation) -> Generation:
-    """Publish a generation: from now on it is planned."""
+    """Publish a generation, which makes it part of the plan."""
     output.check()
     out, data = output.out, json.dumps(asdict(generation), sort_keys=True, ensure_ascii=False)
     if not storage.put_if_absent(_place(out, generation.number), data.encode()):
         raise OwnershipError(f"another run planned {out} at the same time; run the same command again")
     for name in storage.list_names(storage.join(out, FOLDER)):
-        if name < generation.folder and name.startswith(f"{generation.number:04d}-"):  # of a run that was killed
+        if name < generation.folder and name.startswith(f"{generation.number:04d}-"):  # from a run that was killed
             storage.delete(storage.join(out, FOLDER, name))
     return generation

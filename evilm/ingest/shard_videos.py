@@ -1,7 +1,7 @@
-"""From manifests and videos to frame shards, through Ray Data; one task makes one shard.
+"""Make frame shards from manifests and videos with Ray Data; one task makes one shard.
 
-A run plans what no earlier run has planned, makes the shards that are not committed, and folds all commits into the
-manifest. So the same command continues what was killed, and adds what the manifest gained.
+A run plans the rows that no earlier run has planned, makes the shards that are not committed, and merges all commits
+into the manifest. So the same command continues a job that was killed, and adds rows that the manifest has gained.
 """
 
 import logging
@@ -50,7 +50,7 @@ def shard_videos(config: ShardVideos, run: Any = runner.run) -> dict[str, Any]:
 
     Raises:
         UsageError: --manifest or --out is missing, or --retry names no reason.
-        ConfigError: `config.out` was made with other settings, or from other rows than the manifest begins with.
+        ConfigError: `config.out` was made with other settings, or from rows that the manifest no longer has.
         ManifestError: the manifest can't be used.
         ShardError: too many rows were quarantined.
     """
@@ -88,7 +88,7 @@ def shard_videos(config: ShardVideos, run: Any = runner.run) -> dict[str, Any]:
 
 
 def _make(config: ShardVideos, output: Output, videos: str, reasons: frozenset[str], run: Any) -> dict[str, Any]:
-    """Plan what is not planned, make what is missing, and publish the manifest; the summary."""
+    """Plan new rows, make missing shards, publish the manifest, and return the summary."""
     began, out = time.monotonic(), output.out
     commit_log = CommitLog(out, config.sampling.seed, shard_plan.read_generations(out))
     _plan_rows(commit_log, config, output, videos)
@@ -124,10 +124,10 @@ def _make(config: ShardVideos, output: Output, videos: str, reasons: frozenset[s
 
 
 def retry_reasons(names: str) -> frozenset[str]:
-    """The reasons that --retry names; `all` means everything that was found in videos.
+    """Return the reasons that --retry names; `all` means every reason found in videos.
 
     Raises:
-        UsageError: a name that is no such reason.
+        UsageError: a name is not such a reason.
     """
     known = sorted(reason.value for reason in RejectReason if reason not in OF_ROWS)
     wanted = {name.strip() for name in names.split(",") if name.strip()}
@@ -142,13 +142,13 @@ def _plan_rows(commit_log: CommitLog, config: ShardVideos, output: Output, video
     """Plan the rows of the manifest that are not planned yet.
 
     Raises:
-        ConfigError: rows that were planned before are gone or say something else.
+        ConfigError: rows that were planned before are gone or have changed.
         ShardError: too few rows can be used.
     """
     manifest, planned = fingerprint(output.inputs), [each for each in commit_log.generations if each.kind == "rows"]
     if not planned or planned[-1].manifest != manifest:
         if planned and not commits.any_committed(commit_log.out):
-            shard_plan.forget_plans(output)  # nothing was made of them
+            shard_plan.forget_plans(output)  # no shard was made from them
             commit_log.generations = []
         sampling, earlier = config.sampling, commit_log.generations
         rows, seed, size = read_manifests(config), sampling.seed, sampling.shard_clips
@@ -161,9 +161,9 @@ def _plan_rows(commit_log: CommitLog, config: ShardVideos, output: Output, video
 
 
 def _plan_retry(commit_log: CommitLog, config: ShardVideos, output: Output, reasons: frozenset[str]) -> bool:
-    """Plan the clips once more that were quarantined for some of these reasons; whether there are any."""
+    """Plan the clips that were quarantined for one of these reasons once more, and return whether there are any."""
     if commit_log.generations[-1].kind == "retry" and not output.done:
-        return False  # this run has just done what was left of such a plan
+        return False  # this run has just finished such a plan
     output.extend()
     rows, size = commit_log.rows_of(reasons), config.sampling.shard_clips
     found = shard_plan.plan_retry(output, rows, commit_log.generations, commit_log.seed, size)
@@ -220,7 +220,7 @@ def period(text: str) -> tuple[int, float]:
     """Read --publish-every: shards, or else seconds, between two publications; 0 for never.
 
     Raises:
-        UsageError: it is neither.
+        UsageError: the text is none of these.
     """
     match = re.fullmatch(r"(\d+)([mh]?)", text.strip())
     if not match:
@@ -230,7 +230,7 @@ def period(text: str) -> tuple[int, float]:
 
 
 class _Due:
-    """Says after each shard whether it is time to publish."""
+    """Decides after each shard whether to publish."""
 
     def __init__(self, shards: int, seconds: float) -> None:
         self._shards, self._seconds = shards, seconds
@@ -249,7 +249,7 @@ class _Due:
 def _locations(
     commit_log: CommitLog, todo: Sequence[str], config: ShardVideos, output: Output
 ) -> Iterator[runner.PrivateData | None]:
-    """Look up videos that the plan can't locate: those behind signed URLs, and in tars that have changed since."""
+    """Look up videos that the plan can't locate: behind signed URLs, or in tars that have changed since."""
     manifest = fingerprint(output.inputs)
     stale = [
         each for each in commit_log.generations if each.has_secrets or (each.has_offsets and each.manifest != manifest)
@@ -264,7 +264,7 @@ def _locations(
 
 
 def _finder(videos: str, config: ShardVideos) -> Callable[[ClipRow], bool]:
-    """A function that says whether the video of a row is surely not there. It asks no server: the plan waits for it."""
+    """Build a test for rows whose video certainly does not exist. It asks no server, which would slow planning down."""
     fetcher = Fetcher(videos, config.fetch)
     return lambda row: fetcher.is_missing(row.path, row.needs_ending, row.offset, row.url)
 

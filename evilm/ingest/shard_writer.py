@@ -1,4 +1,4 @@
-"""One frame shard: its videos fetched ahead, decoded in order in a child process, written row group by row group."""
+"""Make one frame shard: fetch its videos ahead, decode them in order in a child process, write row group by row group."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -36,22 +36,22 @@ class ShardJob:
     """Number of the run that owns `out`."""
     videos: str
     plan_ids: dict[str, str]
-    """Of each generation, by its folder."""
+    """Plan id of each generation, by its folder."""
     sampling: FramesConfig
     fetch: FetchConfig
     max_failed_share: float
     max_failures: int
     repair: bool = False
-    """Whether the files of committed shards are read, and made again if they are damaged."""
+    """Read the files of committed shards, and make them again if they are damaged."""
 
 
 def make_shards(batch: dict[str, np.ndarray], work: ShardJob) -> dict[str, np.ndarray]:
-    """Make one shard and commit it: the function that Ray Data maps over units."""
+    """Make one shard and commit it; Ray Data maps this function over the units."""
     return runner.outcome(partial(make_shard, work), batch)
 
 
 def unit_of(work: ShardJob, task: str) -> commits.Unit:
-    """Return what the shard of a task is committed as."""
+    """Return the unit that the shard of a task is committed as."""
     generation, _, name = task.partition("/")
     return commits.Unit(name, work.plan_ids[generation])
 
@@ -61,7 +61,7 @@ def make_shard(work: ShardJob, task: str) -> commits.Tally:
 
     Raises:
         SourceError: most of its videos can't be fetched.
-        StorageError: it can't be written.
+        StorageError: the shard can't be written.
     """
     unit = unit_of(work, task)
 
@@ -89,13 +89,13 @@ def make_shard(work: ShardJob, task: str) -> commits.Tally:
 
 
 def tally_of(record: dict[str, Any]) -> commits.Tally:
-    """Return what a commit record says came of its shard."""
+    """Return the counts in the commit record of a shard."""
     lost = sum(row["reason"] in LOST for row in record["bad"])
     return commits.Tally(record["num_clips"], len(record["bad"]), lost, record["bytes_read"])
 
 
 class _ShardWriter:
-    """Turns planned rows into shard rows, one after the other, and counts."""
+    """Turns planned rows into shard rows, one by one, and counts them."""
 
     def __init__(self, work: ShardJob) -> None:
         self._work = work
@@ -104,7 +104,7 @@ class _ShardWriter:
         self.flags: dict[str, int] = {}
 
     def clips(self, rows: Sequence[ClipRow]) -> Iterator[dict[str, Any]]:
-        """Shard rows of the clips that can be decoded, numbered without gaps."""
+        """Yield shard rows of the clips that can be decoded, numbered without gaps."""
         sources = fetch_sources(rows, _fetcher(self._work), self._work.fetch.concurrency)
         with _decoder(self._work.sampling) as decoder, closing(sources):
             for source in sources:
@@ -161,7 +161,7 @@ class _Kept:
 
 
 def _fetcher(work: ShardJob) -> Fetcher:
-    """This process' fetcher in this job; the next job sees the root anew."""
+    """Return this process' fetcher for this job; each job checks the root again."""
     wanted = (work.videos, work.fetch, f"{work.out} {work.run}")
     if _Kept.fetcher is None or _Kept.fetcher[0] != wanted:
         _Kept.fetcher = (wanted, Fetcher(work.videos, work.fetch))
@@ -170,7 +170,7 @@ def _fetcher(work: ShardJob) -> Fetcher:
 
 @contextmanager
 def _decoder(sampling: FramesConfig) -> Iterator[Decoder]:
-    """This process' decoder. Whatever interrupts its work may leave half an answer behind, so its child is replaced."""
+    """Provide this process' decoder. An interruption may leave half an answer behind; the child is then replaced."""
     if _Kept.decoder is not None and _Kept.decoder[0] != sampling:
         _Kept.decoder[1].close()
         _Kept.decoder = None

@@ -1,4 +1,4 @@
-"""The videos of planned clips on this machine: fetched once for all clips of one video, ahead of the decoder."""
+"""Fetch the videos of planned clips to this machine: once for all clips of a video, ahead of the decoder."""
 
 import hashlib
 from collections.abc import Generator, Sequence
@@ -17,12 +17,12 @@ _SOURCE = attrgetter("path", "needs_ending", "offset", "num_bytes", "url")
 
 
 class SourceVideo:
-    """A video on this machine, and its digest; closing it removes a temporary copy.
+    """A video on this machine and its digest; closing it removes a temporary copy.
 
     Args:
-        row: a clip of it.
-        fetcher: fetches it.
-        is_cut: fetch a file of the clip only, which has the clip's id as its name.
+        row: a clip of the video.
+        fetcher: fetches the video.
+        is_cut: fetch a file that holds only the clip, named by the clip's id.
     """
 
     def __init__(self, row: ClipRow, fetcher: Fetcher, is_cut: bool = False) -> None:
@@ -45,7 +45,7 @@ class SourceVideo:
 
 
 class SourceClips:
-    """Clips of one video that follow each other, each with its video or why there is none. A context manager."""
+    """Consecutive clips of one video, each with the video or the error of fetching it."""
 
     def __init__(self, rows: Sequence[ClipRow], videos: Sequence[SourceVideo | DecodeError]) -> None:
         self.pairs = list(zip(rows, videos, strict=True))
@@ -53,7 +53,7 @@ class SourceClips:
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of their videos, each counted once."""
+        """Return the bytes of their videos, each counted once."""
         return sum(video.num_bytes for video in self._videos.values())
 
     def close(self) -> None:
@@ -63,16 +63,16 @@ class SourceClips:
 
 
 def fetch_sources(rows: Sequence[ClipRow], fetcher: Fetcher, ahead: int) -> Generator[SourceClips, None, None]:
-    """Yield clips by their videos, in order; a few videos are fetched and read while the ones before are decoded.
+    """Yield clips grouped by video, in order; the next few videos are fetched while earlier ones are decoded.
 
-    Leaving early waits for no server: one that hangs must not hold up the error that ends the job.
+    Leaving early does not wait for servers: a hanging one must not delay the error that ends the job.
     """
     sources = (list(group) for _, group in groupby(rows, _SOURCE))
     return map_ahead(partial(fetch_source, fetcher), sources, ahead, name="fetch", discard=SourceClips.close)
 
 
 def fetch_source(fetcher: Fetcher, rows: Sequence[ClipRow]) -> SourceClips:
-    """Fetch the video that some rows are parts of, once; where there is none, the file of each of the clips."""
+    """Fetch the video that the rows are parts of, once; if it is missing, fetch a file for each clip."""
     try:
         return SourceClips(rows, [_fetch(rows[0], fetcher)] * len(rows))
     except DecodeError as error:
@@ -95,7 +95,7 @@ def _fetch(row: ClipRow, fetcher: Fetcher, is_cut: bool = False) -> SourceVideo:
         return SourceVideo(row, fetcher, is_cut)
     except (EvilmError, MemoryError):
         raise
-    except OSError as error:  # a file that vanished or can't be read once it was found
+    except OSError as error:  # the file was found, but has vanished or can't be read
         raise DecodeError(RejectReason.FETCH_ERROR, error.strerror or type(error).__name__) from None
-    except Exception as error:  # what no one foresaw of one video among millions must not end the job
+    except Exception as error:  # an unforeseen error of one video among millions must not end the job
         raise DecodeError(RejectReason.FETCH_ERROR, f"unexpected {type(error).__name__}") from error

@@ -139,7 +139,8 @@ def _create(name: str, weights: str, input_px: int = 0) -> Any:
     options: dict[str, Any] = {"pretrained": weights == "timm", "num_classes": 0}
     try:
         try:
-            return timm.create_model(name, **(options | ({"img_size": input_px} if input_px else {})))
+            sized: dict[str, Any] = options | ({"img_size": input_px} if input_px else {})
+            return timm.create_model(name, **sized)
         except TypeError:  # a model without position embeddings has no such option
             return timm.create_model(name, **options)
     except RuntimeError as error:  # raised by timm for an unknown name, or for weights it does not have
