@@ -1,4 +1,4 @@
-"""Make one frame shard: fetch its videos ahead, decode them in order in a child process, write row group by row group."""
+"""Make one frame shard: fetch its videos ahead, decode them in order in a child process, write each row group."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
