@@ -5,6 +5,7 @@ from typing import ClassVar, Literal, get_args
 from pydantic import Field
 
 from evilm.config.base import Common, Config, Incidental, Stage
+from evilm.config.finetune_command import Finetune
 from evilm.config.items import ItemsConfig
 from evilm.config.pretrain_command import Pretrain
 from evilm.config.resources import ScorerConfig, TaskConfig
@@ -161,6 +162,7 @@ STAGES: dict[str, type[StageConfig]] = {
     "train_tokenizer": TrainTokenizer,
     "precompute_codes": PrecomputeCodes,
     "pretrain": Pretrain,
+    "finetune": Finetune,
     "benchmark": Benchmark,
     "all": RunAll,
     "inspect_shards": InspectShards,

@@ -139,6 +139,8 @@ class ScheduleConfig(Config):
     keep_best: Incidental[str] = "loss"
     """Val metric whose best checkpoint is also kept: low is good for names that end in loss, high for others; '' keeps
     only the newest."""
+    patience: Incidental[int] = Field(default=0, ge=0)
+    """End after this many evaluations without a better one than before, by keep_best; 0 never ends early."""
     nonfinite: Incidental[Literal["stop", "skip"]] = "stop"
     """Reaction to a step whose loss or gradient is NaN or infinite: end the run, or skip and count its update."""
     audit: Incidental[bool] = False

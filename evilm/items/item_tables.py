@@ -63,6 +63,13 @@ class ItemsManifest:
         tables = {name: split.sha256 for name, split in self.splits.items()}
         return fingerprint({"task": self.task, "kind": self.kind, "labels": list(self.labels), "tables": tables})
 
+    def num_clips(self, split: str) -> int:
+        """Count what an epoch over a split shows: items, or clips in the training of retrieval."""
+        found = self.splits.get(split)
+        if found is None:
+            return 0
+        return found.num_clips if self.kind == "retrieval" and split == "train" else found.num_items
+
     @classmethod
     def load(cls, uri: str) -> "ItemsManifest":
         """Read a folder that `build_items` wrote.

@@ -30,6 +30,8 @@ class Objective(nn.Module):
 
     weights: dict[str, float]
     """Weight of each loss that `forward` returns."""
+    gathers: bool = False
+    """Whether a loss compares the items of a whole step: then `embed` and `cache` are called before `forward`."""
 
     def forward(self, batch: Any) -> dict[str, LossSum]:
         """Compute the losses of a batch, by name."""
@@ -37,6 +39,18 @@ class Objective(nn.Module):
 
     def counts(self, batch: Any) -> dict[str, int]:
         """Count the items of each loss of a batch, in the order of `forward`, without computing the losses."""
+        raise NotImplementedError
+
+    def lr_scale(self, name: str) -> float:
+        """Return the factor of the learning rate of the parameter `name`."""
+        return 1.0
+
+    def embed(self, batch: Any) -> torch.Tensor:
+        """Compute the features of the items of a batch, one row each; only if `gathers`."""
+        raise NotImplementedError
+
+    def cache(self, features: torch.Tensor) -> None:
+        """Take the features of all items of the step, in order, which carry no gradients; only if `gathers`."""
         raise NotImplementedError
 
     def prepare(self, batches: Callable[[int], Iterable[Any]], seed: int) -> None:

@@ -78,6 +78,11 @@ class Footers:
         self.of = lru_cache(_PARSED)(self._parse)
         """The footer of a file by its URI."""
 
+    @classmethod
+    def join(cls, parts: Sequence["Footers"]) -> "Footers":
+        """Return the footers of all files of several."""
+        return cls({uri: place for part in parts for uri, place in part._footers.items()})
+
     def _parse(self, uri: str) -> pq.FileMetaData:
         batch, number = self._footers[uri]
         return pq.read_metadata(pa.BufferReader(batch(number)["footer"][0].as_buffer()))

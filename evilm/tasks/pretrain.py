@@ -17,6 +17,7 @@ from evilm.dataloader.sampler import batch_sizes
 from evilm.encode.verify_codes import audit_codes, require_agreement, require_resampler
 from evilm.errors import ShardError
 from evilm.io import storage
+from evilm.items.seen_clips import clip_hashes, write_seen
 from evilm.model.tokenizers.collapse import require_usage_of_labels
 from evilm.shards import CodesManifest, FrameManifest, ShardPair, Side, find_codes, open_side, pair, publish_side
 from evilm.tasks.publications import load_codes, load_frames
@@ -84,6 +85,8 @@ def pretrain(config: Pretrain) -> dict[str, Any]:
             started |= training.warm_start()
         summary = training.finish(output)
         output.check()
+        _, hashes = clip_hashes(frames, splits=["train"])
+        write_seen(out, hashes, [config.init] if config.init else [])
         write_card(out, config, summary)
         output.close(summary)
         publish(config, out, summary)

@@ -7,13 +7,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from evilm.config.stages import Pretrain, TrainTokenizer
+from evilm.config.stages import Finetune, Pretrain, TrainTokenizer
 from evilm.dataloader.sampler import batch_sizes
 from evilm.errors import CheckpointError, ConfigError
 from evilm.io import storage
 from evilm.io.outputs import Output
 from evilm.model.checkpoint_folder import STATE
-from evilm.shards import FrameManifest
 from evilm.train.checkpoint_manager import CHECKPOINTS, newest_first, step_of
 from evilm.train.task import TASKS
 
@@ -28,11 +27,24 @@ class ExportedModel(Protocol):
         ...
 
 
+class Splits(Protocol):
+    """Data that is divided into splits: frame shards, or the items of a task."""
+
+    @property
+    def uri(self) -> str:
+        """Return their folder."""
+        ...
+
+    def num_clips(self, split: str) -> int:
+        """Count the clips, or the items, of a split."""
+        ...
+
+
 @dataclass(frozen=True)
 class TrainingRun:
     """One training and its output folder."""
 
-    config: Pretrain | TrainTokenizer
+    config: Pretrain | TrainTokenizer | Finetune
     command: str
     """Name of the command, also the MLflow experiment."""
     task: str
@@ -45,8 +57,11 @@ class TrainingRun:
     describe: Callable[[], dict[str, Any]]
     """Function that returns the summary's entries about the published model."""
 
-    def open(self, frames: FrameManifest) -> Output:
+    def open(self, data: Splits) -> Output:
         """Claim the output folder; reopen a finished one if more steps are requested.
+
+        Args:
+            data: what is trained on.
 
         Returns:
             The folder; `done` is the summary of a training that has made all steps, None if some are missing.
@@ -55,15 +70,15 @@ class TrainingRun:
             ConfigError: the folder holds the result of other settings or inputs, or the model to start from; its
                 checkpoints were deleted; or the best step is requested but nothing will be evaluated.
         """
-        if self.config.export == "best" and not frames.num_clips("val"):
+        if self.config.export == "best" and not data.num_clips("val"):
             raise ConfigError(
-                f"--export best needs evaluations, and {frames.uri} has no clips of the split val; use --export last"
+                f"--export best needs evaluations, and {data.uri} has no clips of the split val; use --export last"
             )
-        if not frames.num_clips("val"):
+        if not data.num_clips("val"):
             logger.warning(
                 "%s has no clips of the split val: nothing is evaluated, and the last step is published; "
-                "shard_videos --val-share 0.05 creates one",
-                frames.uri,
+                "--val-share 0.05 of shard_videos, or --items.val-share, creates one",
+                data.uri,
             )
         if storage.join(self.config.init, "").startswith(storage.join(self.out, "")):
             raise ConfigError(f"--init {self.config.init} is inside --out {self.out}; choose another --out")
@@ -71,8 +86,8 @@ class TrainingRun:
         done = output.done
         if done is None:
             return output
-        reached, wanted = int(done["steps"]), num_steps(self.config, frames.num_clips("train"))
-        if reached >= wanted:
+        reached, wanted = int(done["steps"]), num_steps(self.config, data.num_clips("train"))
+        if reached >= wanted or (done.get("stopped_early") and self.config.schedule.patience):
             if reached > wanted:
                 logger.info("%s ended at step %d, beyond the requested %d; it is reused", self.out, reached, wanted)
             return output
@@ -182,7 +197,7 @@ class TrainingRun:
         output.extend()
 
 
-def num_steps(config: Pretrain | TrainTokenizer, num_clips: int) -> int:
+def num_steps(config: Pretrain | TrainTokenizer | Finetune, num_clips: int) -> int:
     """Count the steps of a training over `num_clips` clips."""
     schedule = config.schedule
     steps = len(batch_sizes(num_clips, schedule.batch_clips, schedule.tail)) * schedule.epochs

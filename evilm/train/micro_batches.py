@@ -28,6 +28,13 @@ def micro_batches_of(rank: int, world: int, num_micro_batches: int) -> range:
     return range(int(mine[0]), int(mine[-1]) + 1) if len(mine) else range(0)
 
 
+def worker_sizes(num_items: int, num_micro_batches: int, world: int) -> list[int]:
+    """Return how many of a step's items each worker computes."""
+    slices = [micro_batch_slice(num_items, number, num_micro_batches) for number in range(num_micro_batches)]
+    mine = (micro_batches_of(rank, world, num_micro_batches) for rank in range(world))
+    return [sum(slices[number].stop - slices[number].start for number in numbers) for numbers in mine]
+
+
 @dataclass(frozen=True)
 class MicroBatchSampler:
     """A worker's micro-batches of every step as the steps of a data loader, one after the other."""

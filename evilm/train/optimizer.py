@@ -1,6 +1,7 @@
 """The optimizer, its learning rate, the moving average of the weights, and the numerical precision of a training."""
 
 import math
+from collections.abc import Callable
 from typing import Any, cast
 
 import torch
@@ -10,14 +11,29 @@ from torch.optim.swa_utils import AveragedModel
 from evilm.config.training import OptimConfig
 from evilm.errors import ConfigError
 
+LR_SCALE = "lr_scale"
+"""Key of a parameter group: the factor of its learning rate."""
 
-def make_optimizer(module: nn.Module, settings: OptimConfig, fused: bool = False) -> torch.optim.AdamW:
-    """AdamW without weight decay on vectors: biases, normalisations, LayerScale. Paper: Sec. 4.1."""
-    parameters = [p for p in module.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": settings.weight_decay},
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
-    ]
+
+def make_optimizer(
+    module: nn.Module, settings: OptimConfig, fused: bool = False, lr_scale: Callable[[str], float] = lambda name: 1.0
+) -> torch.optim.AdamW:
+    """AdamW without weight decay on vectors: biases, normalisations, LayerScale. Paper: Sec. 4.1.
+
+    Args:
+        module: its parameters that need a gradient are trained.
+        settings: learning rate and decay.
+        fused: use the fused kernel.
+        lr_scale: returns the factor of the learning rate of a parameter, by its name.
+    """
+    named = [(lr_scale(name), p) for name, p in module.named_parameters() if p.requires_grad]
+    groups = []
+    for scale in sorted({scale for scale, _ in named}, reverse=True) or [1.0]:
+        parameters = [p for own, p in named if own == scale]
+        groups += [
+            {"params": [p for p in parameters if p.ndim > 1], "weight_decay": settings.weight_decay, LR_SCALE: scale},
+            {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0, LR_SCALE: scale},
+        ]
     return torch.optim.AdamW(groups, lr=settings.lr, betas=(settings.beta1, settings.beta2), fused=fused or None)
 
 

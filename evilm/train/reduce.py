@@ -67,6 +67,22 @@ def step_metrics(stats: torch.Tensor, names: Sequence[str]) -> dict[str, float]:
     return metrics
 
 
+def gather_rows(rows: torch.Tensor, sizes: Sequence[int]) -> torch.Tensor:
+    """Return the rows of all workers, in order of rank.
+
+    Args:
+        rows: this worker's; their gradients are not passed on.
+        sizes: number of rows of each worker, known to all, so that nobody waits for numbers from a device.
+    """
+    if len(sizes) == 1:
+        return rows
+    padded = rows.new_zeros(max(sizes), *rows.shape[1:])
+    padded[: len(rows)] = rows
+    parts = [torch.empty_like(padded) for _ in sizes]
+    dist.all_gather(parts, padded)
+    return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
+
+
 def gather(state: Any, world: int) -> list[Any]:
     """Return the states of all workers, in order of rank."""
     if world == 1:

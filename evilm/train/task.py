@@ -52,6 +52,7 @@ TASKS: Registry[Callable[[dict[str, Any]], Task]] = Registry(
     {
         "pretrain": "evilm.tasks.pretrain:build_task",
         "train_tokenizer": "evilm.tasks.train_tokenizer:build_task",
+        "finetune": "evilm.tasks.finetune:build_task",
     },
 )
 """Builders of tasks from plain settings, by name."""

@@ -35,7 +35,7 @@ class TrainState:
         decay = settings.optim.ema_decay
         self._ema = EMA(self.objective, decay) if decay else None
         fused = settings.cluster.fused or device.type == "cuda"  # whose kernel decides on the device about NaN
-        self._optimizer = make_optimizer(self.objective, settings.optim, fused)
+        self._optimizer = make_optimizer(self.objective, settings.optim, fused, self.objective.lr_scale)
         self.autocast = autocast(settings.cluster.precision, device)
         """Context of forward passes, in training and evaluation."""
 

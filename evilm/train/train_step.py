@@ -18,10 +18,12 @@ from torch import nn
 from evilm.config.training import TrainConfig
 from evilm.errors import NonFiniteError
 from evilm.objectives.objective import Objective
-from evilm.train.optimizer import EMA, learning_rate
+from evilm.train.micro_batches import worker_sizes
+from evilm.train.optimizer import EMA, LR_SCALE, learning_rate
 from evilm.train.reduce import (
     COUNT,
     gather,
+    gather_rows,
     loss_stats,
     step_metrics,
     sum_over_workers,
@@ -110,7 +112,7 @@ class TrainStep:
         self._timer.mark("wait")
         rate = learning_rate(self._settings.optim, step, num_steps)
         for group in self._optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group.get(LR_SCALE, 1.0)
         self._optimizer.zero_grad(set_to_none=True)
         names, by_micro_batch, stats, shared = self._losses(
             step, micro_batches, batches, to_device(flags, self._device)
@@ -142,14 +144,15 @@ class TrainStep:
         The counts that losses are divided by are those of the whole step. Where every worker has one micro-batch they
         come with the losses; else they have to be known before the first backward pass, and are summed first.
         """
-        world, seed = self._world, self._settings.schedule.seed
+        world = self._world
+        if self._objective.gathers:
+            self._objective.cache(self._features(step, micro_batches, batches))
         counts = None if self._settings.num_micro_batches == world else self._counts(batches)
         names: list[str] = []
         by_micro_batch: list[torch.Tensor] = []
         whole, shared = torch.zeros(0), flags
         for micro_batch, batch in zip(micro_batches, batches, strict=True):
-            # Seeded by (seed, step, micro_batch), so that a resumed run repeats dropout, with any number of workers.
-            torch.manual_seed((seed * 1_000_003 + step) * 4099 + micro_batch)
+            self._seed(step, micro_batch)
             with self._alone(last=micro_batch == micro_batches[-1]):
                 with self._autocast:
                     losses = self._model(batch.to(self._device))
@@ -165,6 +168,20 @@ class TrainStep:
         if counts is not None:
             whole, shared = sum_over_workers(torch.stack(by_micro_batch).sum(0), flags, world)
         return names, by_micro_batch, whole, shared
+
+    def _features(self, step: int, micro_batches: Sequence[int], batches: Sequence[Any]) -> torch.Tensor:
+        """Compute the features of all items of the step, those of other workers too, in order and without gradients."""
+        parts = []
+        with torch.no_grad(), self._autocast:
+            for micro_batch, batch in zip(micro_batches, batches, strict=True):
+                self._seed(step, micro_batch)  # the same dropout as in the pass that computes gradients
+                parts.append(self._objective.embed(batch.to(self._device)))
+        sizes = worker_sizes(batches[0].step_items, self._settings.num_micro_batches, self._world)
+        return gather_rows(torch.cat(parts), sizes)
+
+    def _seed(self, step: int, micro_batch: int) -> None:
+        """Seed by (seed, step, micro-batch), so that a resumed run repeats dropout, with any number of workers."""
+        torch.manual_seed((self._settings.schedule.seed * 1_000_003 + step) * 4099 + micro_batch)
 
     def _alone(self, last: bool) -> contextlib.AbstractContextManager[Any]:
         """Gradients are exchanged in the backward pass of a worker's last micro-batch, and only added up before."""

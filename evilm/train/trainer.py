@@ -100,7 +100,8 @@ class Trainer:
         self.schedule_steps = self.steps_per_epoch * schedule.epochs
         self.num_steps = min(self.schedule_steps, schedule.max_steps or self.schedule_steps)
         self.state: dict[str, Any] = {"step": 0, "skipped": 0, "train": {}, "val": {}, "best": {}, "log": {}}
-        self.state |= {"ended": -1}  # the step that was logged, evaluated and kept as the last one
+        # The step that was logged, evaluated and kept as the last one; evaluations since the best one.
+        self.state |= {"ended": -1, "stale": 0}
         self.saved = -1
         self.ends = ExitStack()  # what was opened last is closed first
         self.recorder = MetricsRecorder(spec.out, spec.tracked) if rank == 0 else None
@@ -116,7 +117,8 @@ class Trainer:
         """Make all steps that are left, then export the model."""
         restored = self._restore()
         start = self.logged = int(self.state["step"])
-        self.num_steps = max(self.num_steps, start)  # restored behind a lowered schedule.max_steps: nothing is left
+        # Restored behind a lowered schedule.max_steps or the end by schedule.patience, nothing is left.
+        self.num_steps = start if self._is_stale() else max(self.num_steps, start)
         self._begin(restored)
         self.due = Cadence(self.settings.schedule, self.steps_per_epoch, self.num_steps)
         train_step = self.train_state.make_train_step(not restored, self._some_batches, self.timer)
@@ -139,6 +141,8 @@ class Trainer:
             if self.due.log(done):
                 self._log(progress.flush(done, self.loader, keep=not self.due.log_in_any_run(done)), done)
             is_best = self._evaluate(done)
+            if self._is_stale():
+                self.num_steps = done
             if self.panels and self.panels.due(done, self.num_steps):
                 self.panels.draw(self.train_state.finished, done)
             urgent = self._urgent(stop_run, worker_ends, look, near)
@@ -149,11 +153,14 @@ class Trainer:
                 raise preemption.WorkerPreempted()
             if stop_run and done < self.num_steps:
                 return {"interrupted": done}
+            if done == self.num_steps:
+                break
         self._end_restored()
         if self.rank == 0:
             self.task.export(self.train_state.finished)
         more = {name: self.state[name] for name in ("best", "eval_clips") if self.state.get(name)}
         skipped = {"skipped_steps": self.state["skipped"]} if self.state["skipped"] else {}
+        more |= {"stopped_early": True} if self._is_stale() else {}
         return {"steps": self.num_steps, "train": self.state["train"], "val": self.state["val"]} | more | skipped
 
     def _end_restored(self) -> None:
@@ -204,9 +211,15 @@ class Trainer:
             logger.info("epoch %d/%d val: %s", -(-done // self.steps_per_epoch), self.settings.schedule.epochs, shown)
             self.recorder.log({f"val/{name}": value for name, value in metrics.items()}, done)
         best = note_best(self.state["best"], metrics, self.settings.schedule, done, self.attempt)
+        self.state["stale"] = 0 if best else self.state["stale"] + 1
         if best:
             self.state["best"] = best
         return bool(best)
+
+    def _is_stale(self) -> bool:
+        """Return whether so many evaluations brought nothing better that the training ends."""
+        patience = self.settings.schedule.patience
+        return 0 < patience <= self.state["stale"]
 
     def _log(self, metrics: dict[str, float], done: int) -> None:
         self.state["train"] = {k: v for k, v in metrics.items() if not k.startswith("time/")}

@@ -1,0 +1,174 @@
+"""E-ViLM with the head of a downstream task. Its folder is that of a model, with `task.json` and the head's weights."""
+
+from dataclasses import dataclass
+from typing import Any, Protocol, get_args
+
+import torch
+from jaxtyping import Bool, Float, Int, UInt8
+from torch import Tensor, nn
+
+from evilm.config.base import validate
+from evilm.config.finetune_command import HeadConfig
+from evilm.config.models import EViLMConfig
+from evilm.errors import CheckpointError, ConfigError
+from evilm.io import storage
+from evilm.items.item import Kind
+from evilm.model import checkpoint_folder, pretrained
+from evilm.model.evilm_model import DecoderOutput, EViLMModel
+from evilm.model.inference import VOCAB
+from evilm.model.task_heads import MaskedAnswer, MatchScore, RetrievalHead, answer_pieces, build_head
+from evilm.text.vocab import Vocab
+
+TASK_FILE, HEAD_WEIGHTS = "task.json", "head.safetensors"
+_PREFIX = "head."
+
+
+@dataclass(frozen=True)
+class TaskSpec:
+    """What a head is for."""
+
+    task: str
+    kind: Kind
+    labels: tuple[str, ...]
+    """Answers or classes, in order; empty for choices and retrieval."""
+    head: HeadConfig
+
+    def as_json(self) -> dict[str, Any]:
+        """Return what `read_task` reads."""
+        content = {"task": self.task, "kind": self.kind, "labels": list(self.labels)}
+        return content | {"head": self.head.model_dump(mode="json")}
+
+
+def read_task(uri: str) -> TaskSpec | None:
+    """Read what a model was fine-tuned for; None for one that was only pre-trained.
+
+    Raises:
+        CheckpointError: the file is damaged.
+    """
+    place = storage.join(uri, TASK_FILE)
+    if not storage.exists(place):
+        return None
+    content: Any = storage.read_json(place)
+    try:
+        kind: Kind = content["kind"]
+        if kind not in get_args(Kind):
+            raise ValueError(f"kind = {kind!r}")
+        head = validate(HeadConfig, content["head"], where=place)
+        return TaskSpec(content["task"], kind, tuple(content["labels"]), head)
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{place} is damaged ({error}); take another copy of the model") from None
+
+
+class ItemInputs(Protocol):
+    """Items with the frames of their clips and their texts, as the data loader's `ItemBatch` has them."""
+
+    frames: UInt8[Tensor, "clip frame row col 3"]
+    clip_of: Int[Tensor, " text"]
+    input_ids: Int[Tensor, "text word"]
+    padding_mask: Bool[Tensor, "text word"]
+    masked_at: Int[Tensor, " item"]
+
+    @property
+    def num_items(self) -> int:
+        """Return the number of items."""
+        ...
+
+
+class TaskModel:
+    """A model and a head: from a batch of items to scores of answers, classes or options, or to features."""
+
+    def __init__(self, student: EViLMModel, spec: TaskSpec, vocab: Vocab) -> None:
+        """Join a model with a fresh head.
+
+        Raises:
+            ConfigError: the head does not fit the kind of the task, or no answer is one word piece.
+        """
+        wanted = {"masked": "answer", "match": "choice"}.get(spec.head.form, spec.kind)
+        if spec.kind not in (wanted, "retrieval"):
+            raise ConfigError(
+                f"head.form = {spec.head.form!r} is for tasks of kind {wanted}, {spec.task} is {spec.kind}"
+            )
+        self.student, self.spec, self.vocab = student, spec, vocab
+        pieces = answer_pieces(vocab.cut(list(spec.labels)) if spec.kind == "answer" else [])
+        self.head: nn.Module = build_head(spec.kind, spec.head, student.config.dim, len(spec.labels), pieces)
+        if isinstance(self.head, MaskedAnswer) and bool((pieces < 0).all()):
+            raise ConfigError("head.form = 'masked': no answer of the vocabulary is one word piece; use mlp")
+
+    def scores(self, batch: ItemInputs) -> Float[Tensor, "item score"]:
+        """Score the answers, classes or options of each item."""
+        head, states = self.head, self.decode(batch)
+        if isinstance(head, MaskedAnswer):
+            return head(self.student, states.words[torch.arange(len(batch.masked_at)), batch.masked_at])
+        scores = head(self.student, states.cls)
+        return scores.view(batch.num_items, -1) if self.spec.kind == "choice" else scores
+
+    def decode(self, batch: ItemInputs) -> DecoderOutput:
+        """Decode each text with its clip, which is encoded once for all its texts."""
+        video = self.student.encode_video(batch.frames).index_select(0, batch.clip_of)
+        return self.decode_with(video, batch)
+
+    def decode_with(self, video: Float[Tensor, "text region dim"], batch: ItemInputs) -> DecoderOutput:
+        """Decode each text with an encoded video."""
+        if self.spec.kind == "label":
+            return self.student.decode(video, None)
+        text = self.student.encode_text(batch.input_ids, batch.padding_mask)
+        return self.student.decode(video, text, batch.padding_mask)
+
+    def embed(self, batch: ItemInputs) -> Float[Tensor, "item two embed"]:
+        """Embed the video (item, 0) and the caption (item, 1) of each item of a retrieval task."""
+        assert isinstance(self.head, RetrievalHead)
+        items = batch.num_items
+        videos = self.head.embed_video(self.student.decode(self.student.encode_video(batch.frames), None).cls)
+        padding = batch.padding_mask[:items]
+        text = self.student.encode_text(batch.input_ids[:items], padding)
+        texts = self.head.embed_text(self.student.decode(None, text, padding).cls)
+        return torch.stack([videos.index_select(0, batch.clip_of[:items]), texts], dim=1)
+
+    def unused(self) -> list[nn.Module]:
+        """List the parts of the model that this task's training gives no gradient."""
+        student, kind, form = self.student, self.spec.kind, self.spec.head.form
+        matches = form == "match" or (kind == "retrieval" and self.spec.head.match_weight > 0)
+        pools = matches or (kind != "retrieval" and form == "mlp")
+        parts: list[nn.Module] = [student.mvm_head]
+        parts += [] if form == "masked" else [student.mlm_head]
+        parts += [] if matches else [student.match_head.match]
+        parts += [] if pools else [student.match_head.pooler]
+        parts += [student.text_encoder, student.text_projection] if kind == "label" else []
+        return parts
+
+    def save_pretrained(self, uri: str) -> None:
+        """Write weights and settings of model and head."""
+        if not isinstance(self.head, MatchScore):
+            state = pretrained.weight_bytes(self.head.state_dict())
+            storage.write_bytes(storage.join(uri, HEAD_WEIGHTS), state)
+        storage.write_json(storage.join(uri, TASK_FILE), self.spec.as_json())
+        with torch.no_grad():
+            self.student.save_pretrained(uri)
+
+    @classmethod
+    def from_pretrained(cls, uri: str) -> "TaskModel":
+        """Load a fine-tuned model or one of its checkpoints, in eval mode.
+
+        Raises:
+            CheckpointError: there is none, or it is damaged.
+        """
+        spec, vocab = read_task(uri), Vocab.load(storage.join(uri, VOCAB))
+        if spec is None:
+            raise CheckpointError(f"{uri} was not fine-tuned: there is no {TASK_FILE}; use pipelines/finetune.py")
+        model = cls(EViLMModel.from_pretrained(uri), spec, vocab)
+        if model.head.state_dict():
+            kept = checkpoint_folder.read_model(uri, _PREFIX)
+            state = pretrained.read_weights(uri, HEAD_WEIGHTS) if kept is None else kept
+            pretrained.load_into(model.head, state, uri)
+        model.head.eval()
+        return model
+
+
+def arch_for(arch: EViLMConfig, max_text_len: int, num_frames: int) -> EViLMConfig:
+    """Return an architecture for texts and clips of these lengths; 0 keeps what it has.
+
+    Raises:
+        ConfigError: more words than the model has positions for.
+    """
+    changes = {"max_text_len": max_text_len or arch.max_text_len, "num_frames": num_frames or arch.num_frames}
+    return validate(EViLMConfig, arch.model_dump() | changes)

@@ -1,0 +1,240 @@
+"""Fine-tune a pre-trained model on the items of a downstream task, with Ray Train. Paper: Sec. 4.2-4.3."""
+
+import logging
+from typing import Any
+
+from evilm.config.base import validate
+from evilm.config.data import FramesConfig
+from evilm.config.models import EViLMConfig
+from evilm.config.stages import BuildItems, Finetune
+from evilm.dataloader.clip_reader import ClipAugmentation
+from evilm.dataloader.item_collate import ItemCollate
+from evilm.dataloader.item_loader import ClipFolder, ItemLoader, ItemTable
+from evilm.dataloader.loader import DataLoader
+from evilm.dataloader.sampler import EvalSampler, TrainSampler, batch_sizes
+from evilm.errors import ConfigError, UsageError
+from evilm.io import storage
+from evilm.items.build_items import build_items
+from evilm.items.item_tables import ItemsManifest
+from evilm.items.seen_clips import clip_hashes, write_seen
+from evilm.items.task_layouts import LAYOUTS
+from evilm.shards import FrameManifest, check_num_frames, publish_side
+from evilm.tasks.training_run import TrainingRun
+from evilm.text.vocab import Vocab
+from evilm.tracking.mlflow_run import TrackedRun
+from evilm.tracking.track_run import track
+
+logger = logging.getLogger(__name__)
+
+_USUAL_WORDS = 20  # word pieces in a question or caption
+_NUM_OPTIONS = 5
+_CORPUS_FOLDER = {"tgif-action": "tgif-qa", "tgif-transition": "tgif-qa", "tgif-frame": "tgif-qa"}
+"""Folder of a task in the annotations of the embedded corpus, where it isn't called as the task."""
+
+
+def finetune(config: Finetune) -> dict[str, Any]:
+    """Fine-tune a model, building missing items first, or reuse a finished one at `out`.
+
+    Returns:
+        The summary: fingerprints, items, steps, losses and scores of train and val, seconds.
+
+    Raises:
+        UsageError: the task is missing or unknown, or has no training split.
+        ConfigError: the settings do not fit the inputs.
+        CheckpointError: there is no model to start from.
+    """
+    from evilm.model import pretrained
+    from evilm.model.evilm_model import KIND
+    from evilm.model.identity import model_fingerprint
+    from evilm.model.inference import VOCAB
+    from evilm.model.task_model import TaskModel, arch_for
+    from evilm.train.launch import catch_up
+
+    if config.task not in LAYOUTS:
+        raise UsageError(f"--task {config.task or '(missing)'}: use {', '.join(LAYOUTS)}")
+    config = config.resolved().with_precision()
+    root = storage.absolute(config.root)
+    model = storage.absolute(config.model or storage.join(root, "model"))
+    frames = FrameManifest.load(config.frames or storage.join(root, "frames"))
+    items = find_items(config, frames)
+    if not items.num_clips("train"):
+        raise UsageError(
+            f"--task {config.task} has no training split; score a model of msrvtt-retrieval on it, fine-tuned with "
+            "--items.protocol 7k, whose videos are not among its test videos"
+        )
+    arch = arch_for(
+        validate(EViLMConfig, pretrained.read_config(model, KIND)["config"], where=model),
+        config.max_text_len,
+        config.num_frames,
+    )
+    check_num_frames(frames, arch.num_frames)
+    out = storage.absolute(config.out or storage.join(root, "tasks", config.task))
+    places = {"frames": frames.uri, "task_items": items.uri, "model": model, "out": out}
+    config = config.model_copy(update=places)
+    inputs = {"model": model_fingerprint(model), "frames": frames.fingerprint, "items": items.fingerprint}
+    inputs["vocab"] = Vocab.load(storage.join(model, VOCAB)).fingerprint
+
+    def describe() -> dict[str, Any]:
+        splits = {split: items.num_clips(split) for split in items.splits}
+        return {
+            "out": out,
+            "inputs": inputs,
+            "task": config.task,
+            "items": splits,
+            "fingerprint": model_fingerprint(out),
+        }
+
+    training = TrainingRun(config, "finetune", "finetune", out, inputs, TaskModel.from_pretrained, describe)
+    with training.open(items) as output:
+        done = output.done
+        if done and training.is_published(done):
+            catch_up(config, "finetune", out, done)
+            return done | {"reused": True}
+        if not done:
+            _, report = FinetuneTask(config).start()
+            if report:
+                logger.info("%s", report)
+            schedule = config.schedule
+            batch_sizes(items.num_clips("train"), schedule.batch_clips, schedule.tail, config.num_micro_batches)
+            publish_side(frames, replace=False)
+        summary = training.finish(output)
+        output.check()
+        _, hashes = clip_hashes(frames, clip_ids=set(items.read("train")["clip_id"].to_pylist()))
+        write_seen(out, hashes, [] if config.from_scratch else [model])
+        output.close(summary)
+    return summary
+
+
+def find_items(config: Finetune, frames: FrameManifest) -> ItemsManifest:
+    """Return the items of the task: those named, or built from annotations, by default from the embedded corpus's.
+
+    Raises:
+        ConfigError: the items are of another task, or there are no annotations.
+    """
+    root = storage.absolute(config.root)
+    place = config.task_items
+    if not place:
+        folder = storage.join(root, "corpus", "annotations", _CORPUS_FOLDER.get(config.task, config.task))
+        annotations = config.annotations or folder
+        if not storage.list_names(annotations):
+            raise ConfigError(
+                f"{annotations} has no annotations of {config.task}; name their folder with --annotations, or finished "
+                "items with --task-items"
+            )
+        place = storage.join(root, "items", config.task)
+        settings = {"task": config.task, "annotations": annotations, "frames": frames.uri, "out": place}
+        tracking = config.tracking.model_copy(update={"run_name": "", "parent": ""})
+        shared = {"items": config.items, "take_over": config.take_over, "tracking": tracking}
+        track("build_items", build_items, BuildItems.model_validate(settings | shared))
+    items = ItemsManifest.load(place)
+    if items.task != config.task:
+        raise ConfigError(f"{place} holds items of {items.task}, not of {config.task}; name other --task-items")
+    return items
+
+
+def build_task(settings: dict[str, Any]) -> "FinetuneTask":
+    """Build the task from the settings sent by `fit`."""
+    return FinetuneTask(Finetune.model_validate(settings))
+
+
+class FinetuneTask:
+    """Objective, loaders and export of a downstream task."""
+
+    def __init__(self, settings: Finetune) -> None:
+        from evilm.model import pretrained
+        from evilm.model.evilm_model import KIND
+        from evilm.model.inference import VOCAB
+        from evilm.model.task_model import TaskSpec, arch_for
+
+        self.settings = settings
+        self._vocab = Vocab.load(storage.join(settings.model, VOCAB))
+        self._frames = FrameManifest.load(settings.frames)
+        self._items = ItemsManifest.load(settings.task_items)
+        self._clips = ClipFolder(self._frames)
+        arch = validate(EViLMConfig, pretrained.read_config(settings.model, KIND)["config"], where=settings.model)
+        self.arch = arch_for(arch, settings.max_text_len, settings.num_frames)
+        items = self._items
+        self.spec = TaskSpec(items.task, items.kind, items.labels, settings.head)
+
+    def objective(self) -> Any:
+        """Build the model with a fresh head and its loss."""
+        from evilm.model.task_model import TaskModel
+        from evilm.objectives.item_objective import ItemObjective, RetrievalObjective
+
+        student, _ = self.start()
+        model = TaskModel(student, self.spec, self._vocab)
+        return RetrievalObjective(model) if self.spec.kind == "retrieval" else ItemObjective(model)
+
+    def start(self) -> tuple[Any, Any]:
+        """Build the model; return it with a report of the weights it took from the pre-trained one."""
+        from evilm.model.evilm_model import EViLMModel
+        from evilm.model.identity import read_objectives
+        from evilm.model.warm_start import start_model
+
+        if self.settings.from_scratch:
+            return EViLMModel(self.arch), None
+        place = self.settings.model
+        return start_model(self.arch, place, self._vocab, read_objectives(place)[1])
+
+    def train_loader(self, rank: int, world: int) -> DataLoader:
+        """Load the items of the train split."""
+        schedule, is_retrieval = self.settings.schedule, self.spec.kind == "retrieval"
+        wrong = self.spec.head.wrong_captions if is_retrieval and self.spec.head.match_weight else 0
+        items = ItemTable(self._items, "train", self._clips, draw=is_retrieval, wrong=wrong)
+        order = TrainSampler(
+            items.groups, schedule.batch_clips, schedule.seed, schedule.shuffle_groups, schedule.tail, rank, world
+        )
+        return self._loader(items, order)
+
+    def eval_loader(self, rank: int, world: int) -> DataLoader | None:
+        """Load the items of the val split, each once."""
+        schedule = self.settings.schedule
+        if not self._items.num_clips("val") or not schedule.eval_clips:
+            return None
+        items = ItemTable(self._items, "val", self._clips)
+        most = max(1, self.settings.micro_batch_clips)
+        return self._loader(items, EvalSampler(items.groups, most, schedule.eval_clips, 1, rank, world))
+
+    def _loader(self, items: ItemTable, order: TrainSampler | EvalSampler) -> DataLoader:
+        augmentation = ClipAugmentation(self.settings.schedule.seed, self.arch.num_frames)
+        threads = self.settings.cluster.num_loader_threads
+        return ItemLoader(items, self._clips, order, self.collate(), augmentation, threads)
+
+    def collate(self) -> ItemCollate:
+        """Return what makes batches of items."""
+        from evilm.model.task_heads import answer_pieces
+
+        pieces = None
+        if self.spec.kind == "answer" and self.spec.head.form == "masked":
+            pieces = answer_pieces(self._vocab.cut(list(self.spec.labels))).numpy()
+        return ItemCollate(self._vocab, self.arch.max_text_len, self.spec.kind, pieces)
+
+    def panels(self, tracked: TrackedRun | None) -> None:
+        """Return None: this task has no panels."""
+
+    def forward_macs(self, objective: Any) -> float:
+        """Count the model's forward MACs per item, with texts of usual length."""
+        from evilm.model.cost import macs
+
+        parts = macs(objective.student, min(_USUAL_WORDS, self.arch.max_text_len))
+        texts = {"label": 0, "choice": _NUM_OPTIONS}.get(self.spec.kind, 1)
+        by_text = parts["text encoder + projection"] + parts["decoder"]
+        return parts["video encoder"] + parts["visual projection"] + max(1, texts) * by_text
+
+    def describe(self, folder: str, objective: Any) -> None:
+        """Write settings, labels, vocabulary and preprocessing."""
+        from evilm.model import pretrained
+        from evilm.model.evilm_model import KIND
+        from evilm.model.inference import save_rules
+        from evilm.model.preprocess import Preprocessor
+        from evilm.model.task_model import TASK_FILE
+
+        sampling = validate(FramesConfig, self._frames.sampling, where=self._frames.uri)
+        save_rules(folder, self._vocab, Preprocessor(sampling, self.arch.num_frames), self.arch)
+        storage.write_json(storage.join(folder, TASK_FILE), self.spec.as_json())
+        pretrained.save_config(folder, KIND, objective.student.config)
+
+    def export(self, objective: Any) -> None:
+        """Write the model with its head, labels, vocabulary and preprocessing."""
+        self.describe(self.settings.out, objective)
+        objective.model.save_pretrained(self.settings.out)

@@ -1,0 +1,152 @@
+"""Losses of downstream tasks: contrastive gradients do not depend on workers; labels, choices and heads."""
+
+import numpy as np
+import pytest
+import torch
+import torchmetrics.retrieval
+
+from evilm.config.finetune_command import HeadConfig
+from evilm.dataloader.item_collate import ItemCollate
+from evilm.dataloader.item_loader import ItemRows
+from evilm.errors import ConfigError
+from evilm.model.task_model import TaskModel, TaskSpec
+from evilm.objectives.item_objective import ItemObjective, contrast, recalls
+from helpers.contrast_ranks import VOCAB, gradients, make_batch, make_objective, whole
+from helpers.small_models import build_student, frames
+
+
+@pytest.mark.parametrize("match_weight", [0.0, 1.0])
+@pytest.mark.parametrize(("world", "micro_batches"), [(1, 1), (1, 4), (2, 2), (2, 4), (4, 4)])
+def test_contrastive_gradients_are_those_of_the_whole_step(tmp_path, world, micro_batches, match_weight):
+    loss, expected = whole(match_weight=match_weight)
+    metrics, found = gradients(world, micro_batches, tmp_path, match_weight=match_weight)
+    assert metrics["loss"] == pytest.approx(loss, rel=1e-5)
+    assert found.keys() == expected.keys()
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_dropout_is_the_same_in_both_passes(tmp_path):
+    _, one = gradients(1, 4, tmp_path, dropout=0.2)
+    _, two = gradients(2, 4, tmp_path, dropout=0.2)
+    for name, gradient in one.items():
+        torch.testing.assert_close(two[name], gradient, rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_contrast_is_the_mean_of_both_directions():
+    features = torch.nn.functional.normalize(torch.randn(4, 2, 8, generator=torch.Generator().manual_seed(0)), dim=-1)
+    losses, hits = contrast(features, 0.1)
+    logits = (features[:, 1] @ features[:, 0].T / 0.1).numpy()
+    rows = -np.diag(logits) + np.log(np.exp(logits).sum(1))
+    columns = -np.diag(logits) + np.log(np.exp(logits).sum(0))
+    np.testing.assert_allclose(losses.numpy(), (rows + columns) / 2, rtol=1e-5, atol=1e-6)
+    assert hits.tolist() == (logits.argmax(1) == np.arange(4)).tolist()
+
+
+def test_recalls_are_those_of_torchmetrics():
+    rng = np.random.default_rng(0)
+    clip_ids = np.array([f"v{n // 3}" for n in range(60)])
+    videos = np.repeat(rng.normal(size=(20, 6)), 3, axis=0)
+    texts = videos + rng.normal(size=(60, 6)) * 1.5
+    found = recalls(videos, texts, clip_ids)
+    scores = texts @ videos[::3].T
+    own = np.arange(60)[:, None] // 3 == np.arange(20)[None]
+    queries = np.repeat(np.arange(60), 20)
+    for k in (1, 5, 10):
+        metric = torchmetrics.retrieval.RetrievalHitRate(top_k=k)
+        arguments = [torch.from_numpy(part) for part in (scores.ravel(), own.ravel(), queries)]
+        assert found[f"t2v_r{k}"] == pytest.approx(float(metric(arguments[0], arguments[1], indexes=arguments[2])))
+        back = [torch.from_numpy(np.ascontiguousarray(part.T).ravel()) for part in (scores, own)]
+        hits = metric(back[0], back[1], indexes=torch.from_numpy(np.repeat(np.arange(20), 60)))
+        assert found[f"v2t_r{k}"] == pytest.approx(float(hits))
+
+
+def rows(**changes) -> ItemRows:
+    """Three items about two clips."""
+    values = {
+        "epoch": 0, "item_ids": ["a", "b", "c"], "clip_ids": ["x", "x", "y"], "texts": ["w1", "w2 w3", "w4"],
+        "options": [[], [], []], "labels": np.array([0, -1, 1]), "frames": frames(2).numpy(),
+        "clip_of": np.array([0, 0, 1]), "first_item": 0, "step_items": 3,
+    }  # fmt: skip
+    return ItemRows(**(values | changes))
+
+
+def objective(kind: str, labels: tuple[str, ...] = (), **head) -> ItemObjective:
+    """A small model with a head for this kind."""
+    torch.manual_seed(0)
+    settings = HeadConfig(**({"dropout": 0.0, "hidden": 8} | head))
+    return ItemObjective(TaskModel(build_student(), TaskSpec("t", kind, labels, settings), VOCAB))
+
+
+def test_answers_without_label_are_left_out_of_the_loss_and_counted_in_the_accuracy():
+    question, batch = objective("answer", ("w1", "w2")), ItemCollate(VOCAB, 12, "answer")(rows())
+    (loss,) = question(batch).values()
+    assert loss.num_items == question.counts(batch)["answer"] == 2
+    scores = question.scores()
+    scores.add(batch, torch.device("cpu"))
+    found = scores.result([scores.state()])
+    assert found["accuracy"] == pytest.approx(int(loss.correct) / 3)
+    assert found["accuracy_labelled"] == pytest.approx(int(loss.correct) / 2)
+
+
+def test_a_masked_answer_is_the_mlm_head_at_the_mask():
+    question = objective("answer", ("w1", "two words", "w2"), form="masked")
+    collate = ItemCollate(VOCAB, 12, "answer", pieces=question.head.pieces.numpy())
+    batch = collate(rows(labels=np.array([0, 1, 2])))
+    assert batch.labelled.tolist() == [0, 2]
+    assert batch.input_ids[1].tolist()[-2:] == [VOCAB.mask_id, VOCAB.sep_id]
+    with torch.no_grad():
+        scores = question.model.scores(batch)
+        video = question.student.encode_video(batch.frames[:1])
+        words = question.student.encode_text(batch.input_ids[1:2], batch.padding_mask[1:2])
+        states = question.student.decode(video, words, batch.padding_mask[1:2]).words
+        expected = question.student.mlm_logits(states[0, batch.masked_at[1]])
+    torch.testing.assert_close(scores[1, [0, 2]], expected[[VOCAB._ids["w1"], VOCAB._ids["w2"]]])
+    assert scores[1, 1] == float("-inf")
+
+
+@pytest.mark.parametrize("form", ["mlp", "match"])
+def test_options_are_scored_beside_the_question_on_one_encoded_video(form):
+    choice = objective("choice", form=form)
+    options = [["w5", "w6", "w7"], ["w8", "w9", "w10"], ["w11", "w12", "w13"]]
+    batch = ItemCollate(VOCAB, 12, "choice")(rows(options=options))
+    assert len(batch.frames) == 2
+    assert batch.clip_of.tolist() == [0] * 6 + [1] * 3
+    with torch.no_grad():
+        scores = choice.model.scores(batch)
+        alone = ItemCollate(VOCAB, 12, "choice")(rows(options=[[o[1]] for o in options]))
+        torch.testing.assert_close(scores[:, 1:2], choice.model.scores(alone))
+
+
+def test_classes_need_no_text_and_train_no_text_encoder():
+    label = objective("label", ("run", "jump"))
+    batch = ItemCollate(VOCAB, 12, "label")(rows(texts=["", "", ""]))
+    (loss,) = label(batch).values()
+    loss.total.backward()
+    trained = {name for name, p in label.named_parameters() if p.grad is not None}
+    assert trained == {name for name, p in label.named_parameters() if p.requires_grad}
+    assert not any("text" in name for name in trained)
+
+
+def test_frozen_parts_and_lower_layers_learn_slower():
+    label = objective("label", ("run", "jump"), freeze=("video_encoder",), lr_scale=10.0, layer_decay=0.5)
+    assert not any(p.requires_grad for p in label.student.video_encoder.parameters())
+    assert label.lr_scale("head.layers.1.weight") == 10.0
+    assert label.lr_scale("student.decoder.blocks.1.norm_mlp.weight") == 1.0
+    assert label.lr_scale("student.decoder.blocks.0.norm_mlp.weight") == 0.5
+    assert label.lr_scale("student.text_projection.weight") == 0.25
+    assert label.lr_scale("student.match_head.pooler.weight") == 1.0
+
+
+def test_a_head_of_another_kind_is_rejected():
+    with pytest.raises(ConfigError, match=r"masked.*answer.*choice"):
+        objective("choice", form="masked")
+    with pytest.raises(ConfigError, match="one word piece"):
+        objective("answer", ("no piece", "neither here"), form="masked")
+
+
+def test_all_parameters_of_retrieval_get_a_gradient():
+    retrieval = make_objective()
+    retrieval.cache(retrieval.embed(make_batch()))
+    sum(loss.total for loss in retrieval(make_batch()).values()).backward()
+    assert all(p.grad is not None for p in retrieval.parameters() if p.requires_grad)
