@@ -5,7 +5,7 @@ from typing import ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from evilm.config.base import Common, Config, Incidental
-from evilm.config.items import ItemsConfig
+from evilm.config.items import BuiltTask
 from evilm.config.stage_settings import StageConfig
 from evilm.config.training import OptimConfig, ScheduleConfig, TrainConfig
 
@@ -52,14 +52,14 @@ class FinetuneSchedule(ScheduleConfig):
     """Val metric whose best checkpoint is also kept: score is the accuracy, or the mean recall of retrieval."""
 
 
-class Finetune(TrainConfig, StageConfig):
-    """Fine-tune a pre-trained model on the items of a downstream task; inputs that are not named are under --root."""
+class Finetune(BuiltTask, TrainConfig, StageConfig):
+    """Fine-tune a pre-trained model on the items of a downstream task; inputs that are not named are under --root.
+
+    MSRVTT-MC has no training split: score a model of msrvtt-retrieval with --items.protocol 7k on it.
+    """
 
     example: ClassVar[str] = "--preset tiny --task msvd-qa --root runs/demo"
     uncommon: ClassVar[tuple[str, ...]] = ("init",)
-    task: Common[str] = ""
-    """msrvtt-retrieval, msrvtt-qa, msvd-qa, tgif-action, tgif-transition, tgif-frame, didemo-retrieval, hmdb51 or
-    kinetics-400. MSRVTT-MC has no training split: score a model of msrvtt-retrieval with --items.protocol 7k on it."""
     root: Common[Incidental[str]] = "runs/demo"
     """Folder of the inputs that are not named; items are built there from the annotations of the embedded corpus."""
     model: Common[Incidental[str]] = ""
@@ -68,11 +68,6 @@ class Finetune(TrainConfig, StageConfig):
     """Start from random weights, with the settings and the vocabulary of --model: what pre-training is compared to."""
     frames: Common[Incidental[str]] = ""
     """Frame shards of the task's videos."""
-    annotations: Common[Incidental[str]] = ""
-    """Folder of the official annotation files, to build the items from."""
-    task_items: Common[Incidental[str]] = ""
-    """Items that build_items wrote, in place of --annotations."""
-    items: ItemsConfig = ItemsConfig()
     max_text_len: Common[int] = Field(default=0, ge=0)
     """Longest text in word pieces; 0: as the model. Paragraphs of DiDeMo need 80."""
     num_frames: Common[int] = Field(default=0, ge=0, le=64)

@@ -21,3 +21,21 @@ class ItemsConfig(Config):
     """Most frequent training answers that make the answer vocabulary, where the annotations bring no list."""
     max_missing_share: Common[Incidental[float]] = Field(default=0.1, ge=0, le=1)
     """Largest share of a split's videos without frames; their items are left out and counted."""
+
+
+class TaskSettings(Config):
+    """A downstream task and its official annotations."""
+
+    task: Common[str] = ""
+    """msrvtt-retrieval, msrvtt-qa, msrvtt-mc, msvd-qa, tgif-action, tgif-transition, tgif-frame, didemo-retrieval,
+    hmdb51 or kinetics-400."""
+    annotations: Common[Incidental[str]] = ""
+    """Folder of the official annotation files, to build the items from; '' uses those of the embedded corpus."""
+    items: ItemsConfig = ItemsConfig()
+
+
+class BuiltTask(TaskSettings):
+    """A downstream task whose items are built if they are not named."""
+
+    task_items: Common[Incidental[str]] = ""
+    """Items that build_items wrote, in place of --annotations."""

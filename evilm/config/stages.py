@@ -6,7 +6,7 @@ from pydantic import Field
 
 from evilm.config.base import Common, Config, Incidental, Stage
 from evilm.config.finetune_command import Finetune
-from evilm.config.items import ItemsConfig
+from evilm.config.items import BuiltTask, TaskSettings
 from evilm.config.pretrain_command import Pretrain
 from evilm.config.resources import ScorerConfig, TaskConfig
 from evilm.config.stage_settings import (
@@ -50,18 +50,12 @@ class BuildVocab(VocabSettings, StageConfig):
     """Captions: tables or tars as for shard_videos, COCO captions JSON, or .txt."""
 
 
-class BuildItems(StageConfig):
+class BuildItems(TaskSettings, StageConfig):
     """Build the items of a downstream task from its official annotations."""
 
     example: ClassVar[str] = "--task msvd-qa --annotations MSVD-QA --frames runs/msvd/frames --out runs/msvd/qa"
-    task: Common[str] = ""
-    """msrvtt-retrieval, msrvtt-qa, msrvtt-mc, msvd-qa, tgif-action, tgif-transition, tgif-frame, didemo-retrieval,
-    hmdb51 or kinetics-400."""
-    annotations: Common[Incidental[str]] = ""
-    """Folder of the official annotation files."""
     frames: Common[Incidental[str]] = ""
     """Frame shards of the videos; '' keeps all items, whose coverage is then unknown."""
-    items: ItemsConfig = ItemsConfig()
 
 
 class TrainTokenizer(TokenizerSettings, StageConfig):
@@ -109,14 +103,27 @@ class BenchmarkSettings(Config):
     cluster: ScorerConfig = ScorerConfig()
 
 
-class Benchmark(BenchmarkSettings, StageConfig):
-    """Score a pre-trained model: zero-shot retrieval, multiple choice, masked-code accuracy."""
+class Benchmark(BenchmarkSettings, BuiltTask, StageConfig):
+    """Score a pre-trained model zero-shot, or with --task on a downstream task.
 
-    example: ClassVar[str] = "--preset tiny --root runs/demo"
+    Without --task: retrieval, multiple choice and masked-code accuracy on the captions of the frame shards.
+    """
+
+    example: ClassVar[str] = "--preset tiny --root runs/demo --task msvd-qa"
+    uncommon: ClassVar[tuple[str, ...]] = ("items.",)
     root: Common[Incidental[str]] = "runs/demo"
     """Folder of the inputs that are not named."""
     model: Common[Incidental[str]] = ""
-    """Pre-trained model."""
+    """Pre-trained or fine-tuned model; '' takes the one under --root that was fine-tuned on the task, if there is
+    one."""
+    allow_leak: bool = False
+    """Score a model although it was trained on some of the scored videos; the result is marked."""
+    rerank_top: int = Field(default=0, ge=0)
+    """Retrieval: rank this many of the best videos of each caption again by the matching head; 0: none."""
+    pairwise: bool = False
+    """Retrieval: also score every pair by the matching head, and compare time and recall."""
+    batch_items: Incidental[int] = Field(default=64, ge=1)
+    """Items that are scored at a time."""
 
 
 class RunAll(Pretrain):

@@ -58,6 +58,10 @@ def benchmark(config: Benchmark) -> dict[str, Any]:
         CheckpointError: no model, or one whose scores tell nothing apart.
         ShardError: no frames of the split, or codes that belong to other frames.
     """
+    if config.task:
+        from evilm.eval.task_benchmark import benchmark_task
+
+        return benchmark_task(config)
     out = storage.absolute(config.out or storage.join(config.root, "benchmark"))
     subject = open_inputs(config)
     inputs = {"model": subject.model_fingerprint, "frames": subject.frames.fingerprint}

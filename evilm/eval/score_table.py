@@ -20,6 +20,9 @@ _NAMES = {
     "choice_accuracy": "multiple choice",
     "choice_accuracy_heldout": "  held-out combinations",
     "choice_accuracy_seen": "  seen combinations",
+    "accuracy": "accuracy over all items",
+    "accuracy_labelled": "  over items whose answer has a label",
+    "accuracy_top5": "  among the first five",
     "mvm_accuracy": "masked codes, against train's most frequent",
     "mvm_accuracy_oracle": "masked codes, against the best constant",
 }

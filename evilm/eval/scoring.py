@@ -46,6 +46,8 @@ class ScoreJob:
     use_gpu: bool = False
     num_views: int = 1
     """Views that were coded; the first, the whole frame, is scored."""
+    only: list[list[int]] | None = None
+    """Indices of the captions that each clip is scored against; the others get -inf. None: all."""
 
 
 @dataclass(frozen=True)
@@ -85,22 +87,28 @@ class Scorer:
         pixels, code_ids = show(augmentation, [(clips, row) for row in block.rows], EVAL_EPOCH)
         frames = torch.from_numpy(pixels)
         with torch.inference_mode():
-            rows: dict[str, np.ndarray] = {"place": np.array(block.places), "match": self._match(frames)}
+            rows: dict[str, np.ndarray] = {"place": np.array(block.places), "match": self._match(frames, block.places)}
             if code_ids is not None:
                 clip_ids = [clips.clip_ids[row] for row in block.rows]
                 rows |= self._masked_codes(frames, clip_ids, code_ids, block.places)
         return rows
 
-    def _match(self, frames: Tensor) -> np.ndarray:
-        """Match scores (clip, caption): each video is encoded once and decoded with every caption."""
+    def _match(self, frames: Tensor, clips: Sequence[int]) -> np.ndarray:
+        """Match scores (clip, caption): each video is encoded once and decoded with every caption asked for."""
         regions = self._student.encode_video(frames.to(self._device))
-        scores = torch.empty(len(frames), len(self._job.captions), device=self._device)
+        scores = torch.full((len(frames), len(self._job.captions)), -torch.inf, device=self._device)
+        only = self._job.only
         for clip, video in enumerate(regions):
-            for places, text, padding in self._texts:
+            texts = self._texts if only is None else self._some_texts(only[clips[clip]])
+            for places, text, padding in texts:
                 pairs = self._student.decode(video.expand(len(places), -1, -1), text, padding)
                 logits = self._student.match_logits(pairs.cls)
                 scores[clip, places] = (logits[:, 1] - logits[:, 0]).float()
         return scores.cpu().numpy()
+
+    def _some_texts(self, captions: Sequence[int]) -> list[tuple[Tensor, Tensor, Tensor]]:
+        places = torch.tensor(captions, dtype=torch.int64)
+        return [self._encode(lot) for lot in places.split(_TEXTS_AT_A_TIME)] if captions else []
 
     def _masked_codes(
         self, frames: Tensor, clip_ids: Sequence[str], code_ids: np.ndarray, places: Sequence[int]

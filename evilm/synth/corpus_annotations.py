@@ -1,7 +1,7 @@
 """Write annotations of the embedded corpus in the layouts of downstream data sets, true by the plan of each scene.
 
-Clips keep their ids if the layout allows it. If it does not (`video123`, `ID_000000_000010`), `videos.csv` beside the
-annotations is a manifest of the same files with the layout's ids, for `shard_videos --columns.path path`.
+Clips keep their ids, except in Kinetics-400 (`ID_000000_000010`): there `videos.csv` beside the annotations is a manifest
+of the same files with the layout's ids, for `shard_videos --columns.path path`.
 """
 
 import csv
@@ -24,7 +24,6 @@ _CAPTIONS = 20
 _SENTENCES = 5
 _LIGHT = {"brighter": "get brighter", "darker": "get darker", "": "stay the same"}
 _OTHER_LIGHT = ("turn red", "blink")
-_OFFICIAL_VIDEOS = {"train": range(6513), "val": range(6513, 7010), "test": range(7010, 10_000)}
 _OFFICIAL_SPLITS = {"train": "train", "val": "validate", "test": "test"}
 
 
@@ -111,33 +110,29 @@ def _msrvtt_choice(planned: Sequence[PlannedClip], seed: int) -> Iterator[tuple[
 
 
 def _msrvtt_retrieval(planned: Sequence[PlannedClip], seed: int) -> Iterator[tuple[str, str]]:
-    """Write official records: 20 captions per video, the 1k-A list of the first test videos, both training lists."""
-    names, manifest = {}, []
-    for split, clips in _by_split(planned).items():
-        for number, clip in zip(_OFFICIAL_VIDEOS[split], clips, strict=False):
-            names[clip.videoid] = f"video{number}"
-            manifest.append((f"video{number}", clip))
+    """Write official records: 20 captions per video, the 1k-A list of half of the test videos, both training lists.
+
+    As in the official lists, the 9k list has the test videos that are not in 1k-A.
+    """
+    parts = _by_split(planned)
     for file, splits in (("train_val_videodatainfo.json", ("train", "val")), ("test_videodatainfo.json", ("test",))):
         videos, sentences = [], []
-        for name, clip in manifest:
-            if clip.split in splits:
-                number = int(name.removeprefix("video"))
-                videos.append({"video_id": name, "id": number, "category": 0, "url": f"evilm://corpus/{clip.videoid}",
-                               "start time": 0.0, "end time": 1.0, "split": _OFFICIAL_SPLITS[clip.split]})  # fmt: skip
-                texts = _captions(clip, seed, _CAPTIONS)
-                first = _CAPTIONS * number
-                first = _CAPTIONS * number
-                sentences += [{"video_id": name, "sen_id": first + k, "caption": text} for k, text in enumerate(texts)]
+        for number, clip in enumerate(clip for split in splits for clip in parts[split]):
+            videos.append({"video_id": clip.videoid, "id": number, "category": 0, "url": f"evilm://corpus/{clip.videoid}",
+                           "start time": 0.0, "end time": 1.0, "split": _OFFICIAL_SPLITS[clip.split]})  # fmt: skip
+            first = _CAPTIONS * (number + len(planned) * (file != "train_val_videodatainfo.json"))
+            texts = _captions(clip, seed, _CAPTIONS)
+            sentences += [
+                {"video_id": clip.videoid, "sen_id": first + k, "caption": text} for k, text in enumerate(texts)
+            ]
         yield file, json.dumps({"info": {"description": "embedded corpus"}, "videos": videos, "sentences": sentences})
-    tested = [(name, clip) for name, clip in manifest if clip.split == "test"][:1000]
-    rows = [(f"ret{k}", f"msr{k}", name, _captions(clip, seed, 1)[0]) for k, (name, clip) in enumerate(tested)]
+    tested = parts["test"][: min(1000, (len(parts["test"]) + 1) // 2)]
+    rows = [(f"ret{k}", f"msr{k}", clip.videoid, _captions(clip, seed, 1)[0]) for k, clip in enumerate(tested)]
     yield "MSRVTT_JSFUSION_test.csv", _table(("key", "vid_key", "video_id", "sentence"), rows)
-    for protocol in ("7k", "9k"):
-        others = [(name,) for name, clip in manifest if clip.split != "test"]
-        if protocol == "9k":
-            others += [(name,) for name, clip in manifest if clip.split == "test" and (name, clip) not in tested]
-        yield f"MSRVTT_train.{protocol}.csv", _table(("video_id",), others)
-    yield "videos.csv", _videos(manifest)
+    seven = [(clip.videoid,) for clip in planned if clip.split != "test"]
+    yield "MSRVTT_train.7k.csv", _table(("video_id",), seven)
+    nine = [*seven, *((clip.videoid,) for clip in parts["test"][len(tested) :])]
+    yield "MSRVTT_train.9k.csv", _table(("video_id",), nine)
 
 
 def _tgif(planned: Sequence[PlannedClip], seed: int) -> Iterator[tuple[str, str]]:

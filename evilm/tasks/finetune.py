@@ -6,30 +6,27 @@ from typing import Any
 from evilm.config.base import validate
 from evilm.config.data import FramesConfig
 from evilm.config.models import EViLMConfig
-from evilm.config.stages import BuildItems, Finetune
+from evilm.config.stages import Finetune
 from evilm.dataloader.clip_reader import ClipAugmentation
 from evilm.dataloader.item_collate import ItemCollate
 from evilm.dataloader.item_loader import ClipFolder, ItemLoader, ItemTable
 from evilm.dataloader.loader import DataLoader
 from evilm.dataloader.sampler import EvalSampler, TrainSampler, batch_sizes
-from evilm.errors import ConfigError, UsageError
+from evilm.errors import UsageError
 from evilm.io import storage
-from evilm.items.build_items import build_items
 from evilm.items.item_tables import ItemsManifest
 from evilm.items.seen_clips import clip_hashes, write_seen
 from evilm.items.task_layouts import LAYOUTS
 from evilm.shards import FrameManifest, check_num_frames, publish_side
+from evilm.tasks.task_inputs import find_items
 from evilm.tasks.training_run import TrainingRun
 from evilm.text.vocab import Vocab
 from evilm.tracking.mlflow_run import TrackedRun
-from evilm.tracking.track_run import track
 
 logger = logging.getLogger(__name__)
 
 _USUAL_WORDS = 20  # word pieces in a question or caption
 _NUM_OPTIONS = 5
-_CORPUS_FOLDER = {"tgif-action": "tgif-qa", "tgif-transition": "tgif-qa", "tgif-frame": "tgif-qa"}
-"""Folder of a task in the annotations of the embedded corpus, where it isn't called as the task."""
 
 
 def finetune(config: Finetune) -> dict[str, Any]:
@@ -103,33 +100,6 @@ def finetune(config: Finetune) -> dict[str, Any]:
         write_seen(out, hashes, [] if config.from_scratch else [model])
         output.close(summary)
     return summary
-
-
-def find_items(config: Finetune, frames: FrameManifest) -> ItemsManifest:
-    """Return the items of the task: those named, or built from annotations, by default from the embedded corpus's.
-
-    Raises:
-        ConfigError: the items are of another task, or there are no annotations.
-    """
-    root = storage.absolute(config.root)
-    place = config.task_items
-    if not place:
-        folder = storage.join(root, "corpus", "annotations", _CORPUS_FOLDER.get(config.task, config.task))
-        annotations = config.annotations or folder
-        if not storage.list_names(annotations):
-            raise ConfigError(
-                f"{annotations} has no annotations of {config.task}; name their folder with --annotations, or finished "
-                "items with --task-items"
-            )
-        place = storage.join(root, "items", config.task)
-        settings = {"task": config.task, "annotations": annotations, "frames": frames.uri, "out": place}
-        tracking = config.tracking.model_copy(update={"run_name": "", "parent": ""})
-        shared = {"items": config.items, "take_over": config.take_over, "tracking": tracking}
-        track("build_items", build_items, BuildItems.model_validate(settings | shared))
-    items = ItemsManifest.load(place)
-    if items.task != config.task:
-        raise ConfigError(f"{place} holds items of {items.task}, not of {config.task}; name other --task-items")
-    return items
 
 
 def build_task(settings: dict[str, Any]) -> "FinetuneTask":

@@ -1,0 +1,144 @@
+"""Scores or features of the items of a downstream task, by a pool of model actors (Ray Data), in order."""
+
+import logging
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from evilm.cluster import actor_options
+from evilm.config.resources import PoolConfig, ScorerConfig
+from evilm.dataloader.clip_reader import ClipAugmentation
+from evilm.dataloader.item_collate import ItemBatch, ItemCollate
+from evilm.dataloader.item_loader import ClipFolder, ItemLoader, ItemTable
+from evilm.dataloader.sampler import EvalSampler
+from evilm.io import storage
+from evilm.items.item_tables import ItemsManifest
+from evilm.jobs.runner import our_error
+from evilm.model.evilm_model import EViLMModel
+from evilm.model.inference import VOCAB
+from evilm.model.task_heads import RetrievalHead, answer_pieces
+from evilm.model.task_model import TaskModel, TaskSpec, read_task
+from evilm.shards import FrameManifest
+from evilm.text.vocab import Vocab
+
+logger = logging.getLogger(__name__)
+
+TOP = 5
+"""Answers and classes that are kept of each item."""
+FEATURES = ("regions", "cls", "encoder")
+"""Features of a video for a linear probe: mean of the decoded regions, [CLS] of the decoder without a text, mean of the
+encoded regions."""
+_LOG_EVERY_S = 10.0
+
+
+@dataclass(frozen=True)
+class ItemJob:
+    """All that an actor needs; small, since it travels to each of them."""
+
+    model: str
+    spec: TaskSpec
+    """What to score; the model's own head is used where it is of this task."""
+    frames: str
+    items: str
+    split: str
+    batch_items: int
+    probe: bool = False
+    """Return the features for a linear probe."""
+    threads: int = 1
+    use_gpu: bool = False
+
+
+class ItemScorer:
+    """A model that scores batches of items."""
+
+    def __init__(self, job: ItemJob) -> None:
+        """Load model and items."""
+        torch.set_num_threads(job.threads)
+        self._job, self._device = job, torch.device("cuda" if job.use_gpu else "cpu")
+        self._model = open_model(job.model, job.spec)
+        self._model.student.to(self._device)
+        self._model.head.to(self._device)
+        clips = ClipFolder(FrameManifest.load(job.frames))
+        items = ItemTable(ItemsManifest.load(job.items), job.split, clips)
+        config, vocab = self._model.student.config, self._model.vocab
+        pieces = None
+        if job.spec.kind == "answer" and self._model.spec.head.form == "masked":
+            pieces = answer_pieces(vocab.cut(list(job.spec.labels))).numpy()
+        collate = ItemCollate(vocab, config.max_text_len, job.spec.kind, pieces)
+        order = EvalSampler(items.groups, job.batch_items, len(items))
+        self._loader = ItemLoader(items, clips, order, collate, ClipAugmentation(num_frames=config.num_frames))
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, Any]:
+        """Score the batch whose number is given; one row per item."""
+        step = int(batch["batch"][0])
+        (items,) = self._loader.batches(step, step + 1)
+        with torch.inference_mode():
+            found = self._score(items.to(self._device))
+        return {"item_id": np.array(items.item_ids), "clip_id": np.array(items.clip_ids)} | found
+
+    def _score(self, items: ItemBatch) -> dict[str, Any]:
+        if self._job.probe:
+            return _probe_features(self._model.student, items)
+        if isinstance(self._model.head, RetrievalHead):
+            features = self._model.embed(items).float().cpu().numpy()
+            return {"video": features[:, 0], "text": features[:, 1]}
+        chances = self._model.scores(items).float().softmax(-1)
+        if self._job.spec.kind == "choice":
+            return {"chances": chances.cpu().numpy()}
+        best = chances.topk(min(TOP, chances.shape[1]), dim=-1)
+        return {"top": best.indices.int().cpu().numpy(), "chances": best.values.cpu().numpy()}
+
+
+def _probe_features(student: EViLMModel, items: ItemBatch) -> dict[str, np.ndarray]:
+    """Compute the candidates of features of each item's video."""
+    encoded = student.encode_video(items.frames)
+    decoded = student.decode(encoded, None)
+    found: dict[str, Tensor] = {"regions": decoded.regions.mean(1), "cls": decoded.cls, "encoder": encoded.mean(1)}
+    return {name: value.index_select(0, items.clip_of).float().cpu().numpy() for name, value in found.items()}
+
+
+def open_model(uri: str, spec: TaskSpec) -> TaskModel:
+    """Load a model for a task: with the head that it was fine-tuned with for this task, else with its own heads."""
+    own = read_task(uri)
+    if own is not None and (own.kind, own.labels) == (spec.kind, spec.labels):
+        return TaskModel.from_pretrained(uri)
+    model = TaskModel(EViLMModel.from_pretrained(uri), spec, Vocab.load(storage.join(uri, VOCAB)))
+    model.head.eval()
+    return model
+
+
+def score_items(job: ItemJob, num_items: int, cluster: ScorerConfig) -> Iterator[dict[str, np.ndarray]]:
+    """Score all items of a split, a batch at a time, in the order of their clips whatever the number of actors.
+
+    Raises:
+        EvilmError: the model, the items or the shards can't be used.
+    """
+    import ray
+    from ray.data import DataContext
+
+    items = ItemTable(ItemsManifest.load(job.items), job.split, ClipFolder(FrameManifest.load(job.frames)))
+    count = EvalSampler(items.groups, job.batch_items, len(items)).num_steps
+    resources = cluster.model_dump(include={"num_workers", "cpus_per_worker", "gpus_per_worker"})
+    options, _ = actor_options(PoolConfig(memory_gb=0, **resources), count)
+    DataContext.get_current().execution_options.preserve_order = True
+    batches = ray.data.from_items([{"batch": number} for number in range(count)], override_num_blocks=count)
+    scored = batches.map_batches(ItemScorer, fn_constructor_args=(job,), batch_size=1, **options)
+    began = reported = time.monotonic()
+    done = 0
+    try:
+        for batch in scored.iter_batches(batch_size=None, batch_format="numpy"):
+            done += len(batch["item_id"])
+            if time.monotonic() - reported > _LOG_EVERY_S:
+                reported, rate = time.monotonic(), done / (time.monotonic() - began)
+                logger.info("scored %d of %d items, %.0f s left", done, num_items, (num_items - done) / rate)
+            yield batch
+    except Exception as error:  # Ray wraps what an actor raised in several layers of its own
+        cause = our_error(error)
+        if cause is None:
+            raise
+        raise cause from None

@@ -1,0 +1,118 @@
+"""Scores of tasks with labels: answers, options and classes; fine-tuned, zero-shot or by a linear probe."""
+
+import io
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from evilm.dataloader.item_loader import ClipFolder, ItemTable
+from evilm.errors import ConfigError
+from evilm.eval.error_gallery import WorstError, draw_gallery
+from evilm.eval.item_figures import by_type, share
+from evilm.eval.item_scoring import FEATURES, score_items
+from evilm.eval.linear_probe import ProbeSplit, probe
+from evilm.eval.task_subject import TaskSubject
+from evilm.io import storage
+from evilm.io.outputs import Output
+from evilm.model.metrics import Figure
+
+_WORST = 48
+
+
+def score_labels(subject: TaskSubject, output: Output) -> tuple[dict[str, Figure], dict[str, Any]]:
+    """Score answers, classes or options of all items."""
+    split = subject.config.split
+    batches = list(score_items(subject.job(split), subject.items.splits[split].num_items, subject.config.cluster))
+    item_ids = [item for batch in batches for item in batch["item_id"].tolist()]
+    chances = np.concatenate([batch["chances"] for batch in batches])
+    is_choice = subject.spec.kind == "choice"
+    top = np.argsort(-chances, axis=1, kind="stable") if is_choice else np.concatenate([b["top"] for b in batches])
+    chances = np.take_along_axis(chances, top, axis=1) if is_choice else chances
+    return _label_figures(subject, output, item_ids, top, chances)
+
+
+def _label_figures(
+    subject: TaskSubject, output: Output, item_ids: list[str], top: np.ndarray, chances: np.ndarray
+) -> tuple[dict[str, Figure], dict[str, Any]]:
+    """Count hits, and write predictions and the worst errors.
+
+    Args:
+        item_ids: the scored items, in order.
+        top: best labels or options of each.
+        chances: their probabilities.
+    """
+    clips = ClipFolder(subject.frames)
+    table = ItemTable(subject.items, subject.config.split, clips).table
+    assert table["item_id"].to_pylist() == item_ids, "scores come in the order of the items"
+    labels, clip_ids = table["label"].to_numpy(), table["clip_id"].to_pylist()
+    hits, options = top[:, 0] == labels, table["options"].to_pylist()
+    names = [subject.spec.labels or texts for texts in options]
+    predicted = [own[place] for own, place in zip(names, top[:, 0], strict=True)]
+    columns = {name: table[name] for name in ("item_id", "clip_id", "text", "answer", "type")}
+    found = pa.table(columns | {"predicted": predicted, "chance": chances[:, 0], "correct": hits})
+    sink = io.BytesIO()
+    pq.write_table(found, sink, compression="zstd")
+    output.check()
+    storage.write_bytes(storage.join(output.out, "predictions.parquet"), sink.getvalue())
+    _write_gallery(output, clips, found)
+    guess = _guess(subject, labels)
+    chance = float(np.mean(labels == guess)) if guess >= 0 else 1 / len(options[0])
+    figures: dict[str, Figure] = {"accuracy": share(hits, clip_ids, chance)}
+    if (labels < 0).any():
+        known = labels >= 0
+        clip_of_known = [clip for clip, is_known in zip(clip_ids, known, strict=True) if is_known]
+        figures["accuracy_labelled"] = share(hits[known], clip_of_known, float(np.mean(labels[known] == guess)))
+    if subject.spec.kind == "label" and top.shape[1] > 1:
+        inside = (top[:, :5] == labels[:, None]).any(1)
+        figures["accuracy_top5"] = share(inside, clip_ids, min(1.0, 5 / len(subject.spec.labels)))
+    types = table["type"].to_pylist()
+    if len(set(types)) > 1:
+        rows = np.asarray(types)
+        base = {name: float(np.mean(labels[rows == name] == guess)) if guess >= 0 else chance for name in set(types)}
+        typed = by_type(hits, types, clip_ids, base.__getitem__)
+        figures |= {f"accuracy/{name}": figure for name, figure in typed.items()}
+    return figures, {"num_labels": len(subject.spec.labels)}
+
+
+def _guess(subject: TaskSubject, labels: np.ndarray) -> int:
+    """Return the most frequent label of train, which is what guessing means; -1 for choices."""
+    if subject.spec.kind == "choice":
+        return -1
+    train = subject.items.read("train")["label"].to_numpy() if "train" in subject.items.splits else labels
+    known = train[train >= 0]
+    return int(np.bincount(known).argmax()) if len(known) else 0
+
+
+def _write_gallery(output: Output, clips: ClipFolder, found: pa.Table) -> None:
+    """Draw the wrong predictions with the highest probability."""
+    wrong = found.filter(pc.invert(found["correct"])).sort_by([("chance", "descending")]).slice(0, _WORST)
+    columns = ("item_id", "clip_id", "text", "predicted", "answer", "chance")
+    errors = [WorstError(*row) for row in zip(*(wrong[name].to_pylist() for name in columns), strict=True)]
+    if errors:
+        page, picture = draw_gallery(errors, clips)
+        storage.write_bytes(storage.join(output.out, "errors.html"), page)
+        storage.write_bytes(storage.join(output.out, "errors.png"), picture)
+
+
+def score_probe(subject: TaskSubject, output: Output) -> tuple[dict[str, Figure], dict[str, Any]]:
+    """Fit a linear probe on train, choose it on val, and score it."""
+    splits = {}
+    clips = ClipFolder(subject.frames)
+    for split in ("train", "val", subject.config.split):
+        if not subject.items.num_clips(split):
+            raise ConfigError(f"{subject.items.uri} has no items of split {split}, which a linear probe needs")
+        num_items = subject.items.splits[split].num_items
+        batches = list(score_items(subject.job(split, probe=True), num_items, subject.config.cluster))
+        features = {name: np.concatenate([batch[name] for batch in batches]) for name in FEATURES}
+        labels = ItemTable(subject.items, split, clips).table["label"].to_numpy()
+        splits[split] = ProbeSplit(features, labels)
+    result = probe(splits["train"], splits["val"], splits[subject.config.split], len(subject.spec.labels))
+    top = np.argsort(-result.chances, axis=1, kind="stable")[:, :5]
+    item_ids = ItemTable(subject.items, subject.config.split, clips).table["item_id"].to_pylist()
+    chances = np.take_along_axis(result.chances, top, axis=1)
+    figures, facts = _label_figures(subject, output, item_ids, top, chances)
+    chosen = {"feature": result.feature, "strength": result.strength, "val_accuracy": round(result.val_accuracy, 6)}
+    return figures, facts | {"probe": chosen}

@@ -1,0 +1,93 @@
+"""Score a model on a downstream task, once, on videos that it was not trained on. Paper: Sec. 4.2-4.4, Tables 1-4."""
+
+import logging
+import time
+from typing import Any
+
+from evilm.config.stages import Benchmark
+from evilm.errors import UsageError
+from evilm.eval.item_figures import ItemFigure
+from evilm.eval.label_scores import score_labels, score_probe
+from evilm.eval.retrieval_scores import score_embeddings, score_pairs
+from evilm.eval.score_table import figures_table
+from evilm.eval.task_subject import TaskSubject, open_subject
+from evilm.io import storage
+from evilm.io.outputs import Output
+from evilm.items.task_layouts import LAYOUTS
+from evilm.model.metrics import Figure
+from evilm.shards import FrameManifest
+from evilm.tasks.task_inputs import find_items
+
+logger = logging.getLogger(__name__)
+
+
+def benchmark_task(config: Benchmark) -> dict[str, Any]:
+    """Score a model on a split of a task's items, or give back the scores that stand at `out`.
+
+    Returns:
+        The summary: `metrics` by name, each with value, chance, standard error and interval; coverage, ceiling, leak.
+
+    Raises:
+        UsageError: the task is unknown.
+        ConfigError: the model was trained on videos that it would be scored on, or the split has no items.
+        CheckpointError: no model, or one whose scores tell nothing apart.
+    """
+    from evilm.model.identity import model_fingerprint
+
+    if config.task not in LAYOUTS:
+        raise UsageError(f"--task {config.task}: use {', '.join(LAYOUTS)}")
+    root = storage.absolute(config.root)
+    frames = FrameManifest.load(config.frames or storage.join(root, "frames"))
+    items = find_items(config, frames)
+    subject = open_subject(config, frames, items)
+    out = storage.absolute(config.out or storage.join(root, "tasks", f"{config.task}-scores"))
+    inputs = {"model": model_fingerprint(subject.model), "frames": frames.fingerprint, "items": items.fingerprint}
+    with Output(config, out, inputs) as output:
+        if output.done:
+            logger.info("%s is finished, reused\n%s", out, figures_table(output.done["metrics"]))
+            return output.done | {"reused": True}
+        began = time.monotonic()
+        figures, facts = _SCORERS[_form(subject)](subject, output)
+        logger.info("%s", _describe(subject, figures))
+        split = items.splits[config.split]
+        counts = {"num_items": split.num_items, "num_clips": split.num_clips, "coverage": split.coverage}
+        counts |= {"ceiling": split.ceiling, "num_seen_clips": subject.num_seen}
+        about = {"out": out, "inputs": inputs, "task": config.task, "model": subject.model, "split": config.split}
+        about |= {"zero_shot": subject.zero_shot, "leak": subject.num_seen > 0}
+        metrics = {name: figure.as_dict() for name, figure in figures.items()}
+        seconds = round(time.monotonic() - began, 1)
+        return output.close(about | counts | facts | {"metrics": metrics, "reused": False, "seconds": seconds})
+
+
+def _form(subject: TaskSubject) -> str:
+    """Return how the task is scored."""
+    if subject.spec.kind == "label" and subject.zero_shot:
+        return "probe"
+    if subject.spec.kind == "retrieval":
+        return "pairs" if subject.zero_shot else "embeddings"
+    return "labels"
+
+
+def _describe(subject: TaskSubject, figures: dict[str, Figure]) -> str:
+    """Write the figures with what they are over."""
+    config, split = subject.config, subject.items.splits[subject.config.split]
+    how = "zero-shot" if subject.zero_shot and subject.spec.kind != "label" else ""
+    how = "strict linear probe" if _form(subject) == "probe" else how
+    leak = f"LEAKED: {subject.num_seen} of the videos were trained on" if subject.num_seen else ""
+    title = ", ".join(filter(None, [f"{config.task}, {split.sentence(config.split)}", how, leak]))
+    intervals = [
+        f"{name}: {figure.value:.1%}, 95 % interval {figure.low:.1%} to {figure.high:.1%}, {figure.num_clips} videos"
+        for name, figure in figures.items()
+        if isinstance(figure, ItemFigure) and name in ("accuracy", "t2v_r1")
+    ]
+    coverage = f"coverage {split.coverage:.1%}, ceiling {split.ceiling:.1%}"
+    return "\n".join([title, figures_table(figures), *intervals, coverage])
+
+
+_SCORERS = {
+    "labels": score_labels,
+    "embeddings": score_embeddings,
+    "pairs": score_pairs,
+    "probe": score_probe,
+}
+"""How a task is scored."""

@@ -1,0 +1,69 @@
+"""What a benchmark of a downstream task scores: a model, items, frames; checked for videos that the model has seen."""
+
+from dataclasses import dataclass
+
+from evilm.config.finetune_command import HeadConfig
+from evilm.config.stages import Benchmark
+from evilm.errors import ConfigError
+from evilm.eval.item_scoring import ItemJob
+from evilm.io import storage
+from evilm.items.item_tables import ItemsManifest
+from evilm.items.seen_clips import clip_hashes, is_seen, read_seen
+from evilm.model.task_model import TASK_FILE, TaskSpec, read_task
+from evilm.shards import FrameManifest
+
+
+@dataclass(frozen=True)
+class TaskSubject:
+    """A model, the items that it is scored on, and their frames."""
+
+    config: Benchmark
+    model: str
+    spec: TaskSpec
+    items: ItemsManifest
+    frames: FrameManifest
+    zero_shot: bool
+    """Whether the model was not trained on this task."""
+    num_seen: int
+    """Scored videos that the model was trained on."""
+
+    def job(self, split: str, probe: bool = False) -> ItemJob:
+        """Return the work of a scoring actor."""
+        cluster, batch = self.config.cluster, self.config.batch_items
+        threads, places = max(1, int(cluster.cpus_per_worker)), (self.frames.uri, self.items.uri, split)
+        return ItemJob(self.model, self.spec, *places, batch, probe, threads, cluster.uses_gpus)
+
+
+def open_subject(config: Benchmark, frames: FrameManifest, items: ItemsManifest) -> TaskSubject:
+    """Find the model, and check that it has not seen what it is scored on.
+
+    Raises:
+        ConfigError: it has, the split has no items, or the model was fine-tuned with other answers.
+    """
+    root = storage.absolute(config.root)
+    tuned = storage.join(root, "tasks", config.task)
+    default = tuned if storage.exists(storage.join(tuned, TASK_FILE)) else storage.join(root, "model")
+    model = storage.absolute(config.model or default)
+    own = read_task(model)
+    is_own = own is not None and (own.kind, own.labels) == (items.kind, items.labels)
+    if own is not None and own.kind == items.kind == "answer" and not is_own:
+        raise ConfigError(
+            f"{model} was fine-tuned on {own.task} with {len(own.labels)} answers, {items.uri} has "
+            f"{len(items.labels)} others; score it on the items that it was trained with"
+        )
+    form = {"answer": "masked", "choice": "match"}.get(items.kind, "mlp")
+    head = own.head if own is not None and is_own else HeadConfig.model_validate({"form": form})
+    if config.split not in items.splits or not items.splits[config.split].num_items:
+        raise ConfigError(f"{items.uri} has no items of split {config.split!r}, only {', '.join(items.splits)}")
+    scored = set(items.read(config.split)["clip_id"].to_pylist())
+    clip_ids, hashes = clip_hashes(frames, clip_ids=scored)
+    seen = is_seen(read_seen(model), hashes)
+    if seen.any() and not config.allow_leak:
+        names = [clip for clip, is_known in zip(clip_ids, seen, strict=True) if is_known]
+        raise ConfigError(
+            f"{model} was trained on {len(names)} of the {len(scored)} videos of {config.task}, split {config.split}, "
+            f"such as {names[0]}; its scores would be too high; use a model that has not seen them, or --allow-leak to "
+            "get scores that are marked as leaked"
+        )
+    spec = TaskSpec(config.task, items.kind, items.labels, head)
+    return TaskSubject(config, model, spec, items, frames, not is_own, int(seen.sum()))

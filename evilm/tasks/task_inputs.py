@@ -1,0 +1,39 @@
+"""Find or build the items of a downstream task, for fine-tuning and for its benchmark."""
+
+from evilm.config.stages import Benchmark, BuildItems, Finetune
+from evilm.errors import ConfigError
+from evilm.io import storage
+from evilm.items.build_items import build_items
+from evilm.items.item_tables import ItemsManifest
+from evilm.shards import FrameManifest
+from evilm.tracking.track_run import track
+
+_CORPUS_FOLDER = {"tgif-action": "tgif-qa", "tgif-transition": "tgif-qa", "tgif-frame": "tgif-qa"}
+"""Folder of a task in the annotations of the embedded corpus, where it isn't called as the task."""
+
+
+def find_items(config: Finetune | Benchmark, frames: FrameManifest) -> ItemsManifest:
+    """Return the items of the task: those named, or built from annotations, by default from the embedded corpus's.
+
+    Raises:
+        ConfigError: the items are of another task, or there are no annotations.
+    """
+    root = storage.absolute(config.root)
+    place = config.task_items
+    if not place:
+        folder = storage.join(root, "corpus", "annotations", _CORPUS_FOLDER.get(config.task, config.task))
+        annotations = config.annotations or folder
+        if not storage.list_names(annotations):
+            raise ConfigError(
+                f"{annotations} has no annotations of {config.task}; name their folder with --annotations, or finished "
+                "items with --task-items"
+            )
+        place = storage.join(root, "items", config.task)
+        settings = {"task": config.task, "annotations": annotations, "frames": frames.uri, "out": place}
+        tracking = config.tracking.model_copy(update={"run_name": "", "parent": ""})
+        shared = {"items": config.items, "take_over": config.take_over, "tracking": tracking}
+        track("build_items", build_items, BuildItems.model_validate(settings | shared))
+    items = ItemsManifest.load(place)
+    if items.task != config.task:
+        raise ConfigError(f"{place} holds items of {items.task}, not of {config.task}; name other --task-items")
+    return items

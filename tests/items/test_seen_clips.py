@@ -1,0 +1,36 @@
+"""The set of clips that a model was trained on: by id and by video file, over several trainings."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from evilm.items.seen_clips import clip_hashes, is_seen, read_seen, write_seen
+from helpers.random_model import make_frames
+
+
+def test_clips_are_found_by_id_and_by_video(tmp_path: Path) -> None:
+    frames = make_frames(tmp_path / "frames", 8, "train")
+    ids, hashes = clip_hashes(frames, ["train"], {"c000", "c001"})
+    assert ids == ["c000", "c001"]
+    write_seen(str(tmp_path / "model"), hashes)
+    seen = read_seen(str(tmp_path / "model"))
+    _, every = clip_hashes(frames)
+    assert is_seen(seen, every).all(), "all clips of these shards were cut from one video"
+    renamed = every.copy()
+    renamed[:, 1] += 1  # other videos
+    assert is_seen(seen, renamed).tolist() == [True, True] + [False] * 6
+
+
+def test_a_model_has_seen_what_the_one_it_started_from_has(tmp_path: Path) -> None:
+    first, second, model = np.array([[1, 2]], np.uint64), np.array([[3, 4]], np.uint64), str(tmp_path / "second")
+    write_seen(str(tmp_path / "first"), first)
+    write_seen(model, second, [str(tmp_path / "first")])
+    assert read_seen(model).tolist() == [1, 2, 3, 4]
+    assert not is_seen(read_seen(str(tmp_path / "none")), first).any()
+
+
+def test_clips_of_other_splits_are_not_seen(tmp_path: Path) -> None:
+    frames = make_frames(tmp_path, 8, "test")
+    assert clip_hashes(frames, ["train"])[0] == []
+    assert len(clip_hashes(replace(frames))[0]) == 8
