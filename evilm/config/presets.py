@@ -9,6 +9,9 @@ from evilm.config.stages import STAGES
 from evilm.config.yaml_files import load_yaml, shipped
 from evilm.errors import ConfigError
 
+TASKS = "tasks"
+"""Folder of the presets of downstream tasks, named like `tasks/msvd-qa`."""
+
 
 def names() -> list[str]:
     """Return the presets that come with the package."""
@@ -21,7 +24,9 @@ def load(preset: str) -> dict[str, Any]:
     Raises:
         ConfigError: no such preset or file, a section of no command, an unknown setting or one out of range.
     """
-    sections = (load_yaml("--preset", preset) if preset else None) or {}
+    folder, _, name = preset.partition("/")
+    place = (name, folder) if folder == TASKS and "." not in name else (preset,)
+    sections = (load_yaml("--preset", *place) if preset else None) or {}
     if not isinstance(sections, dict):
         raise ConfigError(
             f"--preset {preset}: expected one section per command ({', '.join(STAGES)}), found {sections!r}"

@@ -47,7 +47,8 @@ class StageConfig(Config):
     """Beginnings of the names of settings that this command's `--help` leaves out, although others show them."""
 
     preset: Common[Incidental[str]] = ""
-    """Settings to start from: tiny, gpu, paper, or the path of a YAML file; flags override them."""
+    """Settings to start from: tiny, gpu, paper, tasks/TASK for a downstream task, or the path of a YAML file; flags
+    override them."""
     out: Common[Incidental[str]] = ""
     """Output folder, a local path or s3://bucket/key."""
     dry_run: Common[Incidental[bool]] = False

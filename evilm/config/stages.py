@@ -159,6 +159,9 @@ class Report(StageConfig):
     example: ClassVar[str] = "--root runs/demo"
     root: Common[Incidental[str]] = "runs/demo"
     """Root folder of a workflow."""
+    tables: Common[bool] = False
+    """Print Tables 1-4 of the paper with the scores under --root beside the published ones, and write them as Markdown
+    and as a figure to --out, by default ROOT/tables."""
 
 
 STAGES: dict[str, type[StageConfig]] = {

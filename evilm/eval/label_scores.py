@@ -48,7 +48,8 @@ def _label_figures(
     table = ItemTable(subject.items, subject.config.split, clips).table
     assert table["item_id"].to_pylist() == item_ids, "scores come in the order of the items"
     labels, clip_ids = table["label"].to_numpy(), table["clip_id"].to_pylist()
-    hits, options = top[:, 0] == labels, table["options"].to_pylist()
+    options = table["options"].to_pylist()
+    hits = (top[:, 0] == labels) & (chances[:, 0] > chances[:, 1:2].max(1, initial=0))  # a tie is a miss
     names = [subject.spec.labels or texts for texts in options]
     predicted = [own[place] for own, place in zip(names, top[:, 0], strict=True)]
     columns = {name: table[name] for name in ("item_id", "clip_id", "text", "answer", "type")}

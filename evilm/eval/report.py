@@ -1,11 +1,13 @@
 """Report what the runs under a root have made, from each stage's summary: the last page of a workflow."""
 
 import sys
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from evilm.config.stages import Report
 from evilm.errors import ConfigError, ShardError
+from evilm.eval.paper_tables import draw_tables, our_rows, render_tables
 from evilm.eval.score_table import figures_table
 from evilm.io import storage
 from evilm.io.outputs import CONFIG, SUMMARY
@@ -16,10 +18,10 @@ Summary = Mapping[str, Any]
 
 
 def report(config: Report) -> dict[str, Any]:
-    """Print one table over all stages under `config.root`, and the benchmark's figures; the table is the result.
+    """Print one table over all stages under `config.root`, and the benchmark's figures; or the tables of the paper.
 
     Returns:
-        The summary: state and seconds of each stage, the benchmark's values.
+        The summary: state and seconds of each stage, the benchmark's values; of `report_tables` with `config.tables`.
 
     Raises:
         ConfigError: there is nothing at the root.
@@ -27,6 +29,8 @@ def report(config: Report) -> dict[str, Any]:
     root = storage.absolute(config.root)
     if not storage.list_names(root):
         raise ConfigError(f"nothing at {root}; run pipelines/pretrain.py --preset tiny --root {config.root} first")
+    if config.tables:
+        return report_tables(root, config.out)
     stages = {name: read_stage(root, name) for name in STAGES}
     sys.stdout.write(render(stages) + "\n\n")
     summaries = {name: summary for name, (_, summary) in stages.items()}
@@ -36,6 +40,24 @@ def report(config: Report) -> dict[str, Any]:
         "metrics": {name: f["value"] for name, f in summaries["benchmark"].get("metrics", {}).items()},
         "seconds": round(sum(_seconds(summary) for summary in summaries.values()), 1),
     }
+
+
+def report_tables(root: str, out: str = "") -> dict[str, Any]:
+    """Print Tables 1-4 of the paper with the scores under a root, and write `tables.md` and `tables.png`.
+
+    Returns:
+        The summary: root, out, number of our rows, seconds.
+
+    Raises:
+        ConfigError: there is nothing at the root.
+    """
+    began, out = time.monotonic(), storage.absolute(out or storage.join(root, "tables"))
+    text, picture = render_tables(root), draw_tables(root)
+    storage.write_bytes(storage.join(out, "tables.md"), (text + "\n").encode())
+    storage.write_bytes(storage.join(out, "tables.png"), picture)
+    sys.stdout.write(text + "\n\n")
+    seconds = round(time.monotonic() - began, 1)
+    return {"root": root, "out": out, "rows": len(our_rows(root)), "seconds": seconds}
 
 
 def read_stage(root: str, name: str) -> tuple[str, Summary]:

@@ -16,7 +16,7 @@ from evilm.io.outputs import Output
 from evilm.items.task_layouts import LAYOUTS
 from evilm.model.metrics import Figure
 from evilm.shards import FrameManifest
-from evilm.tasks.task_inputs import find_items
+from evilm.tasks.task_inputs import find_items, variant
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +40,7 @@ def benchmark_task(config: Benchmark) -> dict[str, Any]:
     frames = FrameManifest.load(config.frames or storage.join(root, "frames"))
     items = find_items(config, frames)
     subject = open_subject(config, frames, items)
-    out = storage.absolute(config.out or storage.join(root, "tasks", f"{config.task}-scores"))
+    out = storage.absolute(config.out or storage.join(root, f"{variant(config)}-scores"))
     inputs = {"model": model_fingerprint(subject.model), "frames": frames.fingerprint, "items": items.fingerprint}
     with Output(config, out, inputs) as output:
         if output.done:

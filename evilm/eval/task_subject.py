@@ -11,6 +11,7 @@ from evilm.items.item_tables import ItemsManifest
 from evilm.items.seen_clips import clip_hashes, is_seen, read_seen
 from evilm.model.task_model import TASK_FILE, TaskSpec, read_task
 from evilm.shards import FrameManifest
+from evilm.tasks.task_inputs import variant
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ def open_subject(config: Benchmark, frames: FrameManifest, items: ItemsManifest)
         ConfigError: it has, the split has no items, or the model was fine-tuned with other answers.
     """
     root = storage.absolute(config.root)
-    tuned = storage.join(root, "tasks", config.task)
+    tuned = storage.join(root, f"{variant(config)}-model")
     default = tuned if storage.exists(storage.join(tuned, TASK_FILE)) else storage.join(root, "model")
     model = storage.absolute(config.model or default)
     own = read_task(model)

@@ -1,7 +1,7 @@
 """Write annotations of the embedded corpus in the layouts of downstream data sets, true by the plan of each scene.
 
-Clips keep their ids, except in Kinetics-400 (`ID_000000_000010`): there `videos.csv` beside the annotations is a manifest
-of the same files with the layout's ids, for `shard_videos --columns.path path`.
+Clips keep their ids, except in Kinetics-400 (`ID_000000_000010`): there `videos.csv` beside the annotations is a
+manifest of the same files with the layout's ids, for `shard_videos --columns.path path`.
 """
 
 import csv

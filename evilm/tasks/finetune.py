@@ -6,6 +6,7 @@ from typing import Any
 from evilm.config.base import validate
 from evilm.config.data import FramesConfig
 from evilm.config.models import EViLMConfig
+from evilm.config.secrets import public_uri
 from evilm.config.stages import Finetune
 from evilm.dataloader.clip_reader import ClipAugmentation
 from evilm.dataloader.item_collate import ItemCollate
@@ -18,10 +19,11 @@ from evilm.items.item_tables import ItemsManifest
 from evilm.items.seen_clips import clip_hashes, write_seen
 from evilm.items.task_layouts import LAYOUTS
 from evilm.shards import FrameManifest, check_num_frames, publish_side
-from evilm.tasks.task_inputs import find_items
+from evilm.tasks.task_inputs import find_items, variant
 from evilm.tasks.training_run import TrainingRun
 from evilm.text.vocab import Vocab
-from evilm.tracking.mlflow_run import TrackedRun
+from evilm.tracking.lineage import read_run_file
+from evilm.tracking.mlflow_run import TrackedRun, tracking_uri
 
 logger = logging.getLogger(__name__)
 
@@ -65,9 +67,11 @@ def finetune(config: Finetune) -> dict[str, Any]:
         config.num_frames,
     )
     check_num_frames(frames, arch.num_frames)
-    out = storage.absolute(config.out or storage.join(root, "tasks", config.task))
+    out = storage.absolute(config.out or storage.join(root, f"{variant(config)}-model"))
     places = {"frames": frames.uri, "task_items": items.uri, "model": model, "out": out}
     config = config.model_copy(update=places)
+    if not config.tracking.parent and (parent := _run_of(model, tracking_uri(config, out))):
+        config = config.override({"tracking.parent": parent})
     inputs = {"model": model_fingerprint(model), "frames": frames.fingerprint, "items": items.fingerprint}
     inputs["vocab"] = Vocab.load(storage.join(model, VOCAB)).fingerprint
 
@@ -100,6 +104,12 @@ def finetune(config: Finetune) -> dict[str, Any]:
         write_seen(out, hashes, [] if config.from_scratch else [model])
         output.close(summary)
     return summary
+
+
+def _run_of(model: str, uri: str) -> str:
+    """Return the id of the MLflow run that made a model, if it is in the store at `uri`; else ''."""
+    known = read_run_file(model)
+    return str(known["run_id"]) if uri and public_uri(str(known.get("uri", ""))) == public_uri(uri) else ""
 
 
 def build_task(settings: dict[str, Any]) -> "FinetuneTask":

@@ -12,6 +12,14 @@ _CORPUS_FOLDER = {"tgif-action": "tgif-qa", "tgif-transition": "tgif-qa", "tgif-
 """Folder of a task in the annotations of the embedded corpus, where it isn't called as the task."""
 
 
+def variant(config: Finetune | Benchmark) -> str:
+    """Return the name of a task with what tells its items from others of it, for folders under a root."""
+    settings, task = config.items, config.task
+    if task == "msrvtt-retrieval" and settings.protocol != type(settings)().protocol:
+        return f"{task}-{settings.protocol}"
+    return f"{task}-fold{settings.fold}" if task == "hmdb51" and settings.fold > 1 else task
+
+
 def find_items(config: Finetune | Benchmark, frames: FrameManifest) -> ItemsManifest:
     """Return the items of the task: those named, or built from annotations, by default from the embedded corpus's.
 
@@ -28,7 +36,7 @@ def find_items(config: Finetune | Benchmark, frames: FrameManifest) -> ItemsMani
                 f"{annotations} has no annotations of {config.task}; name their folder with --annotations, or finished "
                 "items with --task-items"
             )
-        place = storage.join(root, "items", config.task)
+        place = storage.join(root, f"{variant(config)}-items")
         settings = {"task": config.task, "annotations": annotations, "frames": frames.uri, "out": place}
         tracking = config.tracking.model_copy(update={"run_name": "", "parent": ""})
         shared = {"items": config.items, "take_over": config.take_over, "tracking": tracking}

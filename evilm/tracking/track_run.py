@@ -14,6 +14,7 @@ logger = logging.getLogger(__name__)
 
 FIGURES = "figures"
 """Artifact path of the pictures of a run."""
+_PICTURES = (".png", ".html")
 
 
 def track(stage: str, work: Callable[[Any], dict[str, Any]], config: Any) -> dict[str, Any]:
@@ -27,9 +28,9 @@ def track(stage: str, work: Callable[[Any], dict[str, Any]], config: Any) -> dic
         return summary
     if not summary.get("reused") or not is_closed(run):
         with suppress_tracking_errors("record the run"):
-            pictures = [storage.join(run.out, name) for name in storage.list_names(run.out) if name.endswith(".png")]
+            pictures = [storage.join(run.out, name) for name in storage.list_names(run.out) if name.endswith(_PICTURES)]
             close_run(run, config, summary, {FIGURES: pictures})
-    if stage == "benchmark" and is_closed(run):
+    if stage == "benchmark" and not summary.get("task") and is_closed(run):
         judge(run, config, summary)
     return summary
 

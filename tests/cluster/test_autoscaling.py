@@ -124,6 +124,8 @@ def test_every_command_runs_as_a_job_without_a_working_dir(jobs: Jobs, workflow:
         "precompute_codes": [*frames, "--tokenizer", place["tokenizer"], "--out", place["codes"], *GPU],
         "pretrain": again,
         "all": again,
+        "finetune": ["--root", str(root), "--task", "hmdb51", "--items.val-share", "0.2", "--schedule.max-steps", "2",
+                     "--out", str(tmp_path / "tuned"), *GPU],
         "benchmark": ["--root", str(root)],
         "inspect_shards": [*frames, "--out", str(tmp_path / "inspect")],
         "report": ["--root", str(root)],
@@ -132,4 +134,4 @@ def test_every_command_runs_as_a_job_without_a_working_dir(jobs: Jobs, workflow:
     made = {stage: jobs.submit(stage, "--preset", str(SMALL), *given) for stage, given in flags.items()}
     summaries = {stage: jobs.summary(job) for stage, job in made.items()}
     reused = {stage for stage, summary in summaries.items() if summary.get("reused")}
-    assert reused == set(flags) - {"build_items", "inspect_shards", "report"}
+    assert reused == set(flags) - {"build_items", "finetune", "inspect_shards", "report"}

@@ -1,7 +1,5 @@
 """Items joined with the frames of their clips: each once in an epoch, for any number of workers and after a resume."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 

@@ -56,6 +56,19 @@ def make_frames(uri: Path, num_clips: int = 26, split: str = "test", flag: bool 
     return manifest
 
 
+def named_frames(uri: Path, clip_ids: list[str], split: str = "test") -> shards.FrameManifest:
+    """One frame shard of clips with these ids and one frame, the same of all, cut from a video each."""
+    jpeg = simplejpeg.encode_jpeg(np.zeros((PX, PX, 3), np.uint8))
+    first = _row(0, "a clip", split, np.random.default_rng(0), False) | {"frames": [jpeg] * FRAMES}
+    rows = [first | {"clip_id": clip, "row": n, "source_hash": clip} for n, clip in enumerate(clip_ids)]
+    data = shards.write_frames([rows], {"shard": "0"})
+    storage.write_bytes(str(uri / "0.parquet"), data)
+    info = _info("0.parquet", split, len(rows), data, [len(rows)])
+    manifest = shards.FrameManifest(str(uri), "plan", FRAMES, PX, [info], {}, len(rows), {})
+    manifest.save()
+    return manifest
+
+
 def make_codes(uri: Path, frames: shards.FrameManifest) -> np.ndarray:
     """Random codes, code 7 most often; returned as (clip, region) in the order of the clips."""
     rng = np.random.default_rng(1)

@@ -1,0 +1,249 @@
+"""Render and draw the paper's Tables 1-4: published figures beside the scores under a root. Paper: Tables 1-4."""
+
+import logging
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
+from importlib.resources import files
+from typing import TYPE_CHECKING, NamedTuple
+
+from pydantic import ConfigDict, JsonValue
+
+from evilm.config.base import Config, validate
+from evilm.config.models import EViLMConfig
+from evilm.config.yaml_files import parse_yaml
+from evilm.errors import CheckpointError, ConfigError, ShardError
+from evilm.io import storage
+from evilm.io.figures import to_png
+from evilm.io.outputs import CONFIG, SUMMARY
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+logger = logging.getLogger(__name__)
+_FILE = "published_results.yaml"
+_OURS = "evilm, this root"
+_RECALLS = {"t2v_r1": "R@1", "t2v_r5": "R@5", "t2v_r10": "R@10"}
+_INTRO = (
+    "Percent. Published: as printed; ours: value [95 % interval], split, items. Compare scores on equal videos only."
+)
+
+
+class PublishedRow(Config):
+    """A model's published figures, as printed."""
+
+    model: str
+    parameters: str = ""
+    gflops: str = ""
+    figures: Mapping[str, str] = {}
+    """By column, in percent: figures of a cell are separated by slashes, those of several runs by a dash."""
+    source: str
+    note: str = ""
+    peer: bool = False
+
+
+class PaperTable(Config):
+    """A table of the paper."""
+
+    number: int
+    title: str
+    zero_shot: bool = False
+    columns: Mapping[str, str]
+    """Task by column; '' for a column of published figures only."""
+    rows: tuple[PublishedRow, ...]
+    note: str = ""
+
+
+class Score(Config):
+    """The summary of a task benchmark, as far as a table needs it."""
+
+    model_config = ConfigDict(extra="ignore")
+    task: str
+    model: str
+    split: str
+    zero_shot: bool
+    leak: bool
+    coverage: float
+    num_items: int
+    metrics: Mapping[str, Mapping[str, float]]
+    probe: Mapping[str, JsonValue] = {}
+    tuned_on: str = ""
+    """Task that the model was fine-tuned on, by its own folder; '' for a pre-trained model."""
+
+
+class OurRow(NamedTuple):
+    """Our scores in a table, of models that were trained the same way and have the same size."""
+
+    table: int
+    name: str
+    how: str
+    parameters: str
+    gmacs: str
+    scores: Mapping[str, Score]  # by column
+
+
+@cache
+def published() -> tuple[PaperTable, ...]:
+    """Return the paper's tables with all published rows."""
+    tables = parse_yaml(_FILE, files("evilm.eval").joinpath(_FILE).read_text("utf-8"))
+    return tuple(validate(PaperTable, table, where=_FILE) for table in tables)
+
+
+def our_rows(root: str) -> list[OurRow]:
+    """Collect our rows from the scores under a root.
+
+    Raises:
+        ConfigError: there is nothing at the root.
+    """
+    rows: dict[tuple[int, str, str, str, str], dict[str, Score]] = {}
+    places = [(table, *column) for table in published() for column in table.columns.items()]
+    for label, score in _read_scores(root):
+        zero_shot = score.zero_shot and not score.tuned_on
+        found = [(table, column) for table, column, task in places if task == score.task]
+        # Zero-shot answers have no table in the paper: they are a row of Table 1.
+        for table, column in ([place for place in found if place[0].zero_shot == zero_shot] or found)[:1]:
+            key = (table.number, _OURS + label, _how(score), *_cost(score.model))
+            rows.setdefault(key, {})[column] = score
+    return [OurRow(*key, scores) for key, scores in rows.items()]
+
+
+def render_tables(root: str) -> str:
+    """Return Tables 1-4 as Markdown: published rows, today's peers, then ours."""
+    ours = our_rows(root)
+    tables = [_render(table, [row for row in ours if row.table == table.number]) for table in published()]
+    return "\n\n".join([_INTRO, *tables])
+
+
+def draw_tables(root: str) -> bytes:
+    """Draw a PNG with a panel per table: published figures grey, ours in colour with their intervals."""
+    from matplotlib.figure import Figure
+
+    ours = our_rows(root)
+    figure = Figure(figsize=(14, 10), layout="constrained")
+    figure.suptitle("Published figures and ours (bars: 95 % intervals; crosses: scored on videos trained on)")
+    for axis, table in zip(figure.subplots(2, 2).flat, published(), strict=True):
+        _draw(axis, table, [row for row in ours if row.table == table.number])
+    return to_png(figure)
+
+
+def _read_scores(root: str) -> Iterator[tuple[str, Score]]:
+    """Yield the scores under a root, each with what its folder's name adds to TASK-scores: '' or ': LABEL'."""
+    if not storage.list_names(root := storage.absolute(root)):
+        raise ConfigError(f"nothing at {root}; name the --root of a workflow, as runs/demo")
+    for name in storage.list_names(root):
+        place = storage.join(root, name, SUMMARY)
+        if "-scores" not in name or not (content := _json(place)):
+            continue
+        try:
+            score = validate(Score, content, where=place)
+        except ConfigError as error:
+            logger.warning("left out of the tables: %s", error)
+            continue
+        tuned_on = _json(storage.join(score.model, "task.json")).get("task", "")
+        label = name.removeprefix(score.task).replace("-scores", "", 1).strip("-")
+        yield label and f": {label.replace('|', '/')}", score.model_copy(update={"tuned_on": str(tuned_on)})
+
+
+def _json(place: str) -> Mapping[str, object]:
+    """Read a JSON object; empty if it is missing or damaged."""
+    try:
+        content: object = storage.read_json(place)
+    except (FileNotFoundError, NotADirectoryError, ShardError):
+        return {}
+    return {str(name): value for name, value in content.items()} if isinstance(content, dict) else {}
+
+
+def _how(score: Score) -> str:
+    """Say how the scored model was trained for the task."""
+    if score.probe or (score.zero_shot and not score.tuned_on):
+        return "strict linear probe" if score.probe else "zero-shot"
+    settings = _json(storage.join(score.model, CONFIG)).get("settings")
+    return "fine-tuned from scratch" if isinstance(settings, dict) and settings.get("from_scratch") else "fine-tuned"
+
+
+@cache
+def _cost(model: str) -> tuple[str, str]:
+    """Count the parameters and MACs of a model by its config; empty if there is none."""
+    from evilm.model import cost, pretrained
+    from evilm.model.evilm_model import KIND
+
+    try:
+        config = validate(EViLMConfig, pretrained.read_config(model, KIND)["config"])
+    except (CheckpointError, ConfigError, ShardError):
+        return "", ""
+    found = cost.report(config, min(30, config.text_positions))  # 30 words, as by the cost command
+    return f"{found['table_8'][-1]['ours'] / 1e6:.3g}M", f"{found['macs']['total'] / 1e9:.3g} GMACs"
+
+
+def _render(table: PaperTable, ours: Sequence[OurRow]) -> str:
+    """Write a table, with its notes below."""
+    distinct = dict.fromkeys(row.note for row in table.rows if row.note)
+    notes = {note: f"({chr(ord('a') + place)})" for place, note in enumerate(distinct)}
+    headers = [f"{column} {' / '.join(_metrics(task).values())}".strip() for column, task in table.columns.items()]
+    lines = [["model", "parameters", "GFLOPs", *headers, "source"], ["---"] * (len(headers) + 4)]
+    for row in sorted(table.rows, key=lambda row: row.peer):
+        figures = [row.figures.get(column, "") for column in table.columns]
+        model, source = f"{row.model} {notes.get(row.note, '')}".strip(), "as published: " * row.peer + row.source
+        lines.append([model, row.parameters, row.gflops, *figures, source])
+    for row in ours or [OurRow(table.number, _OURS, "not scored yet", "", "", {})]:
+        cells = [_cell(row.scores[column]) if column in row.scores else "" for column in table.columns]
+        lines.append([f"**{row.name}**", row.parameters, row.gmacs, *cells, row.how])
+    text = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+    parts = [text, "  \n".join(f"{mark} {note}" for note, mark in notes.items()), table.note]
+    return "\n\n".join([f"## Table {table.number}: {table.title}", *filter(None, parts)])
+
+
+def _metrics(task: str) -> dict[str, str]:
+    """Return the figures of a task's cell: metric and its name."""
+    return _RECALLS if task.endswith("-retrieval") else {"accuracy": ""}
+
+
+def _cell(score: Score) -> str:
+    """Write a score with its interval, split, and what makes it doubtful."""
+    shown = [_interval(score.metrics.get(metric, {})) for metric in _metrics(score.task)]
+    parts = [" / ".join(shown), score.split, f"{score.num_items:,} items", "LEAKED" if score.leak else ""]
+    if score.tuned_on not in ("", score.task):
+        parts.append(f"fine-tuned on {score.tuned_on}")
+    if score.coverage < 1:
+        parts.append(f"coverage {min(99.9, 100 * score.coverage):.1f} %")
+    return ", ".join(filter(None, parts))
+
+
+def _interval(figure: Mapping[str, float]) -> str:
+    """Write a share as percent, with its interval if there is one."""
+    value, low, high = (f"{100 * figure[key]:.1f}" if key in figure else "-" for key in ("value", "low", "high"))
+    return value if "-" in (low, high) else f"{value} [{low}, {high}]"
+
+
+def _draw(axis: "Axes", table: PaperTable, ours: Sequence[OurRow]) -> None:
+    """Draw a line per figure: published ones as dots, ours below them."""
+    names: list[str] = []
+    for column, task in table.columns.items():
+        for place, (metric, name) in enumerate(_metrics(task).items()):
+            for row in table.rows:
+                cell = [*row.figures.get(column, "").split("/"), "", ""][place]
+                marker, colour, fill, label = _style(row)
+                for value in re.findall(r"\d+(?:\.\d+)?", cell):
+                    axis.plot(float(value), len(names), marker, color=colour, markerfacecolor=fill, label=label)
+            for number, row in enumerate(ours):
+                score = row.scores.get(column)
+                if score and "value" in (figure := score.metrics.get(metric, {})):
+                    value, low, high = (100 * figure.get(key, figure["value"]) for key in ("value", "low", "high"))
+                    error = [[max(0.0, value - low)], [max(0.0, high - value)]]
+                    at, label = len(names) + 0.2 + 0.5 * number / len(ours), f"{row.name}, {row.how} {row.parameters}"
+                    axis.errorbar(value, at, None, error, "x" if score.leak else "o", color=f"C{number}", label=label)
+            names.append(f"{column} {name}".strip())
+    title = f"Table {table.number}: {table.title}"
+    axis.set(xlim=(0, 100), ylim=(len(names) - 0.2, -0.5), xlabel="percent", title=title)
+    axis.set_yticks(range(len(names)), names)
+    axis.grid(axis="x", color="0.9")
+    handles, labels = axis.get_legend_handles_labels()
+    distinct = dict(zip(labels, handles, strict=True))
+    axis.legend(list(distinct.values()), list(distinct), fontsize="small")
+
+
+def _style(row: PublishedRow) -> tuple[str, str, str, str]:
+    """Return marker, colour, fill and label of a published row."""
+    if row.model.startswith("E-ViLM"):
+        return "d" if "without" in row.model else "D", "0.2", "0.2", row.model
+    return ("o", "0.6", "none", "peers, as published") if row.peer else ("o", "0.7", "0.7", "published")

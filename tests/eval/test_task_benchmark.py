@@ -1,0 +1,154 @@
+"""Scores of downstream tasks: each item once, equal to the model's own, never on videos that it was trained on."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from evilm.config.presets import defaults
+from evilm.config.stages import Benchmark
+from evilm.dataloader.item_loader import ClipFolder, ItemTable
+from evilm.errors import ConfigError
+from evilm.eval.benchmark import benchmark
+from evilm.eval.task_subject import open_subject
+from evilm.items.item import Item
+from evilm.items.item_tables import ItemsManifest
+from evilm.items.seen_clips import write_seen
+from evilm.model.inference import EViLM
+from evilm.seeds import hash64
+from evilm.shards import FrameManifest
+from evilm.tasks.finetune import finetune
+from helpers.item_tables import write_items
+from helpers.paths import SMALL
+from helpers.random_model import make_model, named_frames
+from helpers.workflow import Workflow, copy_workflow
+
+
+@pytest.fixture(scope="module")
+def root(small_workflow: Workflow, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A root with models fine-tuned on questions and on retrieval."""
+    root = copy_workflow(small_workflow[0], tmp_path_factory.mktemp("scores") / "root")
+    for task in ("msvd-qa", "didemo-retrieval"):
+        values = {"root": str(root), "task": task, "schedule.max_steps": 4}
+        finetune(defaults("finetune", str(SMALL)).override(values))  # type: ignore[arg-type]
+    return root
+
+
+def score(root: Path, task: str, **values: Any) -> dict[str, Any]:
+    """Score a task."""
+    config = defaults("benchmark", str(SMALL)).override({"root": str(root), "task": task} | values)
+    assert isinstance(config, Benchmark)
+    return benchmark(config)
+
+
+def test_each_question_counts_once_and_accuracy_is_the_share_of_right_predictions(root: Path) -> None:
+    summary = score(root, "msvd-qa")
+    found = pq.read_table(Path(summary["out"]) / "predictions.parquet")
+    items = ItemsManifest.load(str(root / "msvd-qa-items"))
+    assert sorted(found["item_id"].to_pylist()) == sorted(items.read("test")["item_id"].to_pylist())
+    right = np.array(found["predicted"].to_pylist()) == np.array(found["answer"].to_pylist())
+    assert found["correct"].to_pylist() == right.tolist()
+    metrics = summary["metrics"]
+    assert metrics["accuracy"]["value"] == pytest.approx(right.mean(), abs=1e-6)
+    assert metrics["accuracy"]["num_clips"] == len(set(found["clip_id"].to_pylist()))
+    for name in set(found["type"].to_pylist()):
+        own = np.array(found["type"].to_pylist()) == name
+        assert metrics[f"accuracy/{name}"]["value"] == pytest.approx(right[own].mean(), abs=1e-6)
+    answers = items.read("train")["answer"].to_pylist()
+    guess = max(sorted(set(answers)), key=answers.count)
+    share = np.mean(np.array(found["answer"].to_pylist()) == guess)
+    assert metrics["accuracy"]["chance"] == pytest.approx(share, abs=0.05)
+    assert not summary["leak"]
+    assert summary["coverage"] == summary["ceiling"] == 1.0
+    page = (Path(summary["out"]) / "errors.html").read_text()
+    assert "data:image/jpeg" in page
+    assert (Path(summary["out"]) / "errors.png").stat().st_size > 10_000
+
+
+def test_scores_do_not_depend_on_workers_or_batches(root: Path, tmp_path: Path) -> None:
+    first = pq.read_table(Path(score(root, "msvd-qa")["out"]) / "predictions.parquet")
+    values = {"out": str(tmp_path / "scores"), "batch_items": 17, "cluster.num_workers": 2}
+    second = pq.read_table(Path(score(root, "msvd-qa", **values)["out"]) / "predictions.parquet")
+    for name in ("item_id", "predicted", "correct"):
+        assert first[name].equals(second[name]), name
+    np.testing.assert_allclose(first["chance"].to_numpy(), second["chance"].to_numpy(), rtol=1e-4)
+
+
+def test_a_model_is_not_scored_on_videos_that_it_was_trained_on(root: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"was trained on 64 of the 64 videos of msvd-qa, split train"):
+        score(root, "msvd-qa", split="train", out=str(tmp_path / "a"))
+    summary = score(root, "msvd-qa", split="train", out=str(tmp_path / "a"), allow_leak=True)
+    assert summary["leak"]
+    assert summary["num_seen_clips"] == 64
+
+
+def test_fast_retrieval_ranks_as_its_embeddings_do(root: Path) -> None:
+    summary = score(root, "didemo-retrieval", rerank_top=24, pairwise=True)
+    out, metrics = Path(summary["out"]), summary["metrics"]
+    texts, videos = (pq.read_table(out / f"{name}_embeddings.parquet") for name in ("caption", "video"))
+    scores = np.stack(texts["embedding"].to_pylist()) @ np.stack(videos["embedding"].to_pylist()).T
+    own = [videos["clip_id"].to_pylist().index(clip) for clip in texts["clip_id"].to_pylist()]
+    rank = (scores > scores[np.arange(len(own)), own][:, None]).sum(1)
+    for k in (1, 5, 10):
+        assert metrics[f"t2v_r{k}"]["value"] == pytest.approx((rank < k).mean(), abs=1e-6)
+        assert metrics[f"reranked_t2v_r{k}"]["value"] == metrics[f"pairwise_t2v_r{k}"]["value"], "all were re-ranked"
+    assert summary["seconds_by_way"].keys() == {"fast", "products", "reranked", "pairwise"}
+
+
+def test_pairwise_scores_are_the_models_own(root: Path, tmp_path: Path) -> None:
+    model = str(root / "model")
+    summary = score(root, "didemo-retrieval", model=model, out=str(tmp_path / "pairs"))
+    assert summary["zero_shot"]
+    frames, items = FrameManifest.load(str(root / "frames")), ItemsManifest.load(str(root / "didemo-retrieval-items"))
+    table = ItemTable(items, "test", ClipFolder(frames)).table
+    assert summary["metrics"]["t2v_r1"]["count"] == len(table)
+    assert EViLM.from_pretrained(model).student.config.max_text_len == 40
+
+
+def test_choices_and_probes_of_a_pretrained_model(root: Path, tmp_path: Path) -> None:
+    choice = score(root, "msrvtt-mc", model=str(root / "model"), out=str(tmp_path / "mc"))
+    assert choice["metrics"]["accuracy"]["chance"] == pytest.approx(0.2)
+    label = score(root, "hmdb51", model=str(root / "model"), out=str(tmp_path / "probe"), **{"items.val_share": 0.2})
+    assert label["probe"]["feature"] in ("regions", "cls", "encoder")
+    assert label["metrics"].keys() >= {"accuracy", "accuracy_top5"}
+
+
+def test_the_9k_list_leaks_into_multiple_choice_and_the_7k_list_does_not(root: Path, tmp_path: Path) -> None:
+    models = {}
+    for protocol in ("7k", "9k"):
+        values = {"root": str(root), "task": "msrvtt-retrieval", "schedule.max_steps": 2, "items.protocol": protocol}
+        values |= {"out": str(tmp_path / protocol), "items.val_share": 0.1}
+        models[protocol] = finetune(defaults("finetune", str(SMALL)).override(values))["out"]  # type: ignore[arg-type]
+    listed = (root / "corpus/annotations/msrvtt-retrieval/MSRVTT_train.9k.csv").read_text().split()
+    rows = (root / "corpus/annotations/msrvtt-mc/msrvtt_mc_test.jsonl").read_text().splitlines()
+    leaked = {json.loads(row)["clip_name"] for row in rows} & set(listed)
+    assert leaked
+    with pytest.raises(ConfigError, match=rf"was trained on {len(leaked)} of the \d+ videos of msrvtt-mc"):
+        score(root, "msrvtt-mc", model=models["9k"], out=str(tmp_path / "mc9"))
+    assert not score(root, "msrvtt-mc", model=models["7k"], out=str(tmp_path / "mc7"))["leak"]
+
+
+@pytest.mark.parametrize(("protocol", "met"), [("9k", 1990), ("7k", 0)])
+def test_the_real_9k_list_is_rejected_with_its_count(
+    shared_data: Path, tmp_path: Path, protocol: str, met: int
+) -> None:
+    lists = shared_data / "annotations" / "msrvtt"
+    tested = (lists / "test_list_full.txt").read_text().split()
+    frames = named_frames(tmp_path / "frames", tested)
+    options = ("a", "b", "c", "d", "e")
+    items = write_items(
+        tmp_path / "items", "choice", [Item("test", f"mc{n}", v, "", "a", options) for n, v in enumerate(tested)]
+    )
+    make_model(tmp_path / "model")
+    trained = (lists / f"MSRVTT_train.{protocol}.csv").read_text().split()[1:]
+    hashes = [(hash64(f"id\0{video}".encode()), number) for number, video in enumerate(trained)]
+    write_seen(str(tmp_path / "model"), np.array(hashes, dtype=np.uint64))
+    config = Benchmark.model_validate({"task": "t", "model": str(tmp_path / "model")})
+    if met:
+        with pytest.raises(ConfigError, match=f"was trained on {met} of the 2990 videos of t, split test"):
+            open_subject(config, frames, items)
+        config = config.model_copy(update={"allow_leak": True})
+    assert open_subject(config, frames, items).num_seen == met

@@ -1,0 +1,138 @@
+"""Fine-tuning on items: checkpoints, resume, early end, what is published, and settings that are rejected."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import evilm
+from evilm.config.finetune_command import Finetune
+from evilm.config.presets import defaults
+from evilm.errors import ConfigError, UsageError
+from evilm.items.seen_clips import clip_hashes, is_seen, read_seen
+from evilm.model.task_model import TaskModel
+from evilm.shards import FrameManifest
+from evilm.tasks.finetune import finetune
+from helpers.commands import finish, kill, start, wait_for
+from helpers.paths import SMALL
+from helpers.workflow import Workflow, copy_workflow, losses_and_scores
+
+STEPS = 12
+
+
+@pytest.fixture(scope="module")
+def root(small_workflow: Workflow, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A root to write into."""
+    return copy_workflow(small_workflow[0], tmp_path_factory.mktemp("tasks") / "root")
+
+
+def settings(root: Path, task: str = "msvd-qa", **values: Any) -> Finetune:
+    """Settings of a short fine-tuning."""
+    given = {"root": str(root), "task": task, "schedule.max_steps": STEPS, "schedule.eval_every_epochs": 0.25}
+    config = defaults("finetune", str(SMALL)).override(given | values)
+    assert isinstance(config, Finetune)
+    return config
+
+
+@pytest.fixture(scope="module")
+def tuned(root: Path) -> dict[str, Any]:
+    """A model fine-tuned on questions."""
+    return finetune(settings(root))
+
+
+def test_the_best_step_on_val_is_published_with_its_head(root: Path, tuned: dict[str, Any]) -> None:
+    assert tuned["steps"] == STEPS
+    assert tuned["best"]["metric"] == "score"
+    assert tuned["published"]["step"] == tuned["best"]["step"]
+    model = TaskModel.from_pretrained(tuned["out"])
+    assert (model.spec.task, model.spec.kind) == ("msvd-qa", "answer")
+    kept = TaskModel.from_pretrained(f"{tuned['out']}/checkpoints/{tuned['best']['checkpoint']}")
+    for ours, theirs in ((model.head, kept.head), (model.student, kept.student)):
+        for name, value in ours.state_dict().items():
+            assert value.equal(theirs.state_dict()[name]), name
+    assert evilm.EViLM.from_pretrained(tuned["out"]).student.config.dim == model.student.config.dim
+
+
+def test_the_same_command_reuses_it(root: Path, tuned: dict[str, Any]) -> None:
+    again = finetune(settings(root))
+    assert again["reused"]
+    assert again["fingerprint"] == tuned["fingerprint"]
+
+
+def test_it_has_seen_what_it_and_its_model_were_trained_on(root: Path, tuned: dict[str, Any]) -> None:
+    frames = FrameManifest.load(str(root / "frames"))
+    for split, seen in (("train", True), ("test", False), ("val", False)):
+        _, hashes = clip_hashes(frames, [split])
+        for model in (tuned["out"], str(root / "model")):
+            assert set(is_seen(read_seen(model), hashes)) == {seen}, (split, model)
+
+
+def test_a_continued_fine_tuning_equals_an_unbroken_one(root: Path, tuned: dict[str, Any], tmp_path: Path) -> None:
+    out = tmp_path / "model"
+    finetune(settings(root, out=str(out), **{"schedule.max_steps": 5}))
+    finetune(settings(root, out=str(out)))
+    assert losses_and_scores(out) == losses_and_scores(Path(tuned["out"]))
+    for name in ("model.safetensors", "head.safetensors"):
+        assert (out / name).read_bytes() == (Path(tuned["out"]) / name).read_bytes()
+
+
+def test_a_score_that_does_not_rise_ends_the_training(root: Path, tmp_path: Path) -> None:
+    values = {"optim.lr": 1e-12, "schedule.patience": 2, "schedule.max_steps": 100}
+    summary = finetune(settings(root, out=str(tmp_path / "model"), **values))
+    assert summary["stopped_early"]
+    assert summary["steps"] < 3 * STEPS
+    assert summary["best"]["step"] < summary["steps"]
+    again = finetune(settings(root, out=str(tmp_path / "model"), **values))
+    assert again["reused"]
+
+
+@pytest.mark.parametrize("task", ["didemo-retrieval", "tgif-transition", "hmdb51"])
+def test_other_kinds_of_tasks_are_trained(root: Path, task: str) -> None:
+    values = {"schedule.max_steps": 4, "items.val_share": 0.2}
+    summary = finetune(settings(root, task, **values))
+    assert 0 <= summary["val"]["score"] <= 1
+    assert TaskModel.from_pretrained(summary["out"]).spec.task == task
+
+
+def test_scratch_starts_from_other_weights_and_has_seen_only_the_task(root: Path, tmp_path: Path) -> None:
+    values = {"from_scratch": True, "out": str(tmp_path / "model"), "schedule.max_steps": 2, "items.val_share": 0.2}
+    summary = finetune(settings(root, "hmdb51", **values))
+    known = read_seen(str(root / "model"))
+    assert 0 < len(read_seen(summary["out"])) < len(known)
+
+
+@pytest.mark.parametrize(
+    ("values", "error", "message"),
+    [
+        ({"task": "msrvtt"}, UsageError, "--task msrvtt: use msrvtt-retrieval"),
+        ({"task": "msrvtt-mc"}, UsageError, "no training split; score a model of msrvtt-retrieval"),
+        ({"max_text_len": 100}, ConfigError, r"max_text_len = 100 is over text_positions = 64"),
+        ({"num_frames": 3}, ConfigError, r"3, which does not divide it"),
+        ({"head.form": "match"}, ConfigError, r"head.form = 'match' is for tasks of kind choice"),
+        ({"annotations": "nowhere"}, ConfigError, r"nowhere has no annotations of msvd-qa"),
+    ],
+)
+def test_a_wrong_setting_ends_in_one_line(root: Path, values: dict[str, Any], error: type, message: str) -> None:
+    from evilm.errors import EvilmError
+
+    values = {"out": str(root / "none")} | values
+    with pytest.raises((error, EvilmError), match=message):
+        finetune(settings(root, **values))
+
+
+@pytest.mark.long
+@pytest.mark.faults
+def test_a_killed_fine_tuning_goes_on_bit_equal(root: Path, tuned: dict[str, Any], tmp_path: Path) -> None:
+    out = tmp_path / "run" / "model"
+    flags = ["--preset", str(SMALL), "--root", str(root), "--task", "msvd-qa", "--out", str(out)]
+    flags += ["--schedule.max-steps", str(STEPS), "--schedule.eval-every-epochs", "0.25", "--take-over", "true"]
+    process = start("finetune", *flags)
+    wait_for(lambda: (out / "checkpoints" / "step_00000004-001" / "digests.json").exists(), process)
+    kill(process, and_workers=True)
+    assert not (out / "summary.json").exists()
+    finish(start("finetune", *flags))
+    assert losses_and_scores(out) == losses_and_scores(Path(tuned["out"]))
+    for name in ("model.safetensors", "head.safetensors"):
+        assert (out / name).read_bytes() == (Path(tuned["out"]) / name).read_bytes()
+    assert json.loads((out / "summary.json").read_text())["fingerprint"] == tuned["fingerprint"]
