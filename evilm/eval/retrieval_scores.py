@@ -11,7 +11,7 @@ from evilm.eval.fast_retrieval import Embeddings, Ranks, match_scores
 from evilm.eval.item_figures import share
 from evilm.eval.task_subject import TaskSubject
 from evilm.io.outputs import Output
-from evilm.model.metrics import Figure, median_rank, ranks
+from evilm.model.metrics import Figure, lenient_ranks, median_rank, ranks
 
 _RECALLS = (1, 5, 10)
 
@@ -54,20 +54,13 @@ def _matched(subject: TaskSubject, videos: list[str], best: np.ndarray | None, p
     place_of = {clip: place for place, clip in enumerate(videos)}
     own = np.array([place_of[clip] for clip in items.table["clip_id"].to_pylist()])
     clip_ids = items.table["clip_id"].to_pylist()
-    to_video = ranks(scores, own, "caption") if best is None else _ranks_of_some(scores, own)
+    to_video = ranks(scores, own, "caption") if best is None else lenient_ranks(scores, own)
     figures = _direction(to_video, clip_ids, len(videos), f"{prefix}t2v")
     if best is None:
         mine = np.where(own[:, None] == np.arange(len(videos))[None], scores, -np.inf)
         to_text = ranks(scores.T, mine.argmax(0), "video")
         figures |= _direction(to_text, videos, len(scores), f"{prefix}v2t")
     return figures
-
-
-def _ranks_of_some(scores: np.ndarray, own: np.ndarray) -> np.ndarray:
-    """Rank the right video of each caption among those that were scored; a right one that was not comes last."""
-    mine = scores[np.arange(len(scores)), own][:, None]
-    found = 1 + (scores > mine).sum(1) + ((scores == mine).sum(1) - 1) / 2
-    return np.where(np.isfinite(mine[:, 0]), found, scores.shape[1])
 
 
 def _recall_figures(found: Ranks) -> dict[str, Figure]:

@@ -48,8 +48,16 @@ def ranks(
     """
     scores = np.asarray(scores, dtype=np.float64)
     _refuse_useless(scores, what)
+    return lenient_ranks(scores, targets)
+
+
+def lenient_ranks(
+    scores: Float[np.ndarray, "query item"], targets: Int[np.ndarray, "query"]
+) -> Float[np.ndarray, "query"]:
+    """Rank likewise, as in an evaluation during training: a target whose score is not finite comes last."""
     own = scores[np.arange(len(scores)), targets][:, None]
-    return 1 + (scores > own).sum(axis=1) + ((scores == own).sum(axis=1) - 1) / 2
+    places = 1 + (scores > own).sum(axis=1) + ((scores == own).sum(axis=1) - 1) / 2
+    return np.where(np.isfinite(own[:, 0]), places, scores.shape[1])
 
 
 def recall_at(places: Float[np.ndarray, "query"], k: int, num_items: int) -> Figure:

@@ -11,7 +11,7 @@ from torch import Tensor
 from evilm.dataloader.item_collate import ItemBatch
 from evilm.model.evilm_model import PREFIX
 from evilm.model.losses import LossSum, classification
-from evilm.model.metrics import ranks
+from evilm.model.metrics import lenient_ranks
 from evilm.model.task_model import TaskModel
 from evilm.objectives.objective import Objective
 
@@ -193,9 +193,9 @@ def recalls(
     _, first, video_of = np.unique(clip_ids, return_index=True, return_inverse=True)
     scores = texts @ videos[first].T
     found = {}
-    to_video = ranks(scores, video_of, "caption")
+    to_video = lenient_ranks(scores, video_of)
     own = np.where(video_of[None] == np.arange(len(first))[:, None], scores.T, -np.inf)
-    to_text = ranks(scores.T, own.argmax(1), "video")
+    to_text = lenient_ranks(scores.T, own.argmax(1))
     for name, places in (("t2v", to_video), ("v2t", to_text)):
         found |= {f"{name}_r{k}": float((places <= k).mean()) for k in _RECALLS}
     return found

@@ -1,6 +1,7 @@
 """Fine-tune a pre-trained model on the items of a downstream task, with Ray Train. Paper: Sec. 4.2-4.3."""
 
 import logging
+from functools import cached_property
 from typing import Any
 
 from evilm.config.base import validate
@@ -130,11 +131,14 @@ class FinetuneTask:
         self._vocab = Vocab.load(storage.join(settings.model, VOCAB))
         self._frames = FrameManifest.load(settings.frames)
         self._items = ItemsManifest.load(settings.task_items)
-        self._clips = ClipFolder(self._frames)
         arch = validate(EViLMConfig, pretrained.read_config(settings.model, KIND)["config"], where=settings.model)
         self.arch = arch_for(arch, settings.max_text_len, settings.num_frames)
         items = self._items
         self.spec = TaskSpec(items.task, items.kind, items.labels, settings.head)
+
+    @cached_property
+    def _clips(self) -> ClipFolder:
+        return ClipFolder(self._frames)
 
     def objective(self) -> Any:
         """Build the model with a fresh head and its loss."""

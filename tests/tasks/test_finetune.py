@@ -87,6 +87,7 @@ def test_a_score_that_does_not_rise_ends_the_training(root: Path, tmp_path: Path
     assert again["reused"]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("task", ["didemo-retrieval", "tgif-transition", "hmdb51"])
 def test_other_kinds_of_tasks_are_trained(root: Path, task: str) -> None:
     values = {"schedule.max_steps": 4, "items.val_share": 0.2}
@@ -95,6 +96,7 @@ def test_other_kinds_of_tasks_are_trained(root: Path, task: str) -> None:
     assert TaskModel.from_pretrained(summary["out"]).spec.task == task
 
 
+@pytest.mark.long
 def test_scratch_starts_from_other_weights_and_has_seen_only_the_task(root: Path, tmp_path: Path) -> None:
     values = {"from_scratch": True, "out": str(tmp_path / "model"), "schedule.max_steps": 2, "items.val_share": 0.2}
     summary = finetune(settings(root, "hmdb51", **values))
