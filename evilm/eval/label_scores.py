@@ -14,7 +14,7 @@ from evilm.eval.error_gallery import WorstError, draw_gallery
 from evilm.eval.item_figures import by_type, share
 from evilm.eval.item_scoring import FEATURES, score_items
 from evilm.eval.linear_probe import ProbeSplit, probe
-from evilm.eval.task_subject import TaskSubject
+from evilm.eval.task_subject import PREDICTIONS, TaskSubject
 from evilm.io import storage
 from evilm.io.outputs import Output
 from evilm.model.metrics import Figure
@@ -57,7 +57,7 @@ def _label_figures(
     sink = io.BytesIO()
     pq.write_table(found, sink, compression="zstd")
     output.check()
-    storage.write_bytes(storage.join(output.out, "predictions.parquet"), sink.getvalue())
+    storage.write_bytes(storage.join(output.out, PREDICTIONS), sink.getvalue())
     _write_gallery(output, clips, found)
     guess = _guess(subject, labels)
     chance = float(np.mean(labels == guess)) if guess >= 0 else 1 / len(options[0])

@@ -1,15 +1,19 @@
 """Scores of retrieval: by embeddings, again by the matching head, or by the matching head alone."""
 
+import io
 import tempfile
 import time
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from evilm.dataloader.item_loader import ClipFolder, ItemTable
 from evilm.eval.fast_retrieval import Embeddings, Ranks, match_scores
 from evilm.eval.item_figures import share
-from evilm.eval.task_subject import TaskSubject
+from evilm.eval.task_subject import PREDICTIONS, TaskSubject
+from evilm.io import storage
 from evilm.io.outputs import Output
 from evilm.model.metrics import Figure, lenient_ranks, median_rank, ranks
 
@@ -29,13 +33,14 @@ def score_embeddings(subject: TaskSubject, output: Output) -> tuple[dict[str, Fi
         if config.rerank_top:
             began = time.monotonic()
             _, _, best = embeddings.best_videos(config.rerank_top)
-            figures |= _matched(subject, embeddings.videos, best, "reranked_")
+            figures |= _reranked(subject, embeddings.videos, best, found)
             seconds["reranked"] = round(time.monotonic() - began, 2)
         if config.pairwise:
             began = time.monotonic()
-            figures |= _matched(subject, embeddings.videos, None, "pairwise_")
+            figures |= _matched(subject, embeddings.videos, "pairwise_")
             seconds["pairwise"] = round(time.monotonic() - began, 2)
         output.check()
+        storage.write_bytes(storage.join(output.out, PREDICTIONS), _predictions(subject, found))
         embeddings.publish(output.out)
     return figures, {"seconds_by_way": seconds}
 
@@ -43,24 +48,46 @@ def score_embeddings(subject: TaskSubject, output: Output) -> tuple[dict[str, Fi
 def score_pairs(subject: TaskSubject, output: Output) -> tuple[dict[str, Figure], dict[str, Any]]:
     """Rank all pairs by the matching head of a model that was not fine-tuned for retrieval."""
     clips = set(subject.items.read(subject.config.split)["clip_id"].to_pylist())
-    return _matched(subject, sorted(clips), None, ""), {}
+    return _matched(subject, sorted(clips), ""), {}
 
 
-def _matched(subject: TaskSubject, videos: list[str], best: np.ndarray | None, prefix: str) -> dict[str, Figure]:
-    """Rank by the matching head: all videos, or only the best of each caption, which stay ahead of the others."""
+def _matched(subject: TaskSubject, videos: list[str], prefix: str) -> dict[str, Figure]:
+    """Rank all pairs by the matching head."""
+    scores, own, clip_ids = _match(subject, videos)
+    mine = np.where(own[:, None] == np.arange(len(videos))[None], scores, -np.inf)
+    to_video = _direction(ranks(scores, own, "caption"), clip_ids, len(videos), f"{prefix}t2v")
+    to_text = ranks(scores.T, mine.argmax(0), "video")
+    return to_video | _direction(to_text, videos, len(scores), f"{prefix}v2t")
+
+
+def _reranked(subject: TaskSubject, videos: list[str], best: np.ndarray, found: Ranks) -> dict[str, Figure]:
+    """Rank the best videos of each caption again by the matching head; the others keep their ranks behind them."""
+    scores, own, clip_ids = _match(subject, videos, best)
+    is_scored = np.isfinite(scores[np.arange(len(own)), own])
+    places = np.where(is_scored, lenient_ranks(scores, own), found.to_video)
+    return _direction(places, clip_ids, len(videos), "reranked_t2v")
+
+
+def _match(
+    subject: TaskSubject, videos: list[str], only: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """Score captions with videos by the matching head; also return number and id of each caption's own video."""
     clips = ClipFolder(subject.frames)
     items = ItemTable(subject.items, subject.config.split, clips)
-    scores = match_scores(subject.job(subject.config.split), items, clips, videos, subject.config.cluster, best)
+    scores = match_scores(subject.job(subject.config.split), items, clips, videos, subject.config.cluster, only)
     place_of = {clip: place for place, clip in enumerate(videos)}
-    own = np.array([place_of[clip] for clip in items.table["clip_id"].to_pylist()])
-    clip_ids = items.table["clip_id"].to_pylist()
-    to_video = ranks(scores, own, "caption") if best is None else lenient_ranks(scores, own)
-    figures = _direction(to_video, clip_ids, len(videos), f"{prefix}t2v")
-    if best is None:
-        mine = np.where(own[:, None] == np.arange(len(videos))[None], scores, -np.inf)
-        to_text = ranks(scores.T, mine.argmax(0), "video")
-        figures |= _direction(to_text, videos, len(scores), f"{prefix}v2t")
-    return figures
+    clip_ids: list[str] = items.table["clip_id"].to_pylist()
+    return scores, np.array([place_of[clip] for clip in clip_ids]), clip_ids
+
+
+def _predictions(subject: TaskSubject, found: Ranks) -> bytes:
+    """Return a Parquet table with the first video and the rank of the right one for each caption."""
+    table = ItemTable(subject.items, subject.config.split, ClipFolder(subject.frames)).table
+    columns = {"item_id": found.item_ids, "clip_id": found.clip_ids, "text": table["text"]}
+    columns |= {"predicted": found.best_clip, "rank": found.to_video, "correct": found.to_video == 1}
+    sink = io.BytesIO()
+    pq.write_table(pa.table(columns), sink, compression="zstd")
+    return sink.getvalue()
 
 
 def _recall_figures(found: Ranks) -> dict[str, Figure]:

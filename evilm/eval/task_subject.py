@@ -13,6 +13,9 @@ from evilm.model.task_model import TASK_FILE, TaskSpec, read_task
 from evilm.shards import FrameManifest
 from evilm.tasks.task_inputs import variant
 
+PREDICTIONS = "predictions.parquet"
+"""File of a benchmark's output with a row per item."""
+
 
 @dataclass(frozen=True)
 class TaskSubject:
