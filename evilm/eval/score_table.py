@@ -28,6 +28,17 @@ _NAMES = {
 }
 
 
+_WAYS = {"reranked_": ", re-ranked", "pairwise_": ", all pairs by the matching head"}
+"""What the beginning of a figure's name says about how it was computed."""
+
+
+def _title(name: str) -> str:
+    """Return the name of a figure as people read it."""
+    way = next((way for way in _WAYS if name.startswith(way)), "")
+    kind = name.removeprefix("accuracy/")
+    return f"  {kind}" if kind != name else _NAMES.get(name.removeprefix(way), name) + _WAYS.get(way, "")
+
+
 def figures_table(figures: Mapping[str, Figure | Mapping[str, Any]]) -> str:
     """Measured values beside chance, in the order of the benchmark's list."""
     rows = []
@@ -37,6 +48,6 @@ def figures_table(figures: Mapping[str, Figure | Mapping[str, Any]]) -> str:
         shown = "{:.1f}" if name.endswith("rank") else "{:.1%}"
         value, chance, error = (shown.format(data[key]) for key in ("value", "chance", "standard_error"))
         rows.append(
-            [_NAMES.get(name, name), value, chance, error, f"{data['sigmas_above_chance']:+.1f}", str(data["count"])]
+            [_title(name), value, chance, error, f"{data['sigmas_above_chance']:+.1f}", str(data["count"])]
         )
     return text_table(["", "value", "chance", "std. error", "sigmas", "n"], rows, right=(1, 2, 3, 4, 5))
