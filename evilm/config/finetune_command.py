@@ -82,4 +82,6 @@ class Finetune(BuiltTask, TrainConfig, StageConfig):
     def _one_model(self) -> Self:
         if self.init:
             raise ValueError(f"init = {self.init!r}: fine-tuning starts from --model")
+        if self.schedule.audit:
+            raise ValueError("schedule.audit checks clips of pre-training; a fine-tuning shows items")
         return self

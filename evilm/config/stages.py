@@ -1,8 +1,8 @@
 """One class per command: its inputs, output and settings. A preset holds a section per command, under its name."""
 
-from typing import ClassVar, Literal, get_args
+from typing import ClassVar, Literal, Self, get_args
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from evilm.config.base import Common, Config, Incidental, Stage
 from evilm.config.finetune_command import Finetune
@@ -124,6 +124,14 @@ class Benchmark(BenchmarkSettings, BuiltTask, StageConfig):
     """Retrieval: also score every pair by the matching head, and compare time and recall."""
     batch_items: Incidental[int] = Field(default=64, ge=1)
     """Items that are scored at a time."""
+
+    @model_validator(mode="after")
+    def _fits_task(self) -> Self:
+        settings = BenchmarkSettings()
+        unused = [n for n in ("codes", "max_clips", "num_choices", "seed") if getattr(self, n) != getattr(settings, n)]
+        if self.task and unused:
+            raise ValueError(f"{unused[0]} = {getattr(self, unused[0])!r} has no effect with --task; leave it out")
+        return self
 
 
 class RunAll(Pretrain):

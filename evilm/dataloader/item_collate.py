@@ -46,7 +46,7 @@ class ItemBatch(Batch):
 
 
 class ItemCollate:
-    """Rows to an `ItemBatch`."""
+    """Convert `ItemRows` to an `ItemBatch`."""
 
     def __init__(
         self, vocab: Vocab, max_text_len: int, kind: Kind, pieces: Int[np.ndarray, " answer"] | None = None
@@ -65,7 +65,7 @@ class ItemCollate:
     def __call__(self, rows: ItemRows) -> ItemBatch:
         """Collate the items of one step."""
         texts, clip_of = self._texts(rows)
-        input_ids, lengths = self._encode(texts)
+        input_ids, lengths = self._pairs(rows) if self._kind == "choice" else self._encode(texts)
         labels = rows.labels
         if self._pieces is not None:
             labels = np.where((labels >= 0) & (self._pieces[labels] >= 0), labels, -1)
@@ -89,11 +89,23 @@ class ItemCollate:
             return [], rows.clip_of
         counts = [len(options) for options in rows.options]
         if self._kind == "choice":
-            pairs = zip(rows.texts, rows.options, strict=True)
-            return [f"{text} {option}" for text, options in pairs for option in options], rows.clip_of.repeat(counts)
+            return list(chain(*rows.options)), rows.clip_of.repeat(counts)
         if self._kind == "retrieval":
             return [*rows.texts, *chain(*rows.options)], np.concatenate([rows.clip_of, rows.clip_of.repeat(counts)])
         return rows.texts, rows.clip_of
+
+    def _pairs(self, rows: ItemRows) -> tuple[np.ndarray, np.ndarray]:
+        """Return padded ids and lengths of question and option; a text that is too long loses the question's end."""
+        vocab, room = self._vocab, self._max_text_len - 2
+        questions, found = vocab.cut(rows.texts), list[list[int]]()
+        for question, options in zip(questions, rows.options, strict=True):
+            for option in (ids[:room] for ids in vocab.cut(options)):
+                found.append([vocab.cls_id, *question[: room - len(option)], *option, vocab.sep_id])
+        lengths = np.array([len(ids) for ids in found], dtype=np.int64)
+        input_ids = np.full((len(found), int(lengths.max(initial=0))), vocab.pad_id, dtype=np.int64)
+        for row, ids in zip(input_ids, found, strict=True):
+            row[: len(ids)] = ids
+        return input_ids, lengths
 
     def _encode(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
         """Return padded ids and lengths; an answer's [MASK] stands before the last [SEP]."""

@@ -41,7 +41,7 @@ def share(hits: Num[np.ndarray, " item"], clip_ids: Sequence[str], chance: float
     value, drawn = float(np.mean(hits)), _resample(sums, counts)
     low, high = np.percentile(drawn, _INTERVAL)
     num_clips = len(sums)
-    error = max(float(drawn.std()), (chance * (1 - chance) / num_clips) ** 0.5 if len(hits) == num_clips else 0.0)
+    error = max(float(drawn.std()), (chance * (1 - chance) / len(hits)) ** 0.5)
     sigmas = (value - chance) / error if error > 0 else 0.0
     return ItemFigure(value, chance, error, sigmas, len(hits), float(low), float(high), num_clips)
 
@@ -65,6 +65,17 @@ def difference(
     drawn = _resample(np.bincount(clip_of, weights=gain), np.bincount(clip_of))
     low, high = np.percentile(drawn, _INTERVAL)
     return float(gain.mean()), float(low), float(high)
+
+
+def chance_of_best(counts: Int[np.ndarray, " query"], num_items: int, k: int) -> float:
+    """Return the mean chance that the best of a query's `counts` right items is among the first k of `num_items`.
+
+    With m right ones it is 1 - C(N - m, k) / C(N, k).
+    """
+    missed = np.ones(len(counts))
+    for drawn in range(min(k, num_items)):
+        missed *= np.clip((num_items - counts - drawn) / (num_items - drawn), 0, 1)
+    return float(1 - missed.mean())
 
 
 def by_type(

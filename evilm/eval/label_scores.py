@@ -49,7 +49,8 @@ def _label_figures(
     assert table["item_id"].to_pylist() == item_ids, "scores come in the order of the items"
     labels, clip_ids = table["label"].to_numpy(), table["clip_id"].to_pylist()
     options = table["options"].to_pylist()
-    hits = (top[:, 0] == labels) & (chances[:, 0] > chances[:, 1:2].max(1, initial=0))  # a tie is a miss
+    is_tie = chances[:, 0] <= chances[:, 1:2].max(1, initial=0)
+    hits = (top[:, 0] == labels) & ~is_tie
     names = [subject.spec.labels or texts for texts in options]
     predicted = [own[place] for own, place in zip(names, top[:, 0], strict=True)]
     columns = {name: table[name] for name in ("item_id", "clip_id", "text", "answer", "type")}
@@ -62,8 +63,8 @@ def _label_figures(
     guess = _guess(subject, labels)
     chance = float(np.mean(labels == guess)) if guess >= 0 else 1 / len(options[0])
     figures: dict[str, Figure] = {"accuracy": share(hits, clip_ids, chance)}
-    if (labels < 0).any():
-        known = labels >= 0
+    known = labels >= 0
+    if known.any() and not known.all():
         clip_of_known = [clip for clip, is_known in zip(clip_ids, known, strict=True) if is_known]
         figures["accuracy_labelled"] = share(hits[known], clip_of_known, float(np.mean(labels[known] == guess)))
     if subject.spec.kind == "label" and top.shape[1] > 1:
@@ -100,6 +101,10 @@ def _write_gallery(output: Output, clips: ClipFolder, found: pa.Table) -> None:
 
 def score_probe(subject: TaskSubject, output: Output) -> tuple[dict[str, Figure], dict[str, Any]]:
     """Fit a linear probe on train, choose it on val, and score it."""
+    if subject.config.split in ("train", "val"):
+        raise ConfigError(
+            f"--split {subject.config.split}: a linear probe is fitted on train and chosen on val; use test"
+        )
     splits = {}
     clips = ClipFolder(subject.frames)
     for split in ("train", "val", subject.config.split):

@@ -78,7 +78,7 @@ def _fit(
 def _descend(
     vectors: np.ndarray, labels: np.ndarray, strength: float, num_classes: int, others: list[np.ndarray]
 ) -> list[np.ndarray]:
-    """Fit one linear layer by AdamW with cosine decay; the penalty is that of scikit-learn, |w|^2 / (2 C n)."""
+    """Fit one linear layer by Adam with cosine decay; the penalty is that of scikit-learn, |w|^2 / (2 C n)."""
     generator = torch.Generator().manual_seed(0)
     inputs, targets = torch.from_numpy(vectors).float(), torch.from_numpy(labels)
     weight = torch.zeros(num_classes, inputs.shape[1], requires_grad=True)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 _FILE = "published_results.yaml"
 _OURS = "evilm, this root"
+_LEAKS = {True: "LEAKED", False: "", None: "leak unknown"}
 _RECALLS = {"t2v_r1": "R@1", "t2v_r5": "R@5", "t2v_r10": "R@10"}
 _INTRO = (
     "Percent. Published: as printed; ours: value [95 % interval], split, items. Compare scores on equal videos only."
@@ -62,7 +63,8 @@ class Score(Config):
     model: str
     split: str
     zero_shot: bool
-    leak: bool
+    leak: bool | None
+    """None: it is not known."""
     coverage: float
     num_items: int
     metrics: Mapping[str, Mapping[str, float]]
@@ -201,7 +203,7 @@ def _metrics(task: str) -> dict[str, str]:
 def _cell(score: Score) -> str:
     """Write a score with its interval, split, and what makes it doubtful."""
     shown = [_interval(score.metrics.get(metric, {})) for metric in _metrics(score.task)]
-    parts = [" / ".join(shown), score.split, f"{score.num_items:,} items", "LEAKED" if score.leak else ""]
+    parts = [" / ".join(shown), score.split, f"{score.num_items:,} items", _LEAKS[score.leak]]
     if score.tuned_on not in ("", score.task):
         parts.append(f"fine-tuned on {score.tuned_on}")
     if score.coverage < 1:
@@ -231,7 +233,9 @@ def _draw(axis: "Axes", table: PaperTable, ours: Sequence[OurRow]) -> None:
                     value, low, high = (100 * figure.get(key, figure["value"]) for key in ("value", "low", "high"))
                     error = [[max(0.0, value - low)], [max(0.0, high - value)]]
                     at, label = len(names) + 0.2 + 0.5 * number / len(ours), f"{row.name}, {row.how} {row.parameters}"
-                    axis.errorbar(value, at, None, error, "x" if score.leak else "o", color=f"C{number}", label=label)
+                    axis.errorbar(
+                        value, at, None, error, "o" if score.leak is False else "x", color=f"C{number}", label=label
+                    )
             names.append(f"{column} {name}".strip())
     title = f"Table {table.number}: {table.title}"
     axis.set(xlim=(0, 100), ylim=(len(names) - 0.2, -0.5), xlabel="percent", title=title)

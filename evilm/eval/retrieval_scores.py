@@ -3,6 +3,7 @@
 import io
 import tempfile
 import time
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import pyarrow.parquet as pq
 
 from evilm.dataloader.item_loader import ClipFolder, ItemTable
 from evilm.eval.fast_retrieval import Embeddings, Ranks, match_scores
-from evilm.eval.item_figures import share
+from evilm.eval.item_figures import chance_of_best, share
 from evilm.eval.task_subject import PREDICTIONS, TaskSubject
 from evilm.io import storage
 from evilm.io.outputs import Output
@@ -57,7 +58,7 @@ def _matched(subject: TaskSubject, videos: list[str], prefix: str) -> dict[str, 
     mine = np.where(own[:, None] == np.arange(len(videos))[None], scores, -np.inf)
     to_video = _direction(ranks(scores, own, "caption"), clip_ids, len(videos), f"{prefix}t2v")
     to_text = ranks(scores.T, mine.argmax(0), "video")
-    return to_video | _direction(to_text, videos, len(scores), f"{prefix}v2t")
+    return to_video | {f"{prefix}{name}": figure for name, figure in _to_text(to_text, videos, clip_ids).items()}
 
 
 def _reranked(subject: TaskSubject, videos: list[str], best: np.ndarray, found: Ranks) -> dict[str, Figure]:
@@ -93,9 +94,21 @@ def _predictions(subject: TaskSubject, found: Ranks) -> bytes:
 def _recall_figures(found: Ranks) -> dict[str, Figure]:
     """Compute recalls and median ranks of both directions."""
     to_video = _direction(found.to_video, found.clip_ids, len(found.videos), "t2v")
-    return to_video | _direction(found.to_text, found.videos, len(found.item_ids), "v2t")
+    return to_video | _to_text(found.to_text, found.videos, found.clip_ids)
 
 
-def _direction(places: np.ndarray, clip_ids: list[str], count: int, name: str) -> dict[str, Figure]:
-    figures: dict[str, Figure] = {f"{name}_r{k}": share(places <= k, clip_ids, min(1.0, k / count)) for k in _RECALLS}
-    return figures | {f"{name}_median_rank": median_rank(places, count)}
+def _to_text(places: np.ndarray, videos: list[str], clip_ids: list[str]) -> dict[str, Figure]:
+    """Compute the figures of videos that look for captions, of which a video may have several right ones."""
+    captions = Counter(clip_ids)
+    return _direction(places, videos, len(clip_ids), "v2t", np.array([captions[video] for video in videos]))
+
+
+def _direction(
+    places: np.ndarray, clip_ids: list[str], count: int, name: str, num_right: np.ndarray | None = None
+) -> dict[str, Figure]:
+    """Compute recalls, and the median rank where each query has one right item, for which its chance is known."""
+    right = np.ones(len(places), dtype=np.int64) if num_right is None else num_right
+    figures: dict[str, Figure] = {
+        f"{name}_r{k}": share(places <= k, clip_ids, chance_of_best(right, count, k)) for k in _RECALLS
+    }
+    return figures | ({f"{name}_median_rank": median_rank(places, count)} if (right == 1).all() else {})

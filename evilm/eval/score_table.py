@@ -47,7 +47,5 @@ def figures_table(figures: Mapping[str, Figure | Mapping[str, Any]]) -> str:
         data = figure.as_dict() if isinstance(figure, Figure) else figure
         shown = "{:.1f}" if name.endswith("rank") else "{:.1%}"
         value, chance, error = (shown.format(data[key]) for key in ("value", "chance", "standard_error"))
-        rows.append(
-            [_title(name), value, chance, error, f"{data['sigmas_above_chance']:+.1f}", str(data["count"])]
-        )
+        rows.append([_title(name), value, chance, error, f"{data['sigmas_above_chance']:+.1f}", str(data["count"])])
     return text_table(["", "value", "chance", "std. error", "sigmas", "n"], rows, right=(1, 2, 3, 4, 5))

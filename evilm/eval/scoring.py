@@ -77,7 +77,8 @@ class Scorer:
         self._padding = torch.from_numpy(np.arange(input_ids.shape[1]) >= lengths[:, None]).to(device)
         self._device = device
         with torch.inference_mode():
-            self._texts = [self._encode(places) for places in _by_length(lengths)]
+            lots = [] if job.only is not None else _by_length(lengths)  # only some pairs: encoded as they come
+            self._texts = [self._encode(places) for places in lots]
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Score the one block whose number the batch holds; one row per clip."""

@@ -1,4 +1,4 @@
-"""Score a model on a downstream task, once, on videos that it was not trained on. Paper: Sec. 4.2-4.4, Tables 1-4."""
+"""Score a model on a downstream task, on videos that it was not trained on. Paper: Sec. 4.2 and 4.4, Tables 1-4."""
 
 import logging
 import time
@@ -53,7 +53,8 @@ def benchmark_task(config: Benchmark) -> dict[str, Any]:
         counts = {"num_items": split.num_items, "num_clips": split.num_clips, "coverage": split.coverage}
         counts |= {"ceiling": split.ceiling, "num_seen_clips": subject.num_seen}
         about = {"out": out, "inputs": inputs, "task": config.task, "model": subject.model, "split": config.split}
-        about |= {"zero_shot": subject.zero_shot, "leak": subject.num_seen > 0}
+        leak = None if subject.num_seen is None else subject.num_seen > 0
+        about |= {"zero_shot": subject.zero_shot, "leak": leak}
         metrics = {name: figure.as_dict() for name, figure in figures.items()}
         seconds = round(time.monotonic() - began, 1)
         return output.close(about | counts | facts | {"metrics": metrics, "reused": False, "seconds": seconds})
@@ -74,6 +75,7 @@ def _describe(subject: TaskSubject, figures: dict[str, Figure]) -> str:
     how = "zero-shot" if subject.zero_shot and subject.spec.kind != "label" else ""
     how = "strict linear probe" if _form(subject) == "probe" else how
     leak = f"LEAKED: {subject.num_seen} of the videos were trained on" if subject.num_seen else ""
+    leak = "it is NOT KNOWN if the model was trained on the videos" if subject.num_seen is None else leak
     title = ", ".join(filter(None, [f"{config.task}, {split.sentence(config.split)}", how, leak]))
     intervals = [
         f"{name}: {figure.value:.1%}, 95 % interval {figure.low:.1%} to {figure.high:.1%}, {figure.num_clips} videos"

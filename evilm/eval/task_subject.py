@@ -2,15 +2,21 @@
 
 from dataclasses import dataclass
 
+import numpy as np
+
+from evilm.config.base import validate
 from evilm.config.finetune_command import HeadConfig
+from evilm.config.models import EViLMConfig
 from evilm.config.stages import Benchmark
 from evilm.errors import ConfigError
 from evilm.eval.item_scoring import ItemJob
 from evilm.io import storage
 from evilm.items.item_tables import ItemsManifest
-from evilm.items.seen_clips import clip_hashes, is_seen, read_seen
+from evilm.items.seen_clips import SEEN_FILE, clip_hashes, is_seen, read_seen
+from evilm.model.evilm_model import KIND
+from evilm.model.pretrained import read_config
 from evilm.model.task_model import TASK_FILE, TaskSpec, read_task
-from evilm.shards import FrameManifest
+from evilm.shards import FrameManifest, check_num_frames
 from evilm.tasks.task_inputs import variant
 
 PREDICTIONS = "predictions.parquet"
@@ -28,8 +34,8 @@ class TaskSubject:
     frames: FrameManifest
     zero_shot: bool
     """Whether the model was not trained on this task."""
-    num_seen: int
-    """Scored videos that the model was trained on."""
+    num_seen: int | None
+    """Scored videos that the model was trained on; None if that is not known."""
 
     def job(self, split: str, probe: bool = False) -> ItemJob:
         """Return the work of a scoring actor."""
@@ -57,11 +63,19 @@ def open_subject(config: Benchmark, frames: FrameManifest, items: ItemsManifest)
         )
     form = {"answer": "masked", "choice": "match"}.get(items.kind, "mlp")
     head = own.head if own is not None and is_own else HeadConfig.model_validate({"form": form})
+    arch = validate(EViLMConfig, read_config(model, KIND)["config"], where=model)
+    check_num_frames(frames, arch.num_frames)
     if config.split not in items.splits or not items.splits[config.split].num_items:
         raise ConfigError(f"{items.uri} has no items of split {config.split!r}, only {', '.join(items.splits)}")
     scored = set(items.read(config.split)["clip_id"].to_pylist())
     clip_ids, hashes = clip_hashes(frames, clip_ids=scored)
-    seen = is_seen(read_seen(model), hashes)
+    known = read_seen(model)
+    if known is None and not config.allow_leak:
+        raise ConfigError(
+            f"{model} has no {SEEN_FILE}, so it is not known if it was trained on videos of {config.task}; use a model "
+            "of this version, or --allow-leak to get scores that are marked"
+        )
+    seen = np.zeros(len(clip_ids), dtype=bool) if known is None else is_seen(known, hashes)
     if seen.any() and not config.allow_leak:
         names = [clip for clip, is_known in zip(clip_ids, seen, strict=True) if is_known]
         raise ConfigError(
@@ -70,4 +84,5 @@ def open_subject(config: Benchmark, frames: FrameManifest, items: ItemsManifest)
             "get scores that are marked as leaked"
         )
     spec = TaskSpec(config.task, items.kind, items.labels, head)
-    return TaskSubject(config, model, spec, items, frames, not is_own, int(seen.sum()))
+    zero_shot = own is None or own.task != items.task
+    return TaskSubject(config, model, spec, items, frames, zero_shot, None if known is None else int(seen.sum()))

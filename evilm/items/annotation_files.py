@@ -4,6 +4,7 @@ import csv
 import hashlib
 import io
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
@@ -44,7 +45,7 @@ class Record:
             ManifestError: it is missing, not a whole number, or outside of the range.
         """
         value = self._value(name)
-        if isinstance(value, str) and value.strip().lstrip("-").isdigit():
+        if isinstance(value, str) and re.fullmatch(r"\s*-?[0-9]+\s*", value):
             value = int(value)
         if not isinstance(value, int) or isinstance(value, bool):
             raise self.error(f"{name} = {_show(value)} is not a whole number")
@@ -118,7 +119,7 @@ class Annotations:
         """Read a file as UTF-8, and note its digest.
 
         Raises:
-            ManifestError: it is no UTF-8.
+            ManifestError: it is not UTF-8.
         """
         data = storage.read_bytes(storage.join(self.uri, name))
         self.digests[name] = hashlib.sha256(data).hexdigest()

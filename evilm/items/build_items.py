@@ -69,6 +69,9 @@ def _write(
 ) -> dict[str, Any]:
     """Write tables, lists and manifest; the summary."""
     _refuse_repeats(items)
+    _refuse_overlap(items)
+    if LAYOUTS[config.task].kind == "label" and (other := {item.answer for item in items} - set(labels)):
+        raise ManifestError(f"{config.task}: the list of classes lacks {len(other)} of them, such as {min(other)!r}")
     index, splits = {answer: place for place, answer in enumerate(labels)}, {}
     missing: list[str] = []
     for split in SPLITS:
@@ -138,7 +141,8 @@ def _labels(layout: Layout, annotations: Annotations, items: Sequence[Item], num
 def _listed(annotations: Annotations, name: str) -> list[str]:
     """Read a list of answers or classes: JSON {answer: number}, CSV `id,name`, or one a line."""
     if name.endswith(".csv"):
-        return [row.text("name") for row in annotations.table(name, ("id", "name"))]
+        numbered = {row.whole_number("id", 0): row.text("name") for row in annotations.table(name, ("id", "name"))}
+        return [numbered[number] for number in sorted(numbered)]
     if not name.endswith(".json"):
         return annotations.lines(name)
     numbers = annotations.json_object(name)
@@ -158,6 +162,21 @@ def _refuse_repeats(items: Sequence[Item]) -> None:
     if repeated:
         split, item_id = repeated[0]
         raise ManifestError(f"split {split}: {len(repeated)} items are there more than once, the first is {item_id!r}")
+
+
+def _refuse_overlap(items: Sequence[Item]) -> None:
+    """Check that no clip is in two splits.
+
+    Raises:
+        ManifestError: one is: the model would be chosen or scored on what it was trained on.
+    """
+    splits: dict[str, set[str]] = {}
+    for item in items:
+        splits.setdefault(item.clip_id, set()).add(item.split)
+    both = {clip: sorted(own) for clip, own in splits.items() if len(own) > 1}
+    if both:
+        clip, own = next(iter(both.items()))
+        raise ManifestError(f"{len(both)} clips are in several splits, such as {clip} in {' and '.join(own)}")
 
 
 def _clips_of(frames: FrameManifest) -> set[str]:

@@ -4,6 +4,7 @@ A clip counts as seen by its id or by the SHA-256 of its video file, so a rename
 """
 
 import io
+import logging
 from collections.abc import Collection, Iterable
 
 import numpy as np
@@ -15,6 +16,8 @@ from evilm.io import storage
 from evilm.prefetch import map_ahead
 from evilm.seeds import hash64
 from evilm.shards import FrameManifest, read_columns
+
+logger = logging.getLogger(__name__)
 
 SEEN_FILE = "trained_on.parquet"
 _READS = 16  # shards read side by side
@@ -44,20 +47,33 @@ def clip_hashes(
 
 
 def write_seen(model: str, hashes: UInt64[np.ndarray, "clip 2"], started_from: Iterable[str] = ()) -> None:
-    """Write the set of a model: what it was trained on itself, and what the models that it started from had seen."""
-    sets = [hashes.ravel(), *(read_seen(other) for other in started_from)]
+    """Write the set of a model: what it is trained on itself, and what the models that it starts from have seen.
+
+    If it is not known what one of them has seen, nothing is written, as it is then not known of this model either.
+    """
+    sets = [hashes.ravel()]
+    for other in started_from:
+        if (seen := read_seen(other)) is None:
+            logger.warning("%s has no %s: it is not known which clips it has seen", other, SEEN_FILE)
+            return
+        sets.append(seen)
     table = pa.table({"hash": np.unique(np.concatenate(sets))})
     sink = io.BytesIO()
     pq.write_table(table, sink, compression="none", use_dictionary=False)
     storage.write_bytes(storage.join(model, SEEN_FILE), sink.getvalue())
 
 
-def read_seen(model: str) -> UInt64[np.ndarray, " hash"]:
-    """Return the sorted hashes of a model; empty if it has none, as models of earlier versions."""
-    place = storage.join(model, SEEN_FILE)
-    if not storage.exists(place):
-        return np.zeros(0, np.uint64)
-    return pq.read_table(io.BytesIO(storage.read_bytes(place)))["hash"].to_numpy()
+def read_seen(model: str) -> UInt64[np.ndarray, " hash"] | None:
+    """Return the sorted hashes of a model, or of the training that a checkpoint belongs to.
+
+    Returns:
+        None if they are not known, as of models of earlier versions.
+    """
+    training = model.rstrip("/").rpartition("/")[0].rpartition("/")[0]  # of <out>/checkpoints/<name>
+    for folder in (model, training):
+        if folder and storage.exists(place := storage.join(folder, SEEN_FILE)):
+            return pq.read_table(io.BytesIO(storage.read_bytes(place)))["hash"].to_numpy()
+    return None
 
 
 def is_seen(seen: UInt64[np.ndarray, " hash"], hashes: UInt64[np.ndarray, "clip 2"]) -> Bool[np.ndarray, " clip"]:

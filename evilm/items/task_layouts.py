@@ -109,6 +109,8 @@ def read_msrvtt_retrieval(annotations: Annotations, config: ItemsConfig) -> Iter
             raise row.error(f"{clip} is also a test video")
         split = "val" if in_val(clip, config.val_share) else "train"
         _, texts = captions.get(clip, ("", []))
+        if not texts:
+            raise row.error(f"{clip} has no captions in the *videodatainfo.json files that are there")
         yield from (Item(split, item, clip, text) for item, text in texts)
 
 
@@ -172,13 +174,14 @@ def _tgif(annotations: Annotations, config: ItemsConfig, task: str) -> Iterator[
         "val": (f"{task}_val.jsonl",),
         "test": (f"Test_{task}_question.csv", f"{task}_test.jsonl"),
     }
+    has_val = bool(annotations.find(*files["val"]))
     for split, name in _splits(annotations, files):
         if name.endswith("jsonl"):
             records = annotations.json_objects(name)
         else:
             records = annotations.table(name, ("gif_name", "question", "answer"), delimiter="\t", quoted=False)
         for record in records:
-            is_val = split == "train" and in_val(record.text("gif_name"), config.val_share)
+            is_val = split == "train" and not has_val and in_val(record.text("gif_name"), config.val_share)
             yield "val" if is_val else split, record
 
 
@@ -190,6 +193,8 @@ def _tgif_choice(task: str) -> Callable[[Annotations, ItemsConfig], Iterator[Ite
             else:
                 options = tuple(record.text(f"a{k}") for k in range(1, 6))
             right = options[record.whole_number("answer", 0, 4)]
+            if options.count(right) > 1:
+                raise record.error(f"the right option {right!r} is there more than once")
             yield Item(split, _tgif_id(split, record), record.text("gif_name"), record.text("question"), right, options)
 
     return read

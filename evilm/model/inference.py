@@ -18,15 +18,16 @@ from torch import Tensor
 from evilm.config.models import EViLMConfig
 from evilm.errors import ConfigError
 from evilm.io import storage
+from evilm.items.seen_clips import SEEN_FILE
 from evilm.model.evilm_model import EViLMModel
 from evilm.model.preprocess import Preprocessor, Video
 from evilm.text.vocab import Vocab
 
 FILES = (
-    *("config.json", "model.safetensors", "preprocessor_config.json", "README.md"),
+    *("config.json", "model.safetensors", "preprocessor_config.json", "README.md", SEEN_FILE),
     *("vocab/vocab.txt", "vocab/config.json", "vocab/tokenizer_config.json"),
 )
-"""All files of a saved model; the model card, README.md, is optional."""
+"""All files of a saved model; the model card, README.md, and the set of clips that it has seen are optional."""
 VOCAB = "vocab"
 """Folder of the vocabulary, beside the weights."""
 MASK = "[MASK]"
@@ -75,6 +76,7 @@ class EViLM:
                 f"a vocabulary of {vocab.size} words, the model knows {student.config.vocab_size}; "
                 "use the vocabulary that it was trained with"
             )
+        self._seen_clips = ""
 
     @classmethod
     def from_pretrained(
@@ -95,12 +97,16 @@ class EViLM:
         place = str(uri)
         student = EViLMModel.from_pretrained(place, dtype, device)
         vocab = Vocab.load(storage.join(place, VOCAB))
-        return cls(student, vocab, Preprocessor.load(place, student.config))
+        model = cls(student, vocab, Preprocessor.load(place, student.config))
+        model._seen_clips = storage.join(place, SEEN_FILE)
+        return model
 
     def save_pretrained(self, uri: str | Path) -> None:
         """Write weights, config, vocabulary and preprocessing, from which `from_pretrained` loads an equal model."""
         place = str(uri)
         save_rules(place, self.vocab, self.preprocessor, self.student.config)
+        if self._seen_clips and storage.exists(self._seen_clips):
+            storage.write_bytes(storage.join(place, SEEN_FILE), storage.read_bytes(self._seen_clips))
         with torch.no_grad():
             self.student.save_pretrained(place)
 

@@ -84,7 +84,7 @@ class TaskModel:
             ConfigError: the head does not fit the kind of the task, or no answer is one word piece.
         """
         wanted = {"masked": "answer", "match": "choice"}.get(spec.head.form, spec.kind)
-        if spec.kind not in (wanted, "retrieval"):
+        if spec.kind != wanted:
             raise ConfigError(
                 f"head.form = {spec.head.form!r} is for tasks of kind {wanted}, {spec.task} is {spec.kind}"
             )
@@ -92,13 +92,17 @@ class TaskModel:
         pieces = answer_pieces(vocab.cut(list(spec.labels)) if spec.kind == "answer" else [])
         self.head: nn.Module = build_head(spec.kind, spec.head, student.config.dim, len(spec.labels), pieces)
         if isinstance(self.head, MaskedAnswer) and bool((pieces < 0).all()):
-            raise ConfigError("head.form = 'masked': no answer of the vocabulary is one word piece; use mlp")
+            raise ConfigError(
+                f"no answer of {spec.task} is one word piece of the model's vocabulary, so the MLM head can't answer; "
+                "fine-tune with --head.form mlp"
+            )
 
     def scores(self, batch: ItemInputs) -> Float[Tensor, "item score"]:
         """Score the answers, classes or options of each item."""
         head, states = self.head, self.decode(batch)
         if isinstance(head, MaskedAnswer):
-            return head(self.student, states.words[torch.arange(len(batch.masked_at)), batch.masked_at])
+            items = torch.arange(len(batch.masked_at), device=states.words.device)
+            return head(self.student, states.words[items, batch.masked_at])
         scores = head(self.student, states.cls)
         return scores.view(batch.num_items, -1) if self.spec.kind == "choice" else scores
 
@@ -116,9 +120,15 @@ class TaskModel:
 
     def embed(self, batch: ItemInputs) -> Float[Tensor, "item two embed"]:
         """Embed the video (item, 0) and the caption (item, 1) of each item of a retrieval task."""
+        return self.embed_encoded(self.student.encode_video(batch.frames), batch)
+
+    def embed_encoded(
+        self, video: Float[Tensor, "clip region dim"], batch: ItemInputs
+    ) -> Float[Tensor, "item two embed"]:
+        """Embed likewise, given the encoded videos."""
         assert isinstance(self.head, RetrievalHead)
         items = batch.num_items
-        videos = self.head.embed_video(self.student.decode(self.student.encode_video(batch.frames), None).cls)
+        videos = self.head.embed_video(self.student.decode(video, None).cls)
         padding = batch.padding_mask[:items]
         text = self.student.encode_text(batch.input_ids[:items], padding)
         texts = self.head.embed_text(self.student.decode(None, text, padding).cls)

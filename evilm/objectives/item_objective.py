@@ -18,6 +18,7 @@ from evilm.objectives.objective import Objective
 SCORE = "score"
 """Metric by which the best step of a fine-tuning is chosen: accuracy, or the mean recall of both directions."""
 _RECALLS = (1, 5, 10)
+_CAPTIONS_AT_A_TIME = 2048
 
 
 class ItemObjective(Objective):
@@ -117,16 +118,17 @@ class RetrievalObjective(ItemObjective):
         self._rows, self._hits = losses.detach(), hits
 
     def forward(self, batch: ItemBatch) -> dict[str, LossSum]:
-        """Compute the losses of these items, of which the contrastive one has the gradients of the whole step's."""
+        """Compute the losses of these items; the contrastive one carries the cached gradients of the whole step."""
         mine = slice(batch.first_item, batch.first_item + batch.num_items)
-        carrier = (self.embed(batch) * self._gradients[mine]).sum()
+        video = self.student.encode_video(batch.frames)
+        carrier = (self.model.embed_encoded(video, batch) * self._gradients[mine]).sum()
         total = self._rows[mine].sum() + carrier - carrier.detach()
         losses = {"contrastive": LossSum(total, batch.num_items, self._hits[mine].sum())}
-        return losses | ({"match": self._match(batch)} if "match" in self.weights else {})
+        return losses | ({"match": self._match(video, batch)} if "match" in self.weights else {})
 
-    def _match(self, batch: ItemBatch) -> LossSum:
+    def _match(self, video: Float[Tensor, "clip region dim"], batch: ItemBatch) -> LossSum:
         """Score each caption and the wrong ones beside it; the right one comes first."""
-        cls = self.model.decode(batch).cls
+        cls = self.model.decode_with(video.index_select(0, batch.clip_of), batch).cls
         logits = self.student.match_logits(cls)
         scores = (logits[:, 1] - logits[:, 0]).float()
         items = batch.num_items
@@ -145,7 +147,7 @@ class RetrievalObjective(ItemObjective):
 def contrast(
     features: Float[Tensor, "item two embed"], temperature: float
 ) -> tuple[Float[Tensor, " item"], Float[Tensor, " item"]]:
-    """Compute the contrastive loss of each item, the mean of both directions, and which captions find their video."""
+    """Return each item's contrastive loss, the mean of both directions, and 1 if its caption finds its video first."""
     videos, texts = features.unbind(1)
     logits = texts @ videos.T / temperature
     own = torch.arange(len(logits), device=logits.device)
@@ -181,7 +183,8 @@ class RetrievalScores:
         order = np.argsort(np.array(item_ids), kind="stable")  # whatever the workers
         features = np.concatenate([state["features"] for state in found])[order]
         clip_ids = np.array([clip for state in found for clip in state["clip_ids"]])[order]
-        losses, _ = contrast(torch.from_numpy(features), self._objective.model.spec.head.temperature)
+        _, first = np.unique(clip_ids, return_index=True)  # a caption each: other right ones would count as wrong
+        losses, _ = contrast(torch.from_numpy(features[first]), self._objective.model.spec.head.temperature)
         metrics = recalls(features[:, 0], features[:, 1], clip_ids)
         return {"loss": float(losses.mean()), SCORE: float(np.mean(list(metrics.values())))} | metrics
 
@@ -191,11 +194,17 @@ def recalls(
 ) -> dict[str, float]:
     """Compute R@1, 5, 10 of each caption among all distinct videos, and of each video's best own caption among all."""
     _, first, video_of = np.unique(clip_ids, return_index=True, return_inverse=True)
-    scores = texts @ videos[first].T
+    lots = [slice(start, start + _CAPTIONS_AT_A_TIME) for start in range(0, len(texts), _CAPTIONS_AT_A_TIME)]
+    best, above = np.full(len(first), -np.inf), np.zeros(len(first))
+    to_video = []
+    for lot in lots:
+        scores, own = texts[lot] @ videos[first].T, video_of[lot]
+        np.maximum.at(best, own, scores[np.arange(len(own)), own])
+        to_video.append(lenient_ranks(scores, own))
+    for lot in lots:
+        scores = texts[lot] @ videos[first].T
+        above += (scores > best).sum(0) + (scores == best).sum(0) / 2
     found = {}
-    to_video = lenient_ranks(scores, video_of)
-    own = np.where(video_of[None] == np.arange(len(first))[:, None], scores.T, -np.inf)
-    to_text = lenient_ranks(scores.T, own.argmax(1))
-    for name, places in (("t2v", to_video), ("v2t", to_text)):
+    for name, places in (("t2v", np.concatenate(to_video)), ("v2t", above + 0.5)):
         found |= {f"{name}_r{k}": float((places <= k).mean()) for k in _RECALLS}
     return found

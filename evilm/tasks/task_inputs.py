@@ -13,7 +13,7 @@ _CORPUS_FOLDER = {"tgif-action": "tgif-qa", "tgif-transition": "tgif-qa", "tgif-
 
 
 def variant(config: Finetune | Benchmark) -> str:
-    """Return the name of a task with what tells its items from others of it, for folders under a root."""
+    """Return the beginning of the names of a task's folders, such as `msrvtt-retrieval-7k` or `hmdb51-fold2`."""
     settings, task = config.items, config.task
     if task == "msrvtt-retrieval" and settings.protocol != type(settings)().protocol:
         return f"{task}-{settings.protocol}"
@@ -40,7 +40,12 @@ def find_items(config: Finetune | Benchmark, frames: FrameManifest) -> ItemsMani
         settings = {"task": config.task, "annotations": annotations, "frames": frames.uri, "out": place}
         tracking = config.tracking.model_copy(update={"run_name": "", "parent": ""})
         shared = {"items": config.items, "take_over": config.take_over, "tracking": tracking}
-        track("build_items", build_items, BuildItems.model_validate(settings | shared))
+        try:
+            track("build_items", build_items, BuildItems.model_validate(settings | shared))
+        except ConfigError as error:
+            raise ConfigError(
+                f"build_items, to build {place}: {error} (to overwrite its output, run pipelines/build_items.py)"
+            ) from None
     items = ItemsManifest.load(place)
     if items.task != config.task:
         raise ConfigError(f"{place} holds items of {items.task}, not of {config.task}; name other --task-items")

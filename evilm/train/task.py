@@ -30,7 +30,7 @@ class Task(Protocol):
         ...
 
     def forward_macs(self, objective: Objective) -> float:
-        """Count the multiply-accumulates of a forward pass in training, per clip; called with a model on the CPU."""
+        """Count the multiply-accumulates of a forward pass per clip, on the CPU; 0 if they differ from step to step."""
         ...
 
     def panels(self, tracked: TrackedRun | None) -> PanelLog | None:

@@ -228,7 +228,8 @@ class Trainer:
         if self.recorder:
             metrics |= {f"time/step_{phase}_s": seconds / steps for phase, seconds in phases.items()}
             speed = metrics["time/clips_per_s"] / self.world
-            metrics["time/mfu"] = self.flops_per_clip * speed / self.peak
+            if self.flops_per_clip:
+                metrics["time/mfu"] = self.flops_per_clip * speed / self.peak
             self.recorder.log({k if "/" in k else f"train/{k}": v for k, v in metrics.items()}, done)
             if self.progress.is_line_due() or done == self.num_steps:
                 logger.info("%s", metrics_line(metrics, done, self.num_steps, self.steps_per_epoch))

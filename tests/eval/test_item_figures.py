@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from evilm.eval import linear_probe
-from evilm.eval.item_figures import by_type, difference, share
+from evilm.eval.item_figures import by_type, chance_of_best, difference, share
 from evilm.eval.linear_probe import ProbeSplit, probe
 
 
@@ -82,3 +82,19 @@ def test_descent_agrees_with_the_exact_solution(monkeypatch):
 def test_classes_that_train_lacks_get_no_probability():
     train, val, test = splits(2, classes=3)
     assert (probe(train, val, test, 5).chances[:, 3:] == 0).all()
+
+
+def test_chance_of_the_best_of_several_right_captions_is_that_of_random_ranks():
+    rng, counts = np.random.default_rng(3), np.array([1, 4, 20])
+    for k in (1, 5, 10):
+        hits = []
+        for _ in range(4000):
+            order = rng.permutation(100)
+            ends = np.cumsum(counts)
+            best = [order[end - count : end].min() for count, end in zip(counts, ends, strict=True)]
+            hits.append(np.array(best) < k)
+        assert chance_of_best(counts, 100, k) == pytest.approx(np.mean(hits), abs=0.01)
+
+
+def test_a_perfect_score_is_above_chance_also_with_several_questions_a_video():
+    assert share(np.ones(60), [f"v{n // 3}" for n in range(60)], 0.2).sigmas_above_chance > 10

@@ -1,7 +1,6 @@
 """One rank of a step of contrastive training that several processes share; imported by name in each of them."""
 
 import os
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -98,6 +97,6 @@ def whole(**changes) -> tuple[float, dict[str, torch.Tensor]]:
     losses, _ = contrast(objective.embed(batch), 0.05)
     loss = losses.mean()
     if "match" in objective.weights:
-        loss = loss + objective._match(replace(batch)).mean
+        loss = loss + objective._match(objective.student.encode_video(batch.frames), batch).mean
     loss.backward()
     return loss.item(), {n: p.grad for n, p in objective.named_parameters() if p.grad is not None}

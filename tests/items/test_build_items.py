@@ -135,3 +135,20 @@ def test_manifest_of_videos_names_folders_and_odd_names(tmp_path: Path) -> None:
         ("clap", '#1_"Hey";_you,_clap_u_goo_0', "train"),
         ("clap", "b_clap_1", "test"),
     ]
+
+
+def test_a_clip_in_two_splits_is_named(annotations: Path, tmp_path: Path) -> None:
+    write_questions(annotations, "val", ["cat"], first=3)
+    with pytest.raises(ManifestError, match="1 clips are in several splits, such as video3 in train and val"):
+        build_items(config(annotations, tmp_path / "items"))
+
+
+def test_a_class_that_the_list_lacks_is_named(tmp_path: Path) -> None:
+    folder = tmp_path / "k400"
+    folder.mkdir()
+    for split, label in (("train", "run"), ("val", "jump")):
+        row = f"{label},id{split},0,10,{split},0\n"
+        (folder / f"kinetics-400_{split}.csv").write_text(f"label,youtube_id,time_start,time_end,split,is_cc\n{row}")
+    (folder / "label_map_k400.txt").write_text("run\nwalk\n")
+    with pytest.raises(ManifestError, match="kinetics-400: the list of classes lacks 1 of them, such as 'jump'"):
+        build_items(config(folder, tmp_path / "items", task="kinetics-400"))

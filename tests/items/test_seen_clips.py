@@ -15,6 +15,7 @@ def test_clips_are_found_by_id_and_by_video(tmp_path: Path) -> None:
     assert ids == ["c000", "c001"]
     write_seen(str(tmp_path / "model"), hashes)
     seen = read_seen(str(tmp_path / "model"))
+    assert seen is not None
     _, every = clip_hashes(frames)
     assert is_seen(seen, every).all(), "all clips of these shards were cut from one video"
     renamed = every.copy()
@@ -26,8 +27,23 @@ def test_a_model_has_seen_what_the_one_it_started_from_has(tmp_path: Path) -> No
     first, second, model = np.array([[1, 2]], np.uint64), np.array([[3, 4]], np.uint64), str(tmp_path / "second")
     write_seen(str(tmp_path / "first"), first)
     write_seen(model, second, [str(tmp_path / "first")])
-    assert read_seen(model).tolist() == [1, 2, 3, 4]
-    assert not is_seen(read_seen(str(tmp_path / "none")), first).any()
+    seen = read_seen(model)
+    assert seen is not None
+    assert seen.tolist() == [1, 2, 3, 4]
+
+
+def test_a_checkpoint_has_seen_what_its_training_has(tmp_path: Path) -> None:
+    write_seen(str(tmp_path / "model"), np.array([[1, 2]], np.uint64))
+    seen = read_seen(str(tmp_path / "model" / "checkpoints" / "step_00000004-001"))
+    assert seen is not None
+    assert seen.tolist() == [1, 2]
+
+
+def test_what_an_older_model_has_seen_is_not_known_nor_of_models_that_start_from_it(tmp_path: Path) -> None:
+    (tmp_path / "old").mkdir()
+    assert read_seen(str(tmp_path / "old")) is None
+    write_seen(str(tmp_path / "new"), np.array([[1, 2]], np.uint64), [str(tmp_path / "old")])
+    assert read_seen(str(tmp_path / "new")) is None
 
 
 def test_clips_of_other_splits_are_not_seen(tmp_path: Path) -> None:

@@ -148,3 +148,27 @@ def test_folder_without_annotations_names_the_expected_files(tmp_path: Path) -> 
         ManifestError, match=r"none of the expected files \(train: train_qa.json or msrvtt_qa_train.jsonl"
     ):
         read("msrvtt-qa", tmp_path)
+
+
+def test_an_official_val_file_leaves_the_training_file_whole(tmp_path: Path) -> None:
+    rows = [{"gif_name": f"g{n}", "question": "what ?", "answer": "cat", "answer_type": "object"} for n in range(60)]
+    for split, part in (("train", rows[:40]), ("val", rows[40:50]), ("test", rows[50:])):
+        (tmp_path / f"frameqa_{split}.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in part))
+    assert splits(read("tgif-frame", tmp_path, val_share=0.5)) == {"train": 40, "val": 10, "test": 10}
+
+
+def test_a_listed_video_without_captions_is_named(tmp_path: Path) -> None:
+    videos = [{"video_id": "video1", "split": "train"}, {"video_id": "video9", "split": "test"}]
+    sentences = [{"video_id": video["video_id"], "sen_id": n, "caption": "a cat"} for n, video in enumerate(videos)]
+    (tmp_path / "train_val_videodatainfo.json").write_text(json.dumps({"videos": videos, "sentences": sentences}))
+    (tmp_path / "MSRVTT_JSFUSION_test.csv").write_text("key,vid_key,video_id,sentence\nret0,msr9,video9,a cat\n")
+    (tmp_path / "MSRVTT_train.9k.csv").write_text("video_id\nvideo1\nvideo2\n")
+    with pytest.raises(ManifestError, match=r"MSRVTT_train.9k.csv, record 1: video2 has no captions"):
+        read("msrvtt-retrieval", tmp_path)
+
+
+def test_a_right_option_that_is_there_twice_is_named(tmp_path: Path) -> None:
+    row = {"gif_name": "g", "question": "what ?", "options": ["run", "run", "a", "b", "c"], "answer": 1}
+    (tmp_path / "action_test.jsonl").write_text(json.dumps(row))
+    with pytest.raises(ManifestError, match="record 0: the right option 'run' is there more than once"):
+        read("tgif-action", tmp_path)

@@ -141,6 +141,8 @@ def test_frozen_parts_and_lower_layers_learn_slower():
 def test_a_head_of_another_kind_is_rejected():
     with pytest.raises(ConfigError, match=r"masked.*answer.*choice"):
         objective("choice", form="masked")
+    with pytest.raises(ConfigError, match=r"masked.*answer.*retrieval"):
+        objective("retrieval", form="masked")
     with pytest.raises(ConfigError, match="one word piece"):
         objective("answer", ("no piece", "neither here"), form="masked")
 
@@ -150,3 +152,28 @@ def test_all_parameters_of_retrieval_get_a_gradient():
     retrieval.cache(retrieval.embed(make_batch()))
     sum(loss.total for loss in retrieval(make_batch()).values()).backward()
     assert all(p.grad is not None for p in retrieval.parameters() if p.requires_grad)
+
+
+def test_a_long_question_does_not_cut_off_the_options():
+    options = [["w5", "w6 w7"], ["w8", "w9"], ["w10", "w11 " * 20]]
+    texts = ["w1 " * 30, "w2", "w3"]
+    batch = ItemCollate(VOCAB, 12, "choice")(rows(texts=texts, options=options))
+    found = [VOCAB.decode(ids.tolist()) for ids in batch.input_ids]
+    assert found[0] == " ".join(["w1"] * 9 + ["w5"])
+    assert found[1] == " ".join(["w1"] * 8 + ["w6", "w7"])
+    assert found[3] == "w2 w9"
+    assert found[5] == " ".join(["w11"] * 10)
+    assert batch.input_ids.shape[1] == 12
+
+
+def test_other_captions_of_a_video_are_no_wrong_answers_in_an_evaluation():
+    retrieval = make_objective()
+    scores = retrieval.scores()
+    with torch.no_grad():
+        scores.add(make_batch(), torch.device("cpu"))
+    state = scores.state()
+    unit = np.eye(16, dtype=np.float32)[np.arange(10) // 2]
+    state["features"] = np.stack([unit, unit], axis=1)
+    found = scores.result([state])
+    assert found["loss"] < 1e-3
+    assert found["score"] == 1.0
