@@ -5,7 +5,8 @@
 
 Fine-tunes each task from --root/model and from random weights, with the same seeds, settings and order of items, and
 scores all models on test. A model of `msrvtt-retrieval` (7k list) is also scored on MSRVTT-MC. Prints the mean over the
-seeds, its range, and the difference with a 95 % interval by a bootstrap over videos. Finished models are reused.
+seeds, its range, and the difference with a 95 % interval by a bootstrap over videos, which does not cover the variation
+over seeds. Finished models are reused.
 """
 
 import argparse

@@ -25,8 +25,10 @@ def load(preset: str) -> dict[str, Any]:
         ConfigError: no such preset or file, a section of no command, an unknown setting or one out of range.
     """
     folder, _, name = preset.partition("/")
-    place = (name, folder) if folder == TASKS and "." not in name else (preset,)
-    sections = (load_yaml("--preset", *place) if preset else None) or {}
+    place = ("--preset", preset)
+    if folder == TASKS and "." not in name:
+        place = (f"--preset {TASKS}/NAME, NAME =", name, folder)
+    sections = (load_yaml(*place) if preset else None) or {}
     if not isinstance(sections, dict):
         raise ConfigError(
             f"--preset {preset}: expected one section per command ({', '.join(STAGES)}), found {sections!r}"

@@ -1,4 +1,4 @@
-"""The data loader of downstream tasks: items of the epoch's order, each with the frames of its clip.
+"""Load batches of items for downstream tasks, each with the frames of its clip.
 
 Items refer to clips by id, so a video is stored once for any number of questions. They are ordered by the row groups of
 their clips, and those take the place of row groups in the samplers: reading stays sequential, an epoch sees each item
@@ -37,7 +37,7 @@ class ItemRows:
     texts: list[str]
     """Question or caption of each item."""
     options: list[list[str]]
-    """Options of a choice; of a caption, false captions, which an epoch draws from other clips."""
+    """Options of a multiple-choice item; for retrieval, captions of other clips drawn for this epoch."""
     labels: Int[np.ndarray, " item"]
     """-1 where the answer has no label."""
     frames: UInt8[np.ndarray, "clip frame row col 3"]
@@ -51,7 +51,7 @@ class ItemRows:
 
 
 class ClipFolder:
-    """Where each clip of a folder of frame shards is, whatever its split."""
+    """Index of all clips of a folder of frame shards: shard, row group and row by clip id."""
 
     def __init__(self, frames: FrameManifest) -> None:
         """Read the ids of all clips."""
@@ -81,7 +81,7 @@ class ClipFolder:
 
 
 class ItemTable:
-    """The items of a split in the order of their clips, with the frames that these have."""
+    """Items of a split, sorted by where their clips are stored."""
 
     def __init__(self, items: ItemsManifest, split: str, clips: ClipFolder, draw: bool = False, wrong: int = 0) -> None:
         """Read a split.
@@ -175,7 +175,7 @@ class ItemLoader(DataLoader[BatchT]):
         augmentation: ClipAugmentation,
         threads: int = 2,
     ) -> None:
-        """A feed over items.
+        """Load the items of a split.
 
         Args:
             items: of a split.
@@ -190,7 +190,7 @@ class ItemLoader(DataLoader[BatchT]):
         self._items = items
 
     def _read(self, step: Step) -> ItemRows:  # type: ignore[override]
-        """The items of this worker's slice of a step, with the frames of their clips."""
+        """Return the items of this worker's slice of a step, with the frames of their clips."""
         numbers = step.numbers[step.mine]
         rows = self._items.table.take(pa.array(numbers))
         if self._items.draw:

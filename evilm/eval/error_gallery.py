@@ -24,7 +24,7 @@ class WorstError:
     text: str
     predicted: str
     right: str
-    chance: float
+    probability: float
     """Probability that the model gave to its prediction."""
 
 
@@ -52,7 +52,7 @@ def _page(errors: Sequence[WorstError], frames: dict[str, list[bytes]]) -> bytes
             f'<img src="data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}" alt="frame {number}">'
             for number, jpeg in enumerate(frames[error.clip_id], start=1)
         )
-        predicted, where = f"{error.predicted} ({error.chance:.0%})", f"{error.item_id}, {error.clip_id}"
+        predicted, where = f"{error.predicted} ({error.probability:.0%})", f"{error.item_id}, {error.clip_id}"
         cells = (error.text, error.right, predicted, where)
         rows.append(f"<tr><td>{images}</td>{''.join(f'<td>{html.escape(cell)}</td>' for cell in cells)}</tr>")
     style = "body{font-family:sans-serif} td{border-top:1px solid #ccc;padding:6px;vertical-align:top} img{width:112px}"

@@ -84,11 +84,11 @@ class Embeddings:
             first += [self.videos[place] for place in scores.argmax(1)]
             item_ids += items
             clip_ids += clips
-        above, equal = np.zeros(len(self.videos)), np.zeros(len(self.videos))
-        for _, _, scores in self._scores():
-            above += (scores > best).sum(0)
-            equal += (scores == best).sum(0)
-        to_text = 1 + above + (equal - 1) / 2
+        above = np.zeros(len(self.videos))
+        for _, clips, scores in self._scores():
+            scores[np.arange(len(scores)), self._places(clips)] = -np.inf  # a video's other captions are right too
+            above += (scores > best).sum(0) + (scores == best).sum(0) / 2
+        to_text = 1 + above
         seconds = time.monotonic() - began
         return Ranks(item_ids, clip_ids, np.concatenate(to_video), to_text, first, self.videos, seconds)
 

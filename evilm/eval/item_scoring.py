@@ -1,4 +1,4 @@
-"""Scores or features of the items of a downstream task, by a pool of model actors (Ray Data), in order."""
+"""Score the items of a downstream task with a pool of Ray Data actors, in order."""
 
 import logging
 import time
@@ -87,15 +87,15 @@ class ItemScorer:
         if isinstance(self._model.head, RetrievalHead):
             features = self._model.embed(items).float().cpu().numpy()
             return {"video": features[:, 0], "text": features[:, 1]}
-        chances = self._model.scores(items).float().softmax(-1)
+        probabilities = self._model.scores(items).float().softmax(-1)
         if self._job.spec.kind == "choice":
-            return {"chances": chances.cpu().numpy()}
-        best = chances.topk(min(TOP, chances.shape[1]), dim=-1)
-        return {"top": best.indices.int().cpu().numpy(), "chances": best.values.cpu().numpy()}
+            return {"probabilities": probabilities.cpu().numpy()}
+        best = probabilities.topk(min(TOP, probabilities.shape[1]), dim=-1)
+        return {"top": best.indices.int().cpu().numpy(), "probabilities": best.values.cpu().numpy()}
 
 
 def _probe_features(student: EViLMModel, items: ItemBatch) -> dict[str, np.ndarray]:
-    """Compute the candidates of features of each item's video."""
+    """Compute the candidate probe features of each item's video."""
     encoded = student.encode_video(items.frames)
     decoded = student.decode(encoded, None)
     found: dict[str, Tensor] = {"regions": decoded.regions.mean(1), "cls": decoded.cls, "encoder": encoded.mean(1)}

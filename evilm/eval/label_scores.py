@@ -27,34 +27,36 @@ def score_labels(subject: TaskSubject, output: Output) -> tuple[dict[str, Figure
     split = subject.config.split
     batches = list(score_items(subject.job(split), subject.items.splits[split].num_items, subject.config.cluster))
     item_ids = [item for batch in batches for item in batch["item_id"].tolist()]
-    chances = np.concatenate([batch["chances"] for batch in batches])
+    probabilities = np.concatenate([batch["probabilities"] for batch in batches])
     is_choice = subject.spec.kind == "choice"
-    top = np.argsort(-chances, axis=1, kind="stable") if is_choice else np.concatenate([b["top"] for b in batches])
-    chances = np.take_along_axis(chances, top, axis=1) if is_choice else chances
-    return _label_figures(subject, output, item_ids, top, chances)
+    top = (
+        np.argsort(-probabilities, axis=1, kind="stable") if is_choice else np.concatenate([b["top"] for b in batches])
+    )
+    probabilities = np.take_along_axis(probabilities, top, axis=1) if is_choice else probabilities
+    return _label_figures(subject, output, item_ids, top, probabilities)
 
 
 def _label_figures(
-    subject: TaskSubject, output: Output, item_ids: list[str], top: np.ndarray, chances: np.ndarray
+    subject: TaskSubject, output: Output, item_ids: list[str], top: np.ndarray, probabilities: np.ndarray
 ) -> tuple[dict[str, Figure], dict[str, Any]]:
     """Count hits, and write predictions and the worst errors.
 
     Args:
         item_ids: the scored items, in order.
         top: best labels or options of each.
-        chances: their probabilities.
+        probabilities: their probabilities.
     """
     clips = ClipFolder(subject.frames)
     table = ItemTable(subject.items, subject.config.split, clips).table
     assert table["item_id"].to_pylist() == item_ids, "scores come in the order of the items"
     labels, clip_ids = table["label"].to_numpy(), table["clip_id"].to_pylist()
     options = table["options"].to_pylist()
-    is_tie = chances[:, 0] <= chances[:, 1:2].max(1, initial=0)
+    is_tie = probabilities[:, 0] <= probabilities[:, 1:2].max(1, initial=0)
     hits = (top[:, 0] == labels) & ~is_tie
     names = [subject.spec.labels or texts for texts in options]
     predicted = [own[place] for own, place in zip(names, top[:, 0], strict=True)]
     columns = {name: table[name] for name in ("item_id", "clip_id", "text", "answer", "type")}
-    found = pa.table(columns | {"predicted": predicted, "chance": chances[:, 0], "correct": hits})
+    found = pa.table(columns | {"predicted": predicted, "probability": probabilities[:, 0], "correct": hits})
     sink = io.BytesIO()
     pq.write_table(found, sink, compression="zstd")
     output.check()
@@ -80,7 +82,7 @@ def _label_figures(
 
 
 def _guess(subject: TaskSubject, labels: np.ndarray) -> int:
-    """Return the most frequent label of train, which is what guessing means; -1 for choices."""
+    """Return the most frequent train label, which defines chance; -1 for choices."""
     if subject.spec.kind == "choice":
         return -1
     train = subject.items.read("train")["label"].to_numpy() if "train" in subject.items.splits else labels
@@ -90,8 +92,8 @@ def _guess(subject: TaskSubject, labels: np.ndarray) -> int:
 
 def _write_gallery(output: Output, clips: ClipFolder, found: pa.Table) -> None:
     """Draw the wrong predictions with the highest probability."""
-    wrong = found.filter(pc.invert(found["correct"])).sort_by([("chance", "descending")]).slice(0, _WORST)
-    columns = ("item_id", "clip_id", "text", "predicted", "answer", "chance")
+    wrong = found.filter(pc.invert(found["correct"])).sort_by([("probability", "descending")]).slice(0, _WORST)
+    columns = ("item_id", "clip_id", "text", "predicted", "answer", "probability")
     errors = [WorstError(*row) for row in zip(*(wrong[name].to_pylist() for name in columns), strict=True)]
     if errors:
         page, picture = draw_gallery(errors, clips)
@@ -116,9 +118,9 @@ def score_probe(subject: TaskSubject, output: Output) -> tuple[dict[str, Figure]
         labels = ItemTable(subject.items, split, clips).table["label"].to_numpy()
         splits[split] = ProbeSplit(features, labels)
     result = probe(splits["train"], splits["val"], splits[subject.config.split], len(subject.spec.labels))
-    top = np.argsort(-result.chances, axis=1, kind="stable")[:, :5]
+    top = np.argsort(-result.probabilities, axis=1, kind="stable")[:, :5]
     item_ids = ItemTable(subject.items, subject.config.split, clips).table["item_id"].to_pylist()
-    chances = np.take_along_axis(result.chances, top, axis=1)
-    figures, facts = _label_figures(subject, output, item_ids, top, chances)
-    chosen = {"feature": result.feature, "strength": result.strength, "val_accuracy": round(result.val_accuracy, 6)}
+    probabilities = np.take_along_axis(result.probabilities, top, axis=1)
+    figures, facts = _label_figures(subject, output, item_ids, top, probabilities)
+    chosen = {"feature": result.feature, "c": result.c, "val_accuracy": round(result.val_accuracy, 6)}
     return figures, facts | {"probe": chosen}

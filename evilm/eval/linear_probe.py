@@ -14,8 +14,8 @@ from jaxtyping import Float, Int
 
 logger = logging.getLogger(__name__)
 
-STRENGTHS = (0.01, 0.1, 1.0, 10.0, 100.0)
-"""Inverse strengths of the regularization that are tried, scikit-learn's C."""
+C_VALUES = (0.01, 0.1, 1.0, 10.0, 100.0)
+"""Inverse strengths of the regularization that are tried, as scikit-learn's C."""
 _EXACT_ROWS = 20_000
 _EPOCHS, _BATCH, _LR = 30, 1024, 0.01
 
@@ -33,9 +33,9 @@ class ProbeResult:
     """The chosen probe and what it predicts on test."""
 
     feature: str
-    strength: float
+    c: float
     val_accuracy: float
-    chances: Float[np.ndarray, "clip class"]
+    probabilities: Float[np.ndarray, "clip class"]
     """Of the test videos."""
 
 
@@ -45,38 +45,38 @@ def probe(train: ProbeSplit, val: ProbeSplit, test: ProbeSplit, num_classes: int
     for feature, vectors in train.features.items():
         mean, scale = vectors.mean(0), vectors.std(0) + 1e-6
         scaled = [(split.features[feature] - mean) / scale for split in (train, val, test)]
-        for strength in STRENGTHS:
-            chances = _fit(scaled[0], train.labels, strength, num_classes, scaled[1:])
-            accuracy = float((chances[0].argmax(1) == val.labels).mean())
-            logger.info("probe on %s, C = %g: %.1f %% on val", feature, strength, 100 * accuracy)
+        for c in C_VALUES:
+            probabilities = _fit(scaled[0], train.labels, c, num_classes, scaled[1:])
+            accuracy = float((probabilities[0].argmax(1) == val.labels).mean())
+            logger.info("probe on %s, C = %g: %.1f %% on val", feature, c, 100 * accuracy)
             if accuracy > best[0]:
-                best, chosen = (accuracy, feature, strength), chances[1]
+                best, chosen = (accuracy, feature, c), probabilities[1]
     return ProbeResult(best[1], best[2], best[0], chosen)
 
 
 def _fit(
     vectors: Float[np.ndarray, "clip dim"],
     labels: Int[np.ndarray, " clip"],
-    strength: float,
+    c: float,
     num_classes: int,
     others: list[Float[np.ndarray, "clip dim"]],
 ) -> list[Float[np.ndarray, "clip class"]]:
     """Fit one linear layer, and return its probabilities for other vectors."""
     if len(vectors) > _EXACT_ROWS:
-        return _descend(vectors, labels, strength, num_classes, others)
+        return _descend(vectors, labels, c, num_classes, others)
     from sklearn.linear_model import LogisticRegression
 
-    model = LogisticRegression(C=strength, max_iter=1000).fit(vectors, labels)
+    model = LogisticRegression(C=c, max_iter=1000).fit(vectors, labels)
     found = []
     for other in others:
-        chances = np.zeros((len(other), num_classes))
-        chances[:, model.classes_] = model.predict_proba(other)
-        found.append(chances)
+        probabilities = np.zeros((len(other), num_classes))
+        probabilities[:, model.classes_] = model.predict_proba(other)
+        found.append(probabilities)
     return found
 
 
 def _descend(
-    vectors: np.ndarray, labels: np.ndarray, strength: float, num_classes: int, others: list[np.ndarray]
+    vectors: np.ndarray, labels: np.ndarray, c: float, num_classes: int, others: list[np.ndarray]
 ) -> list[np.ndarray]:
     """Fit one linear layer by Adam with cosine decay; the penalty is that of scikit-learn, |w|^2 / (2 C n)."""
     generator = torch.Generator().manual_seed(0)
@@ -88,7 +88,7 @@ def _descend(
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     for _ in range(_EPOCHS):
         for batch in torch.randperm(len(inputs), generator=generator).split(_BATCH):
-            penalty = weight.square().sum() / (2 * strength * len(inputs))
+            penalty = weight.square().sum() / (2 * c * len(inputs))
             loss = F.cross_entropy(F.linear(inputs[batch], weight, bias), targets[batch]) + penalty
             optimizer.zero_grad()
             loss.backward()

@@ -55,9 +55,10 @@ def score_pairs(subject: TaskSubject, output: Output) -> tuple[dict[str, Figure]
 def _matched(subject: TaskSubject, videos: list[str], prefix: str) -> dict[str, Figure]:
     """Rank all pairs by the matching head."""
     scores, own, clip_ids = _match(subject, videos)
-    mine = np.where(own[:, None] == np.arange(len(videos))[None], scores, -np.inf)
     to_video = _direction(ranks(scores, own, "caption"), clip_ids, len(videos), f"{prefix}t2v")
-    to_text = ranks(scores.T, mine.argmax(0), "video")
+    is_own = own[:, None] == np.arange(len(videos))[None]
+    best, others = np.where(is_own, scores, -np.inf).max(0), np.where(is_own, -np.inf, scores)
+    to_text = 1 + (others > best).sum(0) + (others == best).sum(0) / 2
     return to_video | {f"{prefix}{name}": figure for name, figure in _to_text(to_text, videos, clip_ids).items()}
 
 

@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 
 def benchmark_task(config: Benchmark) -> dict[str, Any]:
-    """Score a model on a split of a task's items, or give back the scores that stand at `out`.
+    """Score a model on a split of a task's items, or return the finished scores at `out`.
 
     Returns:
         The summary: `metrics` by name, each with value, chance, standard error and interval; coverage, ceiling, leak.
@@ -30,7 +30,8 @@ def benchmark_task(config: Benchmark) -> dict[str, Any]:
     Raises:
         UsageError: the task is unknown.
         ConfigError: the model was trained on videos that it would be scored on, or the split has no items.
-        CheckpointError: no model, or one whose scores tell nothing apart.
+        CheckpointError: there is no model, or it scores all items the same.
+        ShardError: there are no frames or items.
     """
     from evilm.model.identity import model_fingerprint
 
@@ -70,7 +71,7 @@ def _form(subject: TaskSubject) -> str:
 
 
 def _describe(subject: TaskSubject, figures: dict[str, Figure]) -> str:
-    """Write the figures with what they are over."""
+    """Format the scores with split, coverage and ceiling."""
     config, split = subject.config, subject.items.splits[subject.config.split]
     how = "zero-shot" if subject.zero_shot and subject.spec.kind != "label" else ""
     how = "strict linear probe" if _form(subject) == "probe" else how
@@ -92,4 +93,4 @@ _SCORERS = {
     "pairs": score_pairs,
     "probe": score_probe,
 }
-"""How a task is scored."""
+"""Scoring function by `_form`."""

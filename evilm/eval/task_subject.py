@@ -1,4 +1,4 @@
-"""What a benchmark of a downstream task scores: a model, items, frames; checked for videos that the model has seen."""
+"""Open the model, items and frames of a task benchmark, and check for videos that the model was trained on."""
 
 from dataclasses import dataclass
 

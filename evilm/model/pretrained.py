@@ -95,7 +95,8 @@ def read_config(uri: str, kind: str) -> dict[str, Any]:
     try:
         content = storage.read_json(storage.join(uri, CONFIG))
     except (FileNotFoundError, NotADirectoryError):
-        raise CheckpointError(f"{uri} holds no {kind}: there is no {CONFIG}; name the folder it was saved to") from None
+        what = {"student": "E-ViLM model"}.get(kind, f"video {kind}")
+        raise CheckpointError(f"{uri} holds no {what}: there is no {CONFIG}; name the folder it was saved to") from None
     except ShardError as error:
         raise CheckpointError(str(error)) from None
     content = content if isinstance(content, dict) else {}

@@ -25,7 +25,7 @@ _PREFIX = "head."
 
 @dataclass(frozen=True)
 class TaskSpec:
-    """What a head is for."""
+    """Task, kind, labels and head settings of a fine-tuned model."""
 
     task: str
     kind: Kind
@@ -75,7 +75,7 @@ class ItemInputs(Protocol):
 
 
 class TaskModel:
-    """A model and a head: from a batch of items to scores of answers, classes or options, or to features."""
+    """E-ViLM with a task head: scores items, or embeds their videos and captions."""
 
     def __init__(self, student: EViLMModel, spec: TaskSpec, vocab: Vocab) -> None:
         """Join a model with a fresh head.

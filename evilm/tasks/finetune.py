@@ -185,7 +185,7 @@ class FinetuneTask:
         return ItemLoader(items, self._clips, order, self.collate(), augmentation, threads)
 
     def collate(self) -> ItemCollate:
-        """Return what makes batches of items."""
+        """Return the collate function of items."""
         from evilm.model.task_heads import answer_pieces
 
         pieces = None

@@ -64,8 +64,8 @@ def test_a_probe_takes_the_feature_that_is_best_on_val():
     train, val, test = splits(0)
     result = probe(train, val, test, 4)
     assert result.feature == "good"
-    assert (result.chances.argmax(1) == test.labels).mean() > 0.85
-    np.testing.assert_allclose(result.chances.sum(1), 1, rtol=1e-5)
+    assert (result.probabilities.argmax(1) == test.labels).mean() > 0.85
+    np.testing.assert_allclose(result.probabilities.sum(1), 1, rtol=1e-5)
 
 
 def test_descent_agrees_with_the_exact_solution(monkeypatch):
@@ -73,15 +73,15 @@ def test_descent_agrees_with_the_exact_solution(monkeypatch):
     exact = probe(train, val, test, 4)
     monkeypatch.setattr(linear_probe, "_EXACT_ROWS", 0)
     monkeypatch.setattr(linear_probe, "_EPOCHS", 300)
-    other = linear_probe._fit(train.features["good"], train.labels, exact.strength, 4, [test.features["good"]])
-    scaled = linear_probe._fit(train.features["good"], train.labels, exact.strength, 4, [test.features["good"]])
+    other = linear_probe._fit(train.features["good"], train.labels, exact.c, 4, [test.features["good"]])
+    scaled = linear_probe._fit(train.features["good"], train.labels, exact.c, 4, [test.features["good"]])
     np.testing.assert_array_equal(other[0], scaled[0])
-    assert (other[0].argmax(1) == exact.chances.argmax(1)).mean() > 0.95
+    assert (other[0].argmax(1) == exact.probabilities.argmax(1)).mean() > 0.95
 
 
 def test_classes_that_train_lacks_get_no_probability():
     train, val, test = splits(2, classes=3)
-    assert (probe(train, val, test, 5).chances[:, 3:] == 0).all()
+    assert (probe(train, val, test, 5).probabilities[:, 3:] == 0).all()
 
 
 def test_chance_of_the_best_of_several_right_captions_is_that_of_random_ranks():

@@ -74,7 +74,7 @@ def test_scores_do_not_depend_on_workers_or_batches(root: Path, tmp_path: Path) 
     second = pq.read_table(Path(score(root, "msvd-qa", **values)["out"]) / "predictions.parquet")
     for name in ("item_id", "predicted", "correct"):
         assert first[name].equals(second[name]), name
-    np.testing.assert_allclose(first["chance"].to_numpy(), second["chance"].to_numpy(), rtol=1e-4)
+    np.testing.assert_allclose(first["probability"].to_numpy(), second["probability"].to_numpy(), rtol=1e-4)
 
 
 def test_a_model_is_not_scored_on_videos_that_it_was_trained_on(root: Path, tmp_path: Path) -> None:

@@ -54,13 +54,13 @@ def test_the_best_step_on_val_is_published_with_its_head(root: Path, tuned: dict
     assert evilm.EViLM.from_pretrained(tuned["out"]).student.config.dim == model.student.config.dim
 
 
-def test_the_same_command_reuses_it(root: Path, tuned: dict[str, Any]) -> None:
+def test_finished_fine_tuning_is_reused(root: Path, tuned: dict[str, Any]) -> None:
     again = finetune(settings(root))
     assert again["reused"]
     assert again["fingerprint"] == tuned["fingerprint"]
 
 
-def test_it_has_seen_what_it_and_its_model_were_trained_on(root: Path, tuned: dict[str, Any]) -> None:
+def test_finetuned_model_has_seen_its_own_and_its_models_training_clips(root: Path, tuned: dict[str, Any]) -> None:
     frames = FrameManifest.load(str(root / "frames"))
     for split, seen in (("train", True), ("test", False), ("val", False)):
         _, hashes = clip_hashes(frames, [split])
