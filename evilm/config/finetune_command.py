@@ -59,7 +59,7 @@ class Finetune(BuiltTask, TrainConfig, StageConfig):
     """
 
     example: ClassVar[str] = "--preset tiny --task msvd-qa --root runs/demo"
-    uncommon: ClassVar[tuple[str, ...]] = ("init",)
+    uncommon: ClassVar[tuple[str, ...]] = ("init", "num_frames")
     root: Common[Incidental[str]] = "runs/demo"
     """Folder of the inputs that are not named; items are built there from the annotations of the embedded corpus."""
     model: Common[Incidental[str]] = ""

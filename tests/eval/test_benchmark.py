@@ -139,7 +139,7 @@ def test_inputs_that_do_not_fit_are_rejected(root: Path, tmp_path: Path):
     config = Benchmark(root=str(root), out=str(tmp_path / "b"))
     with pytest.raises(ShardError, match=r"no clips of split 'val'; it has test \(26\)"):
         benchmark(config.model_copy(update={"split": "val", "codes": "none"}))
-    with pytest.raises(CheckpointError, match="holds no student"):
+    with pytest.raises(CheckpointError, match="holds no E-ViLM model"):
         benchmark(config.model_copy(update={"model": str(tmp_path / "none")}))
     make_model(tmp_path / "four", num_frames=4)
     with pytest.raises(ShardError, match="2 frames per clip, the model takes 4"):

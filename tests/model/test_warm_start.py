@@ -125,7 +125,7 @@ def test_unusable_start_models_are_rejected_in_one_line(student: str, tokenizer:
         start_model(config, tokenizer, OLD, "abc")
     with pytest.raises(CheckpointError, match="holds 'student', not a tokenizer"):
         start_tokenizer(tokenizer_config(), student, OLD)
-    with pytest.raises(CheckpointError, match="holds no student"):
+    with pytest.raises(CheckpointError, match="holds no E-ViLM model"):
         start_model(config, str(tmp_path), OLD, "abc")
     other = _student(video_encoder="edgenext_x_small", text_dim=64, dim=24, text_layers=1)
     with pytest.raises(CheckpointError, match=r"no weight matrix of .* fits this model"):
