@@ -75,8 +75,8 @@ class Finetune(BuiltTask, TrainConfig, StageConfig):
     head: HeadConfig = HeadConfig()
     export: Incidental[Literal["last", "best"]] = "best"
     """Step to publish: the last, or the one with the best score on val."""
-    optim: FinetuneOptim = FinetuneOptim()
-    schedule: FinetuneSchedule = FinetuneSchedule()
+    optim: FinetuneOptim = FinetuneOptim()  # pyright: ignore[reportIncompatibleVariableOverride]  # frozen
+    schedule: FinetuneSchedule = FinetuneSchedule()  # pyright: ignore[reportIncompatibleVariableOverride]
 
     @model_validator(mode="after")
     def _one_model(self) -> Self:

@@ -131,7 +131,8 @@ def score_items(job: ItemJob, num_items: int, cluster: ScorerConfig) -> Iterator
     began = reported = time.monotonic()
     done = 0
     try:
-        for batch in scored.iter_batches(batch_size=None, batch_format="numpy"):
+        found: Iterator[Any] = iter(scored.iter_batches(batch_size=None, batch_format="numpy"))
+        for batch in found:
             done += len(batch["item_id"])
             if time.monotonic() - reported > _LOG_EVERY_S:
                 reported, rate = time.monotonic(), done / (time.monotonic() - began)

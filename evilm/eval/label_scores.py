@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from evilm.dataloader.item_loader import ClipFolder, ItemTable
@@ -92,7 +91,9 @@ def _guess(subject: TaskSubject, labels: np.ndarray) -> int:
 
 def _write_gallery(output: Output, clips: ClipFolder, found: pa.Table) -> None:
     """Draw the wrong predictions with the highest probability."""
-    wrong = found.filter(pc.invert(found["correct"])).sort_by([("probability", "descending")]).slice(0, _WORST)
+    wrong = (
+        found.filter(pa.array(~found["correct"].to_numpy())).sort_by([("probability", "descending")]).slice(0, _WORST)
+    )
     columns = ("item_id", "clip_id", "text", "predicted", "answer", "probability")
     errors = [WorstError(*row) for row in zip(*(wrong[name].to_pylist() for name in columns), strict=True)]
     if errors:

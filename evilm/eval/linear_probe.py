@@ -42,6 +42,7 @@ class ProbeResult:
 def probe(train: ProbeSplit, val: ProbeSplit, test: ProbeSplit, num_classes: int) -> ProbeResult:
     """Fit a probe for each feature and strength on train, choose on val, and predict test."""
     best: tuple[float, str, float] = (-1.0, "", 0.0)
+    chosen = np.zeros((len(test.labels), num_classes))
     for feature, vectors in train.features.items():
         mean, scale = vectors.mean(0), vectors.std(0) + 1e-6
         scaled = [(split.features[feature] - mean) / scale for split in (train, val, test)]

@@ -78,4 +78,4 @@ def read_seen(model: str) -> UInt64[np.ndarray, " hash"] | None:
 
 def is_seen(seen: UInt64[np.ndarray, " hash"], hashes: UInt64[np.ndarray, "clip 2"]) -> Bool[np.ndarray, " clip"]:
     """Check for each clip if its id or its video is in the set."""
-    return np.isin(hashes, seen).any(axis=1)
+    return np.asarray(np.isin(hashes, seen).any(axis=1))

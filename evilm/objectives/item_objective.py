@@ -13,7 +13,7 @@ from evilm.model.evilm_model import PREFIX
 from evilm.model.losses import LossSum, classification
 from evilm.model.metrics import lenient_ranks
 from evilm.model.task_model import TaskModel
-from evilm.objectives.objective import Objective
+from evilm.objectives.objective import Objective, ObjectiveScores
 
 SCORE = "score"
 """Metric by which the best step of a fine-tuning is chosen: accuracy, or the mean recall of both directions."""
@@ -56,7 +56,7 @@ class ItemObjective(Objective):
         """Count the items with a label."""
         return {self.model.spec.kind: len(batch.labelled)}
 
-    def scores(self) -> "ItemScores":
+    def scores(self) -> ObjectiveScores:
         """Create an accumulator of loss and accuracy."""
         return ItemScores(self)
 
@@ -139,7 +139,7 @@ class RetrievalObjective(ItemObjective):
         """Count the items."""
         return dict.fromkeys(self.weights, batch.num_items)
 
-    def scores(self) -> "RetrievalScores":
+    def scores(self) -> ObjectiveScores:
         """Create an accumulator of features."""
         return RetrievalScores(self)
 
