@@ -29,8 +29,8 @@ def manifest(tmp_path: Path) -> Iterator[Path]:
             table = csv.writer(file)
             table.writerow(["videoid", "contentUrl", "name", "split", "note"])
             for number in range(42):
-                place = f"http://me:masked-password@{host}/{number}.mp4?X-Amz-Signature=masked-signature&n={number}"
-                note = "https://you:masked-password@h/x?api_key=masked-signature"
+                place = f"http://me:planted-password@{host}/{number}.mp4?X-Amz-Signature=planted-signature&n={number}"
+                note = "https://you:planted-password@h/x?api_key=planted-signature"
                 split = "val" if number % 5 == 0 else "train"
                 table.writerow([f"c{number}", place, f"clip {number} of a thing", split, note])
         yield tmp_path / "clips.csv"
@@ -42,7 +42,7 @@ def test_whole_workflow_writes_no_secret_anywhere(manifest: Path, tmp_path: Path
     ray = Path(tempfile.mkdtemp(prefix="ev-"))  # paths of sockets must be short
     server.start()
     try:
-        uri = server.uri.replace("://", "://me:masked-password@")
+        uri = server.uri.replace("://", "://me:planted-password@")
         settings = ("train_tokenizer.schedule.batch_clips=8", "shard_videos.fetch.urls=true")
         process = start(
             "pretrain", "--preset", str(ROOT / "tests" / "small.yaml"), f"--root={root}", f"--manifest={manifest}",
@@ -54,12 +54,12 @@ def test_whole_workflow_writes_no_secret_anywhere(manifest: Path, tmp_path: Path
         server.kill()
     assert process.returncode == 0, said.decode()[-3000:]
     assert "2 of 42 rows quarantined" in said.decode()
-    assert b"masked-" not in printed + said
+    assert b"planted-" not in printed + said
     looked_at, found = 0, []
     for path in (*tmp_path.rglob("*"), *ray.rglob("*")):
         if path.is_file() and not path.is_relative_to(manifest.parent / "web") and path != manifest:
             looked_at += 1
-            if b"masked-" in path.read_bytes():
+            if b"planted-" in path.read_bytes():
                 found.append(str(path))
     shutil.rmtree(ray)
     print(f"{looked_at} files: {found or 'no secret in any'}")

@@ -110,5 +110,5 @@ def test_warm_started_tokenizer_keeps_the_codebook(small_workflow: Workflow, tmp
     assert (summary["init"]["unused"], summary["init"]["fresh"]) == ([], [])
     old, new = (VideoTokenizer.from_pretrained(str(p)) for p in (root / "tokenizer", tmp_path / "tokenizer"))
     assert torch.allclose(old.quantizer.codebook, new.quantizer.codebook, atol=1e-6)
-    with pytest.raises(CheckpointError, match="holds 'student', not a tokenizer; name the folder of a tokenizer"):
+    with pytest.raises(CheckpointError, match="holds a 'evilm'; installed video tokenizers are evilm_tokenizer"):
         train_tokenizer(config.model_copy(update={"init": str(root / "model")}))

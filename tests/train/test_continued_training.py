@@ -71,7 +71,7 @@ def test_fewer_steps_than_trained_reuse_the_output(
     with caplog.at_level(logging.INFO, "evilm"):
         summary = pretrain(small_pretrain(root, out=str(out), **{"schedule.max_steps": 5}))
     assert (summary["steps"], summary["reused"]) == (7, True)
-    assert f"{out} ended at step 7, beyond the 5 asked for" in caplog.text
+    assert f"{out} ended at step 7, beyond the requested 5" in caplog.text
     assert before == {p: p.stat().st_mtime_ns for p in before}
 
 
