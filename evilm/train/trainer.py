@@ -87,10 +87,8 @@ class Trainer:
         # Forward and backward, two FLOPs a multiply-accumulate; the backward pass costs twice the forward one.
         self.flops_per_clip = 6 * task.forward_macs(objective) if rank == 0 else 0.0
         self.train_state = TrainState(objective, self.settings, self.device, rank, world)
-        self.peak = 0.0
-        if rank == 0:
-            dtype = torch.bfloat16 if cluster.precision == "bf16" else torch.float32
-            self.peak = matmul_peak(self.device, dtype)
+        dtype = torch.bfloat16 if cluster.precision == "bf16" else torch.float32
+        self.peak = matmul_peak(self.device, dtype) if rank == 0 else 0.0
         self.timer = StepTimer(self.device)
         self.micro_batches = micro_batches_of(rank, world, self.settings.num_micro_batches)
         loader = self._pinned(task.train_loader(self.micro_batches.start, self.settings.num_micro_batches))
@@ -100,8 +98,7 @@ class Trainer:
         self.schedule_steps = self.steps_per_epoch * schedule.epochs
         self.num_steps = min(self.schedule_steps, schedule.max_steps or self.schedule_steps)
         self.state: dict[str, Any] = {"step": 0, "skipped": 0, "train": {}, "val": {}, "best": {}, "log": {}}
-        # The step that was logged, evaluated and kept as the last one; evaluations since the best one.
-        self.state |= {"ended": -1, "stale": 0}
+        self.state |= {"ended": -1, "stale": 0}  # the step handled as the last one; evaluations since the best one
         self.saved = -1
         self.ends = ExitStack()  # what was opened last is closed first
         self.recorder = MetricsRecorder(spec.out, spec.tracked) if rank == 0 else None
@@ -117,8 +114,7 @@ class Trainer:
         """Make all steps that are left, then export the model."""
         restored = self._restore()
         start = self.logged = int(self.state["step"])
-        # Restored behind a lowered schedule.max_steps or the end by schedule.patience, nothing is left.
-        self.num_steps = start if self._is_stale() else max(self.num_steps, start)
+        self.num_steps = start if self._is_stale() else max(self.num_steps, start)  # restored at or behind the end
         self._begin(restored)
         self.due = Cadence(self.settings.schedule, self.steps_per_epoch, self.num_steps)
         train_step = self.train_state.make_train_step(not restored, self._some_batches, self.timer)
@@ -141,8 +137,7 @@ class Trainer:
             if self.due.log(done):
                 self._log(progress.flush(done, self.loader, keep=not self.due.log_in_any_run(done)), done)
             is_best = self._evaluate(done)
-            if self._is_stale():
-                self.num_steps = done
+            self.num_steps = done if self._is_stale() else self.num_steps
             if self.panels and self.panels.due(done, self.num_steps):
                 self.panels.draw(self.train_state.finished, done)
             urgent = self._urgent(stop_run, worker_ends, look, near)
@@ -212,8 +207,7 @@ class Trainer:
             self.recorder.log({f"val/{name}": value for name, value in metrics.items()}, done)
         best = note_best(self.state["best"], metrics, self.settings.schedule, done, self.attempt)
         self.state["stale"] = 0 if best else self.state["stale"] + 1
-        if best:
-            self.state["best"] = best
+        self.state["best"] = best or self.state["best"]
         return bool(best)
 
     def _is_stale(self) -> bool:
@@ -228,8 +222,7 @@ class Trainer:
         if self.recorder:
             metrics |= {f"time/step_{phase}_s": seconds / steps for phase, seconds in phases.items()}
             speed = metrics["time/clips_per_s"] / self.world
-            if self.flops_per_clip:
-                metrics["time/mfu"] = self.flops_per_clip * speed / self.peak
+            metrics |= {"time/mfu": self.flops_per_clip * speed / self.peak} if self.flops_per_clip else {}
             self.recorder.log({k if "/" in k else f"train/{k}": v for k, v in metrics.items()}, done)
             if self.progress.is_line_due() or done == self.num_steps:
                 logger.info("%s", metrics_line(metrics, done, self.num_steps, self.steps_per_epoch))
