@@ -188,3 +188,20 @@ def small_workflow(ray_local: Any, common_folder: Path) -> tuple[Path, dict[str,
     root = common_folder / "workflow"
     config = defaults("pretrain", str(SMALL)).model_copy(update={"root": str(root)})
     return root, build_once(root, lambda: pretrain(config))  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="session")
+def tuned_questions(small_workflow: Any, common_folder: Path) -> tuple[Path, dict[str, Any]]:
+    """A root with a model fine-tuned on questions, and its summary. Other outputs may be added to it."""
+    from evilm.tasks.finetune import finetune
+    from helpers.sharing import build_once
+    from helpers.workflow import copy_workflow, small_finetune
+
+    root = common_folder / "tuned"
+
+    def build() -> dict[str, Any]:
+        if not root.exists():
+            copy_workflow(small_workflow[0], root)
+        return finetune(small_finetune(root))
+
+    return root, build_once(root, build)

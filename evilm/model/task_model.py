@@ -33,6 +33,18 @@ class TaskSpec:
     """Answers or classes, in order; empty for choices and retrieval."""
     head: HeadConfig
 
+    def __post_init__(self) -> None:
+        """Check that the head fits the kind of the task.
+
+        Raises:
+            ConfigError: it does not.
+        """
+        wanted = {"masked": "answer", "match": "choice"}.get(self.head.form, self.kind)
+        if self.kind != wanted:
+            raise ConfigError(
+                f"head.form = {self.head.form!r} is for tasks of kind {wanted}; {self.task} is of kind {self.kind}"
+            )
+
     def as_json(self) -> dict[str, Any]:
         """Return what `read_task` reads."""
         content = {"task": self.task, "kind": self.kind, "labels": list(self.labels)}
@@ -81,13 +93,8 @@ class TaskModel:
         """Join a model with a fresh head.
 
         Raises:
-            ConfigError: the head does not fit the kind of the task, or no answer is one word piece.
+            ConfigError: no answer is one word piece.
         """
-        wanted = {"masked": "answer", "match": "choice"}.get(spec.head.form, spec.kind)
-        if spec.kind != wanted:
-            raise ConfigError(
-                f"head.form = {spec.head.form!r} is for tasks of kind {wanted}, {spec.task} is {spec.kind}"
-            )
         self.student, self.spec, self.vocab = student, spec, vocab
         pieces = answer_pieces(vocab.cut(list(spec.labels)) if spec.kind == "answer" else [])
         self.head: nn.Module = build_head(spec.kind, spec.head, student.config.dim, len(spec.labels), pieces)

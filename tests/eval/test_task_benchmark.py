@@ -24,16 +24,19 @@ from evilm.tasks.finetune import finetune
 from helpers.item_tables import write_items
 from helpers.paths import SMALL
 from helpers.random_model import make_model, named_frames
-from helpers.workflow import Workflow, copy_workflow
+from helpers.workflow import Workflow, small_finetune
 
 
 @pytest.fixture(scope="module")
-def root(small_workflow: Workflow, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A root with models fine-tuned on questions and on retrieval."""
-    root = copy_workflow(small_workflow[0], tmp_path_factory.mktemp("scores") / "root")
-    for task in ("msvd-qa", "didemo-retrieval"):
-        values = {"root": str(root), "task": task, "schedule.max_steps": 4}
-        finetune(defaults("finetune", str(SMALL)).override(values))  # type: ignore[arg-type]
+def root(tuned_questions: Workflow) -> Path:
+    """The root of a model fine-tuned on questions."""
+    return tuned_questions[0]
+
+
+@pytest.fixture(scope="module")
+def retrieval_root(root: Path) -> Path:
+    """The same with a model fine-tuned on retrieval."""
+    finetune(small_finetune(root, "didemo-retrieval", **{"schedule.max_steps": 4}))
     return root
 
 
@@ -85,8 +88,9 @@ def test_a_model_is_not_scored_on_videos_that_it_was_trained_on(root: Path, tmp_
     assert summary["num_seen_clips"] == 64
 
 
-def test_fast_retrieval_ranks_as_its_embeddings_do(root: Path) -> None:
-    summary = score(root, "didemo-retrieval", rerank_top=24, pairwise=True)
+@pytest.mark.long
+def test_fast_retrieval_ranks_as_its_embeddings_do(retrieval_root: Path) -> None:
+    summary = score(retrieval_root, "didemo-retrieval", rerank_top=24, pairwise=True)
     out, metrics = Path(summary["out"]), summary["metrics"]
     texts, videos = (pq.read_table(out / f"{name}_embeddings.parquet") for name in ("caption", "video"))
     scores = np.stack(texts["embedding"].to_pylist()) @ np.stack(videos["embedding"].to_pylist()).T
@@ -98,6 +102,7 @@ def test_fast_retrieval_ranks_as_its_embeddings_do(root: Path) -> None:
     assert summary["seconds_by_way"].keys() == {"fast", "products", "reranked", "pairwise"}
 
 
+@pytest.mark.long
 def test_pairwise_scores_are_the_models_own(root: Path, tmp_path: Path) -> None:
     model = str(root / "model")
     summary = score(root, "didemo-retrieval", model=model, out=str(tmp_path / "pairs"))
@@ -121,9 +126,9 @@ def test_choices_and_probes_of_a_pretrained_model(root: Path, tmp_path: Path) ->
 def test_the_9k_list_leaks_into_multiple_choice_and_the_7k_list_does_not(root: Path, tmp_path: Path) -> None:
     models = {}
     for protocol in ("7k", "9k"):
-        values = {"root": str(root), "task": "msrvtt-retrieval", "schedule.max_steps": 2, "items.protocol": protocol}
-        values |= {"out": str(tmp_path / protocol), "items.val_share": 0.0, "export": "last"}
-        models[protocol] = finetune(defaults("finetune", str(SMALL)).override(values))["out"]  # type: ignore[arg-type]
+        values = {"schedule.max_steps": 2, "items.protocol": protocol, "items.val_share": 0.0, "export": "last"}
+        tuned = finetune(small_finetune(root, "msrvtt-retrieval", out=str(tmp_path / protocol), **values))
+        models[protocol] = tuned["out"]
     listed = (root / "corpus/annotations/msrvtt-retrieval/MSRVTT_train.9k.csv").read_text().split()
     rows = (root / "corpus/annotations/msrvtt-mc/msrvtt_mc_test.jsonl").read_text().splitlines()
     leaked = {json.loads(row)["clip_name"] for row in rows} & set(listed)

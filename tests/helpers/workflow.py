@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from evilm.config.presets import defaults
-from evilm.config.stages import Pretrain
+from evilm.config.stages import Finetune, Pretrain
 from evilm.tracking.metrics_file import read_points
 from helpers.paths import SMALL
 
@@ -17,6 +17,17 @@ def small_pretrain(root: Path, **values: Any) -> Pretrain:
     """Return settings of the small pre-training on the inputs under `root`; `values` are dotted."""
     config = defaults("pretrain", str(SMALL)).override({"root": str(root)} | values)
     assert isinstance(config, Pretrain)
+    return config
+
+
+TUNE_STEPS = 12
+
+
+def small_finetune(root: Path, task: str = "msvd-qa", **values: Any) -> Finetune:
+    """Return settings of a short fine-tuning under `root`; `values` are dotted."""
+    given = {"root": str(root), "task": task, "schedule.max_steps": TUNE_STEPS, "schedule.eval_every_epochs": 0.25}
+    config = defaults("finetune", str(SMALL)).override(given | values)
+    assert isinstance(config, Finetune)
     return config
 
 

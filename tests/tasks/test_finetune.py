@@ -7,8 +7,6 @@ from typing import Any
 import pytest
 
 import evilm
-from evilm.config.finetune_command import Finetune
-from evilm.config.presets import defaults
 from evilm.errors import ConfigError, UsageError
 from evilm.items.seen_clips import clip_hashes, is_seen, read_seen
 from evilm.model.task_model import TaskModel
@@ -16,33 +14,23 @@ from evilm.shards import FrameManifest
 from evilm.tasks.finetune import finetune
 from helpers.commands import finish, kill, start, wait_for
 from helpers.paths import SMALL
-from helpers.workflow import Workflow, copy_workflow, losses_and_scores
-
-STEPS = 12
+from helpers.workflow import TUNE_STEPS, Workflow, losses_and_scores, small_finetune
 
 
 @pytest.fixture(scope="module")
-def root(small_workflow: Workflow, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A root to write into."""
-    return copy_workflow(small_workflow[0], tmp_path_factory.mktemp("tasks") / "root")
-
-
-def settings(root: Path, task: str = "msvd-qa", **values: Any) -> Finetune:
-    """Settings of a short fine-tuning."""
-    given = {"root": str(root), "task": task, "schedule.max_steps": STEPS, "schedule.eval_every_epochs": 0.25}
-    config = defaults("finetune", str(SMALL)).override(given | values)
-    assert isinstance(config, Finetune)
-    return config
+def root(tuned_questions: Workflow) -> Path:
+    """The root of the model that was fine-tuned on questions; other outputs may be added."""
+    return tuned_questions[0]
 
 
 @pytest.fixture(scope="module")
-def tuned(root: Path) -> dict[str, Any]:
-    """A model fine-tuned on questions."""
-    return finetune(settings(root))
+def tuned(tuned_questions: Workflow) -> dict[str, Any]:
+    """The summary of that fine-tuning."""
+    return tuned_questions[1]
 
 
 def test_the_best_step_on_val_is_published_with_its_head(root: Path, tuned: dict[str, Any]) -> None:
-    assert tuned["steps"] == STEPS
+    assert tuned["steps"] == TUNE_STEPS
     assert tuned["best"]["metric"] == "score"
     assert tuned["published"]["step"] == tuned["best"]["step"]
     model = TaskModel.from_pretrained(tuned["out"])
@@ -55,7 +43,7 @@ def test_the_best_step_on_val_is_published_with_its_head(root: Path, tuned: dict
 
 
 def test_finished_fine_tuning_is_reused(root: Path, tuned: dict[str, Any]) -> None:
-    again = finetune(settings(root))
+    again = finetune(small_finetune(root))
     assert again["reused"]
     assert again["fingerprint"] == tuned["fingerprint"]
 
@@ -68,22 +56,24 @@ def test_finetuned_model_has_seen_its_own_and_its_models_training_clips(root: Pa
             assert set(is_seen(read_seen(model), hashes)) == {seen}, (split, model)
 
 
+@pytest.mark.long
 def test_a_continued_fine_tuning_equals_an_unbroken_one(root: Path, tuned: dict[str, Any], tmp_path: Path) -> None:
     out = tmp_path / "model"
-    finetune(settings(root, out=str(out), **{"schedule.max_steps": 5}))
-    finetune(settings(root, out=str(out)))
+    finetune(small_finetune(root, out=str(out), **{"schedule.max_steps": 5}))
+    finetune(small_finetune(root, out=str(out)))
     assert losses_and_scores(out) == losses_and_scores(Path(tuned["out"]))
     for name in ("model.safetensors", "head.safetensors"):
         assert (out / name).read_bytes() == (Path(tuned["out"]) / name).read_bytes()
 
 
+@pytest.mark.long
 def test_a_score_that_does_not_rise_ends_the_training(root: Path, tmp_path: Path) -> None:
     values = {"optim.lr": 1e-12, "schedule.patience": 2, "schedule.max_steps": 100}
-    summary = finetune(settings(root, out=str(tmp_path / "model"), **values))
+    summary = finetune(small_finetune(root, out=str(tmp_path / "model"), **values))
     assert summary["stopped_early"]
-    assert summary["steps"] < 3 * STEPS
+    assert summary["steps"] < 3 * TUNE_STEPS
     assert summary["best"]["step"] < summary["steps"]
-    again = finetune(settings(root, out=str(tmp_path / "model"), **values))
+    again = finetune(small_finetune(root, out=str(tmp_path / "model"), **values))
     assert again["reused"]
 
 
@@ -91,7 +81,7 @@ def test_a_score_that_does_not_rise_ends_the_training(root: Path, tmp_path: Path
 @pytest.mark.parametrize("task", ["didemo-retrieval", "tgif-transition", "hmdb51"])
 def test_other_kinds_of_tasks_are_trained(root: Path, task: str) -> None:
     values = {"schedule.max_steps": 4, "items.val_share": 0.2}
-    summary = finetune(settings(root, task, **values))
+    summary = finetune(small_finetune(root, task, **values))
     assert 0 <= summary["val"]["score"] <= 1
     assert TaskModel.from_pretrained(summary["out"]).spec.task == task
 
@@ -99,7 +89,7 @@ def test_other_kinds_of_tasks_are_trained(root: Path, task: str) -> None:
 @pytest.mark.long
 def test_scratch_starts_from_other_weights_and_has_seen_only_the_task(root: Path, tmp_path: Path) -> None:
     values = {"from_scratch": True, "out": str(tmp_path / "model"), "schedule.max_steps": 2, "items.val_share": 0.2}
-    summary = finetune(settings(root, "hmdb51", **values))
+    summary = finetune(small_finetune(root, "hmdb51", **values))
     known = read_seen(str(root / "model"))
     assert 0 < len(read_seen(summary["out"])) < len(known)
 
@@ -108,7 +98,7 @@ def test_scratch_starts_from_other_weights_and_has_seen_only_the_task(root: Path
     ("values", "error", "message"),
     [
         ({"task": "msrvtt"}, UsageError, "--task msrvtt: use msrvtt-retrieval"),
-        ({"task": "msrvtt-mc"}, UsageError, "no training split; score a model of msrvtt-retrieval"),
+        ({"task": "msrvtt-mc"}, UsageError, "no items of split train; score a model of msrvtt-retrieval"),
         ({"max_text_len": 100}, ConfigError, r"max_text_len = 100 is over text_positions = 64"),
         ({"num_frames": 3}, ConfigError, r"3, which does not divide it"),
         ({"head.form": "match"}, ConfigError, r"head.form = 'match' is for tasks of kind choice"),
@@ -120,7 +110,7 @@ def test_a_wrong_setting_ends_in_one_line(root: Path, values: dict[str, Any], er
 
     values = {"out": str(root / "none")} | values
     with pytest.raises((error, EvilmError), match=message):
-        finetune(settings(root, **values))
+        finetune(small_finetune(root, **values))
 
 
 @pytest.mark.long
@@ -128,7 +118,7 @@ def test_a_wrong_setting_ends_in_one_line(root: Path, values: dict[str, Any], er
 def test_a_killed_fine_tuning_goes_on_bit_equal(root: Path, tuned: dict[str, Any], tmp_path: Path) -> None:
     out = tmp_path / "run" / "model"
     flags = ["--preset", str(SMALL), "--root", str(root), "--task", "msvd-qa", "--out", str(out)]
-    flags += ["--schedule.max-steps", str(STEPS), "--schedule.eval-every-epochs", "0.25", "--take-over", "true"]
+    flags += ["--schedule.max-steps", str(TUNE_STEPS), "--schedule.eval-every-epochs", "0.25", "--take-over", "true"]
     process = start("finetune", *flags)
     wait_for(lambda: (out / "checkpoints" / "step_00000004-001" / "digests.json").exists(), process)
     kill(process, and_workers=True)
