@@ -49,9 +49,7 @@ def test_registries_list_what_is_built_in_and_installed(installed: Path) -> None
     assert "brightness" in TOKENIZERS.names()
     assert TASKS.get("brightness") is toy_plugins.BrightnessTask
     assert ENCODERS.get("mean_colour") is toy_plugins.MeanColourEncoder
-    with pytest.raises(
-        ConfigError, match="'nothing' is not a task; use brightness, pretrain, train_tokenizer, fin"
-    ):
+    with pytest.raises(ConfigError, match="'nothing' is not a task; use brightness, pretrain, train_tokenizer, fin"):
         TASKS.get("nothing")
     with pytest.raises(ConfigError, match="task 'nowhere:Task': No module named 'nowhere'; it must be importable on"):
         TASKS.get("nowhere:Task")
