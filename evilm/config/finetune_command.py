@@ -15,9 +15,9 @@ Part = Literal["video_encoder", "text_encoder", "decoder"]
 class HeadConfig(Config):
     """The head of a downstream task, and how its training differs from that of the model below it."""
 
-    form: Common[Literal["mlp", "masked", "match"]] = "mlp"
-    """mlp: a new classifier on the pooled [CLS]; masked: for questions, the word at a [MASK] behind the question, by
-    the model's own MLM head; match: for choices, the model's own matching head."""
+    type: Common[Literal["mlp", "mlm", "match"]] = "mlp"
+    """mlp: a new classifier on the pooled [CLS]; mlm: for questions, the model's own MLM head at a [MASK] after the
+    question; match: for choices, the model's own matching head."""
     hidden: int = Field(default=0, ge=0)
     """Hidden width of the mlp; 0: half of the decoder's width for answers and classes, 256 for choices."""
     dropout: float = Field(default=0.1, ge=0, lt=1)
@@ -28,8 +28,8 @@ class HeadConfig(Config):
     """Temperature of the contrastive loss."""
     match_weight: float = Field(default=1.0, ge=0)
     """Weight of the matching loss in retrieval, which the re-ranking and multiple choice need; 0 leaves it out."""
-    wrong_captions: int = Field(default=4, ge=1)
-    """Captions of other videos that the matching loss holds against each caption."""
+    num_negatives: int = Field(default=4, ge=1)
+    """Negatives of each caption in the matching loss: captions of other videos."""
     lr_scale: float = Field(default=10.0, gt=0)
     """Learning rate of the head, as a multiple of optim.lr."""
     layer_decay: float = Field(default=1.0, gt=0, le=1)

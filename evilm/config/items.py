@@ -6,6 +6,11 @@ from pydantic import Field
 
 from evilm.config.base import Common, Config, Incidental
 
+TaskName = Literal[
+    "", "msrvtt-retrieval", "msrvtt-qa", "msrvtt-mc", "msvd-qa", "tgif-action", "tgif-transition", "tgif-frame",
+    "didemo-retrieval", "hmdb51", "kinetics-400",
+]  # fmt: skip
+
 
 class ItemsConfig(Config):
     """Settings that turn official annotations into items."""
@@ -26,9 +31,8 @@ class ItemsConfig(Config):
 class TaskSettings(Config):
     """A downstream task and its official annotations."""
 
-    task: Common[str] = ""
-    """msrvtt-retrieval, msrvtt-qa, msrvtt-mc, msvd-qa, tgif-action, tgif-transition, tgif-frame, didemo-retrieval,
-    hmdb51 or kinetics-400."""
+    task: Common[TaskName] = ""
+    """Data set and task; docs/downstream.md lists their annotation files."""
     annotations: Common[Incidental[str]] = ""
     """Folder of the official annotation files, to build the items from; '' uses those of the embedded corpus."""
     items: ItemsConfig = ItemsConfig()

@@ -22,8 +22,8 @@ class ItemBatch(Batch):
     clip_of: Int[Tensor, " text"]
     """Index of the clip that each text is about; without texts, that of each item's clip."""
     input_ids: Int[Tensor, "text word"]
-    """Questions, or question and option for each option, item by item. Captions come first, then each one's wrong
-    ones. Classes have no texts."""
+    """Questions, or question and option for each option, item by item. Captions come first, then each one's
+    negatives. Classes have no texts."""
     padding_mask: Bool[Tensor, "text word"]
     """True = padding."""
     labels: Int[Tensor, " item"]

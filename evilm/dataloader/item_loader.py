@@ -23,7 +23,7 @@ from evilm.seeds import clip_rng, draw_captions
 from evilm.shards import Footers, FrameManifest, ShardPair, Side, open_side
 
 BatchT = TypeVar("BatchT")
-_TRIES = 100  # draws for each wrong text
+_TRIES = 100  # draws for each negative
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class ItemRows:
     """Items of the global step, over all micro-batches and workers."""
 
 
-class ClipFolder:
+class ClipIndex:
     """Index of all clips of a folder of frame shards: shard, row group and row by clip id."""
 
     def __init__(self, frames: FrameManifest) -> None:
@@ -83,7 +83,9 @@ class ClipFolder:
 class ItemTable:
     """Items of a split, sorted by where their clips are stored."""
 
-    def __init__(self, items: ItemsManifest, split: str, clips: ClipFolder, draw: bool = False, wrong: int = 0) -> None:
+    def __init__(
+        self, items: ItemsManifest, split: str, clips: ClipIndex, draw: bool = False, num_negatives: int = 0
+    ) -> None:
         """Read a split.
 
         Args:
@@ -91,12 +93,12 @@ class ItemTable:
             split: train, val or test.
             clips: the frame shards.
             draw: make one item of all texts of a clip, of which an epoch shows one.
-            wrong: texts of other clips that an epoch offers beside it.
+            num_negatives: texts of other clips that an epoch draws beside it.
 
         Raises:
             ShardError: the split is empty, or a clip has no frames.
         """
-        table, self.draw, self.wrong = items.read(split), draw, wrong
+        table, self.draw, self.num_negatives = items.read(split), draw, num_negatives
         if draw:
             table = _grouped(table)
         clip_ids = table["clip_id"].to_pylist()
@@ -124,24 +126,24 @@ class ItemTable:
         own = self._texts(numbers)
         clip_ids = self.table["clip_id"].take(pa.array(numbers)).to_pylist()
         texts = draw_captions(seed, epoch, clip_ids, own)
-        if not self.wrong:
+        if not self.num_negatives:
             return texts, [[] for _ in texts]
         found = []
         for clip_id, right in zip(clip_ids, own, strict=True):
-            rng, wrong = clip_rng("wrong texts", seed, epoch, clip_id), list[str]()
-            for _ in range(_TRIES * self.wrong):
+            rng, negatives = clip_rng("negative texts", seed, epoch, clip_id), list[str]()
+            for _ in range(_TRIES * self.num_negatives):
                 (others,) = self._texts(rng.integers(len(self), size=1))
                 text = others[int(rng.integers(len(others)))]
-                if text not in right and text not in wrong:
-                    wrong.append(text)
-                if len(wrong) == self.wrong:
+                if text not in right and text not in negatives:
+                    negatives.append(text)
+                if len(negatives) == self.num_negatives:
                     break
             else:
                 raise ConfigError(
-                    f"head.wrong_captions = {self.wrong}, but clip {clip_id} has hardly any other captions to be held "
-                    "against; lower it"
+                    f"head.num_negatives = {self.num_negatives}, but there are hardly any captions that are not of "
+                    f"clip {clip_id}; lower it"
                 )
-            found.append(wrong)
+            found.append(negatives)
         return texts, found
 
     def _texts(self, numbers: Int[np.ndarray, " item"]) -> list[list[str]]:
@@ -169,7 +171,7 @@ class ItemLoader(DataLoader[BatchT]):
     def __init__(
         self,
         items: ItemTable,
-        clips: ClipFolder,
+        clips: ClipIndex,
         order: TrainSampler | EvalSampler,
         collate: Callable[[ItemRows], BatchT],
         augmentation: ClipAugmentation,

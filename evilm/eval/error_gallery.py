@@ -9,7 +9,7 @@ import numpy as np
 import simplejpeg
 
 from evilm.dataloader.clip_reader import load_clips
-from evilm.dataloader.item_loader import ClipFolder
+from evilm.dataloader.item_loader import ClipIndex
 from evilm.io.figures import to_png
 
 _COLUMNS, _PNG_ERRORS, _SHOWN = 4, 12, 60
@@ -28,7 +28,7 @@ class WorstError:
     """Probability that the model gave to its prediction."""
 
 
-def draw_gallery(errors: Sequence[WorstError], clips: ClipFolder) -> tuple[bytes, bytes]:
+def draw_gallery(errors: Sequence[WorstError], clips: ClipIndex) -> tuple[bytes, bytes]:
     """Draw errors, the most confident ones first.
 
     Returns:
@@ -38,7 +38,7 @@ def draw_gallery(errors: Sequence[WorstError], clips: ClipFolder) -> tuple[bytes
     return _page(errors, frames), _picture(errors[:_PNG_ERRORS], frames)
 
 
-def _frames(clips: ClipFolder, clip_id: str) -> list[bytes]:
+def _frames(clips: ClipIndex, clip_id: str) -> list[bytes]:
     """Read the JPEGs of a clip."""
     shard, group, row = clips.place_of[clip_id]
     found = load_clips(clips.pairs[shard], group)

@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 
 from evilm.config.resources import ScorerConfig
 from evilm.config.training import ObjectivesConfig
-from evilm.dataloader.item_loader import ClipFolder, ItemTable
+from evilm.dataloader.item_loader import ClipIndex, ItemTable
 from evilm.eval.eval_clips import EvalClip, make_blocks
 from evilm.eval.item_scoring import ItemJob, score_items
 from evilm.eval.scoring import ScoreJob, score_clips
@@ -125,7 +125,7 @@ def _write(writer: Any, path: Path, item_ids: np.ndarray, clip_ids: np.ndarray, 
 
 
 def match_scores(
-    job: ItemJob, items: ItemTable, clips: ClipFolder, videos: list[str], cluster: ScorerConfig,
+    job: ItemJob, items: ItemTable, clips: ClipIndex, videos: list[str], cluster: ScorerConfig,
     only: Int[np.ndarray, "caption best"] | None = None,
 ) -> Float[np.ndarray, "caption video"]:  # fmt: skip
     """Score captions with videos by the matching head: all pairs, or each caption with some videos, else -inf.

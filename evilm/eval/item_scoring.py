@@ -14,7 +14,7 @@ from evilm.cluster import actor_options
 from evilm.config.resources import PoolConfig, ScorerConfig
 from evilm.dataloader.clip_reader import ClipAugmentation
 from evilm.dataloader.item_collate import ItemBatch, ItemCollate
-from evilm.dataloader.item_loader import ClipFolder, ItemLoader, ItemTable
+from evilm.dataloader.item_loader import ClipIndex, ItemLoader, ItemTable
 from evilm.dataloader.sampler import EvalSampler
 from evilm.io import storage
 from evilm.items.item_tables import ItemsManifest
@@ -63,11 +63,11 @@ class ItemScorer:
         self._model = open_model(job.model, job.spec)
         self._model.student.to(self._device)
         self._model.head.to(self._device)
-        clips = ClipFolder(FrameManifest.load(job.frames))
+        clips = ClipIndex(FrameManifest.load(job.frames))
         items = ItemTable(ItemsManifest.load(job.items), job.split, clips)
         config, vocab = self._model.student.config, self._model.vocab
         pieces = None
-        if job.spec.kind == "answer" and self._model.spec.head.form == "masked":
+        if job.spec.kind == "answer" and self._model.spec.head.type == "mlm":
             pieces = answer_pieces(vocab.cut(list(job.spec.labels))).numpy()
         collate = ItemCollate(vocab, config.max_text_len, job.spec.kind, pieces)
         order = EvalSampler(items.groups, job.batch_items, len(items))
@@ -121,12 +121,13 @@ def score_items(job: ItemJob, num_items: int, cluster: ScorerConfig) -> Iterator
     import ray
     from ray.data import DataContext
 
-    items = ItemTable(ItemsManifest.load(job.items), job.split, ClipFolder(FrameManifest.load(job.frames)))
-    count = EvalSampler(items.groups, job.batch_items, len(items)).num_steps
+    count = EvalSampler([[num_items]], job.batch_items, num_items).num_steps
     resources = cluster.model_dump(include={"num_workers", "cpus_per_worker", "gpus_per_worker"})
     options, _ = actor_options(PoolConfig(memory_gb=0, **resources), count)
-    DataContext.get_current().execution_options.preserve_order = True
+    settings = DataContext.get_current().execution_options
+    before, settings.preserve_order = settings.preserve_order, True
     batches = ray.data.from_items([{"batch": number} for number in range(count)], override_num_blocks=count)
+    settings.preserve_order = before  # the data set has a copy
     scored = batches.map_batches(ItemScorer, fn_constructor_args=(job,), batch_size=1, **options)
     began = reported = time.monotonic()
     done = 0

@@ -1,17 +1,19 @@
 """Scores of tasks with labels: answers, options and classes; fine-tuned, zero-shot or by a linear probe."""
 
 import io
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from jaxtyping import Bool, Float, Int
 
-from evilm.dataloader.item_loader import ClipFolder, ItemTable
-from evilm.errors import ConfigError
+from evilm.dataloader.item_loader import ClipIndex, ItemTable
+from evilm.errors import CheckpointError, ConfigError
 from evilm.eval.error_gallery import WorstError, draw_gallery
 from evilm.eval.item_figures import by_type, share
-from evilm.eval.item_scoring import FEATURES, score_items
+from evilm.eval.item_scoring import FEATURES, TOP, score_items
 from evilm.eval.linear_probe import ProbeSplit, probe
 from evilm.eval.task_subject import PREDICTIONS, TaskSubject
 from evilm.io import storage
@@ -21,63 +23,83 @@ from evilm.model.metrics import Figure
 _WORST = 48
 
 
+@dataclass(frozen=True)
+class BestLabels:
+    """The likeliest labels or options of each item, in the order of the items."""
+
+    item_ids: list[str]
+    labels: Int[np.ndarray, "item best"]
+    probabilities: Float[np.ndarray, "item best"]
+
+
 def score_labels(subject: TaskSubject, output: Output) -> tuple[dict[str, Figure], dict[str, Any]]:
     """Score answers, classes or options of all items."""
     split = subject.config.split
     batches = list(score_items(subject.job(split), subject.items.splits[split].num_items, subject.config.cluster))
     item_ids = [item for batch in batches for item in batch["item_id"].tolist()]
     probabilities = np.concatenate([batch["probabilities"] for batch in batches])
-    is_choice = subject.spec.kind == "choice"
-    top = (
-        np.argsort(-probabilities, axis=1, kind="stable") if is_choice else np.concatenate([b["top"] for b in batches])
-    )
-    probabilities = np.take_along_axis(probabilities, top, axis=1) if is_choice else probabilities
-    return _label_figures(subject, output, item_ids, top, probabilities)
+    if subject.spec.kind == "choice":
+        best = _sorted(item_ids, probabilities)
+    else:
+        best = BestLabels(item_ids, np.concatenate([batch["top"] for batch in batches]), probabilities)
+    return _evaluate(subject, output, best)
 
 
-def _label_figures(
-    subject: TaskSubject, output: Output, item_ids: list[str], top: np.ndarray, probabilities: np.ndarray
-) -> tuple[dict[str, Figure], dict[str, Any]]:
-    """Count hits, and write predictions and the worst errors.
+def _sorted(item_ids: list[str], probabilities: Float[np.ndarray, "item label"]) -> BestLabels:
+    """Sort the labels of each item by probability."""
+    order = np.argsort(-probabilities, axis=1, kind="stable")[:, :TOP]
+    return BestLabels(item_ids, order, np.take_along_axis(probabilities, order, axis=1))
 
-    Args:
-        item_ids: the scored items, in order.
-        top: best labels or options of each.
-        probabilities: their probabilities.
+
+def _evaluate(subject: TaskSubject, output: Output, best: BestLabels) -> tuple[dict[str, Figure], dict[str, Any]]:
+    """Join the best labels with the items, publish predictions and worst errors, and compute the figures.
+
+    Raises:
+        CheckpointError: a probability is not finite.
     """
-    clips = ClipFolder(subject.frames)
+    if not np.isfinite(best.probabilities).all():
+        raise CheckpointError(
+            f"{subject.model} gives probabilities that are not finite; it is damaged or its training diverged"
+        )
+    clips = ClipIndex(subject.frames)
     table = ItemTable(subject.items, subject.config.split, clips).table
-    assert table["item_id"].to_pylist() == item_ids, "scores come in the order of the items"
-    labels, clip_ids = table["label"].to_numpy(), table["clip_id"].to_pylist()
-    options = table["options"].to_pylist()
-    is_tie = probabilities[:, 0] <= probabilities[:, 1:2].max(1, initial=0)
-    hits = (top[:, 0] == labels) & ~is_tie
-    names = [subject.spec.labels or texts for texts in options]
-    predicted = [own[place] for own, place in zip(names, top[:, 0], strict=True)]
+    assert table["item_id"].to_pylist() == best.item_ids, "scores come in the order of the items"
+    is_tie = best.probabilities[:, 0] <= best.probabilities[:, 1:2].max(1, initial=0)
+    hits = (best.labels[:, 0] == table["label"].to_numpy()) & ~is_tie
+    names = [subject.spec.labels or options for options in table["options"].to_pylist()]
+    predicted = [own[place] for own, place in zip(names, best.labels[:, 0], strict=True)]
     columns = {name: table[name] for name in ("item_id", "clip_id", "text", "answer", "type")}
-    found = pa.table(columns | {"predicted": predicted, "probability": probabilities[:, 0], "correct": hits})
+    found = pa.table(columns | {"predicted": predicted, "probability": best.probabilities[:, 0], "correct": hits})
     sink = io.BytesIO()
     pq.write_table(found, sink, compression="zstd")
     output.check()
     storage.write_bytes(storage.join(output.out, PREDICTIONS), sink.getvalue())
     _write_gallery(output, clips, found)
+    return _figures(subject, table, hits, best.labels), {"num_labels": len(subject.spec.labels)}
+
+
+def _figures(
+    subject: TaskSubject, table: pa.Table, hits: Bool[np.ndarray, " item"], best: Int[np.ndarray, "item best"]
+) -> dict[str, Figure]:
+    """Compute accuracy over all items, over those with a label, among the first five classes, and by type."""
+    labels, clip_ids = table["label"].to_numpy(), table["clip_id"].to_pylist()
     guess = _guess(subject, labels)
-    chance = float(np.mean(labels == guess)) if guess >= 0 else 1 / len(options[0])
+    chance = float(np.mean(labels == guess)) if guess >= 0 else 1 / len(table["options"][0])
     figures: dict[str, Figure] = {"accuracy": share(hits, clip_ids, chance)}
     known = labels >= 0
     if known.any() and not known.all():
         clip_of_known = [clip for clip, is_known in zip(clip_ids, known, strict=True) if is_known]
         figures["accuracy_labelled"] = share(hits[known], clip_of_known, float(np.mean(labels[known] == guess)))
-    if subject.spec.kind == "label" and top.shape[1] > 1:
-        inside = (top[:, :5] == labels[:, None]).any(1)
-        figures["accuracy_top5"] = share(inside, clip_ids, min(1.0, 5 / len(subject.spec.labels)))
+    if subject.spec.kind == "label" and best.shape[1] > 1:
+        inside = (best == labels[:, None]).any(1)
+        figures["accuracy_top5"] = share(inside, clip_ids, min(1.0, best.shape[1] / len(subject.spec.labels)))
     types = table["type"].to_pylist()
     if len(set(types)) > 1:
         rows = np.asarray(types)
         base = {name: float(np.mean(labels[rows == name] == guess)) if guess >= 0 else chance for name in set(types)}
         typed = by_type(hits, types, clip_ids, base.__getitem__)
         figures |= {f"accuracy/{name}": figure for name, figure in typed.items()}
-    return figures, {"num_labels": len(subject.spec.labels)}
+    return figures
 
 
 def _guess(subject: TaskSubject, labels: np.ndarray) -> int:
@@ -89,7 +111,7 @@ def _guess(subject: TaskSubject, labels: np.ndarray) -> int:
     return int(np.bincount(known).argmax()) if len(known) else 0
 
 
-def _write_gallery(output: Output, clips: ClipFolder, found: pa.Table) -> None:
+def _write_gallery(output: Output, clips: ClipIndex, found: pa.Table) -> None:
     """Draw the wrong predictions with the highest probability."""
     wrong = (
         found.filter(pa.array(~found["correct"].to_numpy())).sort_by([("probability", "descending")]).slice(0, _WORST)
@@ -109,9 +131,9 @@ def score_probe(subject: TaskSubject, output: Output) -> tuple[dict[str, Figure]
             f"--split {subject.config.split}: a linear probe is fitted on train and chosen on val; use test"
         )
     splits = {}
-    clips = ClipFolder(subject.frames)
+    clips = ClipIndex(subject.frames)
     for split in ("train", "val", subject.config.split):
-        if not subject.items.num_clips(split):
+        if not subject.items.epoch_size(split):
             raise ConfigError(f"{subject.items.uri} has no items of split {split}, which a linear probe needs")
         num_items = subject.items.splits[split].num_items
         batches = list(score_items(subject.job(split, probe=True), num_items, subject.config.cluster))
@@ -119,9 +141,7 @@ def score_probe(subject: TaskSubject, output: Output) -> tuple[dict[str, Figure]
         labels = ItemTable(subject.items, split, clips).table["label"].to_numpy()
         splits[split] = ProbeSplit(features, labels)
     result = probe(splits["train"], splits["val"], splits[subject.config.split], len(subject.spec.labels))
-    top = np.argsort(-result.probabilities, axis=1, kind="stable")[:, :5]
     item_ids = ItemTable(subject.items, subject.config.split, clips).table["item_id"].to_pylist()
-    probabilities = np.take_along_axis(result.probabilities, top, axis=1)
-    figures, facts = _label_figures(subject, output, item_ids, top, probabilities)
+    figures, facts = _evaluate(subject, output, _sorted(item_ids, result.probabilities))
     chosen = {"feature": result.feature, "c": result.c, "val_accuracy": round(result.val_accuracy, 6)}
     return figures, facts | {"probe": chosen}

@@ -165,7 +165,7 @@ def _how(score: Score) -> str:
 
 @cache
 def _cost(model: str) -> tuple[str, str]:
-    """Count the parameters and MACs of a model by its config; empty if there is none."""
+    """Count the parameters and MACs of a model by its config; return empty texts without a config."""
     from evilm.model import cost, pretrained
     from evilm.model.evilm_model import KIND
 

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from evilm.dataloader.item_loader import ClipFolder, ItemTable
+from evilm.dataloader.item_loader import ClipIndex, ItemTable
 from evilm.eval.fast_retrieval import Embeddings, Ranks, match_scores
 from evilm.eval.item_figures import chance_of_best, share
 from evilm.eval.task_subject import PREDICTIONS, TaskSubject
@@ -74,7 +74,7 @@ def _match(
     subject: TaskSubject, videos: list[str], only: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray, list[str]]:
     """Score captions with videos by the matching head; also return number and id of each caption's own video."""
-    clips = ClipFolder(subject.frames)
+    clips = ClipIndex(subject.frames)
     items = ItemTable(subject.items, subject.config.split, clips)
     scores = match_scores(subject.job(subject.config.split), items, clips, videos, subject.config.cluster, only)
     place_of = {clip: place for place, clip in enumerate(videos)}
@@ -84,7 +84,7 @@ def _match(
 
 def _predictions(subject: TaskSubject, found: Ranks) -> bytes:
     """Return a Parquet table with the first video and the rank of the right one for each caption."""
-    table = ItemTable(subject.items, subject.config.split, ClipFolder(subject.frames)).table
+    table = ItemTable(subject.items, subject.config.split, ClipIndex(subject.frames)).table
     columns = {"item_id": found.item_ids, "clip_id": found.clip_ids, "text": table["text"]}
     columns |= {"predicted": found.best_clip, "rank": found.to_video, "correct": found.to_video == 1}
     sink = io.BytesIO()

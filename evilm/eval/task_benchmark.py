@@ -5,7 +5,6 @@ import time
 from typing import Any
 
 from evilm.config.stages import Benchmark
-from evilm.errors import UsageError
 from evilm.eval.item_figures import ItemFigure
 from evilm.eval.label_scores import score_labels, score_probe
 from evilm.eval.retrieval_scores import score_embeddings, score_pairs
@@ -13,8 +12,8 @@ from evilm.eval.score_table import figures_table
 from evilm.eval.task_subject import TaskSubject, open_subject
 from evilm.io import storage
 from evilm.io.outputs import Output
-from evilm.items.task_layouts import LAYOUTS
 from evilm.model.metrics import Figure
+from evilm.model.task_model import task_fingerprint
 from evilm.shards import FrameManifest
 from evilm.tasks.task_inputs import find_items, variant
 
@@ -28,21 +27,16 @@ def benchmark_task(config: Benchmark) -> dict[str, Any]:
         The summary: `metrics` by name, each with value, chance, standard error and interval; coverage, ceiling, leak.
 
     Raises:
-        UsageError: the task is unknown.
         ConfigError: the model was trained on videos that it would be scored on, or the split has no items.
         CheckpointError: there is no model, or it scores all items the same.
         ShardError: there are no frames or items.
     """
-    from evilm.model.identity import model_fingerprint
-
-    if config.task not in LAYOUTS:
-        raise UsageError(f"--task {config.task}: use {', '.join(LAYOUTS)}")
     root = storage.absolute(config.root)
     frames = FrameManifest.load(config.frames or storage.join(root, "frames"))
     items = find_items(config, frames)
     subject = open_subject(config, frames, items)
     out = storage.absolute(config.out or storage.join(root, f"{variant(config)}-scores"))
-    inputs = {"model": model_fingerprint(subject.model), "frames": frames.fingerprint, "items": items.fingerprint}
+    inputs = {"model": task_fingerprint(subject.model), "frames": frames.fingerprint, "items": items.fingerprint}
     with Output(config, out, inputs) as output:
         if output.done:
             logger.info("%s is finished, reused\n%s", out, figures_table(output.done["metrics"]))
@@ -63,10 +57,10 @@ def benchmark_task(config: Benchmark) -> dict[str, Any]:
 
 def _form(subject: TaskSubject) -> str:
     """Return how the task is scored."""
-    if subject.spec.kind == "label" and subject.zero_shot:
+    if subject.spec.kind == "label" and not subject.has_head:
         return "probe"
     if subject.spec.kind == "retrieval":
-        return "pairs" if subject.zero_shot else "embeddings"
+        return "embeddings" if subject.has_head else "pairs"
     return "labels"
 
 

@@ -32,6 +32,8 @@ class TaskSubject:
     spec: TaskSpec
     items: ItemsManifest
     frames: FrameManifest
+    has_head: bool
+    """Whether the model was fine-tuned with a head for this kind of task, with these labels."""
     zero_shot: bool
     """Whether the model was not trained on this task."""
     num_seen: int | None
@@ -55,14 +57,14 @@ def open_subject(config: Benchmark, frames: FrameManifest, items: ItemsManifest)
     default = tuned if storage.exists(storage.join(tuned, TASK_FILE)) else storage.join(root, "model")
     model = storage.absolute(config.model or default)
     own = read_task(model)
-    is_own = own is not None and (own.kind, own.labels) == (items.kind, items.labels)
-    if own is not None and own.kind == items.kind == "answer" and not is_own:
+    has_head = own is not None and (own.kind, own.labels) == (items.kind, items.labels)
+    if own is not None and own.kind == items.kind == "answer" and not has_head:
         raise ConfigError(
             f"{model} was fine-tuned on {own.task} with {len(own.labels)} answers, {items.uri} has "
             f"{len(items.labels)} others; score it on the items that it was trained with"
         )
-    form = {"answer": "masked", "choice": "match"}.get(items.kind, "mlp")
-    head = own.head if own is not None and is_own else HeadConfig.model_validate({"form": form})
+    head_type = {"answer": "mlm", "choice": "match"}.get(items.kind, "mlp")
+    head = own.head if own is not None and has_head else HeadConfig.model_validate({"type": head_type})
     arch = validate(EViLMConfig, read_config(model, KIND)["config"], where=model)
     check_num_frames(frames, arch.num_frames)
     if config.split not in items.splits or not items.splits[config.split].num_items:
@@ -85,4 +87,6 @@ def open_subject(config: Benchmark, frames: FrameManifest, items: ItemsManifest)
         )
     spec = TaskSpec(config.task, items.kind, items.labels, head)
     zero_shot = own is None or own.task != items.task
-    return TaskSubject(config, model, spec, items, frames, zero_shot, None if known is None else int(seen.sum()))
+    return TaskSubject(
+        config, model, spec, items, frames, has_head, zero_shot, None if known is None else int(seen.sum())
+    )

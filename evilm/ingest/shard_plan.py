@@ -171,7 +171,7 @@ def plan_rows(
 def plan_retry(
     output: Output, rows: Iterable[ClipRow], earlier: Sequence[Generation], seed: int, shard_clips: int
 ) -> Generation | None:
-    """Plan quarantined clips once more; return None if there are none."""
+    """Plan quarantined clips again; return None without such clips."""
     with ClipTable(seed) as clips:
         for row in rows:
             clips.take(row)

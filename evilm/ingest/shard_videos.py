@@ -220,7 +220,7 @@ def period(text: str) -> tuple[int, float]:
     """Read --publish-every: shards, or else seconds, between two publications; 0 for never.
 
     Raises:
-        UsageError: the text is none of these.
+        UsageError: the text has another form.
     """
     match = re.fullmatch(r"(\d+)([mh]?)", text.strip())
     if not match:

@@ -36,12 +36,12 @@ def build_items(config: BuildItems) -> dict[str, Any]:
         The summary: items, clips, coverage and answers inside the vocabulary by split, fingerprint.
 
     Raises:
-        UsageError: a setting is missing, or the task is unknown.
+        UsageError: a setting is missing.
         ManifestError: an annotation file that is missing or does not have its official layout.
         ConfigError: more clips than `max_missing_share` have no frames.
     """
-    if config.task not in LAYOUTS:
-        raise UsageError(f"--task {config.task or '(missing)'}: use {', '.join(LAYOUTS)}")
+    if not config.task:
+        raise UsageError(f"--task is missing; use {', '.join(LAYOUTS)}")
     for name, what in (("annotations", "the folder of the official files"), ("out", "a folder")):
         if not getattr(config, name):
             raise UsageError(f"--{name} is missing; name {what}")

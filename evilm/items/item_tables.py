@@ -63,8 +63,8 @@ class ItemsManifest:
         tables = {name: split.sha256 for name, split in self.splits.items()}
         return fingerprint({"task": self.task, "kind": self.kind, "labels": list(self.labels), "tables": tables})
 
-    def num_clips(self, split: str) -> int:
-        """Count what an epoch over a split shows: items, or clips in the training of retrieval."""
+    def epoch_size(self, split: str) -> int:
+        """Return the items of a split; for the train split of retrieval, its clips."""
         found = self.splits.get(split)
         if found is None:
             return 0

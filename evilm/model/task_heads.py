@@ -73,13 +73,13 @@ def build_head(kind: str, config: HeadConfig, dim: int, num_labels: int, pieces:
         config: its settings.
         dim: width of the decoder.
         num_labels: answers or classes.
-        pieces: word piece of each answer, -1 if it has several; for `form` = masked.
+        pieces: word piece of each answer, -1 if it has several; for `type` = mlm.
     """
     if kind == "retrieval":
         return RetrievalHead(dim, config.embed_dim)
-    if config.form == "match":
+    if config.type == "match":
         return MatchScore()
-    if config.form == "masked":
+    if config.type == "mlm":
         return MaskedAnswer(pieces)
     choice = kind == "choice"
     hidden = config.hidden or (_CHOICE_HIDDEN if choice else max(1, dim // 2))

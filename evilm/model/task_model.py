@@ -1,5 +1,6 @@
 """E-ViLM with the head of a downstream task. Its folder is that of a model, with `task.json` and the head's weights."""
 
+import hashlib
 from dataclasses import dataclass
 from typing import Any, Protocol, get_args
 
@@ -7,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor, nn
 
-from evilm.config.base import validate
+from evilm.config.base import fingerprint, validate
 from evilm.config.finetune_command import HeadConfig
 from evilm.config.models import EViLMConfig
 from evilm.errors import CheckpointError, ConfigError
@@ -15,6 +16,7 @@ from evilm.io import storage
 from evilm.items.item import Kind
 from evilm.model import checkpoint_folder, pretrained
 from evilm.model.evilm_model import DecoderOutput, EViLMModel
+from evilm.model.identity import model_fingerprint
 from evilm.model.inference import VOCAB
 from evilm.model.task_heads import MaskedAnswer, MatchScore, RetrievalHead, answer_pieces, build_head
 from evilm.text.vocab import Vocab
@@ -39,10 +41,10 @@ class TaskSpec:
         Raises:
             ConfigError: it does not.
         """
-        wanted = {"masked": "answer", "match": "choice"}.get(self.head.form, self.kind)
+        wanted = {"mlm": "answer", "match": "choice"}.get(self.head.type, self.kind)
         if self.kind != wanted:
             raise ConfigError(
-                f"head.form = {self.head.form!r} is for tasks of kind {wanted}; {self.task} is of kind {self.kind}"
+                f"head.type = {self.head.type!r} is for tasks of kind {wanted}; {self.task} is of kind {self.kind}"
             )
 
     def as_json(self) -> dict[str, Any]:
@@ -101,7 +103,7 @@ class TaskModel:
         if isinstance(self.head, MaskedAnswer) and bool((pieces < 0).all()):
             raise ConfigError(
                 f"no answer of {spec.task} is one word piece of the model's vocabulary, so the MLM head can't answer; "
-                "fine-tune with --head.form mlp"
+                "fine-tune with --head.type mlp"
             )
 
     def scores(self, batch: ItemInputs) -> Float[Tensor, "item score"]:
@@ -143,11 +145,11 @@ class TaskModel:
 
     def unused(self) -> list[nn.Module]:
         """List the parts of the model that this task's training gives no gradient."""
-        student, kind, form = self.student, self.spec.kind, self.spec.head.form
-        matches = form == "match" or (kind == "retrieval" and self.spec.head.match_weight > 0)
-        pools = matches or (kind != "retrieval" and form == "mlp")
+        student, kind, head = self.student, self.spec.kind, self.spec.head.type
+        matches = head == "match" or (kind == "retrieval" and self.spec.head.match_weight > 0)
+        pools = matches or (kind != "retrieval" and head == "mlp")
         parts: list[nn.Module] = [student.mvm_head]
-        parts += [] if form == "masked" else [student.mlm_head]
+        parts += [] if head == "mlm" else [student.mlm_head]
         parts += [] if matches else [student.match_head.match]
         parts += [] if pools else [student.match_head.pooler]
         parts += [student.text_encoder, student.text_projection] if kind == "label" else []
@@ -167,7 +169,7 @@ class TaskModel:
         """Load a fine-tuned model or one of its checkpoints, in eval mode.
 
         Raises:
-            CheckpointError: there is none, or it is damaged.
+            CheckpointError: the model is missing or damaged, or was not fine-tuned.
         """
         spec, vocab = read_task(uri), Vocab.load(storage.join(uri, VOCAB))
         if spec is None:
@@ -179,6 +181,20 @@ class TaskModel:
             pretrained.load_into(model.head, state, uri)
         model.head.eval()
         return model
+
+
+def task_fingerprint(uri: str) -> str:
+    """Return the fingerprint of a model with its head, if it has one.
+
+    Raises:
+        CheckpointError: the model is missing or damaged.
+    """
+    model, spec = model_fingerprint(uri), read_task(uri)
+    if spec is None:
+        return model
+    state = TaskModel.from_pretrained(uri).head.state_dict()
+    digest = hashlib.sha256(pretrained.weight_bytes(state)).hexdigest() if state else ""
+    return fingerprint({"model": model, "task": spec.as_json(), "head": digest})
 
 
 def arch_for(arch: EViLMConfig, max_text_len: int, num_frames: int) -> EViLMConfig:

@@ -97,8 +97,6 @@ class RetrievalObjective(ItemObjective):
     again and passes these gradients on. So micro-batches and workers change neither loss nor gradients.
     """
 
-    gathers = True
-
     def __init__(self, model: TaskModel) -> None:
         super().__init__(model)
         match = model.spec.head.match_weight
@@ -127,7 +125,7 @@ class RetrievalObjective(ItemObjective):
         return losses | ({"match": self._match(video, batch)} if "match" in self.weights else {})
 
     def _match(self, video: Float[Tensor, "clip region dim"], batch: ItemBatch) -> LossSum:
-        """Score each caption and the wrong ones beside it; the right one comes first."""
+        """Score each caption and its negatives; the right one comes first."""
         cls = self.model.decode_with(video.index_select(0, batch.clip_of), batch).cls
         logits = self.student.match_logits(cls)
         scores = (logits[:, 1] - logits[:, 0]).float()

@@ -1,7 +1,7 @@
 """The interface between an objective and the training loop: a module that maps a batch to named loss sums."""
 
 from collections.abc import Callable, Iterable
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import nn
@@ -25,13 +25,24 @@ class ObjectiveScores(Protocol):
         ...
 
 
+@runtime_checkable
+class GathersFeatures(Protocol):
+    """An objective with a loss that compares all items of a step; called before `forward`."""
+
+    def embed(self, batch: Any) -> torch.Tensor:
+        """Compute the features of the items of a batch, one row each."""
+        ...
+
+    def cache(self, features: torch.Tensor) -> None:
+        """Take the features of all items of the step, in order and without gradients."""
+        ...
+
+
 class Objective(nn.Module):
     """A model joined with its losses. Losses are sums with counts, so that means over workers are exact."""
 
     weights: dict[str, float]
     """Weight of each loss that `forward` returns."""
-    gathers: bool = False
-    """Whether a loss compares the items of a whole step: then `embed` and `cache` are called before `forward`."""
 
     def forward(self, batch: Any) -> dict[str, LossSum]:
         """Compute the losses of a batch, by name."""
@@ -44,14 +55,6 @@ class Objective(nn.Module):
     def lr_scale(self, name: str) -> float:
         """Return the factor of the learning rate of the parameter `name`."""
         return 1.0
-
-    def embed(self, batch: Any) -> torch.Tensor:
-        """Compute the features of the items of a batch, one row each; only if `gathers`."""
-        raise NotImplementedError
-
-    def cache(self, features: torch.Tensor) -> None:
-        """Take the features of all items of the step, in order, which carry no gradients; only if `gathers`."""
-        raise NotImplementedError
 
     def prepare(self, batches: Callable[[int], Iterable[Any]], seed: int) -> None:
         """Initialise what depends on data; called once, before the first step of a new run.

@@ -11,7 +11,7 @@ from evilm.config.secrets import public_uri
 from evilm.config.stages import Finetune
 from evilm.dataloader.clip_reader import ClipAugmentation
 from evilm.dataloader.item_collate import ItemCollate
-from evilm.dataloader.item_loader import ClipFolder, ItemLoader, ItemTable
+from evilm.dataloader.item_loader import ClipIndex, ItemLoader, ItemTable
 from evilm.dataloader.loader import DataLoader
 from evilm.dataloader.sampler import EvalSampler, TrainSampler, batch_sizes
 from evilm.errors import UsageError
@@ -20,6 +20,7 @@ from evilm.items.item_tables import ItemsManifest
 from evilm.items.seen_clips import clip_hashes, write_seen
 from evilm.items.task_layouts import LAYOUTS
 from evilm.shards import FrameManifest, check_num_frames, publish_side
+from evilm.tasks.publications import load_frames
 from evilm.tasks.task_inputs import find_items, variant
 from evilm.tasks.training_run import TrainingRun
 from evilm.text.vocab import Vocab
@@ -41,7 +42,7 @@ def finetune(config: Finetune) -> dict[str, Any]:
         The summary: fingerprints, items, steps, losses and scores of train and val, seconds.
 
     Raises:
-        UsageError: the task is missing or unknown, or has no training split.
+        UsageError: the task is missing or has no training split.
         ConfigError: the settings do not fit the inputs.
         CheckpointError: there is no model to start from.
     """
@@ -49,17 +50,18 @@ def finetune(config: Finetune) -> dict[str, Any]:
     from evilm.model.evilm_model import KIND
     from evilm.model.identity import model_fingerprint
     from evilm.model.inference import VOCAB
-    from evilm.model.task_model import TaskModel, arch_for
+    from evilm.model.task_model import TaskModel, arch_for, task_fingerprint
     from evilm.train.launch import catch_up
 
-    if config.task not in LAYOUTS:
-        raise UsageError(f"--task {config.task or '(missing)'}: use {', '.join(LAYOUTS)}")
+    if not config.task:
+        raise UsageError(f"--task is missing; use {', '.join(LAYOUTS)}")
     config = config.resolved().with_precision()
     root = storage.absolute(config.root)
     model = storage.absolute(config.model or storage.join(root, "model"))
-    frames = FrameManifest.load(config.frames or storage.join(root, "frames"))
+    out = storage.absolute(config.out or storage.join(root, f"{variant(config)}-model"))
+    frames = load_frames("" if config.overwrite else out, config.frames or storage.join(root, "frames"))
     items = find_items(config, frames)
-    if not items.num_clips("train"):
+    if not items.epoch_size("train"):
         advice = _MC_ADVICE if config.task == "msrvtt-mc" else "add the training annotations"
         raise UsageError(f"--task {config.task}: {items.uri} has no items of split train; {advice}")
     arch = arch_for(
@@ -68,7 +70,6 @@ def finetune(config: Finetune) -> dict[str, Any]:
         config.num_frames,
     )
     check_num_frames(frames, arch.num_frames)
-    out = storage.absolute(config.out or storage.join(root, f"{variant(config)}-model"))
     places = {"frames": frames.uri, "task_items": items.uri, "model": model, "out": out}
     config = config.model_copy(update=places)
     if not config.tracking.parent and (parent := _run_of(model, tracking_uri(config, out))):
@@ -77,17 +78,17 @@ def finetune(config: Finetune) -> dict[str, Any]:
     inputs["vocab"] = Vocab.load(storage.join(model, VOCAB)).fingerprint
 
     def describe() -> dict[str, Any]:
-        splits = {split: items.num_clips(split) for split in items.splits}
+        splits = {split: items.epoch_size(split) for split in items.splits}
         return {
             "out": out,
             "inputs": inputs,
             "task": config.task,
             "items": splits,
-            "fingerprint": model_fingerprint(out),
+            "fingerprint": task_fingerprint(out),
         }
 
     training = TrainingRun(config, "finetune", "finetune", out, inputs, TaskModel.from_pretrained, describe)
-    with training.open(items) as output:
+    with training.open(items.uri, items.epoch_size("train"), items.epoch_size("val")) as output:
         done = output.done
         if done and training.is_published(done):
             catch_up(config, "finetune", out, done)
@@ -97,7 +98,7 @@ def finetune(config: Finetune) -> dict[str, Any]:
             if report:
                 logger.info("%s", report)
             schedule = config.schedule
-            batch_sizes(items.num_clips("train"), schedule.batch_clips, schedule.tail, config.num_micro_batches)
+            batch_sizes(items.epoch_size("train"), schedule.batch_clips, schedule.tail, config.num_micro_batches)
             publish_side(frames, replace=False)
             _, hashes = clip_hashes(frames, clip_ids=set(items.read("train")["clip_id"].to_pylist()))
             write_seen(out, hashes, [] if config.from_scratch else [model])
@@ -137,8 +138,12 @@ class FinetuneTask:
         self.spec = TaskSpec(items.task, items.kind, items.labels, settings.head)
 
     @cached_property
-    def _clips(self) -> ClipFolder:
-        return ClipFolder(self._frames)
+    def _clips(self) -> ClipIndex:
+        return ClipIndex(self._frames)
+
+    @cached_property
+    def _val_items(self) -> ItemTable:
+        return ItemTable(self._items, "val", self._clips)
 
     def objective(self) -> Any:
         """Build the model with a fresh head and its loss."""
@@ -163,8 +168,8 @@ class FinetuneTask:
     def train_loader(self, rank: int, world: int) -> DataLoader:
         """Load the items of the train split."""
         schedule, is_retrieval = self.settings.schedule, self.spec.kind == "retrieval"
-        wrong = self.spec.head.wrong_captions if is_retrieval and self.spec.head.match_weight else 0
-        items = ItemTable(self._items, "train", self._clips, draw=is_retrieval, wrong=wrong)
+        negatives = self.spec.head.num_negatives if is_retrieval and self.spec.head.match_weight else 0
+        items = ItemTable(self._items, "train", self._clips, draw=is_retrieval, num_negatives=negatives)
         order = TrainSampler(
             items.groups, schedule.batch_clips, schedule.seed, schedule.shuffle_groups, schedule.tail, rank, world
         )
@@ -173,9 +178,9 @@ class FinetuneTask:
     def eval_loader(self, rank: int, world: int) -> DataLoader | None:
         """Load the items of the val split, each once."""
         schedule = self.settings.schedule
-        if not self._items.num_clips("val") or not schedule.eval_clips:
+        if not self._items.epoch_size("val") or not schedule.eval_clips:
             return None
-        items = ItemTable(self._items, "val", self._clips)
+        items = self._val_items
         most = max(1, self.settings.micro_batch_clips)
         return self._loader(items, EvalSampler(items.groups, most, schedule.eval_clips, 1, rank, world))
 
@@ -189,7 +194,7 @@ class FinetuneTask:
         from evilm.model.task_heads import answer_pieces
 
         pieces = None
-        if self.spec.kind == "answer" and self.spec.head.form == "masked":
+        if self.spec.kind == "answer" and self.spec.head.type == "mlm":
             pieces = answer_pieces(self._vocab.cut(list(self.spec.labels))).numpy()
         return ItemCollate(self._vocab, self.arch.max_text_len, self.spec.kind, pieces)
 

@@ -69,7 +69,7 @@ def pretrain(config: Pretrain) -> dict[str, Any]:
         return {"out": out, "inputs": fingerprints, "clips": frames.splits} | started | _made(out)
 
     training = TrainingRun(config, "pretrain", "pretrain", out, fingerprints, EViLM.from_pretrained, describe)
-    with training.open(frames) as output:
+    with training.open(frames.uri, frames.num_clips("train"), frames.num_clips("val")) as output:
         done = output.done
         if done and training.is_published(done):
             catch_up(config, "pretrain", out, done)

@@ -5,7 +5,7 @@ from evilm.errors import ConfigError
 from evilm.io import storage
 from evilm.items.build_items import build_items
 from evilm.items.item_tables import ItemsManifest
-from evilm.shards import FrameManifest
+from evilm.shards import FrameManifest, pinned
 from evilm.tracking.track_run import track
 
 _CORPUS_FOLDER = {"tgif-action": "tgif-qa", "tgif-transition": "tgif-qa", "tgif-frame": "tgif-qa"}
@@ -37,7 +37,8 @@ def find_items(config: Finetune | Benchmark, frames: FrameManifest) -> ItemsMani
                 "items with --task-items"
             )
         place = storage.join(root, f"{variant(config)}-items")
-        settings = {"task": config.task, "annotations": annotations, "frames": frames.uri, "out": place}
+        settings = {"task": config.task, "annotations": annotations, "out": place}
+        settings |= {"frames": pinned(frames.uri, frames.fingerprint)}
         tracking = config.tracking.model_copy(update={"run_name": "", "parent": ""})
         shared = {"items": config.items, "take_over": config.take_over, "tracking": tracking}
         try:

@@ -57,7 +57,7 @@ def train_tokenizer(config: TrainTokenizer) -> dict[str, Any]:
 
     name, load = "train_tokenizer", VideoTokenizer.from_pretrained
     training = TrainingRun(config, name, name, config.out, inputs, load, describe)
-    with training.open(frames) as output:
+    with training.open(frames.uri, frames.num_clips("train"), frames.num_clips("val")) as output:
         done = output.done
         if done and training.is_published(done):
             catch_up(config, "train_tokenizer", config.out, done)

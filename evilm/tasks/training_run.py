@@ -27,19 +27,6 @@ class ExportedModel(Protocol):
         ...
 
 
-class Splits(Protocol):
-    """Data that is divided into splits: frame shards, or the items of a task."""
-
-    @property
-    def uri(self) -> str:
-        """Return their folder."""
-        ...
-
-    def num_clips(self, split: str) -> int:
-        """Count the clips, or the items, of a split."""
-        ...
-
-
 @dataclass(frozen=True)
 class TrainingRun:
     """One training and its output folder."""
@@ -57,11 +44,13 @@ class TrainingRun:
     describe: Callable[[], dict[str, Any]]
     """Function that returns the summary's entries about the published model."""
 
-    def open(self, data: Splits) -> Output:
+    def open(self, data: str, num_train: int, num_val: int) -> Output:
         """Claim the output folder; reopen a finished one if more steps are requested.
 
         Args:
-            data: what is trained on.
+            data: place of the data, for messages.
+            num_train: clips or items of an epoch.
+            num_val: clips or items of the split val.
 
         Returns:
             The folder; `done` is the summary of a training that has made all steps, None if some are missing.
@@ -70,15 +59,15 @@ class TrainingRun:
             ConfigError: the folder holds the result of other settings or inputs, or the model to start from; its
                 checkpoints were deleted; or the best step is requested but nothing will be evaluated.
         """
-        if self.config.export == "best" and not data.num_clips("val"):
+        if self.config.export == "best" and not num_val:
             raise ConfigError(
-                f"--export best needs evaluations, and {data.uri} has no clips of the split val; use --export last"
+                f"--export best needs evaluations, and {data} has nothing of the split val; use --export last"
             )
-        if not data.num_clips("val"):
+        if not num_val:
             logger.warning(
-                "%s has no clips of the split val: nothing is evaluated, and the last step is published; "
+                "%s has nothing of the split val: nothing is evaluated, and the last step is published; "
                 "--val-share 0.05 of shard_videos, or --items.val-share, creates one",
-                data.uri,
+                data,
             )
         if storage.join(self.config.init, "").startswith(storage.join(self.out, "")):
             raise ConfigError(f"--init {self.config.init} is inside --out {self.out}; choose another --out")
@@ -86,7 +75,7 @@ class TrainingRun:
         done = output.done
         if done is None:
             return output
-        reached, wanted = int(done["steps"]), num_steps(self.config, data.num_clips("train"))
+        reached, wanted = int(done["steps"]), num_steps(self.config, num_train)
         if reached >= wanted or (done.get("stopped_early") and self.config.schedule.patience):
             if reached > wanted:
                 logger.info("%s ended at step %d, beyond the requested %d; it is reused", self.out, reached, wanted)

@@ -17,7 +17,7 @@ from torch import nn
 
 from evilm.config.training import TrainConfig
 from evilm.errors import NonFiniteError
-from evilm.objectives.objective import Objective
+from evilm.objectives.objective import GathersFeatures, Objective
 from evilm.train.micro_batches import worker_sizes
 from evilm.train.optimizer import EMA, LR_SCALE, learning_rate
 from evilm.train.reduce import (
@@ -145,8 +145,8 @@ class TrainStep:
         come with the losses; else they have to be known before the first backward pass, and are summed first.
         """
         world = self._world
-        if self._objective.gathers:
-            self._objective.cache(self._features(step, micro_batches, batches))
+        if isinstance(self._objective, GathersFeatures):
+            self._objective.cache(self._features(self._objective, step, micro_batches, batches))
         counts = None if self._settings.num_micro_batches == world else self._counts(batches)
         names: list[str] = []
         by_micro_batch: list[torch.Tensor] = []
@@ -169,13 +169,15 @@ class TrainStep:
             whole, shared = sum_over_workers(torch.stack(by_micro_batch).sum(0), flags, world)
         return names, by_micro_batch, whole, shared
 
-    def _features(self, step: int, micro_batches: Sequence[int], batches: Sequence[Any]) -> torch.Tensor:
+    def _features(
+        self, objective: GathersFeatures, step: int, micro_batches: Sequence[int], batches: Sequence[Any]
+    ) -> torch.Tensor:
         """Compute the features of all items of the step, those of other workers too, in order and without gradients."""
         parts = []
         with torch.no_grad(), self._autocast:
             for micro_batch, batch in zip(micro_batches, batches, strict=True):
                 self._seed(step, micro_batch)  # the same dropout as in the pass that computes gradients
-                parts.append(self._objective.embed(batch.to(self._device)))
+                parts.append(objective.embed(batch.to(self._device)))
         sizes = worker_sizes(batches[0].step_items, self._settings.num_micro_batches, self._world)
         return gather_rows(torch.cat(parts), sizes)
 

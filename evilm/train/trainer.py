@@ -211,7 +211,7 @@ class Trainer:
         return bool(best)
 
     def _is_stale(self) -> bool:
-        """Return whether so many evaluations brought nothing better that the training ends."""
+        """Check if `schedule.patience` evaluations in a row were not better than the best one."""
         patience = self.settings.schedule.patience
         return 0 < patience <= self.state["stale"]
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from evilm.dataloader.clip_reader import ClipAugmentation
-from evilm.dataloader.item_loader import ClipFolder, ItemLoader, ItemRows, ItemTable
+from evilm.dataloader.item_loader import ClipIndex, ItemLoader, ItemRows, ItemTable
 from evilm.dataloader.sampler import EvalSampler, TrainSampler
 from evilm.errors import ConfigError, ShardError
 from evilm.items.item import Item
@@ -15,17 +15,17 @@ NUM_CLIPS, EACH = 26, 3
 
 
 @pytest.fixture(scope="module")
-def clips(tmp_path_factory: pytest.TempPathFactory) -> ClipFolder:
-    return ClipFolder(make_frames(tmp_path_factory.mktemp("frames"), NUM_CLIPS))
+def clips(tmp_path_factory: pytest.TempPathFactory) -> ClipIndex:
+    return ClipIndex(make_frames(tmp_path_factory.mktemp("frames"), NUM_CLIPS))
 
 
 @pytest.fixture(scope="module")
-def table(clips: ClipFolder, tmp_path_factory: pytest.TempPathFactory) -> ItemTable:
+def table(clips: ClipIndex, tmp_path_factory: pytest.TempPathFactory) -> ItemTable:
     items = write_items(tmp_path_factory.mktemp("items"), "answer", questions(NUM_CLIPS, EACH), ("red", "blue"))
     return ItemTable(items, "train", clips)
 
 
-def load(table: ItemTable, clips: ClipFolder, steps: range, rank: int = 0, world: int = 1, **changes) -> list[ItemRows]:
+def load(table: ItemTable, clips: ClipIndex, steps: range, rank: int = 0, world: int = 1, **changes) -> list[ItemRows]:
     """Load the rows of some steps of 10 items, without collation."""
     order = TrainSampler(table.groups, 10, 0, 3, "even", rank, world)
     loader = ItemLoader(table, clips, order, lambda rows: rows, ClipAugmentation(0, 2))
@@ -84,7 +84,7 @@ def test_an_evaluation_shows_each_item_once_for_any_number_of_workers(table, cli
 
 
 @pytest.fixture(scope="module")
-def captioned(clips: ClipFolder, tmp_path_factory: pytest.TempPathFactory) -> ItemTable:
+def captioned(clips: ClipIndex, tmp_path_factory: pytest.TempPathFactory) -> ItemTable:
     items = [Item("train", f"{c}-{k}", f"c{c:03d}", f"caption {k} of {c}") for k in range(4) for c in range(NUM_CLIPS)]
     return ItemTable(write_items(tmp_path_factory.mktemp("captions"), "retrieval", items), "train", clips, True, 3)
 
@@ -112,7 +112,7 @@ def test_captions_do_not_depend_on_workers(captioned, clips):
 
 def test_too_few_other_captions_are_named(clips, tmp_path):
     items = write_items(tmp_path, "retrieval", [Item("train", f"{c}", f"c{c:03d}", "the same") for c in range(4)])
-    with pytest.raises(ConfigError, match=r"head.wrong_captions = 2.*lower it"):
+    with pytest.raises(ConfigError, match=r"head.num_negatives = 2.*lower it"):
         load(ItemTable(items, "train", clips, True, 2), clips, range(1))
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from evilm.config.presets import defaults
 from evilm.config.stages import Benchmark
-from evilm.dataloader.item_loader import ClipFolder, ItemTable
+from evilm.dataloader.item_loader import ClipIndex, ItemTable
 from evilm.errors import ConfigError
 from evilm.eval.benchmark import benchmark
 from evilm.eval.task_subject import open_subject
@@ -108,7 +108,7 @@ def test_pairwise_scores_are_the_models_own(root: Path, tmp_path: Path) -> None:
     summary = score(root, "didemo-retrieval", model=model, out=str(tmp_path / "pairs"))
     assert summary["zero_shot"]
     frames, items = FrameManifest.load(str(root / "frames")), ItemsManifest.load(str(root / "didemo-retrieval-items"))
-    table = ItemTable(items, "test", ClipFolder(frames)).table
+    table = ItemTable(items, "test", ClipIndex(frames)).table
     assert summary["metrics"]["t2v_r1"]["count"] == len(table)
     assert EViLM.from_pretrained(model).student.config.max_text_len == 40
 
@@ -153,9 +153,9 @@ def test_the_real_9k_list_is_rejected_with_its_count(
     trained = (lists / f"MSRVTT_train.{protocol}.csv").read_text().split()[1:]
     hashes = [(hash64(f"id\0{video}".encode()), number) for number, video in enumerate(trained)]
     write_seen(str(tmp_path / "model"), np.array(hashes, dtype=np.uint64))
-    config = Benchmark.model_validate({"task": "t", "model": str(tmp_path / "model")})
+    config = Benchmark.model_validate({"task": "msrvtt-mc", "model": str(tmp_path / "model")})
     if met:
-        with pytest.raises(ConfigError, match=f"was trained on {met} of the 2990 videos of t, split test"):
+        with pytest.raises(ConfigError, match=f"was trained on {met} of the 2990 videos of msrvtt-mc, split test"):
             open_subject(config, frames, items)
         config = config.model_copy(update={"allow_leak": True})
     assert open_subject(config, frames, items).num_seen == met

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from evilm.config.finetune_command import Finetune
 from evilm.eval.scoring import ScoreJob, Scorer
 from evilm.model.evilm_model import EViLMModel
 from evilm.model.video_encoder import build_video_encoder
@@ -16,7 +17,9 @@ from evilm.train.checkpoint_files import load_checkpoint, save_checkpoint
 from evilm.train.optimizer import autocast
 from evilm.train.validation import evaluate
 from helpers import gpu_models as small
+from helpers.contrast_ranks import make_batch, make_objective
 from helpers.gpu_ranks import start_ranks, train_ranks
+from helpers.item_models import CASES, case
 from helpers.pretend.card import PretendCard
 
 CUDA = torch.device("cuda", 0)
@@ -111,6 +114,27 @@ def test_tokenizer_trains_like_on_the_cpu(codebook: str, gradient_accumulation_s
     torch.testing.assert_close(codes, objective.tokenizer.quantizer.codebook.detach())
     twin.load_state_dict(objective.state_dict())
     _same_on_both(objective, config, _micro_batches(small.tokenizer_batch, gradient_accumulation_steps))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_heads_of_downstream_tasks_train_and_score_like_on_the_cpu(name: str) -> None:
+    objective, batch = case(name)
+    config = Finetune.model_validate({"schedule": {"batch_clips": 4}, "cluster": {"precision": "fp32"}})
+    twin = copy.deepcopy(objective)
+    _same_on_both(objective, config, [[batch], [batch]])
+    wanted = _evaluated(copy.deepcopy(twin), [batch], torch.device("cpu"))
+    with PretendCard():
+        assert _evaluated(twin, [batch], CUDA) == pytest.approx(wanted, rel=1e-5)
+
+
+def test_retrieval_trains_and_scores_like_on_the_cpu() -> None:
+    settings = {"schedule": {"batch_clips": 10, "gradient_accumulation_steps": 2}, "cluster": {"precision": "fp32"}}
+    objective, step = make_objective(), [make_batch(slice(0, 5)), make_batch(slice(5, 10))]
+    twin = copy.deepcopy(objective)
+    _same_on_both(objective, Finetune.model_validate(settings), [step, step])
+    wanted = _evaluated(copy.deepcopy(twin), [make_batch()], torch.device("cpu"))
+    with PretendCard():
+        assert _evaluated(twin, [make_batch()], CUDA) == pytest.approx(wanted, rel=1e-4)
 
 
 def _evaluated(objective: Any, batches: list[Any], device: torch.device) -> dict[str, float]:

@@ -4,8 +4,11 @@ from typing import Any
 
 import pytest
 
+from evilm.config.finetune_command import Finetune
 from helpers import gpu_models as small
-from helpers.gpu_waits import count_waits
+from helpers.contrast_ranks import make_batch, make_objective
+from helpers.gpu_waits import STEPS, WARM_UP, count_waits, count_waits_of
+from helpers.item_models import CASES, case
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "as it is": {},
@@ -38,3 +41,21 @@ def test_tokenizer_step_has_no_blocking_read(codebook: dict[str, Any]) -> None:
     found = count_waits("tokenizer", small.tokenizer_settings(), codebook)
     assert found.reads == [], "\n".join(map(str, found.reads))
     assert min(found.queued) > 100, found.queued
+
+
+def _fine_tuning(micro_batches: int) -> Finetune:
+    schedule = {"batch_clips": 4 * micro_batches, "gradient_accumulation_steps": micro_batches}
+    return Finetune.model_validate({"schedule": schedule, "cluster": {"precision": "fp32"}})
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_step_of_a_downstream_task_has_no_blocking_read(name: str) -> None:
+    held = [[case(name)[1]] for _ in range(WARM_UP + STEPS)]
+    found = count_waits_of(lambda: case(name)[0], held, _fine_tuning(1))
+    assert found.reads == [], "\n".join(map(str, found.reads))
+
+
+def test_step_of_retrieval_has_no_blocking_read() -> None:
+    held = [[make_batch(slice(0, 5)), make_batch(slice(5, 10))] for _ in range(WARM_UP + STEPS)]
+    found = count_waits_of(make_objective, held, _fine_tuning(2))
+    assert found.reads == [], "\n".join(map(str, found.reads))

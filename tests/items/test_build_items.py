@@ -111,7 +111,8 @@ def test_item_that_is_listed_twice_is_refused(annotations: Path, tmp_path: Path)
 @pytest.mark.parametrize(
     ("values", "error", "message"),
     [
-        ({"task": "msrvtt"}, UsageError, "--task msrvtt: use msrvtt-retrieval, msrvtt-qa"),
+        ({"task": ""}, UsageError, "--task is missing; use msrvtt-retrieval, msrvtt-qa"),
+        ({"task": "msrvtt"}, ConfigError, "task = 'msrvtt': Input should be '', 'msrvtt-retrieval'"),
         ({"annotations": ""}, UsageError, "--annotations is missing; name the folder of the official files"),
         ({"annotations": "/nowhere"}, ManifestError, "/nowhere has none of the expected files"),
         ({"frames": "/nowhere"}, ShardError, "no finished frames at /nowhere"),

@@ -4,11 +4,11 @@ import json
 import shutil
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
-from evilm.config.items import ItemsConfig
+from evilm.config.items import ItemsConfig, TaskName
 from evilm.errors import ManifestError
 from evilm.items.annotation_files import Annotations
 from evilm.items.item import Item
@@ -34,6 +34,10 @@ EXTRACTS = {
     "hmdb51": ("hmdb51/testTrainMulti_7030_splits", {"train": 3380, "val": 190, "test": 1530}),
     "kinetics-400": ("kinetics400", {"test": 3000}),
 }
+
+
+def test_every_task_that_can_be_named_has_a_layout() -> None:
+    assert set(get_args(TaskName)) - {""} == set(LAYOUTS)
 
 
 @pytest.mark.parametrize("task", EXTRACTS)

@@ -5,14 +5,11 @@ import pytest
 import torch
 import torchmetrics.retrieval
 
-from evilm.config.finetune_command import HeadConfig
 from evilm.dataloader.item_collate import ItemCollate
-from evilm.dataloader.item_loader import ItemRows
 from evilm.errors import ConfigError
-from evilm.model.task_model import TaskModel, TaskSpec
-from evilm.objectives.item_objective import ItemObjective, contrast, recalls
-from helpers.contrast_ranks import VOCAB, gradients, make_batch, make_objective, whole
-from helpers.small_models import build_student, frames
+from evilm.objectives.item_objective import contrast, recalls
+from helpers.contrast_ranks import gradients, make_batch, make_objective, whole
+from helpers.item_models import CASES, VOCAB, case, item_objective, item_rows
 
 
 @pytest.mark.parametrize("match_weight", [0.0, 1.0])
@@ -61,25 +58,8 @@ def test_recalls_are_those_of_torchmetrics():
         assert found[f"v2t_r{k}"] == pytest.approx(float(hits))
 
 
-def rows(**changes) -> ItemRows:
-    """Three items about two clips."""
-    values = {
-        "epoch": 0, "item_ids": ["a", "b", "c"], "clip_ids": ["x", "x", "y"], "texts": ["w1", "w2 w3", "w4"],
-        "options": [[], [], []], "labels": np.array([0, -1, 1]), "frames": frames(2).numpy(),
-        "clip_of": np.array([0, 0, 1]), "first_item": 0, "step_items": 3,
-    }  # fmt: skip
-    return ItemRows(**(values | changes))
-
-
-def objective(kind: str, labels: tuple[str, ...] = (), **head) -> ItemObjective:
-    """A small model with a head for this kind."""
-    torch.manual_seed(0)
-    settings = HeadConfig(**({"dropout": 0.0, "hidden": 8} | head))
-    return ItemObjective(TaskModel(build_student(), TaskSpec("t", kind, labels, settings), VOCAB))
-
-
 def test_answers_without_label_are_left_out_of_the_loss_and_counted_in_the_accuracy():
-    question, batch = objective("answer", ("w1", "w2")), ItemCollate(VOCAB, 12, "answer")(rows())
+    question, batch = item_objective("answer", ("w1", "w2")), ItemCollate(VOCAB, 12, "answer")(item_rows())
     (loss,) = question(batch).values()
     assert loss.num_items == question.counts(batch)["answer"] == 2
     scores = question.scores()
@@ -90,9 +70,9 @@ def test_answers_without_label_are_left_out_of_the_loss_and_counted_in_the_accur
 
 
 def test_a_masked_answer_is_the_mlm_head_at_the_mask():
-    question = objective("answer", ("w1", "two words", "w2"), form="masked")
+    question = item_objective("answer", ("w1", "two words", "w2"), type="mlm")
     collate = ItemCollate(VOCAB, 12, "answer", pieces=question.head.pieces.numpy())
-    batch = collate(rows(labels=np.array([0, 1, 2])))
+    batch = collate(item_rows(labels=np.array([0, 1, 2])))
     assert batch.labelled.tolist() == [0, 2]
     assert batch.input_ids[1].tolist()[-2:] == [VOCAB.mask_id, VOCAB.sep_id]
     with torch.no_grad():
@@ -105,22 +85,22 @@ def test_a_masked_answer_is_the_mlm_head_at_the_mask():
     assert scores[1, 1] == float("-inf")
 
 
-@pytest.mark.parametrize("form", ["mlp", "match"])
-def test_options_are_scored_beside_the_question_on_one_encoded_video(form):
-    choice = objective("choice", form=form)
+@pytest.mark.parametrize("head", ["mlp", "match"])
+def test_options_are_scored_beside_the_question_on_one_encoded_video(head):
+    choice = item_objective("choice", type=head)
     options = [["w5", "w6", "w7"], ["w8", "w9", "w10"], ["w11", "w12", "w13"]]
-    batch = ItemCollate(VOCAB, 12, "choice")(rows(options=options))
+    batch = ItemCollate(VOCAB, 12, "choice")(item_rows(options=options))
     assert len(batch.frames) == 2
     assert batch.clip_of.tolist() == [0] * 6 + [1] * 3
     with torch.no_grad():
         scores = choice.model.scores(batch)
-        alone = ItemCollate(VOCAB, 12, "choice")(rows(options=[[o[1]] for o in options]))
+        alone = ItemCollate(VOCAB, 12, "choice")(item_rows(options=[[o[1]] for o in options]))
         torch.testing.assert_close(scores[:, 1:2], choice.model.scores(alone))
 
 
 def test_classes_need_no_text_and_train_no_text_encoder():
-    label = objective("label", ("run", "jump"))
-    batch = ItemCollate(VOCAB, 12, "label")(rows(texts=["", "", ""]))
+    label = item_objective("label", ("run", "jump"))
+    batch = ItemCollate(VOCAB, 12, "label")(item_rows(texts=["", "", ""]))
     (loss,) = label(batch).values()
     loss.total.backward()
     trained = {name for name, p in label.named_parameters() if p.grad is not None}
@@ -129,7 +109,7 @@ def test_classes_need_no_text_and_train_no_text_encoder():
 
 
 def test_frozen_parts_and_lower_layers_learn_slower():
-    label = objective("label", ("run", "jump"), freeze=("video_encoder",), lr_scale=10.0, layer_decay=0.5)
+    label = item_objective("label", ("run", "jump"), freeze=("video_encoder",), lr_scale=10.0, layer_decay=0.5)
     assert not any(p.requires_grad for p in label.student.video_encoder.parameters())
     assert label.lr_scale("head.layers.1.weight") == 10.0
     assert label.lr_scale("student.decoder.blocks.1.norm_mlp.weight") == 1.0
@@ -139,25 +119,33 @@ def test_frozen_parts_and_lower_layers_learn_slower():
 
 
 def test_a_head_of_another_kind_is_rejected():
-    with pytest.raises(ConfigError, match=r"masked.*answer.*choice"):
-        objective("choice", form="masked")
-    with pytest.raises(ConfigError, match=r"masked.*answer.*retrieval"):
-        objective("retrieval", form="masked")
+    with pytest.raises(ConfigError, match=r"mlm.*answer.*choice"):
+        item_objective("choice", type="mlm")
+    with pytest.raises(ConfigError, match=r"mlm.*answer.*retrieval"):
+        item_objective("retrieval", type="mlm")
     with pytest.raises(ConfigError, match="one word piece"):
-        objective("answer", ("no piece", "neither here"), form="masked")
+        item_objective("answer", ("no piece", "neither here"), type="mlm")
 
 
-def test_all_parameters_of_retrieval_get_a_gradient():
+def test_all_trained_parameters_of_retrieval_get_a_gradient():
     retrieval = make_objective()
     retrieval.cache(retrieval.embed(make_batch()))
     sum(loss.total for loss in retrieval(make_batch()).values()).backward()
     assert all(p.grad is not None for p in retrieval.parameters() if p.requires_grad)
 
 
+@pytest.mark.parametrize("name", CASES)
+def test_all_trained_parameters_of_a_head_get_a_gradient(name):
+    """DDP would wait for the others."""
+    head, batch = case(name)
+    sum(loss.total for loss in head(batch).values()).backward()
+    assert {n for n, p in head.named_parameters() if p.requires_grad and p.grad is None} == set()
+
+
 def test_a_long_question_does_not_cut_off_the_options():
     options = [["w5", "w6 w7"], ["w8", "w9"], ["w10", "w11 " * 20]]
     texts = ["w1 " * 30, "w2", "w3"]
-    batch = ItemCollate(VOCAB, 12, "choice")(rows(texts=texts, options=options))
+    batch = ItemCollate(VOCAB, 12, "choice")(item_rows(texts=texts, options=options))
     found = [VOCAB.decode(ids.tolist()) for ids in batch.input_ids]
     assert found[0] == " ".join(["w1"] * 9 + ["w5"])
     assert found[1] == " ".join(["w1"] * 8 + ["w6", "w7"])

@@ -98,11 +98,11 @@ def test_scratch_starts_from_other_weights_and_has_seen_only_the_task(root: Path
 @pytest.mark.parametrize(
     ("values", "error", "message"),
     [
-        ({"task": "msrvtt"}, UsageError, "--task msrvtt: use msrvtt-retrieval"),
+        ({"task": ""}, UsageError, "--task is missing; use msrvtt-retrieval"),
         ({"task": "msrvtt-mc"}, UsageError, "no items of split train; score a model of msrvtt-retrieval"),
         ({"max_text_len": 100}, ConfigError, r"max_text_len = 100 is over text_positions = 64"),
         ({"num_frames": 3}, ConfigError, r"3, which does not divide it"),
-        ({"head.form": "match"}, ConfigError, r"head.form = 'match' is for tasks of kind choice"),
+        ({"head.type": "match"}, ConfigError, r"head.type = 'match' is for tasks of kind choice"),
         ({"annotations": "nowhere"}, ConfigError, r"nowhere has no annotations of msvd-qa"),
     ],
 )
