@@ -65,6 +65,8 @@ class Score(Config):
     zero_shot: bool
     leak: bool | None
     """None: it is not known."""
+    embedded: bool = False
+    """Whether the items are of the embedded corpus, which has the layout of the data set but not its videos."""
     coverage: float
     num_items: int
     metrics: Mapping[str, Mapping[str, float]]
@@ -122,7 +124,9 @@ def draw_tables(root: str) -> bytes:
 
     ours = our_rows(root)
     figure = Figure(figsize=(14, 10), layout="constrained")
-    figure.suptitle("Published figures and ours (bars: 95 % intervals; crosses: scored on videos trained on)")
+    figure.suptitle(
+        "Published figures and ours (bars: 95 % intervals; crosses: videos seen; triangles: embedded corpus)"
+    )
     for axis, table in zip(figure.subplots(2, 2).flat, published(), strict=True):
         _draw(axis, table, [row for row in ours if row.table == table.number])
     return to_png(figure)
@@ -204,11 +208,18 @@ def _cell(score: Score) -> str:
     """Write a score with its interval, split, and what makes it doubtful."""
     shown = [_interval(score.metrics.get(metric, {})) for metric in _metrics(score.task)]
     parts = [" / ".join(shown), score.split, f"{score.num_items:,} items", _LEAKS[score.leak]]
+    if score.embedded:
+        parts.append("embedded corpus, not comparable")
     if score.tuned_on not in ("", score.task):
         parts.append(f"fine-tuned on {score.tuned_on}")
     if score.coverage < 1:
         parts.append(f"coverage {min(99.9, 100 * score.coverage):.1f} %")
     return ", ".join(filter(None, parts))
+
+
+def _mark(score: Score) -> str:
+    """Return the marker of a score: crosses and triangles can't be compared with the others."""
+    return "^" if score.embedded else "o" if score.leak is False else "x"
 
 
 def _interval(figure: Mapping[str, float]) -> str:
@@ -233,9 +244,7 @@ def _draw(axis: "Axes", table: PaperTable, ours: Sequence[OurRow]) -> None:
                     value, low, high = (100 * figure.get(key, figure["value"]) for key in ("value", "low", "high"))
                     error = [[max(0.0, value - low)], [max(0.0, high - value)]]
                     at, label = len(names) + 0.2 + 0.5 * number / len(ours), f"{row.name}, {row.how} {row.parameters}"
-                    axis.errorbar(
-                        value, at, None, error, "o" if score.leak is False else "x", color=f"C{number}", label=label
-                    )
+                    axis.errorbar(value, at, None, error, _mark(score), color=f"C{number}", label=label)
             names.append(f"{column} {name}".strip())
     title = f"Table {table.number}: {table.title}"
     axis.set(xlim=(0, 100), ylim=(len(names) - 0.2, -0.5), xlabel="percent", title=title)

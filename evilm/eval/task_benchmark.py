@@ -49,7 +49,11 @@ def benchmark_task(config: Benchmark) -> dict[str, Any]:
         counts |= {"ceiling": split.ceiling, "num_seen_clips": subject.num_seen}
         about = {"out": out, "inputs": inputs, "task": config.task, "model": subject.model, "split": config.split}
         leak = None if subject.num_seen is None else subject.num_seen > 0
-        about |= {"zero_shot": subject.zero_shot, "leak": leak}
+        about |= {
+            "zero_shot": subject.zero_shot,
+            "leak": leak,
+            "embedded": not (config.annotations or config.task_items),
+        }
         metrics = {name: figure.as_dict() for name, figure in figures.items()}
         seconds = round(time.monotonic() - began, 1)
         return output.close(about | counts | facts | {"metrics": metrics, "reused": False, "seconds": seconds})

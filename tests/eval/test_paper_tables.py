@@ -155,3 +155,10 @@ def test_report_prints_and_writes_tables(tmp_path: Path, capsys: pytest.CaptureF
     assert 1000 <= width <= 2000
     assert 700 <= height <= 1500
     assert report(Report(root=str(tmp_path), tables=True, out=str(tmp_path / "x")))["out"] == str(tmp_path / "x")
+
+
+def test_scores_on_the_embedded_corpus_are_marked(tmp_path: Path):
+    write_scores(tmp_path, "msvd-qa-scores", "msvd-qa", embedded=True)
+    write_scores(tmp_path, "hmdb51-scores", "hmdb51", embedded=False)
+    text = render_tables(str(tmp_path))
+    assert text.count("embedded corpus, not comparable") == 1
