@@ -1,10 +1,9 @@
-"""Run one command: parse flags, call its function, print its summary as one JSON line.
+"""Run one command: parse flags, call its function, print its summary.
 
 SIGTERM, sent by `ray job stop` and schedulers, raises KeyboardInterrupt like Ctrl-C.
 """
 
 import importlib
-import json
 import signal
 import sys
 import threading
@@ -12,7 +11,7 @@ from typing import NoReturn
 
 from evilm.config.command_line import fail, parse
 from evilm.config.secrets import public_text
-from evilm.console import log_to_console
+from evilm.console import log_to_console, print_summary
 from evilm.errors import EvilmError, UsageError
 
 _EXIT_FAILED = 1
@@ -50,7 +49,7 @@ def run(stage: str, target: str, tracked: bool = True) -> None:
         raise SystemExit(_EXIT_FAILED) from None
     except KeyboardInterrupt as interrupt:  # a training raises a subclass with a message and exit code
         _end(interrupt)
-    print(json.dumps(summary, sort_keys=True, ensure_ascii=False), flush=True)
+    print_summary(summary)
     if summary.get("num_problems"):
         raise SystemExit(_EXIT_FAILED)
 

@@ -3,6 +3,7 @@
 import math
 import time
 from collections import defaultdict, deque
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,9 +12,11 @@ import torch
 
 from evilm.config.training import ScheduleConfig
 from evilm.dataloader.loader import DataLoader
+from evilm.objectives.objective import Objective, TargetCounts
 
 _STRETCHES = 8  # between metric points; the time left is told from their mean speed, evaluations and all
 _LINE_S = 5.0
+_MIN_POINTS = 20
 
 
 class Progress:
@@ -75,16 +78,29 @@ class Progress:
         return True
 
 
-def metrics_line(metrics: dict[str, float], step: int, num_steps: int, steps_per_epoch: int) -> str:
-    """Format a line for a job log."""
+def estimate_chance(objective: Objective, batches: Iterable[Any]) -> dict[str, float]:
+    """Estimate from some batches the accuracy of always predicting the most frequent target, by loss."""
+    counts = TargetCounts()
+    for batch in batches:
+        targets = objective.targets(batch)
+        if not targets:
+            break
+        counts.add(targets)
+    return counts.chance()
+
+
+def metrics_line(
+    metrics: dict[str, float], step: int, num_steps: int, steps_per_epoch: int, chance: Mapping[str, float]
+) -> str:
+    """Format a line for a job log; chance levels stand in brackets."""
     losses = "  ".join(f"{n.removesuffix('_loss')} {v:.4g}" for n, v in metrics.items() if n.endswith("_loss"))
-    accuracies = "  ".join(
-        f"{n.removesuffix('_accuracy')} {v:.1%}" for n, v in metrics.items() if n.endswith("_accuracy")
-    )
+    named = {n.removesuffix("_accuracy"): v for n, v in metrics.items() if n.endswith("_accuracy")}
+    levels = {name: f" ({chance[f'{name}_chance']:.1%})" if f"{name}_chance" in chance else "" for name in named}
+    accuracies = "  ".join(f"{name} {value:.1%}{levels[name]}" for name, value in named.items())
     loss = f"loss {metrics['loss']:.4g}: {losses}" if "loss" in metrics else "no update"
     return (
         f"step {step}/{num_steps} (epoch {1 + (step - 1) // steps_per_epoch}) | {loss}"
-        + (f" | accuracy: {accuracies}" if accuracies else "")
+        + (f" | accuracy (chance): {accuracies}" if accuracies else "")
         + f" | {metrics['time/clips_per_s']:.0f} clips/s, waiting {metrics['time/data_wait_ratio']:.0%}"
         + (f", {metrics['time/mfu']:.0%} of the matrix peak" if "time/mfu" in metrics else "")
         + f" | {_clock(metrics['time/eta_s'])} left"
@@ -108,11 +124,17 @@ class Cadence:
 
     def log(self, done: int) -> bool:
         """Return whether metrics are logged once `done` steps are made."""
-        return self._every(self.schedule.log_every_steps, done)
+        return self._every(self._log_steps, done)
 
     def log_in_any_run(self, done: int) -> bool:
         """Return whether metrics would be logged also if the run went on, so that the next point begins after it."""
-        return done % self.schedule.log_every_steps == 0
+        return done % self._log_steps == 0
+
+    @property
+    def _log_steps(self) -> int:
+        """Steps between two points; a short run has at least so many points that its curves show something."""
+        all_steps = self.steps_per_epoch * self.schedule.epochs
+        return max(1, min(self.schedule.log_every_steps, all_steps // _MIN_POINTS))
 
     def checkpoint(self, done: int) -> bool:
         """Return whether a checkpoint is saved, also if nothing is about to end."""

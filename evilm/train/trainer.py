@@ -14,7 +14,6 @@ import torch
 
 from evilm.console import log_to_console
 from evilm.dataloader.collate import Batch
-from evilm.dataloader.loader import DataLoader
 from evilm.dataloader.sampler import TrainSampler
 from evilm.errors import EvilmError, NonFiniteError
 from evilm.io.ownership import check_owner
@@ -23,9 +22,9 @@ from evilm.train import preemption
 from evilm.train.attempts import Audit, begin_attempt, write_plan
 from evilm.train.checkpoint_files import files_beside
 from evilm.train.checkpoint_manager import CheckpointManager
-from evilm.train.micro_batches import check_world, micro_batches_of, on_device, split_micro_batches
+from evilm.train.micro_batches import check_world, micro_batches_of, on_device, pinned, split_micro_batches
 from evilm.train.optimizer import make_deterministic
-from evilm.train.progress import Cadence, Progress, metrics_line
+from evilm.train.progress import Cadence, Progress, estimate_chance, metrics_line
 from evilm.train.task import TASKS, Task, WorkerSpec
 from evilm.train.timing import StepProfiler, StepTimer, matmul_peak
 from evilm.train.train_state import TrainState
@@ -33,6 +32,8 @@ from evilm.train.train_step import StepOutcome
 from evilm.train.validation import evaluate, note_best
 
 logger = logging.getLogger(__name__)
+
+_CHANCE_BATCHES = 4
 
 
 def train_worker(config: dict[str, Any]) -> dict[str, Any]:
@@ -91,7 +92,7 @@ class Trainer:
         self.peak = matmul_peak(self.device, dtype) if rank == 0 else 0.0
         self.timer = StepTimer(self.device)
         self.micro_batches = micro_batches_of(rank, world, self.settings.num_micro_batches)
-        loader = self._pinned(task.train_loader(self.micro_batches.start, self.settings.num_micro_batches))
+        loader = pinned(task.train_loader(self.micro_batches.start, self.settings.num_micro_batches), self.device)
         self.order = cast(TrainSampler, loader.order)
         self.steps_per_epoch = self.order.num_steps
         self.loader = split_micro_batches(loader, self.settings.num_micro_batches, self.micro_batches)
@@ -99,7 +100,7 @@ class Trainer:
         self.num_steps = min(self.schedule_steps, schedule.max_steps or self.schedule_steps)
         self.state: dict[str, Any] = {"step": 0, "skipped": 0, "train": {}, "val": {}, "best": {}, "log": {}}
         self.state |= {"ended": -1, "stale": 0}  # the step handled as the last one; evaluations since the best one
-        self.saved = -1
+        self.saved, self.chance = -1, dict[str, float]()
         self.ends = ExitStack()  # what was opened last is closed first
         self.recorder = MetricsRecorder(spec.out, spec.tracked) if rank == 0 else None
         if self.recorder:
@@ -199,7 +200,7 @@ class Trainer:
         if loader is None:
             return False
         autocast = self.train_state.autocast
-        metrics = evaluate(self.train_state.finished, self._pinned(loader), self.device, self.world, autocast)
+        metrics = evaluate(self.train_state.finished, pinned(loader, self.device), self.device, self.world, autocast)
         self.state |= {"val": metrics, "eval_clips": self.settings.schedule.eval_clips}
         if self.recorder:
             shown = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
@@ -225,7 +226,7 @@ class Trainer:
             metrics |= {"time/mfu": self.flops_per_clip * speed / self.peak} if self.flops_per_clip else {}
             self.recorder.log({k if "/" in k else f"train/{k}": v for k, v in metrics.items()}, done)
             if self.progress.is_line_due() or done == self.num_steps:
-                logger.info("%s", metrics_line(metrics, done, self.num_steps, self.steps_per_epoch))
+                logger.info("%s", metrics_line(metrics, done, self.num_steps, self.steps_per_epoch, self.chance))
 
     def _note_skipped(self, report: dict[str, Any]) -> None:
         """Count a step that made no update, and keep where it happened."""
@@ -282,17 +283,16 @@ class Trainer:
         self.files = files_beside(lambda folder: self.task.describe(folder, self.train_state.objective))
         self.ends.callback(self.checkpoints.close)
         if self.recorder:
-            self.recorder.log({"time/attempt": number, "time/workers": self.world}, self.state["step"])
+            some = self.loader.batches(0, min(_CHANCE_BATCHES, self.steps_per_epoch) * len(self.micro_batches))
+            self.chance = estimate_chance(self.train_state.objective, some)
+            started = {"time/attempt": number, "time/workers": self.world}
+            self.recorder.log(
+                started | {f"chance/{name}": share for name, share in self.chance.items()}, self.state["step"]
+            )
 
     def _some_batches(self, count: int) -> Iterator[Batch]:
         """Return this worker's micro-batches of the first steps, for a start that depends on data."""
         return (batch.to(self.device) for batch in self.loader.batches(0, count * len(self.micro_batches)))
-
-    def _pinned(self, loader: DataLoader) -> DataLoader:
-        """Let the data loader put its batches where a GPU copies from while the step before is computed."""
-        if self.device.type == "cuda":
-            loader.finish = Batch.pin_memory
-        return loader
 
     def close(self) -> None:
         """Flush the metrics, end the threads."""
