@@ -13,6 +13,7 @@ from evilm.config.command_line import fail, parse
 from evilm.config.secrets import public_text
 from evilm.console import log_to_console, print_summary
 from evilm.errors import EvilmError, UsageError
+from evilm.io.retries import check_first_contact
 
 _EXIT_FAILED = 1
 
@@ -31,6 +32,7 @@ def run(stage: str, target: str, tracked: bool = True) -> None:
     """
     config = parse(stage)
     log_to_console()
+    check_first_contact()
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _interrupt)
     module, function = target.split(":")
