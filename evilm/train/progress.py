@@ -92,19 +92,34 @@ def estimate_chance(objective: Objective, batches: Iterable[Any]) -> dict[str, f
 def metrics_line(
     metrics: dict[str, float], step: int, num_steps: int, steps_per_epoch: int, chance: Mapping[str, float]
 ) -> str:
-    """Format a line for a job log; chance levels stand in brackets."""
-    losses = "  ".join(f"{n.removesuffix('_loss')} {v:.4g}" for n, v in metrics.items() if n.endswith("_loss"))
-    named = {n.removesuffix("_accuracy"): v for n, v in metrics.items() if n.endswith("_accuracy")}
-    levels = {name: f" ({chance[f'{name}_chance']:.1%})" if f"{name}_chance" in chance else "" for name in named}
-    accuracies = "  ".join(f"{name} {value:.1%}{levels[name]}" for name, value in named.items())
-    loss = f"loss {metrics['loss']:.4g}: {losses}" if "loss" in metrics else "no update"
+    """Format the metrics of training for a job log; chance levels are in brackets."""
+    shown = {name: value for name, value in metrics.items() if "/" not in name and name not in ("lr", "grad_norm")}
+    figures = _figures(shown, chance)
     return (
-        f"step {step}/{num_steps} (epoch {1 + (step - 1) // steps_per_epoch}) | {loss}"
-        + (f" | accuracy (chance): {accuracies}" if accuracies else "")
+        f"step {step}/{num_steps} (epoch {1 + (step - 1) // steps_per_epoch}) | {figures}"
         + f" | {metrics['time/clips_per_s']:.0f} clips/s, waiting {metrics['time/data_wait_ratio']:.0%}"
         + (f", {metrics['time/mfu']:.0%} of the matrix peak" if "time/mfu" in metrics else "")
         + f" | {_clock(metrics['time/eta_s'])} left"
     )
+
+
+def evaluation_line(metrics: Mapping[str, float], epoch: int, num_epochs: int) -> str:
+    """Format the metrics of an evaluation for a job log; chance levels are in brackets."""
+    return f"epoch {epoch}/{num_epochs} val | {_figures(metrics, metrics)}"
+
+
+def _figures(metrics: Mapping[str, float], chance: Mapping[str, float]) -> str:
+    """Format losses, accuracies and other figures, the latter two beside chance."""
+    named = {n.removesuffix("_accuracy"): v for n, v in metrics.items() if n.endswith("_accuracy")}
+    others = [n for n in metrics if n != "loss" and not n.endswith(("_loss", "_accuracy", "_chance"))]
+    levels = {name: chance.get(f"{name}_chance") for name in (*named, *others)}
+    losses = [f"{n.removesuffix('_loss')} {v:.4g}" for n, v in metrics.items() if n.endswith("_loss")]
+    accuracies = [f"{n} {v:.1%}" + ("" if (c := levels[n]) is None else f" ({c:.1%})") for n, v in named.items()]
+    rest = [f"{n} {metrics[n]:.4g}" + ("" if (c := levels[n]) is None else f" ({c:.4g})") for n in others]
+    total = f"loss {metrics['loss']:.4g}: " if "loss" in metrics else ""
+    parts = [total + "  ".join(losses) if losses or total else "no update"]
+    parts += ["accuracy (chance): " + "  ".join(accuracies)] if accuracies else []
+    return " | ".join(parts + (["  ".join(rest)] if rest else []))
 
 
 def _clock(seconds: float) -> str:

@@ -24,7 +24,7 @@ from evilm.train.checkpoint_files import files_beside
 from evilm.train.checkpoint_manager import CheckpointManager
 from evilm.train.micro_batches import check_world, micro_batches_of, on_device, pinned, split_micro_batches
 from evilm.train.optimizer import make_deterministic
-from evilm.train.progress import Cadence, Progress, estimate_chance, metrics_line
+from evilm.train.progress import Cadence, Progress, estimate_chance, evaluation_line, metrics_line
 from evilm.train.task import TASKS, Task, WorkerSpec
 from evilm.train.timing import StepProfiler, StepTimer, matmul_peak
 from evilm.train.train_state import TrainState
@@ -203,8 +203,8 @@ class Trainer:
         metrics = evaluate(self.train_state.finished, pinned(loader, self.device), self.device, self.world, autocast)
         self.state |= {"val": metrics, "eval_clips": self.settings.schedule.eval_clips}
         if self.recorder:
-            shown = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
-            logger.info("epoch %d/%d val: %s", -(-done // self.steps_per_epoch), self.settings.schedule.epochs, shown)
+            epoch = -(-done // self.steps_per_epoch)
+            logger.info("%s", evaluation_line(metrics, epoch, self.settings.schedule.epochs))
             self.recorder.log({f"val/{name}": value for name, value in metrics.items()}, done)
         best = note_best(self.state["best"], metrics, self.settings.schedule, done, self.attempt)
         self.state["stale"] = 0 if best else self.state["stale"] + 1

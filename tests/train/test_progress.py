@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from evilm.config.training import ScheduleConfig
-from evilm.train.progress import Cadence, Progress, metrics_line
+from evilm.train.progress import Cadence, Progress, evaluation_line, metrics_line
 
 
 class _Loader:
@@ -94,3 +94,13 @@ def test_short_run_still_logs_twenty_points(epochs: int, points: int) -> None:
 def test_long_run_logs_as_often_as_it_is_set_to() -> None:
     due = Cadence(ScheduleConfig(epochs=10, log_every_steps=20), steps_per_epoch=100, num_steps=1000)
     assert [step for step in range(1, 101) if due.log(step)] == [20, 40, 60, 80, 100]
+
+
+def test_line_of_an_evaluation_shows_chance_beside_accuracies_and_other_figures() -> None:
+    metrics = {"loss": 5.5, "mlm_loss": 4.9, "mlm_accuracy": 0.13, "mlm_chance": 0.08, "code_usage": 0.98}
+    assert evaluation_line(metrics, 1, 12) == (
+        "epoch 1/12 val | loss 5.5: mlm 4.9 | accuracy (chance): mlm 13.0% (8.0%) | code_usage 0.98"
+    )
+    assert evaluation_line({"word_loss": 31.17, "word_map": 0.208, "word_map_chance": 0.069}, 4, 8) == (
+        "epoch 4/8 val | word 31.17 | word_map 0.208 (0.069)"
+    )
