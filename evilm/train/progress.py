@@ -15,7 +15,7 @@ from evilm.dataloader.loader import DataLoader
 from evilm.objectives.objective import Objective, TargetCounts
 
 _STRETCHES = 8  # between metric points; the time left is told from their mean speed, evaluations and all
-_LINE_S = 5.0
+_LINE_S, _SILENCE_S = 5.0, 10.0
 _MIN_POINTS = 20
 
 
@@ -31,6 +31,7 @@ class Progress:
         self._sums: dict[str, float] = defaultdict(float, (kept or {}).get("sums", {}))
         self._count = int((kept or {}).get("count", 0))
         self._began, self._waited, self._told = time.perf_counter(), 0.0, -math.inf
+        self._spoke = self._began
         self._marks = deque([(self._began, start_step)], maxlen=_STRETCHES)
 
     def add(self, metrics: dict[str, float], skipped: bool = False) -> None:
@@ -69,12 +70,20 @@ class Progress:
         self._step, self._began, self._waited = step, now, loader.wait_s
         return means
 
+    def is_silent(self) -> bool:
+        """Return whether the last line on the console, or the last time this was asked, is ten seconds ago."""
+        now = time.perf_counter()
+        if now - self._spoke < _SILENCE_S:
+            return False
+        self._spoke = now
+        return True
+
     def is_line_due(self) -> bool:
         """Return whether the last line on the console is long enough ago for another; that one is then the last."""
         now = time.perf_counter()
         if now - self._told < _LINE_S:
             return False
-        self._told = now
+        self._told = self._spoke = now
         return True
 
 

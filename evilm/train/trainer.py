@@ -127,10 +127,13 @@ class Trainer:
         for step in range(start, self.num_steps):
             batches = list(islice(stream, count))
             profiler.before(step)
-            outcomes = train_step.step(step, self.schedule_steps, self.micro_batches, batches, self._flags())
+            flags = self.watch.flags(self.checkpoints.took_s)
+            outcomes = train_step.step(step, self.schedule_steps, self.micro_batches, batches, flags)
             self.audit.note(step, self.micro_batches, batches)
             self.state["step"] = done = step + 1
             profiler.after(step)
+            if self.recorder and progress.is_silent():
+                logger.info("step %d/%d", done, self.num_steps)
             is_asked = any(flag > 0 for outcome in outcomes for flag in outcome.flags)
             if is_asked or self.due.numbers(done):
                 outcomes += train_step.settle()
@@ -178,9 +181,6 @@ class Trainer:
                 self._note_skipped(outcome.skipped)
         flags = [outcome.flags for outcome in outcomes] or [[0.0] * preemption.NUM_FLAGS]
         return [any(flag > 0 for flag in column) for column in zip(*flags, strict=True)]
-
-    def _flags(self) -> list[float]:
-        return self.watch.flags(self.checkpoints.took_s)
 
     def _urgent(self, stop_run: bool, worker_ends: bool, look: bool, near: bool) -> bool:
         """Return whether a checkpoint is wanted now, because something is about to end."""

@@ -104,3 +104,15 @@ def test_line_of_an_evaluation_shows_chance_beside_accuracies_and_other_figures(
     assert evaluation_line({"word_loss": 31.17, "word_map": 0.208, "word_map_chance": 0.069}, 4, 8) == (
         "epoch 4/8 val | word 31.17 | word_map 0.208 (0.069)"
     )
+
+
+def test_ten_seconds_without_a_line_are_noticed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr("time.perf_counter", lambda: now)
+    progress = Progress(1000, 8, 0)
+    assert not progress.is_silent()
+    now += 11
+    assert [progress.is_silent(), progress.is_silent()] == [True, False]
+    assert progress.is_line_due(), "metrics are shown all the same"
+    now += 9
+    assert not progress.is_silent()
