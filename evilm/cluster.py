@@ -26,7 +26,8 @@ for _name, _value in {
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths mean the same in the driver and in training workers
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
-    "RAY_DEDUP_LOGS_SKIP_REGEX": r"core_worker\.cc:",  # a remark about each of Ray Train's own actors
+    # Remarks of Ray Train's processes about its own actors, and about each checkpoint.
+    "RAY_DEDUP_LOGS_SKIP_REGEX": r"core_worker\.cc:|^Reporting training result \d+: TrainingReport",
 }.items():
     os.environ.setdefault(_name, _value)
 

@@ -132,7 +132,7 @@ class Trainer:
             self.audit.note(step, self.micro_batches, batches)
             self.state["step"] = done = step + 1
             profiler.after(step)
-            if self.recorder and progress.is_silent():
+            if self.recorder and not self.due.log(done) and progress.is_silent():
                 logger.info("step %d/%d", done, self.num_steps)
             is_asked = any(flag > 0 for outcome in outcomes for flag in outcome.flags)
             if is_asked or self.due.numbers(done):
