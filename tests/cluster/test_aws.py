@@ -161,6 +161,7 @@ def test_nodes_are_not_started_for_ever_if_their_set_up_fails(account: Path) -> 
 
     for _ in range(3):
         (node,) = start(provider)
+        assert node in provider.non_terminated_nodes({})
         provider.set_node_tags(node, {"ray-node-status": "update-failed"})  # as Ray's updater does
         provider.terminate_node(node)
     with pytest.raises(NodeLaunchException, match=r"the set-up of 3 nodes of type cpu failed; fix it and run `ray up`"):
