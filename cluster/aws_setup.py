@@ -1,106 +1,69 @@
-"""Create the resources named in cluster/aws.yaml in an AWS account: roles, firewall, bucket, private access to S3.
+"""Create what cluster/aws.yaml needs in an AWS account: roles, firewall, bucket, private access to S3.
 
     python cluster/aws_setup.py --bucket my-bucket --ssh-from 203.0.113.7/32 --write my-aws.yaml
     python cluster/aws_setup.py --bucket my-bucket --ssh-from 203.0.113.7/32 --dry-run
+    python cluster/aws_setup.py --config my-aws.yaml --remove
 
 It needs boto3, and permissions to create roles and networks; to run `ray up` afterwards, iam/launcher.json is enough.
-Run it again after changing the policies: existing resources are kept or updated. --write saves a copy of aws.yaml with
-bucket, security group, machine image, account and cluster name filled in. Push the nodes' image to the account's ECR
-repository evilm, created with `aws ecr create-repository --repository-name evilm`.
+Names of roles and firewall contain the cluster's name, so clusters of one account do not share them. Run it again after
+changing the policies or the file's machine types: the cluster's own resources are kept or updated. An existing bucket
+stays as it is, unless --update-bucket. --write saves a copy of the file with bucket, security group, machine image,
+account and names filled in. Push the nodes' image to the account's ECR repository evilm, created with
+`aws ecr create-repository --repository-name evilm`.
 """
 
 import argparse
 import ipaddress
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
 
+import yaml
+from aws_account import (
+    BUCKET_TAG,
+    Cluster,
+    SetupError,
+    bucket_exists,
+    find_group,
+    find_role,
+    make_bucket,
+    make_firewall,
+    make_gateway,
+    make_roles,
+    read_policy,
+    remove,
+    ssh_networks,
+)
+from aws_quotas import check, describe, machine_types
+
 HERE = Path(__file__).parent
-ROLES = {"evilm-head": "head", "evilm-worker": "worker"}
-GROUP = "evilm-ray"
 _ACCOUNT = "123456789012"
 # Ubuntu with Docker and the NVIDIA runtime, maintained by AWS.
 IMAGE = "/aws/service/deeplearning/ami/x86_64/base-oss-nvidia-driver-gpu-ubuntu-22.04/latest/ami-id"
 
 
-def read_policy(name: str, names: dict[str, str]) -> str:
-    """Read a policy of iam/ and fill in account, region, bucket and cluster."""
-    text = (HERE / "iam" / f"{name}.json").read_text()
-    for placeholder, value in names.items():
-        text = text.replace(placeholder, value)
-    return json.dumps(json.loads(text))
+def fill_in(text: str, values: dict[str, str], cluster: Cluster) -> str:
+    """Replace the placeholders of cluster/aws.yaml and the names that contain the cluster's.
 
-
-def make_roles(iam: Any, names: dict[str, str]) -> None:
-    """Create the roles of head and workers, each with its policy and an instance profile of the same name."""
-    for role, policy in ROLES.items():
-        if role not in _names(iam, "list_roles", "Roles", "RoleName"):
-            iam.create_role(RoleName=role, AssumeRolePolicyDocument=read_policy("trust", {}))
-        iam.put_role_policy(RoleName=role, PolicyName="evilm", PolicyDocument=read_policy(policy, names))
-        if role not in _names(iam, "list_instance_profiles", "InstanceProfiles", "InstanceProfileName"):
-            iam.create_instance_profile(InstanceProfileName=role)
-            iam.add_role_to_instance_profile(InstanceProfileName=role, RoleName=role)
-    if not iam.list_roles(PathPrefix="/aws-service-role/spot.amazonaws.com/")["Roles"]:
-        iam.create_service_linked_role(AWSServiceName="spot.amazonaws.com")
-
-
-def make_firewall(ec2: Any, vpc: str, ssh_from: str) -> str:
-    """Create a security group open to SSH from one network and to all traffic among its members; return its id."""
-    wanted = [{"Name": "group-name", "Values": [GROUP]}, {"Name": "vpc-id", "Values": [vpc]}]
-    found = ec2.describe_security_groups(Filters=wanted)["SecurityGroups"]
-    if found:
-        group, rules = found[0]["GroupId"], found[0]["IpPermissions"]
-    else:
-        group = ec2.create_security_group(GroupName=GROUP, Description="Ray cluster of evilm", VpcId=vpc)["GroupId"]
-        rules = []
-    ssh = {"IpProtocol": "tcp", "FromPort": 22, "ToPort": 22, "IpRanges": [{"CidrIp": ssh_from}]}
-    inside = {"IpProtocol": "-1", "UserIdGroupPairs": [{"GroupId": group}]}
-    if rules:  # --ssh-from may have changed
-        ec2.revoke_security_group_ingress(GroupId=group, IpPermissions=rules)
-    ec2.authorize_security_group_ingress(GroupId=group, IpPermissions=[ssh, inside])
-    return str(group)
-
-
-def make_bucket(s3: Any, ec2: Any, vpc: str, bucket: str, region: str) -> str:
-    """Create a private bucket and a gateway for access to S3 without the internet; return the gateway's id."""
-    if bucket not in [entry["Name"] for entry in s3.list_buckets()["Buckets"]]:
-        where = {} if region == "us-east-1" else {"CreateBucketConfiguration": {"LocationConstraint": region}}
-        s3.create_bucket(Bucket=bucket, **where)
-    closed = dict.fromkeys(
-        ("BlockPublicAcls", "IgnorePublicAcls", "BlockPublicPolicy", "RestrictPublicBuckets"),
-        True,
-    )
-    s3.put_public_access_block(Bucket=bucket, PublicAccessBlockConfiguration=closed)
-    service = f"com.amazonaws.{region}.s3"
-    wanted = [{"Name": "vpc-id", "Values": [vpc]}, {"Name": "service-name", "Values": [service]}]
-    found = ec2.describe_vpc_endpoints(Filters=wanted)["VpcEndpoints"]
-    if found:
-        return str(found[0]["VpcEndpointId"])
-    tables = ec2.describe_route_tables(Filters=[{"Name": "vpc-id", "Values": [vpc]}])["RouteTables"]
-    made = ec2.create_vpc_endpoint(
-        VpcId=vpc, ServiceName=service, VpcEndpointType="Gateway", RouteTableIds=[t["RouteTableId"] for t in tables]
-    )
-    return str(made["VpcEndpoint"]["VpcEndpointId"])
-
-
-def fill_in(group: str, image: str, region: str, bucket: str, cluster: str, account: str) -> str:
-    """Replace the placeholders and the name in cluster/aws.yaml; the policies allow nothing to other clusters."""
-    text = (HERE / "aws.yaml").read_text()
-    places = {"sg-0123456789abcdef0": group, "my-bucket": bucket, "us-west-2": region, _ACCOUNT: account}
-    for placeholder, value in (places | ({"ami-0123456789abcdef0": image} if image else {})).items():
-        text = text.replace(placeholder, value)
-    return text.replace("\ncluster_name: evilm\n", f"\ncluster_name: {cluster}\n")
-
-
-def _names(client: Any, operation: str, listed: str, name: str) -> set[str]:
-    return {entry[name] for page in client.get_paginator(operation).paginate() for entry in page[listed]}
+    Args:
+        text: content of the file.
+        values: by placeholder; '' keeps it.
+        cluster: name for the file. The policies allow nothing to other clusters.
+    """
+    for placeholder, value in values.items():
+        text = text.replace(placeholder, value or placeholder)
+    old = Cluster(yaml.safe_load(text)["cluster_name"], cluster.region)
+    for policy, role in old.roles.items():
+        text = re.sub(rf"\bName: {re.escape(role)}\b", f"Name: {cluster.roles[policy]}", text)
+    return re.sub(r"(?m)^cluster_name: .*$", f"cluster_name: {cluster.name}", text)
 
 
 def _default_vpc(ec2: Any) -> str:
     found = ec2.describe_vpcs(Filters=[{"Name": "is-default", "Values": ["true"]}])["Vpcs"]
     if not found:
-        raise SystemExit("error: this region has no default network; name one with --vpc")
+        raise SetupError("this region has no default network; name one with --vpc")
     return str(found[0]["VpcId"])
 
 
@@ -114,51 +77,137 @@ def _newest_image(ssm: Any) -> str:
         return ""
 
 
-def _network(text: str) -> str:
-    """Parse a network in CIDR form; reject the whole internet."""
-    network = ipaddress.ip_network(text)  # raises ValueError, which argparse shows
-    if network.prefixlen == 0:
-        raise ValueError("that is the whole internet")
-    return str(network)
+def network(text: str) -> str:
+    """Parse an IPv4 network in CIDR form; reject the whole internet."""
+    try:
+        parsed = ipaddress.ip_network(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{error}; use your address, as in 203.0.113.7/32") from None
+    if parsed.version != 4:
+        raise argparse.ArgumentTypeError(f"{text} is IPv6, but the nodes have IPv4 addresses; use your IPv4 address")
+    if parsed.prefixlen == 0:
+        raise argparse.ArgumentTypeError("that is the whole internet; use your address, as in 203.0.113.7/32")
+    return str(parsed)
+
+
+def cluster_name(text: str) -> str:
+    """Check the name of a cluster, which becomes part of names of roles, firewall and tags."""
+    if not re.fullmatch(r"[a-z][a-z0-9-]{0,38}[a-z0-9]", text) or text.startswith("sg-"):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a name: use 2 to 40 of a-z, 0-9 and -, beginning with a letter, but not with sg-"
+        )
+    return text
+
+
+def bucket_name(text: str) -> str:
+    """Check the name of a bucket by the rules of S3."""
+    parts = text.split(".")
+    good = 3 <= len(text) <= 63 and all(re.fullmatch(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?", part) for part in parts)
+    if not good or all(part.isdigit() for part in parts) or text.startswith("xn--") or text.endswith("-s3alias"):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a bucket: use 3 to 63 of a-z, 0-9, - and ., beginning and ending with a letter or digit"
+        )
+    return text
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--bucket", type=bucket_name, help="bucket for videos and outputs; created if missing")
+    parser.add_argument("--ssh-from", type=network, nargs="+", help="networks for SSH access, e.g. 203.0.113.7/32")
+    parser.add_argument("--config", type=Path, default=HERE / "aws.yaml", help="cluster file with the machine types")
+    parser.add_argument("--region", default="", help="'' for the file's")
+    parser.add_argument("--vpc", default="", help="network of the nodes; '' for the region's default")
+    parser.add_argument("--image", default="", help="machine image; '' for AWS's newest deep-learning base")
+    parser.add_argument("--cluster-name", type=cluster_name, help="default: the file's")
+    parser.add_argument("--change-bucket", action="store_true", help="give an existing cluster another bucket")
+    parser.add_argument("--update-bucket", action="store_true", help="protect an existing bucket like a new one")
+    parser.add_argument("--write", default="", help="save the file here with everything filled in")
+    parser.add_argument("--dry-run", action="store_true", help="print the policies and exit")
+    parser.add_argument("--remove", action="store_true", help="delete the cluster's roles and firewall, not the bucket")
+    return parser
+
+
+def _parse(arguments: list[str] | None) -> tuple[argparse.Namespace, dict[str, Any]]:
+    """Parse the flags and the cluster file; exit with 2 and one line if one is wrong."""
+    parser = _parser()
+    given = parser.parse_args(arguments)
+    try:
+        config = yaml.safe_load(given.config.read_text())
+        given.region = given.region or config["provider"]["region"]
+        given.cluster_name = given.cluster_name or cluster_name(config["cluster_name"])
+        machine_types(config)
+    except (OSError, yaml.YAMLError, KeyError, TypeError, argparse.ArgumentTypeError) as error:
+        parser.error(f"--config {given.config} is not a cluster file: {' '.join(str(error).split())}")
+    if not re.fullmatch(r"[a-z]{2}(-[a-z]+)+-\d", given.region):
+        parser.error(f"--region {given.region!r} is not a region such as us-west-2")
+    for flag in () if given.remove else ("bucket", "ssh_from"):
+        if getattr(given, flag) is None:
+            parser.error(f"--{flag.replace('_', '-')} is needed")
+    return given, config
+
+
+def _check_owners(iam: Any, ec2: Any, s3: Any, vpc: str, cluster: Cluster, given: argparse.Namespace) -> None:
+    """Find everything that belongs to others before anything is created or changed."""
+    for role in cluster.roles.values():
+        bucket = (find_role(iam, role, cluster) or {}).get(BUCKET_TAG, given.bucket)
+        if bucket != given.bucket and not given.change_bucket:
+            raise SetupError(
+                f"cluster {cluster.name} exists and uses bucket {bucket}: use another --cluster-name for a second "
+                f"cluster, or --change-bucket to give it {given.bucket}"
+            )
+    for network in sorted(ssh_networks(find_group(ec2, vpc, cluster)) - set(given.ssh_from)):
+        print(f"SSH access from {network} ends; name all networks after --ssh-from to keep it", file=sys.stderr)
+    bucket_exists(s3, given.bucket)
+
+
+def _set_up(session: Any, given: argparse.Namespace, config: dict[str, Any], names: dict[str, Any]) -> dict[str, Any]:
+    """Create or update everything; return what exists now."""
+    ec2, s3, iam = session.client("ec2"), session.client("s3"), session.client("iam")
+    vpc, cluster = given.vpc or _default_vpc(ec2), Cluster(given.cluster_name, given.region)
+    _check_owners(iam, ec2, s3, vpc, cluster, given)
+    quotas = check(ec2, session.client("service-quotas"), config)
+    make_roles(iam, cluster, names)
+    group = make_firewall(ec2, vpc, cluster, given.ssh_from)
+    if not make_bucket(s3, given.bucket, cluster, given.update_bucket) and not given.update_bucket:
+        print(f"bucket {given.bucket} exists and stays as it is; --update-bucket protects it", file=sys.stderr)
+    gateway = make_gateway(ec2, vpc, given.region)
+    image = given.image or _newest_image(session.client("ssm"))
+    if given.write:
+        values = {"sg-0123456789abcdef0": group, "ami-0123456789abcdef0": image, "my-bucket": given.bucket}
+        values |= {config["provider"]["region"]: given.region, _ACCOUNT: names["ACCOUNT"]}
+        Path(given.write).write_text(fill_in(given.config.read_text(), values, cluster))
+    for line in quotas:
+        print(describe(line), file=sys.stderr)
+    made = {"roles": list(cluster.roles.values()), "security_group": group, "s3_gateway": gateway}
+    return made | {"image": image, "bucket": given.bucket, "quotas": quotas}
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--bucket", required=True, help="bucket for videos and outputs; created if missing")
-    parser.add_argument("--ssh-from", required=True, type=_network, help="network for SSH access, e.g. 203.0.113.7/32")
-    parser.add_argument("--region", default="us-west-2")
-    parser.add_argument("--vpc", default="", help="network of the nodes; '' for the region's default")
-    parser.add_argument("--image", default="", help="machine image; '' for AWS's newest deep-learning base")
-    parser.add_argument("--cluster-name", default="evilm", help="name of the only cluster that the policies allow")
-    parser.add_argument("--write", default="", help="save aws.yaml here with everything filled in")
-    parser.add_argument("--dry-run", action="store_true", help="print the policies and exit")
-    given = parser.parse_args(arguments)
-    names = {"BUCKET": given.bucket, "REGION": given.region, "CLUSTER": given.cluster_name}
+    given, config = _parse(arguments)
+    head, workers = machine_types(config)
+    names: dict[str, Any] = {"BUCKET": given.bucket or "", "REGION": given.region, "CLUSTER": given.cluster_name}
+    names |= {"HEAD_TYPE": [head], "WORKER_TYPES": workers}
     if given.dry_run:
-        for policy in ("launcher", *ROLES.values()):
+        for policy in ("launcher", "head", "worker"):
             print(policy, read_policy(policy, names))
         return 0
     import boto3
+    from botocore.exceptions import BotoCoreError, ClientError
 
-    session = boto3.Session(region_name=given.region)
-    ec2, s3 = session.client("ec2"), session.client("s3")
-    names["ACCOUNT"] = session.client("sts").get_caller_identity()["Account"]
-    vpc = given.vpc or _default_vpc(ec2)
-    make_roles(session.client("iam"), names)
-    group = make_firewall(ec2, vpc, given.ssh_from)
-    gateway = make_bucket(s3, ec2, vpc, given.bucket, given.region)
-    image = given.image or _newest_image(session.client("ssm"))
-    if given.write:
-        text = fill_in(group, image, given.region, given.bucket, given.cluster_name, names["ACCOUNT"])
-        Path(given.write).write_text(text)
-    made = {
-        "roles": list(ROLES),
-        "security_group": group,
-        "s3_gateway": gateway,
-        "image": image,
-        "bucket": given.bucket,
-    }
+    try:
+        session = boto3.Session(region_name=given.region)
+        names["ACCOUNT"] = session.client("sts").get_caller_identity()["Account"]
+        if given.remove:
+            ec2 = session.client("ec2")
+            cluster = Cluster(given.cluster_name, given.region)
+            gone = remove(session.client("iam"), ec2, given.vpc or _default_vpc(ec2), cluster)
+            print(json.dumps({"removed": gone}))
+            return 0
+        made = _set_up(session, given, config, names)
+    except (SetupError, BotoCoreError, ClientError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1
     print(json.dumps(made | {"launcher_policy": json.loads(read_policy("launcher", names))}))
     return 0
 

@@ -26,7 +26,7 @@ from typing import Any
 import psutil
 
 _HEAD_TYPE = "ray.head.default"  # the fake provider expects this name
-_HEAD_ID = "f" * 51 + "00000"
+HEAD_ID = "f" * 51 + "00000"
 _PROVIDER = "fake_nodes.FakeNodes"
 _FULL_STOP_S = 2
 _MEMORY = 4 << 30
@@ -66,7 +66,7 @@ def autoscaling_config(types: dict[str, Any], port: int, idle_s: float, provider
             "disable_launch_config_check": True,
             "gcs_address": f"127.0.0.1:{port}",
             "launch_multiple": True,
-            "head_node_id": _HEAD_ID,
+            "head_node_id": HEAD_ID,
         },
         "available_node_types": {_HEAD_TYPE: {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0}} | workers,
         "head_node_type": _HEAD_TYPE,
@@ -128,8 +128,8 @@ class LocalCluster:
         self._environment |= {
             "RAY_FAKE_CLUSTER": "1",
             "RAY_enable_autoscaler_v2": "1",
-            "RAY_CLOUD_INSTANCE_ID": _HEAD_ID,
-            "RAY_OVERRIDE_NODE_ID_FOR_TESTING": _HEAD_ID,
+            "RAY_CLOUD_INSTANCE_ID": HEAD_ID,
+            "RAY_OVERRIDE_NODE_ID_FOR_TESTING": HEAD_ID,
             "EVILM_PRETEND_GPUS": "1",
             "EVILM_FAKE_NODES": str(self.folder / "n"),
             "AUTOSCALER_UPDATE_INTERVAL_S": "1",
@@ -218,7 +218,10 @@ def protect() -> str:
     mode = os.environ.setdefault("RAY_AUTH_MODE", "token")
     if mode == "token":
         command = [Path(sys.executable).with_name("ray"), "get-auth-token", "--generate"]  # keeps an existing one
-        subprocess.run(command, check=True, capture_output=True)
+        subprocess.run(command, check=True, capture_output=True, umask=0o077)
+        token = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or "~/.ray/auth_token").expanduser()
+        if "RAY_AUTH_TOKEN" not in os.environ and token.is_file():
+            token.chmod(0o600)  # Ray itself creates it for everybody to read
     return mode
 
 

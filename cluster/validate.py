@@ -4,8 +4,9 @@
     python cluster/validate.py my-aws.yaml
     python cluster/validate.py --crds kuberay/ray-operator/config/crd/bases cluster/kuberay/cluster.yaml
 
-Prints one line per problem, and exits with 1 if there is any. It can't check if images, networks, roles and buckets
-exist, and if the cloud has such machines available.
+Prints one line per problem and exits with 1 if there is an error; remarks, such as nodes that cost money all the time,
+do not change the exit code. It can't check if images, networks, roles and buckets exist, and if the cloud has such
+machines available.
 """
 
 import argparse
@@ -14,7 +15,7 @@ import sys
 from pathlib import Path
 
 import yaml
-from checks import iam, image, kube, vm
+from checks import Remark, iam, image, kube, vm
 
 HERE = Path(__file__).parent
 _BY_FIELD = {
@@ -31,7 +32,7 @@ def files() -> list[Path]:
 
 
 def check(path: Path, crds: Path | None = None) -> list[str]:
-    """Check a file of a kind recognised by its content, and return one line per problem."""
+    """Check a file of a kind recognised by its content; return one line per error or `Remark`."""
     try:
         if path.suffix == ".json":
             return iam.check(path)
@@ -58,12 +59,15 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("files", nargs="*", type=Path, help="files to check; default: all files of this folder")
     parser.add_argument("--crds", type=Path, help="folder of KubeRay's definitions (ray.io_rayclusters.yaml, ...)")
     given = parser.parse_args(arguments)
-    faults = 0
+    errors = 0
     for path in given.files or files():
         problems = check(path, given.crds)
-        faults += len(problems)
-        print(f"{path}: {'ok' if not problems else ''}", *problems, sep="\n  " if problems else "")
-    return 1 if faults else 0
+        wrong = sum(not isinstance(problem, Remark) for problem in problems)
+        errors += wrong
+        print(f"{path}: {f'{wrong} errors' if wrong else 'ok'}")
+        for problem in problems:
+            print(f"  {'remark' if isinstance(problem, Remark) else 'error'}: {problem}")
+    return 1 if errors else 0
 
 
 if __name__ == "__main__":

@@ -3,6 +3,8 @@
 import re
 from typing import Any
 
+from checks import Remark
+
 _LINE = re.compile(r"^# +(\w+) +(\d+) x (\S+) +at ([\d.]+) += +([\d.]+)", re.MULTILINE)
 _NUMBER = r"\d+(?:\.\d+)?"
 _SUM = re.compile(rf"((?:{_NUMBER} [+x] )+{_NUMBER}) = ({_NUMBER})")
@@ -14,8 +16,8 @@ def machine(node_config: dict[str, Any]) -> str:
     return str(node_config.get("InstanceType") or node_config.get("machineType") or azure.get("vmSize"))
 
 
-def check_cost(text: str, types: dict[str, Any], head: str) -> list[str]:
-    """Check the table of costs and return the problems: unknown nodes, counts, machine types, sums."""
+def check_cost(text: str, types: dict[str, Any], head: str) -> list[Remark]:
+    """Check the table of costs and return remarks: unknown nodes, counts, machine types, sums."""
     problems, seen = [], set()
     for name, count, kind, price, product in _LINE.findall(text):
         seen.add(name)
@@ -35,4 +37,4 @@ def check_cost(text: str, types: dict[str, Any], head: str) -> list[str]:
         value = sum(numbers) if "+" in terms else numbers[0] * numbers[1]
         if abs(value - float(total)) > 0.006:
             problems.append(f"cost: {terms} is not {total}")
-    return problems
+    return [Remark(problem) for problem in problems]

@@ -15,6 +15,8 @@ import yaml
 
 from checks.commands import check_commands, check_files, comments
 from checks.image import ray_version
+from checks.kustomize import KINDS, check_kustomization, check_network
+from checks.pods import check_pod
 
 RAY_KINDS = {"RayCluster": 53, "RayJob": 47}
 """Kinds of KubeRay with the maximum length of their names."""
@@ -23,7 +25,6 @@ _RUNTIME_ENV = {"env_vars", "working_dir", "py_modules", "py_executable", "exclu
 _GPU = "nvidia.com/gpu"
 _LOGS = "ray-logs"
 """Name of the volume that the operator mounts in its own containers, such as the autoscaler."""
-_RAY_IMAGES = {"cpu": "evilm:0.1.0-cpu", "gpu": "evilm:0.1.0-gpu"}
 
 
 def check(path: Path, crds: Path | None = None) -> list[str]:
@@ -33,7 +34,10 @@ def check(path: Path, crds: Path | None = None) -> list[str]:
     for document in yaml.safe_load_all(text):
         kind = document.get("kind", "?") if isinstance(document, dict) else "?"
         name = document.get("metadata", {}).get("name", "?") if isinstance(document, dict) else "?"
-        problems += [f"{kind} {name}: {problem}" for problem in _document(document, kind, crds)]
+        if kind in KINDS:
+            problems += [f"{kind}: {problem}" for problem in check_kustomization(document, path.parent)]
+        else:
+            problems += [f"{kind} {name}: {problem}" for problem in _document(document, kind, crds)]
     return problems + check_commands(comments(text)) + check_files(text)
 
 
@@ -51,11 +55,17 @@ def _document(document: Any, kind: str, crds: Path | None) -> Iterator[str]:
         labels = document["spec"]["selector"]["matchLabels"]
         if labels.items() - template["metadata"]["labels"].items():
             yield "spec.selector does not select the pods of spec.template"
+        yield from check_pod(template["spec"])
     elif kind == "PrometheusRule":
         yield from check_alerts(document["spec"])
     elif kind == "PodMonitor":
-        if document["spec"]["selector"]["matchLabels"].get("ray.io/cluster") != "evilm":
-            yield "spec.selector does not select the pods of the cluster evilm"
+        if document["spec"]["selector"] != {"matchLabels": {"ray.io/is-ray-node": "yes"}}:
+            yield "spec.selector must be ray.io/is-ray-node: a name does not select clusters that jobs create"
+    elif kind == "ServiceAccount":
+        if document.get("automountServiceAccountToken") is not False:
+            yield "automountServiceAccountToken must be false: jobs could use the account's rights"
+    elif kind == "NetworkPolicy":
+        yield from check_network(document["spec"])
     elif kind != "Service":
         yield f"kind {kind!r} is not supported by these checks"
 
@@ -186,7 +196,13 @@ def _ray_cluster(spec: dict[str, Any]) -> Iterator[str]:
     yield from _fault_tolerance(spec)
     if spec["headGroupSpec"].get("rayStartParams", {}).get("num-cpus") != "0":
         yield 'headGroupSpec.rayStartParams.num-cpus must be "0": tasks could overload the head'
+    accounts = [group["template"]["spec"].get("serviceAccountName", "default") for _, group in groups]
+    if accounts[0] in accounts[1:] or "default" in accounts:
+        yield "serviceAccountName: head and workers need accounts of their own; the head's may delete pods"
+    autoscaler = {"name": "autoscaler", **{name: options.get(name, {}) for name in ("securityContext", "resources")}}
     for name, group in groups:
+        added = [autoscaler] if name == "head" and scales else []
+        yield from (f"{name}: {problem}" for problem in check_pod(group["template"]["spec"], added))
         yield from (f"{name}: {problem}" for problem in _group(group, scales, options.get("version") == "v2"))
 
 
@@ -233,12 +249,6 @@ def _group(group: dict[str, Any], scales: bool, v2: bool) -> Iterator[str]:
 def _containers(pod: dict[str, Any]) -> Iterator[str]:
     volumes = {volume["name"] for volume in pod.get("volumes", [])}
     for container in pod["containers"]:
-        sizes = container.get("resources", {})
-        if sizes.get("requests") != sizes.get("limits") or not sizes.get("limits"):
-            yield f"{container['name']}: set requests and limits to equal values; Ray uses the limits"
-        wanted = "gpu" if _GPU in sizes.get("limits", {}) else "cpu"
-        if not container["image"].endswith(f"-{wanted}"):
-            yield f"{container['name']}: image {container['image']} is not the one for {wanted}"
         for mount in container.get("volumeMounts", []):
             if mount.get("mountPath") == "/tmp/ray" and mount["name"] != _LOGS:
                 yield f"{container['name']}: the volume of /tmp/ray must be called {_LOGS}: the autoscaler needs it"

@@ -1,19 +1,19 @@
 """Check files for `ray up`: Ray's own schema first, then errors that it accepts but that break clusters."""
 
 import copy
-import json
 import logging
 import re
 from collections.abc import Iterator
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from checks import Remark, prefixed
 from checks.commands import check_commands, check_files, comments
 from checks.cost import check_cost
 from checks.image import INSTALLED, ray_version
+from checks.vm_nodes import check_node, check_zones, cloud
 
 # Ray fills in missing keys with values for other software, some of which are wrong for us.
 _SPELLED_OUT = (
@@ -28,11 +28,6 @@ _PROVIDER_KEYS = {
     | {"msi_resource_group", "use_internal_ips", "use_external_head_ip", "subnet_mask", "unique_id"},
 }
 _PROVIDER_NEEDS = {"aws": {"region"}, "gcp": {"region", "project_id"}, "azure": {"location", "resource_group"}}
-_GCP_KEYS = {
-    "machineType": str, "disks": list, "scheduling": dict, "serviceAccounts": list, "tags": dict, "metadata": dict,
-    "labels": dict, "networkInterfaces": list, "guestAccelerators": list,
-}  # fmt: skip
-_GCP_SCHEDULING = {"provisioningModel", "instanceTerminationAction", "onHostMaintenance", "automaticRestart"}
 
 
 def check(path: Path) -> list[str]:
@@ -44,15 +39,10 @@ def check(path: Path) -> list[str]:
         return problems  # the other checks need these keys
     types, head = config["available_node_types"], config["head_node_type"]
     problems += [*_provider(config["provider"]), *_nodes(config, types, head), *_commands(config, types)]
-    for name, settings in types.items():
-        problems += [f"{name}: {problem}" for problem in _node_config(cloud(config), settings["node_config"])]
+    problems += check_zones(config["provider"], cloud(config))
+    for name in types:
+        problems += [prefixed(name, problem) for problem in check_node(config, name)]
     return problems + check_cost(text, types, head) + check_commands(comments(text)) + check_files(text)
-
-
-def cloud(config: dict[str, Any]) -> str:
-    """Return aws, gcp or azure; our own provider is AWS's."""
-    kind = str(config["provider"].get("type"))
-    return "aws" if kind == "external" else kind
 
 
 def _missing(config: Any) -> Iterator[str]:
@@ -90,7 +80,7 @@ def _provider(provider: dict[str, Any]) -> Iterator[str]:
     for name in _PROVIDER_NEEDS[kind] - set(provider):
         yield f"provider.{name} is missing"
     if provider.get("cache_stopped_nodes", True):
-        yield "provider.cache_stopped_nodes: stopped nodes keep their disks, which cost money; use false"
+        yield Remark("provider.cache_stopped_nodes: stopped nodes keep their disks, which cost money; use false")
     if provider["type"] == "external" and provider.get("module") != "evilm.cloud.SpotFirst":
         yield f"provider.module {provider.get('module')!r} is not evilm.cloud.SpotFirst"
 
@@ -100,30 +90,28 @@ def _nodes(config: dict[str, Any], types: dict[str, Any], head: str) -> Iterator
     if types[head]["resources"].get("CPU") != 0 or types[head]["resources"].get("GPU"):
         yield f"{head}: the head must offer no CPU and no GPU: tasks could overload it"
     if is_spot(types[head]["node_config"]):
-        yield f"{head}: preemption of a spot head ends the whole cluster"
+        yield Remark(f"{head}: preemption of a spot head ends the whole cluster")
     for name, settings in workers.items():
         low, high = settings.get("min_workers", 0), settings.get("max_workers", 0)
         if low > high:
             yield f"{name}: min_workers {low} is more than max_workers {high}"
         if low:
-            yield f"{name}: min_workers {low} nodes cost money all the time"
+            yield Remark(f"{name}: min_workers {low} nodes cost money all the time")
         if high > config["max_workers"]:
             yield f"{name}: max_workers {high} is more than the cluster's {config['max_workers']}"
         if not settings["resources"].get("CPU"):
             yield f"{name}: resources without CPU are never requested"
     if config["max_workers"] < sum(settings.get("max_workers", 0) for settings in workers.values()):
-        yield "max_workers is less than the groups' together: one could starve the others"
+        yield Remark("max_workers is less than the groups' together: one could starve the others")
     gpu = [settings for settings in workers.values() if settings["resources"].get("GPU")]
     if not gpu:
-        yield "no node type offers a GPU; resources: {GPU: 1} is missing"
-    if not any(is_spot(settings["node_config"]) for settings in gpu):
-        yield "no GPU node type is spot"
+        yield Remark("no node type offers a GPU: trainings run on CPUs; resources: {GPU: 1} is missing")
+    if gpu and not any(is_spot(settings["node_config"]) for settings in gpu):
+        yield Remark("no GPU node type is spot, which costs less than half")
     falls_back = config["provider"]["type"] == "external"
-    if not falls_back and all(is_spot(settings["node_config"]) for settings in gpu):
-        yield "no GPU node type is on-demand, needed without spot capacity"
+    if gpu and not falls_back and all(is_spot(settings["node_config"]) for settings in gpu):
+        yield Remark("no GPU node type is on-demand, needed without spot capacity")
     for settings in gpu:
-        if not settings.get("docker", {}).get("worker_image", "").endswith("-gpu"):
-            yield "a GPU node type does not use the image for GPUs"
         if "torch.cuda.is_available()" not in " ".join(settings.get("worker_setup_commands", [])):
             yield "a GPU node type's worker_setup_commands do not check that torch can use the GPU"
 
@@ -148,6 +136,7 @@ def _commands(config: dict[str, Any], types: dict[str, Any]) -> Iterator[str]:
         yield f"setup_commands do not check that ray.__version__ == '{ray_version()}', as in constraints.txt"
     if any(INSTALLED not in " ".join(commands) for commands in [config["setup_commands"], *own]):
         yield f"setup_commands do not check {INSTALLED}: an image with an empty package would pass"
+    gpus = any(settings["resources"].get("GPU") for settings in types.values())
     head, worker = " ".join(config["head_start_ray_commands"]), " ".join(config["worker_start_ray_commands"])
     if "--autoscaling-config" not in head:
         yield "head_start_ray_commands: without --autoscaling-config no node is ever started"
@@ -159,6 +148,11 @@ def _commands(config: dict[str, Any], types: dict[str, Any]) -> Iterator[str]:
         yield "docker.run_options: --env RAY_AUTH_MODE=token is missing; without tokens anyone can run jobs"
     if "/home/ray/.ray/auth_token" not in config["file_mounts"]:
         yield "file_mounts: /home/ray/.ray/auth_token is missing; with RAY_AUTH_MODE=token Ray would not start"
+    if gpus and "--env NVIDIA_VISIBLE_DEVICES=all" not in docker.get("run_options", []):
+        yield "docker.run_options: --env NVIDIA_VISIBLE_DEVICES=all is missing; containers would not see their GPUs"
+    if "spot_watch.py" in worker and not re.search(r"until python \S*spot_watch\.py [^;]*; do sleep \d+; done", worker):
+        yield "worker_start_ray_commands: spot_watch.py is not started again: use until python …; do sleep 5; done"
+    yield from _token_file(Path(str(config["file_mounts"].get("/home/ray/.ray/auth_token", ""))).expanduser())
     for name, settings in types.items():
         yield from _before_docker(name, settings, config)
     for target, source in config["file_mounts"].items():
@@ -166,6 +160,12 @@ def _commands(config: dict[str, Any], types: dict[str, Any]) -> Iterator[str]:
             yield f"file_mounts: {target} must be a path on the node"
         if not str(source).startswith("~") and not Path(source).exists():
             yield f"file_mounts: {source} does not exist"
+
+
+def _token_file(path: Path) -> Iterator[str]:
+    """Check that only its owner can read the token; the nodes' copies have the same mode."""
+    if path.is_file() and path.stat().st_mode & 0o077:
+        yield f"{path} can be read by others: chmod 600 {path}"
 
 
 def _before_docker(name: str, settings: dict[str, Any], config: dict[str, Any]) -> Iterator[str]:
@@ -180,87 +180,3 @@ def _before_docker(name: str, settings: dict[str, Any], config: dict[str, Any]) 
         yield f"{name}: initialization_commands do not wait until nvidia-smi runs; the driver is still being installed"
     if config["provider"]["type"] == "azure" and "usermod -aG docker" not in told:
         yield f"{name}: initialization_commands do not put the user into the group docker"
-
-
-def _node_config(kind: str, node: dict[str, Any]) -> Iterator[str]:
-    if kind == "aws":
-        yield from _aws_node(node)
-    elif kind == "gcp":
-        yield from _gcp_node(node)
-    elif kind == "azure":
-        yield from _azure_node(node)
-
-
-def _aws_node(node: dict[str, Any]) -> Iterator[str]:
-    """Check the request that starts the node against Amazon's own description."""
-    from botocore.validate import ParamValidator
-
-    shape = _run_instances()
-    request = {name: value for name, value in node.items() if name != "SubnetIds"} | {"MinCount": 1, "MaxCount": 1}
-    report = ParamValidator().validate(request, shape)
-    if report.has_errors():
-        yield " ".join(report.generate_report().split())
-        return
-    yield from _enums(request, shape, "")
-    for name in ("InstanceType", "ImageId", "SecurityGroupIds", "IamInstanceProfile"):
-        if name not in node:
-            yield f"{name} is missing; Ray would choose one"
-    if not re.fullmatch(r"ami-[0-9a-f]{8,17}", str(node.get("ImageId"))):
-        yield f"ImageId {node.get('ImageId')!r} is not a machine image"
-    if node.get("MetadataOptions", {}).get("HttpTokens") != "required":
-        yield "MetadataOptions.HttpTokens must be required, so that pages fetched by a job can't read credentials"
-
-
-@lru_cache
-def _run_instances() -> Any:
-    """Load Amazon's description of a request for nodes."""
-    import botocore.session
-
-    return botocore.session.get_session().get_service_model("ec2").operation_model("RunInstances").input_shape
-
-
-def _enums(value: Any, shape: Any, where: str) -> Iterator[str]:
-    """Find values that Amazon's description does not list."""
-    if shape.type_name == "structure":
-        for name, inner in value.items():
-            yield from _enums(inner, shape.members[name], f"{where}.{name}".strip("."))
-    elif shape.type_name == "list":
-        for inner in value:
-            yield from _enums(inner, shape.member, where)
-    elif getattr(shape, "enum", None) and value not in shape.enum:
-        yield f"{where} = {value!r} is not known to EC2"
-
-
-def _gcp_node(node: dict[str, Any]) -> Iterator[str]:
-    for name, value in node.items():
-        if name not in _GCP_KEYS:
-            yield f"{name} is not a known field of an instance: {', '.join(_GCP_KEYS)}"
-        elif not isinstance(value, _GCP_KEYS[name]):
-            yield f"{name} must be a {'mapping' if _GCP_KEYS[name] is dict else _GCP_KEYS[name].__name__}"
-    scheduling = node.get("scheduling", {})
-    for name in set(scheduling) - _GCP_SCHEDULING if isinstance(scheduling, dict) else ():
-        yield f"scheduling.{name} is not a known field: {', '.join(sorted(_GCP_SCHEDULING))}"
-    for name in ("machineType", "disks", "serviceAccounts"):
-        if name not in node:
-            yield f"{name} is missing"
-    if str(node.get("machineType")).startswith(("g2-", "a2-", "a3-")) and (
-        not isinstance(scheduling, dict) or scheduling.get("onHostMaintenance") != "TERMINATE"
-    ):
-        yield "scheduling.onHostMaintenance must be TERMINATE on a machine with a GPU"
-
-
-def _azure_node(node: dict[str, Any]) -> Iterator[str]:
-    """Check that the parameters exist in Ray's own template of a machine."""
-    import ray.autoscaler._private._azure as azure
-
-    template = json.loads((Path(str(azure.__file__)).parent / "azure-vm-template.json").read_text())["parameters"]
-    kinds = {"string": str, "int": int, "object": dict, "bool": bool, "array": list}
-    for name in set(node) - {"azure_arm_parameters", "tags"}:
-        yield f"{name}: Ray ignores it; settings of the machine go below azure_arm_parameters"
-    for name, value in node.get("azure_arm_parameters", {}).items():
-        if name != "availability_zone" and name not in template:
-            yield f"azure_arm_parameters.{name} is not a parameter of Ray's template: {', '.join(sorted(template))}"
-        elif name in template and not isinstance(value, kinds.get(template[name]["type"], object)):
-            yield f"azure_arm_parameters.{name} must be of type {template[name]['type']}"
-    if "vmSize" not in node.get("azure_arm_parameters", {}):
-        yield "azure_arm_parameters.vmSize is missing"

@@ -2,7 +2,7 @@
 
 import copy
 import json
-from collections.abc import Iterator
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,40 +11,17 @@ import boto3
 import pytest
 import yaml
 from botocore.exceptions import ClientError
-from moto import mock_aws
 from moto.core import set_initial_no_auth_action_count
 from ray.autoscaler._private.aws import utils
 from ray.autoscaler._private.util import prepare_config, validate_config
+from ray.autoscaler.node_launch_exception import NodeLaunchException
 
 from evilm.cloud import SpotFirst
 
-REGION, BUCKET = "us-west-2", "evilm-test"
-NAMES = {"BUCKET": BUCKET, "REGION": REGION, "ACCOUNT": "123456789012", "CLUSTER": "evilm"}
+BUCKET = "evilm-test"
+NAMES: dict[str, Any] = {"BUCKET": BUCKET, "REGION": "us-west-2", "ACCOUNT": "123456789012", "CLUSTER": "evilm"}
+NAMES |= {"HEAD_TYPE": ["m5.2xlarge"], "WORKER_TYPES": ["c6i.4xlarge", "g5.2xlarge"]}
 WORKERS = ("cpu", "gpu")
-
-
-@pytest.fixture
-def account(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
-    """An account in which aws_setup.py has run; the file that it wrote. Ray's cached clients are forgotten."""
-    for name, value in {
-        "AWS_ACCESS_KEY_ID": "testing",
-        "AWS_SECRET_ACCESS_KEY": "testing",
-        "AWS_DEFAULT_REGION": REGION,
-        "HOME": str(tmp_path),  # Ray puts the key pair there
-    }.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.delenv("AWS_ENDPOINT_URL", raising=False)
-    for cached in (utils.resource_cache, utils.client_cache):
-        cached.cache_clear()
-    with mock_aws():
-        image = boto3.client("ec2").describe_images(Owners=["amazon"])["Images"][0]["ImageId"]
-        written = tmp_path / "my-aws.yaml"
-        given = ["--bucket", BUCKET, "--ssh-from", "203.0.113.7/32", "--image", image, "--write", str(written)]
-        assert aws_setup.main(given) == 0
-        yield written
-    boto3.DEFAULT_SESSION = None
-    for cached in (utils.resource_cache, utils.client_cache):
-        cached.cache_clear()
 
 
 def _ready_config(path: Path) -> dict[str, Any]:
@@ -74,57 +51,6 @@ def _keys(policy: str) -> dict[str, str]:
     iam.put_user_policy(UserName=policy, PolicyName="evilm", PolicyDocument=json.dumps(document))
     key = iam.create_access_key(UserName=policy)["AccessKey"]
     return {"aws_access_key_id": key["AccessKeyId"], "aws_secret_access_key": key["SecretAccessKey"]}
-
-
-def test_setup_creates_what_the_file_names_and_can_be_repeated(account: Path) -> None:
-    assert aws_setup.main(["--bucket", BUCKET, "--ssh-from", "198.51.100.0/24", "--image", "ami-12345678"]) == 0
-    config = _ready_config(account)
-    node = config["available_node_types"]["head"]["node_config"]
-    ec2, iam = boto3.client("ec2"), boto3.client("iam")
-    (group,) = ec2.describe_security_groups(GroupIds=node["SecurityGroupIds"])["SecurityGroups"]
-    opened = [entry["CidrIp"] for rule in group["IpPermissions"] for entry in rule["IpRanges"]]
-    assert opened == ["198.51.100.0/24"]  # the second run's, and nothing for the whole world
-    for settings in config["available_node_types"].values():
-        profile = settings["node_config"]["IamInstanceProfile"]["Name"]
-        (role,) = iam.get_instance_profile(InstanceProfileName=profile)["InstanceProfile"]["Roles"]
-        assert role["RoleName"] == profile
-    (gateway,) = ec2.describe_vpc_endpoints()["VpcEndpoints"]
-    assert gateway["ServiceName"] == f"com.amazonaws.{REGION}.s3"
-    assert all(boto3.client("s3").get_public_access_block(Bucket=BUCKET)["PublicAccessBlockConfiguration"].values())
-
-
-def test_cluster_name_and_region_reach_file_and_policies(account: Path) -> None:
-    written = account.with_name("mine.yaml")
-    given = ["--bucket", BUCKET, "--ssh-from", "198.51.100.0/24", "--image", "ami-12345678", "--write", str(written)]
-    assert aws_setup.main([*given, "--cluster-name", "mine"]) == 0
-    config = yaml.safe_load(written.read_text())
-    assert config["cluster_name"] == "mine"
-    number = boto3.client("sts").get_caller_identity()["Account"]
-    assert config["docker"]["image"].startswith(f"{number}.dkr.ecr.{REGION}.")
-    assert f"{number}.dkr.ecr.{REGION}." in config["initialization_commands"][0]
-    elsewhere = yaml.safe_load(aws_setup.fill_in("sg-1", "ami-1", "eu-west-1", "b", "mine", "999999999999"))
-    image = elsewhere["available_node_types"]["gpu"]["docker"]["worker_image"]
-    assert image == "999999999999.dkr.ecr.eu-west-1.amazonaws.com/evilm:0.1.0-gpu"
-    policy = boto3.client("iam").get_role_policy(RoleName="evilm-head", PolicyName="evilm")["PolicyDocument"]
-    named = {s["Condition"]["StringEquals"].get("aws:RequestTag/ray-cluster-name") for s in policy["Statement"][:1]}
-    assert named == {"mine"}
-
-
-def test_setup_rejects_ssh_from_everywhere(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        aws_setup.main(["--bucket", BUCKET, "--ssh-from", "0.0.0.0/0", "--dry-run"])
-    assert "--ssh-from" in capsys.readouterr().err
-
-
-def test_policies_allow_the_instance_types_of_the_file() -> None:
-    types = yaml.safe_load((aws_setup.HERE / "aws.yaml").read_text())["available_node_types"]
-    sizes = {name: settings["node_config"]["InstanceType"] for name, settings in types.items()}
-    allowed = {
-        policy: json.loads((aws_setup.HERE / "iam" / f"{policy}.json").read_text())["Statement"][0]["Condition"]
-        for policy in ("head", "launcher")
-    }
-    assert set(allowed["head"]["StringEquals"]["ec2:InstanceType"]) == {sizes[name] for name in WORKERS}
-    assert allowed["launcher"]["StringEquals"]["ec2:InstanceType"] == sizes["head"]
 
 
 def test_policies_are_sufficient_and_minimal_for_rays_provider(account: Path) -> None:
@@ -166,29 +92,96 @@ def test_policies_are_sufficient_and_minimal_for_rays_provider(account: Path) ->
     with_rights_checked()
 
 
-def test_gpu_nodes_fall_back_from_spot_to_on_demand(account: Path) -> None:
-    config = _bootstrap(_ready_config(account))
-    gpu = config["available_node_types"]["gpu"]["node_config"]
+SCARCE, ELSEWHERE = "InsufficientInstanceCapacity", "Unsupported"
 
-    def start() -> list[str]:
-        provider = SpotFirst(config["provider"], "evilm")
-        made = provider.create_node_with_resources_and_labels(gpu, _tags("worker", "gpu"), 2, {}, {})
-        found = boto3.client("ec2").describe_instances(InstanceIds=list(made))["Reservations"]
-        return [node.get("InstanceLifecycle", "on-demand") for entry in found for node in entry["Instances"]]
 
-    assert set(start()) == {"spot"}
-    asked = []
+def _refuse_spot(codes: list[str]) -> list[str]:
+    """Let EC2 refuse spot with one code per zone, in the order of trying; gives the markets of all requests."""
+    asked: list[str] = []
+    zones: list[str] = []
 
-    def refuse_spot(params: dict[str, Any], **_: Any) -> None:
+    class Refused:
+        status_code = 400
+
+    def answer(params: dict[str, Any], **_: Any) -> Any:
         spot = "InstanceMarketOptions.MarketType" in params["body"]
-        asked.append(spot)
-        if spot:
-            answer = {"Error": {"Code": "InsufficientInstanceCapacity", "Message": "There is no Spot capacity"}}
-            raise ClientError(answer, "RunInstances")
+        asked.append("spot" if spot else "on-demand")
+        if not spot:
+            return None  # moto answers
+        zone = params["body"]["SubnetId"]
+        if zone not in zones:
+            zones.append(zone)
+        code = codes[zones.index(zone) % len(codes)]
+        return Refused(), {"Error": {"Code": code, "Message": "refused"}, "ResponseMetadata": {"HTTPStatusCode": 400}}
 
     utils.resource_cache.cache_clear()
     boto3.setup_default_session()
-    boto3.DEFAULT_SESSION.events.register("before-call.ec2.RunInstances", refuse_spot)
-    assert set(start()) == {"on-demand"}
-    assert asked.count(True) >= 3  # every zone was tried for spot
-    assert asked.count(False) == 1
+    boto3.DEFAULT_SESSION.events.register("before-call.ec2.RunInstances", answer)
+    return asked
+
+
+def _start_gpus(config: dict[str, Any]) -> set[str]:
+    """Start two GPU nodes; gives their markets."""
+    provider = SpotFirst(config["provider"], "evilm")
+    node = config["available_node_types"]["gpu"]["node_config"]
+    made = provider.create_node_with_resources_and_labels(node, _tags("worker", "gpu"), 2, {}, {})
+    found = boto3.client("ec2").describe_instances(InstanceIds=list(made or {}))["Reservations"]
+    return {node.get("InstanceLifecycle", "on-demand") for entry in found for node in entry["Instances"]}
+
+
+@pytest.mark.parametrize(
+    "codes",
+    [[SCARCE] * 3, [SCARCE, ELSEWHERE, ELSEWHERE], [ELSEWHERE, SCARCE, ELSEWHERE], [ELSEWHERE, ELSEWHERE, SCARCE]],
+    ids=["every zone", "the first zone", "the second zone", "the third zone"],
+)
+def test_gpu_nodes_fall_back_to_on_demand_if_any_zone_lacks_spot(account: Path, codes: list[str]) -> None:
+    config = _bootstrap(_ready_config(account))
+    assert _start_gpus(config) == {"spot"}
+    asked = _refuse_spot(codes)
+    assert _start_gpus(config) == {"on-demand"}
+    assert asked.count("spot") >= 3  # every zone was tried for spot
+    assert asked.count("on-demand") == 1
+
+
+def test_other_errors_of_spot_are_not_paid_for_with_on_demand(account: Path) -> None:
+    config = _bootstrap(_ready_config(account))
+    asked = _refuse_spot(["InvalidParameterValue", ELSEWHERE, ELSEWHERE])
+    with pytest.raises(NodeLaunchException):
+        _start_gpus(config)
+    assert "on-demand" not in asked
+
+
+def test_nodes_are_not_started_for_ever_if_their_set_up_fails(account: Path) -> None:
+    config = _bootstrap(_ready_config(account))
+    cpu = config["available_node_types"]["cpu"]["node_config"]
+    provider = SpotFirst(config["provider"], "evilm")
+
+    def start(provider: SpotFirst, name: str = "cpu") -> list[str]:
+        return list(provider.create_node_with_resources_and_labels(cpu, _tags("worker", name), 1, {}, {}) or {})
+
+    for _ in range(3):
+        (node,) = start(provider)
+        assert node in provider.non_terminated_nodes({})
+        provider.set_node_tags(node, {"ray-node-status": "update-failed"})  # as Ray's updater does
+        provider.terminate_node(node)
+    with pytest.raises(NodeLaunchException, match=r"the set-up of 3 nodes of type cpu failed; fix it and run `ray up`"):
+        start(provider)
+    assert start(provider, "gpu")  # another type may work
+    time.sleep(1.1)  # EC2's times are in seconds
+    assert start(SpotFirst(config["provider"], "evilm"))  # after the next `ray up`
+
+
+def test_a_node_with_eight_gpus_is_started_once_it_is_allowed(account: Path, tmp_path: Path) -> None:
+    allowed = tmp_path / "eight.yaml"
+    allowed.write_text(account.read_text().replace("    max_workers: 0\n", "    max_workers: 1\n"))
+    given = ["--config", str(allowed), "--bucket", BUCKET, "--ssh-from", "203.0.113.7/32", "--image", "ami-12345678"]
+    assert aws_setup.main(given) == 0
+    policy = boto3.client("iam").get_role_policy(RoleName="evilm-head", PolicyName="evilm")["PolicyDocument"]
+    assert "g5.48xlarge" in policy["Statement"][0]["Condition"]["StringEquals"]["ec2:InstanceType"]
+    config = _bootstrap(_ready_config(allowed))
+    assert config["available_node_types"]["gpu8"]["resources"]["GPU"] == 8
+    provider = SpotFirst(config["provider"], "evilm")
+    node = config["available_node_types"]["gpu8"]["node_config"]
+    (made,) = provider.create_node_with_resources_and_labels(node, _tags("worker", "gpu8"), 1, {}, {}) or {}
+    (started,) = boto3.client("ec2").describe_instances(InstanceIds=[made])["Reservations"][0]["Instances"]
+    assert (started["InstanceType"], started["InstanceLifecycle"]) == ("g5.48xlarge", "spot")

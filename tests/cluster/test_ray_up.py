@@ -1,5 +1,6 @@
 """`ray up cluster/aws.yaml` and the autoscaler it starts, against an EC2 that moto plays and machines that only log."""
 
+import contextlib
 import os
 import stat
 import subprocess
@@ -18,11 +19,13 @@ from moto.server import ThreadedMotoServer
 from ray.autoscaler._private.aws import utils
 
 RAY = Path(sys.executable).with_name("ray")
-# Says of every container that it runs once it was started, and writes down what was asked of it.
+# Says of every container that it runs once it was started, and writes down what was asked of it. Set-up commands fail
+# if the file {broken} exists.
 STUB = """#!/bin/sh
 for last; do :; done
 echo "$(basename "$0") $*" >> {log}
 case "$last" in
+  *"import evilm"*) test ! -e {broken} || exit 1 ;;
   *"docker inspect"*State.Running*) grep -q "docker run" {log} && echo true || echo false ;;
   *"docker inspect"*) echo "{{}}" ;;
   *"command -v docker"*) echo docker ;;
@@ -43,7 +46,7 @@ def cloud(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[dict[str,
     log.touch()
     for name in ("ssh", "scp", "rsync"):
         stub = stubs / name
-        stub.write_text(STUB.format(log=log))
+        stub.write_text(STUB.format(log=log, broken=tmp_path / "broken"))
         stub.chmod(stub.stat().st_mode | stat.S_IEXEC)
     (tmp_path / ".ray").mkdir()
     (tmp_path / ".ray" / "auth_token").write_text("0123456789abcdef0123456789abcdef")
@@ -63,7 +66,7 @@ def cloud(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[dict[str,
     path = tmp_path / "my-aws.yaml"
     given = ["--bucket", "evilm-up", "--ssh-from", "203.0.113.7/32", "--image", image, "--write", str(path)]
     assert aws_setup.main(given) == 0
-    yield {"path": path, "log": log, "ec2": boto3.client("ec2")}
+    yield {"path": path, "log": log, "broken": tmp_path / "broken", "ec2": boto3.client("ec2")}
     server.stop()
 
 
@@ -92,7 +95,8 @@ def test_ray_up_starts_a_protected_head_and_ray_down_stops_it(cloud: dict[str, A
     assert (head["size"], head["market"], head["ray-node-status"]) == ("m5.2xlarge", "on-demand", "up-to-date")
     told = cloud["log"].read_text()
     (run,) = [line for line in told.splitlines() if "docker run" in line]
-    assert "evilm:0.1.0-cpu" in run
+    assert "evilm:0.1.0" in run
+    assert "NVIDIA_VISIBLE_DEVICES=all" in run
     assert "RAY_AUTH_MODE=token" in run
     assert "--ulimit nofile=65536:65536" in run
     (start,) = [line for line in told.splitlines() if "ray start --head" in line]
@@ -105,9 +109,9 @@ def test_ray_up_starts_a_protected_head_and_ray_down_stops_it(cloud: dict[str, A
     assert _machines(cloud["ec2"]) == []
 
 
-@pytest.mark.long
-def test_autoscaler_starts_the_machines_the_work_needs(cloud: dict[str, Any]) -> None:
-    import ray
+@contextlib.contextmanager
+def _autoscaled(cloud: dict[str, Any], work: str) -> Iterator[LocalCluster]:
+    """A head on this machine whose autoscaler starts machines of the simulated EC2, and a driver that asks for them."""
     from ray.autoscaler._private.util import prepare_config
 
     from evilm.cloud import SpotFirst
@@ -120,20 +124,30 @@ def test_autoscaler_starts_the_machines_the_work_needs(cloud: dict[str, Any]) ->
     (head,) = provider.create_node(config["available_node_types"]["head"]["node_config"], tags, 1)
     environment = {"RAY_CLOUD_INSTANCE_ID": head, "RAY_NODE_TYPE_NAME": "head", "RAY_OVERRIDE_NODE_ID_FOR_TESTING": ""}
     cluster = LocalCluster({}, port=free_port(), environment=environment, config=config)
+    driver = None
     try:
         cluster.wait()
         # In a process of its own: the session's cluster may live in this one.
-        work = "import ray; ray.init(log_to_driver=False); f = ray.remote(lambda: 0)\n"
-        work += (
-            "ray.get([f.options(num_cpus=1, num_gpus=1).remote(), *[f.options(num_cpus=4).remote() for _ in range(8)]])"
-        )
-        driver = subprocess.Popen([sys.executable, "-c", work], env={**os.environ, "RAY_ADDRESS": cluster.address})
+        code = f"import ray; ray.init(log_to_driver=False); f = ray.remote(lambda: 0); ray.get({work})"
+        driver = subprocess.Popen([sys.executable, "-c", code], env={**os.environ, "RAY_ADDRESS": cluster.address})
+        yield cluster
+    finally:
+        if driver:
+            driver.kill()
+            driver.wait()
+        cluster.stop()
+
+
+@pytest.mark.long
+def test_autoscaler_starts_the_machines_the_work_needs(cloud: dict[str, Any]) -> None:
+    import ray
+
+    work = "[f.options(num_cpus=1, num_gpus=1).remote(), *[f.options(num_cpus=4).remote() for _ in range(8)]]"
+    with _autoscaled(cloud, work) as cluster:
         deadline = time.monotonic() + 240
         while len(_machines(cloud["ec2"])) < 4 and time.monotonic() < deadline:
             time.sleep(1)
         time.sleep(3)  # it must be these, and no more
-        driver.kill()
-        driver.wait()
         made = sorted((m["ray-user-node-type"], m["size"], m["market"]) for m in _machines(cloud["ec2"]))
         assert made == [
             ("cpu", "c6i.4xlarge", "on-demand"),
@@ -142,5 +156,17 @@ def test_autoscaler_starts_the_machines_the_work_needs(cloud: dict[str, Any]) ->
             ("head", "m5.2xlarge", "on-demand"),
         ], cluster.log("monitor*")[-3000:]
         assert ray.__version__ in cluster.log("monitor.log")
-    finally:
-        cluster.stop()
+
+
+@pytest.mark.long
+def test_machines_whose_set_up_fails_are_ended_and_not_replaced_for_ever(cloud: dict[str, Any]) -> None:
+    cloud["broken"].touch()
+    refused = "the set-up of 3 nodes of type cpu failed; fix it and run `ray up` again"
+    with _autoscaled(cloud, "[f.options(num_cpus=16).remote() for _ in range(3)]") as cluster:
+        deadline = time.monotonic() + 400
+        while refused not in cluster.log("monitor*") and time.monotonic() < deadline:
+            time.sleep(1)
+        assert refused in cluster.log("monitor*"), cluster.log("monitor*")[-3000:]
+        assert [machine["ray-user-node-type"] for machine in _machines(cloud["ec2"])] == ["head"]
+        every = [node for entry in cloud["ec2"].describe_instances()["Reservations"] for node in entry["Instances"]]
+        assert len(every) == 4  # the head and three attempts

@@ -1,9 +1,10 @@
 """The metadata service of a cloud's machine, on loopback."""
 
 import json
+import socketserver
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -41,5 +42,39 @@ def metadata_service(answers: dict[str, str]) -> Iterator[str]:
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()  # seconds until it sees its end
     yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+@contextmanager
+def broken_service(parts: Sequence[bytes], pause_s: float = 0.0, wait_s: float = 0.0) -> Iterator[str]:
+    """Send the same bytes to every request, whatever they are; gives the address.
+
+    Args:
+        parts: what is sent, one part after the other; nothing if it is empty.
+        pause_s: seconds between two parts.
+        wait_s: seconds before the connection is closed.
+    """
+
+    class Handler(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            self.request.recv(4096)
+            try:
+                for part in parts:
+                    self.request.sendall(part)
+                    time.sleep(pause_s)
+                closing.wait(wait_s)
+            except OSError:  # the client has gone
+                pass
+
+    class Server(socketserver.ThreadingTCPServer):
+        daemon_threads = True
+        block_on_close = False
+
+    closing = threading.Event()
+    server = Server(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_address[1]}"
+    closing.set()
     server.shutdown()
     server.server_close()
