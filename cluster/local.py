@@ -20,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ _HEAD_TYPE = "ray.head.default"  # the fake provider expects this name
 HEAD_ID = "f" * 51 + "00000"
 _PROVIDER = "fake_nodes.FakeNodes"
 _FULL_STOP_S = 2
+_SAY_EVERY_S = 10
 _MEMORY = 4 << 30
 """Bytes for tasks on a node; without it no task that asks for memory would get a node."""
 
@@ -113,6 +115,7 @@ class LocalCluster:
             config: complete content for `--autoscaling-config`, instead of one from `types` and `provider`.
         """
         self.address = f"127.0.0.1:{port}"
+        self._nodes: dict[str, str] = {}
         self.folder = Path(tempfile.mkdtemp(prefix="evl", dir="/tmp"))  # short, since Ray creates sockets below it
         scaling = self.folder / "autoscaling.json"
         scaling.write_text(json.dumps(config or autoscaling_config(types, port, idle_s, provider)))
@@ -147,20 +150,39 @@ class LocalCluster:
                 command, env=self._environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
             )
 
-    def wait(self, timeout_s: float = 240) -> None:
+    def wait(self, timeout_s: float = 240, say: Callable[[str], None] = lambda _: None) -> None:
         """Wait until the head answers.
+
+        Args:
+            timeout_s: longest wait.
+            say: called every ten seconds with a line about the wait.
 
         Raises:
             RuntimeError: the head ended or did not answer in time.
         """
-        deadline = time.monotonic() + timeout_s
+        began = said = time.monotonic()
         while not self.nodes():
-            if self.process.poll() is not None or time.monotonic() > deadline:
-                raise RuntimeError((self.folder / "head.log").read_text()[-2000:])
+            now = time.monotonic()
+            if self.process.poll() is not None:
+                raise RuntimeError(f"the head at {self.address} ended: {self._last_words()}")
+            if now > began + timeout_s:
+                raise RuntimeError(f"the head at {self.address} did not answer in {timeout_s:.0f} s; try again later")
+            if now > said + _SAY_EVERY_S:
+                said = now
+                say(f"still starting the head ({now - began:.0f} s)")
             time.sleep(0.5)
 
+    def _last_words(self) -> str:
+        """Return the line of the head's log that tells why it ended, in one line."""
+        lines = [line.strip() for line in (self.folder / "head.log").read_text(errors="replace").splitlines()]
+        told = [line for line in lines if "Error" in line or "error" in line] or list(filter(None, lines))
+        return told[-1][:300] if told else "it said nothing"
+
     def nodes(self) -> dict[str, str]:
-        """Return the type of each running node by node id; empty if the head does not answer."""
+        """Return the type of each running node by node id; empty if the head does not listen.
+
+        A head that is too busy to answer has the nodes that it had when it last did.
+        """
         from ray._raylet import GcsClient  # pyright: ignore[reportAttributeAccessIssue] compiled, has no stub
 
         host, port = self.address.split(":")
@@ -168,8 +190,13 @@ class LocalCluster:
             socket.create_connection((host, int(port)), timeout=1).close()
         except OSError:
             return {}
-        found = GcsClient(address=self.address).get_all_node_info(timeout=5)
-        return {key.hex(): info.node_type_name or _HEAD_TYPE for key, info in found.items() if info.state == 0}
+        try:
+            found = GcsClient(address=self.address).get_all_node_info(timeout=5)
+        except Exception as error:  # its errors have no common base
+            print(f"the head is slow to answer ({type(error).__name__})", file=sys.stderr)
+            return self._nodes
+        self._nodes = {key.hex(): info.node_type_name or _HEAD_TYPE for key, info in found.items() if info.state == 0}
+        return self._nodes
 
     def counts(self) -> dict[str, int]:
         """Count the running nodes by type, without the head."""
@@ -239,7 +266,8 @@ def main() -> int:
     cluster = LocalCluster(types, given.port, given.idle_s, given.dashboard_port)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
-        cluster.wait()
+        print(f"starting a head at {cluster.address}, with its log in {cluster.folder}", flush=True)
+        cluster.wait(say=lambda line: print(line, flush=True))
         print(f"ready: export RAY_ADDRESS={cluster.address} RAY_AUTH_MODE={mode} EVILM_PRETEND_GPUS=1", flush=True)
         shown: dict[str, int] | None = None
         while cluster.process.poll() is None:
@@ -248,6 +276,9 @@ def main() -> int:
                 print(time.strftime("%H:%M:%S"), json.dumps(counts), flush=True)
             time.sleep(1)
         return int(cluster.process.returncode)
+    except RuntimeError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         return 130
     finally:
