@@ -50,6 +50,9 @@ def run(stage: str, target: str, tracked: bool = True) -> None:
         raise SystemExit(_EXIT_FAILED) from None
     except KeyboardInterrupt as interrupt:  # a training raises a subclass with a message and exit code
         _end(interrupt)
+    from evilm.tracking.experiment import log_runs_page
+
+    log_runs_page(summary)
     print(json.dumps(summary, sort_keys=True, ensure_ascii=False), flush=True)
     if summary.get("num_problems"):
         raise SystemExit(_EXIT_FAILED)

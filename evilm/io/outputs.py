@@ -5,7 +5,7 @@ unfinished run that the same command continues; summary, finished and reused.
 """
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Self
 
 from evilm.config.base import fingerprint, flatten, with_new_names
@@ -31,6 +31,7 @@ class Output:
         inputs: dict[str, str],
         grows: Sequence[str] = (),
         scraps: Sequence[str] = (),
+        needs: Callable[[Mapping[str, Any]], Sequence[str]] = lambda _: (),
     ) -> None:
         """Claim `out` for these settings and inputs, unless it is finished.
 
@@ -41,16 +42,19 @@ class Output:
             grows: inputs that may have changed, because the command can add to what it made of them. Such an output is
                 left as it is, until the command calls `extend`.
             scraps: names that by themselves are no result, so that a run that left no more may begin anew.
+            needs: returns the names that belong to the result with a summary; it is made again where one is missing.
 
         Raises:
             ConfigError: `out` holds the result of other settings or inputs, and `overwrite` was not given.
             OwnershipError: another run is writing there.
         """
         self.config, self.out, self.inputs = config, out, inputs
-        self._grows, self._scraps = grows, scraps
+        self._grows, self._scraps, self._needs = grows, scraps, needs
         self._owner: ownership.Owner | None = None
         self.before = frozenset[str]()
         """Names of files that were there when this run claimed the folder, also of those one folder below."""
+        self.lost: list[str] = []
+        """Names that a finished result lacks, which is why it is made again."""
         self.done = self._inspect()
         """The summary of a finished run with the same settings and inputs; None where work is to do."""
         if self.done is None:
@@ -139,7 +143,11 @@ class Output:
                     "use the same settings to continue, another --out, or --overwrite to delete it"
                 )
             return None
-        return ownership.published(self.out, SUMMARY) if found == self._wanted else None
+        done = ownership.published(self.out, SUMMARY) if found == self._wanted else None
+        self.lost = [name for name in self._needs(done) if name not in names] if done else []
+        if self.lost and not self._owner:  # it is inspected again then
+            logger.warning("%s has lost %s; it is made again", self.out, ", ".join(self.lost))
+        return None if self.lost else done
 
     def _begin(self) -> None:
         """Clear the folder where it is to begin anew, and publish the settings."""
