@@ -59,7 +59,8 @@ class TrainingRun:
 
         Raises:
             ConfigError: the folder holds the result of other settings or inputs, or the model to start from; its
-                checkpoints were deleted, or its weights with them; or the best step is requested but nothing will be evaluated.
+                checkpoints were deleted, or its weights with them; or the best step is requested but nothing will be
+                evaluated.
         """
         if self.config.export == "best" and not num_val:
             raise ConfigError(
@@ -77,9 +78,10 @@ class TrainingRun:
         done = output.done
         if done is None and output.lost and not newest_first(self.out):
             with output:  # which gives it up
+                place = storage.join(self.out, CHECKPOINTS)
                 raise ConfigError(
-                    f"{self.out} has lost {', '.join(output.lost)}, and {storage.join(self.out, CHECKPOINTS)} is empty; "
-                    "use another --out, or --overwrite to train from the start"
+                    f"{self.out} has lost {', '.join(output.lost)}, and {place} is empty; use another --out, or "
+                    "--overwrite to train from the start"
                 )
         if done is None:
             return output
