@@ -144,6 +144,7 @@ class Output:
                 )
             return None
         done = ownership.published(self.out, SUMMARY) if found == self._wanted else None
+        done = done and _with_places_now(done, self.out)
         self.lost = [name for name in self._needs(done) if name not in names] if done else []
         if self.lost and not self._owner:  # it is inspected again then
             logger.warning("%s has lost %s; it is made again", self.out, ", ".join(self.lost))
@@ -188,6 +189,26 @@ class Output:
 
     def _may_grow(self, found: dict[str, Any]) -> bool:
         return _without(found, self._grows) == _without(self._wanted, self._grows)
+
+
+def _with_places_now(summary: dict[str, Any], out: str) -> dict[str, Any]:
+    """Return a summary with the places of now, if the output was moved or copied since, maybe with its whole root."""
+    old, new = str(summary.get("codes") or summary.get("out") or out).split("/"), out.split("/")
+    if old == new:
+        return summary
+    while old and new and old[-1] == new[-1]:
+        old, new = old[:-1], new[:-1]
+    before, now = "/".join(old), "/".join(new)
+
+    def moved(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {name: moved(each) for name, each in value.items()}
+        if isinstance(value, list):
+            return [moved(each) for each in value]
+        is_below = isinstance(value, str) and f"{value}/".startswith(f"{before}/")
+        return now + value[len(before) :] if is_below else value
+
+    return moved(summary) if before else summary
 
 
 def _filled(found: dict[str, Any], defaults: Mapping[str, object]) -> dict[str, Any]:

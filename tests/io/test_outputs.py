@@ -63,6 +63,23 @@ def test_finished_output_that_lost_a_file_is_unfinished(out_uri: str) -> None:
     assert finished_summary(config, out_uri, {}, **options) == {"file": "vocab.txt"}
 
 
+def test_summary_of_a_moved_root_has_the_places_of_now(tmp_path: Path) -> None:
+    old, new, config = tmp_path / "old", tmp_path / "new", BuildVocab()
+    facts = {"inputs": {"frames": f"{old}er"}, "files": [f"{old}/table.csv", "/data/x", 3]}
+    finish(config, str(old / "corpus"), {}, {"out": str(old / "corpus"), "videos": f"{old}/corpus/videos"} | facts)
+    old.rename(new)
+    assert finished_summary(config, str(new / "corpus"), {}) == {
+        "out": str(new / "corpus"),
+        "videos": f"{new}/corpus/videos",
+        "inputs": {"frames": f"{old}er"},
+        "files": [f"{new}/table.csv", "/data/x", 3],
+    }
+    (new / "corpus").rename(new / "clips")
+    again = finished_summary(config, str(new / "clips"), {})
+    assert again
+    assert again["out"] == str(new / "clips")
+
+
 def test_missing_setting_of_an_older_version_counts_as_its_default(out_uri: str) -> None:
     config = BuildVocab()
     finish(config, out_uri, {}, {"num_words": 3})
