@@ -96,7 +96,7 @@ def test_zero_shot_scores_belong_to_the_registered_model_and_its_data(scored: di
     (metric,) = [metric for metric in best.metrics if metric.key == "t2v_r10"]
     assert (metric.value, metric.run_id) == (run.data.metrics["t2v_r10"], run.info.run_id)
     assert best.source_run_id == scored["runs"]["pretrain"].info.run_id
-    assert [model.model_id for model in run.inputs.model_inputs] == [best.model_id]
+    assert [model.model_id for model in client.get_run(run.info.run_id).inputs.model_inputs] == [best.model_id]
     made = scored["runs"]["train_tokenizer"].data.tags["evilm.made"]
     assert [
         model.name for model in client.search_logged_models([run.info.experiment_id], f"tags.`evilm.made` = '{made}'")
