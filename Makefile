@@ -3,7 +3,12 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 ROOT ?= runs/demo
 # No bytecode at installing: most of 7 GB of packages is never imported, and what is compiles itself once.
-INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt --editable
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt --editable
+# pip says either nothing or hundreds of lines; this says every ten seconds how much is there.
+define INSTALL
+( while sleep 10 >/dev/null 2>&1; do echo "installing: $$(du -sm .venv | cut -f1) MB of about 7000"; done & \
+trap "kill $$!" EXIT; $(PIP) $(1) )
+endef
 
 # Modules keep their bytecode once they are imported, also where the environment forbids it (as many images do): without
 # it each of Ray's workers compiles torch, pandas and Ray from source, which takes it 5 to 10 seconds.
@@ -16,22 +21,20 @@ setup: .venv/.core
 .venv/.core: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: Python 3.11 or newer is needed, found " + sys.version.split()[0] + "; set PYTHON=")'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(INSTALL) '.'
+	@$(call INSTALL,'.')
 	touch $@
 
 .venv/.test: .venv/.core
-	$(INSTALL) '.[test]'
+	@$(call INSTALL,'.[test]')
 	touch $@
 
 .venv/.dev: .venv/.core
-	$(INSTALL) '.[dev]'
+	@$(call INSTALL,'.[dev]')
 	touch $@ .venv/.test
 
 # From nothing to a pre-trained, evaluated model on the embedded corpus, ending in a table.
 demo: .venv/.core
-	$(BIN)/python pipelines/pretrain.py --preset tiny --root $(ROOT)
-	$(BIN)/python pipelines/benchmark.py --preset tiny --root $(ROOT)
-	$(BIN)/python pipelines/report.py --root $(ROOT)
+	$(BIN)/python pipelines/all.py --preset tiny --root $(ROOT)
 
 # The runs of a root in MLflow's pages, on this machine alone; prints the address of the table of runs.
 PORT ?= 5000

@@ -1,10 +1,9 @@
-"""Run one command: parse flags, call its function, print its summary as one JSON line.
+"""Run one command: parse flags, call its function, print its summary.
 
 SIGTERM, sent by `ray job stop` and schedulers, raises KeyboardInterrupt like Ctrl-C.
 """
 
 import importlib
-import json
 import signal
 import sys
 import threading
@@ -12,8 +11,9 @@ from typing import NoReturn
 
 from evilm.config.command_line import fail, parse
 from evilm.config.secrets import public_text
-from evilm.console import log_to_console
+from evilm.console import log_to_console, print_summary
 from evilm.errors import EvilmError, UsageError
+from evilm.io.retries import check_first_contact
 
 _EXIT_FAILED = 1
 
@@ -32,6 +32,7 @@ def run(stage: str, target: str, tracked: bool = True) -> None:
     """
     config = parse(stage)
     log_to_console()
+    check_first_contact()
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _interrupt)
     module, function = target.split(":")
@@ -53,7 +54,7 @@ def run(stage: str, target: str, tracked: bool = True) -> None:
     from evilm.tracking.experiment import log_runs_page
 
     log_runs_page(summary)
-    print(json.dumps(summary, sort_keys=True, ensure_ascii=False), flush=True)
+    print_summary(summary)
     if summary.get("num_problems"):
         raise SystemExit(_EXIT_FAILED)
 

@@ -1,15 +1,20 @@
 """Connect to Ray: the job's cluster, the one at RAY_ADDRESS, or a private local one; build options of worker pools."""
 
+import atexit
 import logging
+import math
 import os
 import signal
 import socket
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
+import psutil
+
 from evilm.config.resources import PoolConfig
+from evilm.console import announce
 from evilm.errors import ClusterError
 
 logger = logging.getLogger(__name__)
@@ -21,6 +26,8 @@ for _name, _value in {
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths mean the same in the driver and in training workers
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+    # Remarks of Ray Train's processes about its own actors, and about each checkpoint.
+    "RAY_DEDUP_LOGS_SKIP_REGEX": r"core_worker\.cc:|^Reporting training result \d+: TrainingReport",
 }.items():
     os.environ.setdefault(_name, _value)
 
@@ -43,19 +50,13 @@ def connect(min_cpus: float = 1) -> None:
 
     if not ray.is_initialized():
         address = os.environ.get("RAY_ADDRESS")
-        # Ray's log messages stay in its files; our own, and errors, go to the console.
         if address:
             _probe(address)
-        quiet = ray.LoggingConfig(log_level="ERROR")
-        private = {
-            "address": "local",
-            "num_cpus": max(os.cpu_count() or 1, int(-(-min_cpus // 1))),
-            "include_dashboard": False,
-            "object_store_memory": _OBJECT_STORE_BYTES,
-        }
         try:
-            with _our_sigterm():
-                ray.init(configure_logging=False, logging_config=quiet, **({} if address else private))
+            if address:
+                _init()
+            else:
+                _start_private(max(os.cpu_count() or 1, math.ceil(min_cpus)))
         except (
             Exception
         ) as error:  # Ray has no class for a node that does not start in time, as on an overloaded machine
@@ -64,31 +65,89 @@ def connect(min_cpus: float = 1) -> None:
                 raise ClusterError(
                     f"cannot reach Ray at {address}: {reason}; check RAY_ADDRESS and RAY_AUTH_MODE"
                 ) from error
-            raise ClusterError(
-                f"cannot start Ray on this machine: {reason}; check RAY_TMPDIR, run the same command again when the "
-                "machine is less busy, or set RAY_ADDRESS to a running cluster"
-            ) from error
+            raise ClusterError(f"cannot start Ray on this machine: {reason}; {_advice(error)}") from error
     _quiet()
 
 
+def _init(**options: Any) -> None:
+    """Call `ray.init`; Ray's log messages stay in its files, our own, and errors, go to the console."""
+    import ray
+
+    with _held_sigterm():
+        ray.init(configure_logging=False, logging_config=ray.LoggingConfig(log_level="ERROR"), **options)
+
+
+def _start_private(num_cpus: int) -> None:
+    """Start a private cluster on this machine, which ends with this process.
+
+    SIGTERM stays blocked in its processes. `timeout`, Slurm and systemd send it to all processes of a job, and a
+    training needs Ray for its last checkpoint. Ray's processes also get the address of their own cluster: some look
+    for one by themselves, and fail on a machine with several.
+    """
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = str(server.getsockname()[1])
+    inherited = {"RAY_GCS_SERVER_PORT": port, "RAY_ADDRESS": f"127.0.0.1:{port}"}
+    os.environ.update(inherited)
+    try:
+        with announce(f"starting Ray on this machine with {num_cpus} CPUs"):
+            _init(
+                address="local",
+                num_cpus=num_cpus,
+                include_dashboard=False,
+                object_store_memory=_OBJECT_STORE_BYTES,
+            )
+    finally:
+        for name in inherited:
+            del os.environ[name]
+    atexit.register(_end_watchers)  # runs before Ray's own exit handler
+
+
+def _end_watchers() -> None:
+    """End the processes of a private cluster that nobody needs at its end.
+
+    With SIGTERM blocked, Ray waits a second for each before it kills it.
+    """
+    for child in psutil.Process().children():
+        with suppress(psutil.Error):
+            if any(word.endswith(("/monitor.py", "/dashboard.py")) for word in child.cmdline()):
+                child.kill()
+
+
+def _advice(error: Exception) -> str:
+    """Return what to do about a private cluster that can't start."""
+    if isinstance(error, PermissionError):
+        return "Ray's folder belongs to another user; set RAY_TMPDIR to a folder of yours with a short path"
+    return (
+        "check RAY_TMPDIR, run the same command again when the machine is less busy, or set RAY_ADDRESS to a running "
+        "cluster"
+    )
+
+
 @contextmanager
-def _our_sigterm() -> Iterator[None]:
-    """Keep the SIGTERM handler that was set; Ray installs its own, which crashes a driver inside Ray's calls."""
+def _held_sigterm() -> Iterator[None]:
+    """Block SIGTERM, also in processes started meanwhile, and keep its handler; a signal in between comes at the end.
+
+    Ray installs a handler of its own, which crashes a driver inside Ray's calls.
+    """
+    is_main = threading.current_thread() is threading.main_thread()
     ours = signal.getsignal(signal.SIGTERM)
-    if not callable(ours) or threading.current_thread() is not threading.main_thread():
-        yield
-        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     try:
         yield
-    except SystemExit:  # raised by Ray's handler
-        ours(signal.SIGTERM, None)
-        raise
     finally:
-        signal.signal(signal.SIGTERM, ours)
+        if is_main and ours is not None:
+            signal.signal(signal.SIGTERM, ours)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _probe(address: str) -> None:
     """Fail at once if nothing listens at the address; Ray itself would try for minutes."""
+    if address.startswith(("http://", "https://", "ray://")):
+        raise ClusterError(
+            f"RAY_ADDRESS = {address} is the address of a dashboard or of Ray Client; submit the command with `ray job "
+            "submit --address ...`, set HOST:6379 of a head node on a machine of the cluster, or unset RAY_ADDRESS for "
+            "a private cluster"
+        )
     host, _, port = address.rpartition(":")
     if "/" in address or not host or not port.isdigit():
         return  # `auto` or another form that Ray resolves by itself

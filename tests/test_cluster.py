@@ -6,6 +6,10 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
+from evilm.cluster import connect
+from evilm.errors import ClusterError
 from helpers.paths import ROOT
 
 
@@ -30,3 +34,11 @@ def test_ray_that_cannot_start_ends_in_one_line(tmp_path: Path) -> None:
     assert line.startswith("error: cannot start Ray on this machine: ")
     assert "check RAY_TMPDIR" in line
     assert "Traceback" not in shown.stderr
+
+
+@pytest.mark.parametrize("address", ["http://127.0.0.1:8265", "ray://127.0.0.1:10001"])
+def test_address_of_a_dashboard_ends_in_one_line(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    with pytest.raises(ClusterError, match=r"is the address of a dashboard .* submit the command with `ray job submit"):
+        connect()

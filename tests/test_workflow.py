@@ -31,7 +31,7 @@ def test_workflow_leaves_every_artifact(small_workflow: Workflow) -> None:
         assert {f"train/{name}_loss", f"train/{name}_accuracy", f"val/{name}_loss", f"val/{name}_accuracy"} <= set(
             logged
         )
-    assert {"train/lr", "train/grad_norm", "val/code_usage", "val/mvm_most_frequent"} <= set(logged)
+    assert {"train/lr", "train/grad_norm", "val/code_usage", "val/mvm_chance"} <= set(logged)
 
 
 def test_every_command_is_a_run_in_mlflow(small_workflow: Workflow) -> None:

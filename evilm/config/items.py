@@ -1,15 +1,22 @@
 """Settings of the items of downstream tasks."""
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from evilm.config.base import Common, Config, Incidental
+from evilm.plugins import Registry
 
-TaskName = Literal[
-    "", "msrvtt-retrieval", "msrvtt-qa", "msrvtt-mc", "msvd-qa", "tgif-action", "tgif-transition", "tgif-frame",
+TASK_NAMES = (
+    "msrvtt-retrieval", "msrvtt-qa", "msrvtt-mc", "msvd-qa", "tgif-action", "tgif-transition", "tgif-frame",
     "didemo-retrieval", "hmdb51", "kinetics-400",
-]  # fmt: skip
+)  # fmt: skip
+ITEM_LAYOUTS: Registry[Any] = Registry(
+    "downstream task",
+    "evilm.item_layouts",
+    {name: f"evilm.items.task_layouts:{name.upper().replace('-', '_')}" for name in TASK_NAMES},
+)
+"""Official layout (`evilm.items.task_layouts.Layout`) of each task's annotations."""
 
 
 class ItemsConfig(Config):
@@ -31,11 +38,22 @@ class ItemsConfig(Config):
 class TaskSettings(Config):
     """A downstream task and its official annotations."""
 
-    task: Common[TaskName] = ""
-    """Data set and task; docs/downstream.md lists their annotation files."""
+    task: Common[str] = ""
+    """Data set and task: msrvtt-retrieval, msrvtt-qa, msrvtt-mc, msvd-qa, tgif-action, tgif-transition, tgif-frame,
+    didemo-retrieval, hmdb51, kinetics-400, or `module:attribute` of a layout of your own (docs/downstream.md)."""
     annotations: Common[Incidental[str]] = ""
     """Folder of the official annotation files, to build the items from; '' uses those of the embedded corpus."""
     items: ItemsConfig = ItemsConfig()
+
+    @field_validator("task")
+    @classmethod
+    def _is_known(cls, task: str) -> str:
+        if task and task not in ITEM_LAYOUTS:
+            raise ValueError(
+                f"{task!r} is not a downstream task; use {', '.join(ITEM_LAYOUTS.names())}, or module:attribute "
+                "of a layout of your own (docs/downstream.md)"
+            )
+        return task
 
 
 class BuiltTask(TaskSettings):

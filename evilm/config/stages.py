@@ -122,6 +122,9 @@ class Benchmark(BenchmarkSettings, BuiltTask, StageConfig):
     """Retrieval: rank this many of the best videos of each caption again by the matching head; 0: none."""
     pairwise: bool = False
     """Retrieval: also score every pair by the matching head, and compare time and recall."""
+    views: int = Field(default=1, ge=1, le=64)
+    """With --task: choices of frames per video over which scores are averaged, if shards store more frames than the
+    model takes; 1 takes the middle ones."""
     batch_items: Incidental[int] = Field(default=64, ge=1)
     """Items that are scored at a time."""
 
@@ -131,6 +134,8 @@ class Benchmark(BenchmarkSettings, BuiltTask, StageConfig):
         unused = [n for n in ("codes", "max_clips", "num_choices", "seed") if getattr(self, n) != getattr(settings, n)]
         if self.task and unused:
             raise ValueError(f"{unused[0]} = {getattr(self, unused[0])!r} has no effect with --task; leave it out")
+        if self.views > 1 and not self.task:
+            raise ValueError(f"views = {self.views} has no effect without --task; leave it out")
         return self
 
 

@@ -122,7 +122,7 @@ def check_score(score: str, space: Space, base: Config) -> None:
     settings = flatten(base.model_dump())
     tasks = [task for task, name in weights.items() if name in space or settings.get(name)]
     known = ["match_auc", "loss", *(f"{task}_{what}" for task in tasks for what in ("loss", "accuracy"))]
-    known += ["code_usage", "mvm_most_frequent"]
+    known += ["code_usage"]
     if score not in known:
         raise ConfigError(f"--score {score}: no such held-out metric; use {', '.join(known)}")
 

@@ -230,6 +230,8 @@ class TrainSampler:
         return self._epochs[epoch]
 
 
+EVAL_EPOCH = -1
+"""Stands for the epoch where masks and negatives of an evaluation are drawn, so that each evaluation has the same."""
 NEGATIVE_GROUP_CLIPS = 256
 """Clips of an evaluation among which negatives are chosen, rounded up to whole pools."""
 
@@ -249,6 +251,7 @@ class EvalSampler:
         pool_clips: int = 1,
         rank: int = 0,
         world: int = 1,
+        epoch: int = EVAL_EPOCH,
     ) -> None:
         """An order of the first `max_clips` rows; clips are stored in a seeded random order.
 
@@ -259,8 +262,9 @@ class EvalSampler:
             pool_clips: clips that are matched with each other; a batch holds whole pools.
             rank: this worker.
             world: number of workers.
+            epoch: epoch of training whose frames are shown; `EVAL_EPOCH` shows the same in each evaluation.
         """
-        self._groups = RowGroups(groups)
+        self._groups, self._epoch = RowGroups(groups), epoch
         num_clips = min(max_clips, self._groups.num_rows)
         size = max(1, micro_batch_clips // pool_clips) * pool_clips
         self._whole = -(-NEGATIVE_GROUP_CLIPS // pool_clips) * pool_clips
@@ -283,8 +287,4 @@ class EvalSampler:
         mine = slice(start - first, min(start - first + self._size, len(numbers)))
         ends = self._groups.first[self._groups.group_of(numbers) + 1]
         until = np.searchsorted(self._starts, ends, side="left") - 1
-        return Step(EVAL_EPOCH, numbers, self._groups.places(numbers), mine, until)
-
-
-EVAL_EPOCH = -1
-"""Stands for the epoch where masks and negatives of an evaluation are drawn, so that each evaluation has the same."""
+        return Step(self._epoch, numbers, self._groups.places(numbers), mine, until)

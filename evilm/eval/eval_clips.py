@@ -43,7 +43,10 @@ def open_shards(frames: FrameManifest, split: str, codes: CodesManifest | None =
     """
     if not frames.num_clips(split):
         there = ", ".join(f"{name} ({count})" for name, count in frames.splits.items()) or "no split"
-        raise ShardError(f"{frames.uri} has no clips of split {split!r}; it has {there}")
+        raise ShardError(
+            f"{frames.uri} has no clips of split {split!r}; it has {there}. Score one of these with --split, or set "
+            f"videos aside when sharding, into another folder: --{split}-share 0.1 of shard_videos"
+        )
     if codes is not None:
         return pair(frames, codes, split)
     return [

@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from evilm.cluster import actor_options
 from evilm.config.resources import PoolConfig, ScorerConfig
 from evilm.dataloader.clip_reader import ClipAugmentation
 from evilm.dataloader.item_collate import ItemBatch, ItemCollate
 from evilm.dataloader.item_loader import ClipIndex, ItemLoader, ItemTable
-from evilm.dataloader.sampler import EvalSampler
+from evilm.dataloader.sampler import EVAL_EPOCH, EvalSampler
 from evilm.io import storage
 from evilm.items.item_tables import ItemsManifest
 from evilm.jobs.runner import our_error
@@ -49,6 +50,8 @@ class ItemJob:
     batch_items: int
     probe: bool = False
     """Return the features for a linear probe."""
+    views: int = 1
+    """Random choices of frames over which scores are averaged; 1 shows the middle frames."""
     threads: int = 1
     use_gpu: bool = False
 
@@ -70,36 +73,50 @@ class ItemScorer:
         if job.spec.kind == "answer" and self._model.spec.head.type == "mlm":
             pieces = answer_pieces(vocab.cut(list(job.spec.labels))).numpy()
         collate = ItemCollate(vocab, config.max_text_len, job.spec.kind, pieces)
-        order = EvalSampler(items.groups, job.batch_items, len(items))
-        self._loader = ItemLoader(items, clips, order, collate, ClipAugmentation(num_frames=config.num_frames))
+        augmentation = ClipAugmentation(num_frames=config.num_frames)
+        self._loaders = [
+            ItemLoader(
+                items, clips, EvalSampler(items.groups, job.batch_items, len(items), epoch=epoch), collate, augmentation
+            )
+            for epoch in (range(job.views) if job.views > 1 else [EVAL_EPOCH])
+        ]
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, Any]:
         """Score the batch whose number is given; one row per item."""
-        step = int(batch["batch"][0])
-        (items,) = self._loader.batches(step, step + 1)
-        with torch.inference_mode():
-            found = self._score(items.to(self._device))
-        return {"item_id": np.array(items.item_ids), "clip_id": np.array(items.clip_ids)} | found
+        step, views = int(batch["batch"][0]), []
+        for loader in self._loaders:
+            (items,) = loader.batches(step, step + 1)
+            with torch.inference_mode():
+                views.append(self._score(items.to(self._device)))
+        means = {name: torch.stack([view[name] for view in views]).mean(0) for name in views[0]}
+        ids = {"item_id": np.array(items.item_ids), "clip_id": np.array(items.clip_ids)}
+        return ids | {name: value.cpu().numpy() for name, value in self._finish(means).items()}
 
-    def _score(self, items: ItemBatch) -> dict[str, Any]:
+    def _score(self, items: ItemBatch) -> dict[str, Tensor]:
         if self._job.probe:
             return _probe_features(self._model.student, items)
         if isinstance(self._model.head, RetrievalHead):
-            features = self._model.embed(items).float().cpu().numpy()
+            features = self._model.embed(items).float()
             return {"video": features[:, 0], "text": features[:, 1]}
-        probabilities = self._model.scores(items).float().softmax(-1)
-        if self._job.spec.kind == "choice":
-            return {"probabilities": probabilities.cpu().numpy()}
+        return {"probabilities": self._model.scores(items).float().softmax(-1)}
+
+    def _finish(self, means: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return what is kept of the means over views."""
+        if "video" in means:
+            return means | {"video": functional.normalize(means["video"], dim=-1)}
+        if "probabilities" not in means or self._job.spec.kind == "choice":
+            return means
+        probabilities = means["probabilities"]
         best = probabilities.topk(min(TOP, probabilities.shape[1]), dim=-1)
-        return {"top": best.indices.int().cpu().numpy(), "probabilities": best.values.cpu().numpy()}
+        return {"top": best.indices.int(), "probabilities": best.values}
 
 
-def _probe_features(student: EViLMModel, items: ItemBatch) -> dict[str, np.ndarray]:
+def _probe_features(student: EViLMModel, items: ItemBatch) -> dict[str, Tensor]:
     """Compute the candidate probe features of each item's video."""
     encoded = student.encode_video(items.frames)
     decoded = student.decode(encoded, None)
     found: dict[str, Tensor] = {"regions": decoded.regions.mean(1), "cls": decoded.cls, "encoder": encoded.mean(1)}
-    return {name: value.index_select(0, items.clip_of).float().cpu().numpy() for name, value in found.items()}
+    return {name: value.index_select(0, items.clip_of).float() for name, value in found.items()}
 
 
 def open_model(uri: str, spec: TaskSpec) -> TaskModel:

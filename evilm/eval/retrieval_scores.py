@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from evilm.dataloader.item_loader import ClipIndex, ItemTable
+from evilm.errors import ConfigError
 from evilm.eval.fast_retrieval import Embeddings, Ranks, match_scores
 from evilm.eval.item_figures import chance_of_best, share
 from evilm.eval.task_subject import PREDICTIONS, TaskSubject
@@ -47,7 +48,13 @@ def score_embeddings(subject: TaskSubject, output: Output) -> tuple[dict[str, Fi
 
 
 def score_pairs(subject: TaskSubject, output: Output) -> tuple[dict[str, Figure], dict[str, Any]]:
-    """Rank all pairs by the matching head of a model that was not fine-tuned for retrieval."""
+    """Rank all pairs by the matching head of a model that was not fine-tuned for retrieval.
+
+    Raises:
+        ConfigError: scores are to be averaged over views.
+    """
+    if subject.config.views > 1:
+        raise ConfigError("--views has no effect on zero-shot retrieval, which scores every pair; use --views 1")
     clips = set(subject.items.read(subject.config.split)["clip_id"].to_pylist())
     return _matched(subject, sorted(clips), ""), {}
 

@@ -43,7 +43,7 @@ class TaskSubject:
         """Return the work of a scoring actor."""
         cluster, batch = self.config.cluster, self.config.batch_items
         threads, places = max(1, int(cluster.cpus_per_worker)), (self.frames.uri, self.items.uri, split)
-        return ItemJob(self.model, self.spec, *places, batch, probe, threads, cluster.uses_gpus)
+        return ItemJob(self.model, self.spec, *places, batch, probe, self.config.views, threads, cluster.uses_gpus)
 
 
 def open_subject(config: Benchmark, frames: FrameManifest, items: ItemsManifest) -> TaskSubject:
@@ -67,6 +67,12 @@ def open_subject(config: Benchmark, frames: FrameManifest, items: ItemsManifest)
     head = own.head if own is not None and has_head else HeadConfig.model_validate({"type": head_type})
     arch = validate(EViLMConfig, read_config(model, KIND)["config"], where=model)
     check_num_frames(frames, arch.num_frames)
+    if config.views > 1 and frames.num_frames <= arch.num_frames:
+        raise ConfigError(
+            f"--views {config.views} draws other frames for each view, but {frames.uri} stores {frames.num_frames} per "
+            f"clip and the model takes {arch.num_frames}; store more with --sampling.frames-stored "
+            f"{2 * arch.num_frames} of shard_videos, or use --views 1"
+        )
     if config.split not in items.splits or not items.splits[config.split].num_items:
         raise ConfigError(f"{items.uri} has no items of split {config.split!r}, only {', '.join(items.splits)}")
     scored = set(items.read(config.split)["clip_id"].to_pylist())

@@ -22,6 +22,19 @@ _PASSING = {errno.EREMOTEIO, errno.EBUSY, errno.EIO, errno.EAGAIN, errno.EINTR, 
 """500, 503 and 409 as s3fs translates them, and hiccups of networks and network drives."""
 
 
+_REFUSALS = ("EndpointConnectionError", "ClientConnectorError", "ConnectionRefusedError")
+_contact: dict[str, bool] = {}
+"""Whether storage has answered this process, by scheme; empty where refusals are waited out from the start."""
+
+
+def check_first_contact() -> None:
+    """Give up at once on storage that refuses connections from the start; called by commands, not by their workers.
+
+    An outage later, or that of a worker started meanwhile, is waited out.
+    """
+    _contact[""] = True
+
+
 class TransientError(Exception):
     """A failure that may pass.
 
@@ -65,16 +78,22 @@ def with_retries(uri: str, operation: Callable[[], T]) -> T:
         StorageError: it failed for good, or for too long.
     """
 
+    scheme = uri.partition("://")[0]
+
     def attempt() -> T:
         try:
-            return operation()
+            found = operation()
+            _contact[scheme] = True
+            return found
         except _ANSWERS:
+            _contact[scheme] = True
             raise
         except Exception as error:  # s3fs lets errors of botocore and aiohttp through, which have no common base
             if not (isinstance(error, OSError) or _is_of_network(error)):
                 raise
             cause = error
-            if not _may_pass(error):
+            is_wrong = type(error).__name__ in _REFUSALS and "" in _contact and scheme not in _contact
+            if is_wrong or not _may_pass(error):
                 raise _storage_error(uri, error) from error
             raise TransientError(lambda attempts: _storage_error(uri, cause, attempts)) from error
 

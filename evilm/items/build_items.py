@@ -12,14 +12,15 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from evilm.config.base import fingerprint
+from evilm.config.items import ITEM_LAYOUTS
 from evilm.config.stages import BuildItems
 from evilm.errors import ConfigError, ManifestError, UsageError
 from evilm.io import storage
 from evilm.io.outputs import Output
 from evilm.items.annotation_files import Annotations
-from evilm.items.item import Item, to_table
+from evilm.items.item import Item, Kind, to_table
 from evilm.items.item_tables import ITEMS_FILE, SPLITS, ItemsManifest, ItemsSplit
-from evilm.items.task_layouts import LAYOUTS, Layout
+from evilm.items.task_layouts import Layout
 from evilm.shards import FrameManifest, read_columns
 
 logger = logging.getLogger(__name__)
@@ -41,13 +42,14 @@ def build_items(config: BuildItems) -> dict[str, Any]:
         ConfigError: more clips than `max_missing_share` have no frames.
     """
     if not config.task:
-        raise UsageError(f"--task is missing; use {', '.join(LAYOUTS)}")
+        raise UsageError(f"--task is missing; use {', '.join(ITEM_LAYOUTS.names())}")
     for name, what in (("annotations", "the folder of the official files"), ("out", "a folder")):
         if not getattr(config, name):
             raise UsageError(f"--{name} is missing; name {what}")
     began, annotations = time.monotonic(), Annotations(storage.absolute(config.annotations))
-    items = list(LAYOUTS[config.task].read(annotations, config.items))
-    labels = _labels(LAYOUTS[config.task], annotations, items, config.items.num_answers)
+    layout: Layout = ITEM_LAYOUTS.get(config.task)
+    items = list(layout.read(annotations, config.items))
+    labels = _labels(layout, annotations, items, config.items.num_answers)
     frames = FrameManifest.load(config.frames) if config.frames else None
     inputs = {"annotations": fingerprint(annotations.digests), "frames": frames.fingerprint if frames else ""}
     with Output(config, storage.absolute(config.out), inputs, needs=_tables) as output:
@@ -55,13 +57,14 @@ def build_items(config: BuildItems) -> dict[str, Any]:
             logger.info("%s is finished, reused", output.out)
             return output.done | {"reused": True}
         known = _clips_of(frames) if frames else None
-        summary = _write(config, output, items, labels, known, annotations.digests)
+        summary = _write(config, output, layout.kind, items, labels, known, annotations.digests)
         return output.close(summary | {"reused": False, "seconds": round(time.monotonic() - began, 1)})
 
 
 def _write(
     config: BuildItems,
     output: Output,
+    kind: Kind,
     items: Sequence[Item],
     labels: list[str],
     known: set[str] | None,
@@ -70,7 +73,7 @@ def _write(
     """Write tables, lists and manifest; the summary."""
     _refuse_repeats(items)
     _refuse_overlap(items)
-    if LAYOUTS[config.task].kind == "label" and (other := {item.answer for item in items} - set(labels)):
+    if kind == "label" and (other := {item.answer for item in items} - set(labels)):
         raise ManifestError(f"{config.task}: the list of classes lacks {len(other)} of them, such as {min(other)!r}")
     index, splits = {answer: place for place, answer in enumerate(labels)}, {}
     missing: list[str] = []
@@ -102,7 +105,7 @@ def _write(
         )
     storage.write_bytes(storage.join(output.out, "missing.txt"), "".join(f"{line}\n" for line in missing).encode())
     storage.write_bytes(storage.join(output.out, "videos.csv"), _videos_csv(items))
-    manifest = ItemsManifest(config.task, LAYOUTS[config.task].kind, splits, tuple(labels), digests, output.out)
+    manifest = ItemsManifest(config.task, kind, splits, tuple(labels), digests, output.out)
     output.check()
     storage.write_json(storage.join(output.out, ITEMS_FILE), manifest.as_json())
     for split, found in splits.items():

@@ -21,7 +21,7 @@ _MSRVTT_SPLITS = {"train": "train", "validate": "val", "test": "test"}
 
 @dataclass(frozen=True)
 class Layout:
-    """Official layout of a task's annotations."""
+    """Layout of a task's annotations; `ITEM_LAYOUTS` finds it by name."""
 
     kind: Kind
     read: Callable[[Annotations, ItemsConfig], Iterator[Item]]
@@ -274,16 +274,13 @@ def read_kinetics(annotations: Annotations, config: ItemsConfig) -> Iterator[Ite
             yield Item("val" if is_val else split, clip, clip, "", label, file=f"{label}/{clip}.mp4")
 
 
-LAYOUTS: dict[str, Layout] = {
-    "msrvtt-retrieval": Layout("retrieval", read_msrvtt_retrieval),
-    "msrvtt-qa": Layout("answer", read_msrvtt_qa, ("*ans2label.json",)),
-    "msrvtt-mc": Layout("choice", read_msrvtt_choice),
-    "msvd-qa": Layout("answer", read_msvd_qa, ("answer_set.txt", "*ans2label.json")),
-    "tgif-action": Layout("choice", _tgif_choice("action")),
-    "tgif-transition": Layout("choice", _tgif_choice("transition")),
-    "tgif-frame": Layout("answer", read_tgif_frame, ("frameqa*ans2label.json",)),
-    "didemo-retrieval": Layout("retrieval", read_didemo),
-    "hmdb51": Layout("label", read_hmdb51),
-    "kinetics-400": Layout("label", read_kinetics, ("label_map*.txt", "kinetics*labels.csv")),
-}
-"""Task by name."""
+MSRVTT_RETRIEVAL = Layout("retrieval", read_msrvtt_retrieval)
+MSRVTT_QA = Layout("answer", read_msrvtt_qa, ("*ans2label.json",))
+MSRVTT_MC = Layout("choice", read_msrvtt_choice)
+MSVD_QA = Layout("answer", read_msvd_qa, ("answer_set.txt", "*ans2label.json"))
+TGIF_ACTION = Layout("choice", _tgif_choice("action"))
+TGIF_TRANSITION = Layout("choice", _tgif_choice("transition"))
+TGIF_FRAME = Layout("answer", read_tgif_frame, ("frameqa*ans2label.json",))
+DIDEMO_RETRIEVAL = Layout("retrieval", read_didemo)
+HMDB51 = Layout("label", read_hmdb51)
+KINETICS_400 = Layout("label", read_kinetics, ("label_map*.txt", "kinetics*labels.csv"))

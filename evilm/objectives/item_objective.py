@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from evilm.dataloader.item_collate import ItemBatch
@@ -55,6 +55,10 @@ class ItemObjective(Objective):
     def counts(self, batch: ItemBatch) -> dict[str, int]:
         """Count the items with a label."""
         return {self.model.spec.kind: len(batch.labelled)}
+
+    def targets(self, batch: ItemBatch) -> dict[str, Int[np.ndarray, " target"]]:
+        """Return the labels of the items that have one."""
+        return {self.model.spec.kind: batch.labels[batch.labelled].numpy()}
 
     def scores(self) -> ObjectiveScores:
         """Create an accumulator of loss and accuracy."""
@@ -136,6 +140,10 @@ class RetrievalObjective(ItemObjective):
     def counts(self, batch: ItemBatch) -> dict[str, int]:
         """Count the items."""
         return dict.fromkeys(self.weights, batch.num_items)
+
+    def targets(self, batch: ItemBatch) -> dict[str, Int[np.ndarray, " target"]]:
+        """Return nothing: what is to be found is a video or a caption of the step."""
+        return {}
 
     def scores(self) -> ObjectiveScores:
         """Create an accumulator of features."""

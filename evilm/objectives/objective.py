@@ -1,9 +1,12 @@
 """The interface between an objective and the training loop: a module that maps a batch to named loss sums."""
 
-from collections.abc import Callable, Iterable
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
 import torch
+from jaxtyping import Int
 from torch import nn
 
 from evilm.model.losses import LossSum
@@ -52,6 +55,10 @@ class Objective(nn.Module):
         """Count the items of each loss of a batch, in the order of `forward`, without computing the losses."""
         raise NotImplementedError
 
+    def targets(self, batch: Any) -> dict[str, Int[np.ndarray, " target"]]:
+        """Return what is to be predicted in a batch on the CPU, by the loss that has an accuracy."""
+        return {}
+
     def lr_scale(self, name: str) -> float:
         """Return the factor of the learning rate of the parameter `name`."""
         return 1.0
@@ -79,3 +86,26 @@ class Objective(nn.Module):
     def scores(self) -> ObjectiveScores:
         """Create an empty accumulator of this objective's metrics."""
         raise NotImplementedError
+
+
+class TargetCounts:
+    """Counts targets by loss, for chance: the accuracy of always predicting the most frequent target."""
+
+    def __init__(self) -> None:
+        self.by_loss: dict[str, Counter[int]] = defaultdict(Counter)
+
+    def add(self, targets: Mapping[str, Int[np.ndarray, " target"]]) -> None:
+        """Count the targets of a batch."""
+        for name, values in targets.items():
+            found, counts = np.unique(values, return_counts=True)
+            self.by_loss[name].update(dict(zip(found.tolist(), counts.tolist(), strict=True)))
+
+    def update(self, other: Mapping[str, Mapping[int, int]]) -> None:
+        """Add what another worker counted."""
+        for name, counts in other.items():
+            self.by_loss[name].update(counts)
+
+    def chance(self) -> dict[str, float]:
+        """Return the share of the most frequent target, by loss."""
+        shares = {name: counts.most_common(1)[0][1] / counts.total() for name, counts in self.by_loss.items() if counts}
+        return {f"{name}_chance": share for name, share in shares.items()}

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float, Int, Int64
 from torch import Tensor
 
 from evilm.config.training import ObjectivesConfig
@@ -17,7 +17,7 @@ from evilm.dataloader.color_jitter import jitter_colours
 from evilm.dataloader.masking import IGNORE
 from evilm.model.evilm_model import EViLMModel
 from evilm.model.losses import LossSum, mlm_loss, mvm_loss, vtm_loss
-from evilm.objectives.objective import Objective
+from evilm.objectives.objective import Objective, TargetCounts
 
 
 class PretrainObjective(Objective):
@@ -67,6 +67,15 @@ class PretrainObjective(Objective):
         }
         return {name: counts[name] for name in self.weights}
 
+    def targets(self, batch: PretrainBatch) -> dict[str, Int[np.ndarray, " target"]]:
+        """Return the masked words, whether each pair matches, and the codes of masked regions."""
+        found = {
+            "mlm": batch.word_targets.flatten()[batch.mlm_positions].numpy(),
+            "vtm": np.repeat([1, 0], [len(batch.frames), len(batch.negative_of)]),
+            "mvm": batch.code_ids.flatten()[batch.masked_regions].numpy(),
+        }
+        return {name: found[name] for name in self.weights}
+
     def _matching(self, batch: PretrainBatch, video: torch.Tensor, matched_cls: torch.Tensor) -> LossSum:
         """Compute the matching loss: one matched and one mismatched pair per clip, with one video encoding."""
         student, cls = self.student, matched_cls
@@ -98,12 +107,13 @@ class PretrainScores:
         self._sums: Tensor | None = None  # (loss, total and correct), float64, on the device
         self._match: Tensor | None = None  # comparisons won, comparisons
         self._num_codes = objective.student.config.num_codes
-        self._targets = np.zeros((2, self._num_codes), dtype=np.int64)  # all regions, masked regions
+        self._codes = np.zeros(self._num_codes, dtype=np.int64)
+        self._targets = TargetCounts()
 
     def add(self, batch: PretrainBatch, device: torch.device) -> None:
         """Score one batch."""
-        for row, code_ids in enumerate((batch.code_ids, batch.code_ids[batch.mask.flatten(1)])):
-            self._targets[row] += np.bincount(code_ids.flatten().numpy(), minlength=self._num_codes)
+        self._codes += np.bincount(batch.code_ids.flatten().numpy(), minlength=self._num_codes)
+        self._targets.add(self._objective.targets(batch))
         batch = batch.to(device)
         # `forward` bypasses a compiled `__call__`, which would be compiled again for eval mode on ranks with a batch.
         losses = self._objective.forward(batch)
@@ -116,19 +126,19 @@ class PretrainScores:
             self._match = wins if self._match is None else self._match + wins
 
     def state(self) -> dict[str, Any]:
-        """Return total, count and hits by objective, and counts of each code as a target."""
+        """Return total, count and hits by objective, and how often each code and each target occurred."""
         rows = [[0.0, 0.0]] * len(self._counts) if self._sums is None else self._sums.tolist()
         sums = {name: [row[0], self._counts[name], row[1]] for name, row in zip(self._counts, rows, strict=True)}
         match = np.zeros(2) if self._match is None else self._match.cpu().numpy()
-        return {"sums": sums, "targets": self._targets, "match": match}
+        return {"sums": sums, "codes": self._codes, "targets": dict(self._targets.by_loss), "match": match}
 
     def result(self, states: list[dict[str, Any]]) -> dict[str, float]:
         """Compute metrics from the states of all workers.
 
-        These are mean loss and accuracy by objective, and `loss`, their weighted sum as in training. `code_usage` is
-        the share of codes that occur as targets, and `mvm_most_frequent` the accuracy of always predicting the most
-        frequent one: the baseline of MVM. `match_auc` is the probability that a clip and its own caption score higher
-        than the clip with another caption, or the caption with another clip.
+        These are mean loss and accuracy by objective, and `loss`, their weighted sum as in training. `mlm_chance`,
+        `vtm_chance` and `mvm_chance` are the accuracies of always predicting the most frequent target. `code_usage` is
+        the share of codes that occur in the clips. `match_auc` is the probability that a clip and its own caption score
+        higher than the clip with another caption, or the caption with another clip.
         """
         metrics: dict[str, float] = {}
         for name in self._objective.weights:
@@ -137,14 +147,13 @@ class PretrainScores:
             metrics[f"{name}_accuracy"] = correct / max(1.0, count)
         weights = self._objective.weights
         loss = sum(weight * metrics[f"{name}_loss"] for name, weight in weights.items())
-        everywhere, masked = np.sum([state["targets"] for state in states], axis=0)
-        codes = {
-            "code_usage": float((everywhere > 0).mean()),
-            "mvm_most_frequent": float(masked.max() / max(1, masked.sum())),
-        }
+        targets = TargetCounts()
+        for state in states:
+            targets.update(state["targets"])
+        codes = {"code_usage": float((np.sum([state["codes"] for state in states], axis=0) > 0).mean())}
         won, compared = np.sum([state["match"] for state in states], axis=0)
         matched = {"match_auc": float(won / compared)} if compared else {}
-        return {"loss": loss} | metrics | codes | matched
+        return {"loss": loss} | metrics | targets.chance() | codes | matched
 
 
 def match_wins(student: EViLMModel, batch: PretrainBatch, pool_clips: int) -> Float[Tensor, "2"]:

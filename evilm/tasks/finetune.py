@@ -6,6 +6,7 @@ from typing import Any
 
 from evilm.config.base import validate
 from evilm.config.data import FramesConfig
+from evilm.config.items import ITEM_LAYOUTS
 from evilm.config.models import EViLMConfig
 from evilm.config.stages import Finetune
 from evilm.dataloader.clip_reader import ClipAugmentation
@@ -17,7 +18,6 @@ from evilm.errors import UsageError
 from evilm.io import storage
 from evilm.items.item_tables import ItemsManifest
 from evilm.items.seen_clips import clip_hashes, write_seen
-from evilm.items.task_layouts import LAYOUTS
 from evilm.shards import FrameManifest, check_num_frames, publish_side
 from evilm.tasks.publications import load_frames
 from evilm.tasks.task_inputs import find_items, variant
@@ -53,7 +53,7 @@ def finetune(config: Finetune) -> dict[str, Any]:
     from evilm.train.launch import catch_up
 
     if not config.task:
-        raise UsageError(f"--task is missing; use {', '.join(LAYOUTS)}")
+        raise UsageError(f"--task is missing; use {', '.join(ITEM_LAYOUTS.names())}")
     config = config.resolved().with_precision()
     root = storage.absolute(config.root)
     model = storage.absolute(config.model or storage.join(root, "model"))

@@ -20,6 +20,7 @@ from evilm.io import storage
 from evilm.items.seen_clips import clip_hashes, write_seen
 from evilm.model.tokenizers.collapse import require_usage_of_labels
 from evilm.shards import CodesManifest, FrameManifest, ShardPair, Side, find_codes, open_side, pair, publish_side
+from evilm.tasks.assessment import log_assessment
 from evilm.tasks.publications import load_codes, load_frames
 from evilm.tasks.training_run import TrainingRun
 from evilm.text.vocab import Vocab
@@ -82,6 +83,7 @@ def pretrain(config: Pretrain) -> dict[str, Any]:
             batch_sizes(
                 frames.num_clips("train"), config.schedule.batch_clips, config.schedule.tail, config.num_micro_batches
             )
+            log_assessment(config, frames)
             _audit(config, frames, codes)
             publish_side(frames, replace=False)
             publish_side(codes, replace=False)

@@ -14,7 +14,7 @@ _CORPUS_FOLDER = {"tgif-action": "tgif-qa", "tgif-transition": "tgif-qa", "tgif-
 
 def variant(config: Finetune | Benchmark) -> str:
     """Return the beginning of the names of a task's folders, such as `msrvtt-retrieval-7k` or `hmdb51-fold2`."""
-    settings, task = config.items, config.task
+    settings, task = config.items, config.task.rsplit(":")[-1].lower().replace("_", "-")
     if task == "msrvtt-retrieval" and settings.protocol != type(settings)().protocol:
         return f"{task}-{settings.protocol}"
     return f"{task}-fold{settings.fold}" if task == "hmdb51" and settings.fold > 1 else task

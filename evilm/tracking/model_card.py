@@ -44,13 +44,13 @@ def make_card(config: Pretrain, summary: Mapping[str, Any], model: Mapping[str, 
 
 def _figures(val: Mapping[str, float]) -> Iterator[tuple[str, float, float, str]]:
     """Yield what, loss, accuracy and guessing of each objective that was evaluated."""
-    most_frequent = f"{val['mvm_most_frequent']:.1%} (the most frequent code)" if "mvm_most_frequent" in val else ""
-    for name, title, guessing in (
-        ("mvm", "masked video modelling", most_frequent),
-        ("mlm", "masked language modelling", ""),
-        ("vtm", "video-text matching", "50.0% (one right and one wrong caption per clip)"),
+    for name, title, guess in (
+        ("mvm", "masked video modelling", "the most frequent code"),
+        ("mlm", "masked language modelling", "the most frequent word piece"),
+        ("vtm", "video-text matching", "always the same answer"),
     ):
         if f"{name}_loss" in val:
+            guessing = f"{val[f'{name}_chance']:.1%} ({guess})" if f"{name}_chance" in val else ""
             yield title, val[f"{name}_loss"], val[f"{name}_accuracy"], guessing
 
 

@@ -4,11 +4,13 @@ import logging
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 from evilm.cluster import connect
 from evilm.config.resources import ClusterConfig
+from evilm.console import announce
 from evilm.errors import ClusterError, EvilmError, NonFiniteError
 from evilm.io import storage
 from evilm.io.outputs import Output
@@ -19,6 +21,7 @@ from evilm.tracking.mlflow_calls import suppress_tracking_errors
 from evilm.tracking.mlflow_run import TrackedRun, close_run, describe_run, end_on_error, is_closed, open_run
 from evilm.tracking.mlflow_uploader import MlflowUploader
 from evilm.train import preemption
+from evilm.train.attempts import attempts
 from evilm.train.checkpoint_manager import CHECKPOINTS, forget_registry
 from evilm.train.task import WorkerSpec
 from evilm.train.trainer import train_worker
@@ -71,7 +74,7 @@ def fit(
         scaling_config=_scaling(cluster),
         run_config=_storage(out, cluster),
     )
-    with end_on_error(run):
+    with end_on_error(run), _announce_start(cluster, out):
         try:
             returned = preemption.run_until_asked(lambda: dict(trainer.fit().return_value or {}), out)
         except (ray.train.TrainingFailedError, ray.train.ControllerError, ray.train.WorkerGroupError) as error:
@@ -83,6 +86,14 @@ def fit(
         summary = returned | made(returned) | {"seconds": round(time.monotonic() - began, 1)}
     finish_tracking(config, run, summary)
     return summary
+
+
+def _announce_start(cluster: ClusterConfig, out: str) -> AbstractContextManager[None]:
+    """Log every ten seconds that workers are being waited for, until they begin."""
+    before = len(attempts(out))
+    devices = f"{cluster.gpus_per_worker:g} GPUs" if cluster.gpus_per_worker else f"{cluster.cpus_per_worker:g} CPUs"
+    what = f"waiting for {cluster.num_workers} training workers with {devices} each"
+    return announce(what, lambda: len(attempts(out)) > before)
 
 
 def finish_tracking(config: Any, run: TrackedRun | None, summary: dict[str, Any]) -> None:
@@ -138,6 +149,7 @@ def _storage(out: str, cluster: ClusterConfig) -> Any:
     return ray.train.RunConfig(
         name=CHECKPOINTS,
         storage_path=path,
+        logging_config=ray.train.LoggingConfig(log_level="ERROR"),  # for the console; Ray's log files have all
         failure_config=ray.train.FailureConfig(
             max_failures=cluster.max_failures,
             max_preemption_failures=cluster.max_preemptions,

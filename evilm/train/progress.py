@@ -3,6 +3,7 @@
 import math
 import time
 from collections import defaultdict, deque
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,9 +12,11 @@ import torch
 
 from evilm.config.training import ScheduleConfig
 from evilm.dataloader.loader import DataLoader
+from evilm.objectives.objective import Objective, TargetCounts
 
 _STRETCHES = 8  # between metric points; the time left is told from their mean speed, evaluations and all
-_LINE_S = 5.0
+_LINE_S, _SILENCE_S = 5.0, 10.0
+_MIN_POINTS = 20
 
 
 class Progress:
@@ -28,6 +31,7 @@ class Progress:
         self._sums: dict[str, float] = defaultdict(float, (kept or {}).get("sums", {}))
         self._count = int((kept or {}).get("count", 0))
         self._began, self._waited, self._told = time.perf_counter(), 0.0, -math.inf
+        self._spoke = self._began
         self._marks = deque([(self._began, start_step)], maxlen=_STRETCHES)
 
     def add(self, metrics: dict[str, float], skipped: bool = False) -> None:
@@ -66,29 +70,65 @@ class Progress:
         self._step, self._began, self._waited = step, now, loader.wait_s
         return means
 
+    def is_silent(self) -> bool:
+        """Return whether the last line on the console, or the last time this was asked, is ten seconds ago."""
+        now = time.perf_counter()
+        if now - self._spoke < _SILENCE_S:
+            return False
+        self._spoke = now
+        return True
+
     def is_line_due(self) -> bool:
         """Return whether the last line on the console is long enough ago for another; that one is then the last."""
         now = time.perf_counter()
         if now - self._told < _LINE_S:
             return False
-        self._told = now
+        self._told = self._spoke = now
         return True
 
 
-def metrics_line(metrics: dict[str, float], step: int, num_steps: int, steps_per_epoch: int) -> str:
-    """Format a line for a job log."""
-    losses = "  ".join(f"{n.removesuffix('_loss')} {v:.4g}" for n, v in metrics.items() if n.endswith("_loss"))
-    accuracies = "  ".join(
-        f"{n.removesuffix('_accuracy')} {v:.1%}" for n, v in metrics.items() if n.endswith("_accuracy")
-    )
-    loss = f"loss {metrics['loss']:.4g}: {losses}" if "loss" in metrics else "no update"
+def estimate_chance(objective: Objective, batches: Iterable[Any]) -> dict[str, float]:
+    """Estimate from some batches the accuracy of always predicting the most frequent target, by loss."""
+    counts = TargetCounts()
+    for batch in batches:
+        targets = objective.targets(batch)
+        if not targets:
+            break
+        counts.add(targets)
+    return counts.chance()
+
+
+def metrics_line(
+    metrics: dict[str, float], step: int, num_steps: int, steps_per_epoch: int, chance: Mapping[str, float]
+) -> str:
+    """Format the metrics of training for a job log; chance levels are in brackets."""
+    shown = {name: value for name, value in metrics.items() if "/" not in name and name not in ("lr", "grad_norm")}
+    figures = _figures(shown, chance)
     return (
-        f"step {step}/{num_steps} (epoch {1 + (step - 1) // steps_per_epoch}) | {loss}"
-        + (f" | accuracy: {accuracies}" if accuracies else "")
+        f"step {step}/{num_steps} (epoch {1 + (step - 1) // steps_per_epoch}) | {figures}"
         + f" | {metrics['time/clips_per_s']:.0f} clips/s, waiting {metrics['time/data_wait_ratio']:.0%}"
         + (f", {metrics['time/mfu']:.0%} of the matrix peak" if "time/mfu" in metrics else "")
         + f" | {_clock(metrics['time/eta_s'])} left"
     )
+
+
+def evaluation_line(metrics: Mapping[str, float], epoch: int, num_epochs: int) -> str:
+    """Format the metrics of an evaluation for a job log; chance levels are in brackets."""
+    return f"epoch {epoch}/{num_epochs} val | {_figures(metrics, metrics)}"
+
+
+def _figures(metrics: Mapping[str, float], chance: Mapping[str, float]) -> str:
+    """Format losses, accuracies and other figures, the latter two beside chance."""
+    named = {n.removesuffix("_accuracy"): v for n, v in metrics.items() if n.endswith("_accuracy")}
+    others = [n for n in metrics if n != "loss" and not n.endswith(("_loss", "_accuracy", "_chance"))]
+    levels = {name: chance.get(f"{name}_chance") for name in (*named, *others)}
+    losses = [f"{n.removesuffix('_loss')} {v:.4g}" for n, v in metrics.items() if n.endswith("_loss")]
+    accuracies = [f"{n} {v:.1%}" + ("" if (c := levels[n]) is None else f" ({c:.1%})") for n, v in named.items()]
+    rest = [f"{n} {metrics[n]:.4g}" + ("" if (c := levels[n]) is None else f" ({c:.4g})") for n in others]
+    total = f"loss {metrics['loss']:.4g}: " if "loss" in metrics else ""
+    parts = [total + "  ".join(losses) if losses or total else "no update"]
+    parts += ["accuracy (chance): " + "  ".join(accuracies)] if accuracies else []
+    return " | ".join(parts + (["  ".join(rest)] if rest else []))
 
 
 def _clock(seconds: float) -> str:
@@ -108,11 +148,17 @@ class Cadence:
 
     def log(self, done: int) -> bool:
         """Return whether metrics are logged once `done` steps are made."""
-        return self._every(self.schedule.log_every_steps, done)
+        return self._every(self._log_steps, done)
 
     def log_in_any_run(self, done: int) -> bool:
         """Return whether metrics would be logged also if the run went on, so that the next point begins after it."""
-        return done % self.schedule.log_every_steps == 0
+        return done % self._log_steps == 0
+
+    @property
+    def _log_steps(self) -> int:
+        """Steps between two points; a short run has at least so many points that its curves show something."""
+        all_steps = self.steps_per_epoch * self.schedule.epochs
+        return max(1, min(self.schedule.log_every_steps, all_steps // _MIN_POINTS))
 
     def checkpoint(self, done: int) -> bool:
         """Return whether a checkpoint is saved, also if nothing is about to end."""

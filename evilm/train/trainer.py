@@ -14,7 +14,6 @@ import torch
 
 from evilm.console import log_to_console
 from evilm.dataloader.collate import Batch
-from evilm.dataloader.loader import DataLoader
 from evilm.dataloader.sampler import TrainSampler
 from evilm.errors import EvilmError, NonFiniteError
 from evilm.io.ownership import check_owner
@@ -23,9 +22,9 @@ from evilm.train import preemption
 from evilm.train.attempts import Audit, begin_attempt, write_plan
 from evilm.train.checkpoint_files import files_beside
 from evilm.train.checkpoint_manager import CheckpointManager
-from evilm.train.micro_batches import check_world, micro_batches_of, on_device, split_micro_batches
+from evilm.train.micro_batches import check_world, micro_batches_of, on_device, pinned, split_micro_batches
 from evilm.train.optimizer import make_deterministic
-from evilm.train.progress import Cadence, Progress, metrics_line
+from evilm.train.progress import Cadence, Progress, estimate_chance, evaluation_line, metrics_line
 from evilm.train.task import TASKS, Task, WorkerSpec
 from evilm.train.timing import StepProfiler, StepTimer, matmul_peak
 from evilm.train.train_state import TrainState
@@ -33,6 +32,8 @@ from evilm.train.train_step import StepOutcome
 from evilm.train.validation import evaluate, note_best
 
 logger = logging.getLogger(__name__)
+
+_CHANCE_BATCHES = 4
 
 
 def train_worker(config: dict[str, Any]) -> dict[str, Any]:
@@ -91,7 +92,7 @@ class Trainer:
         self.peak = matmul_peak(self.device, dtype) if rank == 0 else 0.0
         self.timer = StepTimer(self.device)
         self.micro_batches = micro_batches_of(rank, world, self.settings.num_micro_batches)
-        loader = self._pinned(task.train_loader(self.micro_batches.start, self.settings.num_micro_batches))
+        loader = pinned(task.train_loader(self.micro_batches.start, self.settings.num_micro_batches), self.device)
         self.order = cast(TrainSampler, loader.order)
         self.steps_per_epoch = self.order.num_steps
         self.loader = split_micro_batches(loader, self.settings.num_micro_batches, self.micro_batches)
@@ -99,7 +100,7 @@ class Trainer:
         self.num_steps = min(self.schedule_steps, schedule.max_steps or self.schedule_steps)
         self.state: dict[str, Any] = {"step": 0, "skipped": 0, "train": {}, "val": {}, "best": {}, "log": {}}
         self.state |= {"ended": -1, "stale": 0}  # the step handled as the last one; evaluations since the best one
-        self.saved = -1
+        self.saved, self.chance = -1, dict[str, float]()
         self.ends = ExitStack()  # what was opened last is closed first
         self.recorder = MetricsRecorder(spec.out, spec.tracked) if rank == 0 else None
         if self.recorder:
@@ -126,10 +127,13 @@ class Trainer:
         for step in range(start, self.num_steps):
             batches = list(islice(stream, count))
             profiler.before(step)
-            outcomes = train_step.step(step, self.schedule_steps, self.micro_batches, batches, self._flags())
+            flags = self.watch.flags(self.checkpoints.took_s)
+            outcomes = train_step.step(step, self.schedule_steps, self.micro_batches, batches, flags)
             self.audit.note(step, self.micro_batches, batches)
             self.state["step"] = done = step + 1
             profiler.after(step)
+            if self.recorder and not self.due.log(done) and progress.is_silent():
+                logger.info("step %d/%d", done, self.num_steps)
             is_asked = any(flag > 0 for outcome in outcomes for flag in outcome.flags)
             if is_asked or self.due.numbers(done):
                 outcomes += train_step.settle()
@@ -178,9 +182,6 @@ class Trainer:
         flags = [outcome.flags for outcome in outcomes] or [[0.0] * preemption.NUM_FLAGS]
         return [any(flag > 0 for flag in column) for column in zip(*flags, strict=True)]
 
-    def _flags(self) -> list[float]:
-        return self.watch.flags(self.checkpoints.took_s)
-
     def _urgent(self, stop_run: bool, worker_ends: bool, look: bool, near: bool) -> bool:
         """Return whether a checkpoint is wanted now, because something is about to end."""
         leaving = self.watch.leaving() if look else ""
@@ -199,11 +200,11 @@ class Trainer:
         if loader is None:
             return False
         autocast = self.train_state.autocast
-        metrics = evaluate(self.train_state.finished, self._pinned(loader), self.device, self.world, autocast)
+        metrics = evaluate(self.train_state.finished, pinned(loader, self.device), self.device, self.world, autocast)
         self.state |= {"val": metrics, "eval_clips": self.settings.schedule.eval_clips}
         if self.recorder:
-            shown = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
-            logger.info("epoch %d/%d val: %s", -(-done // self.steps_per_epoch), self.settings.schedule.epochs, shown)
+            epoch = -(-done // self.steps_per_epoch)
+            logger.info("%s", evaluation_line(metrics, epoch, self.settings.schedule.epochs))
             self.recorder.log({f"val/{name}": value for name, value in metrics.items()}, done)
         best = note_best(self.state["best"], metrics, self.settings.schedule, done, self.attempt)
         self.state["stale"] = 0 if best else self.state["stale"] + 1
@@ -225,7 +226,7 @@ class Trainer:
             metrics |= {"time/mfu": self.flops_per_clip * speed / self.peak} if self.flops_per_clip else {}
             self.recorder.log({k if "/" in k else f"train/{k}": v for k, v in metrics.items()}, done)
             if self.progress.is_line_due() or done == self.num_steps:
-                logger.info("%s", metrics_line(metrics, done, self.num_steps, self.steps_per_epoch))
+                logger.info("%s", metrics_line(metrics, done, self.num_steps, self.steps_per_epoch, self.chance))
 
     def _note_skipped(self, report: dict[str, Any]) -> None:
         """Count a step that made no update, and keep where it happened."""
@@ -282,17 +283,16 @@ class Trainer:
         self.files = files_beside(lambda folder: self.task.describe(folder, self.train_state.objective))
         self.ends.callback(self.checkpoints.close)
         if self.recorder:
-            self.recorder.log({"time/attempt": number, "time/workers": self.world}, self.state["step"])
+            some = self.loader.batches(0, min(_CHANCE_BATCHES, self.steps_per_epoch) * len(self.micro_batches))
+            self.chance = estimate_chance(self.train_state.objective, some)
+            started = {"time/attempt": number, "time/workers": self.world}
+            self.recorder.log(
+                started | {f"chance/{name}": share for name, share in self.chance.items()}, self.state["step"]
+            )
 
     def _some_batches(self, count: int) -> Iterator[Batch]:
         """Return this worker's micro-batches of the first steps, for a start that depends on data."""
         return (batch.to(self.device) for batch in self.loader.batches(0, count * len(self.micro_batches)))
-
-    def _pinned(self, loader: DataLoader) -> DataLoader:
-        """Let the data loader put its batches where a GPU copies from while the step before is computed."""
-        if self.device.type == "cuda":
-            loader.finish = Batch.pin_memory
-        return loader
 
     def close(self) -> None:
         """Flush the metrics, end the threads."""

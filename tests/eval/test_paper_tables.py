@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from evilm.config.items import TASK_NAMES
 from evilm.config.models import EViLMConfig
 from evilm.config.stages import Report
 from evilm.errors import ConfigError
@@ -14,7 +15,6 @@ from evilm.eval.item_figures import share
 from evilm.eval.paper_tables import draw_tables, our_rows, published, render_tables
 from evilm.eval.report import report
 from evilm.io import storage
-from evilm.items.task_layouts import LAYOUTS
 from evilm.model.cost import parameter_rows
 from evilm.model.evilm_model import EViLMModel
 
@@ -50,7 +50,7 @@ def test_published_numbers_are_in_their_rows(tmp_path: Path):
 
 def test_published_figures_belong_to_a_column_and_a_known_task():
     for table in published():
-        assert set(table.columns.values()) - {""} <= set(LAYOUTS)
+        assert set(table.columns.values()) - {""} <= set(TASK_NAMES)
         assert {column for row in table.rows for column in row.figures} <= set(table.columns)
 
 

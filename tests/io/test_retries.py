@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import pytest
 
+from evilm.errors import StorageError
 from evilm.io import retries
 from evilm.io.retries import TransientError, retry
 
@@ -45,3 +46,22 @@ def test_pause_beyond_the_deadline_is_not_started() -> None:
     with pytest.raises(OSError, match="failed 1 times"):
         retry(operation, 9, 5)
     assert (len(attempts), time.monotonic() - began < 5) == (1, True)
+
+
+@pytest.mark.parametrize("has_answered", [False, True])
+def test_storage_that_refuses_from_the_start_is_given_up_at_once(
+    has_answered: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retries, "_contact", {})
+    calls = []
+
+    def refuse() -> None:
+        calls.append(1)
+        raise ConnectionRefusedError("nobody listens")
+
+    retries.check_first_contact()
+    if has_answered:
+        retries.with_retries("s3://b/x", lambda: None)
+    with pytest.raises(StorageError, match="cannot use s3://b/x"):
+        retries.with_retries("s3://b/x", refuse)
+    assert len(calls) == (7 if has_answered else 1)

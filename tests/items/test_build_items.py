@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from evilm.errors import ConfigError, ManifestError, ShardError, UsageError
 from evilm.ingest.shard_videos import shard_videos
 from evilm.items.build_items import build_items
 from evilm.items.item_tables import ItemsManifest
+from helpers.paths import ROOT
 from helpers.small_corpus import in_this_process
 from helpers.video_files import write_video
 
@@ -115,7 +117,7 @@ def test_item_that_is_listed_twice_is_refused(annotations: Path, tmp_path: Path)
     ("values", "error", "message"),
     [
         ({"task": ""}, UsageError, "--task is missing; use msrvtt-retrieval, msrvtt-qa"),
-        ({"task": "msrvtt"}, ConfigError, "task = 'msrvtt': Input should be '', 'msrvtt-retrieval'"),
+        ({"task": "msrvtt"}, ConfigError, "'msrvtt' is not a downstream task; use msrvtt-retrieval, msrvtt-qa"),
         ({"annotations": ""}, UsageError, "--annotations is missing; name the folder of the official files"),
         ({"annotations": "/nowhere"}, ManifestError, "/nowhere has none of the expected files"),
         ({"frames": "/nowhere"}, ShardError, "no finished frames at /nowhere"),
@@ -156,3 +158,23 @@ def test_a_class_that_the_list_lacks_is_named(tmp_path: Path) -> None:
     (folder / "label_map_k400.txt").write_text("run\nwalk\n")
     with pytest.raises(ManifestError, match="kinetics-400: the list of classes lacks 1 of them, such as 'jump'"):
         build_items(config(folder, tmp_path / "items", task="kinetics-400"))
+
+
+def test_layout_of_the_docs_builds_items_of_an_own_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (example,) = re.findall(
+        r"```python\n(from evilm.items.item .*?)```", (ROOT / "docs/downstream.md").read_text(), re.S
+    )
+    (tmp_path / "birds.py").write_text(example)
+    (tmp_path / "birds.csv").write_text(
+        "split,video,question,answer\ntrain,v1,which bird?,robin\ntrain,v2,which bird?,owl\ntest,v3,which bird?,owl\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    settings = BuildItems(task="birds:BIRDS", annotations=str(tmp_path), out=str(tmp_path / "items"))
+    assert build_items(settings)["num_labels"] == 2
+    items = ItemsManifest.load(str(tmp_path / "items"))
+    assert (items.kind, items.labels) == ("answer", ("owl", "robin"))
+    assert items.read("test").to_pylist()[0]["clip_id"] == "v3"
+    with pytest.raises(
+        ValueError, match=r"'bird' is not a downstream task; use msrvtt-retrieval, .*or module:attribute"
+    ):
+        BuildItems(task="bird")

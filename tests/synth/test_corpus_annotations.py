@@ -6,9 +6,8 @@ from pathlib import Path
 import pytest
 
 from evilm.config.data import CorpusConfig
-from evilm.config.items import ItemsConfig
+from evilm.config.items import ITEM_LAYOUTS, TASK_NAMES, ItemsConfig
 from evilm.items.annotation_files import Annotations
-from evilm.items.task_layouts import LAYOUTS
 from evilm.synth import PlannedClip, plan_corpus
 from evilm.synth.corpus_annotations import FOLDER, ask, write_annotations
 from evilm.synth.words import COLOURS, SHAPES
@@ -26,10 +25,10 @@ def written(planned: list[PlannedClip], tmp_path_factory: pytest.TempPathFactory
     return root / FOLDER
 
 
-@pytest.mark.parametrize("task", LAYOUTS)
+@pytest.mark.parametrize("task", TASK_NAMES)
 def test_every_layout_is_read_back_with_its_clips(task: str, planned: list[PlannedClip], written: Path) -> None:
     folder = written / ("tgif-qa" if task.startswith("tgif") else task)
-    items = list(LAYOUTS[task].read(Annotations(str(folder)), ItemsConfig(protocol="7k", val_share=0.2)))
+    items = list(ITEM_LAYOUTS.get(task).read(Annotations(str(folder)), ItemsConfig(protocol="7k", val_share=0.2)))
     expected = {"test"} if task == "msrvtt-mc" else {"train", "val", "test"}
     assert {item.split for item in items} == expected
     assert len({(item.split, item.item_id) for item in items}) == len(items)
@@ -62,7 +61,7 @@ def test_answers_are_true_of_the_scene(planned: list[PlannedClip]) -> None:
 
 def test_wrong_options_are_captions_of_other_scenes(planned: list[PlannedClip], written: Path) -> None:
     by_caption = {clip.caption: clip.scene for clip in planned if clip.split == "test"}
-    items = LAYOUTS["msrvtt-mc"].read(Annotations(str(written / "msrvtt-mc")), ItemsConfig())
+    items = ITEM_LAYOUTS.get("msrvtt-mc").read(Annotations(str(written / "msrvtt-mc")), ItemsConfig())
     for item in items:
         right = by_caption[item.answer]
         for wrong in set(item.options) - {item.answer}:

@@ -21,7 +21,7 @@ from helpers.workflow import Workflow, small_pretrain
 
 pytestmark = pytest.mark.long
 # Of the val split's codes, so all evaluations have the same value, and the first one is the best.
-_FIRST = {"schedule.max_steps": 8, "schedule.keep_best": "mvm_most_frequent", "optim.ema_decay": 0.5}
+_FIRST = {"schedule.max_steps": 8, "schedule.keep_best": "mvm_chance", "optim.ema_decay": 0.5}
 _NOISE = np.random.default_rng(0).integers(0, 256, (2, 4, 64, 64, 3), dtype=np.uint8)
 
 
@@ -40,7 +40,7 @@ def test_export_publishes_the_best_or_the_last_step(
     assert best["published"] == {"export": "best", "step": 4, "checkpoint": "step_00000004-001"}
     out = shutil.copytree(made.parent, tmp_path / "run") / "model"
     card = (out / "README.md").read_text()
-    assert "after 4 steps of up to 16 clips each, the best of 8 by `mvm_most_frequent`" in card
+    assert "after 4 steps of up to 16 clips each, the best of 8 by `mvm_chance`" in card
     kept = {p: p.stat().st_mtime_ns for p in (out / "checkpoints").rglob("*") if p.is_file()}
     weights = {"best": (out / "model.safetensors").read_bytes()}
     for export, step in (("last", 8), ("best", 4)):
@@ -74,7 +74,7 @@ def test_best_step_by_another_metric_is_rejected(
 ) -> None:
     out = shutil.copytree(first_is_best[0].parent, tmp_path / "run") / "model"
     config = small_pretrain(small_workflow[0], out=str(out), export="best", **_FIRST | {"schedule.keep_best": "loss"})
-    with pytest.raises(ConfigError, match=r"best step of .* was chosen by mvm_most_frequent, not by loss"):
+    with pytest.raises(ConfigError, match=r"best step of .* was chosen by mvm_chance, not by loss"):
         pretrain(config)
 
 

@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from evilm.train.progress import Progress, metrics_line
+from evilm.config.training import ScheduleConfig
+from evilm.train.progress import Cadence, Progress, evaluation_line, metrics_line
 
 
 class _Loader:
@@ -38,9 +39,9 @@ def test_resumed_run_logs_the_same_means(killed: int) -> None:
 def test_line_shows_step_losses_speed_and_time_left(seconds: float, shown: str) -> None:
     times = {"time/clips_per_s": 123.4, "time/data_wait_ratio": 0.034, "time/eta_s": seconds}
     metrics = {"loss": 2.5, "mlm_loss": 1.25, "vtm_loss": 1.25, "vtm_accuracy": 0.5} | times
-    assert metrics_line(metrics, 11, 40, 10) == (
-        "step 11/40 (epoch 2) | loss 2.5: mlm 1.25  vtm 1.25 | accuracy: vtm 50.0% | 123 clips/s, waiting 3%"
-        f" | {shown} left"
+    assert metrics_line(metrics, 11, 40, 10, {"vtm_chance": 0.512}) == (
+        "step 11/40 (epoch 2) | loss 2.5: mlm 1.25  vtm 1.25 | accuracy (chance): vtm 50.0% (51.2%)"
+        f" | 123 clips/s, waiting 3% | {shown} left"
     )
 
 
@@ -81,3 +82,37 @@ def test_extra_point_at_the_end_does_not_change_the_next_mean() -> None:
         progress.add({"loss": 11.0})
     assert continued.flush(4, loader)["loss"] == unbroken.flush(4, loader)["loss"] == 5.0
     assert continued.state == {"sums": {}, "count": 0}
+
+
+@pytest.mark.parametrize(("epochs", "points"), [(12, 24), (100, 20), (1, 2)])
+def test_short_run_still_logs_twenty_points(epochs: int, points: int) -> None:
+    schedule = ScheduleConfig(epochs=epochs, log_every_steps=20)
+    due = Cadence(schedule, steps_per_epoch=2, num_steps=2 * epochs)
+    assert sum(map(due.log, range(1, 2 * epochs + 1))) == points
+
+
+def test_long_run_logs_as_often_as_it_is_set_to() -> None:
+    due = Cadence(ScheduleConfig(epochs=10, log_every_steps=20), steps_per_epoch=100, num_steps=1000)
+    assert [step for step in range(1, 101) if due.log(step)] == [20, 40, 60, 80, 100]
+
+
+def test_line_of_an_evaluation_shows_chance_beside_accuracies_and_other_figures() -> None:
+    metrics = {"loss": 5.5, "mlm_loss": 4.9, "mlm_accuracy": 0.13, "mlm_chance": 0.08, "code_usage": 0.98}
+    assert evaluation_line(metrics, 1, 12) == (
+        "epoch 1/12 val | loss 5.5: mlm 4.9 | accuracy (chance): mlm 13.0% (8.0%) | code_usage 0.98"
+    )
+    assert evaluation_line({"word_loss": 31.17, "word_map": 0.208, "word_map_chance": 0.069}, 4, 8) == (
+        "epoch 4/8 val | word 31.17 | word_map 0.208 (0.069)"
+    )
+
+
+def test_ten_seconds_without_a_line_are_noticed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr("time.perf_counter", lambda: now)
+    progress = Progress(1000, 8, 0)
+    assert not progress.is_silent()
+    now += 11
+    assert [progress.is_silent(), progress.is_silent()] == [True, False]
+    assert progress.is_line_due(), "metrics are shown all the same"
+    now += 9
+    assert not progress.is_silent()
