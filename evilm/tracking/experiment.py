@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import sys
 from typing import Any
 
 from evilm.config.stage_settings import StageConfig
@@ -20,7 +21,7 @@ _KIND = {"mlflow.experimentKind": "custom_model_development"}  # the pages' "Mod
 _VIEW = "evilm"
 _VIEW_TAG = f"mlflow.sharedViewState.{_VIEW}"
 _COLUMNS = [f"tags.`{tag}`" for tag in (STAGE, ROOT, TASK, SCORE)]
-_COLUMNS += [f"metrics.`{metric}`" for metric in ("t2v_r10", "accuracy", "t2v_r1", "val/loss")]
+_COLUMNS += [f"metrics.`{metric}`" for metric in ("t2v_r10", "accuracy", "val/loss")]
 _ABOUT = """Runs of evilm: one for each output folder; a restart continues it. `evilm.stage` names the command.
 
 Stages that prepared the data of a training, its fine-tunings, and the trials of a sweep are shown below it.
@@ -67,8 +68,11 @@ def runs_page(server: str, experiment_id: str) -> str:
     return f"{page}?viewStateShareKey={_VIEW}&workflowType=machine_learning"
 
 
-def log_runs_page(summary: dict[str, Any]) -> None:
-    """Log where to see the runs of a finished command; nothing where they are not tracked."""
+def print_runs_page(summary: dict[str, Any]) -> None:
+    """Print to stderr where to see the runs of a finished command; nothing where they are not tracked.
+
+    Log lines have URLs without what follows `#`, where secrets may be; here it is the page.
+    """
     model = summary.get("model")
     places = (summary.get("codes"), summary.get("out"), model.get("out") if isinstance(model, dict) else "")
     found = (read_run_file(place) for place in places if isinstance(place, str) and place)
@@ -76,7 +80,7 @@ def log_runs_page(summary: dict[str, Any]) -> None:
     if not (uri := str(known.get("uri", ""))) or "experiment_id" not in known:
         return
     if uri.startswith("http"):
-        logger.info("MLflow: %s", runs_page(uri, known["experiment_id"]))
+        print(f"MLflow: {runs_page(uri, known['experiment_id'])}", file=sys.stderr)
     elif database := database_of(uri):
         page = runs_page(f"http://127.0.0.1:{PORT}", known["experiment_id"])
-        logger.info("MLflow: make dashboard ROOT=%s, then %s", database.parent, page)
+        print(f"MLflow: make dashboard ROOT={database.parent}, then {page}", file=sys.stderr)

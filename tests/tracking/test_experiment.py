@@ -8,7 +8,7 @@ import pytest
 from mlflow import MlflowClient
 
 from evilm.config.stages import BuildVocab
-from evilm.tracking.experiment import log_runs_page, runs_page
+from evilm.tracking.experiment import print_runs_page, runs_page
 from evilm.tracking.mlflow_run import close_run, ensure_run, is_closed
 from helpers.tracked_output import claimed, run_of
 
@@ -43,21 +43,19 @@ def test_experiment_is_named_by_setting_variable_or_project(
 
 
 def test_end_of_a_command_links_its_table_of_runs(
-    project: BuildVocab, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    project: BuildVocab, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(logging.getLogger("evilm"), "propagate", True)
-    caplog.set_level(logging.INFO, "evilm")
     run, uri = claimed(project, "build_vocab", str(tmp_path / "vocab")), project.tracking.uri
     ensure_run(run)
-    log_runs_page({"out": run.out})
+    print_runs_page({"out": run.out})
     experiment = MlflowClient(tracking_uri=uri).get_experiment_by_name(run.experiment)
     assert experiment
     page = runs_page(uri if uri.startswith("http") else "http://127.0.0.1:5000", experiment.experiment_id)
-    assert page in caplog.text
-    assert ("make dashboard" in caplog.text) != uri.startswith("http")
+    printed = capsys.readouterr().err
+    assert f"{page}\n" in printed
+    assert ("make dashboard" in printed) != uri.startswith("http")
     columns = json.loads(experiment.tags["mlflow.sharedViewState.evilm"])["selectedColumns"]
     assert {"tags.`evilm.stage`", "tags.`evilm.score`"} <= set(columns)
-    caplog.clear()
-    log_runs_page({"out": str(tmp_path / "untracked")})
-    log_runs_page({"root": "x"})
-    assert not caplog.text
+    print_runs_page({"out": str(tmp_path / "untracked")})
+    print_runs_page({"root": "x"})
+    assert not capsys.readouterr().err
