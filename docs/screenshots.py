@@ -160,7 +160,7 @@ def look_at(uri: str, root: str, out: Path) -> list[str]:
     wanted = f"tags.`evilm.root` = '{root}' AND attributes.status = 'FINISHED'"
     found = client.search_runs(list(experiments), wanted, order_by=["attributes.start_time DESC"])
     runs = {run.data.tags["evilm.stage"]: run for run in found}
-    top = [run.info.run_name for run in found if "mlflow.parentRunId" not in run.data.tags]
+    top = [str(run.info.run_name) for run in found if "mlflow.parentRunId" not in run.data.tags]
     pretrain = runs["pretrain"]
     experiment, run_id = pretrain.info.experiment_id, pretrain.info.run_id
     panels = [item.path for item in client.list_artifacts(run_id, "panels")]
@@ -171,7 +171,7 @@ def look_at(uri: str, root: str, out: Path) -> list[str]:
         look = Look(browser.new_page(viewport={"width": 1440, "height": 860}), base, out)
         look.runs(experiment, top)
         look.experiments(list(experiments.values()))
-        look.run(experiment, run_id, runs["precompute_codes"].info.run_name, runs["precompute_codes"].info.run_id)
+        look.run(experiment, run_id, str(runs["precompute_codes"].info.run_name), runs["precompute_codes"].info.run_id)
         look.charts(experiment, run_id, "/m.*m_", ["mlm_loss", "mvm_loss", "mlm_accuracy", "mvm_accuracy"])
         look.artifact(experiment, run_id, "figures/losses.png", "figure")
         if panels:
