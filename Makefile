@@ -36,11 +36,10 @@ setup: .venv/.core
 demo: .venv/.core
 	$(BIN)/python pipelines/all.py --preset tiny --root $(ROOT)
 
-# The runs of a root in MLflow's pages, on this machine alone.
+# The runs of a root in MLflow's pages, on this machine alone; prints the address of the table of runs.
 PORT ?= 5000
 dashboard: .venv/.core
-	@test -f $(ROOT)/mlflow.db || { echo "error: $(ROOT)/mlflow.db is not there; run make demo first, or name a root that has runs: make dashboard ROOT=runs/my" >&2; exit 1; }
-	$(BIN)/mlflow ui --backend-store-uri sqlite:///$(abspath $(ROOT))/mlflow.db --port $(PORT)
+	@$(BIN)/python -m evilm.tracking.dashboard --root $(ROOT) --port $(PORT)
 
 # Tests run in JOBS processes, each with a Ray of its own, and each file of tests in one of them. FLAGS go to pytest.
 JOBS ?= 2

@@ -12,7 +12,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -20,6 +19,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urljoin
+
+from evilm.tracking.dashboard import server_command
+from evilm.tracking.experiment import runs_page
 
 _FLAGS = (
     *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"),
@@ -41,11 +43,9 @@ def served(uri: str) -> Iterator[str]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri, "--port", str(port)]
-    environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
+    command, environment = server_command(uri, port)
     quiet: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "start_new_session": True}
-    server = subprocess.Popen([*command, "--workers", "1"], env=environment, **quiet)
+    server = subprocess.Popen(command, env=environment, **quiet)
     base = f"http://127.0.0.1:{port}"
     try:
         _wait_for(f"{base}/health")
@@ -75,18 +75,18 @@ class Look:
         page.set_default_timeout(_WAIT_MS)
 
     def experiments(self, names: list[str]) -> None:
-        """Check the list of experiments, one per command."""
+        """Check the list of experiments, one per project."""
         self._go("experiments")
-        self._hide_assistant()
         for name in names:
             self._page.get_by_role("link", name=name, exact=True).first.wait_for()
         self._keep("experiments")
 
-    def runs(self, experiments: list[str], names: list[str]) -> None:
-        """Check the table with the runs of all commands."""
-        ids = ",".join(f"%22{number}%22" for number in experiments)
-        self._go(f"compare-experiments/s?experiments=[{ids}]")
-        for name in names:
+    def runs(self, experiment: str, names: list[str]) -> None:
+        """Check the table of runs at the address that commands print: names, and columns of stage and score."""
+        self._page.goto("about:blank")
+        self._page.goto(runs_page(self._base, experiment))
+        self._hide_assistant()
+        for name in (*names, "evilm.stage", "evilm.score"):
             self._page.get_by_text(name[:16]).first.wait_for()
         self._keep("runs")
 
@@ -158,7 +158,9 @@ def look_at(uri: str, root: str, out: Path) -> list[str]:
     client = MlflowClient(tracking_uri=uri)
     experiments = {e.experiment_id: e.name for e in client.search_experiments() if e.name != "Default"}
     wanted = f"tags.`evilm.root` = '{root}' AND attributes.status = 'FINISHED'"
-    runs = {run.data.tags["evilm.stage"]: run for run in client.search_runs(list(experiments), wanted)}
+    found = client.search_runs(list(experiments), wanted, order_by=["attributes.start_time DESC"])
+    runs = {run.data.tags["evilm.stage"]: run for run in found}
+    top = [str(run.info.run_name) for run in found if "mlflow.parentRunId" not in run.data.tags]
     pretrain = runs["pretrain"]
     experiment, run_id = pretrain.info.experiment_id, pretrain.info.run_id
     panels = [item.path for item in client.list_artifacts(run_id, "panels")]
@@ -167,9 +169,9 @@ def look_at(uri: str, root: str, out: Path) -> list[str]:
     with served(uri) as base, sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=find_browser(), args=list(_FLAGS))
         look = Look(browser.new_page(viewport={"width": 1440, "height": 860}), base, out)
+        look.runs(experiment, top)
         look.experiments(list(experiments.values()))
-        look.runs(list(experiments), [run.info.run_name for run in runs.values()])
-        look.run(experiment, run_id, runs["precompute_codes"].info.run_name, runs["precompute_codes"].info.run_id)
+        look.run(experiment, run_id, str(runs["precompute_codes"].info.run_name), runs["precompute_codes"].info.run_id)
         look.charts(experiment, run_id, "/m.*m_", ["mlm_loss", "mvm_loss", "mlm_accuracy", "mvm_accuracy"])
         look.artifact(experiment, run_id, "figures/losses.png", "figure")
         if panels:

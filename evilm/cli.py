@@ -51,6 +51,9 @@ def run(stage: str, target: str, tracked: bool = True) -> None:
         raise SystemExit(_EXIT_FAILED) from None
     except KeyboardInterrupt as interrupt:  # a training raises a subclass with a message and exit code
         _end(interrupt)
+    from evilm.tracking.experiment import print_runs_page
+
+    print_runs_page(summary)
     print_summary(summary)
     if summary.get("num_problems"):
         raise SystemExit(_EXIT_FAILED)

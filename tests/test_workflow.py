@@ -39,10 +39,11 @@ def test_every_command_is_a_run_in_mlflow(small_workflow: Workflow) -> None:
 
     root, summary = small_workflow
     client = MlflowClient(tracking_uri=f"sqlite:///{root / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("evilm")
+    assert experiment
     for stage in ("render_corpus", "shard_videos", "build_vocab", "train_tokenizer", "precompute_codes", "pretrain"):
-        experiment = client.get_experiment_by_name(stage)
-        assert experiment, stage
-        (run,) = client.search_runs([experiment.experiment_id])
+        wanted = f"tags.`evilm.stage` = '{stage}' AND tags.`evilm.out` LIKE '{root}%'"
+        (run,) = client.search_runs([experiment.experiment_id], wanted)
         assert run.info.status == "FINISHED"
     assert run.data.tags["evilm.input.codes"] == summary["inputs"]["codes"]
     made_from = {item.dataset.name: item.dataset for item in run.inputs.dataset_inputs}

@@ -23,7 +23,7 @@ class TrackingConfig(Config):
     run_name: str = ""
     """Name of the run; '' derives it from the command, the output and the settings."""
     experiment: str = ""
-    """Experiment that holds the run; '' uses the command's name."""
+    """Experiment of the project; '' uses MLFLOW_EXPERIMENT_NAME, else `evilm`."""
     parent: str = ""
     """Id of the run below which this one is shown."""
     enabled: bool = True

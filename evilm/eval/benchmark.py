@@ -33,6 +33,8 @@ from evilm.shards import CodesManifest, FrameManifest, check_num_frames, find_co
 
 logger = logging.getLogger(__name__)
 
+SCORES = "scores.parquet"
+"""File of a benchmark's output with all scores."""
 _BLOCK_CLIPS = 8
 
 
@@ -66,7 +68,7 @@ def benchmark(config: Benchmark) -> dict[str, Any]:
     subject = open_inputs(config)
     inputs = {"model": subject.model_fingerprint, "frames": subject.frames.fingerprint}
     inputs["codes"] = subject.codes.fingerprint if subject.codes else ""
-    with Output(config, out, inputs) as output:
+    with Output(config, out, inputs, needs=lambda _: [SCORES]) as output:
         if output.done:
             logger.info("%s is finished, reused\n%s", out, figures_table(output.done["metrics"]))
             return output.done | {"reused": True}
@@ -99,7 +101,7 @@ def _score(config: Benchmark, subject: BenchmarkInputs, output: Output) -> dict[
         figures |= masked_code_figures(scores.code_ids, scores.predicted, histogram)
     output.check()
     storage.write_bytes(storage.join(output.out, "ranks.png"), _draw_ranks(ranks, len(clips)))
-    storage.write_bytes(storage.join(output.out, "scores.parquet"), _scores_file(scores.match, clips, caption_of))
+    storage.write_bytes(storage.join(output.out, SCORES), _scores_file(scores.match, clips, caption_of))
     table = figures_table(figures)
     logger.info("%s split, %d clips:\n%s", config.split, len(clips), table)
     summary = {

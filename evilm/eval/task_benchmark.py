@@ -9,7 +9,7 @@ from evilm.eval.item_figures import ItemFigure
 from evilm.eval.label_scores import score_labels, score_probe
 from evilm.eval.retrieval_scores import score_embeddings, score_pairs
 from evilm.eval.score_table import figures_table
-from evilm.eval.task_subject import TaskSubject, open_subject
+from evilm.eval.task_subject import PREDICTIONS, TaskSubject, open_subject
 from evilm.io import storage
 from evilm.io.outputs import Output
 from evilm.model.metrics import Figure
@@ -37,7 +37,8 @@ def benchmark_task(config: Benchmark) -> dict[str, Any]:
     subject = open_subject(config, frames, items)
     out = storage.absolute(config.out or storage.join(root, f"{variant(config)}-scores"))
     inputs = {"model": task_fingerprint(subject.model), "frames": frames.fingerprint, "items": items.fingerprint}
-    with Output(config, out, inputs) as output:
+    needs = [] if _form(subject) == "pairs" else [PREDICTIONS]
+    with Output(config, out, inputs, needs=lambda _: needs) as output:
         if output.done:
             logger.info("%s is finished, reused\n%s", out, figures_table(output.done["metrics"]))
             return output.done | {"reused": True}

@@ -5,7 +5,7 @@ unfinished run that the same command continues; summary, finished and reused.
 """
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Self
 
 from evilm.config.base import fingerprint, flatten, with_new_names
@@ -31,6 +31,7 @@ class Output:
         inputs: dict[str, str],
         grows: Sequence[str] = (),
         scraps: Sequence[str] = (),
+        needs: Callable[[Mapping[str, Any]], Sequence[str]] = lambda _: (),
     ) -> None:
         """Claim `out` for these settings and inputs, unless it is finished.
 
@@ -41,16 +42,19 @@ class Output:
             grows: inputs that may have changed, because the command can add to what it made of them. Such an output is
                 left as it is, until the command calls `extend`.
             scraps: names that by themselves are no result, so that a run that left no more may begin anew.
+            needs: returns the names that belong to the result with a summary; it is made again where one is missing.
 
         Raises:
             ConfigError: `out` holds the result of other settings or inputs, and `overwrite` was not given.
             OwnershipError: another run is writing there.
         """
         self.config, self.out, self.inputs = config, out, inputs
-        self._grows, self._scraps = grows, scraps
+        self._grows, self._scraps, self._needs = grows, scraps, needs
         self._owner: ownership.Owner | None = None
         self.before = frozenset[str]()
         """Names of files that were there when this run claimed the folder, also of those one folder below."""
+        self.lost: list[str] = []
+        """Names that a finished result lacks, which is why it is made again."""
         self.done = self._inspect()
         """The summary of a finished run with the same settings and inputs; None where work is to do."""
         if self.done is None:
@@ -139,7 +143,12 @@ class Output:
                     "use the same settings to continue, another --out, or --overwrite to delete it"
                 )
             return None
-        return ownership.published(self.out, SUMMARY) if found == self._wanted else None
+        done = ownership.published(self.out, SUMMARY) if found == self._wanted else None
+        done = done and _with_places_now(done, self.out)
+        self.lost = [name for name in self._needs(done) if name not in names] if done else []
+        if self.lost and not self._owner:  # it is inspected again then
+            logger.warning("%s has lost %s; it is made again", self.out, ", ".join(self.lost))
+        return None if self.lost else done
 
     def _begin(self) -> None:
         """Clear the folder where it is to begin anew, and publish the settings."""
@@ -180,6 +189,26 @@ class Output:
 
     def _may_grow(self, found: dict[str, Any]) -> bool:
         return _without(found, self._grows) == _without(self._wanted, self._grows)
+
+
+def _with_places_now(summary: dict[str, Any], out: str) -> dict[str, Any]:
+    """Return a summary with the places of now, if the output was moved or copied since, maybe with its whole root."""
+    old, new = str(summary.get("codes") or summary.get("out") or out).split("/"), out.split("/")
+    if old == new:
+        return summary
+    while old and new and old[-1] == new[-1]:
+        old, new = old[:-1], new[:-1]
+    before, now = "/".join(old), "/".join(new)
+
+    def moved(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {name: moved(each) for name, each in value.items()}
+        if isinstance(value, list):
+            return [moved(each) for each in value]
+        is_below = isinstance(value, str) and f"{value}/".startswith(f"{before}/")
+        return now + value[len(before) :] if is_below else value
+
+    return moved(summary) if before else summary
 
 
 def _filled(found: dict[str, Any], defaults: Mapping[str, object]) -> dict[str, Any]:

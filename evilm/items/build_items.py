@@ -6,7 +6,7 @@ import io
 import logging
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -52,7 +52,7 @@ def build_items(config: BuildItems) -> dict[str, Any]:
     labels = _labels(layout, annotations, items, config.items.num_answers)
     frames = FrameManifest.load(config.frames) if config.frames else None
     inputs = {"annotations": fingerprint(annotations.digests), "frames": frames.fingerprint if frames else ""}
-    with Output(config, storage.absolute(config.out), inputs) as output:
+    with Output(config, storage.absolute(config.out), inputs, needs=_tables) as output:
         if output.done:
             logger.info("%s is finished, reused", output.out)
             return output.done | {"reused": True}
@@ -118,6 +118,10 @@ def _write(
         "splits": {split: found.__dict__ for split, found in splits.items()},
         "fingerprint": manifest.fingerprint,
     }
+
+
+def _tables(summary: Mapping[str, Any]) -> list[str]:
+    return [ITEMS_FILE, *(f"{split}.parquet" for split in summary["splits"])]
 
 
 def _labels(layout: Layout, annotations: Annotations, items: Sequence[Item], num_answers: int) -> list[str]:

@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from evilm.config.base import fingerprint
-from evilm.config.secrets import public_uri
 from evilm.config.stage_settings import recorded_names
 from evilm.config.stages import STAGES, Pretrain, Sweep
 from evilm.config.sweep_space import Space, read_space
@@ -71,21 +70,19 @@ def _run(config: Sweep, stage: str, space: Space, plan: SweepPlan, output: Outpu
 
         def prepare(trial: Trial) -> "SearchJob":
             ground = shared.ground(trial.values)
-            settings = trial_config(config, trial, ground, stage, run.uri if run else "", parent)
+            settings = trial_config(config, trial, ground, run.uri if run else "", parent)
             keep_input_error(trial.out, ground.error)
             return make_job(config, trial, settings, ground.steps_per_epoch(settings))
 
         logger.info("%d trial(s) at a time", slots)
         tried = run_search(config, plan, out, prepare, slots)
         summary = _conclude(config, stage, out, tried, shared, prepare)
-    summary |= {"inputs": output.inputs, "reused": False, "seconds": round(time.monotonic() - began, 1)}
-    _track_end(run, config, summary, tried)
+        summary |= {"inputs": output.inputs, "reused": False, "seconds": round(time.monotonic() - began, 1)}
+        _track_end(run, config, summary, tried)
     return summary
 
 
-def trial_config(
-    config: Sweep, trial: Trial, ground: SharedPlaces, stage: str = "", uri: str = "", parent: str = ""
-) -> Pretrain:
+def trial_config(config: Sweep, trial: Trial, ground: SharedPlaces, uri: str = "", parent: str = "") -> Pretrain:
     """Return the settings of a trial: what all have in common, its values, its seed, its inputs and its output."""
     base, inputs = config.base.override(trial.values), ground.inputs
     schedule = base.schedule.model_copy(
@@ -95,7 +92,7 @@ def trial_config(
         }
     )
     tracking = base.tracking.model_copy(
-        update={"uri": uri, "parent": parent, "experiment": stage, "run_name": trial.name, "log_model": False}
+        update={"uri": uri, "parent": parent, "run_name": trial.name, "log_model": False}
         | ({} if uri else {"enabled": False})
     )
     places = dataclasses.asdict(inputs) | {"out": trial.out}
@@ -191,8 +188,9 @@ def _warn_of_guessing(best: Setting, val_clips: int) -> None:
 
 def _parent(config: Sweep, stage: str, out: str, space: Space) -> "tuple[TrackedRun | None, str]":
     """Open the sweep's own MLflow run, which holds the space; return it and its id, None and '' without tracking."""
-    from evilm.tracking.lineage import read_run_file
-    from evilm.tracking.mlflow_run import describe_run, ensure_run, suppress_tracking_errors
+    from evilm.tracking.mlflow_calls import suppress_tracking_errors
+    from evilm.tracking.mlflow_run import describe_run, ensure_run
+    from evilm.tracking.run_file import read_run_file
 
     run = describe_run(config, stage, out, {})
     if run is None:
@@ -201,13 +199,14 @@ def _parent(config: Sweep, stage: str, out: str, space: Space) -> "tuple[Tracked
     run = dataclasses.replace(run, params=dict(list((axes | run.params).items())[:100]))
     with suppress_tracking_errors("open the sweep's run; its trials are tracked without it"):
         return run, ensure_run(run)
-    return run, str(read_run_file(out).get("run_id", ""))
+    return run, str(read_run_file(out, run.uri).get("run_id", ""))
 
 
 def _track_end(run: "TrackedRun | None", config: Sweep, summary: dict[str, Any], tried: Sequence[Tried]) -> None:
     """Say in MLflow how each trial ended, and bring table, figure and preset to the sweep's run."""
-    from evilm.tracking.lineage import read_run_file
-    from evilm.tracking.mlflow_run import close_run, suppress_tracking_errors
+    from evilm.tracking.mlflow_calls import suppress_tracking_errors
+    from evilm.tracking.mlflow_run import close_run
+    from evilm.tracking.run_file import read_run_file
 
     if run is None:
         return
@@ -216,8 +215,8 @@ def _track_end(run: "TrackedRun | None", config: Sweep, summary: dict[str, Any],
     client = MlflowClient(tracking_uri=run.uri)
     with suppress_tracking_errors("say how the trials ended"):
         for item in tried:
-            known = read_run_file(item.trial.out)
-            if known.get("uri") != public_uri(run.uri):
+            known = read_run_file(item.trial.out, run.uri)
+            if not known:
                 continue
             client.set_tag(known["run_id"], "evilm.trial.state", item.outcome.state)
             if item.outcome.state == "stopped":  # its own process was ended before it could say so

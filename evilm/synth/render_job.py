@@ -28,7 +28,7 @@ def render_corpus(config: RenderCorpus) -> dict[str, Any]:
     if not config.out:
         raise UsageError("--out is missing; name the folder for the corpus")
     out = storage.absolute(config.out)
-    with Output(config, out, {}) as output:
+    with Output(config, out, {}, needs=lambda done: [done["manifest"].rsplit("/", 1)[-1], VIDEOS_NAME]) as output:
         if not output.done:
             return output.close(_write_corpus(config, output))
     if not storage.exists(storage.join(out, FOLDER)):  # of a version before them

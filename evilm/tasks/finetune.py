@@ -8,7 +8,6 @@ from evilm.config.base import validate
 from evilm.config.data import FramesConfig
 from evilm.config.items import ITEM_LAYOUTS
 from evilm.config.models import EViLMConfig
-from evilm.config.secrets import public_uri
 from evilm.config.stages import Finetune
 from evilm.dataloader.clip_reader import ClipAugmentation
 from evilm.dataloader.item_collate import ItemCollate
@@ -24,8 +23,8 @@ from evilm.tasks.publications import load_frames
 from evilm.tasks.task_inputs import find_items, variant
 from evilm.tasks.training_run import TrainingRun
 from evilm.text.vocab import Vocab
-from evilm.tracking.lineage import read_run_file
 from evilm.tracking.mlflow_run import TrackedRun, tracking_uri
+from evilm.tracking.run_file import read_run_file
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +46,7 @@ def finetune(config: Finetune) -> dict[str, Any]:
         CheckpointError: there is no model to start from.
     """
     from evilm.model import pretrained
-    from evilm.model.evilm_model import KIND
+    from evilm.model.evilm_model import KIND, WEIGHTS
     from evilm.model.identity import model_fingerprint
     from evilm.model.inference import VOCAB
     from evilm.model.task_model import TaskModel, arch_for, task_fingerprint
@@ -87,7 +86,8 @@ def finetune(config: Finetune) -> dict[str, Any]:
             "fingerprint": task_fingerprint(out),
         }
 
-    training = TrainingRun(config, "finetune", "finetune", out, inputs, TaskModel.from_pretrained, describe)
+    load, files = TaskModel.from_pretrained, (WEIGHTS, pretrained.CONFIG, VOCAB)
+    training = TrainingRun(config, "finetune", "finetune", out, inputs, load, describe, files)
     with training.open(items.uri, items.epoch_size("train"), items.epoch_size("val")) as output:
         done = output.done
         if done and training.is_published(done):
@@ -110,8 +110,7 @@ def finetune(config: Finetune) -> dict[str, Any]:
 
 def _run_of(model: str, uri: str) -> str:
     """Return the id of the MLflow run that made a model, if it is in the store at `uri`; else ''."""
-    known = read_run_file(model)
-    return str(known["run_id"]) if uri and public_uri(str(known.get("uri", ""))) == public_uri(uri) else ""
+    return str(read_run_file(model, uri).get("run_id", "")) if uri else ""
 
 
 def build_task(settings: dict[str, Any]) -> "FinetuneTask":

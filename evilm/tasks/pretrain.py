@@ -57,8 +57,10 @@ def pretrain(config: Pretrain) -> dict[str, Any]:
     vocab = Vocab.load(config.vocab)
     fingerprints = {"frames": frames.fingerprint, "codes": codes.fingerprint, "vocab": vocab.fingerprint}
     fingerprints["tokenizer"] = codes.tokenizer
+    from evilm.model.evilm_model import WEIGHTS
     from evilm.model.identity import model_fingerprint
-    from evilm.model.inference import EViLM
+    from evilm.model.inference import VOCAB, EViLM
+    from evilm.model.pretrained import CONFIG
     from evilm.tracking.model_card import write_card
     from evilm.tracking.pyfunc_model import publish
     from evilm.train.launch import catch_up
@@ -69,7 +71,8 @@ def pretrain(config: Pretrain) -> dict[str, Any]:
     def describe() -> dict[str, Any]:
         return {"out": out, "inputs": fingerprints, "clips": frames.splits} | started | _made(out)
 
-    training = TrainingRun(config, "pretrain", "pretrain", out, fingerprints, EViLM.from_pretrained, describe)
+    load, files = EViLM.from_pretrained, (WEIGHTS, CONFIG, VOCAB)
+    training = TrainingRun(config, "pretrain", "pretrain", out, fingerprints, load, describe, files)
     with training.open(frames.uri, frames.num_clips("train"), frames.num_clips("val")) as output:
         done = output.done
         if done and training.is_published(done):

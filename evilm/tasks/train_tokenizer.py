@@ -45,7 +45,8 @@ def train_tokenizer(config: TrainTokenizer) -> dict[str, Any]:
     check_num_frames(frames, config.arch.num_frames)
     inputs = {"frames": frames.fingerprint, "vocab": vocab.fingerprint}
     from evilm.model.identity import tokenizer_fingerprints
-    from evilm.model.tokenizers.semantic_vq import VideoTokenizer
+    from evilm.model.pretrained import CONFIG
+    from evilm.model.tokenizers.semantic_vq import WEIGHTS, VideoTokenizer
     from evilm.train.launch import catch_up
 
     inputs |= tokenizer_fingerprints(config.init, "init") if config.init else {}
@@ -56,7 +57,7 @@ def train_tokenizer(config: TrainTokenizer) -> dict[str, Any]:
         return facts | started | {"fingerprint": VideoTokenizer.from_pretrained(config.out).fingerprint()}
 
     name, load = "train_tokenizer", VideoTokenizer.from_pretrained
-    training = TrainingRun(config, name, name, config.out, inputs, load, describe)
+    training = TrainingRun(config, name, name, config.out, inputs, load, describe, (WEIGHTS, CONFIG))
     with training.open(frames.uri, frames.num_clips("train"), frames.num_clips("val")) as output:
         done = output.done
         if done and training.is_published(done):

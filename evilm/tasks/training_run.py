@@ -33,7 +33,7 @@ class TrainingRun:
 
     config: Pretrain | TrainTokenizer | Finetune
     command: str
-    """Name of the command, also the MLflow experiment."""
+    """Name of the command."""
     task: str
     """Name of the task in `TASKS`."""
     out: str
@@ -43,6 +43,8 @@ class TrainingRun:
     """Function that loads a checkpoint as a model and reads all of it before it returns."""
     describe: Callable[[], dict[str, Any]]
     """Function that returns the summary's entries about the published model."""
+    files: tuple[str, ...] = ()
+    """Names in the output folder without which there is no model."""
 
     def open(self, data: str, num_train: int, num_val: int) -> Output:
         """Claim the output folder; reopen a finished one if more steps are requested.
@@ -57,7 +59,8 @@ class TrainingRun:
 
         Raises:
             ConfigError: the folder holds the result of other settings or inputs, or the model to start from; its
-                checkpoints were deleted; or the best step is requested but nothing will be evaluated.
+                checkpoints were deleted, or its weights with them; or the best step is requested but nothing will be
+                evaluated.
         """
         if self.config.export == "best" and not num_val:
             raise ConfigError(
@@ -71,8 +74,15 @@ class TrainingRun:
             )
         if storage.join(self.config.init, "").startswith(storage.join(self.out, "")):
             raise ConfigError(f"--init {self.config.init} is inside --out {self.out}; choose another --out")
-        output = Output(self.config, self.out, self.inputs)
+        output = Output(self.config, self.out, self.inputs, needs=lambda _: self.files)
         done = output.done
+        if done is None and output.lost and not newest_first(self.out):
+            with output:  # which gives it up
+                place = storage.join(self.out, CHECKPOINTS)
+                raise ConfigError(
+                    f"{self.out} has lost {', '.join(output.lost)}, and {place} is empty; use another --out, or "
+                    "--overwrite to train from the start"
+                )
         if done is None:
             return output
         reached, wanted = int(done["steps"]), num_steps(self.config, num_train)

@@ -34,6 +34,8 @@ _TEXT, _JSON = "vocab.txt", "config.json"
 class Vocab:
     """A list of word pieces; immutable and picklable. A caption can't contain special tokens."""
 
+    FILES = (_TEXT, _JSON)
+
     def __init__(self, pieces: Sequence[str]) -> None:
         """Build a vocabulary from its pieces in the order of ids.
 

@@ -43,7 +43,7 @@ def build_vocab(config: BuildVocab) -> dict[str, Any]:
     captions = read_captions(config.manifest, config.columns, config.split)
     base = read_pieces(config.base_vocab) if config.base_vocab else []
     inputs = {"captions": fingerprint(sorted(captions)), "base_vocab": fingerprint(base) if base else ""}
-    with Output(config, out, inputs) as output:
+    with Output(config, out, inputs, needs=lambda _: Vocab.FILES) as output:
         if output.done:
             logger.info("%s is finished, reused: %s words", out, output.done["num_words"])
             return output.done | {"reused": True}

@@ -4,36 +4,23 @@ A run says what it made (`evilm.made`) and what from (`evilm.input.<name>`), by 
 found by these in the same store, and named in `evilm.from.<name>` and, as a link, in the description.
 """
 
-import inspect
 import logging
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from evilm.config.secrets import public_uri
 from evilm.config.stage_settings import StageConfig
-from evilm.io import storage
+from evilm.tracking.experiment import ROOT, STAGE, TASK
+from evilm.tracking.run_file import read_run_file
 
 if TYPE_CHECKING:
-    from mlflow.entities import RunInfo
+    from mlflow.entities import Run
 
 logger = logging.getLogger(__name__)
 
-RUN_FILE = "mlflow.json"
-"""File of an output folder: its run, the store of that run, and what was sent there."""
-NOTE = "mlflow.note.content"
-MADE, FROM, INPUT = "evilm.made", "evilm.from.", "evilm.input."
+MADE, FROM, INPUT, PARENT = "evilm.made", "evilm.from.", "evilm.input.", "mlflow.parentRunId"
 _QUOTE_BREAKS = ("'", '"', "\\")
-
-
-def read_run_file(out: str) -> dict[str, Any]:
-    """Return what an output folder knows of its run; nothing where it has none."""
-    kept = storage.join(out, RUN_FILE)
-    return dict(storage.read_json(kept)) if storage.exists(kept) else {}
-
-
-def write_run_file(out: str, known: Mapping[str, Any]) -> None:
-    """Keep what is known of the run of an output folder."""
-    storage.write_json(storage.join(out, RUN_FILE), dict(known))
+_ADOPTING = ("pretrain", "finetune", "benchmark")
+_ADOPTED = ("render_corpus", "shard_videos", "build_vocab", "train_tokenizer", "precompute_codes", "build_items")
 
 
 def identity_tags(config: StageConfig, stage: str, out: str, inputs: Mapping[str, str]) -> dict[str, str]:
@@ -41,15 +28,17 @@ def identity_tags(config: StageConfig, stage: str, out: str, inputs: Mapping[str
     import evilm
 
     tags = {
-        "evilm.stage": stage,
+        STAGE: stage,
         "evilm.out": out,
-        "evilm.root": root_of(out),
+        ROOT: root_of(out),
         "evilm.version": evilm.__version__,
         "mlflow.source.name": f"{type(config).folder}/{stage}.py",
         "mlflow.source.type": "PROJECT",
     }
     if config.preset:
         tags["evilm.preset"] = config.preset.rsplit("/", 1)[-1]
+    if task := getattr(config, "task", ""):
+        tags[TASK] = task
     return tags | {INPUT + name: value for name, value in inputs.items() if value}
 
 
@@ -59,7 +48,7 @@ def root_of(out: str) -> str:
     return parts[-2] if len(parts) > 1 else ""
 
 
-def find_sources(client: Any, uri: str, inputs: Mapping[str, tuple[str, str]]) -> "dict[str, RunInfo]":
+def find_sources(client: Any, uri: str, inputs: Mapping[str, tuple[str, str]]) -> "dict[str, Run]":
     """Return the runs of this store that made the inputs, by name of the input; those that none made are left out.
 
     Args:
@@ -74,43 +63,51 @@ def find_sources(client: Any, uri: str, inputs: Mapping[str, tuple[str, str]]) -
     return found
 
 
-def _by_fingerprint(client: Any, experiments: list[str], fingerprint_: str) -> "RunInfo | None":
+def _by_fingerprint(client: Any, experiments: list[str], fingerprint_: str) -> "Run | None":
     if not fingerprint_ or not experiments or any(sign in fingerprint_ for sign in _QUOTE_BREAKS):
         return None
     wanted = f"tags.`{MADE}` = '{fingerprint_}'"
     runs = client.search_runs(experiments, wanted, max_results=1, order_by=["attributes.start_time DESC"])
-    return runs[0].info if runs else None
+    return runs[0] if runs else None
 
 
-def _by_place(client: Any, uri: str, place: str) -> "RunInfo | None":
+def _by_place(client: Any, uri: str, place: str) -> "Run | None":
     """Find it by the note that a command leaves in its output folder; a manifest is a file in one."""
     if not place or any(sign in place for sign in ",*?"):
         return None
     for folder in (place, place.rpartition("/")[0]):
         try:
-            known = read_run_file(folder) if folder else {}
-            if public_uri(known.get("uri", "")) == public_uri(uri):
-                return client.get_run(known["run_id"]).info
+            if known := read_run_file(folder, uri) if folder else {}:
+                return client.get_run(known["run_id"])
         except Exception as error:  # no note, somebody else's file, a run that is gone: a link less, and no more
             logger.debug("no run known by %s: %s", folder, error)
     return None
 
 
-def describe_experiment(config: StageConfig, stage: str) -> str:
-    """Markdown above the runs of one command."""
-    about = inspect.cleandoc(type(config).__doc__ or "")
-    return (
-        f"{about}\n\nOne run for each output folder of `{type(config).folder}/{stage}.py`; a restart continues it. "
-        "Filter with `tags.evilm.root = 'demo'`, ``tags.`evilm.input.frames` = '<fingerprint>'``, "
-        "``metrics.`summary/val.loss` < 10``."
-    )
+def nest_stages(client: Any, run_id: str, tags: Mapping[str, str], sources: "Mapping[str, Run]") -> None:
+    """Show the stages that prepared the data of a training or benchmark below its run, unless they are below another.
+
+    Args:
+        tags: of the run; the trials of a sweep share their inputs, so they take none.
+        sources: runs that made its inputs.
+    """
+    if tags[STAGE] not in _ADOPTING or (tags[STAGE] == "pretrain" and PARENT in tags):
+        return
+    found = list(sources.values())
+    while found:
+        source = found.pop()
+        its = source.data.tags
+        if its.get(STAGE) in _ADOPTED and its.get(ROOT) == tags[ROOT]:
+            if PARENT not in its:
+                client.set_tag(source.info.run_id, PARENT, run_id)
+            found += [client.get_run(maker) for name, maker in its.items() if name.startswith(FROM)]
 
 
 def write_note(
     about: str,
     out: str,
     inputs: Mapping[str, tuple[str, str]],
-    sources: "Mapping[str, RunInfo]",
+    sources: "Mapping[str, Run]",
     summary: Mapping[str, Any],
 ) -> str:
     """Describe a run in Markdown: what it is, what it was made from (with links), what came out.
@@ -121,7 +118,8 @@ def write_note(
     """
     made = summary.get("fingerprint")
     lines = [about, "", f"Output: `{out}`" + (f", fingerprint `{made}`" if made else "")]
-    links = {name: f"[{s.run_name}](#/experiments/{s.experiment_id}/runs/{s.run_id})" for name, s in sources.items()}
+    makers = {name: source.info for name, source in sources.items()}
+    links = {name: f"[{m.run_name}](#/experiments/{m.experiment_id}/runs/{m.run_id})" for name, m in makers.items()}
     rows = [
         f"| {name} | `{digest}` | {links.get(name, '')} | {f'`{place}`' if place else ''} |"
         for name, (digest, place) in inputs.items()
@@ -157,15 +155,44 @@ _FIGURES = {
     "best.spread": "{:.4f}",
     "seconds": "{:,.0f}",
 }
-"""What a description tells of a summary, in this order; everything else is in summary.json and the metrics."""
+"""What a description tells of a summary, in this order; everything else is in summary.json."""
+_SCORES = ("accuracy", "t2v_r10", "t2v_r1")
+"""Metrics of benchmarks of which the first that is there is shown in the table of runs."""
+
+
+def main_metrics(summary: Mapping[str, Any]) -> dict[str, float]:
+    """Return the figures of a command that are metrics of its run; a training has its curves, a benchmark its scores.
+
+    A chart of each number of a summary would hide those.
+    """
+    if "steps" in summary or "metrics" in summary:
+        return {}
+    return {name: value for name in _FIGURES if (value := _number_at(summary, name)) is not None}
+
+
+def score_text(summary: Mapping[str, Any]) -> str:
+    """Return the main score of a finished command as the table of runs shows it; '' if it has none."""
+    metrics, best = dict(summary.get("metrics") or {}), summary.get("best")
+    if name := next((name for name in _SCORES if name in metrics), ""):
+        leak = "" if summary.get("leak", False) is False else ", trained on these videos or unknown"
+        return f"{name} {figure_at(metrics, f'{name}.value', '{:.1%}')}{leak}"
+    if isinstance(best, Mapping) and "score" in summary:
+        return f"{summary['score']} {figure_at(best, 'mean', '{:.4g}')}"
+    loss = figure_at(summary, "val.loss", "{:.4g}")
+    return f"val/loss {loss}" if loss else ""
 
 
 def figure_at(summary: Mapping[str, Any], dotted: str, shown: str) -> str:
     """Return a number of a summary as text; '' where it is missing or no number."""
+    value = _number_at(summary, dotted)
+    return "" if value is None else shown.format(value)
+
+
+def _number_at(summary: Mapping[str, Any], dotted: str) -> float | None:
     value: Any = summary
     for name in dotted.split("."):
         value = value.get(name) if isinstance(value, Mapping) else None
-    return shown.format(value) if isinstance(value, int | float) and not isinstance(value, bool) else ""
+    return value if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
 def main_figures(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

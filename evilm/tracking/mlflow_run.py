@@ -19,38 +19,31 @@ from pathlib import Path
 from typing import Any
 
 from evilm.config.base import flatten
-from evilm.config.secrets import public_data, public_text, public_uri
+from evilm.config.secrets import public_data, public_uri
 from evilm.config.stage_settings import StageConfig, Upstream
 from evilm.io import storage
+from evilm.tracking.experiment import NOTE, SCORE, STAGE, experiment_name, open_experiment
 from evilm.tracking.lineage import (
     FROM,
     MADE,
-    NOTE,
-    describe_experiment,
+    PARENT,
     find_sources,
     identity_tags,
-    read_run_file,
+    main_metrics,
+    nest_stages,
     root_of,
+    score_text,
     write_note,
-    write_run_file,
 )
+from evilm.tracking.local_store import database_of, relocate, store_beside
+from evilm.tracking.logged_models import log_reference
+from evilm.tracking.mlflow_calls import suppress_tracking_errors, with_tracking_retries
+from evilm.tracking.run_file import forget_in_run_file, read_run_file, write_run_file
 
 logger = logging.getLogger(__name__)
 
-# Set before mlflow is imported: by default one call to a dead server blocks for four minutes.
-_QUICK = {
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
-    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
-}
-for _name, _value in {
-    **_QUICK,
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "MLFLOW_LOGGING_LEVEL": "WARNING",
-    "GIT_PYTHON_REFRESH": "quiet",
-}.items():
-    os.environ.setdefault(_name, _value)
-
+_MODELS = ("train_tokenizer", "pretrain", "finetune")
+"""Commands that publish a model."""
 _PLACE_OF = {"captions": "manifest"}
 """The setting that names the place of an input, where it isn't called as the input is."""
 
@@ -69,8 +62,6 @@ class TrackedRun:
     """Fingerprint and place of each input by name; a place that is not known is ''."""
     about: str = ""
     """What its command does."""
-    about_experiment: str = ""
-    """Markdown for the experiment, if this run is its first."""
     seconds: float = 0.0
     """How long ago the work began, where the run is made when it is done."""
 
@@ -84,9 +75,7 @@ def tracking_uri(config: StageConfig, out: str) -> str:
         os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
     if given or not storage.is_local(out):
         return given
-    root = Path(storage.absolute(out)).parent
-    root.mkdir(parents=True, exist_ok=True)
-    return f"sqlite:///{root / 'mlflow.db'}"
+    return store_beside(out)
 
 
 def describe_run(
@@ -105,18 +94,17 @@ def describe_run(
     fingerprint = storage.read_json(storage.join(out, "run.json"))["fingerprint"]
     tags = identity_tags(config, stage, out, inputs) | {"evilm.root": root_of(beside)}
     if config.tracking.parent:
-        tags["mlflow.parentRunId"] = config.tracking.parent
+        tags[PARENT] = config.tracking.parent
     flat = public_data(flatten(config.model_dump(mode="json", exclude=set(Upstream.model_fields))))
     return TrackedRun(
         uri=uri,
         out=out,
-        experiment=config.tracking.experiment or stage,
+        experiment=experiment_name(config),
         name=config.tracking.run_name or "-".join(filter(None, [stage, root_of(beside), fingerprint[:6]])),
         tags=tags,
         params=dict(list({name: str(value)[:500] for name, value in flat.items()}.items())[:100]),
         inputs={name: (value, str(flat.get(_PLACE_OF.get(name, name), ""))) for name, value in inputs.items()},
         about=inspect.cleandoc(type(config).__doc__ or ""),
-        about_experiment=describe_experiment(config, stage),
     )
 
 
@@ -125,18 +113,11 @@ def ensure_run(run: TrackedRun) -> str:
     from mlflow import MlflowClient
     from mlflow.entities import Param, RunStatus
 
-    client = MlflowClient(tracking_uri=run.uri)
     with _one_at_a_time:
-        known = read_run_file(run.out)
-        if public_uri(known.get("uri", "")) != public_uri(run.uri) or _is_gone(client, known["run_id"]):
-            began = int((time.time() - run.seconds) * 1000)
-            made = client.create_run(_experiment(client, run), began, run.tags, run.name)
-            known = {
-                "uri": public_uri(run.uri),
-                "run_id": str(made.info.run_id),
-                "experiment": run.experiment,
-                "described": False,
-            }
+        relocate(run.uri)
+        client, known = MlflowClient(tracking_uri=run.uri), read_run_file(run.out, run.uri)
+        if not known or _is_gone(client, run, known["run_id"]):
+            known = _make_run(client, run)
             write_run_file(run.out, known)
         else:
             client.update_run(known["run_id"], status=RunStatus.to_string(RunStatus.RUNNING))
@@ -149,12 +130,36 @@ def ensure_run(run: TrackedRun) -> str:
     return str(known["run_id"])
 
 
-def _is_gone(client: Any, run_id: str) -> bool:
-    """Return whether the run or its database was deleted: then the output folder gets a new run."""
+def _make_run(client: Any, run: TrackedRun) -> dict[str, Any]:
+    """Create a run, and return what the output folder is to know of it."""
+    if elsewhere := read_run_file(run.out).get("uri"):
+        logger.info(
+            "MLflow: %s gets a new run in %s; its earlier one is or was in %s", run.out, public_uri(run.uri), elsewhere
+        )
+    experiment = open_experiment(client, run.uri, run.experiment)
+    made = client.create_run(experiment, int((time.time() - run.seconds) * 1000), run.tags, run.name)
+    return {
+        "uri": public_uri(run.uri),
+        "run_id": str(made.info.run_id),
+        "experiment": run.experiment,
+        "experiment_id": experiment,
+        "described": False,
+    }
+
+
+def _is_gone(client: Any, run: TrackedRun, run_id: str) -> bool:
+    """Return whether the run or its database was deleted: then the output folder gets a new run.
+
+    A run that was deleted with its experiment is restored with it.
+    """
     from mlflow.exceptions import MlflowException
 
     try:
-        return client.get_run(run_id).info.lifecycle_stage == "deleted"
+        found = client.get_run(run_id)
+        if found.info.lifecycle_stage == "deleted":
+            open_experiment(client, run.uri, client.get_experiment(found.info.experiment_id).name)
+            found = client.get_run(run_id)
+        return found.info.lifecycle_stage == "deleted"
     except MlflowException as error:
         if error.error_code != "RESOURCE_DOES_NOT_EXIST":
             raise
@@ -165,23 +170,16 @@ _one_at_a_time = threading.Lock()
 """Metrics and panels are sent by threads of their own, and must not each make a run."""
 
 
-def _experiment(client: Any, run: TrackedRun) -> str:
-    found = client.get_experiment_by_name(run.experiment)
-    if found:
-        return str(found.experiment_id)
-    tags = {
-        NOTE: run.about_experiment,
-        "mlflow.experimentKind": "custom_model_development",
-    }  # the UI's "Model training"
-    return str(client.create_experiment(run.experiment, _artifacts(run.uri), tags))
-
-
 def _tell(client: Any, run_id: str, run: TrackedRun, summary: dict[str, Any]) -> None:
     """Link the run to those that made its inputs, and describe it; with a summary, also say what it made."""
     sources = find_sources(client, run.uri, run.inputs)
-    tags = {FROM + name: source.run_id for name, source in sources.items()}
+    tags = {FROM + name: source.info.run_id for name, source in sources.items()}
     if made := summary.get("fingerprint"):
         tags[MADE] = str(made)
+    if score := score_text(summary):
+        tags[SCORE] = score
+    with suppress_tracking_errors("show below it the runs that prepared its data"):  # somebody may have deleted them
+        nest_stages(client, run_id, run.tags, sources)
     for name, value in (tags | {NOTE: write_note(run.about, run.out, run.inputs, sources, summary)}).items():
         client.set_tag(run_id, name, value)
 
@@ -198,37 +196,6 @@ def _datasets(inputs: dict[str, tuple[str, str]]) -> list[Any]:
         kind, source = "s3" if place.startswith("s3:") else "local", json.dumps({"uri": place})
         found.append(DatasetInput(Dataset(name, digest[:36], kind, source), tags))
     return found
-
-
-def _artifacts(uri: str) -> str | None:
-    """Return where a new experiment keeps its files: beside a sqlite store, not in the working directory."""
-    if not uri.startswith("sqlite:///"):
-        return None
-    return (Path(uri.removeprefix("sqlite:///")).absolute().parent / "mlruns").as_uri()
-
-
-@contextmanager
-def with_tracking_retries() -> Iterator[None]:
-    """For files, which a server may take minutes to pass on; the short time-outs are for calls of a line or two."""
-    names = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "120", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3"}
-    before = {name: os.environ[name] for name in names}
-    given = before != {name: _QUICK[name] for name in names}  # the user's own stay
-    os.environ.update({} if given else names)
-    try:
-        yield
-    finally:
-        os.environ.update(before)
-
-
-@contextmanager
-def suppress_tracking_errors(what: str) -> Iterator[None]:
-    """Tracking must not end a run: whatever it raises (many kinds, from many libraries) becomes a warning."""
-    try:
-        yield
-    except Exception as error:
-        logger.warning(
-            "MLflow: could not %s (%s); the run goes on", what, public_text(" ".join(str(error).split()))[:200]
-        )
 
 
 def open_run(config: StageConfig, stage: str, out: str, inputs: dict[str, str], beside: str = "") -> TrackedRun | None:
@@ -252,7 +219,10 @@ def log_files(client: Any, run_id: str, folder: str, uris: Sequence[str]) -> Non
 def close_run(
     run: TrackedRun | None, config: StageConfig, summary: dict[str, Any], files: Mapping[str, Sequence[str]]
 ) -> None:
-    """Log the summary's figures, the resolved settings and files (URIs by folder), describe the run, and end it."""
+    """Log the summary's figures, the resolved settings and files (URIs by folder), describe the run, and end it.
+
+    The run ends also if its files could not be sent; then it does not count as closed, and the same command sends them.
+    """
     if run is None:
         return
     with suppress_tracking_errors("close the run; the same command sends what is missing, once the server answers"):
@@ -260,29 +230,59 @@ def close_run(
         from mlflow.entities import Metric
 
         run_id, client = ensure_run(run), MlflowClient(tracking_uri=run.uri)
-        numbers = {k: v for k, v in flatten(summary).items() if isinstance(v, int | float) and not isinstance(v, bool)}
-        now = int(time.time() * 1000)
-        points = [Metric(f"summary/{name.replace('@', '')}", float(value), now, 0) for name, value in numbers.items()]
-        client.log_batch(run_id, metrics=points[:900])
-        with with_tracking_retries():
-            client.log_dict(run_id, public_data(config.model_dump(mode="json")), "config.yaml")
-            client.log_dict(run_id, public_data(summary), "summary.json")
-        for folder, uris in files.items():
-            log_files(client, run_id, folder, uris)
-        _tell(client, run_id, run, summary)
-        client.set_terminated(run_id)
-        write_run_file(run.out, read_run_file(run.out) | {"closed": True})
+        is_complete = False
+        with ending(client, run_id):
+            now = int(time.time() * 1000)
+            client.log_batch(run_id, [Metric(name, value, now, 0) for name, value in main_metrics(summary).items()])
+            _tell(client, run_id, run, summary)
+            if run.tags[STAGE] in _MODELS and "fingerprint" in summary and not _is_logged_later(config, run):
+                log_reference(client, run, run_id, summary)
+            place = public_uri(str(client.get_run(run_id).info.artifact_uri))
+            with suppress_tracking_errors(
+                f"send files to {place}; give this process access to that place, and the same command sends them"
+            ):
+                _send_files(client, run_id, config, summary, files)
+                is_complete = True
+        if is_complete:
+            write_run_file(run.out, read_run_file(run.out, run.uri) | {"closed": True})
+
+
+@contextmanager
+def ending(client: Any, run_id: str) -> Iterator[None]:
+    """End a run whose work is done after the block, also if that raises: KILLED where somebody asked for it."""
+    try:
+        yield
+    except BaseException as error:
+        with suppress_tracking_errors("end the run"):
+            client.set_terminated(run_id, "KILLED" if isinstance(error, KeyboardInterrupt) else "FINISHED")
+        raise
+    client.set_terminated(run_id)
+
+
+def _is_logged_later(config: StageConfig, run: TrackedRun) -> bool:
+    """Return whether the model is logged with its files, by `pyfunc_model.publish`."""
+    return run.tags[STAGE] == "pretrain" and config.tracking.log_model
+
+
+def _send_files(
+    client: Any, run_id: str, config: StageConfig, summary: dict[str, Any], files: Mapping[str, Sequence[str]]
+) -> None:
+    with with_tracking_retries():
+        client.log_dict(run_id, public_data(config.model_dump(mode="json")), "config.yaml")
+        client.log_dict(run_id, public_data(summary), "summary.json")
+    for folder, uris in files.items():
+        log_files(client, run_id, folder, uris)
 
 
 def is_closed(run: TrackedRun) -> bool:
-    """Return whether the run has got its summary."""
-    return bool(read_run_file(run.out).get("closed"))
+    """Return whether the run has got its summary in its store, and that was not deleted since."""
+    database = database_of(run.uri)
+    return bool(read_run_file(run.out, run.uri).get("closed")) and (database is None or database.exists())
 
 
 def reopen_run(out: str) -> None:
     """Let the run of a finished output be closed again, with other figures and model; the run stays the same."""
-    if known := read_run_file(out):
-        write_run_file(out, {name: value for name, value in known.items() if name not in ("closed", "model")})
+    forget_in_run_file(out, "closed", "model")
 
 
 @contextmanager

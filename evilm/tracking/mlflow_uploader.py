@@ -14,7 +14,8 @@ from typing import Any
 
 from evilm.io import storage
 from evilm.tracking.metrics_file import METRICS_FILE, MetricsFile, read_from
-from evilm.tracking.mlflow_run import TrackedRun, ensure_run, suppress_tracking_errors
+from evilm.tracking.mlflow_calls import suppress_tracking_errors
+from evilm.tracking.mlflow_run import TrackedRun, ensure_run
 
 logger = logging.getLogger(__name__)
 
@@ -82,6 +83,7 @@ class MlflowUploader:
                     logger.info("MLflow answers again; all metrics are sent")
                 warned, pause = False, SHIP_S
             except Exception as error:  # the server may be down in many ways; training must not notice
+                self._run_id = ""  # somebody may have deleted the run
                 if not warned and self._run:
                     reason = " ".join(str(error).split())[:200]
                     logger.warning(

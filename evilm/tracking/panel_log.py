@@ -10,7 +10,8 @@ from evilm.io import storage
 from evilm.model.tokenizers.base_tokenizer import load_tokenizer
 from evilm.model.tokenizers.code_words import CodeWords
 from evilm.text.vocab import Vocab
-from evilm.tracking.mlflow_run import TrackedRun, ensure_run, log_files, suppress_tracking_errors
+from evilm.tracking.mlflow_calls import suppress_tracking_errors
+from evilm.tracking.mlflow_run import TrackedRun, ensure_run, log_files
 
 logger = logging.getLogger(__name__)
 

@@ -18,17 +18,12 @@ from typing import Any
 from evilm.config.stages import Pretrain
 from evilm.io import storage
 from evilm.model.inference import FILES
-from evilm.tracking.lineage import read_run_file, write_run_file
-from evilm.tracking.mlflow_run import (
-    TrackedRun,
-    describe_run,
-    ensure_run,
-    is_closed,
-    suppress_tracking_errors,
-    with_tracking_retries,
-)
+from evilm.tracking.logged_models import model_tags
+from evilm.tracking.mlflow_calls import suppress_tracking_errors, with_tracking_retries
+from evilm.tracking.mlflow_run import TrackedRun, describe_run, ending, ensure_run, is_closed
 from evilm.tracking.panel_log import send_panels
 from evilm.tracking.registry import REGISTERED_NAME
+from evilm.tracking.run_file import read_run_file, write_run_file
 
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # read when mlflow copies files
 
@@ -49,47 +44,43 @@ def publish(config: Pretrain, out: str, summary: Mapping[str, Any]) -> None:
     run = describe_run(config, "pretrain", out, inputs)
     if run is None or not is_closed(run):
         return
-    known = read_run_file(out).get("model")
+    known = read_run_file(out, run.uri).get("model")
     if known or (known == "" and not config.tracking.log_model):
         return
-    send_panels(run)
     with suppress_tracking_errors("log the model; the same command tries again"):
         from mlflow import MlflowClient
 
-        uri = log_model(run, out, inputs, tags={"evilm.step": str(step)}) if config.tracking.log_model else ""
-        MlflowClient(tracking_uri=run.uri).set_terminated(ensure_run(run))
-        write_run_file(out, read_run_file(out) | {"model": uri})
+        with ending(MlflowClient(tracking_uri=run.uri), ensure_run(run)):
+            send_panels(run)
+            uri = log_model(run, out, inputs, summary, step) if config.tracking.log_model else ""
+        write_run_file(out, read_run_file(out, run.uri) | {"model": uri})
 
 
-def log_model(
-    run: TrackedRun,
-    model: str,
-    facts: dict[str, str],
-    name: str = REGISTERED_NAME,
-    tags: Mapping[str, str] | None = None,
-) -> str:
-    """Log the model saved at `model` to a run. Raises whatever MLflow raises.
+def log_model(run: TrackedRun, model: str, facts: dict[str, str], summary: Mapping[str, Any], step: int) -> str:
+    """Log the model saved at `model` to a run, and register it. Raises whatever MLflow raises.
 
     Args:
         model: folder of the model, a local path or URI.
         facts: kept with the model: fingerprints of its inputs.
-        name: the registered model that it becomes a version of.
-        tags: of that version, beside `facts`.
+        summary: of the training.
+        step: the published one.
 
     Returns:
         Its URI, `models:/...`, the registered version's where there is a registry.
     """
     import mlflow
 
-    run_id = ensure_run(run)
+    run_id, name = ensure_run(run), REGISTERED_NAME
+    about = {"tags": model_tags(run, summary), "model_type": "pretrain", "step": step, "metadata": facts}
     # None where nothing is set: the default that is fetched otherwise, a store in the working folder, would stay set.
     before: Any = mlflow.get_tracking_uri() if mlflow.is_tracking_uri_set() else None
     mlflow.set_tracking_uri(run.uri)
     try:
         with with_tracking_retries(), _copied(model) as folder, mlflow.start_run(run_id=run_id):
-            uri = str(mlflow.pyfunc.log_model(name=name, **_flavour(folder), metadata=facts).model_uri)
+            uri = str(mlflow.pyfunc.log_model(name=name, **_flavour(folder), **about).model_uri)
         with suppress_tracking_errors("register the model; it is logged all the same"):
-            uri = f"models:/{name}/{mlflow.register_model(uri, name, tags={**facts, **(tags or {})}).version}"
+            version_tags = {**facts, "evilm.step": str(step)}
+            uri = f"models:/{name}/{mlflow.register_model(uri, name, tags=version_tags).version}"
         return uri
     finally:
         mlflow.set_tracking_uri(before)

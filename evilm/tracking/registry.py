@@ -14,11 +14,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from evilm.config.base import fingerprint
-from evilm.config.secrets import public_uri
 from evilm.config.stages import PROMOTE_BY, Benchmark
-from evilm.tracking.lineage import find_sources, main_figures, read_run_file, write_run_file
-from evilm.tracking.mlflow_run import TrackedRun, suppress_tracking_errors
+from evilm.tracking.lineage import find_sources, main_figures
+from evilm.tracking.logged_models import scored_data
+from evilm.tracking.mlflow_calls import suppress_tracking_errors
+from evilm.tracking.mlflow_run import TrackedRun
+from evilm.tracking.run_file import read_run_file, write_run_file
 
 logger = logging.getLogger(__name__)
 
@@ -82,14 +83,12 @@ def _judge(run: TrackedRun, config: Benchmark, summary: Mapping[str, Any]) -> No
     from mlflow import MlflowClient
 
     name, metrics = config.promote_by, dict(summary["metrics"])
-    known = read_run_file(run.out)
+    known = read_run_file(run.out, run.uri)
     client = MlflowClient(tracking_uri=run.uri)
     version = _version_of(client, run, str(summary.get("model", "")))
     if not name or name not in metrics or not version or known.get("judged") == [name, version]:
         return
-    scored_on = fingerprint({k: summary.get(k) for k in ("split", "num_clips", "num_captions", "num_choices")} | {
-        "frames": summary["inputs"]["frames"], "seed": config.seed, "max_clips": config.max_clips,
-    })  # fmt: skip
+    _, scored_on = scored_data(config, summary)
     champion = _champion(client)
     others = dict(champion.tags) if champion and str(champion.version) != version else None
     verdict = decide(name, metrics[name], scored_on, others)
@@ -115,13 +114,12 @@ def score_tags(metrics: Mapping[str, Mapping[str, float]], scored_on: str) -> di
 
 def _version_of(client: Any, run: TrackedRun, model: str) -> str:
     """Return the registered version of the model that a benchmark scored, '' where it has none in this store."""
-    known = read_run_file(model) if model else {}
-    uri = str(known.get("model", ""))
-    if known.get("uri") == public_uri(run.uri) and uri.startswith(f"models:/{REGISTERED_NAME}/"):
+    uri = str(read_run_file(model, run.uri).get("model", "")) if model else ""
+    if uri.startswith(f"models:/{REGISTERED_NAME}/"):
         return uri.rsplit("/", 1)[-1]
     maker = find_sources(client, run.uri, {"model": run.inputs["model"]}).get("model")
     found = client.search_model_versions(f"name = '{REGISTERED_NAME}'") if maker else []
-    mine = [version for version in found if version.run_id == maker.run_id] if maker else []
+    mine = [version for version in found if version.run_id == maker.info.run_id] if maker else []
     return str(max(int(version.version) for version in mine)) if mine else ""
 
 

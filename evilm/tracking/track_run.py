@@ -7,7 +7,9 @@ from typing import Any
 
 from evilm.io import storage
 from evilm.io.outputs import CONFIG
-from evilm.tracking.mlflow_run import TrackedRun, close_run, describe_run, is_closed, suppress_tracking_errors
+from evilm.tracking.logged_models import log_scores
+from evilm.tracking.mlflow_calls import suppress_tracking_errors
+from evilm.tracking.mlflow_run import TrackedRun, close_run, describe_run, is_closed
 from evilm.tracking.registry import judge
 
 logger = logging.getLogger(__name__)
@@ -20,7 +22,7 @@ _PICTURES = (".png", ".html")
 def track(stage: str, work: Callable[[Any], dict[str, Any]], config: Any) -> dict[str, Any]:
     """Run an offline command and record settings, summary and pictures as one MLflow run; a benchmark judges its model.
 
-    A reused result is recorded only where it has not been, because no server answered then.
+    A reused result is recorded only where it has not been: no server answered then, or it is another store now.
     """
     summary = work(config)
     run = _run_of(stage, config, summary)
@@ -30,8 +32,10 @@ def track(stage: str, work: Callable[[Any], dict[str, Any]], config: Any) -> dic
         with suppress_tracking_errors("record the run"):
             pictures = [storage.join(run.out, name) for name in storage.list_names(run.out) if name.endswith(_PICTURES)]
             close_run(run, config, summary, {FIGURES: pictures})
-    if stage == "benchmark" and not summary.get("task") and is_closed(run):
-        judge(run, config, summary)
+    if stage == "benchmark" and is_closed(run):
+        log_scores(run, config, summary)
+        if not summary.get("task"):
+            judge(run, config, summary)
     return summary
 
 

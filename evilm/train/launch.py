@@ -17,15 +17,8 @@ from evilm.io.outputs import Output
 from evilm.shards import pinned
 from evilm.tracking.loss_figure import draw_losses
 from evilm.tracking.metrics_file import METRICS_FILE
-from evilm.tracking.mlflow_run import (
-    TrackedRun,
-    close_run,
-    describe_run,
-    end_on_error,
-    is_closed,
-    open_run,
-    suppress_tracking_errors,
-)
+from evilm.tracking.mlflow_calls import suppress_tracking_errors
+from evilm.tracking.mlflow_run import TrackedRun, close_run, describe_run, end_on_error, is_closed, open_run
 from evilm.tracking.mlflow_uploader import MlflowUploader
 from evilm.train import preemption
 from evilm.train.attempts import attempts
@@ -46,7 +39,7 @@ def fit(
     """Train `task` under Ray Train until it is done, through worker failures.
 
     Args:
-        stage: its name, also the MLflow experiment.
+        stage: its name.
         task: name in `TASKS` of what builds the task in each worker.
         output: the folder of the model, claimed.
         made: gets the result of the training once the model is written, and returns more fields of the summary.
@@ -90,7 +83,7 @@ def fit(
         if "error" in returned:
             output.check()
             raise (NonFiniteError if returned.get("not_finite") else EvilmError)(returned["error"])
-    summary = returned | made(returned) | {"seconds": round(time.monotonic() - began, 1)}
+        summary = returned | made(returned) | {"seconds": round(time.monotonic() - began, 1)}
     finish_tracking(config, run, summary)
     return summary
 
@@ -110,7 +103,8 @@ def finish_tracking(config: Any, run: TrackedRun | None, summary: dict[str, Any]
     """
     out = run.out if run else storage.absolute(config.out)
     metrics, figure = storage.join(out, METRICS_FILE), storage.join(out, "losses.png")
-    with suppress_tracking_errors("send all metrics; the same command sends them, once the server answers"):
+    again = "send all metrics; the same command sends them, once the server answers"
+    with end_on_error(run), suppress_tracking_errors(again):
         with tempfile.TemporaryDirectory(prefix="evilm-") as folder:  # the uploader notes beside it what it has sent
             path = Path(metrics) if storage.is_local(metrics) else Path(folder) / METRICS_FILE
             if storage.exists(metrics):

@@ -37,7 +37,7 @@ _MESSAGES = {  # part of a message in operations.md: the file it comes from, our
     "is not finite": "evilm/train",
     "which is kept": "evilm/train/preemption.py",
     "the same command goes on from here": "evilm/train/preemption.py",
-    "the run goes on": "evilm/tracking/mlflow_run.py",
+    "the run goes on": "evilm/tracking/mlflow_calls.py",
     "will be taken away": "evilm/train/preemption.py",
     "gave a finite value of": "evilm/tasks/training_run.py",
     "and can't be continued to step": "evilm/tasks/training_run.py",

@@ -67,6 +67,10 @@ def test_summary_counts_clips_and_is_reused(root: Path, summary: dict):
     assert abs(metrics["choice_accuracy"]["sigmas_above_chance"]) < 5  # random weights
     assert (root / "benchmark" / "ranks.png").read_bytes().startswith(b"\x89PNG")
     assert benchmark(Benchmark(root=str(root)))["reused"] is True
+    (root / "benchmark" / "scores.parquet").unlink()
+    again = benchmark(Benchmark(root=str(root)))
+    assert (again["reused"], again["metrics"]) == (False, metrics)
+    assert (root / "benchmark" / "scores.parquet").exists()
 
 
 def test_masked_codes_are_scored_on_masked_regions_only(root: Path, summary: dict):

@@ -48,6 +48,38 @@ def test_output_is_continued_reused_rejected_or_overwritten(out_uri: str) -> Non
     assert finished_summary(other.override({"overwrite": True}), out_uri, inputs) is None, "asked to do it again"
 
 
+def test_finished_output_that_lost_a_file_is_unfinished(out_uri: str) -> None:
+    config, place = BuildVocab(), storage.join(out_uri, "vocab.txt")
+    options: dict[str, Any] = {"needs": lambda done: [done["file"]]}
+    with Output(config, out_uri, {}, **options) as output:
+        storage.write_bytes(place, b"[PAD]")
+        output.close({"file": "vocab.txt"})
+    assert finished_summary(config, out_uri, {}, **options) == {"file": "vocab.txt"}
+    storage.delete(place)
+    with Output(config, out_uri, {}, **options) as output:
+        assert (output.done, output.lost) == (None, ["vocab.txt"])
+        storage.write_bytes(place, b"[PAD]")
+        output.close({"file": "vocab.txt"})
+    assert finished_summary(config, out_uri, {}, **options) == {"file": "vocab.txt"}
+
+
+def test_summary_of_a_moved_root_has_the_places_of_now(tmp_path: Path) -> None:
+    old, new, config = tmp_path / "old", tmp_path / "new", BuildVocab()
+    facts = {"inputs": {"frames": f"{old}er"}, "files": [f"{old}/table.csv", "/data/x", 3]}
+    finish(config, str(old / "corpus"), {}, {"out": str(old / "corpus"), "videos": f"{old}/corpus/videos"} | facts)
+    old.rename(new)
+    assert finished_summary(config, str(new / "corpus"), {}) == {
+        "out": str(new / "corpus"),
+        "videos": f"{new}/corpus/videos",
+        "inputs": {"frames": f"{old}er"},
+        "files": [f"{new}/table.csv", "/data/x", 3],
+    }
+    (new / "corpus").rename(new / "clips")
+    again = finished_summary(config, str(new / "clips"), {})
+    assert again
+    assert again["out"] == str(new / "clips")
+
+
 def test_missing_setting_of_an_older_version_counts_as_its_default(out_uri: str) -> None:
     config = BuildVocab()
     finish(config, out_uri, {}, {"num_words": 3})

@@ -86,6 +86,9 @@ def test_the_same_command_reuses_and_other_annotations_are_refused(annotations: 
     settings = config(annotations, tmp_path / "items")
     first = build_items(settings)
     assert build_items(settings) == first | {"reused": True}
+    (tmp_path / "items" / "test.parquet").unlink()
+    assert not build_items(settings)["reused"]
+    assert (tmp_path / "items" / "test.parquet").exists()
     write_questions(annotations, "train", ["cat", "cat", "dog", "dog"])
     with pytest.raises(ConfigError, match="annotations"):
         build_items(settings)

@@ -100,7 +100,7 @@ def _check_tracking(store: str, out: Path, summary: dict[str, Any]) -> None:
     from mlflow import MlflowClient
 
     client = MlflowClient(tracking_uri=store)
-    experiment = client.get_experiment_by_name("masking_ratio")
+    experiment = client.get_experiment_by_name("evilm")
     assert experiment
     runs = client.search_runs([experiment.experiment_id])
     (parent,) = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]

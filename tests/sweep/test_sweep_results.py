@@ -104,12 +104,9 @@ def test_best_preset_repeats_the_trial_in_pretrain(tmp_path: Path) -> None:
     values = {"train_tokenizer.arch.codebook.num_codes": 64, "optim.lr": 2e-3}
     (trial,) = make_trials(0, values, 1, str(tmp_path))
     ground = SharedPlaces(Inputs("f", "c", "v", "t"), 512, 96)
-    settings = trial_config(config, trial, ground, "codebook_size", "sqlite:///x.db", "parent")
-    assert (settings.tracking.experiment, settings.tracking.parent, settings.tracking.log_model) == (
-        "codebook_size",
-        "parent",
-        False,
-    )
+    settings = trial_config(config, trial, ground, "sqlite:///x.db", "parent")
+    tracking = settings.tracking
+    assert (tracking.uri, tracking.parent, tracking.log_model) == ("sqlite:///x.db", "parent", False)
     (best,) = rank([Tried(trial, TrialOutcome("done", [(48, {"match_auc": 0.6})]), 16)], "match_auc")
     preset = tmp_path / "best.yaml"
     preset.write_text(best_preset(settings, "codebook_size", best, {"frames": "f"}))

@@ -67,7 +67,7 @@ def test_sigterm_keeps_a_checkpoint_of_the_running_trial(small_workflow: Workflo
     assert list(trial.glob("checkpoints/step_*-*")), "the last step is kept"
     assert not list(trial.glob("st*.json")), "neither a note that it fell behind nor a wish to stop"
     client = MlflowClient(tracking_uri=store)
-    experiment = client.get_experiment_by_name("masking_ratio")
+    experiment = client.get_experiment_by_name("evilm")
     assert experiment
     assert {run.info.status for run in client.search_runs([experiment.experiment_id])} == {"KILLED"}
     assert json.loads((out / "mlflow.json").read_text())["run_id"]

@@ -103,6 +103,9 @@ def test_build_vocab_reports_reuses_and_rejects(tmp_path: Path):
     vocab = Vocab.load(str(tmp_path / "v"))
     assert (vocab.size, vocab.fingerprint) == (summary["num_words"], summary["fingerprint"])
     assert build_vocab(config)["reused"] is True
+    (tmp_path / "v" / "vocab.txt").unlink()
+    assert build_vocab(config)["reused"] is False
+    assert Vocab.load(str(tmp_path / "v")).fingerprint == vocab.fingerprint
     with pytest.raises(ConfigError, match="train_size"):
         build_vocab(config.override({"words.train_size": 70}))
     with pytest.raises(ConfigError, match="--manifest is missing"):

@@ -71,8 +71,37 @@ def test_figures_are_artifacts_of_their_runs(scored: dict[str, Any]) -> None:
     client, runs = scored["client"], scored["runs"]
     for stage, picture in (("pretrain", "losses.png"), ("train_tokenizer", "losses.png"), ("benchmark", "ranks.png")):
         assert f"figures/{picture}" in [item.path for item in client.list_artifacts(runs[stage].info.run_id, "figures")]
-    experiment = client.get_experiment_by_name("pretrain")
-    assert "One run for each output folder of `pipelines/pretrain.py`" in experiment.tags["mlflow.note.content"]
+    assert {run.info.experiment_id for run in runs.values()} == {client.get_experiment_by_name("evilm").experiment_id}
+
+
+def test_stages_are_nested_below_the_training_and_scores_are_shown(scored: dict[str, Any]) -> None:
+    runs = scored["runs"]
+    parents = {stage: run.data.tags.get("mlflow.parentRunId") for stage, run in runs.items()}
+    prepared = runs.keys() - {"pretrain", "benchmark"}
+    assert {stage for stage, parent in parents.items() if parent == runs["pretrain"].info.run_id} == prepared
+    assert parents["pretrain"] == parents["benchmark"] is None
+    assert re.fullmatch(r"t2v_r10 \d+\.\d%", runs["benchmark"].data.tags["evilm.score"])
+    assert re.fullmatch(r"val/loss [\d.]+", runs["pretrain"].data.tags["evilm.score"])
+
+
+def test_training_has_no_metrics_beside_its_curves(scored: dict[str, Any]) -> None:
+    logged = {name.partition("/")[0] for name in scored["runs"]["pretrain"].data.metrics}
+    assert {"train", "val"} <= logged <= {"train", "val", "time", "chance"}
+    assert scored["runs"]["build_vocab"].data.metrics.keys() == {"num_words", "unk_ratio", "seconds"}
+
+
+def test_zero_shot_scores_belong_to_the_registered_model_and_its_data(scored: dict[str, Any]) -> None:
+    client, run = scored["client"], scored["runs"]["benchmark"]
+    order = [{"field_name": "metrics.t2v_r10", "ascending": False, "dataset_name": "zero-shot-test"}]
+    best = client.search_logged_models([run.info.experiment_id], order_by=order)[0]
+    (metric,) = [metric for metric in best.metrics if metric.key == "t2v_r10"]
+    assert (metric.value, metric.run_id) == (run.data.metrics["t2v_r10"], run.info.run_id)
+    assert best.source_run_id == scored["runs"]["pretrain"].info.run_id
+    assert [model.model_id for model in client.get_run(run.info.run_id).inputs.model_inputs] == [best.model_id]
+    made = scored["runs"]["train_tokenizer"].data.tags["evilm.made"]
+    assert [
+        model.name for model in client.search_logged_models([run.info.experiment_id], f"tags.`evilm.made` = '{made}'")
+    ] == ["evilm-tokenizer"]
 
 
 def test_benchmark_writes_scores_and_verdict_to_the_model_version(scored: dict[str, Any]) -> None:
@@ -114,8 +143,8 @@ def test_result_missed_by_the_server_is_sent_by_the_same_command(
     for _ in range(2):
         assert track("build_vocab", work, BuildVocab())["reused"]
     client = MlflowClient(tracking_uri=f"sqlite:///{tmp_path / 'mlflow.db'}")
-    (run,) = client.search_runs([client.get_experiment_by_name("build_vocab").experiment_id])
-    assert (run.info.status, run.data.metrics["summary/num_words"]) == ("FINISHED", 3)
+    (run,) = client.search_runs([client.get_experiment_by_name("evilm").experiment_id])
+    assert (run.info.status, run.data.metrics["num_words"]) == ("FINISHED", 3)
 
 
 def test_broken_mlflow_note_of_an_input_costs_only_its_link(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -136,7 +165,7 @@ def test_broken_mlflow_note_of_an_input_costs_only_its_link(tmp_path: Path, monk
         assert run
         assert is_closed(run), note
     client = MlflowClient(tracking_uri=uri)
-    runs = client.search_runs([client.get_experiment_by_name("build_vocab").experiment_id])
+    runs = client.search_runs([client.get_experiment_by_name("evilm").experiment_id])
     assert [run.info.status for run in runs] == ["FINISHED"] * len(notes)
     assert not [tag for run in runs for tag in run.data.tags if tag.startswith("evilm.from.")]
 

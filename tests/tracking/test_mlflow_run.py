@@ -15,6 +15,7 @@ from evilm.tracking.loss_figure import draw_losses
 from evilm.tracking.metrics_file import MetricsFile
 from evilm.tracking.mlflow_run import close_run, is_closed, open_run, tracking_uri
 from evilm.tracking.mlflow_uploader import MetricsRecorder, MlflowUploader
+from evilm.tracking.run_file import read_run_file
 from evilm.tracking.track_run import track
 from evilm.train.launch import catch_up, finish_tracking
 from helpers.mlflow_server import free_port
@@ -51,7 +52,7 @@ def test_run_is_continued_with_parameters_metrics_and_figures(tmp_path: Path, co
     (made_from,) = run.inputs.dataset_inputs
     assert (made_from.dataset.name, made_from.dataset.digest) == ("manifest", "abc")
     assert [m.step for m in client.get_metric_history(run_id, "train/loss")] == list(range(1, 251))
-    assert run.data.metrics["summary/num_words"] == 12
+    assert run.data.metrics["num_words"] == 12
     artifacts = {a.path for a in client.list_artifacts(run_id)} | {
         a.path for a in client.list_artifacts(run_id, "figures")
     }
@@ -93,13 +94,13 @@ def test_unsent_metrics_are_sent_by_the_same_command_later(tmp_path: Path, confi
     assert not (out / "mlflow.json").exists()
 
     catch_up(config, "build_vocab", str(out), {"num_words": 3})
-    known = json.loads((out / "mlflow.json").read_text())
+    known = read_run_file(str(out))
     client = MlflowClient(tracking_uri=known["uri"])
     found = client.get_run(known["run_id"])
-    assert (found.info.status, found.data.metrics["summary/num_words"]) == ("FINISHED", 3)
+    assert (found.info.status, found.data.metrics["num_words"]) == ("FINISHED", 3)
     assert [p.step for p in client.get_metric_history(known["run_id"], "train/loss")] == list(range(1, 151))
     catch_up(config, "build_vocab", str(out), {"num_words": 4})
-    assert client.get_run(known["run_id"]).data.metrics["summary/num_words"] == 3, "it is closed"
+    assert client.get_run(known["run_id"]).data.metrics["num_words"] == 3, "it is closed"
 
 
 def test_run_with_unsent_metrics_stays_open(tmp_path: Path, config: BuildVocab) -> None:

@@ -41,7 +41,7 @@ def test_late_and_killed_server_gets_every_point_once(
             longest = max(longest, time.monotonic() - began)
 
     def seen() -> list[int]:
-        (known,) = client.search_runs([client.get_experiment_by_name("build_vocab").experiment_id])
+        (known,) = client.search_runs([client.get_experiment_by_name("evilm").experiment_id])
         return [m.step for m in client.get_metric_history(known.info.run_id, "train/loss")]
 
     log(range(1, 151))

@@ -52,9 +52,8 @@ def test_continued_training_equals_an_uninterrupted_one(
     assert summary["val"] == unbroken["val"]
     assert summary["fingerprint"] == unbroken["fingerprint"]
     client = MlflowClient(tracking_uri=f"sqlite:///{out.parent / 'mlflow.db'}")
-    (run,) = client.search_runs([client.get_experiment_by_name("pretrain").experiment_id])  # type: ignore[union-attr]
+    (run,) = client.search_runs([client.get_experiment_by_name("evilm").experiment_id])  # type: ignore[union-attr]
     assert run.info.status == "FINISHED"
-    assert run.data.metrics["summary/steps"] == 20
     assert run.data.tags["evilm.made"] == unbroken["fingerprint"]
     assert len(client.get_metric_history(run.info.run_id, "train/mvm_loss")) == 20
     versions = client.search_model_versions("name='evilm'")
@@ -82,6 +81,22 @@ def test_training_without_checkpoints_cannot_be_continued(small_workflow: Workfl
         pretrain(small_pretrain(small_workflow[0], out=str(out)))
     assert "\n" not in str(raised.value)
     assert (out / "summary.json").exists(), "nothing was changed"
+
+
+@pytest.mark.long
+def test_lost_weights_are_written_again_from_the_checkpoint(small_workflow: Workflow, out: Path) -> None:
+    config = small_pretrain(small_workflow[0], out=str(out), **{"schedule.max_steps": 7, "schedule.eval_clips": 0})
+    weights = out / "model.safetensors"
+    before = weights.read_bytes()
+    weights.unlink()
+    assert not pretrain(config).get("reused")
+    assert weights.read_bytes() == before
+    weights.unlink()
+    shutil.rmtree(out / "checkpoints")
+    with pytest.raises(ConfigError, match=r"has lost model\.safetensors, and .*checkpoints is empty; .*--overwrite"):
+        pretrain(config)
+    with pytest.raises(ConfigError, match="has lost"):  # it was given up
+        pretrain(config)
 
 
 @pytest.mark.long
