@@ -14,8 +14,8 @@ class EViLMAutoConfig(PreTrainedConfig):
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        # The class of the model is registered with the first config, which AutoModel reads before the model: this module
-        # is imported while transformers is being imported, and importing the model there would be a circle.
+        # The class of the model is registered with the first config, which AutoModel reads before the model: this
+        # module is imported while transformers is being imported, and importing the model there would be a circle.
         from transformers import AutoModel
 
         from evilm.model.auto_model import EViLMAutoModel

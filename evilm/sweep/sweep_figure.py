@@ -13,12 +13,12 @@ if TYPE_CHECKING:
 
 _CHANCE = {"match_auc": 0.5, "vtm_accuracy": 0.5}
 _LOG_FROM = 8.0
-"""Values whose largest is so many times the smallest are drawn on a logarithmic axis."""
+"""Numbers above 1 whose largest is so many times the smallest are drawn on a logarithmic axis, shares are not."""
 _RATES, _RATES_LOG_FROM = ("lr", "lr_scale", "weight_decay"), 2.0
 """Settings of which people compare ratios."""
 _MOST_TICKS, _MOST_NAMED, _MOST_IN_ROW = 6, 10, 3
-_DODGE = 0.5
-"""Share of the space between two neighbours over which trials with the same value are spread."""
+_DODGE_NUMBERS, _DODGE_NAMES = 0.2, 0.5
+"""Share of the space between two neighbours over which settings with the same value are spread."""
 
 
 def draw_sweep(settings: Sequence[Setting], score: str) -> bytes:
@@ -109,8 +109,9 @@ class _Axis:
         is_numeric = all(isinstance(value, int | float) and not isinstance(value, bool) for _, value in distinct)
         distinct = sorted(distinct, key=lambda pair: pair[1]) if is_numeric else distinct
         values = [value for _, value in distinct]
-        log_from = _RATES_LOG_FROM if name.rpartition(".")[2] in _RATES else _LOG_FROM
-        is_log = is_numeric and values[0] > 0 and values[-1] >= log_from * values[0]
+        is_rate = name.rpartition(".")[2] in _RATES
+        log_from = _RATES_LOG_FROM if is_rate else _LOG_FROM
+        is_log = is_numeric and values[0] > 0 and values[-1] >= log_from * values[0] and (is_rate or values[-1] > 1)
         return cls(name, [label for label, _ in distinct], values, is_numeric, is_log)
 
     def index(self, setting: Setting) -> int:
@@ -136,12 +137,13 @@ def _draw_setting(axes: "Axes", settings: Sequence[Setting], name: str, colours:
     for setting, colour in zip(settings, colours, strict=True):
         others = together[axis.index(setting)]
         order = next(place for place, other in enumerate(others) if other is setting)
-        at = axis.place(setting, _DODGE * ((order + 0.5) / len(others) - 0.5))
+        dodge = _DODGE_NUMBERS if axis.is_numeric else _DODGE_NAMES
+        at = axis.place(setting, dodge * ((order + 0.5) / len(others) - 0.5))
         axes.plot([at] * len(setting.scores), setting.scores, "o", color=colour, zorder=3, markersize=5)
         early = setting.early_scores
         axes.plot([at] * len(early), early, "o", color=colour, markerfacecolor="none", zorder=3, markersize=5)
-        if setting.mean is not None:
-            axes.errorbar(at, setting.mean, yerr=setting.spread or 0.0, color=colour, marker="_", capsize=4)
+        if setting.mean is not None and setting.spread is not None:
+            axes.errorbar(at, setting.mean, yerr=setting.spread, color=colour, marker="_", capsize=4)
     if axis.is_log:
         axes.set_xscale("log")
     if not axis.is_numeric or len(axis.labels) <= _MOST_TICKS:

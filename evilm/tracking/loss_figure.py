@@ -102,7 +102,7 @@ def _chosen(curves: dict[str, dict[str, Curve]]) -> tuple[list[str], list[str]]:
 
 def _draw_metric(axis: "Axes", name: str, splits: dict[str, Curve], chance: float | None) -> None:
     """Draw one metric of train and val, and its value for constant predictions."""
-    from matplotlib.ticker import MaxNLocator, PercentFormatter
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
 
     for split, points in sorted(splits.items()):
         marker = "o" if split == "val" or len(points) == 1 else None
@@ -116,7 +116,7 @@ def _draw_metric(axis: "Axes", name: str, splits: dict[str, Curve], chance: floa
     plain = name.replace("_", " ")
     axis.set_title(f"{title}: {_kind(name)}" if title else plain, fontsize="medium")
     if name.rpartition("_")[2] in _SHARES or name.endswith("accuracy_labelled"):
-        axis.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=None))
+        axis.yaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:.4g}%"))
     elif name.endswith("loss"):
         axis.set_ylabel("squared distance" if name in _SQUARED else "nats")
     elif name.endswith("perplexity"):
