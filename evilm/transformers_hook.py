@@ -5,20 +5,19 @@ registry, which may never come: an import hook for this one module.
 """
 
 import importlib.util
-import logging
 import sys
 from collections.abc import Sequence
-from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
-
-logger = logging.getLogger(__name__)
 
 _REGISTRY = "transformers.models.auto.configuration_auto"
 
 
-class _RegistryFinder(MetaPathFinder):
-    """Find the module of the registry as others do, and register the model when it has been imported."""
+class _RegistryFinder:
+    """Find the module of the registry as others do, and register the model when it has been imported.
+
+    Without `importlib.abc.MetaPathFinder` as its base, whose import takes longer than all else of `import evilm`.
+    """
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
@@ -52,4 +51,6 @@ def _register(registry: ModuleType) -> None:
 
         registry.AutoConfig.register(EViLMAutoConfig.model_type, EViLMAutoConfig, exist_ok=True)
     except (ImportError, AttributeError) as error:  # whoever imports transformers may not need the model
-        logger.warning("transformers.AutoModel can't load E-ViLM models: %s", error)
+        import logging  # not with `import evilm`: it takes half of its time
+
+        logging.getLogger(__name__).warning("transformers.AutoModel can't load E-ViLM models: %s", error)
