@@ -12,7 +12,7 @@ from evilm.model.inference import EViLM
 from evilm.model.tokenizers.semantic_vq import VideoTokenizer
 from evilm.text.vocab import Vocab
 from helpers.public_models import tuned_evilm
-from helpers.small_models import build_tokenizer
+from helpers.small_models import build_tokenizer, drop_digests
 
 
 @pytest.fixture(scope="module")
@@ -65,9 +65,7 @@ def test_changed_vocabulary_is_found(copy: Path) -> None:
 
 def test_models_without_digests_load(copy: Path) -> None:
     for name in ("config.json", "task.json"):
-        content = json.loads((copy / name).read_text())
-        del content["sha256"]
-        (copy / name).write_text(json.dumps(content))
+        drop_digests(copy / name)
     settings = json.loads((copy / "vocab" / "config.json").read_text())
     del settings["fingerprint"]
     (copy / "vocab" / "config.json").write_text(json.dumps(settings))
