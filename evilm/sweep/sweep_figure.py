@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from evilm.io.figures import even_rows, filled_rows, to_png
 from evilm.sweep.sweep_results import Setting, short_names, shown
 
@@ -160,7 +162,9 @@ def _write_plainly(axes: "Axes") -> None:
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     axes.xaxis.set_major_locator(LogLocator(10, subs=(1.0, 3.0), numticks=_MOST_TICKS))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
+    axes.xaxis.set_major_formatter(
+        FuncFormatter(lambda value, _: np.format_float_positional(value, 6, fractional=False, trim="-"))
+    )
     axes.xaxis.set_minor_formatter(NullFormatter())
 
 
