@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _BINS, _MOST, _MOST_IN_ROW, _LINE_CHARS = 40, 12, 4, 150
-_BLUE, _RED = "#3b6fb6", "#b6543b"
+_BLUE, _RED, _GLUE = "#3b6fb6", "#b6543b", "\xa0"
 _TITLES = {
     "duration_s": ("length of clips", "seconds"),
     "fps": ("frame rate of videos", "frames per second"),
@@ -28,6 +28,8 @@ _TITLES = {
     "jpeg_bytes": ("size of stored frames (JPEG)", ""),
 }
 """Title and unit of each of `MEASURES`."""
+_SELF_EVIDENT = ("aspect", "captions", "frames")
+"""Measures whose title says the unit."""
 
 
 def draw_stats(stats: Stats, reasons: RejectCounts) -> bytes:
@@ -56,7 +58,8 @@ def stats_figure(stats: Stats, reasons: RejectCounts) -> "Figure":
     rows = even_rows(len(drawn) + len(charts), _MOST_IN_ROW)
     figure = Figure(figsize=(17, 1.0 + 3.4 * max(1, len(rows))), layout="constrained" if rows else None)
     quarantined = sum(reasons.counts.values())
-    lines = textwrap.wrap("  ·  ".join(same), _LINE_CHARS)
+    glued = "  ·  ".join(text.replace(" ", _GLUE) for text in same)  # a line ends between two of them
+    lines = [line.replace(_GLUE, " ") for line in textwrap.wrap(glued, _LINE_CHARS)]
     title = f"{count_of(clips, 'clip')}, {quarantined:,} quarantined"
     figure.suptitle("\n".join([title, *lines]), fontsize="large", parse_math=False)
     axes = filled_rows(figure, rows)
@@ -75,7 +78,7 @@ def _constant(name: str, values: "np.ndarray") -> str:
     if not len(values):
         return f"{title}: not measured"
     write = bytes_as_text if name.endswith("bytes") else number_as_text
-    return f"{title}: {write(float(values[0]))} {unit}".strip()
+    return f"{title}: {write(float(values[0]))} {unit if name not in _SELF_EVIDENT else ''}".strip()
 
 
 def _only(title: str, counts: dict[str, int]) -> str:
