@@ -1,23 +1,27 @@
 """The figure of an inspection, and the headings of contact sheets."""
 
+from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import pytest
 
 from evilm.ingest.quarantine import RejectCounts
 from evilm.inspect.contact_sheets import heading
 from evilm.inspect.shard_figure import draw_stats, stats_figure
-from evilm.inspect.shard_stats import Stats, shard_stats
-from helpers.random_model import make_frames
+from evilm.inspect.shard_stats import Stats
 
 
-@pytest.fixture(scope="module")
-def stats(tmp_path_factory: pytest.TempPathFactory) -> Stats:
+@pytest.fixture
+def stats() -> Stats:
     """Clips that differ in captions and JPEG sizes only."""
-    frames = make_frames(tmp_path_factory.mktemp("frames"))
-    return Stats.joined([shard_stats(frames.uri, shard, [0]) for shard in frames.shards])
+    numbers = {"duration_s": 1.0, "fps": 12.0, "width": 64, "height": 64, "source_bytes": 1000, "rotation": 0}
+    same = numbers | {"codec": "h264", "decoder": "pyav", "source": "", "flags": 0, "captions": 1, "frames": 2}
+    rows = [same | {"caption_words": [3 + n % 5], "video": n, "clip": n, "caption": n} for n in range(26)]
+    schema = Stats.joined([]).clips.schema
+    return Stats(pa.Table.from_pylist(rows, schema), Counter(), np.arange(900, 1000))
 
 
 def titles(figure: Any) -> Sequence[str]:
@@ -40,7 +44,7 @@ def test_several_reasons_are_bars_with_a_unit(stats: Stats) -> None:
     assert draw_stats(stats, RejectCounts({"truncated": 3, "too_short": 1})).startswith(b"\x89PNG")
 
 
-def test_no_clips_have_a_figure(tmp_path: Path) -> None:
+def test_no_clips_have_a_figure() -> None:
     figure = stats_figure(Stats.joined([]), RejectCounts())
     assert "0 clips, 0 quarantined" in figure.get_suptitle()
     assert draw_stats(Stats.joined([]), RejectCounts()).startswith(b"\x89PNG")
