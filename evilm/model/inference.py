@@ -45,8 +45,7 @@ FILES = (
 )
 """All files of a saved model; the model card, README.md, the set of clips that it has seen and a head are optional."""
 MASK = "[MASK]"
-_VIDEOS_AT_A_TIME = 16
-_TEXTS_AT_A_TIME = 64
+_VIDEOS_AT_A_TIME, _TEXTS_AT_A_TIME = 16, 64
 
 
 @dataclass(frozen=True)
@@ -72,10 +71,7 @@ Captions = Iterable[str] | Texts
 
 
 class EViLM(TaskMethods):
-    """An E-ViLM model with its vocabulary and preprocessing, and the head of a task if it was fine-tuned.
-
-    Paper: Eq. 1-2.
-    """
+    """An E-ViLM model with vocabulary, preprocessing and, if it was fine-tuned, a head. Paper: Eq. 1-2."""
 
     def __init__(
         self, student: EViLMModel, vocab: Vocab, preprocessor: Preprocessor, task: TaskModel | None = None
@@ -86,9 +82,8 @@ class EViLM(TaskMethods):
                 f"a vocabulary of {vocab.size} words, the model knows {student.config.vocab_size}; "
                 "use the vocabulary that it was trained with"
             )
-        self.task = task
+        self.task, self._seen_clips = task, ""
         self._predictor = None if task is None else TaskPredictor(task)
-        self._seen_clips = ""
 
     def __repr__(self) -> str:
         config, student = self.config, self.student
@@ -173,8 +168,7 @@ class EViLM(TaskMethods):
             DecodeError: a video can't be decoded.
             ConfigError: an item is not a video or not a caption.
         """
-        texts = self._texts(captions)
-        regions = self._videos(videos)
+        texts, regions = self._texts(captions), self._videos(videos)
         scores = np.empty((len(regions), len(texts)), dtype=np.float32)
         for row, video in zip(scores, regions, strict=True):
             for start in range(0, len(row), _TEXTS_AT_A_TIME):
