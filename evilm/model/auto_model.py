@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor
 from transformers.modeling_utils import PreTrainedModel
-from transformers.utils import ModelOutput
+from transformers.utils.generic import ModelOutput
 
 from evilm.config.base import validate
 from evilm.config.models import EViLMConfig
@@ -107,8 +107,8 @@ class EViLMAutoModel(PreTrainedModel):
                 )
         return cls(config, found).eval()
 
-    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
-        """Write a folder that `AutoModel` and `evilm.EViLM` load.
+    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
+        """Write a folder that `AutoModel` and `evilm.EViLM` load; further arguments are ignored.
 
         Raises:
             ConfigError: the model was not loaded from a folder, so it has no vocabulary.

@@ -40,7 +40,7 @@ def list_videos(videos: object, name: str = "videos") -> list[Video]:
         raise ConfigError(
             f"{name} of shape {tuple(videos.shape)}; pass a list of videos, or an array (video, frame, row, col, 3)"
         )
-    found = [list(video) if isinstance(video, Iterator) else video for video in list_of(videos, name)]
+    found: list[Any] = [list(video) if isinstance(video, Iterator) else video for video in list_of(videos, name)]
     for place, video in enumerate(found):
         if fault := _fault(video):
             raise ConfigError(f"{name}[{place}] {fault}; a video is {_ACCEPTED}")

@@ -34,4 +34,4 @@ def likeliest(
         raise ConfigError(f"top = {top!r}; use a whole number of at least 1")
     best = logits.float().softmax(-1).topk(min(int(top), logits.shape[-1]), dim=-1)
     rows = zip(best.indices.tolist(), best.values.tolist(), strict=True)
-    return [[Prediction(names[i] if names else i, p) for i, p in zip(*row, strict=True)] for row in rows]
+    return [[Prediction(names[int(i)] if names else i, p) for i, p in zip(*row, strict=True)] for row in rows]
