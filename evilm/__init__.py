@@ -4,6 +4,8 @@ import importlib
 import os
 from typing import TYPE_CHECKING, Any
 
+from evilm import transformers_hook
+
 if TYPE_CHECKING:
     from evilm.model.inference import EViLM
     from evilm.model.tokenizers.semantic_vq import VideoTokenizer
@@ -14,6 +16,8 @@ os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
 
 __version__ = "0.1.0"
 __all__ = ["EViLM", "VideoTokenizer", "__version__"]
+
+transformers_hook.register()
 
 _PUBLIC = {"EViLM": "evilm.model.inference", "VideoTokenizer": "evilm.model.tokenizers.semantic_vq"}
 

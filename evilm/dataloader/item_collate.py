@@ -11,6 +11,7 @@ from torch import Tensor
 from evilm.dataloader.collate import Batch
 from evilm.dataloader.item_loader import ItemRows
 from evilm.items.item import Kind
+from evilm.text.item_texts import encode_choices, encode_texts
 from evilm.text.vocab import Vocab
 
 
@@ -65,7 +66,10 @@ class ItemCollate:
     def __call__(self, rows: ItemRows) -> ItemBatch:
         """Collate the items of one step."""
         texts, clip_of = self._texts(rows)
-        input_ids, lengths = self._pairs(rows) if self._kind == "choice" else self._encode(texts)
+        if self._kind == "choice":
+            input_ids, lengths = encode_choices(self._vocab, rows.texts, rows.options, self._max_text_len)
+        else:
+            input_ids, lengths = encode_texts(self._vocab, texts, self._max_text_len, self._pieces is not None)
         labels = rows.labels
         if self._pieces is not None:
             labels = np.where((labels >= 0) & (self._pieces[labels] >= 0), labels, -1)
@@ -93,26 +97,3 @@ class ItemCollate:
         if self._kind == "retrieval":
             return [*rows.texts, *chain(*rows.options)], np.concatenate([rows.clip_of, rows.clip_of.repeat(counts)])
         return rows.texts, rows.clip_of
-
-    def _pairs(self, rows: ItemRows) -> tuple[np.ndarray, np.ndarray]:
-        """Return padded ids and lengths of question and option; a text that is too long loses the question's end."""
-        vocab, room = self._vocab, self._max_text_len - 2
-        questions, found = vocab.cut(rows.texts), list[list[int]]()
-        for question, options in zip(questions, rows.options, strict=True):
-            for option in (ids[:room] for ids in vocab.cut(options)):
-                found.append([vocab.cls_id, *question[: room - len(option)], *option, vocab.sep_id])
-        lengths = np.array([len(ids) for ids in found], dtype=np.int64)
-        input_ids = np.full((len(found), int(lengths.max(initial=0))), vocab.pad_id, dtype=np.int64)
-        for row, ids in zip(input_ids, found, strict=True):
-            row[: len(ids)] = ids
-        return input_ids, lengths
-
-    def _encode(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
-        """Return padded ids and lengths; an answer's [MASK] stands before the last [SEP]."""
-        if self._pieces is None:
-            return self._vocab.encode_batch(texts, self._max_text_len)
-        short, lengths = self._vocab.encode_batch(texts, self._max_text_len - 1)
-        input_ids = np.concatenate([short, np.full((len(texts), 1), self._vocab.pad_id)], axis=1)
-        rows = np.arange(len(texts))
-        input_ids[rows, lengths - 1], input_ids[rows, lengths] = self._vocab.mask_id, self._vocab.sep_id
-        return input_ids, lengths + 1

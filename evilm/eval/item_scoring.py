@@ -21,7 +21,7 @@ from evilm.io import storage
 from evilm.items.item_tables import ItemsManifest
 from evilm.jobs.runner import our_error
 from evilm.model.evilm_model import EViLMModel
-from evilm.model.inference import VOCAB
+from evilm.model.pretrained import VOCAB
 from evilm.model.task_heads import RetrievalHead, answer_pieces
 from evilm.model.task_model import TaskModel, TaskSpec, read_task
 from evilm.shards import FrameManifest

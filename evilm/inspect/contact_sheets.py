@@ -86,11 +86,14 @@ def _read_row(folder: str, file: str, group: int, row: int, columns: Sequence[st
     return read_group(join(folder, file), group, columns).slice(row, 1).to_pylist()[0]
 
 
-def draw_sheet(title: str, clips: Sequence[SheetClip], frame_px: int) -> bytes:
+def draw_sheet(title: str, clips: Sequence[SheetClip], frame_px: int, squashed: bool = False) -> bytes:
     """Draw some clips as PNG.
 
     Args:
+        title: above the clips.
+        clips: in order.
         frame_px: side of the stored frames, in which the views are given.
+        squashed: say of clips that are not square that their frames have another aspect ratio than their videos.
     """
     from matplotlib.figure import Figure
 
@@ -107,7 +110,7 @@ def draw_sheet(title: str, clips: Sequence[SheetClip], frame_px: int) -> bytes:
     axes.text(_MARGIN, _MARGIN, title, fontsize=16, weight="bold", va="top", parse_math=False)
     y = _MARGIN + 2 * _LINE
     for clip, lines, tall in zip(clips, captions, heights, strict=True):
-        _draw_clip(axes, clip, lines, y, per_row, frame_px)
+        _draw_clip(axes, clip, [heading(clip.row, squashed), *lines], y, per_row, frame_px)
         y += tall
     axes.set(xlim=(0, width), ylim=(height, 0))
     axes.set_axis_off()
@@ -115,14 +118,12 @@ def draw_sheet(title: str, clips: Sequence[SheetClip], frame_px: int) -> bytes:
 
 
 def _draw_clip(axes: "Axes", clip: SheetClip, lines: Sequence[str], y: float, per_row: int, frame_px: int) -> None:
-    """Draw one clip from `y` down: id and facts, caption, frames with their times."""
+    """Draw one clip from `y` down: lines of text, the first of them bold, and frames with their times."""
     row = clip.row
-    name = row["clip_id"] if len(row["clip_id"]) <= _MOST_ID else row["clip_id"][: _MOST_ID - 1] + "…"
-    facts = f"{name}  ·  {_facts(row)}"
-    for line, text in enumerate([facts, *lines]):
+    for line, text in enumerate(lines):
         weight = "bold" if line == 0 else "normal"
         axes.text(_MARGIN, y + line * _LINE, text, fontsize=11, weight=weight, va="top", parse_math=False)
-    top = y + (1 + len(lines)) * _LINE
+    top = y + len(lines) * _LINE
     for number, (jpeg, pts_us) in enumerate(zip(row["frames"], row["frame_pts_us"], strict=False)):
         left = _MARGIN + number % per_row * (_FRAME_PX + _GAP)
         above = top + number // per_row * (_FRAME_PX + _LINE)
@@ -130,13 +131,16 @@ def _draw_clip(axes: "Axes", clip: SheetClip, lines: Sequence[str], y: float, pe
         axes.text(left, above + _FRAME_PX + 2, f"{pts_us / 1e6:.2f} s", color="grey", fontsize=9, va="top")
 
 
-def _facts(row: dict[str, Any]) -> str:
-    """Return length, rate, size, codec and flags of a clip, in one line."""
+def heading(row: dict[str, Any], squashed: bool) -> str:
+    """Return id, length, rate, size, codec and flags of a clip in one line; `squashed` as in `draw_sheet`."""
+    name = row["clip_id"] if len(row["clip_id"]) <= _MOST_ID else row["clip_id"][: _MOST_ID - 1] + "…"
+    size = f"{row['width']} × {row['height']}"
+    size += " squashed to a square" if squashed and row["width"] != row["height"] else ""
     start, end = row.get("start_s"), row.get("end_s")
-    parts = [f"{row['duration_s']:.2f} s"]
+    parts = [name, f"{row['duration_s']:.2f} s"]
     if start is not None or end is not None:
         parts.append(f"cut from {start or 0:g} to {'its end' if end is None else f'{end:g}'} s")
-    parts += [f"{row['fps']:.4g} fps", f"{row['width']} × {row['height']}", row["codec"], *ClipFlag.names(row["flags"])]
+    parts += [f"{row['fps']:.4g} fps", size, row["codec"], *ClipFlag.names(row["flags"])]
     return "  ·  ".join(parts)
 
 

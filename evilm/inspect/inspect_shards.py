@@ -46,10 +46,10 @@ def inspect_shards(config: InspectShards) -> dict[str, Any]:
         for split in frames.splits if config.sheets else ():
             chosen = choose_clips(frames, split, config.sheets, config.seed)
             title = f"{split}: {len(chosen)} of {frames.num_clips(split):,} clips, seed {config.seed}"
-            pictures += _draw_sheets(out, split, title, load_clips(frames, chosen, codes), frames.frame_px)
+            pictures += _draw_sheets(out, split, title, load_clips(frames, chosen, codes), frames)
         if asked:
             clips = load_clips(frames, asked, codes)
-            pictures += _draw_sheets(out, "clips", f"{len(asked)} clips by id", clips, frames.frame_px)
+            pictures += _draw_sheets(out, "clips", f"{len(asked)} clips by id", clips, frames)
         sys.stdout.write(f"pictures: {', '.join(storage.join(out, name) for name in pictures)}\n")
     summary = inspection_text.summary(look) | {
         "out": out,
@@ -110,10 +110,10 @@ def load_codes(uri: str, frames: FrameManifest) -> CodesManifest:
     return fitting[0]
 
 
-def _draw_sheets(out: str, name: str, title: str, clips: Iterator[SheetClip], frame_px: int) -> list[str]:
+def _draw_sheets(out: str, name: str, title: str, clips: Iterator[SheetClip], frames: FrameManifest) -> list[str]:
     """Draw pictures of clips, `sheets/<name>-00.png` and on; return their names."""
-    names: list[str] = []
+    names, squashed = list[str](), frames.sampling.get("resize") == "squash"
     while some := list(islice(clips, SHEET_CLIPS)):
         names.append(f"sheets/{name}-{len(names):02d}.png")
-        storage.write_bytes(storage.join(out, names[-1]), draw_sheet(title, some, frame_px))
+        storage.write_bytes(storage.join(out, names[-1]), draw_sheet(title, some, frames.frame_px, squashed))
     return names

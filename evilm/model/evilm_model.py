@@ -17,6 +17,7 @@ from evilm.model.video_encoder import build_video_encoder
 
 KIND = "student"
 WEIGHTS = "model.safetensors"
+VOCAB_FILE = f"{pretrained.VOCAB}/vocab.txt"
 PREFIX = "student."
 """Prefix of the model's weight names in a pre-training checkpoint."""
 
@@ -140,8 +141,8 @@ class EViLMModel(nn.Module):
         self.text_encoder.bert.set_attn_implementation("eager" if explicit else "sdpa")
 
     def save_pretrained(self, uri: str) -> None:
-        """Write `model.safetensors` and `config.json`; the caller adds the vocabulary."""
-        pretrained.save(uri, KIND, self.config, {WEIGHTS: self.state_dict()})
+        """Write `model.safetensors` and `config.json`; the caller adds the vocabulary, before it for a digest of it."""
+        pretrained.save(uri, KIND, self.config, {WEIGHTS: self.state_dict()}, beside=[VOCAB_FILE])
 
     @classmethod
     def from_pretrained(
@@ -165,7 +166,8 @@ class EViLMModel(nn.Module):
         wanted = pretrained.as_dtype(dtype or content.get("dtype", "float32"))
         with torch.random.fork_rng(devices=[]):  # weights drawn here are overwritten; keep the caller's RNG unchanged
             student = cls(config, pretrained_video=False)
-        pretrained.load_into(student, pretrained.read_weights(uri, WEIGHTS) if kept is None else kept, uri)
+        state = pretrained.read_weights(uri, WEIGHTS, content) if kept is None else kept
+        pretrained.load_into(student, state, uri)
         return student.cast(wanted).to(place).eval()
 
     def cast(self, dtype: torch.dtype) -> "EViLMModel":

@@ -1,14 +1,14 @@
-"""Use a pre-trained E-ViLM: embed videos and captions, score matches, predict masked words and regions.
+"""Use a trained E-ViLM: embed videos and captions, score matches, predict masked words, regions, answers and classes.
 
 import evilm
 model = evilm.EViLM.from_pretrained("runs/demo/model")
 model.match(["clip.mp4"], ["a red ball rolls to the left", "a blue star blinks"])
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import Self
 
 import numpy as np
 import torch
@@ -16,23 +16,36 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from evilm.config.models import EViLMConfig
-from evilm.errors import ConfigError
+from evilm.errors import ConfigError, DecodeError
 from evilm.io import storage
 from evilm.items.seen_clips import SEEN_FILE
-from evilm.model.evilm_model import EViLMModel
-from evilm.model.preprocess import Preprocessor, Video
+from evilm.model import pretrained
+from evilm.model.evilm_model import KIND, VOCAB_FILE, EViLMModel
+from evilm.model.inputs import (
+    Video,
+    Videos,
+    as_mask,
+    as_text,
+    as_video,
+    check_pairs,
+    is_embedded,
+    list_texts,
+    list_videos,
+)
+from evilm.model.prediction import Prediction, likeliest
+from evilm.model.preprocess import Preprocessor
+from evilm.model.pretrained import VOCAB
+from evilm.model.task_inference import TaskMethods, TaskPredictor
+from evilm.model.task_model import HEAD_WEIGHTS, TASK_FILE, TaskModel, read_task
 from evilm.text.vocab import Vocab
 
 FILES = (
     *("config.json", "model.safetensors", "preprocessor_config.json", "README.md", SEEN_FILE),
-    *("vocab/vocab.txt", "vocab/config.json", "vocab/tokenizer_config.json"),
+    *(VOCAB_FILE, "vocab/config.json", "vocab/tokenizer_config.json", TASK_FILE, HEAD_WEIGHTS),
 )
-"""All files of a saved model; the model card, README.md, and the set of clips that it has seen are optional."""
-VOCAB = "vocab"
-"""Folder of the vocabulary, beside the weights."""
+"""All files of a saved model; the model card, README.md, the set of clips that it has seen and a head are optional."""
 MASK = "[MASK]"
-_VIDEOS_AT_A_TIME = 16
-_TEXTS_AT_A_TIME = 64
+_VIDEOS_AT_A_TIME, _TEXTS_AT_A_TIME = 16, 64
 
 
 @dataclass(frozen=True)
@@ -53,30 +66,41 @@ class Texts:
         return Texts(*(part[places, :longest] for part in (self.words, self.padding, self.input_ids)))
 
 
-class Prediction(NamedTuple):
-    """A predicted word or code with its probability."""
-
-    value: str | int
-    probability: float
-
-
-Videos = Sequence[Video] | Tensor
-"""Videos, or the output of `embed_videos` for them."""
-Captions = Sequence[str] | Texts
+Captions = Iterable[str] | Texts
 """Captions, or the output of `embed_texts` for them."""
 
 
-class EViLM:
-    """An E-ViLM model with its vocabulary and preprocessing. Paper: Eq. 1-2."""
+class EViLM(TaskMethods):
+    """An E-ViLM model with vocabulary, preprocessing and, if it was fine-tuned, a head. Paper: Eq. 1-2."""
 
-    def __init__(self, student: EViLMModel, vocab: Vocab, preprocessor: Preprocessor) -> None:
+    def __init__(
+        self, student: EViLMModel, vocab: Vocab, preprocessor: Preprocessor, task: TaskModel | None = None
+    ) -> None:
         self.student, self.vocab, self.preprocessor = student.eval(), vocab, preprocessor
         if vocab.size != student.config.vocab_size:
             raise ConfigError(
                 f"a vocabulary of {vocab.size} words, the model knows {student.config.vocab_size}; "
                 "use the vocabulary that it was trained with"
             )
-        self._seen_clips = ""
+        self.task, self._seen_clips = task, ""
+        self._predictor = None if task is None else TaskPredictor(task)
+
+    def __repr__(self) -> str:
+        config, student = self.config, self.student
+        count = sum(parameter.numel() for parameter in student.parameters())
+        dtype = str(student.dtype).removeprefix("torch.")
+        task = "" if self.task is None else f", fine-tuned on {self.task.spec.task}"
+        return (
+            f"EViLM({count / 1e6:.2f}M parameters, {dtype} on {student.device}{task}; "
+            f"videos: {config.num_frames} frames of {config.input_px} x {config.input_px} px in {config.grid} x "
+            f"{config.grid} regions; texts: up to {config.max_text_len} word pieces of {config.vocab_size:,}; "
+            f"{config.num_codes:,} codes)"
+        )
+
+    @property
+    def config(self) -> EViLMConfig:
+        """Return the sizes of the model."""
+        return self.student.config
 
     @classmethod
     def from_pretrained(
@@ -91,50 +115,50 @@ class EViLM:
             device: cpu, cuda, cuda:1, ...
 
         Raises:
-            CheckpointError: there is no model, a file is missing, or the weights do not fit the config.
+            CheckpointError: there is no model, a file is missing or was changed, or the weights do not fit the config.
+            VocabError: the vocabulary is missing or was changed.
             ConfigError: the dtype or device can't be used, or the vocabulary is another model's.
         """
         place = str(uri)
         student = EViLMModel.from_pretrained(place, dtype, device)
-        vocab = Vocab.load(storage.join(place, VOCAB))
-        model = cls(student, vocab, Preprocessor.load(place, student.config))
+        vocab, written = Vocab.load(storage.join(place, VOCAB)), storage.read_bytes(storage.join(place, VOCAB_FILE))
+        pretrained.check_digest(place, VOCAB_FILE, pretrained.read_config(place, KIND), written)
+        task = None if read_task(place) is None else TaskModel.from_pretrained(place, student)
+        model = cls(student, vocab, Preprocessor.load(place, student.config), task)
         model._seen_clips = storage.join(place, SEEN_FILE)
         return model
 
     def save_pretrained(self, uri: str | Path) -> None:
-        """Write weights, config, vocabulary and preprocessing, from which `from_pretrained` loads an equal model."""
+        """Write all files from which `from_pretrained` loads an equal model."""
         place = str(uri)
         save_rules(place, self.vocab, self.preprocessor, self.student.config)
         if self._seen_clips and storage.exists(self._seen_clips):
             storage.write_bytes(storage.join(place, SEEN_FILE), storage.read_bytes(self._seen_clips))
         with torch.no_grad():
-            self.student.save_pretrained(place)
+            (self.task or self.student).save_pretrained(place)
 
-    @torch.inference_mode()
     def embed_videos(
-        self, videos: Sequence[Video], mask: Bool[np.ndarray, "video frame grid grid"] | None = None
+        self,
+        videos: Iterable[Video] | np.ndarray | Tensor,
+        mask: Bool[np.ndarray, "video frame grid grid"] | None = None,
     ) -> Float[Tensor, "video region dim"]:
         """Return one vector per region, ordered by frame, row and column; regions under `mask` (True) are black.
 
         Raises:
             DecodeError: a video can't be decoded.
-            ConfigError: a video has too few frames, or `videos` is a single video.
+            ConfigError: a video has too few frames or is not a video, or `videos` is a single video.
         """
-        if isinstance(videos, str | Path | bytes):
-            raise ConfigError(f"videos = {videos!r} is one video; pass a list of videos")
-        parts = []
-        for start in range(0, len(videos), _VIDEOS_AT_A_TIME):
-            some = slice(start, start + _VIDEOS_AT_A_TIME)
-            frames = torch.from_numpy(np.stack([self.preprocessor(video) for video in videos[some]]))
-            masked = None if mask is None else torch.from_numpy(mask[some])
-            parts.append(self.student.encode_video(frames.to(self.student.device), masked))
-        return torch.cat(parts) if parts else torch.empty(0, self.student.config.num_regions, self.student.config.dim)
+        found, config = list_videos(videos), self.config
+        shape = (len(found), config.num_frames, config.grid, config.grid)
+        return self._embed(found, None if mask is None else as_mask(mask, shape).to(self.student.device))
 
-    def embed_texts(self, captions: Sequence[str]) -> Texts:
-        """Return one vector per word piece; captions are truncated to `max_text_len` pieces. `[MASK]` masks a piece."""
-        if isinstance(captions, str):
-            raise ConfigError(f"captions = {captions!r} is one caption; pass a list of captions")
-        return self._encode([self._word_ids(caption) for caption in captions])
+    def embed_texts(self, captions: Iterable[str]) -> Texts:
+        """Return one vector per word piece; captions are truncated to `max_text_len` pieces. `[MASK]` masks a piece.
+
+        Raises:
+            ConfigError: a caption is not text, or `captions` is a single caption.
+        """
+        return self._encode([self._word_ids(caption) for caption in list_texts(captions)])
 
     @torch.inference_mode()
     def match(self, videos: Videos, captions: Captions) -> Float[np.ndarray, "video caption"]:
@@ -142,8 +166,9 @@ class EViLM:
 
         Raises:
             DecodeError: a video can't be decoded.
+            ConfigError: an item is not a video or not a caption.
         """
-        regions, texts = self._videos(videos), self._texts(captions)
+        texts, regions = self._texts(captions), self._videos(videos)
         scores = np.empty((len(regions), len(texts)), dtype=np.float32)
         for row, video in zip(scores, regions, strict=True):
             for start in range(0, len(row), _TEXTS_AT_A_TIME):
@@ -154,41 +179,89 @@ class EViLM:
     @torch.inference_mode()
     def match_pairs(self, videos: Videos, captions: Captions) -> Float[np.ndarray, " pair"]:
         """Return the probability that they match, for the first video with the first caption, and so on."""
-        if len(videos) != len(captions):
-            raise ConfigError(f"{len(videos)} videos and {len(captions)} captions; pairs need as many of both")
+        videos = videos if is_embedded(videos) else list_videos(videos)
+        captions = captions if isinstance(captions, Texts) else list_texts(captions)
+        check_pairs(len(videos), len(captions), "captions")
         # One at a time, so that the other pairs do not change the last digits of a pair's score.
         ones = [slice(k, k + 1) for k in range(len(videos))]
-        rows = [self._match(self._videos(videos[one]), self._texts(captions[one])) for one in ones]
+        rows = [self._match(self._videos(videos[one], one.start), self._texts(captions[one])) for one in ones]
         return np.concatenate(rows) if rows else np.empty(0, dtype=np.float32)
 
     @torch.inference_mode()
     def fill_words(self, video: Video | None, caption: str, top: int = 5) -> list[list[Prediction]]:
-        """Predict the likeliest words for each [MASK] of a caption, from the video and caption or the caption only."""
-        texts = self._encode([self._word_ids(caption)])
-        regions = None if video is None else self.embed_videos([video])
-        states = self.student.decode(regions, texts.words, texts.padding).words
+        """Predict the likeliest words for each [MASK] of a caption, from the video and caption or the caption only.
+
+        Raises:
+            DecodeError: the video can't be decoded.
+            ConfigError: the caption has no [MASK], or one of them is beyond `max_text_len` word pieces.
+        """
+        texts = self._encode([self._word_ids(as_text(caption, "caption"))])
         masked = texts.input_ids == self.vocab.mask_id
-        chances = self.student.mlm_logits(states[masked]).float().softmax(-1)
-        return [[Prediction(self.vocab.pieces[i], p) for i, p in zip(*_top(row, top), strict=True)] for row in chances]
+        wanted, found = caption.count(MASK), int(masked.sum())
+        if not wanted:
+            raise ConfigError(f"caption = {caption!r} has no {MASK}; put {MASK} where a word is to be predicted")
+        if found < wanted:
+            limit = self.config.max_text_len
+            raise ConfigError(
+                f"{wanted - found} of {wanted} {MASK} are beyond the {limit} word pieces of a text; shorten it"
+            )
+        regions = None if video is None else self.embed_videos([as_video(video)])
+        states = self.student.decode(regions, texts.words, texts.padding).words
+        return likeliest(self.student.mlm_logits(states[masked]), top, self.vocab.pieces)
 
     @torch.inference_mode()
     def fill_regions(
         self, video: Video, caption: str, mask: Bool[np.ndarray, "frame grid grid"], top: int = 5
     ) -> list[list[Prediction]]:
-        """Predict the likeliest codes of the video tokenizer for each masked region, in order."""
-        texts = self.embed_texts([caption])
-        regions = self.embed_videos([video], mask[None])
+        """Predict the likeliest codes of the video tokenizer for each masked region, ordered by frame, row and column.
+
+        Raises:
+            DecodeError: the video can't be decoded.
+            ConfigError: the mask has another shape or masks nothing.
+        """
+        texts, config = self.embed_texts([as_text(caption, "caption")]), self.config
+        masked = as_mask(mask, (config.num_frames, config.grid, config.grid))
+        if not masked.any():
+            raise ConfigError("mask is False everywhere; set the regions that are to be predicted to True")
+        regions = self.embed_videos([as_video(video)], masked[None].cpu().numpy())
         states = self.student.decode(regions, texts.words, texts.padding).regions
-        masked = torch.from_numpy(mask[None]).flatten(1).to(states.device)
-        chances = self.student.mvm_logits(states[masked]).float().softmax(-1)
-        return [[Prediction(i, p) for i, p in zip(*_top(row, top), strict=True)] for row in chances]
+        return likeliest(self.student.mvm_logits(states[masked[None].flatten(1).to(states.device)]), top)
+
+    def _read(self, video: Video, place: int) -> np.ndarray:
+        """Return the frames of a video; errors name it by its index, or by its path."""
+        try:
+            return self.preprocessor(video)
+        except ConfigError as error:
+            raise ConfigError(f"videos[{place}]: {error}") from None
+        except DecodeError as error:
+            about = error.detail if isinstance(video, str | Path) else f"videos[{place}]: {error.detail}"
+            raise DecodeError(error.reason, about) from None
 
     def _match(self, regions: Tensor, texts: Texts) -> np.ndarray:
         logits = self.student.match_logits(self.student.decode(regions, texts.words, texts.padding).cls)
         return logits.float().softmax(-1)[:, 1].cpu().numpy()
 
-    def _videos(self, videos: Videos) -> Tensor:
-        return videos if isinstance(videos, Tensor) else self.embed_videos(videos)
+    def _videos(self, videos: Videos, first: int = 0) -> Float[Tensor, "video region dim"]:
+        """Return encoded videos, given them or videos of which the first is the caller's item number `first`."""
+        if not is_embedded(videos):
+            return self._embed(list_videos(videos), None, first)
+        wanted = (self.config.num_regions, self.config.dim)
+        if tuple(videos.shape[1:]) != wanted:
+            raise ConfigError(
+                f"videos of shape {tuple(videos.shape)}; embed_videos gives (video, {wanted[0]}, {wanted[1]})"
+            )
+        return videos
+
+    @torch.inference_mode()
+    def _embed(self, videos: Sequence[Video], mask: Tensor | None, first: int = 0) -> Tensor:
+        config, student = self.config, self.student
+        parts = [torch.empty(0, config.num_regions, config.dim, dtype=student.dtype, device=student.device)]
+        for start in range(0, len(videos), _VIDEOS_AT_A_TIME):
+            some = slice(start, start + _VIDEOS_AT_A_TIME)
+            frames = np.stack([self._read(video, first + place) for place, video in enumerate(videos[some], start)])
+            pixels = torch.from_numpy(frames).to(student.device)
+            parts.append(student.encode_video(pixels, None if mask is None else mask[some]))
+        return torch.cat(parts)
 
     def _texts(self, captions: Captions) -> Texts:
         return captions if isinstance(captions, Texts) else self.embed_texts(captions)
@@ -225,9 +298,3 @@ def save_rules(place: str, vocab: Vocab, preprocessor: Preprocessor, config: EVi
     rules |= {"model_max_length": config.max_text_len}
     storage.write_json(storage.join(place, VOCAB, "tokenizer_config.json"), rules)
     preprocessor.save(place, config)
-
-
-def _top(chances: Tensor, count: int) -> tuple[list[int], list[float]]:
-    """Return the likeliest entries and their probabilities."""
-    best = chances.topk(min(count, len(chances)))
-    return best.indices.tolist(), best.values.tolist()

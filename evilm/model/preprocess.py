@@ -1,6 +1,5 @@
-"""Convert a video file, JPEGs or pixels to a model's input frames, by the rules saved beside the model."""
+"""Convert a video file or frames to a model's input frames, by the rules saved beside the model."""
 
-from collections.abc import Sequence
 from contextlib import ExitStack
 from itertools import pairwise
 from pathlib import Path
@@ -8,7 +7,6 @@ from threading import Lock
 from typing import Any, Self
 
 import numpy as np
-import simplejpeg
 from jaxtyping import UInt8
 
 from evilm.config.base import validate
@@ -16,6 +14,7 @@ from evilm.config.data import FramesConfig
 from evilm.config.models import EViLMConfig
 from evilm.errors import CheckpointError, ConfigError, DecodeError, ShardError
 from evilm.io import storage
+from evilm.model.inputs import Frame, Video, as_video, frame_pixels
 from evilm.model.video_encoder import pixel_statistics
 from evilm.shards import decode_frames
 from evilm.video.decoder_process import Decoder
@@ -23,8 +22,6 @@ from evilm.video.reasons import RejectReason
 from evilm.video.resize import fit, resize
 
 PREPROCESSOR = "preprocessor_config.json"
-Video = str | Path | Sequence[bytes] | np.ndarray
-"""A video file (local path or URI), or its frames as JPEGs or pixels (uint8 RGB; frame, row, col, 3)."""
 
 
 class Preprocessor:
@@ -52,16 +49,12 @@ class Preprocessor:
             DecodeError: the file or a JPEG can't be decoded, or a file takes longer than `frames.decode_timeout_s`.
             ConfigError: there are fewer frames than the model takes, or an array is not pixels.
         """
-        if isinstance(video, str | Path):
-            pixels = self._decode_file(str(video))
-        elif isinstance(video, np.ndarray):
-            pixels = list(video)
-        else:
-            pixels = [_decode_jpeg(jpeg, self.frames.max_pixels) for jpeg in video]
-        if len(pixels) < self.num_frames:
-            raise ConfigError(f"a video of {len(pixels)} frames; pass at least the model's {self.num_frames}")
-        bounds = [k * len(pixels) // self.num_frames for k in range(self.num_frames + 1)]
-        picked = [pixels[(start + end - 1) // 2] for start, end in pairwise(bounds)]
+        video = as_video(video)
+        frames = self._decode_file(str(video)) if isinstance(video, str | Path) else video
+        if len(frames) < self.num_frames:
+            raise ConfigError(f"a video of {len(frames)} frames; pass at least the model's {self.num_frames}")
+        bounds = [k * len(frames) // self.num_frames for k in range(self.num_frames + 1)]
+        picked = [frames[(start + end - 1) // 2] for start, end in pairwise(bounds)]
         return np.stack([self._to_square(frame) for frame in picked])
 
     def _decode_file(self, uri: str) -> list[np.ndarray]:
@@ -76,13 +69,12 @@ class Preprocessor:
             except DecodeError as error:
                 raise DecodeError(error.reason, f"{uri} {error.detail}".strip()) from None
 
-    def _to_square(self, frame: np.ndarray) -> np.ndarray:
-        if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3:
-            raise ConfigError(f"frames of {frame.dtype} {frame.shape}; pass uint8 RGB pixels (frame, row, col, 3)")
-        side = self.frames.frame_px
-        if frame.shape[:2] == (side, side):
-            return frame
-        return resize(np.ascontiguousarray(frame), fit(frame.shape[1], frame.shape[0], side, self.frames.resize), side)
+    def _to_square(self, frame: Frame) -> np.ndarray:
+        pixels, side = frame_pixels(frame, self.frames.max_pixels), self.frames.frame_px
+        height, width = pixels.shape[:2]
+        if (height, width) == (side, side):
+            return pixels
+        return resize(np.ascontiguousarray(pixels), fit(width, height, side, self.frames.resize), side)
 
     def save(self, uri: str, config: EViLMConfig) -> None:
         """Write the preprocessing rules beside the model."""
@@ -124,18 +116,3 @@ class Preprocessor:
             "image_std": list(std),
             "frames": self.frames.model_dump(mode="json"),
         }
-
-
-def _decode_jpeg(jpeg: bytes, max_pixels: int) -> np.ndarray:
-    """Decode one JPEG of any size to pixels.
-
-    Raises:
-        DecodeError: it is not a JPEG, is damaged, or has too many pixels.
-    """
-    try:
-        height, width = (int(side) for side in simplejpeg.decode_jpeg_header(jpeg)[:2])
-        if height * width > max_pixels:
-            raise DecodeError(RejectReason.TOO_LARGE, f"a frame of {width} x {height} pixels, allowed are {max_pixels}")
-        return simplejpeg.decode_jpeg(jpeg, colorspace="RGB", fastdct=False, fastupsample=False)
-    except (ValueError, TypeError) as error:
-        raise DecodeError(RejectReason.DECODE_ERROR, f"a frame that is not a JPEG ({error})") from None

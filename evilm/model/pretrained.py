@@ -1,10 +1,13 @@
 """Write, read and check a saved model: weights in safetensors beside a JSON config.
 
 The files follow the conventions of transformers: `config.json` holds the settings of the model at its top level, beside
-`model_type`, `architectures`, `dtype` and the versions of the software that wrote it.
+`model_type`, `architectures`, `dtype`, the versions of the software that wrote it, and `sha256`, digests of the files
+beside it, with which they are compared when they are read. Models without digests can be read too.
 """
 
+import hashlib
 import platform
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from typing import Any, NamedTuple
 
@@ -19,6 +22,10 @@ from evilm.errors import CheckpointError, ConfigError, ShardError
 from evilm.io import storage
 
 CONFIG = "config.json"
+VOCAB = "vocab"
+"""Folder of the vocabulary, beside the weights."""
+DIGESTS = "sha256"
+"""Key of the digests by file name, in the config and in `task.json`."""
 
 
 class _Kind(NamedTuple):
@@ -33,7 +40,7 @@ _KINDS = {
     "student": _Kind("evilm", "EViLM"),
     "tokenizer": _Kind("evilm_tokenizer", "VideoTokenizer", ("clip", "fingerprint")),
 }
-_ABOUT = ("architectures", "dtype", "model_type", "transformers_version", "versions")
+_ABOUT = (DIGESTS, "architectures", "dtype", "model_type", "transformers_version", "versions")
 
 
 def versions() -> dict[str, str]:
@@ -53,21 +60,56 @@ def weight_bytes(state: dict[str, Tensor]) -> bytes:
     return safetensors.torch.save(tensors, metadata={"format": "pt"})
 
 
-def save(uri: str, kind: str, config: Config, files: dict[str, dict[str, Tensor]], **facts: Any) -> None:
-    """Write weight files, then the config, whose presence marks the weights as complete."""
+def save_weights(uri: str, name: str, state: dict[str, Tensor]) -> dict[str, str]:
+    """Write a weight file and return its digest by its name."""
+    data = weight_bytes(state)
+    storage.write_bytes(storage.join(uri, name), data)
+    return {name: hashlib.sha256(data).hexdigest()}
+
+
+def save(
+    uri: str,
+    kind: str,
+    config: Config,
+    files: dict[str, dict[str, Tensor]],
+    beside: Sequence[str] = (),
+    **facts: Any,
+) -> None:
+    """Write weight files, then the config, whose presence marks the weights as complete.
+
+    Args:
+        uri: folder of the model.
+        kind: of the model.
+        config: its settings.
+        files: weights by file name.
+        beside: other files that belong to the weights; the digests of those that are there are kept as well.
+        **facts: further keys of the config.
+    """
+    digests: dict[str, str] = {}
     for name, state in files.items():
-        storage.write_bytes(storage.join(uri, name), weight_bytes(state))
+        digests |= save_weights(uri, name, state)
+    for name in beside:
+        if storage.exists(place := storage.join(uri, name)):
+            digests[name] = hashlib.sha256(storage.read_bytes(place)).hexdigest()
     weights = next(tensor for state in files.values() for tensor in state.values() if tensor.is_floating_point())
-    save_config(uri, kind, config, str(weights.dtype).removeprefix("torch."), **facts)
+    save_config(uri, kind, config, str(weights.dtype).removeprefix("torch."), digests, **facts)
 
 
-def save_config(uri: str, kind: str, config: Config, dtype: str = "float32", **facts: Any) -> None:
+def save_config(
+    uri: str,
+    kind: str,
+    config: Config,
+    dtype: str = "float32",
+    digests: Mapping[str, str] | None = None,
+    **facts: Any,
+) -> None:
     """Write the config of a model with weights of this dtype."""
     known = _KINDS[kind]
     assert set(facts) <= set(known.facts)
     content = {
         **config.model_dump(mode="json"),
         **facts,
+        **({DIGESTS: dict(digests)} if digests else {}),
         "architectures": [known.architecture],
         "dtype": dtype,
         "model_type": known.model_type,
@@ -114,19 +156,42 @@ def read_config(uri: str, kind: str) -> dict[str, Any]:
     return about | {"config": with_new_names({name: value for name, value in content.items() if name not in apart})}
 
 
-def read_weights(uri: str, name: str) -> dict[str, Tensor]:
+def read_weights(uri: str, name: str, content: Mapping[str, Any]) -> dict[str, Tensor]:
     """Read the tensors of one weight file.
 
+    Args:
+        uri: folder of the model.
+        name: of the file.
+        content: the result of `read_config`, or another mapping with the digests of files.
+
     Raises:
-        CheckpointError: the file is missing or damaged.
+        CheckpointError: the file is missing, damaged, or not the one that was saved.
     """
     place = storage.join(uri, name)
     try:
-        return safetensors.torch.load(storage.read_bytes(place))
+        data = storage.read_bytes(place)
+        check_digest(uri, name, content, data)
+        return safetensors.torch.load(data)
     except (FileNotFoundError, NotADirectoryError):
         raise CheckpointError(f"{place} is missing; the model was saved incompletely, save it again") from None
     except safetensors.SafetensorError as error:
         raise CheckpointError(f"{place} is damaged ({error}); save it again or take another copy") from None
+
+
+def check_digest(uri: str, name: str, content: Mapping[str, Any], data: bytes) -> None:
+    """Compare the bytes of a file with the digest that was saved, if there is one.
+
+    Raises:
+        CheckpointError: they differ.
+    """
+    digests = content.get(DIGESTS)
+    wanted = digests.get(name) if isinstance(digests, dict) else None
+    if wanted is not None and hashlib.sha256(data).hexdigest() != wanted:
+        place = storage.join(uri, name)
+        raise CheckpointError(
+            f"{place} has another SHA-256 than when the model was saved: it is damaged or another model's; "
+            "use another copy"
+        )
 
 
 def as_dtype(name: str | torch.dtype) -> torch.dtype:

@@ -17,7 +17,6 @@ from evilm.items.item import Kind
 from evilm.model import checkpoint_folder, pretrained
 from evilm.model.evilm_model import DecoderOutput, EViLMModel
 from evilm.model.identity import model_fingerprint
-from evilm.model.inference import VOCAB
 from evilm.model.task_heads import MaskedAnswer, MatchScore, RetrievalHead, answer_pieces, build_head
 from evilm.text.vocab import Vocab
 
@@ -73,14 +72,19 @@ def read_task(uri: str) -> TaskSpec | None:
         raise CheckpointError(f"{place} is damaged ({error}); take another copy of the model") from None
 
 
-class ItemInputs(Protocol):
+class TextInputs(Protocol):
+    """Texts of items, as `evilm.text.item_texts` encodes them."""
+
+    input_ids: Int[Tensor, "text word"]
+    padding_mask: Bool[Tensor, "text word"]
+    masked_at: Int[Tensor, " item"]
+
+
+class ItemInputs(TextInputs, Protocol):
     """Items with the frames of their clips and their texts, as the data loader's `ItemBatch` has them."""
 
     frames: UInt8[Tensor, "clip frame row col 3"]
     clip_of: Int[Tensor, " text"]
-    input_ids: Int[Tensor, "text word"]
-    padding_mask: Bool[Tensor, "text word"]
-    masked_at: Int[Tensor, " item"]
 
     @property
     def num_items(self) -> int:
@@ -108,19 +112,19 @@ class TaskModel:
 
     def scores(self, batch: ItemInputs) -> Float[Tensor, "item score"]:
         """Score the answers, classes or options of each item."""
-        head, states = self.head, self.decode(batch)
+        video = self.student.encode_video(batch.frames).index_select(0, batch.clip_of)
+        scores = self.text_scores(video, batch)
+        return scores.view(batch.num_items, -1) if self.spec.kind == "choice" else scores
+
+    def text_scores(self, video: Float[Tensor, "text region dim"], batch: TextInputs) -> Float[Tensor, "text score"]:
+        """Score each text with its encoded video: all answers of a question, one option of a choice; or all classes."""
+        head, states = self.head, self.decode_with(video, batch)
         if isinstance(head, MaskedAnswer):
             items = torch.arange(len(batch.masked_at), device=states.words.device)
             return head(self.student, states.words[items, batch.masked_at])
-        scores = head(self.student, states.cls)
-        return scores.view(batch.num_items, -1) if self.spec.kind == "choice" else scores
+        return head(self.student, states.cls)
 
-    def decode(self, batch: ItemInputs) -> DecoderOutput:
-        """Decode each text with its clip, which is encoded once for all its texts."""
-        video = self.student.encode_video(batch.frames).index_select(0, batch.clip_of)
-        return self.decode_with(video, batch)
-
-    def decode_with(self, video: Float[Tensor, "text region dim"], batch: ItemInputs) -> DecoderOutput:
+    def decode_with(self, video: Float[Tensor, "text region dim"], batch: TextInputs) -> DecoderOutput:
         """Decode each text with an encoded video."""
         if self.spec.kind == "label":
             return self.student.decode(video, None)
@@ -157,29 +161,34 @@ class TaskModel:
 
     def save_pretrained(self, uri: str) -> None:
         """Write weights and settings of model and head."""
+        digests: dict[str, str] = {}
         if not isinstance(self.head, MatchScore):
-            state = pretrained.weight_bytes(self.head.state_dict())
-            storage.write_bytes(storage.join(uri, HEAD_WEIGHTS), state)
-        storage.write_json(storage.join(uri, TASK_FILE), self.spec.as_json())
+            digests = pretrained.save_weights(uri, HEAD_WEIGHTS, self.head.state_dict())
+        storage.write_json(storage.join(uri, TASK_FILE), self.spec.as_json() | {pretrained.DIGESTS: digests})
         with torch.no_grad():
             self.student.save_pretrained(uri)
 
     @classmethod
-    def from_pretrained(cls, uri: str) -> "TaskModel":
+    def from_pretrained(cls, uri: str, student: EViLMModel | None = None) -> "TaskModel":
         """Load a fine-tuned model or one of its checkpoints, in eval mode.
+
+        Args:
+            uri: folder of the model.
+            student: the model without its head, if it is loaded already; the head gets its dtype and device.
 
         Raises:
             CheckpointError: the model is missing or damaged, or was not fine-tuned.
         """
-        spec, vocab = read_task(uri), Vocab.load(storage.join(uri, VOCAB))
+        spec, vocab = read_task(uri), Vocab.load(storage.join(uri, pretrained.VOCAB))
         if spec is None:
             raise CheckpointError(f"{uri} was not fine-tuned: there is no {TASK_FILE}; use pipelines/finetune.py")
-        model = cls(EViLMModel.from_pretrained(uri), spec, vocab)
+        model = cls(student or EViLMModel.from_pretrained(uri), spec, vocab)
         if model.head.state_dict():
             kept = checkpoint_folder.read_model(uri, _PREFIX)
-            state = pretrained.read_weights(uri, HEAD_WEIGHTS) if kept is None else kept
+            content = storage.read_json(storage.join(uri, TASK_FILE))
+            state = pretrained.read_weights(uri, HEAD_WEIGHTS, content) if kept is None else kept
             pretrained.load_into(model.head, state, uri)
-        model.head.eval()
+        model.head.to(model.student.device, model.student.dtype).eval()
         return model
 
 

@@ -18,7 +18,7 @@ from evilm.errors import CheckpointError
 from evilm.io import storage
 from evilm.model.evilm_model import EViLMModel
 from evilm.model.identity import read_objectives
-from evilm.model.inference import VOCAB
+from evilm.model.pretrained import VOCAB
 from evilm.model.tokenizers.semantic_vq import VideoTokenizer
 from evilm.text.vocab import Vocab
 

@@ -48,7 +48,7 @@ def finetune(config: Finetune) -> dict[str, Any]:
     from evilm.model import pretrained
     from evilm.model.evilm_model import KIND, WEIGHTS
     from evilm.model.identity import model_fingerprint
-    from evilm.model.inference import VOCAB
+    from evilm.model.pretrained import VOCAB
     from evilm.model.task_model import TaskModel, arch_for, task_fingerprint
     from evilm.train.launch import catch_up
 
@@ -124,7 +124,7 @@ class FinetuneTask:
     def __init__(self, settings: Finetune) -> None:
         from evilm.model import pretrained
         from evilm.model.evilm_model import KIND
-        from evilm.model.inference import VOCAB
+        from evilm.model.pretrained import VOCAB
         from evilm.model.task_model import TaskSpec, arch_for
 
         self.settings = settings

@@ -19,7 +19,17 @@ from evilm.errors import ShardError
 from evilm.io import storage
 from evilm.items.seen_clips import clip_hashes, write_seen
 from evilm.model.tokenizers.collapse import require_usage_of_labels
-from evilm.shards import CodesManifest, FrameManifest, ShardPair, Side, find_codes, open_side, pair, publish_side
+from evilm.shards import (
+    CodesManifest,
+    FrameManifest,
+    ShardPair,
+    Side,
+    find_codes,
+    open_side,
+    pair,
+    publish_side,
+    read_columns,
+)
 from evilm.tasks.assessment import log_assessment
 from evilm.tasks.publications import load_codes, load_frames
 from evilm.tasks.training_run import TrainingRun
@@ -33,6 +43,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _USUAL_WORDS = 20  # word pieces in a caption
+_CAPTIONS = 2000  # read for the words that describe codes in panels
 
 
 def pretrain(config: Pretrain) -> dict[str, Any]:
@@ -213,12 +224,19 @@ class PretrainTask:
         """Create the log of pictures of predictions on a few clips of the val split, or of train without one."""
         schedule, settings = self.settings.schedule, self.settings
         few = schedule.model_copy(update={"eval_clips": NUM_CLIPS, "eval_pool_clips": 0})
+        split = "val" if self._pairs("val") else "train"
 
         def batch() -> PretrainBatch | None:
-            loader = self._evaluation("val" if self._pairs("val") else "train", few, 0, 1, NUM_CLIPS)
+            loader = self._evaluation(split, few, 0, 1, NUM_CLIPS)
             return next(iter(loader.batches(0, 1)), None) if loader else None
 
-        return PanelLog(settings.out, schedule.panel_every_steps, self._vocab, settings.tokenizer, batch, tracked)
+        def captions() -> list[str]:
+            shards = self._frames.of_split("train")[:1]
+            tables = [read_columns(storage.join(self._frames.uri, shard.file), ["captions"]) for shard in shards]
+            return [own[0] for table in tables for own in table["captions"].slice(0, _CAPTIONS).to_pylist()]
+
+        every, tokenizer = schedule.panel_every_steps, settings.tokenizer
+        return PanelLog(settings.out, every, self._vocab, tokenizer, batch, tracked, split, captions)
 
     def forward_macs(self, objective: Any) -> float:
         """Count the model's forward MACs per clip, with captions of usual length."""

@@ -73,9 +73,9 @@ class Vocab:
         """Load a vocabulary from its folder.
 
         Raises:
-            VocabError: there is no vocabulary, or it is of another kind.
+            VocabError: there is no vocabulary, it is of another kind, or it was changed after it was written.
         """
-        settings_uri = storage.join(str(uri), _JSON)
+        settings_uri, fingerprint = storage.join(str(uri), _JSON), None
         if storage.exists(settings_uri):
             try:
                 found = storage.read_json(settings_uri)
@@ -86,7 +86,14 @@ class Vocab:
                 raise VocabError(
                     f"{settings_uri} was made for other text rules than {SETTINGS}; rebuild the vocabulary"
                 )
-        return cls(read_pieces(storage.join(str(uri), _TEXT)))
+            fingerprint = found.get("fingerprint") if ours else None
+        place = storage.join(str(uri), _TEXT)
+        vocab = cls(read_pieces(place))
+        if fingerprint not in (None, vocab.fingerprint):
+            raise VocabError(
+                f"{place} was changed after it was written: {settings_uri} is of another; restore the file"
+            )
+        return vocab
 
     def save(self, uri: str | Path) -> None:
         """Write the folder, from which `load` returns an equal vocabulary."""

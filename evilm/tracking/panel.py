@@ -114,11 +114,11 @@ def draw_panel(model: EViLMModel, code_words: CodeWords, vocab: Vocab, batch: Pr
     predicted, count = predict(model, batch), len(batch.clip_ids)
     captions = [list(caption_pieces(vocab, batch, predicted, clip)) for clip in range(count)]
     height = 0.6 + 3.3 * count
-    figure = Figure(figsize=(16, height))
+    figure = Figure(figsize=(14, height))
     about = f"{title}    {_tally(batch, predicted, captions)}    ({_ABOUT})"
     figure.text(0.01, 1 - 0.1 / height, about, fontsize=10, va="top", parse_math=False)
     grid = figure.add_gridspec(
-        count, 2, width_ratios=[1, 1.25], left=0.01, right=0.99, top=1 - 0.5 / height,
+        count, 2, width_ratios=[1, 1.02], left=0.01, right=0.99, top=1 - 0.5 / height,
         bottom=0.01, wspace=0.03, hspace=0.06,
     )  # fmt: skip
     wrong = dict(zip(batch.negative_of.tolist(), batch.negative_ids.tolist(), strict=True))

@@ -2,7 +2,7 @@
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from evilm.dataloader.collate import PretrainBatch
@@ -31,6 +31,8 @@ class PanelLog:
         tokenizer: str,
         batch: Callable[[], PretrainBatch | None],
         tracked: TrackedRun | None = None,
+        split: str = "val",
+        captions: Callable[[], Iterable[str]] = tuple,
     ) -> None:
         """Panels of one training; nothing is read before the first is drawn.
 
@@ -38,9 +40,12 @@ class PanelLog:
             every_steps: steps between two panels; 0 draws one at the end.
             tokenizer: where the video tokenizer is, for the words of codes.
             batch: makes the clips to draw, the same in every start of the training; None where there are none.
+            tracked: the run that receives the pictures.
+            split: of the clips, for the title.
+            captions: reads texts with the words that describe codes.
         """
         self._out, self._every, self._vocab, self._tokenizer = out, every_steps, vocab, tokenizer
-        self._make_batch = batch
+        self._make_batch, self._split, self._captions = batch, split, captions
         self._tracked = tracked
         self._batch: PretrainBatch | None = None
         self._words: CodeWords | None = None
@@ -58,11 +63,12 @@ class PanelLog:
         try:
             if self._words is None:
                 self._batch = self._make_batch()
-                self._words = CodeWords(load_tokenizer(self._tokenizer), self._vocab)
+                self._words = CodeWords(load_tokenizer(self._tokenizer), self._vocab, self._captions())
             if self._batch is None:
                 self._broken = True
                 return
-            image = draw_panel(objective.student, self._words, self._vocab, self._batch, f"step {step:,}")
+            title = f"step {step:,}, clips of the {self._split} split"
+            image = draw_panel(objective.student, self._words, self._vocab, self._batch, title)
             storage.write_bytes(storage.join(self._out, PANELS, f"step_{step:06d}.png"), image)
         except Exception as error:  # whatever it is, a picture is not worth a training
             self._broken = True

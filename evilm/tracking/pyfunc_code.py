@@ -17,7 +17,7 @@ from mlflow.pyfunc.model import PythonModel
 
 from evilm.errors import ConfigError
 from evilm.model.inference import EViLM
-from evilm.model.preprocess import Video
+from evilm.model.inputs import Video
 
 VIDEO_ROOT = "EVILM_VIDEO_ROOT"
 

@@ -22,19 +22,8 @@ from evilm.text.vocab import Vocab
 from evilm.text.vocab_builder import train_wordpiece
 from evilm.video.decode import decode_clip
 from evilm.video.decoder_process import Decoder
-from helpers.small_models import student_config
+from helpers.public_models import CAPTIONS, FRAMES, noise, random_evilm
 from helpers.video_files import write_video
-
-CAPTIONS = ["a red ball rolls to the left", "a blue star", "two green cubes, blinking in the fog"]
-FRAMES = FramesConfig(num_frames=3, frame_px=64, resize="squash")
-
-
-def random_evilm(**changes: object) -> EViLM:
-    """A model with random weights."""
-    vocab = Vocab(train_wordpiece(CAPTIONS, 60))
-    torch.manual_seed(0)
-    student = EViLMModel(student_config(vocab_size=vocab.size, max_text_len=20, **changes))
-    return EViLM(student, vocab, Preprocessor(FRAMES, 3))
 
 
 @pytest.fixture(scope="module")
@@ -49,11 +38,6 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A real small video."""
     return write_video(tmp_path_factory.mktemp("clip") / "clip.mp4")
-
-
-def noise(num_frames: int = 3, px: int = 64, seed: int = 0) -> np.ndarray:
-    """Frames of noise."""
-    return np.random.default_rng(seed).integers(0, 256, (num_frames, px, px, 3), dtype=np.uint8)
 
 
 def test_config_follows_transformers_conventions(saved: Path):

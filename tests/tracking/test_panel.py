@@ -141,6 +141,14 @@ def test_panels_are_drawn_when_due_and_errors_only_disable_them(
     assert not (tmp_path / "gone").exists()
 
 
+def test_panel_names_the_split_and_reads_the_words_of_captions(task: PretrainTask) -> None:
+    panels = task.panels(None)
+    assert panels._split == "val"
+    captions = list(panels._captions())
+    assert len(captions) > 8
+    assert all(isinstance(caption, str) and " " in caption for caption in captions)
+
+
 def test_training_stores_its_panel_beside_the_model_and_in_mlflow(small_workflow: Workflow) -> None:
     from mlflow import MlflowClient
 
@@ -151,3 +159,14 @@ def test_training_stores_its_panel_beside_the_model_and_in_mlflow(small_workflow
     assert experiment
     (run,) = client.search_runs([experiment.experiment_id])
     assert [item.path for item in client.list_artifacts(run.info.run_id, "panels")] == ["panels/step_000020.png"]
+
+
+def test_codes_are_described_by_whole_words_of_captions(
+    model_and_batch: tuple[EViLMModel, VideoTokenizer, Vocab, PretrainBatch],
+) -> None:
+    _, tokenizer, vocab, batch = model_and_batch
+    captions = ["a stone pavement", "bouncing triangles on the pavement"]
+    found = CodeWords(tokenizer, vocab, captions).words(sorted(set(batch.code_ids.flatten().tolist())), top=3)
+    words = {word for best in found for word in best}
+    assert words
+    assert words <= {word for caption in captions for word in caption.split()} - {"a"}

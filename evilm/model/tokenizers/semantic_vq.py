@@ -214,11 +214,12 @@ class VideoTokenizer(nn.Module):
             return tokenizer.eval()
         usage = {name: tensor for name, tensor in tokenizer.quantizer.state_dict().items() if name != "codebook"}
         labels = nn.ModuleDict({name: getattr(tokenizer, name) for name in ("encoder", "projection", "quantizer")})
-        state = pretrained.read_weights(uri, WEIGHTS)
+        state = pretrained.read_weights(uri, WEIGHTS, content)
         pretrained.load_into(labels, state | {f"quantizer.{name}": value for name, value in usage.items()}, uri)
         if storage.exists(storage.join(uri, DECODER_WEIGHTS)):
             assert tokenizer.decoder is not None
-            pretrained.load_into(tokenizer.decoder, pretrained.read_weights(uri, DECODER_WEIGHTS), uri)
+            state = pretrained.read_weights(uri, DECODER_WEIGHTS, content)
+            pretrained.load_into(tokenizer.decoder, state, uri)
         else:
             tokenizer.decoder = None
         found, saved = tokenizer.fingerprint(), content.get("fingerprint")

@@ -7,7 +7,7 @@ import torch
 
 from evilm.errors import CheckpointError, ConfigError
 from evilm.model.tokenizers.semantic_vq import VideoTokenizer
-from helpers.small_models import build_tokenizer, frames, tokenizer_config
+from helpers.small_models import build_tokenizer, drop_digests, frames, tokenizer_config
 
 
 def test_encode_agrees_with_forward():
@@ -102,6 +102,11 @@ def test_mixed_files_of_two_tokenizers_are_rejected(tmp_path):
     build_tokenizer().save_pretrained(str(tmp_path / "one"))
     build_tokenizer(seed=1).save_pretrained(str(tmp_path / "two"))
     (tmp_path / "one" / "tokenizer.safetensors").write_bytes((tmp_path / "two" / "tokenizer.safetensors").read_bytes())
+    with pytest.raises(
+        CheckpointError, match=r"tokenizer\.safetensors has another SHA-256 than when the model was saved"
+    ):
+        VideoTokenizer.from_pretrained(str(tmp_path / "one"))
+    drop_digests(tmp_path / "one" / "config.json")
     with pytest.raises(CheckpointError, match="mixed up"):
         VideoTokenizer.from_pretrained(str(tmp_path / "one"))
 
