@@ -24,9 +24,9 @@ _TITLES = {
     "codebook": "codebook",
 }
 _NOT_DRAWN = ("lr", "grad_norm")
-_CHANCE = {"vtm_accuracy": 0.5, "vtm_loss": math.log(2), "match_auc": 0.5}
-_CHANCE_METRICS = {"mvm_accuracy": "mvm_most_frequent", "word_map": "word_map_chance"}
-"""Metrics that are the values of others for constant predictions; drawn as lines in their panels."""
+_CHANCE = {"vtm_loss": math.log(2), "match_auc": 0.5}
+_OF_CHANCE = "chance"
+"""Ending of metrics that are the values of others for constant predictions; drawn as lines in their panels."""
 _SQUARED = ("commitment_loss", "codebook_loss")
 _SHARES = ("accuracy", "accuracy_labelled", "usage", "map", "score", "auc", "r1", "r5", "r10")
 """Last parts of the names of metrics from 0 to 1."""
@@ -44,7 +44,7 @@ def loss_figure(metrics: Path) -> "Figure":
     from matplotlib.lines import Line2D
 
     curves = _read_curves(metrics)
-    chance = {name: _last(curves[of]) for name, of in _CHANCE_METRICS.items() if of in curves} | _CHANCE
+    chance = _CHANCE | _chance_levels(curves)
     losses, others = _chosen(curves)
     rows = [*even_rows(len(losses), _MOST_IN_ROW), *even_rows(len(others), _MOST_IN_ROW)]
     figure = Figure(
@@ -70,7 +70,7 @@ def _read_curves(metrics: Path) -> dict[str, dict[str, Curve]]:
     for point in read_points(metrics):
         for name, value in point["metrics"].items():
             split, _, metric = name.partition("/")
-            if split in _SPLITS and metric not in _NOT_DRAWN and math.isfinite(value):
+            if (split in _SPLITS or split == _OF_CHANCE) and metric not in _NOT_DRAWN and math.isfinite(value):
                 curves[metric][split].append((point["step"], value))
     objectives = {_objective(name) for name in curves if name.endswith("_loss")}
     if len(objectives) == 1 and not objectives & _TITLES.keys():  # its name is only in metrics of train
@@ -79,6 +79,16 @@ def _read_curves(metrics: Path) -> dict[str, dict[str, Curve]]:
             for split, curve in curves.pop(name).items():
                 curves[name.removeprefix(prefix)].setdefault(split, curve)
     return curves
+
+
+def _chance_levels(curves: dict[str, dict[str, Curve]]) -> dict[str, float]:
+    """Return the value of a metric for constant predictions, by the metric's name."""
+    found = {}
+    for name in curves:
+        if name.endswith(_OF_CHANCE):
+            base = name.removesuffix(_OF_CHANCE)
+            found |= dict.fromkeys((f"{base}accuracy", base.rstrip("_")), _last(curves[name]))
+    return found
 
 
 def _chosen(curves: dict[str, dict[str, Curve]]) -> tuple[list[str], list[str]]:
@@ -94,7 +104,7 @@ def _chosen(curves: dict[str, dict[str, Curve]]) -> tuple[list[str], list[str]]:
         is_constant = len(values) > 1 and len(set(values)) == 1
         own = curves[name].items()
         is_copy = any(all(curves[other].get(split) == curve for split, curve in own) for other in chosen)
-        if not (is_sum or is_constant or is_copy or name in _CHANCE_METRICS.values()):
+        if not (is_sum or is_constant or is_copy or name.endswith(_OF_CHANCE)):
             chosen.append(name)
     losses = [name for name in chosen if name.endswith("loss")]
     return losses, [name for name in chosen if name not in losses]

@@ -19,7 +19,13 @@ def pretraining(step: int) -> dict[str, float]:
     metrics = {f"train/{name}_loss": loss - step / 100 for name, loss in names.items()}
     metrics |= {f"train/{name}_accuracy": 0.6 + (step + k) / 100 for k, name in enumerate(names)}
     metrics |= {name.replace("train", "val"): value for name, value in metrics.items()}
-    return metrics | {"train/loss": 8.1 - step, "train/lr": 1.0, "val/code_usage": 0.5, "val/mvm_most_frequent": 0.25}
+    return metrics | {
+        "train/loss": 8.1 - step,
+        "train/lr": 1.0,
+        "val/code_usage": 0.5,
+        "val/mvm_chance": 0.25,
+        "chance/vtm_chance": 0.5,
+    }
 
 
 def test_constants_sums_and_chance_have_no_panels(tmp_path: Path) -> None:
