@@ -50,7 +50,7 @@ def test_flags_override_the_preset() -> None:
     config = parse("pretrain", ["--preset", "tiny", "--optim.lr", "3e-4", "--set", "train_tokenizer.schedule.epochs=1"])
     assert config.optim.lr == 3e-4
     assert config.train_tokenizer.schedule.epochs == 1
-    assert config.arch.video_encoder == "edgenext_xx_small"
+    assert config.arch.video_encoder == "test_convnext3"
 
 
 def test_short_flags_of_shard_videos(capsys: pytest.CaptureFixture[str]) -> None:

@@ -22,14 +22,14 @@ def config(**changes: Any) -> Pretrain:
 
 def test_summary_names_clips_pixels_and_steps() -> None:
     assert summarize(config(), manifest(train=59, val=3)) == (
-        "clips: 59 train, 3 val; 4 frames of 96 px, squashed to a square; 24 steps of 32 clips in 12 epochs"
+        "clips: 59 train, 3 val; 4 frames of 96 px, squashed to a square; 16 steps of 32 clips in 8 epochs"
     )
 
 
 def test_few_clips_and_steps_are_told_with_what_helps() -> None:
     clips, steps = advise(config(), manifest(train=59), num_gpus=0)
     assert clips.startswith("59 train clips show that the workflow runs on your data, but are too few")
-    assert steps == "24 steps are few: expect accuracies near chance; --schedule.epochs 250 makes 500"
+    assert steps == "16 steps are few: expect accuracies near chance; --schedule.epochs 250 makes 500"
 
 
 def test_the_embedded_corpus_needs_no_advice() -> None:
