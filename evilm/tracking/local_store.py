@@ -8,6 +8,7 @@ from pathlib import Path
 from urllib.parse import urlparse
 from urllib.request import url2pathname
 
+from evilm.errors import ConfigError
 from evilm.io import storage
 from evilm.tracking.run_file import SQLITE
 
@@ -25,8 +26,17 @@ _LOCATIONS = (
 
 
 def store_beside(out: str) -> str:
-    """Return the URI of the store in the folder that the local path `out` lies in."""
+    """Return the URI of the store in the folder that the local path `out` lies in.
+
+    Raises:
+        ConfigError: no URI of a SQLite store can name that folder.
+    """
     root = Path(storage.absolute(out)).parent
+    if "?" in str(root):
+        raise ConfigError(
+            f"{root} has a '?' in its name, which ends the address of its MLflow store; use another folder, or "
+            "--tracking.uri or --tracking.enabled false"
+        )
     root.mkdir(parents=True, exist_ok=True)
     return f"{SQLITE}{root / DATABASE}"
 

@@ -8,7 +8,8 @@ import pytest
 from mlflow import MlflowClient
 
 from evilm.config.stages import BuildVocab
-from evilm.tracking.local_store import relocate
+from evilm.errors import ConfigError
+from evilm.tracking.local_store import relocate, store_beside
 from evilm.tracking.mlflow_run import close_run, ensure_run, is_closed
 from evilm.tracking.run_file import read_run_file
 from helpers.tracked_output import claimed
@@ -80,3 +81,11 @@ def test_root_behind_a_link_and_files_of_other_places_stay(config: BuildVocab, t
     relocate(f"sqlite:///{link / 'mlflow.db'}")
     assert {each.experiment_id: each.artifact_location for each in client.search_experiments()} == before
     assert before[other] == "s3://bucket/mlruns"
+
+
+def test_folder_that_no_address_can_name_is_rejected(tmp_path: Path) -> None:
+    with pytest.raises(
+        ConfigError, match=r"has a '\?' in its name, which ends the address of its MLflow store; use ano"
+    ):
+        store_beside(str(tmp_path / "a?b" / "vocab"))
+    assert store_beside(str(tmp_path / "a b" / "vocab")) == f"sqlite:///{tmp_path}/a b/mlflow.db"
