@@ -75,7 +75,8 @@ class SpotFirst(AWSNodeProvider):
             if threading.get_ident() == thread and "Error" in parsed:
                 codes.append(parsed["Error"].get("Code", ""))
 
-        events = self.ec2_fail_fast.meta.client.meta.events
+        requests: Any = self.ec2_fail_fast  # boto3 makes the classes of its resources when it runs
+        events = requests.meta.client.meta.events
         events.register("after-call.ec2.RunInstances", collect)
         try:
             yield codes
@@ -90,7 +91,8 @@ class SpotFirst(AWSNodeProvider):
             f"tag:{TAG_RAY_NODE_STATUS}": STATUS_UPDATE_FAILED,
         }
         filters = [{"Name": name, "Values": [value]} for name, value in wanted.items()]
-        failed = [node for node in self.ec2.instances.filter(Filters=filters) if node.launch_time >= self._began]
+        account: Any = self.ec2
+        failed = [node for node in account.instances.filter(Filters=filters) if node.launch_time >= self._began]
         if len(failed) >= _MAX_FAILED_SETUPS:
             text = f"the set-up of {len(failed)} nodes of type {node_type} failed; fix it and run `ray up` again"
             raise NodeLaunchException("SetUpFailed", text, None)

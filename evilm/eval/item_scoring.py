@@ -83,13 +83,12 @@ class ItemScorer:
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, Any]:
         """Score the batch whose number is given; one row per item."""
-        step, views = int(batch["batch"][0]), []
-        for loader in self._loaders:
-            (items,) = loader.batches(step, step + 1)
-            with torch.inference_mode():
-                views.append(self._score(items.to(self._device)))
+        step = int(batch["batch"][0])
+        shown = [items for loader in self._loaders for items in loader.batches(step, step + 1)]
+        with torch.inference_mode():
+            views = [self._score(items.to(self._device)) for items in shown]
         means = {name: torch.stack([view[name] for view in views]).mean(0) for name in views[0]}
-        ids = {"item_id": np.array(items.item_ids), "clip_id": np.array(items.clip_ids)}
+        ids = {"item_id": np.array(shown[0].item_ids), "clip_id": np.array(shown[0].clip_ids)}
         return ids | {name: value.cpu().numpy() for name, value in self._finish(means).items()}
 
     def _score(self, items: ItemBatch) -> dict[str, Tensor]:
