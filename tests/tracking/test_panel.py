@@ -155,9 +155,9 @@ def test_training_stores_its_panel_beside_the_model_and_in_mlflow(small_workflow
     root, _ = small_workflow
     assert [path.name for path in (root / "model" / "panels").iterdir()] == ["step_000020.png"]
     client = MlflowClient(tracking_uri=f"sqlite:///{root / 'mlflow.db'}")
-    experiment = client.get_experiment_by_name("pretrain")
+    experiment = client.get_experiment_by_name("evilm")
     assert experiment
-    (run,) = client.search_runs([experiment.experiment_id])
+    (run,) = client.search_runs([experiment.experiment_id], "tags.`evilm.stage` = 'pretrain'")
     assert [item.path for item in client.list_artifacts(run.info.run_id, "panels")] == ["panels/step_000020.png"]
 
 
