@@ -125,8 +125,8 @@ def _figures(metrics: Mapping[str, float], chance: Mapping[str, float]) -> str:
     losses = [f"{n.removesuffix('_loss')} {v:.4g}" for n, v in metrics.items() if n.endswith("_loss")]
     accuracies = [f"{n} {v:.1%}" + ("" if (c := levels[n]) is None else f" ({c:.1%})") for n, v in named.items()]
     rest = [f"{n} {metrics[n]:.4g}" + ("" if (c := levels[n]) is None else f" ({c:.4g})") for n in others]
-    total = f"loss {metrics['loss']:.4g}: " if "loss" in metrics else ""
-    parts = [total + "  ".join(losses) if losses or total else "no update"]
+    total = [f"loss {metrics['loss']:.4g}"] if "loss" in metrics else []
+    parts = [": ".join(filter(None, [*total, "  ".join(losses)])) or "no update"]
     parts += ["accuracy (chance): " + "  ".join(accuracies)] if accuracies else []
     return " | ".join(parts + (["  ".join(rest)] if rest else []))
 

@@ -84,8 +84,6 @@ def test_root_behind_a_link_and_files_of_other_places_stay(config: BuildVocab, t
 
 
 def test_folder_that_no_address_can_name_is_rejected(tmp_path: Path) -> None:
-    with pytest.raises(
-        ConfigError, match=r"has a '\?' in its name, which ends the address of its MLflow store"
-    ):
+    with pytest.raises(ConfigError, match=r"has a '\?' in its name, which ends the address of its MLflow store"):
         store_beside(str(tmp_path / "a?b" / "vocab"))
     assert store_beside(str(tmp_path / "a b" / "vocab")) == f"sqlite:///{tmp_path}/a b/mlflow.db"

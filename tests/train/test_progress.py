@@ -101,6 +101,7 @@ def test_line_of_an_evaluation_shows_chance_beside_accuracies_and_other_figures(
     assert evaluation_line(metrics, 1, 12) == (
         "epoch 1/12 val | loss 5.5: mlm 4.9 | accuracy (chance): mlm 13.0% (8.0%) | code_usage 0.98"
     )
+    assert evaluation_line({"loss": 2.5, "score": 0.5}, 1, 1) == "epoch 1/1 val | loss 2.5 | score 0.5"
     assert evaluation_line({"word_loss": 31.17, "word_map": 0.208, "word_map_chance": 0.069}, 4, 8) == (
         "epoch 4/8 val | word 31.17 | word_map 0.208 (0.069)"
     )
