@@ -164,7 +164,7 @@ class LocalCluster:
         while not self.nodes():
             now = time.monotonic()
             if self.process.poll() is not None:
-                raise RuntimeError(f"the head at {self.address} ended: {self._last_words()}")
+                raise RuntimeError(f"the head at {self.address} ended: {self._last_error()}")
             if now > began + timeout_s:
                 raise RuntimeError(f"the head at {self.address} did not answer in {timeout_s:.0f} s; try again later")
             if now > said + _SAY_EVERY_S:
@@ -172,11 +172,11 @@ class LocalCluster:
                 say(f"still starting the head ({now - began:.0f} s)")
             time.sleep(0.5)
 
-    def _last_words(self) -> str:
-        """Return the line of the head's log that tells why it ended, in one line."""
+    def _last_error(self) -> str:
+        """Return the last error in the log of the head, or its last line."""
         lines = [line.strip() for line in (self.folder / "head.log").read_text(errors="replace").splitlines()]
-        told = [line for line in lines if "Error" in line or "error" in line] or list(filter(None, lines))
-        return told[-1][:300] if told else "it said nothing"
+        errors = [line for line in lines if "Error" in line or "error" in line] or list(filter(None, lines))
+        return errors[-1][:300] if errors else "its log is empty"
 
     def nodes(self) -> dict[str, str]:
         """Return the type of each running node by node id; empty if the head does not listen.

@@ -40,7 +40,7 @@ def draw_stats(stats: Stats, reasons: RejectCounts) -> bytes:
 def stats_figure(stats: Stats, reasons: RejectCounts) -> "Figure":
     """Draw histograms of all that is measured, and bars of codecs, flags and reasons.
 
-    What is the same for all clips is written below the title and has no chart.
+    Values that all clips share are written below the title instead of being drawn.
     """
     from matplotlib.figure import Figure
 

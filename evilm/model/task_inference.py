@@ -1,5 +1,6 @@
 """Predict with a fine-tuned model: answers, options and classes of encoded videos, and vectors for retrieval."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
@@ -144,13 +145,14 @@ def predictor_for(kind: Kind, predictor: TaskPredictor | None) -> TaskPredictor:
     return predictor
 
 
-class TaskMethods:
+class TaskMethods(ABC):
     """The methods of `EViLM` that need the head of a fine-tuned model."""
 
     _predictor: TaskPredictor | None
 
+    @abstractmethod
     def _videos(self, videos: Videos) -> Float[Tensor, "video region dim"]:
-        raise NotImplementedError
+        """Encode videos; embeddings are returned as they are."""
 
     @torch.inference_mode()
     def answer(self, videos: Videos, questions: Iterable[str], top: int = 5) -> list[list[Prediction]]:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 _CHANCE = {"match_auc": 0.5, "vtm_accuracy": 0.5}
 _LOG_FROM = 8.0
-"""Numbers above 1 whose largest is so many times the smallest are drawn on a logarithmic axis, shares are not."""
+"""Ratio of the largest to the smallest number from which an axis is logarithmic; axes of shares never are."""
 _RATES, _RATES_LOG_FROM = ("lr", "lr_scale", "weight_decay"), 2.0
 """Settings of which people compare ratios."""
 _MOST_TICKS, _MOST_NAMED, _MOST_IN_ROW = 6, 10, 3

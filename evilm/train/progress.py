@@ -156,7 +156,7 @@ class Cadence:
 
     @property
     def _log_steps(self) -> int:
-        """Steps between two points; a short run has at least so many points that its curves show something."""
+        """Steps between two points of a curve; a run has at least `_MIN_POINTS` points if it has that many steps."""
         all_steps = self.steps_per_epoch * self.schedule.epochs
         return max(1, min(self.schedule.log_every_steps, all_steps // _MIN_POINTS))
 
