@@ -1,6 +1,7 @@
 """Scores of tasks with labels: answers, options and classes; fine-tuned, zero-shot or by a linear probe."""
 
 import io
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
@@ -83,32 +84,43 @@ def _figures(
 ) -> dict[str, Figure]:
     """Compute accuracy over all items, over those with a label, among the first five classes, and by type."""
     labels, clip_ids = table["label"].to_numpy(), table["clip_id"].to_pylist()
-    guess = _guess(subject, labels)
-    chance = float(np.mean(labels == guess)) if guess >= 0 else 1 / len(table["options"][0])
-    figures: dict[str, Figure] = {"accuracy": share(hits, clip_ids, chance)}
+    train = subject.items.read("train") if "train" in subject.items.splits else None
+    is_guessed = labels == (guess_options(table, train) if subject.spec.kind == "choice" else _guess(labels, train))
+    least = 1 / len(table["options"][0]) if subject.spec.kind == "choice" else 0.0
+
+    def chance(rows: Bool[np.ndarray, " item"]) -> float:
+        return max(least, float(np.mean(is_guessed[rows])))
+
+    figures: dict[str, Figure] = {"accuracy": share(hits, clip_ids, chance(np.ones(len(labels), dtype=bool)))}
     known = labels >= 0
     if known.any() and not known.all():
         clip_of_known = [clip for clip, is_known in zip(clip_ids, known, strict=True) if is_known]
-        figures["accuracy_labelled"] = share(hits[known], clip_of_known, float(np.mean(labels[known] == guess)))
+        figures["accuracy_labelled"] = share(hits[known], clip_of_known, chance(known))
     if subject.spec.kind == "label" and best.shape[1] > 1:
         inside = (best == labels[:, None]).any(1)
         figures["accuracy_top5"] = share(inside, clip_ids, min(1.0, best.shape[1] / len(subject.spec.labels)))
     types = table["type"].to_pylist()
     if len(set(types)) > 1:
         rows = np.asarray(types)
-        base = {name: float(np.mean(labels[rows == name] == guess)) if guess >= 0 else chance for name in set(types)}
-        typed = by_type(hits, types, clip_ids, base.__getitem__)
+        typed = by_type(hits, types, clip_ids, lambda name: chance(rows == name))
         figures |= {f"accuracy/{name}": figure for name, figure in typed.items()}
     return figures
 
 
-def _guess(subject: TaskSubject, labels: np.ndarray) -> int:
-    """Return the most frequent train label, which defines chance; -1 for choices."""
-    if subject.spec.kind == "choice":
-        return -1
-    train = subject.items.read("train")["label"].to_numpy() if "train" in subject.items.splits else labels
-    known = train[train >= 0]
+def _guess(labels: Int[np.ndarray, " item"], train: pa.Table | None) -> int:
+    """Return the most frequent label of train, or of the scored items without a train split."""
+    found = labels if train is None else train["label"].to_numpy()
+    known = found[found >= 0]
     return int(np.bincount(known).argmax()) if len(known) else 0
+
+
+def guess_options(table: pa.Table, train: pa.Table | None) -> Int[np.ndarray, " item"]:
+    """Return for each choice the option that is most often the answer in train; -1 without a train split."""
+    if train is None:
+        return np.full(len(table), -1)
+    counts = Counter(train["answer"].to_pylist())
+    best = [max(range(len(options)), key=lambda k: counts[options[k]]) for options in table["options"].to_pylist()]
+    return np.array(best)
 
 
 def _write_gallery(output: Output, clips: ClipIndex, found: pa.Table) -> None:
