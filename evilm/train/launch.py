@@ -14,6 +14,7 @@ from evilm.console import announce
 from evilm.errors import ClusterError, EvilmError, NonFiniteError
 from evilm.io import storage
 from evilm.io.outputs import Output
+from evilm.io.text_table import count_of
 from evilm.shards import pinned
 from evilm.tracking.loss_figure import draw_losses
 from evilm.tracking.metrics_file import METRICS_FILE
@@ -91,8 +92,8 @@ def fit(
 def _announce_start(cluster: ClusterConfig, out: str) -> AbstractContextManager[None]:
     """Log every ten seconds that workers are being waited for, until they begin."""
     before = len(attempts(out))
-    devices = f"{cluster.gpus_per_worker:g} GPUs" if cluster.gpus_per_worker else f"{cluster.cpus_per_worker:g} CPUs"
-    what = f"waiting for {cluster.num_workers} training workers with {devices} each"
+    number, kind = (cluster.gpus_per_worker, "GPU") if cluster.gpus_per_worker else (cluster.cpus_per_worker, "CPU")
+    what = f"waiting for {count_of(cluster.num_workers, 'training worker')} with {number:g} {kind}{'s'[: number != 1]}"
     return announce(what, lambda: len(attempts(out)) > before)
 
 
