@@ -24,6 +24,8 @@ _CAPTIONS = 20
 _SENTENCES = 5
 _LIGHT = {"brighter": "get brighter", "darker": "get darker", "": "stay the same"}
 _OTHER_LIGHT = ("turn red", "blink")
+_STEADY_SHARE = 1 / 8
+"""Of the clips whose light stays the same, the share asked for it: then no answer is right much more often."""
 _OFFICIAL_SPLITS = {"train": "train", "val": "validate", "test": "test"}
 
 
@@ -158,6 +160,8 @@ def _tgif(planned: Sequence[PlannedClip], seed: int) -> Iterator[tuple[str, str]
                 options = [wrong[int(k)] for k in rng.permutation(len(wrong))[: _NUM_OPTIONS - 1]]
                 place = int(rng.integers(_NUM_OPTIONS))
                 options.insert(place, right)
+                if task == "transition" and not clip.scene.event and rng.random() >= _STEADY_SHARE:
+                    continue
                 rows[task].append((clip.videoid, question, *options, place, f"{task.upper()}{split}{key}", key))
         for task, found in rows.items():
             header = frame if task == "frameqa" else choice

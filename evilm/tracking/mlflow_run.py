@@ -132,12 +132,12 @@ def ensure_run(run: TrackedRun) -> str:
 
 def _make_run(client: Any, run: TrackedRun) -> dict[str, Any]:
     """Create a run, and return what the output folder is to know of it."""
-    if elsewhere := read_run_file(run.out).get("uri"):
-        logger.info(
-            "MLflow: %s gets a new run in %s; its earlier one is or was in %s", run.out, public_uri(run.uri), elsewhere
-        )
     experiment = open_experiment(client, run.uri, run.experiment)
     made = client.create_run(experiment, int((time.time() - run.seconds) * 1000), run.tags, run.name)
+    if elsewhere := read_run_file(run.out).get("uri"):
+        logger.info(
+            "MLflow: %s has a new run in %s; its earlier one is or was in %s", run.out, public_uri(run.uri), elsewhere
+        )
     return {
         "uri": public_uri(run.uri),
         "run_id": str(made.info.run_id),

@@ -111,7 +111,7 @@ def test_finished_run_is_brought_to_another_store_once(
         assert (found.info.status, found.data.metrics["num_words"]) == ("FINISHED", 3)
         assert [point.step for point in client.get_metric_history(found.info.run_id, "train/loss")] == [1]
         assert is_closed(run)
-    assert caplog.text.count("gets a new run in") == 1
+    assert caplog.text.count("has a new run in") == 1
 
 
 @pytest.mark.parametrize("lost", ["mlflow.db", "out/mlflow.json"])
