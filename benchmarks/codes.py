@@ -11,6 +11,10 @@ memory, 64 clips at a time; `bare, decoded first` also decodes the JPEGs, in the
 used by the command: the same in groups of 16 frames, which makes codes independent of the batch and uses caches better.
 All use one torch thread; the command decodes in a second one, which its CPU seconds include. With several views, the
 bare passes encode each clip as many times, and `bare, decoded first` crops like the command.
+
+`decode stage` is the layout that the command does not have: Ray Data tasks decode and crop row groups, and pass their
+pixels through the object store to an actor that encodes them. It writes nothing and keeps no order, and its rate is
+measured between the first and the last batch of codes.
 """
 
 import contextlib
@@ -21,6 +25,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
@@ -39,7 +44,7 @@ from evilm.encode.encode_job import precompute_codes
 from evilm.io import storage
 from evilm.model.tokenizers.semantic_vq import VideoTokenizer
 from evilm.shards import FrameManifest, ShardPair
-from evilm.video.crops import draw_view, replay
+from evilm.video.crops import View, draw_view, replay
 
 _SIZES = {"tiny": (96, 3, 3, 96), "small": (384, 6, 6, 256), "base": (768, 12, 12, 256)}
 """Width, layers, heads and frame side of each size."""
@@ -66,6 +71,7 @@ def main() -> None:
         connect(min_cpus=2)
         around: list[float] = []
         bench.add("command", stage(frames, folder, chosen.views, around))
+        bench.add("decode stage", separate_stages(frames, folder / "tokenizer", chosen.views))
         bench.add("bare forward", bare(frames, tokenizer, forward, decode=False, views=chosen.views))
         bench.add("bare, decoded first", bare(frames, tokenizer, forward, decode=True, views=chosen.views))
         bench.add("encode", bare(frames, tokenizer, VideoTokenizer.encode, decode=False, views=chosen.views))
@@ -74,6 +80,8 @@ def main() -> None:
     for other in ("bare forward", "bare, decoded first", "encode"):
         bench.ratio("command", other)
         bench.ratio("command", other, "cpu")
+    bench.ratio("decode stage", "bare forward")
+    bench.ratio("command", "decode stage")
     bench.print()
     bench.save(chosen.json)
 
@@ -106,6 +114,49 @@ def stage(frames: FrameManifest, folder: Path, views: int, around: list[float]) 
         around.append(spent - (last - first))
         done = sum(clips.values()) - clips[commits[0].stem.partition(".")[0]]
         return Sample(done, cpu_s=watch.cpu_s(last) - watch.cpu_s(first), wall_s=last - first)
+
+    return run
+
+
+class Encoder:
+    """The actor of `decode stage`."""
+
+    def __init__(self, tokenizer: Path) -> None:
+        torch.set_num_threads(1)
+        self._tokenizer = VideoTokenizer.from_pretrained(str(tokenizer))
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[Any]]:
+        """Encode the views of some clips, a view at a time."""
+        for view in range(batch["frames"].shape[1]):
+            self._tokenizer.encode(torch.from_numpy(np.ascontiguousarray(batch["frames"][:, view])))
+        return {"clips": [len(batch["frames"])], "ended": [time.time()]}
+
+
+def separate_stages(frames: FrameManifest, tokenizer: Path, views: int) -> Callable[[], Sample]:
+    """Build a run of decoding tasks before an encoding actor, timed from its first to its last batch."""
+    import ray.data
+
+    crops = _crops(frames.frame_px, views)
+    groups = [(item, group) for item in _items(frames) for group in range(len(item.row_groups))]
+    px, num_frames = frames.frame_px, frames.num_frames
+
+    def decode(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        clips = load_clips(*groups[int(batch["id"][0])])
+        pixels = np.empty((len(clips.clip_ids), views, num_frames, px, px, 3), np.uint8)
+        for row, (whole, *others) in enumerate(pixels):
+            clips.decode(row, range(num_frames), whole)
+            for crop, out in zip(crops, others, strict=True):
+                replay(whole, crop, out)
+        return {"frames": pixels}
+
+    def run() -> Sample:
+        pixels = ray.data.range(len(groups), override_num_blocks=len(groups)).map_batches(decode, batch_size=1)
+        codes = pixels.map_batches(
+            Encoder, fn_constructor_args=(tokenizer,), batch_size=_TOGETHER, concurrency=1, num_cpus=1
+        )
+        rows = sorted(codes.take_all(), key=lambda row: row["ended"])
+        done = sum(row["clips"] for row in rows[1:])
+        return Sample(done, wall_s=rows[-1]["ended"] - rows[0]["ended"])
 
     return run
 
@@ -148,12 +199,10 @@ def bare(
     frames: FrameManifest, tokenizer: VideoTokenizer, encode: Callable[..., torch.Tensor], decode: bool, views: int
 ) -> Callable[[], Sample]:
     """Build a run that encodes frames in memory, each clip once per view; `decode` includes decoding and cropping."""
-    items = [ShardPair(f"{frames.uri}/{s.file}", "", s.num_clips, s.row_groups) for s in frames.shards]
-    groups = [load_clips(item, group) for item in items for group in range(len(item.row_groups))]
+    groups = [load_clips(item, group) for item in _items(frames) for group in range(len(item.row_groups))]
     rows = [(clips, row) for clips in groups for row in range(len(clips.clip_ids))]
-    px, rng = frames.frame_px, np.random.default_rng(0)
+    px, crops = frames.frame_px, _crops(frames.frame_px, views)
     pixels = np.empty((len(rows), frames.num_frames, px, px, 3), np.uint8)
-    crops = [draw_view(px, CropConfig(), "", rng) for _ in range(views - 1)]
     cropped = np.empty((_TOGETHER, *pixels.shape[1:]), np.uint8)
 
     def fill(start: int) -> None:
@@ -179,6 +228,16 @@ def bare(
         return Sample(len(rows), cpu_s=time.process_time() - began)
 
     return run
+
+
+def _items(frames: FrameManifest) -> list[ShardPair]:
+    return [ShardPair(f"{frames.uri}/{s.file}", "", s.num_clips, s.row_groups) for s in frames.shards]
+
+
+def _crops(px: int, views: int) -> list[View]:
+    """Draw the views beside the whole frame; here all clips have the same."""
+    rng = np.random.default_rng(0)
+    return [draw_view(px, CropConfig(), "", rng) for _ in range(views - 1)]
 
 
 if __name__ == "__main__":

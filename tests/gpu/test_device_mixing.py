@@ -19,11 +19,12 @@ from evilm.train.validation import evaluate
 from helpers import gpu_models as small
 from helpers.contrast_ranks import make_batch, make_objective
 from helpers.gpu_ranks import start_ranks, train_ranks
-from helpers.item_models import CASES, case
+from helpers.item_models import CASES, ENCODER, case
 from helpers.pretend.card import PretendCard
 
 CUDA = torch.device("cuda", 0)
 
+SHALLOW = {"arch": {"video_encoder": ENCODER}}
 STUDENTS: dict[str, dict[str, Any]] = {
     "all objectives": {},
     "channels last, averaged weights, two micro-batches, jitter": {
@@ -34,9 +35,10 @@ STUDENTS: dict[str, dict[str, Any]] = {
         },
         "batch": {"jitter": 0.3},
     },
-    "MLM, not clipped": {"settings": {"optim__clip_norm": 0.0}, "objectives": {"vtm_weight": 0, "mvm_weight": 0}},
-    "VTM, hard negatives": {"batch": {"negatives": "hard"}, "objectives": {"mlm_weight": 0, "mvm_weight": 0}},
-    "MVM": {"objectives": {"mlm_weight": 0, "vtm_weight": 0}},
+    "MLM, not clipped": {"settings": {"optim__clip_norm": 0.0}, "objectives": {"vtm_weight": 0, "mvm_weight": 0}}
+    | SHALLOW,
+    "VTM, hard negatives": {"batch": {"negatives": "hard"}, "objectives": {"mlm_weight": 0, "mvm_weight": 0}} | SHALLOW,
+    "MVM": {"objectives": {"mlm_weight": 0, "vtm_weight": 0}} | SHALLOW,
 }
 CODEBOOKS: dict[str, dict[str, Any]] = {
     "gradient": {},
@@ -83,7 +85,7 @@ def test_student_trains_like_on_the_cpu(option: str) -> None:
     how = STUDENTS[option]
     config = small.settings(**how.get("settings", {}))
     batches = _micro_batches(small.pretrain_batch, config.schedule.gradient_accumulation_steps, **how.get("batch", {}))
-    _same_on_both(small.pretrain_objective(how.get("objectives")), config, batches)
+    _same_on_both(small.pretrain_objective(how.get("objectives"), **how.get("arch", {})), config, batches)
 
 
 def test_student_trains_in_bf16_with_dropout(card: PretendCard) -> None:
@@ -220,7 +222,7 @@ def test_published_model_matches_the_cpu(card: PretendCard, tmp_path: Path, dtyp
     from evilm.model.preprocess import Preprocessor
 
     sampling = FramesConfig(num_frames=small.FRAMES, frame_px=small.PX, resize="squash")
-    student = EViLMModel(small.student_config())
+    student = EViLMModel(small.student_config(video_encoder=ENCODER))
     on_cpu = EViLM(copy.deepcopy(student), small.VOCAB, Preprocessor(sampling, small.FRAMES))
     model = EViLM(student.cast(dtype).to(CUDA), small.VOCAB, Preprocessor(sampling, small.FRAMES))
     frames = small.rows(3).frames
@@ -258,11 +260,11 @@ def test_nonfinite_step_is_skipped(card: PretendCard) -> None:
 def test_checkpoint_round_trip_through_the_host(card: PretendCard, tmp_path: Path) -> None:
     config = small.settings(cluster__channels_last=True)
     batches = _micro_batches(small.pretrain_batch, 1, steps=3)
-    objective = small.pretrain_objective()
+    objective = small.pretrain_objective(**SHALLOW["arch"])
     _, state = small.train(objective, config, CUDA, batches[:2])
     optimizer = state._optimizer
     save_checkpoint(tmp_path / "checkpoint", objective, optimizer, {"step": 2})
-    other = small.pretrain_objective()
+    other = small.pretrain_objective(**SHALLOW["arch"])
     state, train_step = small.make_state(other, config, CUDA)
     restored = state._optimizer
     assert load_checkpoint(tmp_path / "checkpoint", other, restored)["step"] == 2

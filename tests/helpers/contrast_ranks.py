@@ -14,7 +14,7 @@ from evilm.model.task_model import TaskModel, TaskSpec
 from evilm.objectives.item_objective import RetrievalObjective
 from evilm.train.micro_batches import micro_batches_of
 from evilm.train.train_state import TrainState
-from helpers.item_models import VOCAB
+from helpers.item_models import ENCODER, VOCAB
 from helpers.small_models import build_student, frames, words
 
 ITEMS, WRONG = 10, 2
@@ -22,7 +22,7 @@ ITEMS, WRONG = 10, 2
 
 def make_objective(match_weight: float = 1.0, **changes) -> RetrievalObjective:
     """Build a retrieval objective with weights of seed 0."""
-    student = build_student(0, **changes).train()
+    student = build_student(0, **{"video_encoder": ENCODER, **changes}).train()
     head = HeadConfig(embed_dim=16, match_weight=match_weight, num_negatives=WRONG, dropout=0.0)
     return RetrievalObjective(TaskModel(student, TaskSpec("t", "retrieval", (), head), VOCAB))
 

@@ -11,6 +11,8 @@ from evilm.objectives.item_objective import ItemObjective
 from evilm.text.vocab import SPECIALS, Vocab
 from helpers.small_models import build_student, frames
 
+ENCODER = "test_convnext3"
+"""A video encoder of few layers: these models are about their heads."""
 VOCAB = Vocab([*SPECIALS, *(f"w{k}" for k in range(45))])
 CASES = {
     "answer, mlp": ("answer", ("w1", "w2"), {}),
@@ -36,7 +38,7 @@ def item_objective(kind: str, labels: tuple[str, ...] = (), **head) -> ItemObjec
     """A small model with a head for this kind, in eval mode."""
     torch.manual_seed(0)
     settings = HeadConfig(**({"dropout": 0.0, "hidden": 8} | head))
-    return ItemObjective(TaskModel(build_student(), TaskSpec("t", kind, labels, settings), VOCAB))
+    return ItemObjective(TaskModel(build_student(video_encoder=ENCODER), TaskSpec("t", kind, labels, settings), VOCAB))
 
 
 def case(name: str) -> tuple[ItemObjective, ItemBatch]:

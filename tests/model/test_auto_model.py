@@ -79,10 +79,15 @@ def test_what_transformers_can_not_load_is_one_line(saved: Path, tmp_path: Path)
     "imports",
     [
         "import evilm, transformers",
-        "import transformers, evilm",
         "from transformers import AutoModel; import evilm, transformers",
-        "import evilm; evilm.EViLM; import transformers",
-        "import transformers, evilm.errors",
+        *(
+            pytest.param(imports, marks=pytest.mark.long)
+            for imports in (
+                "import transformers, evilm",
+                "import evilm; evilm.EViLM; import transformers",
+                "import transformers, evilm.errors",
+            )
+        ),
     ],
 )
 def test_registration_does_not_depend_on_the_order_of_imports(imports: str, saved: Path) -> None:
