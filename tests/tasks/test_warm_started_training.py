@@ -75,7 +75,7 @@ def test_other_init_model_is_another_training(small_workflow: Workflow, started:
 
 
 def test_warm_start_resizes_words_and_frames(
-    small_workflow: Workflow, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    small_workflow: Workflow, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     root, _ = small_workflow
     vocab = defaults("build_vocab", str(SMALL)).override(
@@ -85,7 +85,6 @@ def test_warm_start_resizes_words_and_frames(
     build_vocab(vocab)
     old, new = Vocab.load(root / "vocab"), Vocab.load(tmp_path / "vocab")
     assert new.size > old.size
-    monkeypatch.setattr(logging.getLogger("evilm"), "propagate", True)
     grown = {"vocab": str(tmp_path / "vocab"), "arch.num_frames": 2, "train_tokenizer.arch.num_frames": 4}
     with caplog.at_level(logging.INFO, "evilm"):
         summary = _pretrain(root, tmp_path / "model", root / "model", tokenizer=str(root / "tokenizer"), **grown)

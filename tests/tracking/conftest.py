@@ -1,6 +1,8 @@
 """Settings for the tests of tracking, and the stores that they track to."""
 
+import shutil
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -14,6 +16,22 @@ def config(monkeypatch: pytest.MonkeyPatch) -> BuildVocab:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.delenv("MLFLOW_EXPERIMENT_NAME", raising=False)
     return BuildVocab()
+
+
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A SQLite store without runs, which tests copy: MLflow takes seconds to make one."""
+    from mlflow import MlflowClient
+
+    path = tmp_path_factory.mktemp("empty") / "mlflow.db"
+    MlflowClient(tracking_uri=f"sqlite:///{path}").search_experiments()
+    return path
+
+
+@pytest.fixture
+def store(empty_store: Path, tmp_path: Path) -> Path:
+    """The store of the outputs in `tmp_path`."""
+    return shutil.copy(empty_store, tmp_path / "mlflow.db")
 
 
 @pytest.fixture(scope="session")
@@ -31,5 +49,6 @@ def project(config: BuildVocab, request: pytest.FixtureRequest, tmp_path_factory
     if request.param == "server":
         uri = request.getfixturevalue("mlflow_server")
     else:
-        uri = f"sqlite:///{tmp_path_factory.mktemp('store') / 'mlflow.db'}"
+        empty = request.getfixturevalue("empty_store")
+        uri = f"sqlite:///{shutil.copy(empty, tmp_path_factory.mktemp('store'))}"
     return config.override({"tracking.uri": uri, "tracking.experiment": request.node.name})

@@ -90,9 +90,7 @@ def test_finished_run_is_brought_to_another_store_once(
     project: BuildVocab,
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(logging.getLogger("evilm"), "propagate", True)
     caplog.set_level(logging.INFO, "evilm")
     out, summary = tmp_path / "out", {"num_words": 3}
     here = claimed(config, "build_vocab", str(out))

@@ -1,7 +1,6 @@
 """The experiment of a project: its name, its deletion, the link to its table of runs."""
 
 import json
-import logging
 from pathlib import Path
 
 import pytest
@@ -14,9 +13,8 @@ from helpers.tracked_output import claimed, run_of
 
 
 def test_deleted_experiment_is_restored_for_earlier_and_later_runs(
-    project: BuildVocab, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    project: BuildVocab, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(logging.getLogger("evilm"), "propagate", True)
     client, name = MlflowClient(tracking_uri=project.tracking.uri), project.tracking.experiment
     first = claimed(project, "build_vocab", str(tmp_path / "first"))
     run_id = ensure_run(first)

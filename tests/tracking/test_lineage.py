@@ -125,7 +125,7 @@ def test_filters_in_the_docs_find_runs(scored: dict[str, Any]) -> None:
 
 
 def test_result_missed_by_the_server_is_sent_by_the_same_command(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from mlflow import MlflowClient
 
@@ -147,7 +147,9 @@ def test_result_missed_by_the_server_is_sent_by_the_same_command(
     assert (run.info.status, run.data.metrics["num_words"]) == ("FINISHED", 3)
 
 
-def test_broken_mlflow_note_of_an_input_costs_only_its_link(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_broken_mlflow_note_of_an_input_costs_only_its_link(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from mlflow import MlflowClient
 
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
@@ -170,7 +172,7 @@ def test_broken_mlflow_note_of_an_input_costs_only_its_link(tmp_path: Path, monk
     assert not [tag for run in runs for tag in run.data.tags if tag.startswith("evilm.from.")]
 
 
-def test_deleted_run_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_deleted_run_is_replaced(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from mlflow import MlflowClient
 
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)

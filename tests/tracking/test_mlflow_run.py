@@ -21,7 +21,7 @@ from evilm.train.launch import catch_up, finish_tracking
 from helpers.mlflow_server import free_port
 
 
-def test_run_is_continued_with_parameters_metrics_and_figures(tmp_path: Path, config: BuildVocab) -> None:
+def test_run_is_continued_with_parameters_metrics_and_figures(store: Path, tmp_path: Path, config: BuildVocab) -> None:
     from mlflow import MlflowClient
 
     out = str(tmp_path / "out")
@@ -77,7 +77,7 @@ def test_unreachable_server_costs_seconds_and_nothing_else(
     assert not storage.exists(storage.join(out, "mlflow.json"))
 
 
-def test_unsent_metrics_are_sent_by_the_same_command_later(tmp_path: Path, config: BuildVocab) -> None:
+def test_unsent_metrics_are_sent_by_the_same_command_later(store: Path, tmp_path: Path, config: BuildVocab) -> None:
     from mlflow import MlflowClient
 
     out = tmp_path / "out"
@@ -103,7 +103,7 @@ def test_unsent_metrics_are_sent_by_the_same_command_later(tmp_path: Path, confi
     assert client.get_run(known["run_id"]).data.metrics["num_words"] == 3, "it is closed"
 
 
-def test_run_with_unsent_metrics_stays_open(tmp_path: Path, config: BuildVocab) -> None:
+def test_run_with_unsent_metrics_stays_open(store: Path, tmp_path: Path, config: BuildVocab) -> None:
     from mlflow import MlflowClient
 
     out = tmp_path / "out"

@@ -20,16 +20,13 @@ def _published(out: str, *names: str) -> None:
         publish(storage.join(out, "checkpoints", name), take_snapshot(module, optimizer, {"step": name}))
 
 
-def test_newest_intact_checkpoint_is_found(
-    out_uri: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_newest_intact_checkpoint_is_found(out_uri: str, caplog: pytest.LogCaptureFixture) -> None:
     assert find_intact(out_uri, _state) is None, "there is none: a fresh start"
     names = ["step_00000004-001", "step_00000008-001", "step_00000008-002", "step_00000012-002"]
     _published(out_uri, *names)
     assert newest_first(out_uri) == names[::-1]
     storage.write_bytes(storage.join(out_uri, "checkpoints", names[3], "weights.safetensors"), b"half of it")
     storage.delete(storage.join(out_uri, "checkpoints", names[2], "digests.json"))  # as a kill leaves an upload
-    monkeypatch.setattr(logging.getLogger("evilm"), "propagate", True)
     with caplog.at_level(logging.WARNING, "evilm"):
         assert find_intact(out_uri, _state) == (names[1], names[1])
     said = [record.getMessage() for record in caplog.records if record.name.startswith("evilm")]

@@ -62,11 +62,10 @@ def test_continued_training_equals_an_uninterrupted_one(
 
 @pytest.mark.long
 def test_fewer_steps_than_trained_reuse_the_output(
-    small_workflow: Workflow, out: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    small_workflow: Workflow, out: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     root, _ = small_workflow
     before = {p: p.stat().st_mtime_ns for p in out.rglob("*") if p.is_file() and "mlflow" not in p.name}
-    monkeypatch.setattr(logging.getLogger("evilm"), "propagate", True)
     with caplog.at_level(logging.INFO, "evilm"):
         summary = pretrain(small_pretrain(root, out=str(out), **{"schedule.max_steps": 5}))
     assert (summary["steps"], summary["reused"]) == (7, True)
