@@ -87,8 +87,8 @@ def test_codes_equal_the_tokenizers_own(finished: Path, frames: str, tokenizer: 
 def test_bytes_do_not_depend_on_workers_batches_or_threads(
     finished: Path, frames: str, tokenizer: str, tmp_path: Path
 ) -> None:
-    threads = {"cluster.cpus_per_worker": 3.0}
-    summary = precompute_codes(codes_config(frames, tokenizer, tmp_path / "codes", batch_clips=64, **threads))
+    config = codes_config(frames, tokenizer, tmp_path / "codes", batch_clips=64, **{"cluster.cpus_per_worker": 3.0})
+    summary = precompute_codes(config, in_this_process)
     assert files_of(Path(summary["codes"])) == files_of(finished)
     assert json.loads((tmp_path / "codes" / "summary.json").read_text()) == summary
 

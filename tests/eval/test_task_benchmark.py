@@ -83,6 +83,10 @@ def test_scores_do_not_depend_on_workers_or_batches(root: Path, tmp_path: Path) 
 def test_a_model_is_not_scored_on_videos_that_it_was_trained_on(root: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"was trained on 64 of the 64 videos of msvd-qa, split train"):
         score(root, "msvd-qa", split="train", out=str(tmp_path / "a"))
+
+
+@pytest.mark.long
+def test_scores_on_videos_that_a_model_was_trained_on_are_marked(root: Path, tmp_path: Path) -> None:
     summary = score(root, "msvd-qa", split="train", out=str(tmp_path / "a"), allow_leak=True)
     assert summary["leak"]
     assert summary["num_seen_clips"] == 64
