@@ -137,4 +137,4 @@ def test_exporting_the_best_step_needs_evaluations(
     assert not (tmp_path / "model").exists()
     last = dataclasses.replace(training, config=config.override({"export": "last"}))
     with last.open(only_train):
-        assert "no clips of the split val: nothing is evaluated, and the last step is published" in caplog.text
+        assert "has nothing of the split val: nothing is evaluated, and the last step is published" in caplog.text
