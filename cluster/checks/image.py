@@ -1,4 +1,4 @@
-"""Check the Dockerfile: valid instructions, the versions of constraints.txt, existing files."""
+"""Check the Dockerfile: valid instructions, pinned packages in the versions of constraints.txt, existing files."""
 
 import re
 import shlex
@@ -8,8 +8,11 @@ from pathlib import Path
 from checks.commands import TOP
 
 _INSTRUCTIONS = {"ARG", "FROM", "WORKDIR", "COPY", "RUN", "ENV", "USER", "LABEL", "EXPOSE", "ENTRYPOINT", "CMD"}
-_NEEDED = {"evilm", "pipelines", "tune", "pyproject.toml", "constraints.txt", "cluster/spot_watch.py"}
+_LOCK = "cluster/requirements.txt"
+_NEEDED = {"evilm", "pipelines", "tune", "pyproject.toml", "constraints.txt", _LOCK, "cluster/spot_watch.py"}
 """Files that commands and cluster files need in the image."""
+_PINNED = ("--require-hashes", "--constraint constraints.txt", "--no-deps --no-build-isolation")
+"""Options of pip, one of which keeps an install from choosing versions."""
 
 INSTALLED = "evilm.__version__"
 """Exists in the complete package, but not in an empty one or in a folder of that name."""
@@ -28,9 +31,30 @@ def check(path: Path) -> list[str]:
     if not any(word == "RUN" and "cd / && python" in rest and INSTALLED in rest for word, rest in steps):
         problems.append(f"no RUN checks {INSTALLED} outside of our sources: the installed package may be empty")
     for word, rest in steps:
-        if word == "RUN" and "pip install" in rest and "--constraint constraints.txt" not in rest:
-            problems.append("pip install without --constraint constraints.txt: nodes could differ")
+        if word == "RUN" and "pip install" in rest and not any(option in rest for option in _PINNED):
+            problems.append(f"pip install without one of {', '.join(_PINNED)}: nodes could differ")
+    return problems + check_lock()
+
+
+def check_lock() -> list[str]:
+    """Check that each package of the image has digests, and the version that constraints.txt gives it."""
+    wanted = dict(_pins((TOP / "constraints.txt").read_text()))
+    lock = re.sub(r"\\\n\s*", "", (TOP / _LOCK).read_text())
+    problems = [f"{_LOCK}: {line[:60]} has no digest" for line in lock.splitlines() if _has_no_digest(line)]
+    for name, version in _pins(lock):
+        if wanted.get(name, version) != version:
+            problems.append(f"{_LOCK}: {name} {version} is {wanted[name]} in constraints.txt; make it again")
     return problems
+
+
+def _has_no_digest(line: str) -> bool:
+    return bool(line.strip()) and not line.startswith("#") and "--hash=sha256:" not in line
+
+
+def _pins(text: str) -> Iterator[tuple[str, str]]:
+    """Yield name, as PEP 503 spells it, and version of each pinned package."""
+    for name, version in re.findall(r"^([\w.-]+)==([^\s;\\]+)", text, re.MULTILINE):
+        yield re.sub(r"[-_.]+", "-", name).lower(), version
 
 
 def ray_version() -> str:

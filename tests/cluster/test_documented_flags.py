@@ -1,5 +1,6 @@
 """Flags that README, docs, presets and messages show exist, and their commands are understood."""
 
+import functools
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -19,6 +20,7 @@ OF_OTHERS = {"--constraint", "--editable", "--shm-size", "--working-dir", "--ran
 """Flags of `ray job submit` and of benchmarks in the documents about our commands."""
 
 
+@functools.cache
 def _flags() -> set[str]:
     return {flag for stage, command in STAGES.items() for flag in make_parser(stage, command())._option_string_actions}
 

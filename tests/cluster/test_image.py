@@ -45,7 +45,7 @@ def test_image_contains_the_whole_package(tmp_path: Path, environment: dict[str,
                     shutil.copytree(source, target, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
                 else:
                     shutil.copy2(source, target)
-        elif word == "RUN" and not rest.startswith("sudo apt-get"):  # of the image's system, not ours
+        elif word == "RUN" and not rest.startswith(("sudo apt-get", "pip install --require-hashes")):  # not ours
             done = subprocess.run(["bash", "-ec", rest], cwd=work, env=environment, capture_output=True, text=True)
             assert done.returncode == 0, done.stdout + done.stderr
             ran += 1
