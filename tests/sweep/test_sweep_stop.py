@@ -54,7 +54,8 @@ def test_sigterm_keeps_a_checkpoint_of_the_running_trial(small_workflow: Workflo
     root, summary = small_workflow
     config = parse("masking_ratio", ["--preset", str(SMALL)])
     for score in summary["val"]:
-        check_score(score, {}, config)
+        if not score.endswith("_chance"):  # the same for all models
+            check_score(score, {}, config)
     places = [f"--{name}={root / name}" for name in ("frames", "vocab", "tokenizer", "codes")]
     out, store = tmp_path / "sweep", f"sqlite:///{tmp_path / 'tracked.db'}"
     command = ["--preset", str(SMALL), *places, "--out", str(out), "--tracking.uri", store, "--seeds", "1"]
