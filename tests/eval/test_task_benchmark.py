@@ -71,6 +71,7 @@ def test_each_question_counts_once_and_accuracy_is_the_share_of_right_prediction
     assert (Path(summary["out"]) / "errors.png").stat().st_size > 10_000
 
 
+@pytest.mark.long
 def test_scores_do_not_depend_on_workers_or_batches(root: Path, tmp_path: Path) -> None:
     first = pq.read_table(Path(score(root, "msvd-qa")["out"]) / "predictions.parquet")
     values = {"out": str(tmp_path / "scores"), "batch_items": 17, "cluster.num_workers": 2}

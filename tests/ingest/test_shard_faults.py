@@ -68,7 +68,8 @@ def assert_same(out: Path, undisturbed: Path) -> None:
     assert not list(out.rglob("*attempt*"))
 
 
-@pytest.mark.slow
+@pytest.mark.long
+@pytest.mark.restart
 def test_killed_driver_continues_to_equal_shards(
     served_corpus: Path, undisturbed: Path, tmp_path: Path, gate: Gate
 ) -> None:

@@ -79,11 +79,11 @@ def test_what_transformers_can_not_load_is_one_line(saved: Path, tmp_path: Path)
     "imports",
     [
         "import evilm, transformers",
-        "from transformers import AutoModel; import evilm, transformers",
         *(
             pytest.param(imports, marks=pytest.mark.long)
             for imports in (
                 "import transformers, evilm",
+                "from transformers import AutoModel; import evilm, transformers",
                 "import evilm; evilm.EViLM; import transformers",
                 "import transformers, evilm.errors",
             )

@@ -18,6 +18,7 @@ from types import TracebackType
 from typing import Any
 
 import torch
+from torch.multiprocessing.reductions import StorageWeakRef
 
 
 class Stream:
@@ -93,6 +94,8 @@ class _Memory:
 
     owner: Stream
     nbytes: int
+    storage: StorageWeakRef
+    """As long as it exists, no other storage gets the same address, which is the key of this record."""
     wrappers: int = 0
     written: tuple[Stream, int] | None = None
     read: dict[Stream, int] = field(default_factory=dict)
@@ -197,7 +200,7 @@ class Timeline:
                 self._check(
                     stream, (other, ticks), "memory of a freed tensor is used again while another stream reads it"
                 )
-            self._memory[storage._cdata] = _Memory(stream, storage.nbytes())
+            self._memory[storage._cdata] = _Memory(stream, storage.nbytes(), StorageWeakRef(storage))
             self.allocated += storage.nbytes()
             self.peak = max(self.peak, self.allocated)
         return self._memory[storage._cdata]
