@@ -109,6 +109,19 @@ def test_ray_up_starts_a_protected_head_and_ray_down_stops_it(cloud: dict[str, A
     assert _machines(cloud["ec2"]) == []
 
 
+# On a busy machine a head that answers may not know its own node yet.
+DRIVER = """
+import ray, time
+while not ray.is_initialized():
+    try:
+        ray.init(log_to_driver=False)
+    except (RuntimeError, ConnectionError):
+        time.sleep(1)
+f = ray.remote(lambda: 0)
+ray.get({work})
+"""
+
+
 @contextlib.contextmanager
 def _autoscaled(cloud: dict[str, Any], work: str) -> Iterator[LocalCluster]:
     """A head on this machine whose autoscaler starts machines of the simulated EC2, and a driver that asks for them."""
@@ -128,8 +141,9 @@ def _autoscaled(cloud: dict[str, Any], work: str) -> Iterator[LocalCluster]:
     try:
         cluster.wait()
         # In a process of its own: the session's cluster may live in this one.
-        code = f"import ray; ray.init(log_to_driver=False); f = ray.remote(lambda: 0); ray.get({work})"
-        driver = subprocess.Popen([sys.executable, "-c", code], env={**os.environ, "RAY_ADDRESS": cluster.address})
+        driver = subprocess.Popen(
+            [sys.executable, "-c", DRIVER.format(work=work)], env={**os.environ, "RAY_ADDRESS": cluster.address}
+        )
         yield cluster
     finally:
         if driver:
@@ -167,6 +181,8 @@ def test_machines_whose_set_up_fails_are_ended_and_not_replaced_for_ever(cloud: 
         while refused not in cluster.log("monitor*") and time.monotonic() < deadline:
             time.sleep(1)
         assert refused in cluster.log("monitor*"), cluster.log("monitor*")[-3000:]
+        while len(_machines(cloud["ec2"])) > 1 and time.monotonic() < deadline:
+            time.sleep(1)  # machines are ended after they are marked as failed, one by one
         assert [machine["ray-user-node-type"] for machine in _machines(cloud["ec2"])] == ["head"]
         every = [node for entry in cloud["ec2"].describe_instances()["Reservations"] for node in entry["Instances"]]
         assert len(every) == 4  # the head and three attempts
