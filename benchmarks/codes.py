@@ -139,6 +139,7 @@ def separate_stages(frames: FrameManifest, tokenizer: Path, views: int) -> Calla
     crops = _crops(frames.frame_px, views)
     groups = [(item, group) for item in _items(frames) for group in range(len(item.row_groups))]
     px, num_frames = frames.frame_px, frames.num_frames
+    together = max(1, min(_TOGETHER, frames.num_clips() // 8))  # several batches, since the first is not measured
 
     def decode(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         clips = load_clips(*groups[int(batch["id"][0])])
@@ -152,7 +153,11 @@ def separate_stages(frames: FrameManifest, tokenizer: Path, views: int) -> Calla
     def run() -> Sample:
         pixels = ray.data.range(len(groups), override_num_blocks=len(groups)).map_batches(decode, batch_size=1)
         codes = pixels.map_batches(
-            Encoder, fn_constructor_args=(tokenizer,), batch_size=_TOGETHER, concurrency=1, num_cpus=1
+            Encoder,
+            fn_constructor_args=(tokenizer,),
+            batch_size=together,
+            compute=ray.data.ActorPoolStrategy(size=1),
+            num_cpus=1,
         )
         rows = sorted(codes.take_all(), key=lambda row: row["ended"])
         done = sum(row["clips"] for row in rows[1:])

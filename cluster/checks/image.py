@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -33,18 +34,27 @@ def check(path: Path) -> list[str]:
     for word, rest in steps:
         if word == "RUN" and "pip install" in rest and not any(option in rest for option in _PINNED):
             problems.append(f"pip install without one of {', '.join(_PINNED)}: nodes could differ")
-    return problems + check_lock()
+    return problems + check_lock((TOP / _LOCK).read_text())
 
 
-def check_lock() -> list[str]:
-    """Check that each package of the image has digests, and the version that constraints.txt gives it."""
-    wanted = dict(_pins((TOP / "constraints.txt").read_text()))
-    lock = re.sub(r"\\\n\s*", "", (TOP / _LOCK).read_text())
+def check_lock(text: str) -> list[str]:
+    """Check that no package of the image is missing, and each has digests and the version in constraints.txt."""
+    wanted, lock = dict(_pins((TOP / "constraints.txt").read_text())), re.sub(r"\\\n\s*", "", text)
     problems = [f"{_LOCK}: {line[:60]} has no digest" for line in lock.splitlines() if _has_no_digest(line)]
-    for name, version in _pins(lock):
+    locked = dict(_pins(lock))
+    for name, version in locked.items():
         if wanted.get(name, version) != version:
-            problems.append(f"{_LOCK}: {name} {version} is {wanted[name]} in constraints.txt; make it again")
-    return problems
+            problems.append(f"{_LOCK}: {name} {version} is {wanted[name]} in constraints.txt; update it")
+    return problems + [
+        f"{_LOCK}: {name} of pyproject.toml is missing; update it" for name in sorted(_needed() - set(locked))
+    ]
+
+
+def _needed() -> set[str]:
+    """Return the names of the packages that ours imports, and that sweeps do."""
+    project = tomllib.loads((TOP / "pyproject.toml").read_text())["project"]
+    needed = [*project["dependencies"], *project["optional-dependencies"]["tune"]]
+    return {_normal(re.split(r"[^\w.-]", text)[0]) for text in needed}
 
 
 def _has_no_digest(line: str) -> bool:
@@ -52,9 +62,13 @@ def _has_no_digest(line: str) -> bool:
 
 
 def _pins(text: str) -> Iterator[tuple[str, str]]:
-    """Yield name, as PEP 503 spells it, and version of each pinned package."""
+    """Yield the name, as PEP 503 spells it, and the version of each pinned package."""
     for name, version in re.findall(r"^([\w.-]+)==([^\s;\\]+)", text, re.MULTILINE):
-        yield re.sub(r"[-_.]+", "-", name).lower(), version
+        yield _normal(name), version
+
+
+def _normal(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def ray_version() -> str:

@@ -1,6 +1,7 @@
 """The Dockerfile without Docker: its own lines, run by a shell in a virtual environment."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -9,7 +10,7 @@ import venv
 from pathlib import Path
 
 import pytest
-from checks.image import steps_of
+from checks.image import check_lock, steps_of
 
 from helpers.paths import ROOT
 
@@ -30,6 +31,25 @@ def environment(tmp_path: Path) -> dict[str, str]:
     return kept | offline | {"PATH": f"{home}/bin:{os.environ['PATH']}", "EXTRAS": "", "VIRTUAL_ENV": str(home)}
 
 
+LOCK = (ROOT / "cluster" / "requirements.txt").read_text()
+(TIMM,) = re.findall(r"^timm==(?:.*\\\n)+.*\n", LOCK, re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    ("changed", "problem"),
+    [
+        ("", "timm of pyproject.toml is missing; update it"),
+        ("timm==1.0.0 --hash=sha256:0\n", "timm 1.0.0 is "),
+        (TIMM.partition(" ")[0] + "\n", "has no digest"),
+    ],
+    ids=["missing", "another version", "without a digest"],
+)
+def test_packages_without_pin_or_digest_are_reported(changed: str, problem: str) -> None:
+    assert check_lock(LOCK) == []
+    (found,) = check_lock(LOCK.replace(TIMM, changed))
+    assert problem in found
+
+
 @pytest.mark.long
 def test_image_contains_the_whole_package(tmp_path: Path, environment: dict[str, str]) -> None:
     work = tmp_path / "evilm-image"
@@ -45,7 +65,8 @@ def test_image_contains_the_whole_package(tmp_path: Path, environment: dict[str,
                     shutil.copytree(source, target, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
                 else:
                     shutil.copy2(source, target)
-        elif word == "RUN" and not rest.startswith(("sudo apt-get", "pip install --require-hashes")):  # not ours
+        elif word == "RUN" and not rest.startswith(("sudo apt-get", "pip install --require-hashes")):
+            # The others install the image's system and gigabytes of packages, which are here already.
             done = subprocess.run(["bash", "-ec", rest], cwd=work, env=environment, capture_output=True, text=True)
             assert done.returncode == 0, done.stdout + done.stderr
             ran += 1

@@ -1,7 +1,5 @@
 """The embedded corpus in the layouts of downstream data sets: read by their readers, and true of each scene."""
 
-import csv
-import io
 from collections import Counter
 from pathlib import Path
 
@@ -11,7 +9,7 @@ from evilm.config.data import CorpusConfig
 from evilm.config.items import ITEM_LAYOUTS, TASK_NAMES, ItemsConfig
 from evilm.items.annotation_files import Annotations
 from evilm.synth import PlannedClip, plan_corpus
-from evilm.synth.corpus_annotations import FOLDER, _tgif, ask, write_annotations
+from evilm.synth.corpus_annotations import FOLDER, ask, write_annotations
 from evilm.synth.words import COLOURS, SHAPES
 
 
@@ -71,10 +69,10 @@ def test_wrong_options_are_captions_of_other_scenes(planned: list[PlannedClip], 
             assert by_caption[wrong].objects[0].triple != right.objects[0].triple
 
 
-def test_no_answer_about_the_light_is_right_much_more_often_than_others() -> None:
-    many = plan_corpus(CorpusConfig(train_clips=1000, val_clips=0, test_clips=0))
-    (rows,) = [data for name, data in _tgif(many, 0) if name == "Train_transition_question.csv"]
-    read = csv.DictReader(io.StringIO(rows), delimiter="\t")
-    counts = Counter(row[f"a{int(row['answer']) + 1}"] for row in read)
+def test_no_answer_about_the_light_is_right_much_more_often_than_others(tmp_path: Path) -> None:
+    write_annotations(plan_corpus(CorpusConfig(train_clips=400, val_clips=0, test_clips=0)), 0, str(tmp_path))
+    annotations = Annotations(str(tmp_path / FOLDER / "tgif-qa"))
+    items = ITEM_LAYOUTS.get("tgif-transition").read(annotations, ItemsConfig(val_share=0.2))
+    counts = Counter(item.answer for item in items)
     assert set(counts) == {"get brighter", "get darker", "stay the same"}
-    assert max(counts.values()) < 0.45 * sum(counts.values())
+    assert max(counts.values()) < 0.5 * sum(counts.values())
