@@ -18,6 +18,7 @@ measured between the first and the last batch of codes.
 """
 
 import contextlib
+import math
 import os
 import tempfile
 import threading
@@ -161,7 +162,8 @@ def separate_stages(frames: FrameManifest, tokenizer: Path, views: int) -> Calla
         )
         rows = sorted(codes.take_all(), key=lambda row: row["ended"])
         done = sum(row["clips"] for row in rows[1:])
-        return Sample(done, wall_s=rows[-1]["ended"] - rows[0]["ended"])
+        # Ray ends the tasks on its own terms, so their CPU seconds are not known.
+        return Sample(done, cpu_s=math.nan, wall_s=rows[-1]["ended"] - rows[0]["ended"])
 
     return run
 
