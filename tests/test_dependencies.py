@@ -58,7 +58,7 @@ def _resolve(folder: Path, machine: str, *needed: str) -> None:
     """Let pip choose wheels for a machine with Python 3.11; fail with its reason, or skip without a registry."""
     command = [sys.executable, "-m", "pip", "install", "--dry-run", "--quiet", "--ignore-installed", "--report", "-"]
     command += ["--only-binary=:all:", "--python-version=3.11", "--implementation=cp", f"--target={folder}"]
-    command += [f"--platform=manylinux_2_{glibc}_{machine}" for glibc in (5, 12, 17, 24, 26, 27, 28, 31, 34)]
+    command += [f"--platform=manylinux_2_{glibc}_{machine}" for glibc in range(5, 37)]
     command += [f"--platform=manylinux{name}_{machine}" for name in ("1", "2010", "2014")]
     done = subprocess.run([*command, *needed], capture_output=True, text=True, check=False)
     if done.returncode and re.search(r"new connection|name resolution|service not known", done.stderr):
