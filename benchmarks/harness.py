@@ -11,6 +11,7 @@ is checked here; the reader of the table judges.
 
 import argparse
 import json
+import math
 import os
 import platform
 import resource
@@ -30,7 +31,7 @@ _VERSIONS = ("ray", "torch", "pyarrow", "av", "decord", "simplejpeg", "numpy")
 
 @dataclass(frozen=True)
 class Sample:
-    """One run of a variant: items and seconds, which a variant may measure itself."""
+    """One run of a variant: items and seconds, which a variant may measure itself; seconds that nobody knows are nan."""
 
     items: int
     cpu_s: float | None = None
@@ -127,13 +128,18 @@ class Bench:
         variants = {
             name: {
                 "wall": asdict(self.rate(name)),
-                "cpu": asdict(self.rate(name, "cpu")),
-                "rounds": list(map(asdict, s)),
+                "cpu": _known(asdict(self.rate(name, "cpu"))),
+                "rounds": [_known(asdict(sample)) for sample in s],
             }
             for name, s in self.samples.items()
         }
         ratios = [{"a": a, "b": b, "per": per, **asdict(ratio)} for (a, b, per), ratio in self._ratios.items()]
         return {"title": self.title, "unit": self.unit, "variants": variants, "ratios": ratios, "notes": self.notes}
+
+
+def _known(values: dict[str, Any]) -> dict[str, Any]:
+    """Return the values without nan, which JSON does not have."""
+    return {name: value for name, value in values.items() if not math.isnan(value)}
 
 
 def measure(fn: Callable[[], int | Sample]) -> Sample:

@@ -1,6 +1,7 @@
 """The harness of the benchmarks: variants in turn, ratios within rounds, CPU of children; no time is judged."""
 
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -45,6 +46,20 @@ def test_rounds_are_interleaved_and_ratios_taken_within_them(tmp_path: Path, cap
     assert saved["ratios"][0] == {"a": "a", "b": "b", "per": "wall", "median": 2.0, "min": 1.0, "max": 4.0}
     assert saved["machine"]["cores"] >= 1
     assert "python" in saved["machine"]["versions"]
+
+
+def test_unknown_cpu_seconds_are_left_out_of_the_file(tmp_path: Path) -> None:
+    bench = Bench("one", rounds=2).add("a", lambda: Sample(10, cpu_s=math.nan, wall_s=2.0)).run()
+    bench.print()
+    bench.save(str(tmp_path / "one.json"))
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is not JSON")
+
+    saved = json.loads((tmp_path / "one.json").read_text(), parse_constant=refuse)["variants"]["a"]
+    assert saved["cpu"] == {}
+    assert saved["rounds"] == [{"items": 10, "wall_s": 2.0}] * 2
+    assert saved["wall"]["median"] == 5.0
 
 
 def test_cpu_of_children_counts_ended_or_alive() -> None:
