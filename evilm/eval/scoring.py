@@ -171,12 +171,15 @@ def _collect(scored: Any, job: ScoreJob) -> ScoreMatrix:
     """Put rows in place, in whatever order they come; log progress now and then."""
     num_clips = len(job.caption_of)
     found: dict[int, dict[str, Any]] = {}
-    began = reported = time.monotonic()
+    first = reported = time.monotonic()
     for row in scored.iter_rows():
+        now = time.monotonic()
+        first = first if found else now  # the start of the actors says nothing about the rate
         found[int(row["place"])] = row
-        if time.monotonic() - reported > _LOG_EVERY_S:
-            reported, rate = time.monotonic(), len(found) / (time.monotonic() - began)
-            logger.info("scored %d of %d clips, %.0f s left", len(found), num_clips, (num_clips - len(found)) / rate)
+        if now - reported > _LOG_EVERY_S:
+            reported, left = now, num_clips - len(found)
+            rest = f", {left * (now - first) / len(found):.0f} s left" if now > first else ""
+            logger.info("scored %d of %d clips%s", len(found), num_clips, rest)
     assert len(found) == num_clips, f"{len(found)} of {num_clips} clips came back"
 
     def column(name: str) -> np.ndarray:
