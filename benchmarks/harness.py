@@ -31,7 +31,7 @@ _VERSIONS = ("ray", "torch", "pyarrow", "av", "decord", "simplejpeg", "numpy")
 
 @dataclass(frozen=True)
 class Sample:
-    """One run of a variant: items and seconds, which a variant may measure itself; seconds that nobody knows are nan."""
+    """One run of a variant: items and seconds, which a variant may measure itself; nan if they can't be known."""
 
     items: int
     cpu_s: float | None = None
