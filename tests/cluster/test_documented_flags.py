@@ -16,7 +16,7 @@ from helpers.paths import ROOT
 DOCS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 TEXTS = [*DOCS, *sorted((ROOT / "evilm").rglob("*.yaml")), *sorted((ROOT / "evilm").rglob("*.py"))]
 ABOUT_COMMANDS = ("README.md", "data.md", "data_sources.md", "sweeps.md", "tracking.md")
-OF_OTHERS = {"--constraint", "--editable", "--shm-size", "--working-dir", "--ranks"}
+OF_OTHERS = {"--constraint", "--editable", "--shm-size", "--working-dir", "--ranks", "--stages", "--plan-rows"}
 """Flags of `ray job submit` and of benchmarks in the documents about our commands."""
 
 
