@@ -42,7 +42,7 @@ _SCHEMA = pa.schema(
     ]
 )
 _CHANGED = pa.schema([_SCHEMA.field(name) for name in ("turn", "content", "start", "length")])
-_DATABASE = {"memory_limit": "256MB", "threads": 2, "preserve_insertion_order": False}
+_DATABASE = {"memory_limit": "128MB", "threads": 1, "preserve_insertion_order": False}
 _BATCH_ROWS = 1 << 14
 
 
@@ -142,9 +142,10 @@ class ClipTable:
                 first = replace(first, captions=tuple(captions))
                 self._add("changed", (turn, content_of(first), *self._write(first)))
         self._flush("changed")
-        self._database.execute("DELETE FROM clips WHERE turn NOT IN (SELECT min(turn) FROM clips GROUP BY high, low)")
-        settings = ", ".join(f"{name} = changed.{name}" for name in _CHANGED.names if name != "turn")
-        self._database.execute(f"UPDATE clips SET {settings} FROM changed WHERE clips.turn = changed.turn")
+        values = ", ".join(f"coalesce(changed.{name}, clips.{name}) AS {name}" for name in _CHANGED.names)
+        first = "SELECT min(turn) AS turn FROM clips GROUP BY high, low"
+        joins = f"SEMI JOIN ({first}) USING (turn) LEFT JOIN changed USING (turn)"
+        self._keep(f"clips.* REPLACE ({values}) FROM clips {joins}")
 
     def drop_planned(self, digests: Sequence[str], out: str) -> None:
         """Drop the clips that are in the digests of earlier generations, so planned already.
@@ -174,10 +175,11 @@ class ClipTable:
                 f"the manifest is not the one that {out} was made from, with rows added: {' and '.join(complaints)}; "
                 "--overwrite makes all shards again, or choose another --out"
             )
-        self._database.execute("DELETE FROM clips WHERE clip_id IN (SELECT clip_id FROM planned)")
+        self._keep("* FROM clips ANTI JOIN planned USING (clip_id)")
 
     def publish_digest(self, uri: str) -> None:
         """Write the ids of all clips and digests of their contents to a Parquet file."""
+        self._flush("clips")
         path = f"{self._folder}/digest.parquet"
         query = "SELECT high, clip_id, content FROM clips ORDER BY high, low"
         quoted = path.replace("'", "''")
@@ -221,6 +223,12 @@ class ClipTable:
             ]
             self._database.from_arrow(pa.Table.from_arrays(arrays, schema=schema)).insert_into(name)
             self._waiting[name] = []
+
+    def _keep(self, selection: str) -> None:
+        """Replace the clips by a selection of them. DELETE and UPDATE would hold every changed row in memory."""
+        self._database.execute(f"CREATE TABLE kept AS SELECT {selection}")
+        self._database.execute("DROP TABLE clips")
+        self._database.execute("ALTER TABLE kept RENAME TO clips")
 
     def _all(self, query: str) -> list[tuple[Any, ...]]:
         return self._database.sql(query).fetchall()

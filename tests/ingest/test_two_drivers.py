@@ -84,7 +84,15 @@ def finish(pid: int) -> int:
             return os.waitstatus_to_exitcode(status)
 
 
-@pytest.mark.parametrize("trials", [range(1), pytest.param(range(1, 12), marks=pytest.mark.long)], ids=["few", "many"])
+@pytest.mark.parametrize(
+    ("out_uri", "trials"),
+    [
+        pytest.param("local", range(1), id="local-few"),
+        pytest.param("local", range(1, 12), id="local-many", marks=pytest.mark.long),
+        pytest.param("s3", range(12), id="s3", marks=pytest.mark.long),
+    ],
+    indirect=["out_uri"],
+)
 @pytest.mark.parametrize("values", [{}, _GROWN, _OTHER], ids=["same", "grown", "overwrite"])
 def test_published_shards_are_those_of_one_run(
     corpus: Path, out_uri: str, values: dict[str, Any], trials: range, tmp_path: Path
