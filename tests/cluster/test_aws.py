@@ -11,7 +11,6 @@ import boto3
 import pytest
 import yaml
 from botocore.exceptions import ClientError
-from moto.core import set_initial_no_auth_action_count
 from ray.autoscaler._private.aws import utils
 from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.autoscaler.node_launch_exception import NodeLaunchException
@@ -54,6 +53,8 @@ def _keys(policy: str) -> dict[str, str]:
 
 
 def test_policies_are_sufficient_and_minimal_for_rays_provider(account: Path) -> None:
+    from moto.core import set_initial_no_auth_action_count
+
     launcher, head, worker = _keys("launcher"), _keys("head"), _keys("worker")
 
     def started(keys: dict[str, str], config: dict[str, Any], kind: str, names: tuple[str, ...]) -> SpotFirst:

@@ -7,7 +7,6 @@ import pytest
 import validate
 import yaml
 from checks import Remark, commands, cost, machines
-from moto.ec2.models.instance_types import INSTANCE_TYPES
 
 from evilm.config.stages import STAGES, Sweep
 from helpers.paths import ROOT
@@ -253,6 +252,8 @@ def test_token_that_others_can_read_is_reported(monkeypatch: pytest.MonkeyPatch,
 
 
 def test_sizes_of_machines_are_those_that_ec2_describes() -> None:
+    from moto.ec2.models.instance_types import INSTANCE_TYPES
+
     checked = 0
     for size, described in INSTANCE_TYPES.items():
         cpus, gpus = machines.size_of("aws", size)

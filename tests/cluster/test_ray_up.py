@@ -15,7 +15,6 @@ import boto3
 import pytest
 import yaml
 from local import LocalCluster, free_port
-from moto.server import ThreadedMotoServer
 from ray.autoscaler._private.aws import utils
 
 RAY = Path(sys.executable).with_name("ray")
@@ -38,6 +37,8 @@ exit 0
 @pytest.fixture
 def cloud(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[dict[str, Any]]:
     """An account made ready by aws_setup.py, and ssh, scp and rsync that only write down what they are told."""
+    from moto.server import ThreadedMotoServer
+
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()

@@ -7,6 +7,13 @@ from evilm.io.outputs import Output
 from evilm.tracking.mlflow_run import TrackedRun, describe_run
 
 
+def store_client(uri: str) -> Any:
+    """A client of a tracking store."""
+    from mlflow import MlflowClient  # here, since collecting the tests should be fast
+
+    return MlflowClient(tracking_uri=uri)
+
+
 def claimed(config: StageConfig, stage: str, out: str, inputs: dict[str, str] | None = None) -> TrackedRun:
     """Claim an output folder as a command does; its run, which is not made yet."""
     with Output(config, out, inputs or {}):

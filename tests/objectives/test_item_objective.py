@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import torch
-import torchmetrics.retrieval
 
 from evilm.dataloader.item_collate import ItemCollate
 from evilm.errors import ConfigError
@@ -41,6 +40,8 @@ def test_contrast_is_the_mean_of_both_directions():
 
 
 def test_recalls_are_those_of_torchmetrics():
+    from torchmetrics.retrieval import RetrievalHitRate  # here, since its import takes many seconds
+
     rng = np.random.default_rng(0)
     clip_ids = np.array([f"v{n // 3}" for n in range(60)])
     videos = np.repeat(rng.normal(size=(20, 6)), 3, axis=0)
@@ -50,7 +51,7 @@ def test_recalls_are_those_of_torchmetrics():
     own = np.arange(60)[:, None] // 3 == np.arange(20)[None]
     queries = np.repeat(np.arange(60), 20)
     for k in (1, 5, 10):
-        metric = torchmetrics.retrieval.RetrievalHitRate(top_k=k)
+        metric = RetrievalHitRate(top_k=k)
         arguments = [torch.from_numpy(part) for part in (scores.ravel(), own.ravel(), queries)]
         assert found[f"t2v_r{k}"] == pytest.approx(float(metric(arguments[0], arguments[1], indexes=arguments[2])))
         back = [torch.from_numpy(np.ascontiguousarray(part.T).ravel()) for part in (scores, own)]

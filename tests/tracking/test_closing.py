@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from mlflow import MlflowClient
 
 from evilm import cli
 from evilm.config.stages import BuildVocab
@@ -18,12 +17,12 @@ from evilm.tracking.mlflow_run import close_run, end_on_error, is_closed
 from evilm.tracking.track_run import track
 from evilm.train.launch import catch_up, finish_tracking
 from helpers.s3_faults import FaultyS3
-from helpers.tracked_output import claimed, run_of
+from helpers.tracked_output import claimed, run_of, store_client
 
 
-def _on_s3(project: BuildVocab, bucket: str) -> MlflowClient:
+def _on_s3(project: BuildVocab, bucket: str) -> Any:
     """A client of the store; its experiment keeps files on S3, where clients bring them."""
-    client = MlflowClient(tracking_uri=project.tracking.uri)
+    client = store_client(project.tracking.uri)
     client.create_experiment(project.tracking.experiment, f"{bucket}/files")
     return client
 
@@ -104,7 +103,7 @@ def test_finished_run_is_brought_to_another_store_once(
     for settings in (project, config, project):
         catch_up(settings, "build_vocab", str(out), summary)
     for run in (here, there):
-        client = MlflowClient(tracking_uri=run.uri)
+        client = store_client(run.uri)
         found = run_of(client, run.experiment, run.out)
         assert (found.info.status, found.data.metrics["num_words"]) == ("FINISHED", 3)
         assert [point.step for point in client.get_metric_history(found.info.run_id, "train/loss")] == [1]
@@ -125,7 +124,7 @@ def test_lost_record_is_made_again_for_a_reused_result(config: BuildVocab, tmp_p
     track("build_vocab", work, config)
     (tmp_path / lost).unlink()
     assert track("build_vocab", work, config)["reused"]
-    client = MlflowClient(tracking_uri=f"sqlite:///{tmp_path / 'mlflow.db'}")
+    client = store_client(f"sqlite:///{tmp_path / 'mlflow.db'}")
     experiment = client.get_experiment_by_name("evilm")
     assert experiment
     runs = client.search_runs([experiment.experiment_id])

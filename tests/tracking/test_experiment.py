@@ -4,18 +4,17 @@ import json
 from pathlib import Path
 
 import pytest
-from mlflow import MlflowClient
 
 from evilm.config.stages import BuildVocab
 from evilm.tracking.experiment import print_runs_page, runs_page
 from evilm.tracking.mlflow_run import close_run, ensure_run, is_closed
-from helpers.tracked_output import claimed, run_of
+from helpers.tracked_output import claimed, run_of, store_client
 
 
 def test_deleted_experiment_is_restored_for_earlier_and_later_runs(
     project: BuildVocab, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    client, name = MlflowClient(tracking_uri=project.tracking.uri), project.tracking.experiment
+    client, name = store_client(project.tracking.uri), project.tracking.experiment
     first = claimed(project, "build_vocab", str(tmp_path / "first"))
     run_id = ensure_run(first)
     experiment = client.get_experiment_by_name(name)
@@ -46,7 +45,7 @@ def test_end_of_a_command_links_its_table_of_runs(
     run, uri = claimed(project, "build_vocab", str(tmp_path / "vocab")), project.tracking.uri
     ensure_run(run)
     print_runs_page({"out": run.out})
-    experiment = MlflowClient(tracking_uri=uri).get_experiment_by_name(run.experiment)
+    experiment = store_client(uri).get_experiment_by_name(run.experiment)
     assert experiment
     page = runs_page(uri if uri.startswith("http") else "http://127.0.0.1:5000", experiment.experiment_id)
     printed = capsys.readouterr().err

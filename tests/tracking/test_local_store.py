@@ -5,14 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from mlflow import MlflowClient
 
 from evilm.config.stages import BuildVocab
 from evilm.errors import ConfigError
 from evilm.tracking.local_store import relocate, store_beside
 from evilm.tracking.mlflow_run import close_run, ensure_run, is_closed
 from evilm.tracking.run_file import read_run_file
-from helpers.tracked_output import claimed
+from helpers.tracked_output import claimed, store_client
 
 
 def _record(config: BuildVocab, root: Path) -> None:
@@ -24,7 +23,7 @@ def _record(config: BuildVocab, root: Path) -> None:
 
 def _artifacts(root: Path, target: Path) -> tuple[Any, list[str]]:
     """The run of the root's output, and where its artifacts were loaded from."""
-    client = MlflowClient(tracking_uri=f"sqlite:///{root / 'mlflow.db'}")
+    client = store_client(f"sqlite:///{root / 'mlflow.db'}")
     run = client.get_run(read_run_file(str(root / "vocab"))["run_id"])
     target.mkdir()
     loaded = Path(client.download_artifacts(run.info.run_id, "figures/picture.png", str(target)))
@@ -57,7 +56,7 @@ def test_moved_or_copied_root_keeps_its_artifacts_and_runs(config: BuildVocab, t
 def test_logged_and_registered_models_move_along(config: BuildVocab, tmp_path: Path) -> None:
     old, new = tmp_path / "old", tmp_path / "new"
     _record(config, old)
-    client = MlflowClient(tracking_uri=f"sqlite:///{old / 'mlflow.db'}")
+    client = store_client(f"sqlite:///{old / 'mlflow.db'}")
     experiment = client.get_experiment_by_name("evilm")
     assert experiment
     model = client.create_logged_model(experiment.experiment_id, "evilm")
@@ -66,7 +65,7 @@ def test_logged_and_registered_models_move_along(config: BuildVocab, tmp_path: P
     shutil.move(str(old), str(new))
     uri = f"sqlite:///{new / 'mlflow.db'}"
     relocate(uri)
-    moved, here = MlflowClient(tracking_uri=uri), (new / "mlruns").as_uri()
+    moved, here = store_client(uri), (new / "mlruns").as_uri()
     assert str(moved.get_logged_model(model.model_id).artifact_location).startswith(here)
     assert str(moved.get_model_version("evilm", "1").source).startswith(here)
 
@@ -74,7 +73,7 @@ def test_logged_and_registered_models_move_along(config: BuildVocab, tmp_path: P
 def test_root_behind_a_link_and_files_of_other_places_stay(config: BuildVocab, tmp_path: Path) -> None:
     root, link = tmp_path / "root", tmp_path / "link"
     _record(config, root)
-    client = MlflowClient(tracking_uri=f"sqlite:///{root / 'mlflow.db'}")
+    client = store_client(f"sqlite:///{root / 'mlflow.db'}")
     other = client.create_experiment("other", "s3://bucket/mlruns")
     before = {each.experiment_id: each.artifact_location for each in client.search_experiments()}
     link.symlink_to(root)

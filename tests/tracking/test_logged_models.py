@@ -4,14 +4,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-import mlflow
 import pytest
-from mlflow import MlflowClient
 
 from evilm.config.stages import Benchmark, BuildVocab, Finetune
 from evilm.tracking.logged_models import find_model, log_scores
 from evilm.tracking.mlflow_run import TrackedRun, close_run, is_closed
-from helpers.tracked_output import claimed
+from helpers.tracked_output import claimed, store_client
 
 
 def _tracking(project: BuildVocab) -> dict[str, str]:
@@ -59,7 +57,9 @@ def test_search_answers_which_model_is_best_on_which_data(
     _score(project, tmp_path, first, 0.6, task="msrvtt-qa")
     _score(project, tmp_path, second, 0.5, task="msrvtt-qa")
     _score(project, tmp_path, first, 0.9, leak=True)
-    client = MlflowClient(tracking_uri=project.tracking.uri)
+    import mlflow
+
+    client = store_client(project.tracking.uri)
     experiment = client.get_experiment_by_name(project.tracking.experiment)
     assert experiment
     before: Any = mlflow.get_tracking_uri() if mlflow.is_tracking_uri_set() else None
@@ -93,7 +93,7 @@ def test_scores_are_logged_once_and_name_model_and_data(project: BuildVocab, tmp
     model = _publish(project, tmp_path, "first")
     run, summary = _score(project, tmp_path, model, 0.3)
     log_scores(run, Benchmark(out=run.out).override(_tracking(project)), summary)
-    client = MlflowClient(tracking_uri=run.uri)
+    client = store_client(run.uri)
     run_id = json.loads((Path(run.out) / "mlflow.json").read_text())["run_id"]
     assert len(client.get_metric_history(run_id, "accuracy")) == 1
     found = client.get_run(run_id)
@@ -105,7 +105,7 @@ def test_scores_are_logged_once_and_name_model_and_data(project: BuildVocab, tmp
 
 def test_model_from_elsewhere_gets_a_logged_model_for_its_scores(project: BuildVocab, tmp_path: Path) -> None:
     run, _ = _score(project, tmp_path, "downloaded", 0.3)
-    client = MlflowClient(tracking_uri=run.uri)
+    client = store_client(run.uri)
     model = client.get_logged_model(find_model(client, "downloaded"))
     assert {(metric.key, metric.value, metric.dataset_name) for metric in model.metrics or []} == {
         ("accuracy", 0.3, "msvd-qa-test")
