@@ -6,6 +6,7 @@ upload. Nobody ever sees half a file under its final name. What storage refuses 
 
 import contextlib
 import json
+import logging
 import os
 import shutil
 from collections.abc import Iterator
@@ -16,9 +17,11 @@ from typing import IO, Any
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from evilm.errors import ConfigError, ShardError
+from evilm.errors import ConfigError, ShardError, StorageError
 from evilm.io.retries import storage_errors, with_retries
 from evilm.io.temporary import link_new, replace, sync, synced_file, temporary_file, temporary_folder
+
+logger = logging.getLogger(__name__)
 
 _CONNECT_S, _READ_S = 10, 60
 _S3_ATTEMPTS = 4
@@ -173,14 +176,36 @@ def put_if_absent(uri: str, data: bytes) -> bool:
 
 
 def abort_uploads(uri: str) -> None:
-    """Abort the multipart uploads below a folder that were not ended, as by processes that were killed."""
+    """Abort the multipart uploads below a folder that were not ended, as by processes that were killed.
+
+    Without the right to list them they stay, with a warning.
+    """
     fs, path = resolve(uri)
-    if not hasattr(fs, "list_multipart_uploads"):
+    if not hasattr(fs, "call_s3"):
         return
     bucket, _, prefix = path.partition("/")
-    for upload in with_retries(uri, lambda: fs.list_multipart_uploads(bucket)):
-        if upload["Key"].startswith(f"{prefix}/"):
+    try:
+        for upload in with_retries(uri, lambda: _open_uploads(fs, bucket, f"{prefix}/")):
             fs.call_s3("abort_multipart_upload", Bucket=bucket, Key=upload["Key"], UploadId=upload["UploadId"])
+    except StorageError as error:
+        if not isinstance(error.__cause__, PermissionError):
+            raise
+        logger.warning(
+            "unfinished uploads below %s can't be listed, and stay; grant s3:ListBucketMultipartUploads, or let a "
+            "lifecycle rule of the bucket end them",
+            uri,
+        )
+
+
+def _open_uploads(fs: Any, bucket: str, prefix: str) -> list[dict[str, Any]]:
+    """List the unfinished multipart uploads below a prefix, page by page."""
+    found, more = list[dict[str, Any]](), {}
+    while True:
+        page = fs.call_s3("list_multipart_uploads", Bucket=bucket, Prefix=prefix, **more)
+        found += page.get("Uploads", [])
+        if not page.get("IsTruncated"):
+            return found
+        more = {"KeyMarker": page["NextKeyMarker"], "UploadIdMarker": page["NextUploadIdMarker"]}
 
 
 @contextmanager

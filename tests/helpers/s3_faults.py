@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 FAULTS = ("500", "503", "drop", "lost", "cut", "silence")
 """An error, throttling, a connection closed unread, an answer lost after the work was done, half an answer, none."""
 _SILENCE_S = 1.0
-_CODES = {"500": "InternalError", "503": "SlowDown"}
+_CODES = {"403": "AccessDenied", "500": "InternalError", "503": "SlowDown"}
 _HOP_BY_HOP = {"connection", "transfer-encoding", "keep-alive"}
 
 
@@ -35,7 +35,7 @@ class FaultyS3:
 
     Args:
         upstream: URL of the sound server.
-        choose: one of `FAULTS`, or '' for none.
+        choose: one of `FAULTS`, 403 for a missing right, or '' for none.
     """
 
     def __init__(self, upstream: str, choose: Callable[[str, str], str]) -> None:

@@ -138,3 +138,20 @@ def test_put_if_absent_without_hard_links(tmp_path: Path, monkeypatch: pytest.Mo
     assert not storage.put_if_absent(uri, b"two")
     assert storage.read_bytes(uri) == b"one"
     assert os.listdir(tmp_path) == ["commit.json"]
+
+
+def test_unfinished_uploads_of_other_folders_stay(s3_bucket: str) -> None:
+    fs, bucket = storage.resolve(s3_bucket)
+    for key in ("a/out/x", "a/out2/x", "b/out/x", "a/out/deep/y"):
+        fs.call_s3("create_multipart_upload", Bucket=bucket, Key=key)
+    storage.abort_uploads(f"{s3_bucket}/a/out")
+    left = [upload["Key"] for upload in fs.list_multipart_uploads(bucket)]
+    assert left == ["a/out2/x", "b/out/x"]
+
+
+def test_unfinished_uploads_that_may_not_be_listed_stay_with_a_warning(
+    s3_server: str, s3_through: Through, caplog: pytest.LogCaptureFixture
+) -> None:
+    with FaultyS3(s3_server, lambda _, path: "403" if "uploads" in path else "") as faulty:
+        storage.abort_uploads(f"{s3_through(faulty)}/out")
+    assert "grant s3:ListBucketMultipartUploads" in caplog.text
