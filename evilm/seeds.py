@@ -50,9 +50,14 @@ def draw_captions(seed: int, epoch: int, clip_ids: Sequence[str], captions: Sequ
 
 
 def derangement(
-    seed: int, epoch: int, clip_ids: list[str], captions: list[str], all_captions: Sequence[Sequence[str]]
+    seed: int,
+    epoch: int,
+    clip_ids: Sequence[str],
+    captions: Sequence[str],
+    all_captions: Sequence[Sequence[str]],
+    mine: Sequence[int],
 ) -> list[int | None]:
-    """Find for each clip of a global step another clip whose caption does not match it.
+    """Find for some clips of a global step another clip whose caption does not match them.
 
     The result depends only on the clips, not on the number of workers.
 
@@ -62,14 +67,16 @@ def derangement(
         clip_ids: the step's clips.
         captions: the caption drawn for each clip.
         all_captions: all captions of each clip; none of them is a negative for it.
+        mine: indices of the clips to find one for.
 
     Returns:
-        The index of the other clip; None if the step has no such caption.
+        For each of `mine`, the index of the other clip; None if the step has no such caption.
     """
-    cycle = clip_rng("negatives", seed, epoch, "\0".join(clip_ids)).permutation(len(clip_ids)).tolist()
-    place = {clip: index for index, clip in enumerate(cycle)}
+    cycle = clip_rng("negatives", seed, epoch, "\0".join(clip_ids)).permutation(len(clip_ids))
+    place = np.argsort(cycle)
     partners: list[int | None] = []
-    for clip, own in enumerate(all_captions):
-        others = (cycle[(place[clip] + shift) % len(cycle)] for shift in range(1, len(cycle)))
+    for clip in mine:
+        own = all_captions[clip]
+        others = (int(cycle[(place[clip] + shift) % len(cycle)]) for shift in range(1, len(cycle)))
         partners.append(next((other for other in others if captions[other] not in own), None))
     return partners

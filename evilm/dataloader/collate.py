@@ -123,9 +123,9 @@ class PretrainCollate:
     def __call__(self, rows: Rows) -> PretrainBatch:
         """Collate the rows of one step."""
         mine = range(*rows.mine.indices(len(rows.clip_ids)))
-        partners = NEGATIVES[self._negatives](self._seed, rows.epoch, rows.clip_ids, rows.captions, rows.all_captions)
-        found = [(place, partners[clip]) for place, clip in enumerate(mine)]
-        negatives = [(place, partner) for place, partner in found if partner is not None]
+        choose = NEGATIVES[self._negatives]
+        partners = choose(self._seed, rows.epoch, rows.clip_ids, rows.captions, rows.all_captions, mine)
+        negatives = [(place, partner) for place, partner in enumerate(partners) if partner is not None]
         clips = sorted({*mine, *(partner for _, partner in negatives)})
         inputs, targets, padding = self._words(rows, clips)
         own = _cut(padding, np.searchsorted(clips, mine))

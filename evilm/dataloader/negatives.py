@@ -5,6 +5,7 @@ digits with the number of workers (other batch shapes round otherwise), and ever
 with all captions of the global step; E-ViLM has no separate, cheap similarity of a clip and a caption.
 """
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Literal
 
@@ -15,25 +16,53 @@ from evilm.seeds import clip_rng, derangement
 from evilm.text.vocab import split_words
 
 Negatives = Literal["random", "hard"]
-_CANDIDATES = 32  # of each clip; keeps the choice linear in the clips
+_CANDIDATES = 32  # of each clip
+_BLOCK_CLIPS = 256  # compared with each other; what a worker computes does not grow with the step, so with the workers
 
 
 def hard_negatives(
-    seed: int, epoch: int, clip_ids: list[str], captions: list[str], all_captions: Sequence[Sequence[str]]
+    seed: int,
+    epoch: int,
+    clip_ids: Sequence[str],
+    captions: Sequence[str],
+    all_captions: Sequence[Sequence[str]],
+    mine: Sequence[int],
 ) -> list[int | None]:
-    """For each clip of a global step the index of a clip whose caption is much like its own, and says something else.
+    """For some clips of a global step the index of a clip whose caption is much like their own, and says another thing.
 
-    Alike by the words two captions share, rare ones first: a word counts floor(log2(captions / captions with it)), so
-    one that most captions have counts nothing. A caption is no negative where all its words that count stand in the
-    clip's own caption: it may well be true of the clip. Each caption is used once, as far as that is possible, lest it
-    can be told from a caption alone that it seldom matches. Ties and leftovers follow the seeded random derangement.
+    A step of more than 256 clips is cut into equal parts of at most 256, in each of which captions are compared.
+    They are compared by the words that two share, rare ones first: a word counts floor(log2(captions / captions with
+    it)), so one that most captions have counts nothing. A caption is no negative where all its words that count stand
+    in the clip's own caption: it may well be true of the clip. Each caption is used once, as far as that is possible,
+    lest it can be told from a caption alone that it seldom matches. Ties and leftovers follow the seeded random
+    derangement.
 
     A function of the clips alone, in whole numbers, so it does not depend on the number of workers.
 
+    Args:
+        mine: indices of the clips to choose for.
+        seed, epoch, clip_ids, captions, all_captions: as for `derangement`.
+
     Returns:
-        None where every caption of the step is one of the clip's own.
+        For each of `mine`; None where every caption of its part is one of the clip's own.
     """
-    fallback = derangement(seed, epoch, clip_ids, captions, all_captions)
+    count = len(clip_ids)
+    parts = -(-count // _BLOCK_CLIPS)
+    bounds = [count * number // parts for number in range(parts + 1)] if parts else []
+    partners: dict[int, int | None] = {}
+    for start, stop in itertools.pairwise(bounds):
+        if any(start <= clip < stop for clip in mine):
+            part = slice(start, stop)
+            chosen = _choose(seed, epoch, clip_ids[part], captions[part], all_captions[part])
+            partners |= {start + clip: None if other is None else start + other for clip, other in enumerate(chosen)}
+    return [partners[clip] for clip in mine]
+
+
+def _choose(
+    seed: int, epoch: int, clip_ids: Sequence[str], captions: Sequence[str], all_captions: Sequence[Sequence[str]]
+) -> list[int | None]:
+    """Choose for every clip among all of them."""
+    fallback = derangement(seed, epoch, clip_ids, captions, all_captions, range(len(clip_ids)))
     likeness, says_more = _compare(captions)
     allowed = says_more & ~_own(captions, all_captions)
     chosen: list[int | None] = [None] * len(captions)
@@ -50,12 +79,13 @@ def hard_negatives(
     return chosen
 
 
-_Choose = Callable[[int, int, list[str], list[str], Sequence[Sequence[str]]], list[int | None]]
-NEGATIVES: dict[Negatives, _Choose] = {
+_Choice = Callable[[int, int, Sequence[str], Sequence[str], Sequence[Sequence[str]], Sequence[int]], list[int | None]]
+NEGATIVES: dict[Negatives, _Choice] = {
     "random": derangement,
     "hard": hard_negatives,
 }
-"""By the value of `objectives.negatives`: from seed, epoch, clip ids, drawn and all captions of a step to partners."""
+"""By the value of `objectives.negatives`: from seed, epoch, clip ids, drawn and all captions of a step, and some clips,
+to their partners."""
 
 
 def _compare(captions: Sequence[str]) -> tuple[Int64[np.ndarray, "clip other"], np.ndarray]:
@@ -87,7 +117,7 @@ def _own(captions: Sequence[str], all_captions: Sequence[Sequence[str]]) -> np.n
 
 
 def _best_first(
-    seed: int, epoch: int, clip_ids: list[str], likeness: Int64[np.ndarray, "clip other"], allowed: np.ndarray
+    seed: int, epoch: int, clip_ids: Sequence[str], likeness: Int64[np.ndarray, "clip other"], allowed: np.ndarray
 ) -> list[tuple[int, int]]:
     """Allowed pairs of clip and caption, the most alike first, equals in a seeded random order."""
     count = len(clip_ids)

@@ -19,7 +19,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from evilm.errors import ConfigError, ShardError, StorageError
 from evilm.io.retries import storage_errors, with_retries
-from evilm.io.temporary import link_new, replace, sync, synced_file, temporary_file, temporary_folder
+from evilm.io.temporary import link_new, remove_file, replace, sync, synced_file, temporary_file, temporary_folder
 
 logger = logging.getLogger(__name__)
 
@@ -142,7 +142,7 @@ def put_file(local: str, uri: str) -> None:
     with storage_errors(uri):
         if not isinstance(fs, LocalFileSystem):
             with_retries(uri, lambda: fs.put_file(local, path))
-            Path(local).unlink()
+            remove_file(local)
             return
         os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
         if os.stat(local).st_dev == os.stat(os.path.dirname(path) or ".").st_dev:
@@ -153,7 +153,7 @@ def put_file(local: str, uri: str) -> None:
             shutil.copyfile(local, copy)
             sync(copy)
             replace(copy, path)
-        Path(local).unlink()
+        remove_file(local)
 
 
 def put_if_absent(uri: str, data: bytes) -> bool:

@@ -26,7 +26,7 @@ _AT_FDCWD, _RENAME_NOREPLACE = -100, 1
 def temporary_file(beside: str = "", sweep: bool = True) -> Iterator[str]:
     """An empty file for as long as the block lasts, unless `replace` or `link_new` gives it a name.
 
-    Where the file system can, a file beside another has no name, and is gone with this process however it ends.
+    Where the file system can, it has no name, and is gone with this process however it ends.
 
     Args:
         beside: the local path that the file is to become; it is on the same file system. '' for one of the system's
@@ -34,7 +34,7 @@ def temporary_file(beside: str = "", sweep: bool = True) -> Iterator[str]:
         sweep: remove such files that killed processes left.
     """
     with contextlib.ExitStack() as stack:
-        path = stack.enter_context(_nameless_beside(beside)) if beside else ""
+        path = stack.enter_context(_nameless_beside(beside or os.path.join(tempfile.gettempdir(), PREFIX)))
         yield path or stack.enter_context(_held(f"{beside}." if beside else "", False, sweep))
 
 
@@ -99,6 +99,12 @@ def replace(written: str, path: str) -> None:
         shutil.copyfile(written, beside)
         sync(beside)
     os.replace(beside, path)
+
+
+def remove_file(written: str) -> None:
+    """Remove a file that was copied to its place; one without a name ends with the block that made it."""
+    if not written.startswith(_NAMELESS):
+        os.unlink(written)
 
 
 def _link(written: str, path: str) -> None:

@@ -76,7 +76,7 @@ def _run(config: Sweep, stage: str, space: Space, plan: SweepPlan, output: Outpu
 
         logger.info("%d trial(s) at a time", slots)
         tried = run_search(config, plan, out, prepare, slots)
-        summary = _conclude(config, stage, out, tried, shared, prepare)
+        summary = _conclude(config, stage, output, tried, shared, prepare)
         summary |= {"inputs": output.inputs, "reused": False, "seconds": round(time.monotonic() - began, 1)}
         _track_end(run, config, summary, tried)
     return summary
@@ -111,14 +111,16 @@ def _fingerprint(config: Sweep, space: Space) -> str:
 def _conclude(
     config: Sweep,
     stage: str,
-    out: str,
+    output: Output,
     tried: Sequence[Tried],
     shared: SharedInputs,
     prepare: "Callable[[Trial], SearchJob]",
 ) -> dict[str, Any]:
-    """Write table, figure and preset."""
+    """Write table, figure and preset, unless another run has taken the output over."""
     from evilm.sweep.sweep_figure import draw_sweep
 
+    output.check()
+    out = output.out
     ranked = rank(tried, config.score)
     best = ranked[0]
     table = results_table(ranked, config.score)

@@ -57,26 +57,27 @@ def pretrain(config: Pretrain) -> dict[str, Any]:
         ConfigError: the settings do not fit the inputs.
         CollapseError: the codes use too little of the codebook.
     """
+    from evilm.model.identity import model_fingerprint
     from evilm.tasks.inputs import build_missing  # imports the video decoders, which workers do not need
 
     config = config.resolved().with_precision()
     out = storage.absolute(config.out or storage.join(config.root, "model"))
+    config = config.model_copy(update={"init": config.init and storage.absolute(config.init)})
+    started_from = {"init": model_fingerprint(config.init)} if config.init else {}  # before hours of building inputs
     inputs = build_missing(config)
     frames, codes = open_pairs(inputs, config, "" if config.overwrite else out)
     places = {"frames": inputs.frames, "codes": codes.uri, "vocab": inputs.vocab, "tokenizer": inputs.tokenizer}
-    config = config.model_copy(update={**places, "out": out, "init": config.init and storage.absolute(config.init)})
+    config = config.model_copy(update={**places, "out": out})
     vocab = Vocab.load(config.vocab)
     fingerprints = {"frames": frames.fingerprint, "codes": codes.fingerprint, "vocab": vocab.fingerprint}
-    fingerprints["tokenizer"] = codes.tokenizer
+    fingerprints |= {"tokenizer": codes.tokenizer} | started_from
     from evilm.model.evilm_model import WEIGHTS
-    from evilm.model.identity import model_fingerprint
     from evilm.model.inference import VOCAB, EViLM
     from evilm.model.pretrained import CONFIG
     from evilm.tracking.model_card import write_card
     from evilm.tracking.pyfunc_model import publish
     from evilm.train.launch import catch_up
 
-    fingerprints |= {"init": model_fingerprint(config.init)} if config.init else {}
     started: dict[str, Any] = {}
 
     def describe() -> dict[str, Any]:

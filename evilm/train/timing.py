@@ -80,12 +80,13 @@ def _wait(device: torch.device) -> None:
 
 
 class StepProfiler:
-    """Traces the steps of a range in this worker and writes one file when they are over."""
+    """Traces the steps of a range in this worker and writes one file when they, or the training, are over."""
 
     def __init__(self, out: str, steps: range, device: torch.device) -> None:
         """Trace `steps`, counted from 0; an empty range traces nothing."""
         self._out, self._steps, self._device = out, steps, device
         self._profile: torch.profiler.profile | None = None
+        self._traced = range(0)
 
     def before(self, step: int) -> None:
         """Start before the first step of the range; a run that was resumed within it starts there."""
@@ -95,18 +96,31 @@ class StepProfiler:
                 kinds.append(torch.profiler.ProfilerActivity.CUDA)
             self._profile = torch.profiler.profile(activities=kinds)
             self._profile.start()
+            self._traced = range(step, step)
 
     def after(self, step: int) -> None:
-        """End after the last step of the range, and write `profile/steps_A-B.json.gz` to the output."""
-        if self._profile is None or step + 1 < self._steps.stop:
-            return
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
-        self._profile.stop()
-        name = f"steps_{self._steps.start}-{self._steps.stop}.json.gz"
-        with tempfile.TemporaryDirectory(prefix="evilm-profile-") as folder:
-            self._profile.export_chrome_trace(str(Path(folder) / name))
-            place = storage.join(self._out, _PROFILE, name)
-            storage.write_bytes(place, (Path(folder) / name).read_bytes())
+        """End after the last step of the range."""
+        if self._profile:
+            self._traced = range(self._traced.start, step + 1)
+            if step + 1 >= self._steps.stop:
+                self.close()
+
+    def close(self) -> None:
+        """Write `profile/steps_A-B.json.gz` to the output, of the steps that were traced; warn if none was."""
+        if self._steps and not self._traced:
+            logger.warning("no step was traced: this run made none of --profile-steps %s", _text(self._steps))
+        if self._profile:
+            if self._device.type == "cuda":
+                torch.cuda.synchronize(self._device)
+            self._profile.stop()
+            name = f"steps_{self._traced.start}-{self._traced.stop}.json.gz"
+            with tempfile.TemporaryDirectory(prefix="evilm-profile-") as folder:
+                self._profile.export_chrome_trace(str(Path(folder) / name))
+                place = storage.join(self._out, _PROFILE, name)
+                storage.write_bytes(place, (Path(folder) / name).read_bytes())
+            logger.info("trace of steps %s: %s; open it in Perfetto or chrome://tracing", _text(self._traced), place)
         self._profile, self._steps = None, range(0)
-        logger.info("trace of the steps: %s; open it in Perfetto or chrome://tracing", place)
+
+
+def _text(steps: range) -> str:
+    return f"{steps.start}:{steps.stop}"

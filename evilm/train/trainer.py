@@ -124,6 +124,7 @@ class Trainer:
         fed = self.loader.batches(start * count, self.num_steps * count)
         stream = on_device(fed, self.device, self.timer)
         profiler = StepProfiler(self.spec.out, self.settings.profiled if self.rank == 0 else range(0), self.device)
+        self.ends.callback(profiler.close)
         for step in range(start, self.num_steps):
             batches = list(islice(stream, count))
             profiler.before(step)

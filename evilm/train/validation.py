@@ -1,6 +1,5 @@
 """Evaluate on the val split: the scores over all workers, and which evaluation was the best."""
 
-import logging
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -9,11 +8,10 @@ import torch
 
 from evilm.config.training import ScheduleConfig
 from evilm.dataloader.loader import DataLoader
+from evilm.errors import ConfigError
 from evilm.objectives.objective import Objective
 from evilm.train.checkpoint_manager import checkpoint_name
 from evilm.train.reduce import gather
-
-logger = logging.getLogger(__name__)
 
 
 @torch.no_grad()
@@ -42,14 +40,19 @@ def better(metrics: Mapping[str, float], wanted: str, best: Mapping[str, Any]) -
     Args:
         wanted: `schedule.keep_best`; `loss` is the sum of the losses where there is no metric of that name.
         best: the best one so far, its `value`; empty where there is none.
+
+    Raises:
+        ConfigError: there is no metric of that name.
     """
     losses = [value for name, value in metrics.items() if name.endswith("_loss")]
     value = metrics.get(wanted, sum(losses) if wanted == "loss" and losses else None)
     if value is not None and not math.isfinite(value):
         return None  # nothing would ever be better than NaN
+    if value is None and wanted:
+        raise ConfigError(
+            f"schedule.keep_best = {wanted!r} is no metric of the evaluation; use one of {', '.join(sorted(metrics))}"
+        )
     if value is None:
-        if wanted:
-            logger.warning("schedule.keep_best: there is no metric %r, only %s", wanted, ", ".join(metrics))
         return None
     sign = 1 if wanted.endswith("loss") else -1
     return value if not best or not math.isfinite(best["value"]) or sign * value < sign * best["value"] else None

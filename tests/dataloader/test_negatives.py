@@ -20,7 +20,8 @@ IDS = [f"c{n}" for n in range(len(CAPTIONS))]
 
 def hard_negatives(seed: int, epoch: int, clip_ids: list[str], captions: list[str]) -> list[int | None]:
     """Of clips with one caption each."""
-    return negatives.hard_negatives(seed, epoch, clip_ids, captions, [[caption] for caption in captions])
+    alone = [[caption] for caption in captions]
+    return negatives.hard_negatives(seed, epoch, clip_ids, captions, alone, range(len(clip_ids)))
 
 
 def test_hard_negatives_are_the_most_similar_captions():
@@ -63,8 +64,10 @@ def test_no_negative_without_another_caption():
 def test_negative_is_a_different_caption_of_another_clip(kind, captions: list[str], seed: int):
     clip_ids = [f"c{n}" for n in range(len(captions))]
     alone = [[caption] for caption in captions]
-    chosen = negatives.NEGATIVES[kind](seed, 2, clip_ids, captions, alone)
-    assert chosen == negatives.NEGATIVES[kind](seed, 2, clip_ids, captions, alone)
+    choose, every = negatives.NEGATIVES[kind], range(len(captions))
+    chosen = choose(seed, 2, clip_ids, captions, alone, every)
+    assert chosen == choose(seed, 2, clip_ids, captions, alone, every)
+    assert chosen[3:7] == choose(seed, 2, clip_ids, captions, alone, every[3:7]), "a worker's own clips"
     for own, other in enumerate(chosen):
         if other is None:
             assert set(captions) == {captions[own]}
@@ -83,7 +86,7 @@ def test_no_caption_of_a_clip_is_a_negative_for_it():
     drawn = [captions[0] for captions in own]
     for seed in range(8):
         for choose in (derangement, negatives.hard_negatives):
-            chosen = choose(seed, 0, list("abcd"), drawn, own)
+            chosen = choose(seed, 0, list("abcd"), drawn, own, range(4))
             assert all(drawn[other] not in own[clip] for clip, other in enumerate(chosen) if other is not None)
             assert chosen[0] == 3, "the others say what is true of the first clip"
 
@@ -97,3 +100,20 @@ def test_drawn_caption_depends_on_seed_epoch_and_clip():
     assert draw_captions(1, 0, ids * 9, own * 9) == draw_captions(1, 0, ids, own) * 9
     counts = [sum(captions[0] == text for captions in drawn) for text in own[0]]
     assert min(counts) > 70, "each of three about as often"
+
+
+def test_hard_negatives_of_a_large_step_are_chosen_in_parts(monkeypatch: pytest.MonkeyPatch):
+    captions = [f"a {colour} {shape}" for colour in "pqrstuvwxy" for shape in ("ball", "cube", "star")]
+    clip_ids = [f"c{n}" for n in range(len(captions))]
+    alone = [[caption] for caption in captions]
+    monkeypatch.setattr(negatives, "_BLOCK_CLIPS", 12)
+    compared = []
+    monkeypatch.setattr(
+        negatives, "_compare", lambda part, true=negatives._compare: compared.append(part) or true(part)
+    )
+    chosen = negatives.hard_negatives(0, 0, clip_ids, captions, alone, range(30))
+    assert [len(part) for part in compared] == [10, 10, 10]
+    assert all(other is not None and clip // 10 == other // 10 for clip, other in enumerate(chosen))
+    compared.clear()
+    assert negatives.hard_negatives(0, 0, clip_ids, captions, alone, range(12, 18)) == chosen[12:18]
+    assert len(compared) == 1, "not those of other workers"

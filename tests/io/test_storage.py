@@ -1,6 +1,9 @@
 """Files on local disks and S3: whole or not there, tried again where the store falters, errors in one line."""
 
 import os
+import signal
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -109,6 +112,7 @@ def test_temporary_files_of_killed_processes_are_removed(
     s3_bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.delattr(os, "O_TMPFILE")  # as where files need a name
     (tmp_path / "evilm-dead.tmp").write_bytes(b"of a process that was killed")
     with storage.temporary(f"{s3_bucket}/a") as one, storage.temporary(f"{s3_bucket}/b") as other:
         assert sorted(tmp_path.iterdir()) == sorted([Path(one), Path(other)]), "the first one is locked"
@@ -155,3 +159,15 @@ def test_unfinished_uploads_that_may_not_be_listed_stay_with_a_warning(
     with FaultyS3(s3_server, lambda _, path: "403" if "uploads" in path else "") as faulty:
         storage.abort_uploads(f"{s3_through(faulty)}/out")
     assert "grant s3:ListBucketMultipartUploads" in caplog.text
+
+
+@pytest.mark.faults
+def test_killed_writer_to_an_object_store_leaves_no_temporary_file(tmp_path: Path) -> None:
+    code = (
+        "import os, signal\nfrom evilm.io import storage\n"
+        "with storage.temporary('memory://a/b') as path:\n"
+        "    open(path, 'wb').write(b'shard')\n    os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], env={**os.environ, "TMPDIR": str(tmp_path)}, check=False)
+    assert ended.returncode == -signal.SIGKILL
+    assert list(tmp_path.iterdir()) == []

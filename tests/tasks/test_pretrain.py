@@ -8,15 +8,17 @@ from typing import Any
 import pytest
 import torch
 
+from evilm.config.presets import defaults
 from evilm.config.stages import PrecomputeCodes, Pretrain
 from evilm.encode.encode_job import precompute_codes
-from evilm.errors import ShardError
+from evilm.errors import CheckpointError, ShardError
 from evilm.model.tokenizers.semantic_vq import VideoTokenizer
 from evilm.shards import SCHEMA_VERSION, CodesManifest, FrameManifest
 from evilm.tasks.inputs import Inputs
-from evilm.tasks.pretrain import PretrainTask, open_pairs
+from evilm.tasks.pretrain import PretrainTask, open_pairs, pretrain
 from evilm.text.vocab import Vocab
 from evilm.text.vocab_builder import train_wordpiece
+from helpers.paths import SMALL
 from helpers.small_corpus import in_this_process
 from helpers.stored_frames import CAPTIONS, GRID, NUM_CODES, make_tokenizer, store_frames
 
@@ -142,3 +144,10 @@ def test_codes_that_do_not_fit_the_inputs_are_rejected(inputs: Inputs, tmp_path:
         with pytest.raises(ShardError, match=wanted) as caught:
             open_pairs(replace(inputs, **others), settings(inputs))
         assert "\n" not in str(caught.value)
+
+
+def test_wrong_model_to_start_from_is_noticed_before_inputs_are_built(tmp_path: Path) -> None:
+    config = defaults("pretrain", str(SMALL)).override({"root": str(tmp_path / "run"), "init": str(tmp_path / "none")})
+    with pytest.raises(CheckpointError, match="none"):
+        pretrain(config)  # type: ignore[arg-type]
+    assert not (tmp_path / "run").exists()

@@ -2,7 +2,10 @@
 
 import math
 
+import pytest
+
 from evilm.config.training import ScheduleConfig
+from evilm.errors import ConfigError
 from evilm.train.validation import better, note_best
 
 
@@ -24,3 +27,9 @@ def test_nan_is_never_the_best() -> None:
     assert better({"loss": 2.0}, "loss", {"value": math.nan}) == 2.0, "of a run of before"
     assert better({"loss": 2.0}, "loss", {"value": 1.0}) is None
     assert better({"auc": 2.0}, "auc", {"value": 1.0}) == 2.0
+
+
+def test_unknown_metric_ends_the_training_at_the_first_evaluation() -> None:
+    with pytest.raises(ConfigError, match="'nonsense' is no metric of the evaluation; use one of auc, loss"):
+        better({"loss": 2.0, "auc": 0.5}, "nonsense", {})
+    assert better({"loss": 2.0}, "", {}) is None, "nothing is wanted"
