@@ -110,7 +110,10 @@ def compile_objective(objective: Objective, **options: Any) -> None:
     """Compile an objective in place into one graph for batches of all sizes; `options` go to torch.compile.
 
     Sizes that happen to be equal in the first batch, such as its clips and its masked words, are not taken for a rule:
-    the next batch would be compiled again.
+    the next batch would be compiled again. With several workers the graph is not cut at the buckets of gradients: the
+    parts would be compiled again for batches of other sizes. Gradients are then exchanged after the backward pass
+    instead of during it.
     """
     torch.fx.experimental._config.use_duck_shape = False  # pyright: ignore[reportAttributeAccessIssue]
+    torch._dynamo.config.optimize_ddp = False  # pyright: ignore[reportAttributeAccessIssue]
     objective.compile(dynamic=True, fullgraph=True, **options)
