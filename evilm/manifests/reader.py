@@ -182,7 +182,7 @@ def _members(samples: _Samples, name: str) -> dict[str, VideoLocation]:
     for sample in samples:
         if isinstance(sample, Sample) and sample.member:
             place = VideoLocation(f"{name}/{sample.member}", offset=sample.offset, num_bytes=sample.num_bytes)
-            members.setdefault(sample.key.replace("/", "_"), place)
+            members.setdefault(sample.values[KEY], place)
     return members
 
 

@@ -227,6 +227,18 @@ def test_keys_repeated_across_tars_get_distinct_ids(tmp_path: Path) -> None:
     assert [row.clip_id for row in only_clips(tar_rows(tmp_path))] == ["000000", "000001"]
 
 
+def test_keys_that_differ_in_slashes_only_are_distinct_clips(tmp_path: Path) -> None:
+    keys = ("a/b/c", "a_b/c", "a_b_c", "d/e")
+    write_tar(tmp_path / "a.tar", {f"{k}{end}": k.encode() for k in keys for end in (".mp4", ".txt")})
+    rows = only_clips(tar_rows(tmp_path))
+    assert [(row.captions[0], row.path) for row in rows] == [(key, f"a.tar/{key}.mp4") for key in keys]
+    first, second, *unchanged = [row.clip_id for row in rows]
+    assert unchanged == ["a_b_c", "d_e"]
+    assert first.startswith("a_b_c-")
+    assert second.startswith("a_b_c-")
+    assert first != second
+
+
 def test_scattered_members_of_a_sample_are_joined(tmp_path: Path) -> None:
     videos = [(f"{k}.mp4", bytes(10 + k)) for k in range(3)]
     texts = [(f"{k}.txt", f"clip {k}".encode()) for k in (2, 0)]
