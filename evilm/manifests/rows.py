@@ -12,8 +12,9 @@ from evilm.config.data import VIDEO_ENDINGS
 from evilm.config.secrets import public_text, public_uri, unsigned, unsigned_text
 from evilm.manifests.caption_text import Rejected, usable_captions
 from evilm.manifests.layouts import KEY, ColumnRoles
+from evilm.manifests.lists import parse_list
 from evilm.manifests.records import ParseError, as_text, is_text
-from evilm.manifests.spans import Span, parse_list, parse_span, show_seconds
+from evilm.manifests.spans import Span, parse_span, show_seconds
 from evilm.seeds import hash64
 from evilm.video.reasons import RejectReason
 from evilm.video.urls import flat_name, is_url
