@@ -6,6 +6,7 @@ has an ORDER BY, so results depend only on the clips, not on threads.
 """
 
 import hashlib
+import logging
 import os
 import pickle
 import tempfile
@@ -27,6 +28,9 @@ from evilm.io.temporary import nameless_file, temporary_folder
 from evilm.manifests.rows import ClipRow
 from evilm.seeds import hash64
 
+logger = logging.getLogger(__name__)
+
+_ADVICE = "--columns.repeats captions adds the captions of rows with the same id and video to one clip"
 _SCHEMA = pa.schema(
     [
         ("turn", pa.int64()),  # position in the manifest
@@ -111,7 +115,7 @@ class ClipTable:
         self._add("clips", (self.num_rows, *digests, row.clip_id, row.split, *self._write(row)))
         self.num_rows += 1
 
-    def take_repeats(self, repeats: str) -> Iterator[tuple[ClipRow, ClipRow]]:
+    def take_repeats(self, repeats: str) -> Iterator[tuple[ClipRow, ClipRow, bool]]:
         """Keep the first row of each id and remove the others.
 
         Args:
@@ -119,7 +123,8 @@ class ClipTable:
                 captions, the first row of the id receives those that it does not have.
 
         Returns:
-            The removed rows that add nothing, each with the first row of its id; ordered by id.
+            The removed rows that add nothing, each with the first row of its id, and whether it has the same video and
+            other captions, which nobody decided to remove; ordered by id.
         """
         self._flush("clips")
         num_ids = self._all("SELECT count(*) FROM (SELECT DISTINCT high, low FROM clips)")[0][0]
@@ -127,7 +132,7 @@ class ClipTable:
             return
         are_captions = repeats == "captions" or (repeats == "auto" and num_ids < 0.5 * self.num_rows)
         repeated = "SELECT high, low FROM clips GROUP BY high, low HAVING count(*) > 1"
-        columns = "high, low, video, turn, start, length"
+        columns, num_lost = "high, low, video, turn, start, length", 0
         query = f"SELECT {columns} FROM clips SEMI JOIN ({repeated}) USING (high, low) ORDER BY high, low, turn"
         for _, ((_, _, video, turn, *place), *others) in groupby(self._read(query), itemgetter(0, 1)):
             first = self._row(*place)
@@ -137,11 +142,15 @@ class ClipTable:
                 if are_captions and video == other_video:
                     captions.update(dict.fromkeys(row.captions))
                 if len(captions) == known:
-                    yield row, first
+                    is_lost = repeats == "auto" and video == other_video and not captions.keys() >= set(row.captions)
+                    num_lost += is_lost
+                    yield row, first, is_lost
             if len(captions) > len(first.captions):
                 first = replace(first, captions=tuple(captions))
                 self._add("changed", (turn, content_of(first), *self._write(first)))
         self._flush("changed")
+        if num_lost:
+            logger.warning("%d rows with other captions for a clip are quarantined; %s", num_lost, _ADVICE)
         values = ", ".join(f"coalesce(changed.{name}, clips.{name}) AS {name}" for name in _CHANGED.names)
         first = "SELECT min(turn) AS turn FROM clips GROUP BY high, low"
         joins = f"SEMI JOIN ({first}) USING (turn) LEFT JOIN changed USING (turn)"

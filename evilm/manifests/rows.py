@@ -255,10 +255,9 @@ def _spans(
     is_one = pairs is not None and len(pairs) == 2 and not any(isinstance(item, list | tuple) for item in pairs)
     if pairs is None or is_one:  # one start and one end
         span: Span = (None, None)
-        if pairs:
-            span = _span(*pairs)  # of a clip that has its own id
-        elif roles.start or roles.end:
-            span = _span(record.get(roles.start), record.get(roles.end))
+        if roles.start or roles.end:
+            span = _span(*(pairs or (record.get(roles.start), record.get(roles.end))))
+        if span != (None, None) and (not pairs or roles.layout == "panda"):  # others have ids of clips
             clip_id = f"{clip_id}_{show_seconds(span[0] or 0)}_{'end' if span[1] is None else show_seconds(span[1])}"
         yield clip(clip_id, span, value, extra)
         return
