@@ -30,6 +30,7 @@ from evilm.seeds import hash64
 
 logger = logging.getLogger(__name__)
 
+_OF_TARS = "; more tars change no row if all are in one folder and --columns.videoid '' is given from the start"
 _ADVICE = "--columns.repeats captions adds the captions of rows with the same id and video to one clip"
 _SCHEMA = pa.schema(
     [
@@ -86,7 +87,7 @@ class ClipTable:
         self._seed = seed
         self._waiting: dict[str, list[tuple[Any, ...]]] = {"clips": [], "changed": []}
         self._size = 0
-        self.num_rows = 0
+        self.num_rows, self._has_tars = 0, False
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
@@ -114,6 +115,7 @@ class ClipTable:
         digests = (high, low, content_of(row), _video_of(row), origin)
         self._add("clips", (self.num_rows, *digests, row.clip_id, row.split, *self._write(row)))
         self.num_rows += 1
+        self._has_tars |= row.offset >= 0
 
     def take_repeats(self, repeats: str) -> Iterator[tuple[ClipRow, ClipRow, bool]]:
         """Keep the first row of each id and remove the others.
@@ -182,7 +184,7 @@ class ClipTable:
         if complaints:
             raise ConfigError(
                 f"the manifest is not the one that {out} was made from, with rows added: {' and '.join(complaints)}; "
-                "--overwrite makes all shards again, or choose another --out"
+                "--overwrite makes all shards again, or choose another --out" + _OF_TARS * self._has_tars
             )
         self._keep("* FROM clips ANTI JOIN planned USING (clip_id)")
 

@@ -180,6 +180,7 @@ def test_added_rows_are_planned_as_new_shards(mode: None, tmp_path: Path) -> Non
         ),
         (lambda rows: [*rows[:5], *rows[6:]], r"1 rows are gone or cut off by --limit, e\.g\. 'c5'"),
         (lambda rows: rows[:20], r"20 rows are gone"),
+        (lambda rows: [clip(1, path="a.tar/1.mp4", offset=0)], r"in one folder and .* is given from the start$"),
         (lambda rows: [clip(3, split="test"), *rows[4:]], r"1 rows have another .* 'c3' and 3 rows are gone.*'c[012]'"),
     ],
 )
