@@ -116,7 +116,7 @@ def assign(header: Sequence[str], columns: ColumnsConfig, name: str, needed: Seq
             advice = f"name it with --columns.{role.replace('_', '-')}, or all by --columns.layout"
             if _is_row(header):
                 advice = "its first line looks like a row: give it a header line, with the names of the columns"
-            elif not _is_known(header):
+            elif name.lower().removesuffix(".gz").endswith((".csv", ".tsv", ".txt")) and not _is_known(header):
                 advice += "; if its first line is a row, give it a header line"
             raise ManifestError(f"{name} has no column {wanted[0]!r} for the {role} (found: {show(header)}); {advice}")
     if "caption" in needed and not found["caption"]:
