@@ -6,6 +6,7 @@ has an ORDER BY, so results depend only on the clips, not on threads.
 """
 
 import hashlib
+import logging
 import os
 import pickle
 import tempfile
@@ -27,6 +28,10 @@ from evilm.io.temporary import nameless_file, temporary_folder
 from evilm.manifests.rows import ClipRow
 from evilm.seeds import hash64
 
+logger = logging.getLogger(__name__)
+
+_OF_TARS = "; more tars change no row if all are in one folder and --columns.videoid '' is given from the start"
+_ADVICE = "--columns.repeats captions adds the captions of rows with the same id and video to one clip"
 _SCHEMA = pa.schema(
     [
         ("turn", pa.int64()),  # position in the manifest
@@ -82,7 +87,7 @@ class ClipTable:
         self._seed = seed
         self._waiting: dict[str, list[tuple[Any, ...]]] = {"clips": [], "changed": []}
         self._size = 0
-        self.num_rows = 0
+        self.num_rows, self._has_tars = 0, False
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
@@ -110,8 +115,9 @@ class ClipTable:
         digests = (high, low, content_of(row), _video_of(row), origin)
         self._add("clips", (self.num_rows, *digests, row.clip_id, row.split, *self._write(row)))
         self.num_rows += 1
+        self._has_tars |= row.offset >= 0
 
-    def take_repeats(self, repeats: str) -> Iterator[tuple[ClipRow, ClipRow]]:
+    def take_repeats(self, repeats: str) -> Iterator[tuple[ClipRow, ClipRow, bool]]:
         """Keep the first row of each id and remove the others.
 
         Args:
@@ -119,7 +125,8 @@ class ClipTable:
                 captions, the first row of the id receives those that it does not have.
 
         Returns:
-            The removed rows that add nothing, each with the first row of its id; ordered by id.
+            The removed rows that add nothing, each with the first row of its id, and whether it has the same video and
+            other captions, which nobody decided to remove; ordered by id.
         """
         self._flush("clips")
         num_ids = self._all("SELECT count(*) FROM (SELECT DISTINCT high, low FROM clips)")[0][0]
@@ -127,7 +134,7 @@ class ClipTable:
             return
         are_captions = repeats == "captions" or (repeats == "auto" and num_ids < 0.5 * self.num_rows)
         repeated = "SELECT high, low FROM clips GROUP BY high, low HAVING count(*) > 1"
-        columns = "high, low, video, turn, start, length"
+        columns, num_lost = "high, low, video, turn, start, length", 0
         query = f"SELECT {columns} FROM clips SEMI JOIN ({repeated}) USING (high, low) ORDER BY high, low, turn"
         for _, ((_, _, video, turn, *place), *others) in groupby(self._read(query), itemgetter(0, 1)):
             first = self._row(*place)
@@ -137,11 +144,15 @@ class ClipTable:
                 if are_captions and video == other_video:
                     captions.update(dict.fromkeys(row.captions))
                 if len(captions) == known:
-                    yield row, first
+                    is_lost = repeats == "auto" and video == other_video and not captions.keys() >= set(row.captions)
+                    num_lost += is_lost
+                    yield row, first, is_lost
             if len(captions) > len(first.captions):
                 first = replace(first, captions=tuple(captions))
                 self._add("changed", (turn, content_of(first), *self._write(first)))
         self._flush("changed")
+        if num_lost:
+            logger.warning("%d rows with other captions for a clip are quarantined; %s", num_lost, _ADVICE)
         values = ", ".join(f"coalesce(changed.{name}, clips.{name}) AS {name}" for name in _CHANGED.names)
         first = "SELECT min(turn) AS turn FROM clips GROUP BY high, low"
         joins = f"SEMI JOIN ({first}) USING (turn) LEFT JOIN changed USING (turn)"
@@ -173,7 +184,7 @@ class ClipTable:
         if complaints:
             raise ConfigError(
                 f"the manifest is not the one that {out} was made from, with rows added: {' and '.join(complaints)}; "
-                "--overwrite makes all shards again, or choose another --out"
+                "--overwrite makes all shards again, or choose another --out" + _OF_TARS * self._has_tars
             )
         self._keep("* FROM clips ANTI JOIN planned USING (clip_id)")
 

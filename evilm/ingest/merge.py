@@ -198,7 +198,7 @@ def enforce_failed_share(
         return
     for unit in empty:
         commits.revoke(commit_log.out, unit)
-    may_help = "" if all(reason in OF_ROWS for reason in reasons.counts) else ", with --retry all for videos"
+    may_help = ", with --retry all for videos" if reasons.total > commit_log.of_manifest.reasons.total else ""
     raise ShardError(
         f"{reasons.total} of {num_rows} rows were quarantined ({reasons.top()}{_where(reasons)}); max_failed_share = "
         f"{share:g} and at least one good clip are needed; see {commit_log.out}/quarantine, fix the input and run the "
@@ -207,11 +207,11 @@ def enforce_failed_share(
 
 
 def _where(reasons: RejectCounts) -> str:
-    """Return an example path and the flags that locate files if most files are missing, else ''."""
+    """Return the flags that locate files if most files are missing, else ''."""
     missing = RejectReason.MISSING_FILE.value
-    if next(iter(reasons.sorted()), "") != missing or not (detail := reasons.examples[missing][1]).startswith("no "):
+    if next(iter(reasons.sorted()), "") != missing or not reasons.examples[missing][1].startswith("no "):
         return ""
-    return f": {detail} below --videos; --columns.path or --columns.page-dir names the column of paths or of folders"
+    return "; --columns.path or --columns.page-dir names the column of paths or of folders below --videos"
 
 
 def tell_retryable(reasons: dict[str, int]) -> None:

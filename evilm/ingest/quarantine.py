@@ -64,9 +64,12 @@ class RejectCounts:
         return dict(sorted(self.counts.items(), key=lambda item: (-item[1], item[0])))
 
     def top(self, most: int = 3) -> str:
-        """Return the most frequent reasons in one line, each with an example."""
-        counts = list(self.sorted().items())[:most]
-        return ", ".join(f"{reason} {count}, e.g. {self.examples[reason][0]!r}" for reason, count in counts)
+        """Return the most frequent reasons in one line, each with an example and its detail."""
+        shown = []
+        for reason, count in list(self.sorted().items())[:most]:
+            name, detail = self.examples[reason]
+            shown.append(f"{reason} {count}, e.g. {name!r}" + (f": {detail[:160]}" if detail else ""))
+        return "; ".join(shown)
 
     def table(self, most: int = 10) -> list[str]:
         """Return the lines of a table: reason, count, example."""

@@ -160,8 +160,8 @@ def plan_rows(
                 quarantine.add(row)
             else:
                 clips.take(row)
-        for row, first in clips.take_repeats(repeats):
-            quarantine.add(_repeated(row, first, is_missing))
+        for row, first, is_caption in clips.take_repeats(repeats):
+            quarantine.add(_repeated(row, first, is_caption, is_missing))
         clips.drop_planned([digest_uri(out, plan) for plan in earlier if plan.kind == "rows"], out)
         generation = _write(output, clips, earlier, shard_clips, "rows", manifest, num_rows, quarantine.reasons)
         quarantine.publish()
@@ -195,10 +195,12 @@ def digest_uri(out: str, generation: Generation) -> str:
     return storage.join(out, FOLDER, generation.folder, _DIGEST)
 
 
-def _repeated(row: ClipRow, first: ClipRow, is_missing: Callable[[ClipRow], bool]) -> BadRow:
+def _repeated(row: ClipRow, first: ClipRow, is_caption: bool, is_missing: Callable[[ClipRow], bool]) -> BadRow:
     """Reject a row whose id is taken. If it names another video that does not exist, that is the reason reported."""
     reason = RejectReason.DUPLICATE_ID
     detail = f"record {first.record}" + (f" of {first.source}" if first.source else "") + " has this id"
+    if is_caption:
+        detail += " and video, and other captions; --columns.repeats captions joins them"
     if row.path != first.path and is_missing(row):
         reason, detail = RejectReason.MISSING_FILE, f"and {detail}"
     return BadRow(row.record, row.clip_id, reason, detail, row.split, public_uri(row.path), row.source)

@@ -1,11 +1,12 @@
 """The text of captions as it is stored, and why some cannot be used."""
 
 import re
+from collections.abc import Iterator
 from typing import Any
 from unicodedata import ucd_3_2_0 as unicode
 
+from evilm.manifests.lists import parse_captions
 from evilm.manifests.records import as_text
-from evilm.manifests.spans import parse_captions
 from evilm.video.reasons import RejectReason
 
 _TERMINAL_CODES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
@@ -25,31 +26,34 @@ class Rejected(Exception):
 
 def usable_captions(value: Any) -> tuple[str, ...]:
     """The captions of a cell that can be used, each once; one that can't costs the clip only if there is no other."""
-    several = parse_captions(value)
-    if several is None:
-        return (_caption(value),)
     captions, refused = list[str](), Rejected(RejectReason.EMPTY_CAPTION)
-    for caption in several:
-        try:
-            captions.append(_caption(caption))
-        except Rejected as error:
-            refused = error
+    for text in written_captions(value):
+        if isinstance(text, Rejected):
+            refused = text
+        elif caption := clean_caption(text):
+            captions.append(caption)
+        else:
+            refused = Rejected(RejectReason.EMPTY_CAPTION)
     if not captions:
         raise refused
     return tuple(dict.fromkeys(captions))
 
 
-def _caption(value: Any) -> str:
-    if isinstance(value, dict):
-        keys = ", ".join(map(str, value))[:80]
-        raise Rejected(RejectReason.BAD_CAPTION, f"an object with {keys}, not a text; make one of them the column")
-    text = as_text(value)
-    if "\0" in text:
-        raise Rejected(RejectReason.BAD_CAPTION, "NUL character")
-    caption = clean_caption(text)
-    if not caption:
-        raise Rejected(RejectReason.EMPTY_CAPTION)
-    return caption
+def written_captions(value: Any) -> Iterator[str | Rejected]:
+    """The captions of a cell as they are written, and in the place of each that is not a text why it is not."""
+    try:
+        several = parse_captions(value)
+    except ValueError as error:
+        yield Rejected(RejectReason.BAD_CAPTION, str(error))
+        return
+    for caption in [value] if several is None else several:
+        text = as_text(caption)
+        if isinstance(caption, dict):
+            keys = ", ".join(map(str, caption))[:80]
+            detail = f"an object with {keys}, not a text; make one of them the column"
+            yield Rejected(RejectReason.BAD_CAPTION, detail)
+        else:
+            yield Rejected(RejectReason.BAD_CAPTION, "NUL character") if "\0" in text else text
 
 
 def clean_caption(text: str) -> str:

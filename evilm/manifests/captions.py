@@ -8,10 +8,11 @@ from typing import Any
 from evilm.config.data import ColumnsConfig
 from evilm.errors import ManifestError
 from evilm.io import storage
+from evilm.manifests.caption_text import Rejected, written_captions
 from evilm.manifests.layouts import ColumnRoles, assign
+from evilm.manifests.lists import parse_list
 from evilm.manifests.manifest_files import is_tar, list_manifests
 from evilm.manifests.records import ParseError, as_text, open_table
-from evilm.manifests.spans import parse_captions, parse_list
 from evilm.manifests.tars import Sample, merge_samples, read_tar
 
 logger = logging.getLogger(__name__)
@@ -46,7 +47,8 @@ def read_captions(manifest: str, columns: ColumnsConfig | None = None, split: st
     if not kept:
         raise ManifestError(f"{manifest} has {len(captions)} rows and no caption in them; nothing can be counted")
     if len(kept) < len(captions):
-        logger.info("%s: %d of %d captions are empty and left out", manifest, len(captions) - len(kept), len(captions))
+        left = len(captions) - len(kept)
+        logger.info("%s: %d of %d captions are empty or not texts, and left out", manifest, left, len(captions))
     return kept
 
 
@@ -68,11 +70,12 @@ def _from_tar(uri: str, columns: ColumnsConfig | None) -> Iterator[tuple[str, st
 
 
 def _captions(record: Mapping[str, Any], roles: ColumnRoles) -> Iterator[tuple[str, str]]:
-    """Split and captions of a record: one, or one per span."""
+    """Split and captions of a record, or of each of its spans; '' for what is not a caption."""
     value, split = record.get(roles.caption), as_text(record.get(roles.split)).strip()
-    several = parse_list(value) if roles.start and not roles.end else parse_captions(value)
-    for caption in [value] if several is None else several:
-        yield split, as_text(caption).encode(errors="replace").decode()
+    has_spans = roles.start and parse_list(record.get(roles.start)) is not None
+    for cell in (parse_list(value) if has_spans else None) or [value]:
+        for text in written_captions(cell):
+            yield split, "" if isinstance(text, Rejected) else text.encode(errors="replace").decode()
 
 
 def _from_file(uri: str, ending: str) -> list[str]:

@@ -116,12 +116,20 @@ def assign(header: Sequence[str], columns: ColumnsConfig, name: str, needed: Seq
             advice = f"name it with --columns.{role.replace('_', '-')}, or all by --columns.layout"
             if _is_row(header):
                 advice = "its first line looks like a row: give it a header line, with the names of the columns"
+            elif name.lower().removesuffix(".gz").endswith((".csv", ".tsv", ".txt")) and not _is_known(header):
+                advice += "; if its first line is a row, give it a header line"
             raise ManifestError(f"{name} has no column {wanted[0]!r} for the {role} (found: {show(header)}); {advice}")
     if "caption" in needed and not found["caption"]:
         raise ConfigError("columns.caption is empty; name the column of the captions")
     if "videoid" in needed and not (found["videoid"] or found["path"] or found["url"]):
         raise ConfigError("columns.videoid, .path and .url are all empty; one of them must tell which video is meant")
     return ColumnRoles(layout, **found)
+
+
+def _is_known(header: Sequence[str]) -> bool:
+    """Check whether a header has any column of a layout."""
+    layouts = map(TABLE_LAYOUTS.get, TABLE_LAYOUTS.names())
+    return any(name in header for layout in layouts for names in layout.columns.values() for name in names)
 
 
 def _is_row(header: Sequence[str]) -> bool:

@@ -3,7 +3,8 @@
 import hashlib
 import logging
 import posixpath
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, TypeAlias
@@ -23,6 +24,7 @@ from evilm.video.urls import flat_name, is_url
 logger = logging.getLogger(__name__)
 
 _Samples: TypeAlias = list[Sample | ParseError]
+_DIGITS = re.compile(r"\d+")
 _HASHED_BYTES = 1 << 22
 
 
@@ -41,12 +43,13 @@ def read_manifests(config: ShardVideos) -> Iterator[ClipRow | BadRow]:
     uris = list_manifests(config.manifest)
     root = _root(config, uris)
     sources = names_of(uris) if len(uris) > 1 else [""]
-    prefixes = _id_prefixes(config, uris, sources)
+    prefixes = _IdPrefixes(config, uris)
     left, num_records = config.limit or None, 0
     tars = map_ahead(lambda uri: _samples_of(uri, root), uris, config.fetch.concurrency)
-    for uri, source, prefix, samples in zip(uris, sources, prefixes, tars, strict=True):
-        before = num_records
-        read = partial(_tar_rows, id_prefix=prefix) if is_tar(uri) else _table_rows
+    for uri, source, samples in zip(uris, sources, tars, strict=True):
+        before, read = num_records, _table_rows
+        if is_tar(uri):
+            read = partial(_tar_rows, id_prefix=prefixes.of(uri, source, samples or []))
         for number, rows in read(config, uri, source, root, samples):
             yield from rows
             num_records += number > 0
@@ -59,23 +62,36 @@ def read_manifests(config: ShardVideos) -> Iterator[ClipRow | BadRow]:
         raise ManifestError(f"{config.manifest} has a header and no rows; nothing to do")
 
 
-def _id_prefixes(config: ShardVideos, uris: Sequence[str], sources: Sequence[str]) -> list[str]:
-    """Return what is put before the ids of each manifest: the name of a tar, if its keys are unique in it only.
+class _IdPrefixes:
+    """What is put before the ids of each tar: its name if its keys are unique in it only, else ''.
 
-    That is so if no column of ids is asked for, or if the first two tars begin with the same key.
+    That is so for all tars if no column of ids is asked for, or if the first two begin with the same key; else for a
+    tar that begins with the key of an earlier one, and those after it that differ from it in numbers only.
     """
-    tars = [uri for uri in uris if is_tar(uri)]
-    firsts = [next((each.key for each in read_tar(uri) if isinstance(each, Sample)), None) for uri in tars[:2]]
-    repeats = len(firsts) == 2 and firsts[0] is not None and firsts[0] == firsts[1]
-    if not tars or (config.columns.videoid != "" and not repeats):
-        return [""] * len(uris)
-    if repeats:
-        logger.info("%s and %s begin with the key %r: ids are made of tar and key", *tars[:2], firsts[0])
-    names = [
-        flat_name((source or posixpath.basename(uri)).rpartition(".")[0])
-        for uri, source in zip(uris, sources, strict=True)
-    ]
-    return [f"{name}_" if is_tar(uri) else "" for uri, name in zip(uris, names, strict=True)]
+
+    def __init__(self, config: ShardVideos, uris: Sequence[str]) -> None:
+        tars, self._videoid = [uri for uri in uris if is_tar(uri)], config.columns.videoid
+        firsts = [_first_key(read_tar(uri)) for uri in tars[:2]]
+        repeats = len(firsts) == 2 and firsts[0] is not None and firsts[0] == firsts[1]
+        if repeats:
+            logger.info("%s and %s begin with the key %r: ids are made of tar and key", *tars[:2], firsts[0])
+        self._is_for_all = self._videoid == "" or repeats
+        self._firsts, self._series = set[str | None](), set[str]()
+
+    def of(self, uri: str, source: str, samples: _Samples) -> str:
+        """Return the prefix of a tar; to be asked in the order of the tars, so that none depends on later ones."""
+        name = (source or posixpath.basename(uri)).rpartition(".")[0]
+        first, series = _first_key(samples), _DIGITS.sub("", name)
+        if not self._is_for_all and self._videoid is None and first is not None and first in self._firsts:
+            if series not in self._series:
+                logger.info("%s begins with the key %r of an earlier tar: its ids are made of tar and key", uri, first)
+            self._series.add(series)
+        self._firsts.add(first)
+        return f"{flat_name(name)}_" if self._is_for_all or series in self._series else ""
+
+
+def _first_key(samples: Iterable[Sample | ParseError]) -> str | None:
+    return next((each.key for each in samples if isinstance(each, Sample)), None)
 
 
 def fingerprint_of_manifests(config: ShardVideos) -> str:
@@ -182,7 +198,7 @@ def _members(samples: _Samples, name: str) -> dict[str, VideoLocation]:
     for sample in samples:
         if isinstance(sample, Sample) and sample.member:
             place = VideoLocation(f"{name}/{sample.member}", offset=sample.offset, num_bytes=sample.num_bytes)
-            members.setdefault(sample.key.replace("/", "_"), place)
+            members.setdefault(sample.values[KEY], place)
     return members
 
 

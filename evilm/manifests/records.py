@@ -126,9 +126,18 @@ def _text(file: IO[bytes], head: bytes, uri: str) -> tuple[list[str], Iterator[d
     lines = io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
     if opening == b"{":
         return _json_lines(_limited(lines), uri)
-    name = uri.lower().removesuffix(".gz")
-    is_tsv = name.endswith(".tsv") or (b"\t" in first and b"," not in first)
-    return _csv(CsvReader(lines, "\t" if is_tsv else ","), uri)
+    return _csv(CsvReader(lines, _delimiter(first, uri)), uri)
+
+
+def _delimiter(first: bytes, uri: str) -> str:
+    """Return what separates columns, known by the header line: a comma, or else what it has instead."""
+    if uri.lower().removesuffix(".gz").endswith(".tsv") or (b"\t" in first and b"," not in first):
+        return "\t"
+    bare = re.sub(rb'"[^"]*"', b"", first)
+    found = next((mark for mark in ",;|" if mark.encode() in bare), ",")
+    if found != ",":
+        logger.info("%s: %r separates the columns", uri, found)
+    return found
 
 
 def _limited(lines: io.TextIOWrapper) -> Iterator[str]:
@@ -144,10 +153,14 @@ def _csv(table: CsvReader, uri: str) -> tuple[list[str], Iterator[dict[str, Any]
         raise ManifestError(f"{uri} has no header line that can be read: {error}") from None
     if odd := [name for name in header if not is_text(name)]:
         raise ManifestError(f"{uri} names a column {show(odd[:1])!r} that is not UTF-8; save the file as UTF-8")
+    _check_distinct(header, uri)
+    return header, table.records(header)
+
+
+def _check_distinct(header: Sequence[str], uri: str) -> None:
     repeated = sorted({name for name in header if name and header.count(name) > 1})
     if repeated:
         raise ManifestError(f"{uri} names column {show(repeated[:1])!r} twice; rename one of them")
-    return header, table.records(header)
 
 
 def _json_lines(lines: Iterator[str], uri: str) -> tuple[list[str], Iterator[dict[str, Any] | ParseError]]:
@@ -179,6 +192,7 @@ def _holds_bytes(kind: pa.DataType) -> bool:
 
 def _parquet(file: IO[bytes], uri: str) -> tuple[list[str], Iterator[dict[str, Any] | ParseError]]:
     table = pq.ParquetFile(file, buffer_size=1 << 20, pre_buffer=False)  # by pages, not by whole row groups
+    _check_distinct(table.schema_arrow.names, uri)
     # Columns of bytes hold videos, not words.
     names = [field.name for field in table.schema_arrow if not _holds_bytes(field.type)]
     if left := [name for name in table.schema_arrow.names if name not in names]:

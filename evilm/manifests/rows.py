@@ -12,15 +12,16 @@ from evilm.config.data import VIDEO_ENDINGS
 from evilm.config.secrets import public_text, public_uri, unsigned, unsigned_text
 from evilm.manifests.caption_text import Rejected, usable_captions
 from evilm.manifests.layouts import KEY, ColumnRoles
+from evilm.manifests.lists import parse_list
 from evilm.manifests.records import ParseError, as_text, is_text
-from evilm.manifests.spans import Span, parse_list, parse_span, show_seconds
+from evilm.manifests.spans import Span, parse_span, show_seconds
+from evilm.manifests.video_paths import check_path, path_below
 from evilm.seeds import hash64
 from evilm.video.reasons import RejectReason
 from evilm.video.urls import flat_name, is_url
 
 SPLIT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
 """Splits become parts of file names."""
-_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -174,48 +175,24 @@ def _place(clip_id: str, record: Mapping[str, Any], texts: Mapping[str, str], co
     url = texts.get(roles.url, "").strip() if context.urls else ""
     path = texts.get(roles.path, "").strip()
     if is_url(path):
-        _check_path(path)
+        check_path(path)
         return VideoLocation(path)
     if not context.root:
         if not url:
             raise Rejected(
                 RejectReason.MISSING_FILE, "no URL" if context.urls else "a path below --videos, which is not given"
             )
-        _check_path(url)
+        check_path(url)
         return VideoLocation(url)
     if roles.path:
         if not path and not url:
             raise Rejected(RejectReason.MISSING_FILE, "no path")
         if path:
-            return VideoLocation(_below(path, context.root), url=url)
-        _check_path(url)
+            return VideoLocation(path_below(path, context.root), url=url)
+        check_path(url)
         return VideoLocation(url)
     folder = texts.get(roles.page_dir, "").strip() if roles.page_dir else context.folder
-    return VideoLocation(_below(f"{folder}/{name}" if folder else name, context.root), needs_ending=True, url=url)
-
-
-def _below(path: str, root: str) -> str:
-    """A path as it is below the root; URLs of the root's own files lose the root."""
-    if _SCHEME.match(path):
-        prefix = root.rstrip("/") + "/"
-        if not path.startswith(prefix):
-            raise Rejected(RejectReason.PATH_UNSAFE, f"a {path.partition(':')[0]} URL outside of the video root")
-        path = path[len(prefix) :]
-    elif root.startswith("/") and path.startswith(root.rstrip("/") + "/"):
-        path = path[len(root.rstrip("/")) :].lstrip("/")
-    _check_path(path)
-    if path.startswith("/"):
-        raise Rejected(RejectReason.PATH_UNSAFE, "an absolute path outside of the video root")
-    if ".." in path.split("/"):
-        raise Rejected(RejectReason.PATH_UNSAFE, "'..' in the path")
-    if "\\" in path:
-        raise Rejected(RejectReason.PATH_UNSAFE, "'\\' in the path")
-    return posixpath.normpath(path)
-
-
-def _check_path(path: str) -> None:
-    if any(ord(character) < 32 for character in path):
-        raise Rejected(RejectReason.PATH_UNSAFE, "a control character in the path")
+    return VideoLocation(path_below(f"{folder}/{name}" if folder else name, context.root), needs_ending=True, url=url)
 
 
 def _spans(
@@ -254,10 +231,9 @@ def _spans(
     is_one = pairs is not None and len(pairs) == 2 and not any(isinstance(item, list | tuple) for item in pairs)
     if pairs is None or is_one:  # one start and one end
         span: Span = (None, None)
-        if pairs:
-            span = _span(*pairs)  # of a clip that has its own id
-        elif roles.start or roles.end:
-            span = _span(record.get(roles.start), record.get(roles.end))
+        if roles.start or roles.end:
+            span = _span(*(pairs or (record.get(roles.start), record.get(roles.end))))
+        if span != (None, None) and (not pairs or roles.layout == "panda"):  # others have ids of clips
             clip_id = f"{clip_id}_{show_seconds(span[0] or 0)}_{'end' if span[1] is None else show_seconds(span[1])}"
         yield clip(clip_id, span, value, extra)
         return

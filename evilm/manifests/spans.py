@@ -1,8 +1,6 @@
 """Stretches of longer videos: where a clip begins and ends, as manifests write it."""
 
-import ast
 import datetime
-import json
 import math
 import re
 from typing import Any
@@ -12,7 +10,6 @@ from evilm.manifests.records import as_text
 _CLOCK = re.compile(r"(?:(\d{1,4}):)?(\d{1,4}):(\d{1,2}(?:[.,]\d+)?)", re.ASCII)
 _ISO = re.compile(r"PT(?:(\d+(?:\.\d+)?)H)?(?:(\d+(?:\.\d+)?)M)?(?:(\d+(?:\.\d+)?)S)?", re.IGNORECASE | re.ASCII)
 _NUMBER = re.compile(r"\d+(?:\.\d*)?(?:[eE][+-]?\d+)?|\.\d+", re.ASCII)
-_LIST_CHARS = 1 << 20
 
 Span = tuple[float | None, float | None]
 """Start and end in seconds; None from the start, or to the end."""
@@ -52,29 +49,6 @@ def parse_span(start: Any, end: Any) -> Span:
     if stop is not None and stop <= (begin or 0):
         raise ValueError(f"the end {show_seconds(stop)} s is not after the start {show_seconds(begin or 0)} s")
     return begin, stop
-
-
-def parse_list(value: Any) -> list[Any] | None:
-    """A list that a cell holds, in JSON or as Python writes it; None where it holds something else."""
-    if not isinstance(value, str):
-        return list(value) if isinstance(value, list | tuple) else None
-    if not value.lstrip().startswith(("[", "(")) or len(value) > _LIST_CHARS:
-        return None
-    for parse in (json.loads, ast.literal_eval):  # the latter takes literals only, and runs nothing
-        try:
-            parsed = parse(value.strip())
-        except (ValueError, SyntaxError, RecursionError, MemoryError, TypeError):
-            continue
-        return list(parsed) if isinstance(parsed, list | tuple) else None
-    return None
-
-
-def parse_captions(value: Any) -> list[Any] | None:
-    """The captions of a cell that holds a list of texts, also as JSON or Python writes it; None for one caption."""
-    found = parse_list(value)
-    if isinstance(value, str) and found is not None and not all(isinstance(item, str | None) for item in found):
-        return None
-    return found
 
 
 def show_seconds(seconds: float) -> str:

@@ -11,6 +11,7 @@ from evilm.errors import ManifestError, StorageError
 from evilm.io import storage
 from evilm.manifests.layouts import KEY
 from evilm.manifests.records import ParseError, is_text
+from evilm.video.urls import flat_name
 
 _TEXT_BYTES = 1 << 20
 _BLOCK_BYTES = 1 << 16  # one range read gives a sample's texts and the next header
@@ -68,7 +69,8 @@ def read_tar(uri: str) -> Iterator[Sample | ParseError]:
 def merge_samples(samples: Iterable[Sample | ParseError]) -> Iterator[Sample | ParseError]:
     """Join samples of one key of which one has only the video and another only what is said about it.
 
-    Their members do not follow each other in the tar, as in one that was packed ending by ending.
+    Their members do not follow each other in the tar, as in one that was packed ending by ending. Ids that two keys
+    share get a digest of the key.
     """
     found, parts = list(samples), dict[str, list[Sample]]()
     for sample in found:
@@ -84,7 +86,15 @@ def merge_samples(samples: Iterable[Sample | ParseError]) -> Iterator[Sample | P
                 first.member, first.offset, first.num_bytes = other.member, other.offset, other.num_bytes
             first.num_members += other.num_members
             gone.add(id(other))
-    yield from (sample for sample in found if id(sample) not in gone)
+    keys = dict[str, set[str]]()
+    for sample in found:
+        if isinstance(sample, Sample):
+            keys.setdefault(sample.values[KEY], set()).add(sample.key)
+    for sample in found:
+        if isinstance(sample, Sample) and len(keys[sample.values[KEY]]) > 1:  # a/b and a_b
+            sample.values[KEY] = flat_name(sample.key)
+        if id(sample) not in gone:
+            yield sample
 
 
 def split_key(name: str) -> tuple[str, str]:

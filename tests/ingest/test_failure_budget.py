@@ -41,12 +41,25 @@ def test_corpus_without_a_good_clip_fails(tmp_path: Path) -> None:
     (tmp_path / "videos").mkdir()
     (tmp_path / "videos" / "a.mp4").write_bytes(b"no video")
     (tmp_path / "clips.csv").write_text("videoid,name\na,hello\n")
-    with pytest.raises(ShardError, match=r"1 of 1 rows were quarantined .*not_a_video 1, e\.g\. 'a'"):
+    with pytest.raises(ShardError, match=r"1 of 1 rows were quarantined .*not_a_video 1, e\.g\. 'a': .*--retry all"):
         shard_videos(shard_config(tmp_path, tmp_path / "frames", max_failed_share=1), in_this_process)
     write_video(tmp_path / "videos" / "a.mp4")
     assert (
         shard_videos(shard_config(tmp_path, tmp_path / "frames", max_failed_share=1), in_this_process)["num_clips"] == 1
     )
+
+
+def test_last_line_says_why_a_path_is_unsafe(tmp_path: Path) -> None:
+    (tmp_path / "videos").mkdir()
+    (tmp_path / "a.mp4").write_bytes(b"x")
+    (tmp_path / "videos" / "a.mp4").symlink_to(tmp_path / "a.mp4")
+    write_csv(tmp_path / "clips.csv", HEADER, ["a", "hello"])
+    with pytest.raises(ShardError, match=r"path_unsafe 1, e\.g\. 'a': a link .*; --follow-links allows.*--retry all"):
+        shard_videos(shard_config(tmp_path, tmp_path / "frames"), in_this_process)
+    write_csv(tmp_path / "clips.csv", [*HEADER, "page_dir"], ["a", "hello", "/etc"])
+    with pytest.raises(ShardError, match=r"path_unsafe 1, e\.g\. 'a': an absolute path") as caught:
+        shard_videos(shard_config(tmp_path, tmp_path / "other"), in_this_process)
+    assert "--retry" not in str(caught.value), "rows that the manifest spoils are not tried again"
 
 
 def test_missing_videos_stop_the_job_without_commits(growing: Path, ray_local: Any) -> None:

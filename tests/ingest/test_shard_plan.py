@@ -135,7 +135,8 @@ def test_first_row_of_an_id_is_planned(mode: None, tmp_path: Path) -> None:
         row["record"]: (row["clip_id"], row["reason"], row["detail"], row["source"]) for row in quarantined(tmp_path)
     }
     assert told[3] == ("c7", "empty_caption", "", "")
-    assert told[21] == ("c7", "duplicate_id", "record 7 has this id", "b.csv")
+    advice = " and video, and other captions; --columns.repeats captions joins them"
+    assert told[21] == ("c7", "duplicate_id", f"record 7 has this id{advice}", "b.csv")
     assert told[22][1:3] == ("duplicate_id", "record 7 has this id")
     assert told[23][1] == "duplicate_id"
     assert told[24][1:3] == ("missing_file", "and record 9 has this id"), "where it names another video"
@@ -179,6 +180,7 @@ def test_added_rows_are_planned_as_new_shards(mode: None, tmp_path: Path) -> Non
         ),
         (lambda rows: [*rows[:5], *rows[6:]], r"1 rows are gone or cut off by --limit, e\.g\. 'c5'"),
         (lambda rows: rows[:20], r"20 rows are gone"),
+        (lambda rows: [clip(1, path="a.tar/1.mp4", offset=0)], r"in one folder and .* is given from the start$"),
         (lambda rows: [clip(3, split="test"), *rows[4:]], r"1 rows have another .* 'c3' and 3 rows are gone.*'c[012]'"),
     ],
 )
@@ -274,6 +276,19 @@ def test_repeated_rows_are_merged_as_captions(mode: None, tmp_path: Path) -> Non
             output, [*several, clip(1, captions=("c",))], "m", [], 0, 4, lambda _: False, "captions"
         )
     assert (on.num_planned, on.reasons.total) == (3, 0)
+
+
+def test_other_captions_of_a_clip_are_not_rejected_unnoticed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    rows = [clip(n // 2, record=n, captions=(f"caption {n}",)) for n in range(20)]
+    made = plan_of(tmp_path / "auto", [*rows, clip(0, record=20, captions=("caption 0",)), clip(10)])
+    assert made.reasons.sorted() == {"duplicate_id": 11}
+    (line,) = [record.message for record in caplog.records if "--columns.repeats captions" in record.message]
+    assert line.startswith("10 rows with other captions for a clip are quarantined")
+    caplog.clear()
+    for repeats in ("duplicates", "captions"):
+        with opened(tmp_path / repeats) as output:
+            shard_plan.plan_rows(output, rows, "m", [], 0, 4, lambda _: False, repeats)  # type: ignore[arg-type]
+    assert "--columns.repeats" not in caplog.text
 
 
 def test_clips_of_one_video_share_a_shard(mode: None, tmp_path: Path) -> None:

@@ -155,6 +155,10 @@ def test_pair_in_a_cell_is_one_span(tmp_path: Path) -> None:
         ("a1_0", 0.0, 0.5, "A street, at night."),
         ("a2_7", 0.25, 0.75, "Two hands."),
     ]
+    for layout, ids in (("auto", ["v_0_1", "v_1_2.5"]), ("koala", ["v", "v"])):
+        exploded = "videoID,timestamp,caption\nv,\"['0:00', '0:01']\",x\nv,\"['0:01', '0:02.5']\",y\n"
+        rows = only_clips(rows_of_text(tmp_path, exploded, **{"columns.layout": layout}))
+        assert [(row.clip_id, row.path) for row in rows] == [(name, "v") for name in ids]
     panda = "videoID,timestamp,caption\nb,\"[['0', '1'], ['2', '3']]\",\"['x', 'y']\"\n"
     assert [row.clip_id for row in only_clips(rows_of_text(tmp_path, panda))] == ["b_0", "b_1"]
 

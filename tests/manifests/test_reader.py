@@ -89,6 +89,10 @@ def test_invalid_utf8_in_parquet_is_a_bad_row(tmp_path: Path) -> None:
         (b"{\n}\n", "not JSON lines"),
         (b"videoid,name\n", "no rows"),
         (b"id,text\n1,x\n", r"found: id, text\); name it with --columns.videoid"),
+        (b"v_abc\trunning\nv_x\twalks\n", r"if its first line is a row, give it a header line$"),
+        (b"v_abc;running\nv_x;walks\n", r"found: v_abc, running\).* give it a header line$"),
+        (b"videoid|text\nv_x|walks\n", r"found: videoid, text\); .*, or all by --columns.layout$"),
+        (b"videoid;name;name\na;x;y\n", r"names column 'name' twice; rename one of them"),
     ],
 )
 def test_unreadable_manifest_raises_one_clear_line(tmp_path: Path, data: bytes, message: str) -> None:
@@ -98,6 +102,21 @@ def test_unreadable_manifest_raises_one_clear_line(tmp_path: Path, data: bytes, 
     text = str(caught.value)
     assert text.isprintable()
     assert len(text) < 400
+
+
+def test_column_twice_in_parquet_is_rejected(tmp_path: Path) -> None:
+    cells = [pa.array([text]) for text in ("a", "b", "c")]
+    pq.write_table(pa.table(cells, names=["videoid", "name", "name"]), tmp_path / "a.parquet")
+    with pytest.raises(ManifestError, match=r"a\.parquet names column 'name' twice; rename one of them"):
+        read_rows(tmp_path / "a.parquet", tmp_path)
+
+
+@pytest.mark.parametrize("mark", [",", ";", "|"])
+def test_commas_semicolons_and_bars_separate_columns(tmp_path: Path, mark: str) -> None:
+    text = '\ufeffvideoid;"name";"x,y"\r\na1;"one; two, three | four";2\r\n'
+    (tmp_path / "a.csv").write_text(text.replace(";", mark).replace(f"one{mark}", "one;"), newline="")
+    (row,) = read_clips(tmp_path / "a.csv", tmp_path)
+    assert (row.clip_id, row.captions, row.extra) == ("a1", ("one; two, three | four",), {"x,y": "2"})
 
 
 def test_video_given_as_manifest_is_rejected(shared_data: Path, tmp_path: Path) -> None:

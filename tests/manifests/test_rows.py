@@ -19,7 +19,7 @@ from evilm.manifests.rows import BadRow, ClipRow
 from evilm.video.fetch import Fetcher
 from evilm.video.reasons import RejectReason
 from evilm.video.urls import flat_name
-from helpers.tables import as_csv, only_clips, rows_of_bytes, rows_of_text
+from helpers.tables import as_csv, only_clips, read_rows, rows_of_bytes, rows_of_text, write_csv
 
 HEADER = ["videoid", "contentUrl", "duration", "page_dir", "name"]
 
@@ -205,6 +205,24 @@ def test_absolute_path_must_be_below_the_root(tmp_path: Path) -> None:
     assert good.path == "p/a.mp4"
     assert isinstance(bad, BadRow)
     assert (bad.reason, bad.detail) == ("path_unsafe", "an absolute path outside of the video root")
+
+
+def test_all_spellings_of_a_path_below_the_root_are_accepted(tmp_path: Path) -> None:
+    root, link, other = tmp_path / "v", tmp_path / "link", tmp_path / "other"
+    (root / "p q").mkdir(parents=True)
+    other.mkdir()
+    link.symlink_to(root)
+    (root / "out").symlink_to(other)
+    good = [f"{folder}/p q/a.mp4" for folder in (root, link, f"{root}/", f"/{root}", f"{root}/.", f"file://{root}")]
+    good += [f"file://localhost{link}/p%20q/a.mp4".replace("link", name) for name in ("v", "link")]
+    bad = [f"{other}/a.mp4", f"file://{other}/a.mp4", f"{root}/../other/a.mp4", f"file://{root}/%2e%2e/a.mp4"]
+    bad += [f"file://host{root}/a.mp4", f"{tmp_path}/v2/a.mp4", str(root)]
+    cells = [[str(number), "x", path] for number, path in enumerate(good + bad)]
+    manifest = write_csv(tmp_path / "a.csv", ["videoid", "name", "file"], *cells)
+    for videos in (root, link):
+        rows = read_rows(manifest, videos, {"path": "file"})
+        assert [row.path for row in rows if isinstance(row, ClipRow)] == ["p q/a.mp4"] * len(good)
+        assert [row.reason for row in rows if isinstance(row, BadRow)] == [RejectReason.PATH_UNSAFE] * len(bad)
 
 
 def test_ids_made_from_paths_are_unique_per_path(tmp_path: Path) -> None:

@@ -225,6 +225,31 @@ def test_keys_repeated_across_tars_get_distinct_ids(tmp_path: Path) -> None:
     (tmp_path / "s-1.tar").unlink()
     (tmp_path / "s-2.tar").unlink()
     assert [row.clip_id for row in only_clips(tar_rows(tmp_path))] == ["000000", "000001"]
+    assert [row.clip_id for row in only_clips(tar_rows(tmp_path, **{"columns.videoid": ""}))] == ids[:2]
+
+
+def test_tars_that_repeat_keys_of_earlier_ones_change_no_ids(tmp_path: Path) -> None:
+    sizes = {"train-0": (0, 3), "train-1": (3, 6), "val-0": (0, 2), "val-1": (2, 4)}
+    for name, keys in sizes.items():
+        texts = [(f"{k:06d}{end}", f"{name} {k}".encode()) for k in range(*keys) for end in (".mp4", ".txt")]
+        write_tar(tmp_path / f"{name}.tar", dict(texts))
+    ids = [f"{k:06d}" for k in range(6)] + [f"val-{k // 2}_{k:06d}" for k in range(4)]
+    train = f"{tmp_path}/train-*.tar"
+    assert [row.clip_id for row in read_clips(f"{train},{tmp_path}/val-*.tar")] == ids
+    assert [row.clip_id for row in read_clips(f"{train},{tmp_path}/val-0.tar")] == ids[:8]
+    assert [row.clip_id for row in read_clips(train)] == ids[:6]
+
+
+def test_keys_that_differ_in_slashes_only_are_distinct_clips(tmp_path: Path) -> None:
+    keys = ("a/b/c", "a_b/c", "a_b_c", "d/e")
+    write_tar(tmp_path / "a.tar", {f"{k}{end}": k.encode() for k in keys for end in (".mp4", ".txt")})
+    rows = only_clips(tar_rows(tmp_path))
+    assert [(row.captions[0], row.path) for row in rows] == [(key, f"a.tar/{key}.mp4") for key in keys]
+    first, second, *unchanged = [row.clip_id for row in rows]
+    assert unchanged == ["a_b_c", "d_e"]
+    assert first.startswith("a_b_c-")
+    assert second.startswith("a_b_c-")
+    assert first != second
 
 
 def test_scattered_members_of_a_sample_are_joined(tmp_path: Path) -> None:
