@@ -19,7 +19,7 @@ from evilm.manifests.rows import BadRow, ClipRow
 from evilm.video.fetch import Fetcher
 from evilm.video.reasons import RejectReason
 from evilm.video.urls import flat_name
-from helpers.tables import as_csv, only_clips, rows_of_bytes, rows_of_text
+from helpers.tables import as_csv, only_clips, read_clips, rows_of_bytes, rows_of_text
 
 HEADER = ["videoid", "contentUrl", "duration", "page_dir", "name"]
 
@@ -256,3 +256,45 @@ def test_val_and_test_shares_split_by_source_video(tmp_path: Path) -> None:
     assert {row.path: row.split for row in other} != sides
     named = only_clips(rows_of_text(tmp_path, "videoid,name,split\na,x,dev\nb,x,dev\n", val_share=0.9))
     assert {row.split for row in named} == {"dev"}
+
+
+@pytest.mark.parametrize(
+    "urls",
+    [
+        ("https://h/get?key=v1.mp4", "https://h/get?key=v2.mp4"),
+        ("https://h/media?token=1", "https://h/media?token=2"),
+        ("https://h/clip.php?se=1&st=2", "https://h/clip.php?se=2&st=2"),
+        ("https://h/a.mp4#t=0;5", "https://h/a.mp4#t=5;9"),
+    ],
+)
+def test_urls_that_differ_in_more_than_a_signature_are_different_clips(tmp_path: Path, urls: tuple[str, str]) -> None:
+    (tmp_path / "clips.csv").write_text("contentUrl,name\n" + "".join(f"{url},x\n" for url in urls))
+    rows = read_clips(tmp_path / "clips.csv", **{"columns.videoid": "", "fetch.urls": True})
+    assert len({row.clip_id for row in rows}) == len({content_of(row) for row in rows}) == 2
+    assert [row.path for row in rows] == list(urls)
+
+
+def test_quarantined_urls_have_no_secrets_in_ids_and_details(tmp_path: Path) -> None:
+    url = "https://user:pw@h/a.mp4?X-Amz-Signature=SECRET"
+    long = f"https://user:{'pw' * 60}@h/a.mp4"
+    text = f'contentUrl,videoid,name,part\n"{url}",a,one,"{long}"\n'
+    for column, settings, shown in (
+        ("id", {"columns.videoid": "contentUrl"}, ("https://h/a.mp4", "'/' in the id")),
+        ("split", {"columns.split": "contentUrl"}, ("a", "split 'https://h/a.mp4'")),
+        ("split", {"columns.split": "part"}, ("a", "split 'https://h/a.mp4'")),
+        ("start", {"columns.start": "part", "columns.end": "name"}, ("a", "no time: 'https://h/a.mp4'")),
+    ):
+        (bad,) = rows_of_text(tmp_path, text, **settings)
+        assert isinstance(bad, BadRow), column
+        assert (bad.clip_id, bad.detail) == shown, column
+
+
+def test_extra_columns_hide_urls_however_they_are_written(tmp_path: Path) -> None:
+    text = (
+        "videoid,name,contentUrl,note\n"
+        "a,x,//user:pw@h/a?X-Amz-Signature=SECRET,https:\\/\\/h\\/a?X-Amz-Signature=SECRET\n"
+        "b,x,https://h/a'b.mp4?X-Amz-Signature=SECRET,https://h/a?accessToken=SECRET&id=7\n"
+    )
+    first, second = only_clips(rows_of_text(tmp_path, text))
+    assert first.extra == {"contentUrl": "//h/a", "note": r"https:\/\/h\/a"}
+    assert second.extra == {"contentUrl": "https://h/a'b.mp4", "note": "https://h/a?id=7"}
