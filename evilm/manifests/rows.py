@@ -123,7 +123,7 @@ def clips_of(number: int, record: Mapping[str, Any] | ParseError, context: Conte
         clip_id = context.id_prefix + clip_id
         place = _place(clip_id, record, texts, context)
         path = public_uri(place.path)
-        split = split if named else _split_of(place, context)
+        split = split if named else _split_of(place, record, texts, context)
         yield from _spans(number, clip_id, split, place, record, texts, context)
     except Rejected as refused:
         yield _bad(number, clip_id, refused, split, path, context)
@@ -142,9 +142,14 @@ def _id_from_place(texts: Mapping[str, str], roles: ColumnRoles) -> str:
     raise Rejected(RejectReason.MISSING_ID)
 
 
-def _split_of(place: VideoLocation, context: Context) -> str:
+def _split_of(place: VideoLocation, record: Mapping[str, Any], texts: Mapping[str, str], context: Context) -> str:
     """Draw the split of a source video by a hash of where it lies, so that all its clips are on one side."""
-    drawn = hash64(f"split\0{context.seed}\0{unsigned(place.path)}".encode()) / 2**64
+    roles = context.roles
+    source = without_ending(place.path) if place.needs_ending else place.path  # ids of one file with and without it
+    has_pair = bool(roles.start) and not roles.end and _is_pair(parse_list(record.get(roles.start)))
+    if (has_pair and place.needs_ending) or (roles.layout == "video2dataset" and texts.get("clips")):  # cut clips
+        source = texts.get(roles.url, "").strip() or source
+    drawn = hash64(f"split\0{context.seed}\0{unsigned(source)}".encode()) / 2**64
     for split, share in context.shares.items():
         if drawn < share:
             return split

@@ -4,6 +4,8 @@ import csv
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -298,3 +300,29 @@ def test_extra_columns_hide_urls_however_they_are_written(tmp_path: Path) -> Non
     first, second = only_clips(rows_of_text(tmp_path, text))
     assert first.extra == {"contentUrl": "//h/a", "note": r"https:\/\/h\/a"}
     assert second.extra == {"contentUrl": "https://h/a'b.mp4", "note": "https://h/a?id=7"}
+
+
+def test_cut_clips_of_one_source_are_in_one_split(tmp_path: Path) -> None:
+    header, names = "videoID,url,timestamp,caption,clarity_score\n", [f"v{n // 10}_{n % 10}" for n in range(400)]
+    koala = "".join(
+        f"{name},https://x.org/watch?v={name.partition('_')[0]},\"['0:00:0{n % 10}.0', '0:00:30.0']\",x,1\n"
+        for n, name in enumerate(names)
+    )
+    rows = only_clips(rows_of_text(tmp_path, header + koala, val_share=0.5))
+    sides = {(row.clip_id.partition("_")[0], row.split) for row in rows}
+    assert len(sides) == 40
+    assert 8 < len([side for side in sides if side[1] == "val"]) < 32
+    folder = tmp_path / "out"
+    (folder / "00000").mkdir(parents=True)
+    fixed = {"status": "success", "caption": "x", "clips": "[[0, 1]]"}
+    records = [fixed | {"key": name, "url": f"https://x.org/{name.partition('_')[0]}"} for name in names]
+    pq.write_table(pa.Table.from_pylist(records), folder / "00000.parquet")
+    rows = read_clips(folder, folder, val_share=0.5)
+    assert len({(row.clip_id.partition("_")[0], row.split) for row in rows}) == 40
+
+
+def test_ids_with_and_without_an_ending_are_in_one_split(tmp_path: Path) -> None:
+    text = "videoid,name,start,end\n" + "".join(f"v{n},x,0,1\nv{n}.mp4,x,1,2\n" for n in range(40))
+    flags = {"columns.start": "start", "columns.end": "end", "val_share": 0.5}
+    rows = only_clips(rows_of_text(tmp_path, text, **flags))
+    assert len({(row.path.removesuffix(".mp4"), row.split) for row in rows}) == 40
