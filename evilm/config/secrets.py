@@ -8,7 +8,7 @@ import re
 from typing import Any
 from urllib.parse import unquote, urlsplit, urlunsplit
 
-_ANY_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s'\"<>]+")
+_ANY_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]{0,30}://[^\s'\"<>]+")
 _ABSOLUTE = re.compile(r"(?:[A-Za-z][A-Za-z0-9+.-]*:)?//")
 _AZURE = "sig|se|sp|sv|sr|st|spr|skoid|sktid|skt|ske|sks|skv"
 _CLOUDFRONT = "Signature|Expires|Policy|Key-Pair-Id|AWSAccessKeyId|GoogleAccessId|OSSAccessKeyId|security-token"
@@ -58,7 +58,7 @@ def unsigned(url: str, fragment: bool = False) -> str:
         return public_uri(url)
     items = [(_name(item), item) for item in parts.query.split("&") if item]
     there = {name.lower() for name, _ in items}
-    signing = [names for needed, names in _SIGNATURES if needed <= there]
+    signing = [names for needed, names in _SIGNATURES if there and needed <= there]
     query = "&".join(item for name, item in items if not any(names.fullmatch(name) for names in signing))
     netloc, fragment_kept = parts.netloc.rpartition("@")[2], parts.fragment if fragment else ""
     return urlunsplit(parts._replace(netloc=netloc, query=query, fragment=fragment_kept))
@@ -78,7 +78,7 @@ def stored_url(url: str) -> str:
 
 def stored_text(text: str) -> str:
     """A text with all its URLs as `stored_url` makes them."""
-    return _hidden(_ANY_URL.sub(lambda match: stored_url(match[0]), text))
+    return _hidden(_ANY_URL.sub(lambda match: stored_url(match[0]), text) if "://" in text else text)
 
 
 def public_uri(uri: str) -> str:
@@ -93,7 +93,7 @@ def public_uri(uri: str) -> str:
 
 def public_text(text: str) -> str:
     """A text with all its URLs as they may be logged."""
-    return _hidden(_ANY_URL.sub(lambda match: public_uri(match[0]), text))
+    return _hidden(_ANY_URL.sub(lambda match: public_uri(match[0]), text) if "://" in text else text)
 
 
 def public_data(data: Any) -> Any:
@@ -117,4 +117,4 @@ def _hidden(text: str) -> str:
         place = _LOOSE_USER.sub(r"\1", url[0])
         return _LOOSE_SECRETS.sub(lambda found: found[1] if found[2] else "", place)
 
-    return _LOOSE_URL.sub(hide, text) if "/" in text else text
+    return _LOOSE_URL.sub(hide, text) if "/" in text and ("=" in text or "@" in text) else text
