@@ -1,51 +1,99 @@
-"""Remove users, passwords and signatures from URLs before they are shown or stored."""
+"""Remove users, passwords and signatures from URLs before they are compared, shown or stored.
+
+`unsigned` tells whether two URLs ask for the same: it drops only what certainly signs a request. What is shown or
+stored (`stored_*`, `public_*`) also drops whatever could be a secret by its name.
+"""
 
 import re
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import unquote, urlsplit, urlunsplit
 
-_ANY_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s'\"<>]+")
-_SIGNATURE = re.compile(
-    r"(?:X-Amz-|X-Goog-|x-oss-)[A-Za-z-]+|Signature|Expires|Policy|Key-Pair-Id|AWSAccessKeyId|GoogleAccessId|OSSAccessKeyId"
-    r"|sig|se|sp|sv|sr|st|spr|skoid|sktid|skt|ske|sks|skv|hdnea|hdnts|auth_key|(?:\w+[_-])?(?:token|secret|password)"
-    r"|(?:api|access)[_-]?key|key|pwd|pass|auth",
-    re.IGNORECASE,
+_ANY_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]{0,30}://[^\s'\"<>]+")
+_ABSOLUTE = re.compile(r"(?:[A-Za-z][A-Za-z0-9+.-]*:)?//")
+_AZURE = "sig|se|sp|sv|sr|st|spr|skoid|sktid|skt|ske|sks|skv"
+_CLOUDFRONT = "Signature|Expires|Policy|Key-Pair-Id|AWSAccessKeyId|GoogleAccessId|OSSAccessKeyId|security-token"
+_AKAMAI = "hdnea|hdnts|hdntl|auth_key"
+_SIGNATURES = [
+    (needed, re.compile(names, re.IGNORECASE))
+    for needed, names in (
+        ({"x-amz-signature"}, "X-Amz-[a-z-]+"),
+        ({"x-goog-signature"}, "X-Goog-[a-z-]+"),
+        ({"x-oss-signature"}, "x-oss-[a-z-]+"),
+        ({"signature"}, rf"{_CLOUDFRONT}|X-(?:Amz|Goog|oss)-[a-z-]+"),
+        ({"sig"}, _AZURE),
+        ({"token", "expires"}, "token|expires"),
+        (set[str](), rf"{_AKAMAI}|(?:access|auth|session|security|refresh|id)[_-]token|(?:api|access)[_-]?key"),
+        (set[str](), r"\w+[_-]secret|(?:\w+[_-])?password|pwd"),
+    )
+]
+"""Parameters that a query has because it is signed, if it has all the needed ones; names as common as `key` and `st`
+may else tell what is asked for."""
+_SECRET = (
+    rf"X-(?:Amz|Goog|oss)-[\w-]+|{_CLOUDFRONT}|{_AZURE}|{_AKAMAI}|[\w-]*signature\w*|sign|oh|__gda__"
+    r"|[\w-]*(?:token|secret|password|passwd|credentials?|hmac|jwt)"
+    r"|[\w-]*(?:api|access|secret|private|subscription)[_-]?key|key|pwd|pass|auth"
 )
-"""Parameters of a query that allow a request, and do not tell what is asked for."""
+_IS_SECRET = re.compile(_SECRET, re.IGNORECASE)
+_LOOSE_URL = re.compile(r"(?<!\w)(?:\\?/){2}[^\s\"<>]+")
+"""Also in escaped JSON, without a scheme, and with quotes in it."""
+_LOOSE_USER = re.compile(r"(?:^|(?<=:))((?:\\?/){2})[^\s/\\?#]*@")
+_VALUE = r"=(?:[^&;#\s'\"<>\\]|\\/)*"
+_LOOSE_SECRETS = re.compile(
+    rf"([?&;#]|\\u0026)(?:{_SECRET}){_VALUE}(?:(?:[&;]|\\u0026)(?:{_SECRET}){_VALUE})*([&;]|\\u0026)?", re.IGNORECASE
+)
 
 
-def unsigned(url: str) -> str:
-    """An http(s) URL without user, password and what signs it: equal for a place that was signed again."""
-    return _stripped(url) if re.match(r"https?://", url, re.IGNORECASE) else url
+def unsigned(url: str, fragment: bool = False) -> str:
+    """An http(s) URL without user, password and what signs it: equal for a place that was signed again.
 
-
-def _stripped(url: str) -> str:
+    Args:
+        url: the URL; any other text is returned as it is.
+        fragment: keep what follows '#', which no server is asked for, but which may tell clips apart.
+    """
+    if not re.match(r"https?://", url, re.IGNORECASE):
+        return url
     try:
         parts = urlsplit(url)
     except ValueError:  # no URL after all, so nobody can say what is secret in it
         return public_uri(url)
-    kept = [item for item in parts.query.split("&") if item and not _SIGNATURE.fullmatch(item.partition("=")[0])]
-    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2], query="&".join(kept), fragment=""))
+    items = [(_name(item), item) for item in parts.query.split("&") if item]
+    there = {name.lower() for name, _ in items}
+    signing = [names for needed, names in _SIGNATURES if there and needed <= there]
+    query = "&".join(item for name, item in items if not any(names.fullmatch(name) for names in signing))
+    netloc, fragment_kept = parts.netloc.rpartition("@")[2], parts.fragment if fragment else ""
+    return urlunsplit(parts._replace(netloc=netloc, query=query, fragment=fragment_kept))
 
 
-def unsigned_text(text: str) -> str:
-    """A text whose URLs lack users, passwords and signatures, and keep what tells places apart."""
-    return _ANY_URL.sub(lambda match: _stripped(match[0]), text) if "://" in text else text
+def stored_url(url: str) -> str:
+    """A URL as it may be stored with what it asks for: without user, password, fragment and what could be a secret."""
+    if not _ABSOLUTE.match(url):
+        return url
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return public_uri(url)
+    query = "&".join(item for item in parts.query.split("&") if item and not _IS_SECRET.fullmatch(_name(item)))
+    return _hidden(urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2], query=query, fragment="")))
+
+
+def stored_text(text: str) -> str:
+    """A text with all its URLs as `stored_url` makes them."""
+    return _hidden(_ANY_URL.sub(lambda match: stored_url(match[0]), text) if "://" in text else text)
 
 
 def public_uri(uri: str) -> str:
     """A place as it may be logged and stored: URLs without user, password, query and fragment."""
-    scheme, separator, rest = uri.partition("://")
-    if not separator:
+    scheme, separator, rest = uri.partition("//")
+    if not separator or not (scheme == "" or scheme.endswith(":")):
         return uri
     rest = re.split(r"[?#]", rest, maxsplit=1)[0]
     host, slash, path = rest.partition("/")
-    return f"{scheme}://{host.rpartition('@')[2]}{slash}{path}"
+    return f"{scheme}//{host.rpartition('@')[2]}{slash}{path}"
 
 
 def public_text(text: str) -> str:
     """A text with all its URLs as they may be logged."""
-    return _ANY_URL.sub(lambda match: public_uri(match[0]), text) if "://" in text else text
+    return _hidden(_ANY_URL.sub(lambda match: public_uri(match[0]), text) if "://" in text else text)
 
 
 def public_data(data: Any) -> Any:
@@ -55,3 +103,18 @@ def public_data(data: Any) -> Any:
     if isinstance(data, list | tuple):
         return [public_data(value) for value in data]
     return public_text(data) if isinstance(data, str) else data
+
+
+def _name(item: str) -> str:
+    """Return the name of a parameter of a query."""
+    return unquote(item.partition("=")[0])
+
+
+def _hidden(text: str) -> str:
+    """A text without users and secrets in what looks like a URL, however it is written."""
+
+    def hide(url: re.Match[str]) -> str:
+        place = _LOOSE_USER.sub(r"\1", url[0])
+        return _LOOSE_SECRETS.sub(lambda found: found[1] if found[2] else "", place)
+
+    return _LOOSE_URL.sub(hide, text) if "/" in text and ("=" in text or "@" in text) else text

@@ -73,7 +73,7 @@ def content_of(row: ClipRow) -> int:
 
 def _video_of(row: ClipRow) -> int:
     """Return a digest of video, span and split."""
-    return hash64(f"{row.split}\0{unsigned(row.path)}\0{row.start_s}\0{row.end_s}".encode())
+    return hash64(f"{row.split}\0{unsigned(row.path, fragment=True)}\0{row.start_s}\0{row.end_s}".encode())
 
 
 class ClipTable:

@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, Self
 
-from evilm.config.secrets import unsigned
+from evilm.config.secrets import stored_url
 from evilm.errors import ShardError
 from evilm.ingest.shard_plan import read_rows
 from evilm.io.temporary import nameless_file
@@ -90,14 +90,14 @@ def _look_up(database: sqlite3.Connection, out: str, tasks: Sequence[str], rows:
     """Fill the table with planned clips and their locations in the manifest; the first row of an id counts."""
     for task in tasks:
         planned = enumerate(read_rows(out, task))
-        values = ((row.clip_id, task, number, row.path, "[]") for number, row in planned)
+        values = ((row.clip_id, task, number, stored_url(row.path), "[]") for number, row in planned)
         database.executemany("INSERT INTO clips VALUES (?, ?, ?, ?, ?)", values)
     database.execute("CREATE INDEX of_task ON clips (task, number)")
     found = (row for row in rows if isinstance(row, ClipRow))
     database.executemany(
         "UPDATE clips SET location = ? WHERE id = ? AND video = ? AND location = '[]'",
         (
-            (json.dumps(Location(row.path, row.url, row.offset, row.num_bytes)), row.clip_id, unsigned(row.path))
+            (json.dumps(Location(row.path, row.url, row.offset, row.num_bytes)), row.clip_id, stored_url(row.path))
             for row in found
         ),
     )

@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from evilm.config.base import fingerprint
-from evilm.config.secrets import public_uri, unsigned
+from evilm.config.secrets import public_uri, stored_url
 from evilm.errors import ManifestError, OwnershipError
 from evilm.ingest.clip_table import ClipTable, PlacedClip
 from evilm.ingest.quarantine import OF_MANIFEST, Quarantine, RejectCounts
@@ -272,10 +272,10 @@ def _cut(clips: ClipTable, earlier: Sequence[Generation], size: int) -> Iterator
 
 
 def _write_shard(folder: str, planned: tuple[PlannedShard, list[PlacedClip]]) -> _Written:
-    """Write the rows of a shard. URLs are stored without signatures: clips are fetched by the manifest's URLs."""
+    """Write the rows of a shard. URLs are stored without secrets: clips are fetched by the manifest's."""
     shard, clips = planned
     rows = [clip.row for clip in clips]
-    public = [replace(row, path=unsigned(row.path), url=unsigned(row.url)) for row in rows]
+    public = [replace(row, path=stored_url(row.path), url=stored_url(row.url)) for row in rows]
     columns = dict(zip(_SCHEMA.names, zip(*map(_FIELDS, public), strict=True), strict=True))
     columns["extra"] = tuple(json.dumps(extra, ensure_ascii=False) if extra else "" for extra in columns["extra"])
     digest = hashlib.sha256(np.array([clip.content for clip in clips], ">u8").tobytes())

@@ -5,15 +5,14 @@ from collections.abc import Generator, Sequence
 from contextlib import ExitStack
 from functools import partial
 from itertools import groupby
-from operator import attrgetter
+from typing import Any
 
+from evilm.config.secrets import unsigned
 from evilm.errors import DecodeError, EvilmError
 from evilm.manifests.rows import ClipRow
 from evilm.prefetch import map_ahead
 from evilm.video.fetch import Fetcher
 from evilm.video.reasons import RejectReason
-
-_SOURCE = attrgetter("path", "needs_ending", "offset", "num_bytes", "url")
 
 
 class SourceVideo:
@@ -67,16 +66,20 @@ def fetch_sources(rows: Sequence[ClipRow], fetcher: Fetcher, ahead: int) -> Gene
 
     Leaving early does not wait for servers: a hanging one must not delay the error that ends the job.
     """
-    sources = (list(group) for _, group in groupby(rows, _SOURCE))
+    sources = (list(group) for _, group in groupby(rows, _source))
     return map_ahead(partial(fetch_source, fetcher), sources, ahead, name="fetch", discard=SourceClips.close)
 
 
 def fetch_source(fetcher: Fetcher, rows: Sequence[ClipRow]) -> SourceClips:
     """Fetch the video that the rows are parts of, once; if it is missing, fetch a file for each clip."""
-    try:
-        return SourceClips(rows, [_fetch(rows[0], fetcher)] * len(rows))
-    except DecodeError as error:
-        missing = error
+    missing = DecodeError(RejectReason.MISSING_FILE)
+    for row in {(row.path, row.url): row for row in rows}.values():  # by another signature where one has expired
+        try:
+            return SourceClips(rows, [_fetch(row, fetcher)] * len(rows))
+        except DecodeError as error:
+            missing = error
+        if missing.reason != RejectReason.FETCH_ERROR:
+            break
     is_span = rows[0].start_s is not None or rows[0].end_s is not None
     if missing.reason != RejectReason.MISSING_FILE or not rows[0].needs_ending or not is_span:
         return SourceClips(rows, [missing] * len(rows))
@@ -88,6 +91,11 @@ def fetch_source(fetcher: Fetcher, rows: Sequence[ClipRow]) -> SourceClips:
             is_gone = error.reason == RejectReason.MISSING_FILE
             videos.append(DecodeError(missing.reason, f"{missing.detail}, nor {row.clip_id}") if is_gone else error)
     return SourceClips(rows, videos)
+
+
+def _source(row: ClipRow) -> tuple[Any, ...]:
+    """Return what rows of the same video have in common; each may have its own signature."""
+    return unsigned(row.path), row.needs_ending, row.offset, row.num_bytes, unsigned(row.url)
 
 
 def _fetch(row: ClipRow, fetcher: Fetcher, is_cut: bool = False) -> SourceVideo:

@@ -8,8 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 from unicodedata import ucd_3_2_0 as unicode
 
-from evilm.config.data import VIDEO_ENDINGS
-from evilm.config.secrets import public_text, public_uri, unsigned, unsigned_text
+from evilm.config.secrets import public_text, public_uri, stored_text, unsigned
 from evilm.manifests.caption_text import Rejected, usable_captions
 from evilm.manifests.layouts import KEY, ColumnRoles
 from evilm.manifests.lists import parse_list
@@ -18,7 +17,7 @@ from evilm.manifests.spans import Span, parse_span, show_seconds
 from evilm.manifests.video_paths import check_path, path_below
 from evilm.seeds import hash64
 from evilm.video.reasons import RejectReason
-from evilm.video.urls import flat_name, is_url
+from evilm.video.urls import flat_name, is_url, without_ending
 
 SPLIT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
 """Splits become parts of file names."""
@@ -106,17 +105,17 @@ def clips_of(number: int, record: Mapping[str, Any] | ParseError, context: Conte
     roles = context.roles
     values = record.values if isinstance(record, ParseError) else record
     texts = {name: as_text(value) for name, value in values.items() if name}
-    clip_id = texts.get(roles.videoid, "").strip()
-    split, path = "", ""
+    clip_id, split, path = texts.get(roles.videoid, "").strip(), "", ""
     try:
-        _check_text(texts)
+        if not is_text("".join((*texts, *texts.values()))):
+            raise Rejected(RejectReason.BAD_ROW, "not UTF-8")
         if isinstance(record, ParseError):
             raise Rejected(RejectReason.BAD_ROW, record.detail)
         clip_id = clip_id or _id_from_place(texts, roles)
         named = texts.get(roles.split, "").strip()
         given = named or context.split
         if not SPLIT.fullmatch(given):
-            raise Rejected(RejectReason.BAD_ROW, f"split {given[:100]!r}")
+            raise Rejected(RejectReason.BAD_ROW, f"split {public_text(given)[:100]!r}")
         split = given
         if "/" in clip_id:
             raise Rejected(RejectReason.PATH_UNSAFE, "'/' in the id")
@@ -125,15 +124,10 @@ def clips_of(number: int, record: Mapping[str, Any] | ParseError, context: Conte
         clip_id = context.id_prefix + clip_id
         place = _place(clip_id, record, texts, context)
         path = public_uri(place.path)
-        split = split if named else _split_of(place, context)
+        split = split if named else _split_of(place, record, texts, context)
         yield from _spans(number, clip_id, split, place, record, texts, context)
     except Rejected as refused:
         yield _bad(number, clip_id, refused, split, path, context)
-
-
-def _check_text(texts: Mapping[str, str]) -> None:
-    if not is_text("".join((*texts, *texts.values()))):
-        raise Rejected(RejectReason.BAD_ROW, "not UTF-8")
 
 
 def _id_from_place(texts: Mapping[str, str], roles: ColumnRoles) -> str:
@@ -143,16 +137,20 @@ def _id_from_place(texts: Mapping[str, str], roles: ColumnRoles) -> str:
             return key
         path, url = texts.get(roles.path, "").strip(), texts.get(roles.url, "").strip()
         if path and not is_url(path):
-            stem = next((path[: -len(e)] for e in VIDEO_ENDINGS if path.lower().endswith(e)), path)
-            return flat_name(posixpath.normpath(stem).strip("/"))
+            return flat_name(posixpath.normpath(without_ending(path)).strip("/"))
         if path or url:
-            return hashlib.blake2b(unsigned(path or url).encode(), digest_size=8).hexdigest()
+            return hashlib.blake2b(unsigned(path or url, fragment=True).encode(), digest_size=8).hexdigest()
     raise Rejected(RejectReason.MISSING_ID)
 
 
-def _split_of(place: VideoLocation, context: Context) -> str:
+def _split_of(place: VideoLocation, record: Mapping[str, Any], texts: Mapping[str, str], context: Context) -> str:
     """Draw the split of a source video by a hash of where it lies, so that all its clips are on one side."""
-    drawn = hash64(f"split\0{context.seed}\0{unsigned(place.path)}".encode()) / 2**64
+    roles = context.roles
+    source = without_ending(place.path) if place.needs_ending else place.path  # ids of one file with and without it
+    has_pair = bool(roles.start) and not roles.end and _is_pair(parse_list(record.get(roles.start)))
+    if (has_pair and place.needs_ending) or (roles.layout == "video2dataset" and texts.get("clips")):  # cut clips
+        source = texts.get(roles.url, "").strip() or source
+    drawn = hash64(f"split\0{context.seed}\0{unsigned(source)}".encode()) / 2**64
     for split, share in context.shares.items():
         if drawn < share:
             return split
@@ -165,7 +163,7 @@ def _place(clip_id: str, record: Mapping[str, Any], texts: Mapping[str, str], co
     roles = context.roles
     if roles.layout == "video2dataset" and (status := texts.get("status", "success")) != "success":
         message = public_text(texts.get("error_message", ""))[:200]
-        raise Rejected(RejectReason.MISSING_FILE, f"video2dataset says {status[:100]}: {message}")
+        raise Rejected(RejectReason.MISSING_FILE, f"video2dataset says {public_text(status)[:100]}: {message}")
     clip_id = clip_id.removeprefix(context.id_prefix)
     name = texts.get(KEY) or (texts.get("key", "") if roles.layout == "video2dataset" else "") or clip_id
     if context.members is not None:
@@ -179,9 +177,8 @@ def _place(clip_id: str, record: Mapping[str, Any], texts: Mapping[str, str], co
         return VideoLocation(path)
     if not context.root:
         if not url:
-            raise Rejected(
-                RejectReason.MISSING_FILE, "no URL" if context.urls else "a path below --videos, which is not given"
-            )
+            detail = "no URL" if context.urls else "a path below --videos, which is not given"
+            raise Rejected(RejectReason.MISSING_FILE, detail)
         check_path(url)
         return VideoLocation(url)
     if roles.path:
@@ -210,7 +207,7 @@ def _spans(
     if roles.layout == "webdataset" and extra.get("caption") == texts.get(roles.caption):
         extra.pop("caption", None)  # a .json that repeats its .txt
     extra = {
-        name: (public_text if name in (roles.url, roles.path) else unsigned_text)(text) for name, text in extra.items()
+        name: (public_text if name in (roles.url, roles.path) else stored_text)(text) for name, text in extra.items()
     }
     value = record.get(roles.caption)
 
@@ -228,8 +225,7 @@ def _spans(
         )
 
     pairs = _pairs(record, roles)
-    is_one = pairs is not None and len(pairs) == 2 and not any(isinstance(item, list | tuple) for item in pairs)
-    if pairs is None or is_one:  # one start and one end
+    if pairs is None or _is_pair(pairs):  # one start and one end
         span: Span = (None, None)
         if roles.start or roles.end:
             span = _span(*(pairs or (record.get(roles.start), record.get(roles.end))))
@@ -243,13 +239,17 @@ def _spans(
         raise Rejected(reason, f"{len(captions)} captions for {len(pairs)} spans")
     lists = {name: items for name in extra if (items := parse_list(record[name])) and len(items) == len(pairs)}
     for n, (pair, caption) in enumerate(zip(pairs, captions, strict=True)):
-        own = {name: unsigned_text(as_text(lists[name][n])) if name in lists else text for name, text in extra.items()}
+        own = {name: stored_text(as_text(lists[name][n])) if name in lists else text for name, text in extra.items()}
         try:
             if not isinstance(pair, list | tuple) or len(pair) != 2:
-                raise Rejected(RejectReason.BAD_SPAN, f"no [start, end]: {str(pair)[:60]!r}")
+                raise Rejected(RejectReason.BAD_SPAN, f"no [start, end]: {public_text(str(pair))[:60]!r}")
             yield clip(f"{clip_id}_{n}", _span(*pair), caption, own)
         except Rejected as refused:
             yield _bad(number, f"{clip_id}_{n}", refused, split, public_uri(place.path), context)
+
+
+def _is_pair(values: list[Any] | None) -> bool:
+    return values is not None and len(values) == 2 and not any(isinstance(item, list | tuple) for item in values)
 
 
 def _pairs(record: Mapping[str, Any], roles: ColumnRoles) -> list[Any] | None:
@@ -271,6 +271,6 @@ def _span(start: Any, end: Any) -> Span:
 
 
 def _bad(number: int, clip_id: str, refused: Rejected, split: str, path: str, context: Context) -> BadRow:
-    detail = refused.detail.encode(errors="replace").decode()
-    clip_id = clip_id.encode(errors="replace").decode()
+    # A column of URLs may be taken for that of ids or splits.
+    clip_id, detail = (public_text(text.encode(errors="replace").decode()) for text in (clip_id, refused.detail))
     return BadRow(number, clip_id, refused.reason, detail, split, path, context.source)

@@ -5,6 +5,7 @@ import math
 import re
 from typing import Any
 
+from evilm.config.secrets import public_text
 from evilm.manifests.records import as_text
 
 _CLOCK = re.compile(r"(?:(\d{1,4}):)?(\d{1,4}):(\d{1,2}(?:[.,]\d+)?)", re.ASCII)
@@ -31,9 +32,9 @@ def parse_seconds(value: Any) -> float:
     elif (iso := _ISO.fullmatch(text)) and any(iso.groups()):
         seconds = _sum(iso)
     else:
-        raise ValueError(f"no time: {text[:40]!r}")
+        raise ValueError(f"no time: {public_text(text)[:40]!r}")
     if not math.isfinite(seconds):
-        raise ValueError(f"no time: {text[:40]!r}")
+        raise ValueError(f"no time: {public_text(text)[:40]!r}")
     return seconds
 
 

@@ -22,7 +22,7 @@ from typing import IO, Any, Self
 
 from evilm.config.data import FramesConfig
 from evilm.errors import DecodeError, EvilmError
-from evilm.video.decode import Backend, DecodedClip, decode_clip
+from evilm.video.decode import DecodedClip, decode_clip
 from evilm.video.reasons import RejectReason
 
 _START_S = 120.0
@@ -63,20 +63,14 @@ class Decoder:
             DecodeError: as `decode_clip`, or decode_timeout, or decoder_crash.
             EvilmError: no child can be started, for reasons other than the clip.
         """
-        backend: Backend = self._config.decoder
         request = {"path": path, "clip_id": clip_id, "start_s": start_s, "end_s": end_s}
         limit_s = self._config.decode_timeout_s + _S_PER_MB * _megabytes(path)
         try:
-            return self._ask(request | {"backend": backend}, limit_s)
-        except TimeoutError:
-            backend = "pyav"  # the same decoder unless decord is configured: shards must not depend on speed
+            return self._ask(request, limit_s)
+        except (TimeoutError, _WorkerDied):  # of this clip, or because the machine was busy or short of memory
             self.close()
-        except (
-            _WorkerDied
-        ):  # of this clip, or because the machine was short of memory: by the same decoder, for equal bytes
-            self.close()
-        try:
-            return self._ask(request | {"backend": backend}, limit_s)
+        try:  # by the same decoder: bytes must not depend on speed
+            return self._ask(request, limit_s)
         except TimeoutError:
             self.close()
             raise DecodeError(RejectReason.DECODE_TIMEOUT, f"longer than {limit_s:g} s of CPU time") from None
@@ -226,8 +220,8 @@ def _answer(request: dict[str, Any]) -> tuple[dict[str, Any], list[bytes]]:
     """Answer a request; return the answer and the frames that follow it."""
     try:
         config = FramesConfig.model_validate(request["config"])
-        wanted = (request[name] for name in ("backend", "start_s", "end_s"))
-        clip = asdict(decode_clip(request["path"], request["clip_id"], config, *wanted))
+        span = (request["start_s"], request["end_s"])
+        clip = asdict(decode_clip(request["path"], request["clip_id"], config, None, *span))
     except DecodeError as error:
         return {"reason": error.reason, "detail": error.detail}, []
     except MemoryError:

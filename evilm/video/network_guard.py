@@ -14,7 +14,7 @@ from evilm.errors import DecodeError
 from evilm.video.reasons import RejectReason
 
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
-_PROTOCOLS = ipaddress.ip_network("192.0.0.0/24")  # ipaddress calls a few of these addresses global
+_PROTOCOLS = ipaddress.ip_network("192.0.0.0/24")  # ipaddress calls some of these addresses global
 _WIRE_SERVER = ipaddress.ip_address("168.63.129.16")  # a cloud's metadata service at a public address
 
 

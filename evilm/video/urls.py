@@ -3,6 +3,8 @@
 import hashlib
 import re
 
+from evilm.config.data import VIDEO_ENDINGS
+
 _URL = re.compile(r"https?://", re.IGNORECASE)
 
 
@@ -11,6 +13,11 @@ def flat_name(path: str) -> str:
     if "/" not in path:
         return path
     return f"{path.replace('/', '_')}-{hashlib.blake2b(path.encode(), digest_size=3).hexdigest()}"
+
+
+def without_ending(path: str) -> str:
+    """Remove the ending of a video from a path that has one."""
+    return next((path[: -len(ending)] for ending in VIDEO_ENDINGS if path.lower().endswith(ending)), path)
 
 
 def is_url(path: str) -> bool:

@@ -1,13 +1,16 @@
 """Videos that are replaced after they were sharded."""
 
 import logging
+import os
+import shutil
 from pathlib import Path
 
 import pytest
 import s3fs
 
+from evilm.ingest import changed_sources
 from evilm.ingest.shard_videos import shard_videos
-from helpers.small_corpus import in_this_process, make_corpus, shard_config
+from helpers.small_corpus import in_this_process, make_clips, make_corpus, shard_config
 from helpers.video_files import write_video
 
 
@@ -34,5 +37,47 @@ def test_replaced_video_is_reported_by_the_next_run(
         again = shard_videos(config, in_this_process)
     assert again["changed_sources"] == ["p/5.mp4"]
     assert again["fingerprint"] == first["fingerprint"]
-    assert "1 of 22 videos compared have another size than when they were sharded: p/5.mp4" in caplog.text
+    assert "1 of 22 videos compared have changed since they were sharded: p/5.mp4" in caplog.text
     assert shard_videos(config.override({"overwrite": True}), in_this_process).get("changed_sources") is None
+
+
+@pytest.mark.parametrize("where", ["local", "s3"])
+def test_replacement_of_the_same_size_is_told_from_a_copy(where: str, tmp_path: Path, s3_bucket: str) -> None:
+    corpus, store = make_clips(tmp_path / "corpus", 3), s3fs.S3FileSystem()
+    folder = corpus / "videos" / "p"
+
+    def upload() -> None:
+        store.invalidate_cache()
+        if where == "s3":
+            store.put(f"{corpus}/videos/", f"{s3_bucket}/videos/", recursive=True)
+
+    upload()
+    config = shard_config(corpus, tmp_path / "out")
+    config = config.override({"videos": f"{s3_bucket}/videos"}) if where == "s3" else config
+    shard_videos(config, in_this_process)
+    for shard in (tmp_path / "out").glob("*.parquet"):
+        os.utime(shard, (shard.stat().st_mtime - 5,) * 2)  # S3 tells whole seconds
+
+    shutil.copytree(folder, tmp_path / "copy", copy_function=shutil.copyfile)
+    shutil.rmtree(folder)
+    (tmp_path / "copy").rename(folder)
+    upload()
+    assert "changed_sources" not in shard_videos(config, in_this_process), "a copy has other times and the same bytes"
+
+    data, time = bytearray((folder / "1.mp4").read_bytes()), (folder / "1.mp4").stat().st_mtime
+    data[-1] ^= 1
+    (folder / "1.mp4").write_bytes(data)
+    os.utime(folder / "1.mp4", (time - 100, time - 100))  # as tools do that keep times
+    upload()
+    assert shard_videos(config, in_this_process)["changed_sources"] == ["p/1.mp4"]
+
+
+def test_little_is_read_to_find_replaced_videos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    corpus = make_clips(tmp_path / "corpus", 4)
+    config = shard_config(corpus, tmp_path / "out")
+    shard_videos(config, in_this_process)
+    videos = sorted((corpus / "videos" / "p").iterdir())
+    for path in videos:
+        path.write_bytes(path.read_bytes()[:-1] + b"x")
+    monkeypatch.setattr(changed_sources, "_MOST_HASHED_BYTES", 2 * max(path.stat().st_size for path in videos))
+    assert 2 <= len(shard_videos(config, in_this_process)["changed_sources"]) < 4

@@ -4,6 +4,8 @@ import csv
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -19,7 +21,7 @@ from evilm.manifests.rows import BadRow, ClipRow
 from evilm.video.fetch import Fetcher
 from evilm.video.reasons import RejectReason
 from evilm.video.urls import flat_name
-from helpers.tables import as_csv, only_clips, read_rows, rows_of_bytes, rows_of_text, write_csv
+from helpers.tables import as_csv, only_clips, read_clips, read_rows, rows_of_bytes, rows_of_text, write_csv
 
 HEADER = ["videoid", "contentUrl", "duration", "page_dir", "name"]
 
@@ -274,3 +276,71 @@ def test_val_and_test_shares_split_by_source_video(tmp_path: Path) -> None:
     assert {row.path: row.split for row in other} != sides
     named = only_clips(rows_of_text(tmp_path, "videoid,name,split\na,x,dev\nb,x,dev\n", val_share=0.9))
     assert {row.split for row in named} == {"dev"}
+
+
+@pytest.mark.parametrize(
+    "urls",
+    [
+        ("https://h/get?key=v1.mp4", "https://h/get?key=v2.mp4"),
+        ("https://h/media?token=1", "https://h/media?token=2"),
+        ("https://h/clip.php?se=1&st=2", "https://h/clip.php?se=2&st=2"),
+        ("https://h/a.mp4#t=0;5", "https://h/a.mp4#t=5;9"),
+    ],
+)
+def test_urls_that_differ_in_more_than_a_signature_are_different_clips(tmp_path: Path, urls: tuple[str, str]) -> None:
+    (tmp_path / "clips.csv").write_text("contentUrl,name\n" + "".join(f"{url},x\n" for url in urls))
+    rows = read_clips(tmp_path / "clips.csv", **{"columns.videoid": "", "fetch.urls": True})
+    assert len({row.clip_id for row in rows}) == len({content_of(row) for row in rows}) == 2
+    assert [row.path for row in rows] == list(urls)
+
+
+def test_quarantined_urls_have_no_secrets_in_ids_and_details(tmp_path: Path) -> None:
+    url = "https://user:pw@h/a.mp4?X-Amz-Signature=SECRET"
+    long = f"https://user:{'pw' * 60}@h/a.mp4"
+    text = f'contentUrl,videoid,name,part\n"{url}",a,one,"{long}"\n'
+    for column, settings, shown in (
+        ("id", {"columns.videoid": "contentUrl"}, ("https://h/a.mp4", "'/' in the id")),
+        ("split", {"columns.split": "contentUrl"}, ("a", "split 'https://h/a.mp4'")),
+        ("split", {"columns.split": "part"}, ("a", "split 'https://h/a.mp4'")),
+        ("start", {"columns.start": "part", "columns.end": "name"}, ("a", "no time: 'https://h/a.mp4'")),
+    ):
+        (bad,) = rows_of_text(tmp_path, text, **settings)
+        assert isinstance(bad, BadRow), column
+        assert (bad.clip_id, bad.detail) == shown, column
+
+
+def test_extra_columns_hide_urls_however_they_are_written(tmp_path: Path) -> None:
+    text = (
+        "videoid,name,contentUrl,note\n"
+        "a,x,//user:pw@h/a?X-Amz-Signature=SECRET,https:\\/\\/h\\/a?X-Amz-Signature=SECRET\n"
+        "b,x,https://h/a'b.mp4?X-Amz-Signature=SECRET,https://h/a?accessToken=SECRET&id=7\n"
+    )
+    first, second = only_clips(rows_of_text(tmp_path, text))
+    assert first.extra == {"contentUrl": "//h/a", "note": r"https:\/\/h\/a"}
+    assert second.extra == {"contentUrl": "https://h/a'b.mp4", "note": "https://h/a?id=7"}
+
+
+def test_cut_clips_of_one_source_are_in_one_split(tmp_path: Path) -> None:
+    header, names = "videoID,url,timestamp,caption,clarity_score\n", [f"v{n // 10}_{n % 10}" for n in range(400)]
+    koala = "".join(
+        f"{name},https://x.org/watch?v={name.partition('_')[0]},\"['0:00:0{n % 10}.0', '0:00:30.0']\",x,1\n"
+        for n, name in enumerate(names)
+    )
+    rows = only_clips(rows_of_text(tmp_path, header + koala, val_share=0.5))
+    sides = {(row.clip_id.partition("_")[0], row.split) for row in rows}
+    assert len(sides) == 40
+    assert 8 < len([side for side in sides if side[1] == "val"]) < 32
+    folder = tmp_path / "out"
+    (folder / "00000").mkdir(parents=True)
+    fixed = {"status": "success", "caption": "x", "clips": "[[0, 1]]"}
+    records = [fixed | {"key": name, "url": f"https://x.org/{name.partition('_')[0]}"} for name in names]
+    pq.write_table(pa.Table.from_pylist(records), folder / "00000.parquet")
+    rows = read_clips(folder, folder, val_share=0.5)
+    assert len({(row.clip_id.partition("_")[0], row.split) for row in rows}) == 40
+
+
+def test_ids_with_and_without_an_ending_are_in_one_split(tmp_path: Path) -> None:
+    text = "videoid,name,start,end\n" + "".join(f"v{n},x,0,1\nv{n}.mp4,x,1,2\n" for n in range(40))
+    flags = {"columns.start": "start", "columns.end": "end", "val_share": 0.5}
+    rows = only_clips(rows_of_text(tmp_path, text, **flags))
+    assert len({(row.path.removesuffix(".mp4"), row.split) for row in rows}) == 40

@@ -98,6 +98,10 @@ def test_checked_address_is_the_one_connected_to(site: Site, monkeypatch: pytest
         ("0.0.0.0", False),
         ("192.0.2.1", False),
         ("198.18.0.1", False),
+        *((f"192.0.0.{last}", False) for last in (0, 8, 9, 10, 170, 255)),  # ipaddress calls 9 and 10 public
+        ("192.0.1.1", True),
+        ("::ffff:192.0.0.9", False),
+        ("64:ff9b::192.0.0.10", False),
     ],
 )
 def test_is_public_knows_private_and_mapped_addresses(address: str, public: bool) -> None:
