@@ -9,7 +9,10 @@ import pytest
 import s3fs
 
 from evilm.errors import ConfigError, ManifestError, ShardError
+from evilm.model.evilm_model import EViLMModel
+from evilm.objectives.step_macs import step_macs
 from evilm.tasks.pretrain import pretrain
+from evilm.tracking.metrics_file import read_points
 from helpers.commands import kill, start, wait_for
 from helpers.gates import Gate
 from helpers.paths import SMALL
@@ -51,8 +54,18 @@ def test_every_command_is_a_run_in_mlflow(small_workflow: Workflow) -> None:
     assert str(root / "frames") in made_from["frames"].source
     assert "MLFLOW_TRACKING_URI" not in os.environ, "the next training of this process is tracked beside its own output"
     assert len(client.get_metric_history(run.info.run_id, "train/mvm_loss")) == 20
-    times = {"clips_per_s", "data_wait_ratio", "eta_s", "memory_gib", "attempt", "workers"}
+    times = {"clips_per_s", "data_wait_ratio", "eta_s", "memory_gib", "attempt", "workers", "mfu"}
+    times |= {f"step_{phase}_s" for phase in ("wait", "forward", "backward", "optimizer")}
     assert {f"time/{name}" for name in times} <= set(run.data.metrics)
+
+
+def test_mfu_is_flops_of_the_clips_over_the_peak(small_workflow: Workflow) -> None:
+    root, _ = small_workflow
+    logged = [point["metrics"] for point in read_points(root / "model" / "metrics.jsonl")]
+    shares = [metrics["time/mfu"] / metrics["time/clips_per_s"] for metrics in logged if "time/mfu" in metrics]
+    assert shares == pytest.approx([shares[0]] * 20), "the peak is measured once"
+    macs = sum(step_macs(EViLMModel.from_pretrained(str(root / "model")), small_pretrain(root).objectives, 20))
+    assert 1e8 < 6 * macs / shares[0] < 1e14, "FLOPs per second that a machine's CPU may reach"
 
 
 def test_repeated_command_reuses_everything(small_workflow: Workflow) -> None:
