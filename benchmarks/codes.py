@@ -33,7 +33,7 @@ os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 import numpy as np
 import psutil
 import torch
-from harness import Bench, Sample, flags
+from harness import Bench, Sample, count, flags
 from stored import store_frames
 
 from evilm.cluster import connect
@@ -56,7 +56,7 @@ def main() -> None:
     """Create shards and tokenizer, run the variants, print the result."""
     parser = flags(__doc__ or "")
     parser.add_argument("--encoder", choices=sorted(_SIZES), default="small", help="size of the tokenizer's encoder")
-    parser.add_argument("--views", type=int, default=1, help="views encoded per clip (1)")
+    parser.add_argument("--views", type=count, default=1, help="views encoded per clip (1)")
     parser.add_argument("--clips", type=int, default=0, help="number of clips (tiny 8192, small 256, base 64)")
     chosen = parser.parse_args()
     clips = 64 if chosen.quick else chosen.clips or {"tiny": 8192, "small": 256, "base": 64}[chosen.encoder]

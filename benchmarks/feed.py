@@ -22,8 +22,8 @@ from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
-from feed_ranks import count_requests, measure_rows, print_requests, print_rows
-from harness import Bench, Sample, flags
+from feed_ranks import SHARD, count_requests, measure_rows, print_requests, print_rows
+from harness import Bench, Sample, count, flags
 from peers.export import write_tars
 from stored import store_codes, store_frames, vocab
 
@@ -40,18 +40,20 @@ _PEERS = ("webdataset", "streaming")
 def main() -> None:
     """Create the shards, run the variants, print the result."""
     parser = flags(__doc__ or "")
-    parser.add_argument("--clips", type=int, default=4096, help="clips per pass (4096)")
-    parser.add_argument("--batch-clips", type=int, default=32, help="clips per batch (32)")
+    parser.add_argument("--clips", type=count, default=4096, help="clips per pass (4096)")
+    parser.add_argument("--batch-clips", type=count, default=32, help="clips per batch (32)")
     parser.add_argument(
-        "--threads", type=int, default=len(os.sched_getaffinity(0)), help="decoding threads (all cores)"
+        "--threads", type=count, default=len(os.sched_getaffinity(0)), help="decoding threads (all cores)"
     )
     parser.add_argument("--peer-python", default=sys.executable, metavar="EXE", help="interpreter with these libraries")
-    parser.add_argument("--ranks", type=int, nargs="+", help="instead count the requests of a rank among N")
-    parser.add_argument("--rank-clips", type=int, default=32, help="clips per step on each of these ranks (32)")
+    parser.add_argument("--ranks", type=count, nargs="+", help="instead count the requests of a rank among N")
+    parser.add_argument("--rank-clips", type=count, default=32, help="clips per step on each of these ranks (32)")
     parser.add_argument(
-        "--rows", type=int, nargs="+", help="instead measure CPU time for order and captions of this many rows"
+        "--rows", type=count, nargs="+", help="instead measure CPU time for order and captions of this many rows"
     )
     chosen = parser.parse_args()
+    if min(chosen.rows or [SHARD]) < SHARD:
+        parser.error(f"--rows {min(chosen.rows)}: use {SHARD} or more, the rows of a shard")
     if chosen.ranks or chosen.rows:
         measure_ranks(chosen)
         return

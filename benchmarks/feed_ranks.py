@@ -26,7 +26,7 @@ from evilm.io import storage
 from evilm.shards import CodesManifest, FrameManifest, pair
 
 _NODE_RANKS, _EPOCHS = 8, 2
-_SHARD, _GROUPS = 1000, [64] * 15 + [40]
+SHARD, _GROUPS = 1000, [64] * 15 + [40]
 
 
 def count_requests(worlds: list[int], clips: int, clips_per_rank: int) -> list[dict[str, Any]]:
@@ -34,7 +34,7 @@ def count_requests(worlds: list[int], clips: int, clips_per_rank: int) -> list[d
     rows = []
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "store" / "bench"
-        frames = store_frames(folder / "frames", clips, frame_px=32, shard_clips=_SHARD)
+        frames = store_frames(folder / "frames", clips, frame_px=32, shard_clips=SHARD)
         codes = store_codes(folder / "codes", frames)
         if publish_side := getattr(__import__("evilm.shards").shards, "publish_side", None):
             publish_side(frames)
@@ -122,7 +122,7 @@ def print_rows(rows: list[dict[str, Any]]) -> None:
 
 
 def _order(size: int, batch: int) -> TrainSampler:
-    return TrainSampler([_GROUPS] * (size // _SHARD), batch, 0, 16, rank=1, world=64)
+    return TrainSampler([_GROUPS] * (size // SHARD), batch, 0, 16, rank=1, world=64)
 
 
 def measure_order(size: int, batch: int) -> dict[str, float]:
@@ -149,15 +149,15 @@ def _by_side_file(size: int, batch: int, path: str) -> dict[str, float]:
     from evilm.shards import Captions
 
     schema = pa.schema([("clip_id", pa.string()), ("captions", pa.list_(pa.string()))])
-    texts = ["a caption of about the usual length, with a number in it, " + str(row) for row in range(_SHARD)]
+    texts = ["a caption of about the usual length, with a number in it, " + str(row) for row in range(SHARD)]
     with pa.ipc.new_file(path, schema) as writer:
-        for shard in range(size // _SHARD):
-            ids = [f"{shard * _SHARD + row:010d}" for row in range(_SHARD)]
+        for shard in range(size // SHARD):
+            ids = [f"{shard * SHARD + row:010d}" for row in range(SHARD)]
             writer.write_batch(pa.record_batch([ids, texts], schema=schema))
     order = _order(size, batch)
     numbers = [order.step(step).numbers for step in range(order.num_steps)]
     before, began = _private_kib(), time.process_time()
-    captions = Captions(pa.ipc.open_file(pa.memory_map(path)).get_batch, [_SHARD] * (size // _SHARD))
+    captions = Captions(pa.ipc.open_file(pa.memory_map(path)).get_batch, [SHARD] * (size // SHARD))
     for step in numbers:
         captions.take(step)
     return {"cpu_s": time.process_time() - began, "mib": (_private_kib() - before) / 1024}
@@ -167,17 +167,17 @@ def _by_groups(size: int, folder: Path) -> dict[str, float]:
     """Measure some row groups of a real shard, and scale to all of them."""
     from evilm.dataloader.clip_reader import load_captions
 
-    shards = store_frames(folder / "frames", _SHARD, shard_clips=_SHARD).shards
+    shards = store_frames(folder / "frames", SHARD, shard_clips=SHARD).shards
     from evilm.shards import ShardPair
 
-    item = ShardPair(f"{folder}/frames/{shards[0].file}", "", _SHARD, shards[0].row_groups)
+    item = ShardPair(f"{folder}/frames/{shards[0].file}", "", SHARD, shards[0].row_groups)
     began, kept = time.process_time(), []
     for _ in range(10):
         for group in range(len(item.row_groups)):
             clips = load_captions(item, group)
             kept = [*kept[-130:], (clips.clip_ids, clips.captions)]
     spent = (time.process_time() - began) / (10 * len(item.row_groups))
-    return {"cpu_s": spent * len(_GROUPS) * (size // _SHARD), "mib": float("nan")}
+    return {"cpu_s": spent * len(_GROUPS) * (size // SHARD), "mib": float("nan")}
 
 
 def _private_kib() -> int:

@@ -28,7 +28,7 @@ from typing import Any, cast
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # for libraries other than torch, which gets its own number
 import numpy as np
 import torch
-from harness import flags, machine
+from harness import count, flags, machine
 from peak import sweep
 from steps import SIZES, TrainingWorker, count_kernels, make_tokenizer, prepare, settings_of
 
@@ -50,9 +50,11 @@ def main() -> None:
     parser = flags(__doc__ or "", rounds=3)
     cores = len(os.sched_getaffinity(0))
     parser.add_argument("--size", choices=SIZES, default="full", help="size of the models (full: the paper's)")
-    parser.add_argument("--batches", type=int, nargs="+", default=[32, 64, 128, 256], help="clips per step")
-    parser.add_argument("--steps", type=int, default=8, help="measured steps per variant (8)")
-    parser.add_argument("--threads", type=int, default=cores, help=f"threads that read and decode (all cores: {cores})")
+    parser.add_argument("--batches", type=count, nargs="+", default=[32, 64, 128, 256], help="clips per step")
+    parser.add_argument("--steps", type=count, default=8, help="measured steps per variant (8)")
+    parser.add_argument(
+        "--threads", type=count, default=cores, help=f"threads that read and decode (all cores: {cores})"
+    )
     parser.add_argument("--modes", nargs="+", choices=("eager", "compiled"), default=["eager", "compiled"])
     chosen = parser.parse_args()
     if chosen.quick:

@@ -184,10 +184,17 @@ def machine() -> dict[str, Any]:
     }
 
 
+def count(text: str) -> int:
+    """Parse a flag's whole number of 1 or more."""
+    if not (text.isdecimal() and int(text)):
+        raise argparse.ArgumentTypeError(f"{text!r}: use a whole number of 1 or more")
+    return int(text)
+
+
 def flags(description: str, rounds: int = 5) -> argparse.ArgumentParser:
     """Build a parser with the flags of every benchmark: --rounds, --json, --quick."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=rounds, help=f"measured rounds ({rounds})")
+    parser.add_argument("--rounds", type=count, default=rounds, help=f"measured rounds ({rounds})")
     parser.add_argument("--json", default="", metavar="FILE", help="also write all samples to this file")
     parser.add_argument("--quick", action="store_true", help="small input and few rounds, to check that it runs")
     return parser

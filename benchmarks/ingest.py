@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from harness import Bench, Sample, flags, tree_cpu_s
+from harness import Bench, Sample, count, flags, tree_cpu_s
 
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -52,8 +52,8 @@ def main() -> None:
         print(json.dumps(_LOOPS[sys.argv[2]](json.load(sys.stdin))))
         return
     parser = flags(__doc__ or "")
-    parser.add_argument("--clips", type=int, default=60, help="clips to create (60)")
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="Ray tasks at a time (all cores)")
+    parser.add_argument("--clips", type=count, default=60, help="clips to create (60)")
+    parser.add_argument("--workers", type=count, default=os.cpu_count() or 1, help="Ray tasks at a time (all cores)")
     parser.add_argument("--manifest", default="", help="your own clips as for shard_videos; local files only")
     parser.add_argument("--videos", default="", help="folder of these clips")
     parser.add_argument("--peer", default="", metavar="PYTHON", help="interpreter with video2dataset")

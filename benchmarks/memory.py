@@ -24,7 +24,7 @@ from statistics import median
 from typing import Any
 
 import psutil
-from harness import flags, machine
+from harness import count, flags, machine
 
 _SAMPLE_S = 0.2
 _GROWTH = 10
@@ -40,10 +40,12 @@ def main() -> None:
         _STAGES[sys.argv[2]](json.loads(sys.argv[3]))
         return
     parser = flags(__doc__ or "", rounds=1)
-    parser.add_argument("--clips", type=int, default=200, help="N (200)")
-    parser.add_argument("--shard-clips", type=int, default=50, help="clips per shard (50)")
-    parser.add_argument("--plan-rows", type=int, default=100_000, help="N for the planning stage, which has no videos")
-    parser.add_argument("--workers", type=int, default=2, help="Ray tasks or actors at a time (2)")
+    parser.add_argument("--clips", type=count, default=200, help="N (200)")
+    parser.add_argument("--shard-clips", type=count, default=50, help="clips per shard (50)")
+    parser.add_argument(
+        "--plan-rows", type=count, default=100_000, help="N for the planning stage, which has no videos"
+    )
+    parser.add_argument("--workers", type=count, default=2, help="Ray tasks or actors at a time (2)")
     parser.add_argument("--stages", default=",".join(_STAGES), help=f"a selection of {','.join(_STAGES)}")
     chosen = parser.parse_args()
     stages = [name for name in chosen.stages.split(",") if name]

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import yaml
+from harness import count
 
 from evilm.config.presets import defaults
 from evilm.eval.benchmark import benchmark
@@ -37,7 +38,7 @@ def main() -> None:
     parser.add_argument("--preset", default="tiny")
     parser.add_argument("--root", default="runs/demo")
     parser.add_argument("--tasks", nargs="+", default=["msvd-qa", "msrvtt-retrieval"])
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=count, default=3)
     parser.add_argument("--finetune", nargs="*", default=[], metavar="NAME=VALUE", help="settings of all fine-tunings")
     parser.add_argument("--json", default="", help="write the figures to this file")
     given = parser.parse_args()

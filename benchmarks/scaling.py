@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from harness import Bench, Sample, Spread, flags
+from harness import Bench, Sample, Spread, count, flags
 
 os.environ.setdefault("PYTHONWARNINGS", "ignore")  # Ray's workers would warn in every run
 from evilm.cluster import connect
@@ -31,8 +31,8 @@ _WARM_UP = 4
 def main() -> None:
     """Run each number of workers in turn, print and save."""
     parser = flags(__doc__ or "", rounds=3)
-    parser.add_argument("--workers", type=int, nargs="+", default=[1, 2, 4], help="numbers of workers (1 2 4)")
-    parser.add_argument("--steps", type=int, default=40, help="measured steps (40)")
+    parser.add_argument("--workers", type=count, nargs="+", default=[1, 2, 4], help="numbers of workers (1 2 4)")
+    parser.add_argument("--steps", type=count, default=40, help="measured steps (40)")
     chosen = parser.parse_args()
     if any(_BATCH % world for world in chosen.workers):
         parser.error(f"--workers {chosen.workers}: use divisors of the {_BATCH} clips per step")

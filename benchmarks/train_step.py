@@ -32,7 +32,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # for libraries other than torch,
 import torch
 from cost_model import formulas
 from cost_model.inputs import CONSTANTS
-from harness import Bench, Sample, Spread, flags, machine
+from harness import Bench, Sample, Spread, count, flags, machine
 from peak import sweep
 from steps import SIZES, Clock, TrainingWorker, count_kernels, make_tokenizer, prepare, settings_of
 
@@ -58,7 +58,7 @@ def main() -> None:
         return
     parser = flags(__doc__ or "")
     cores = len(os.sched_getaffinity(0))
-    parser.add_argument("--threads", type=int, default=cores, help=f"torch threads (all cores: {cores})")
+    parser.add_argument("--threads", type=count, default=cores, help=f"torch threads (all cores: {cores})")
     parser.add_argument("--sizes", nargs="+", default=list(SIZES), choices=SIZES, help="tiny, full or both")
     parser.add_argument("--precision", default="auto", choices=("auto", "fp32", "bf16"), help="(auto)")
     chosen = parser.parse_args()

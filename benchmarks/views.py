@@ -15,7 +15,7 @@ from typing import Any
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 import torch
-from harness import flags, machine
+from harness import count, flags, machine
 
 from evilm.config.training import CropConfig
 from evilm.dataloader.clip_reader import ClipAugmentation, load_clips, show
@@ -39,7 +39,7 @@ def main() -> None:
     parser = flags(__doc__ or "")
     parser.add_argument("--root", default="runs/demo", help="folder of a finished workflow with frames and tokenizer")
     parser.add_argument("--split", default="val", help="split of the clips (val)")
-    parser.add_argument("--clips", type=int, default=160, help="number of clips (160)")
+    parser.add_argument("--clips", type=count, default=160, help="number of clips (160)")
     chosen = parser.parse_args()
     frames = FrameManifest.load(storage.join(chosen.root, "frames"))
     tokenizer = VideoTokenizer.from_pretrained(storage.join(chosen.root, "tokenizer"))

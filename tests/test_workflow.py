@@ -3,13 +3,19 @@
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import s3fs
 
-from evilm.errors import ConfigError, ManifestError, ShardError
+from evilm.config.presets import defaults
+from evilm.config.stages import TrainTokenizer
+from evilm.errors import CollapseError, ConfigError, ManifestError, ShardError
+from evilm.model.evilm_model import EViLMModel
+from evilm.objectives.step_macs import step_macs
 from evilm.tasks.pretrain import pretrain
+from evilm.tasks.train_tokenizer import train_tokenizer
+from evilm.tracking.metrics_file import read_points
 from helpers.commands import kill, start, wait_for
 from helpers.gates import Gate
 from helpers.paths import SMALL
@@ -51,8 +57,18 @@ def test_every_command_is_a_run_in_mlflow(small_workflow: Workflow) -> None:
     assert str(root / "frames") in made_from["frames"].source
     assert "MLFLOW_TRACKING_URI" not in os.environ, "the next training of this process is tracked beside its own output"
     assert len(client.get_metric_history(run.info.run_id, "train/mvm_loss")) == 20
-    times = {"clips_per_s", "data_wait_ratio", "eta_s", "memory_gib", "attempt", "workers"}
+    times = {"clips_per_s", "data_wait_ratio", "eta_s", "memory_gib", "attempt", "workers", "mfu"}
+    times |= {f"step_{phase}_s" for phase in ("wait", "forward", "backward", "optimizer")}
     assert {f"time/{name}" for name in times} <= set(run.data.metrics)
+
+
+def test_mfu_is_flops_of_the_clips_over_the_peak(small_workflow: Workflow) -> None:
+    root, _ = small_workflow
+    logged = [point["metrics"] for point in read_points(root / "model" / "metrics.jsonl")]
+    shares = [metrics["time/mfu"] / metrics["time/clips_per_s"] for metrics in logged if "time/mfu" in metrics]
+    assert shares == pytest.approx([shares[0]] * 20), "the peak is measured once"
+    macs = sum(step_macs(EViLMModel.from_pretrained(str(root / "model")), small_pretrain(root).objectives, 20))
+    assert 1e8 < 6 * macs / shares[0] < 1e14, "FLOPs per second that a machine's CPU may reach"
 
 
 def test_repeated_command_reuses_everything(small_workflow: Workflow) -> None:
@@ -117,6 +133,25 @@ def test_killed_pretraining_ends_with_the_same_model(
     assert sorted(losses_and_scores(out)) == list(range(1, 21))
     assert summary["val"] == json.loads((root / "model" / "summary.json").read_text())["val"]
     assert (out / "model.safetensors").read_bytes() == (root / "model" / "model.safetensors").read_bytes()
+
+
+@pytest.mark.long
+def test_random_codebook_collapses_and_the_message_says_what_to_do(small_workflow: Workflow, tmp_path: Path) -> None:
+    """The encoder of preset `tiny`, trained from scratch with the paper's random codebook; about 4 codes are left."""
+    root, _ = small_workflow
+    out, tiny = tmp_path / "tokenizer", defaults("train_tokenizer", "tiny").model_dump()["arch"]
+    sizes = [f"{part}_{size}" for part in ("encoder", "decoder") for size in ("dim", "layers", "heads")]
+    values = {f"arch.{name}": tiny[name] for name in sizes} | {"schedule.epochs": 4, "optim.lr": 0.01}
+    codebook = {"num_codes": 64, "code_dim": 32, "init": "random", "revive_below": 0.0}
+    values |= {f"arch.codebook.{name}": value for name, value in codebook.items()}
+    places = {"frames": str(root / "frames"), "vocab": str(root / "vocab"), "out": str(out)}
+    config = defaults("train_tokenizer", str(SMALL)).override(values | places | {"tracking.enabled": False})
+    with pytest.raises(CollapseError) as caught:
+        train_tokenizer(cast(TrainTokenizer, config))
+    said = str(caught.value)
+    assert said.startswith(f"{out}, split val: the tokenizer has collapsed, it uses ")
+    assert " of its 64 codes for 256 regions; 8 or more are accepted (arch.codebook.min_usage = 0.01). " in said
+    assert "with --overwrite --arch.codebook.init kmeans --arch.codebook.revive-below 0.1, or more clips" in said
 
 
 def test_codes_of_another_tokenizer_grid_or_frames_are_rejected(small_workflow: Workflow, tmp_path: Path) -> None:

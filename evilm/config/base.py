@@ -130,9 +130,10 @@ def _describe(cls: type[Config], fault: Any) -> str:
     if fault["type"] == "extra_forbidden":
         first = next(iter(flatten({name: fault["input"]})), name)  # of an unknown section, the first setting
         return no_setting(first, flatten(cls.model_construct().model_dump()))
-    if fault["type"] == "value_error":
-        return str(fault["ctx"]["error"]) if "ctx" in fault else fault["msg"]
-    return f"{name} = {fault['input']!r}: {fault['msg']}"
+    why = str(fault["ctx"]["error"]) if fault["type"] == "value_error" else fault["msg"]
+    if fault["type"] == "value_error" and isinstance(fault["input"], Mapping):
+        return ".".join([*parts, why])  # a section's own check, whose message begins with the name of a setting in it
+    return f"{name} = {fault['input']!r}: {why}"
 
 
 def flatten(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

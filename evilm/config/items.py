@@ -50,7 +50,7 @@ class TaskSettings(Config):
     def _is_known(cls, task: str) -> str:
         if task and task not in ITEM_LAYOUTS:
             raise ValueError(
-                f"{task!r} is not a downstream task; use {', '.join(ITEM_LAYOUTS.names())}, or module:attribute "
+                f"not a downstream task; use {', '.join(ITEM_LAYOUTS.names())}, or module:attribute "
                 "of a layout of your own (docs/downstream.md)"
             )
         return task

@@ -1,6 +1,6 @@
 """Settings of `pretrain`: the model, its objectives, and the stages that it builds from."""
 
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 from pydantic import Field, model_validator
 
@@ -42,10 +42,10 @@ class Pretrain(Upstream, TrainConfig, StageConfig):
     ties."""
     columns: Incidental[ColumnsConfig] = ColumnsConfig()
 
-    def resolved(self) -> Self:
-        """Return the settings with batch sizes and learning rates that follow from the numbers of workers."""
-        config = super().resolved()
-        return config.model_copy(update={"train_tokenizer": config.train_tokenizer.resolved()})
+    def _resolved_values(self) -> dict[str, Any]:
+        """Return the settings that `resolved` changes, also those of the tokenizer's training."""
+        tokenizer = self.train_tokenizer._resolved_values()
+        return super()._resolved_values() | {f"train_tokenizer.{name}": value for name, value in tokenizer.items()}
 
     @model_validator(mode="after")
     def _same_grid(self) -> Self:

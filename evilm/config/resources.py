@@ -3,7 +3,7 @@
 import os
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from evilm.config.base import Common, Config, Incidental
 
@@ -31,7 +31,15 @@ class WorkerConfig(Config):
     cpus_per_worker: Common[Incidental[float]] = Field(default=1.0, gt=0)
     """CPUs per worker; on CPUs also its number of torch threads."""
     gpus_per_worker: Common[Incidental[float]] = Field(default=0.0, ge=0)
-    """GPUs per worker; 0 computes on the CPU even if GPUs are visible. Two or more training workers need whole GPUs."""
+    """GPUs per worker, a whole number or a share below 1; 0 computes on the CPU even if GPUs are visible. Two or more
+    training workers need whole GPUs."""
+
+    @field_validator("gpus_per_worker")
+    @classmethod
+    def _is_whole_or_a_share(cls, gpus: float) -> float:
+        if gpus > 1 and gpus % 1:
+            raise ValueError("Ray gives a worker whole GPUs or a share of one; use a whole number, or one below 1")
+        return gpus
 
     @property
     def uses_gpus(self) -> bool:
@@ -76,7 +84,7 @@ class ClusterConfig(WorkerConfig):
     longer than the notice; 0 restarts them at once."""
     precision: Common[Literal["auto", "fp32", "bf16"]] = "auto"
     """auto: bf16 autocast on GPUs, fp32 on CPUs (most of which compute bf16 10 times slower)."""
-    collective_timeout_s: Incidental[float] = Field(default=1800.0, gt=0)
+    collective_timeout_s: Incidental[float] = Field(default=1800.0, gt=0, le=7 * 86400)
     """Seconds that a worker waits for the others in NCCL or gloo; then the training restarts from the last
     checkpoint."""
     loader_threads: Incidental[int] = Field(default=0, ge=0)

@@ -56,7 +56,7 @@ class ObjectivesConfig(Config):
     def _something_to_learn(self) -> "ObjectivesConfig":
         if not (self.mlm_weight or self.vtm_weight or self.mvm_weight):
             raise ValueError(
-                "objectives.mlm_weight, vtm_weight and mvm_weight are all 0, which leaves nothing to learn; "
+                "mlm_weight, vtm_weight and mvm_weight are all 0, which leaves nothing to learn; "
                 "give one of them a weight above 0"
             )
         return self
@@ -94,7 +94,7 @@ class AugmentConfig(Config):
     def _crop_is_used(self) -> "AugmentConfig":
         if self.crop != CropConfig() and not self.approximate:
             raise ValueError(
-                "augment.crop is only for augment.approximate; exact crops are chosen when codes are made, "
+                "crop is only for augment.approximate; exact crops are chosen when codes are made, "
                 "with precompute_codes --views 4 --augment.*"
             )
         return self
@@ -157,11 +157,9 @@ class ScheduleConfig(Config):
     def _one_batch_size(self) -> "ScheduleConfig":
         batch, worker = self.batch_clips, self.worker_clips
         if bool(batch) == bool(worker):
-            raise ValueError(
-                f"schedule.batch_clips = {batch} and schedule.worker_clips = {worker}; set exactly one to 0"
-            )
+            raise ValueError(f"batch_clips = {batch} and schedule.worker_clips = {worker}; set exactly one to 0")
         if batch == 1:
-            raise ValueError("schedule.batch_clips = 1; use 2 or more, a clip is matched with the caption of another")
+            raise ValueError("batch_clips = 1; use 2 or more, a clip is matched with the caption of another")
         return self
 
 
@@ -221,13 +219,18 @@ class TrainConfig(Config):
         Raises:
             ConfigError: the batch size that follows is not possible.
         """
+        changes = self._resolved_values()
+        return self.override(changes) if changes else self
+
+    def _resolved_values(self) -> dict[str, Any]:
+        """Return the settings that `resolved` changes, by dotted name."""
         optim, schedule = self.optim, self.schedule
         if not (schedule.worker_clips or optim.lr_batch_clips):
-            return self
+            return {}
         batch = schedule.batch_clips or schedule.worker_clips * self.num_micro_batches
         lr = optim.lr * math.sqrt(batch / optim.lr_batch_clips) if optim.lr_batch_clips else optim.lr
         sizes = {"schedule.batch_clips": batch, "schedule.worker_clips": 0}
-        return self.override(sizes | {"optim.lr": lr, "optim.lr_batch_clips": 0})
+        return sizes | {"optim.lr": lr, "optim.lr_batch_clips": 0}
 
     @model_validator(mode="after")
     def _best_is_known(self) -> "TrainConfig":

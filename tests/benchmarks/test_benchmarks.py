@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from cost_model.inputs import CONSTANTS, measured
-from harness import Bench, Sample, flags, measure
+from harness import Bench, Sample, count, flags, measure
 from memory import watch
 from scaling import as_table as scaling_table
 
@@ -105,6 +105,15 @@ def test_flags_have_rounds_json_and_quick() -> None:
     assert (chosen.rounds, chosen.json, chosen.quick) == (2, "", True)
 
 
+@pytest.mark.parametrize("wrong", ["0", "-8", "eight"])
+def test_counts_below_one_end_in_a_line(wrong: str, capsys: pytest.CaptureFixture[str]) -> None:
+    parser = flags("a benchmark")
+    parser.add_argument("--ranks", type=count, nargs="+")
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--ranks", "1", wrong])
+    assert capsys.readouterr().err.endswith(f"argument --ranks: '{wrong}': use a whole number of 1 or more\n")
+
+
 @pytest.mark.long
 def test_train_step_benchmark_writes_constants_of_the_cost_model(tmp_path: Path) -> None:
     file = tmp_path / "step.json"
@@ -128,12 +137,12 @@ def test_train_step_benchmark_writes_constants_of_the_cost_model(tmp_path: Path)
 @pytest.mark.long
 def test_rank_requests_only_its_own_row_groups(tmp_path: Path) -> None:
     file = tmp_path / "ranks.json"
-    command = [sys.executable, str(BENCHMARKS / "feed.py"), "--quick", "--ranks", "1", "8", "--rows", "20000"]
+    command = [sys.executable, str(BENCHMARKS / "feed.py"), "--quick", "--ranks", "1", "8", "64", "--rows", "20000"]
     done = subprocess.run([*command, "--json", str(file)], capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stderr
     assert "Requests of a rank" in done.stdout
     found = json.loads(file.read_text())
-    assert [(row["ranks"], row["epoch"]) for row in found["requests"]] == [(1, 0), (1, 1), (8, 0), (8, 1)]
+    assert [(row["ranks"], row["epoch"]) for row in found["requests"]] == [(n, e) for n in (1, 8, 64) for e in (0, 1)]
     for row in found["requests"]:
         assert row["needed"] > 0
         assert row["MB"] > 0

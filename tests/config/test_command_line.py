@@ -129,11 +129,31 @@ def test_settings_that_fit_only_together_are_validated_together() -> None:
         ("xyz=1", "no setting named 'xyz'; --dry-run shows all"),
         ("optim.lr", "--set optim.lr: use NAME=VALUE, such as"),
         ("schedule.eval_at_steps=[1", "not valid YAML"),
+        ("cluster.gpus_per_worker=1.5", "cluster.gpus_per_worker = '1.5': Ray gives a worker whole GPUs or a share"),
+        ("cluster.collective_timeout_s=1e300", "= '1e300': Input should be less than or equal to 604800"),
         ("schedule.eval_at_steps=[1, x]", "schedule.eval_at_steps.1 = 'x': Input should be a valid integer"),
     ],
 )
 def test_set_refuses_what_does_not_exist_or_fit(change: str, wanted: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert wanted in _said(capsys, "pretrain", "--set", change)
+
+
+@pytest.mark.parametrize(
+    ("changes", "wanted"),
+    [
+        (("cluster.gpus_per_worker=0.5", "cluster.num_workers=2"), "cluster.gpus_per_worker = 0.5 with cluster.num_w"),
+        (("schedule.batch_clips=1",), "schedule.batch_clips = 1; use 2 or more"),
+        (("schedule.batch_clips=0", "schedule.worker_clips=1"), "schedule.batch_clips = 1; use 2 or more"),  # resolved
+        (("arch.encoder_heads=7",), "arch.encoder_heads = 7 does not divide the width 96"),
+    ],
+)
+def test_settings_that_do_not_fit_are_named_with_their_stage(
+    changes: tuple[str, ...], wanted: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = [f"--set=train_tokenizer.{change}" for change in changes]
+    assert _said(capsys, "pretrain", "--preset", "tiny", *flags).startswith(f"train_tokenizer.{wanted}")
+    own = [f"--set={change}" for change in changes]
+    assert _said(capsys, "train_tokenizer", "--preset", "tiny", *own).startswith(wanted)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Everything that runs on a card, on a pretended one: no operation mixes devices, and the numbers are the CPU's."""
 
 import copy
+import json
 from pathlib import Path
 from typing import Any
 
@@ -146,11 +147,13 @@ def _evaluated(objective: Any, batches: list[Any], device: torch.device) -> dict
 
 @pytest.mark.parametrize("kind", ["student", "tokenizer"])
 def test_two_ranks_train_like_one_on_the_cpu(kind: str, tmp_path: Path) -> None:
-    """DDP, sums and broadcasts; three uneven micro-batches, two steps and an evaluation."""
+    """DDP, sums and broadcasts; three uneven micro-batches, three steps, evaluation. No rank waits in the last step."""
     wanted = train_ranks(0, 1, "cpu", kind, str(tmp_path / "alone"))
     found = start_ranks(2, "pretended", kind, tmp_path)
     for one, two in zip(found, wanted, strict=True):
         assert one == pytest.approx(two, rel=1e-4, abs=1e-6)
+    for rank in range(2):
+        assert json.loads((tmp_path / f"ranks-reads-{rank}.json").read_text()) == []
 
 
 @pytest.mark.parametrize("kind", ["student", "tokenizer"])

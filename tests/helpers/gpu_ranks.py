@@ -14,9 +14,10 @@ from evilm.dataloader.sampler import micro_batch_slice
 from evilm.train.micro_batches import micro_batches_of
 from evilm.train.validation import evaluate
 from helpers import gpu_models as small
+from helpers.gpu_waits import WARM_UP
 from helpers.pretend.card import PretendCard
 
-MICRO_BATCHES, CLIPS, STEPS = 3, 7, 2
+MICRO_BATCHES, CLIPS, STEPS = 3, 7, WARM_UP + 1
 
 
 def start_ranks(world: int, device: str, kind: str, folder: Path) -> list[dict[str, float]]:
@@ -29,6 +30,8 @@ def start_ranks(world: int, device: str, kind: str, folder: Path) -> list[dict[s
 
 def train_ranks(rank: int, world: int, device: str, kind: str, place: str) -> list[dict[str, float]]:
     """Make steps of seven clips in three micro-batches, dealt to the ranks; rank 0 writes the metrics to `place`.json.
+
+    A rank on a pretended card writes the blocking reads in its last step to `place`-reads-RANK.json.
 
     Args:
         rank: this process.
@@ -46,9 +49,9 @@ def train_ranks(rank: int, world: int, device: str, kind: str, place: str) -> li
         dist.init_process_group(backend, init_method=f"file://{place}", rank=rank, world_size=world)
     try:
         with PretendCard() if device == "pretended" else contextlib.nullcontext() as card:
-            found = _train(rank, world, here, kind)
-            if isinstance(card, PretendCard) and is_group:
-                Path(f"{place}-reads-{rank}.json").write_text(json.dumps(list(map(str, card.reads))))
+            found, reads = _train(rank, world, here, kind, card)
+        if card:
+            Path(f"{place}-reads-{rank}.json").write_text(json.dumps(reads))
         if rank == 0:
             Path(f"{place}.json").write_text(json.dumps(found))
         return found
@@ -57,7 +60,10 @@ def train_ranks(rank: int, world: int, device: str, kind: str, place: str) -> li
             dist.destroy_process_group()
 
 
-def _train(rank: int, world: int, device: torch.device, kind: str) -> list[dict[str, float]]:
+def _train(
+    rank: int, world: int, device: torch.device, kind: str, card: PretendCard | None
+) -> tuple[list[dict[str, float]], list[str]]:
+    """Return the metrics of the steps and of an evaluation, and the reads of the card after the first steps."""
     make, batch, settings = small.KINDS[kind]
     config = settings(
         schedule__batch_clips=3 * MICRO_BATCHES,
@@ -68,7 +74,13 @@ def _train(rank: int, world: int, device: torch.device, kind: str) -> list[dict[
     mine = micro_batches_of(rank, world, MICRO_BATCHES)
     slices = [micro_batch_slice(CLIPS, number, MICRO_BATCHES) for number in mine]
     batches = [[batch(CLIPS, step, clips) for clips in slices] for step in range(STEPS)]
+    if card:
+        batches = [[micro_batch.pin_memory() for micro_batch in step] for step in batches]
     state, train_step = small.make_state(make(), config, device, world=world)
-    metrics = small.run(train_step, batches, device, numbers=mine)
+    metrics = small.run(train_step, batches[:WARM_UP], device, num_steps=STEPS, numbers=mine)
+    if card:
+        card.clear()
+    metrics += small.run(train_step, batches[WARM_UP:], device, WARM_UP, STEPS, mine)
+    reads = [str(read) for read in card.reads] if card else []
     loader: Any = small.Held([batch(CLIPS, -1, micro_batch_slice(CLIPS, rank, world))])
-    return [*metrics, evaluate(state.finished, loader, device, world, state.autocast)]
+    return [*metrics, evaluate(state.finished, loader, device, world, state.autocast)], reads

@@ -60,7 +60,7 @@ def test_sweep_settings_come_from_pretrain_then_sweep_then_its_own_section(tmp_p
         (
             "arch.decoder_heads: [4, 3]",
             [],
-            "arch.decoder_heads = 3, which can't work: decoder_heads = 3 does not divide",
+            "arch.decoder_heads = 3, which can't work: arch.decoder_heads = 3 does not divide",
         ),
         ("objectives.mask_ratio: 0.2", [], "expected a list of values or {low"),
         ("optim.lr: {low: 1e-3, high: 1e-4}", [], "is not a range"),

@@ -11,7 +11,7 @@ import torch
 from evilm.config.presets import defaults
 from evilm.config.stages import PrecomputeCodes, Pretrain
 from evilm.encode.encode_job import precompute_codes
-from evilm.errors import CheckpointError, ShardError
+from evilm.errors import CheckpointError, CollapseError, ShardError
 from evilm.model.tokenizers.semantic_vq import VideoTokenizer
 from evilm.shards import SCHEMA_VERSION, CodesManifest, FrameManifest
 from evilm.tasks.inputs import Inputs
@@ -122,6 +122,15 @@ def test_settings_that_do_not_fit_the_codes_are_rejected(inputs: Inputs, values:
     with pytest.raises(ShardError, match=wanted) as caught:
         open_pairs(inputs, settings(inputs, **values))
     assert "\n" not in str(caught.value)
+
+
+def test_labels_of_a_collapsed_tokenizer_are_rejected(inputs: Inputs, tmp_path: Path) -> None:
+    codes = CodesManifest.load(inputs.codes)
+    shutil.copytree(inputs.codes, tmp_path / "codes", ignore=shutil.ignore_patterns("_runs"))
+    unused = [0] * (NUM_CODES - 1)
+    replace(codes, uri=f"{tmp_path}/codes", histograms=codes.histograms | {"train": [500, *unused]}).save()
+    with pytest.raises(CollapseError, match="codes, split train: the tokenizer has collapsed, it uses 1 of its 32"):
+        open_pairs(replace(inputs, codes=f"{tmp_path}/codes"), settings(inputs))
 
 
 def test_codes_that_do_not_fit_the_inputs_are_rejected(inputs: Inputs, tmp_path: Path) -> None:

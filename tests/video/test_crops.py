@@ -115,6 +115,6 @@ def test_pick_frames_takes_one_of_each_group() -> None:
 
 
 def test_crops_need_approximate_codes() -> None:
-    with pytest.raises(ValueError, match=r"augment\.crop is only for augment\.approximate"):
+    with pytest.raises(ValueError, match=r"crop is only for augment\.approximate"):
         AugmentConfig(crop=CropConfig(min_scale=0.3))
     assert AugmentConfig(approximate=True, crop=CropConfig(min_scale=0.3)).crop.min_scale == 0.3

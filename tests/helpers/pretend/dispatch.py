@@ -157,7 +157,7 @@ def _move(func: Any, tensors: list[torch.Tensor], args: Any, kwargs: Any) -> Any
             timeline().to_pinned(out, out)
         else:
             note("copy to the host")
-    if target and not came and source.dim() + source.numel() > 0:
+    if target and not came and not timeline().holds(source):  # DDP's C++ brings sums of gradients without a wrapper
         if eager and is_pinned(source):
             timeline().from_pinned(source)
         else:

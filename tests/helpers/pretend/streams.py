@@ -175,6 +175,11 @@ class Timeline:
             memory.wrappers += 1
             return tensor.untyped_storage()._cdata
 
+    def holds(self, tensor: torch.Tensor) -> bool:
+        """Return whether these numbers are in memory of the card."""
+        with self._lock:
+            return tensor.untyped_storage()._cdata in self._memory
+
     def release(self, key: int) -> None:
         """One tensor less; with the last one the memory is free for the stream that owns it."""
         with self._lock:
