@@ -40,6 +40,7 @@ _MESSAGES = {  # part of a message in operations.md: the file it comes from, our
     "the run goes on": "evilm/tracking/mlflow_calls.py",
     "will be taken away": "evilm/train/preemption.py",
     "gave a finite value of": "evilm/tasks/training_run.py",
+    "is no metric of the evaluation": "evilm/train/validation.py",
     "and can't be continued to step": "evilm/tasks/training_run.py",
     ", not a ": "evilm/model",
     "the tokenizer has collapsed, it uses": "evilm/model/tokenizers/collapse.py",
