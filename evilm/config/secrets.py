@@ -1,7 +1,8 @@
 """Remove users, passwords and signatures from URLs before they are compared, shown or stored.
 
-`unsigned` tells whether two URLs ask for the same: it drops only what certainly signs a request. What is shown or
-stored (`stored_*`, `public_*`) also drops whatever could be a secret by its name.
+URLs are compared as `unsigned` returns them: equal if they request the same file, since only what certainly signs a
+request is removed. What is stored (`stored_*`) or logged (`public_*`) also lacks each parameter that could be a secret
+by its name.
 """
 
 import re
@@ -26,8 +27,8 @@ _SIGNATURES = [
         (set[str](), r"\w+[_-]secret|(?:\w+[_-])?password|pwd"),
     )
 ]
-"""Parameters that a query has because it is signed, if it has all the needed ones; names as common as `key` and `st`
-may else tell what is asked for."""
+"""Parameters of each signature scheme, removed only if the query has all the needed ones: elsewhere, names as common as
+`key` and `st` may identify the file."""
 _SECRET = (
     rf"X-(?:Amz|Goog|oss)-[\w-]+|{_CLOUDFRONT}|{_AZURE}|{_AKAMAI}|[\w-]*signature\w*|sign|oh|__gda__"
     r"|[\w-]*(?:token|secret|password|passwd|credentials?|hmac|jwt)"
@@ -44,11 +45,11 @@ _LOOSE_SECRETS = re.compile(
 
 
 def unsigned(url: str, fragment: bool = False) -> str:
-    """An http(s) URL without user, password and what signs it: equal for a place that was signed again.
+    """Return an http(s) URL without user, password and signature: equal for a file whose URL was signed again.
 
     Args:
         url: the URL; any other text is returned as it is.
-        fragment: keep what follows '#', which no server is asked for, but which may tell clips apart.
+        fragment: keep what follows '#', which is not sent to a server, but may tell clips apart.
     """
     if not re.match(r"https?://", url, re.IGNORECASE):
         return url
@@ -65,7 +66,7 @@ def unsigned(url: str, fragment: bool = False) -> str:
 
 
 def stored_url(url: str) -> str:
-    """A URL as it may be stored with what it asks for: without user, password, fragment and what could be a secret."""
+    """Return a URL as it may be stored: without user, password, fragment and parameters that could be secrets."""
     if not _ABSOLUTE.match(url):
         return url
     try:
@@ -77,12 +78,12 @@ def stored_url(url: str) -> str:
 
 
 def stored_text(text: str) -> str:
-    """A text with all its URLs as `stored_url` makes them."""
+    """Return a text with all its URLs as `stored_url` returns them."""
     return _hidden(_ANY_URL.sub(lambda match: stored_url(match[0]), text) if "://" in text else text)
 
 
 def public_uri(uri: str) -> str:
-    """A place as it may be logged and stored: URLs without user, password, query and fragment."""
+    """Return a path or URL as it may be logged and stored: URLs without user, password, query and fragment."""
     scheme, separator, rest = uri.partition("//")
     if not separator or not (scheme == "" or scheme.endswith(":")):
         return uri
@@ -92,12 +93,12 @@ def public_uri(uri: str) -> str:
 
 
 def public_text(text: str) -> str:
-    """A text with all its URLs as they may be logged."""
+    """Return a text with all its URLs as they may be logged."""
     return _hidden(_ANY_URL.sub(lambda match: public_uri(match[0]), text) if "://" in text else text)
 
 
 def public_data(data: Any) -> Any:
-    """Data as JSON holds them, with all URLs in their texts as they may be stored."""
+    """Return JSON data with all URLs in their texts as they may be logged."""
     if isinstance(data, dict):
         return {name: public_data(value) for name, value in data.items()}
     if isinstance(data, list | tuple):
@@ -111,7 +112,7 @@ def _name(item: str) -> str:
 
 
 def _hidden(text: str) -> str:
-    """A text without users and secrets in what looks like a URL, however it is written."""
+    """Return a text without users and secrets in anything that looks like a URL, also escaped or without a scheme."""
 
     def hide(url: re.Match[str]) -> str:
         place = _LOOSE_USER.sub(r"\1", url[0])

@@ -157,7 +157,7 @@ class ScheduleConfig(Config):
     def _one_batch_size(self) -> "ScheduleConfig":
         batch, worker = self.batch_clips, self.worker_clips
         if bool(batch) == bool(worker):
-            raise ValueError(f"batch_clips = {batch} and schedule.worker_clips = {worker}; set exactly one to 0")
+            raise ValueError(f"batch_clips = {batch} and worker_clips = {worker}; set exactly one to 0")
         if batch == 1:
             raise ValueError("batch_clips = 1; use 2 or more, a clip is matched with the caption of another")
         return self

@@ -65,7 +65,7 @@ def warn_of_changed_sources(frames: FrameManifest, videos: str) -> list[str]:
         try:
             with storage.open_file(storage.join(videos, video.path), _BLOCK_BYTES) as file:
                 return hashlib.file_digest(file, "sha256").hexdigest() != video.sha256  # type: ignore[arg-type]
-        except Exception:
+        except Exception:  # deleted meanwhile, or a store that fails: as above, no reason to stop
             return False
 
     with ThreadPoolExecutor(_THREADS) as pool:
@@ -93,7 +93,7 @@ def _size_and_time(fs: Any, place: str) -> tuple[int, float]:
 
 
 def _some(videos: Sequence[_Sharded]) -> list[_Sharded]:
-    """Choose videos at random whose bytes can be read in a short time."""
+    """Choose videos at random, of at most `_MOST_HASHED_BYTES` in all."""
     chosen, left = list[_Sharded](), _MOST_HASHED_BYTES
     for video in random.sample(videos, len(videos)):
         if video.num_bytes <= left:

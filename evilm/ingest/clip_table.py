@@ -126,7 +126,7 @@ class ClipTable:
 
         Returns:
             The removed rows that add nothing, each with the first row of its id, and whether it has the same video and
-            other captions, which nobody decided to remove; ordered by id.
+            other captions, which no setting asked to remove; ordered by id.
         """
         self._flush("clips")
         num_ids = self._all("SELECT count(*) FROM (SELECT DISTINCT high, low FROM clips)")[0][0]

@@ -68,7 +68,7 @@ class RejectCounts:
         shown = []
         for reason, count in list(self.sorted().items())[:most]:
             name, detail = self.examples[reason]
-            shown.append(f"{reason} {count}, e.g. {name!r}" + (f": {detail[:160]}" if detail else ""))
+            shown.append(f"{reason} {count}, e.g. {name!r}" + (f": {' '.join(detail.split())[:160]}" if detail else ""))
         return "; ".join(shown)
 
     def table(self, most: int = 10) -> list[str]:

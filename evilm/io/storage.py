@@ -11,6 +11,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -178,7 +179,7 @@ def put_if_absent(uri: str, data: bytes) -> bool:
 def abort_uploads(uri: str) -> None:
     """Abort the multipart uploads below a folder that were not ended, as by processes that were killed.
 
-    Without the right to list them they stay, with a warning.
+    Without the rights for it they stay, with a warning.
     """
     fs, path = resolve(uri)
     if not hasattr(fs, "call_s3"):
@@ -186,13 +187,15 @@ def abort_uploads(uri: str) -> None:
     bucket, _, prefix = path.partition("/")
     try:
         for upload in with_retries(uri, lambda: _open_uploads(fs, bucket, f"{prefix}/")):
-            fs.call_s3("abort_multipart_upload", Bucket=bucket, Key=upload["Key"], UploadId=upload["UploadId"])
+            place = {"Bucket": bucket, "Key": upload["Key"], "UploadId": upload["UploadId"]}
+            with contextlib.suppress(FileNotFoundError):  # another run, or a lifecycle rule, was faster
+                with_retries(uri, partial(fs.call_s3, "abort_multipart_upload", **place))
     except StorageError as error:
         if not isinstance(error.__cause__, PermissionError):
             raise
         logger.warning(
-            "unfinished uploads below %s can't be listed, and stay; grant s3:ListBucketMultipartUploads, or let a "
-            "lifecycle rule of the bucket end them",
+            "unfinished uploads below %s can't be ended; grant s3:ListBucketMultipartUploads and "
+            "s3:AbortMultipartUpload, or let a lifecycle rule of the bucket end them",
             uri,
         )
 

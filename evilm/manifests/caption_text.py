@@ -25,7 +25,7 @@ class Rejected(Exception):
 
 
 def usable_captions(value: Any) -> tuple[str, ...]:
-    """The captions of a cell that can be used, each once; one that can't costs the clip only if there is no other."""
+    """Return the usable captions of a cell, each once; an unusable one costs the clip only if there is no other."""
     captions, refused = list[str](), Rejected(RejectReason.EMPTY_CAPTION)
     for text in written_captions(value):
         if isinstance(text, Rejected):
@@ -40,7 +40,7 @@ def usable_captions(value: Any) -> tuple[str, ...]:
 
 
 def written_captions(value: Any) -> Iterator[str | Rejected]:
-    """The captions of a cell as they are written, and in the place of each that is not a text why it is not."""
+    """Yield the captions of a cell as they are written; for each that is not a text, the reason instead."""
     try:
         several = parse_captions(value)
     except ValueError as error:

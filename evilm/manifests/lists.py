@@ -1,4 +1,4 @@
-"""Lists that the cells of a table hold: as lists, or as text of JSON, Python or numpy."""
+"""Parse lists in the cells of a table: real lists, or lists as JSON, Python or numpy writes them."""
 
 import ast
 import json
@@ -15,7 +15,7 @@ _OBJECT = re.compile(r"""\{\s*(?:\}\Z|(?:'[^']*'|"[^"]*")\s*:)""")
 
 
 def parse_list(value: Any) -> list[Any] | None:
-    """A list that a cell holds, in JSON or as Python or numpy write it; None where it holds something else."""
+    """Return the list that a cell holds, as JSON, Python or numpy writes it; None if it holds something else."""
     if not isinstance(value, str):
         return list(value) if isinstance(value, list | tuple) else None
     if not value.lstrip().startswith(("[", "(", "array([")) or len(value) > _LIST_CHARS:
@@ -32,7 +32,7 @@ def parse_list(value: Any) -> list[Any] | None:
 
 
 def parse_captions(value: Any) -> list[Any] | None:
-    """The captions of a cell that holds a list of texts, also as JSON, Python or numpy write it; None for one caption.
+    """Return the captions of a cell that holds a list of texts, in any form of `parse_list`; None for one caption.
 
     Raises:
         ValueError: lists of lists, objects, and lists that are cut off. Other brackets are part of a caption.
@@ -63,7 +63,7 @@ def _whole_texts(text: str) -> list[str | None] | None:
 
 
 def _read_texts(text: str) -> tuple[list[str | None] | None, str]:
-    """Return the texts at the begin of a list, and what follows them; None where it is unclear what the texts are.
+    """Return the texts at the start of a list, and what follows them; None where it is unclear what the texts are.
 
     Python puts commas between texts, numpy blanks. Python itself would join texts without commas to one.
     """

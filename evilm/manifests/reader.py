@@ -63,7 +63,7 @@ def read_manifests(config: ShardVideos) -> Iterator[ClipRow | BadRow]:
 
 
 class _IdPrefixes:
-    """What is put before the ids of each tar: its name if its keys are unique in it only, else ''.
+    """Prefixes of the ids of each tar: the tar's name if keys are unique only within it, else ''.
 
     That is so for all tars if no column of ids is asked for, or if the first two begin with the same key; else for a
     tar that begins with the key of an earlier one, and those after it that differ from it in numbers only.

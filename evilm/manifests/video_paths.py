@@ -1,4 +1,4 @@
-"""Paths of videos in manifests: as they are below the video root, or rejected."""
+"""Turn paths of videos in manifests into paths below the video root, or reject them."""
 
 import functools
 import os
@@ -14,7 +14,7 @@ _FILE = re.compile(r"file://(?:localhost)?(?=/)", re.IGNORECASE)
 
 
 def path_below(path: str, root: str) -> str:
-    """A path as it is below the root; absolute ones and URLs of the root's own files lose the root.
+    """Return a path relative to the root; absolute paths and URLs below the root lose it.
 
     Raises:
         Rejected: a path that leads out of the root, or is not a path.
@@ -47,7 +47,7 @@ def check_path(path: str) -> None:
 
 
 def _without_root(path: str, root: str) -> str:
-    """An absolute path without the root, which it may name by symbolic links; unchanged outside of the root."""
+    """Return an absolute path without the root, which it may name by symbolic links; unchanged outside of the root."""
     prefix = root.rstrip("/") + "/"
     if path.startswith(prefix):
         return path[len(prefix) :]

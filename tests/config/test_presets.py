@@ -233,8 +233,8 @@ def test_batch_size_sweep_keeps_the_resolved_learning_rate() -> None:
 @pytest.mark.parametrize(
     ("flags", "wanted"),
     [
-        (["--preset", "gpu", "--schedule.batch-clips", "512"], "batch_clips = 512 and schedule.worker_clips = 64; set"),
-        (["--preset", "tiny", "--schedule.batch-clips", "0"], "batch_clips = 0 and schedule.worker_clips = 0; set"),
+        (["--preset", "gpu", "--schedule.batch-clips", "512"], "batch_clips = 512 and worker_clips = 64; set"),
+        (["--preset", "tiny", "--schedule.batch-clips", "0"], "batch_clips = 0 and worker_clips = 0; set"),
         (["--preset", "gpu", "--schedule.worker-clips", "1"], "schedule.batch_clips = 1; use 2 or more"),
     ],
 )

@@ -95,7 +95,7 @@ def test_child_decodes_spans(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["auto", "decord"])
 def test_clip_is_retried_by_the_same_decoder_after_a_timeout(tmp_path: Path, name: str) -> None:
-    """What is stored must not depend on whether a machine was busy."""
+    """The bytes of a shard must not depend on how busy the machine was."""
     if name == "decord":
         pytest.importorskip("decord")
     path, mark = write_video(tmp_path / "a.mp4"), tmp_path / "mark"
