@@ -32,6 +32,8 @@ for _name, _value in {
     os.environ.setdefault(_name, _value)
 
 _OBJECT_STORE_BYTES = 512 * 2**20
+NO_DASHBOARD = "http://127.0.0.1:9"
+"""An address at which nothing answers: at once, where Ray's processes would look 40 s for a dashboard."""
 _PROBE_S = 5.0
 _GIB = 2**30
 
@@ -82,11 +84,16 @@ def _start_private(num_cpus: int) -> None:
 
     SIGTERM stays blocked in its processes. `timeout`, Slurm and systemd send it to all processes of a job, and a
     training needs Ray for its last checkpoint. Ray's processes also get the address of their own cluster: some look
-    for one by themselves, and fail on a machine with several.
+    for one by themselves, and fail on a machine with several. It has no dashboard, and they are told so: Ray Train's
+    cleaner of placement groups would wait for one, and the end of a short training for the cleaner.
     """
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = str(server.getsockname()[1])
-    inherited = {"RAY_GCS_SERVER_PORT": port, "RAY_ADDRESS": f"127.0.0.1:{port}"}
+    inherited = {
+        "RAY_GCS_SERVER_PORT": port,
+        "RAY_ADDRESS": f"127.0.0.1:{port}",
+        "RAY_API_SERVER_ADDRESS": NO_DASHBOARD,
+    }
     os.environ.update(inherited)
     try:
         with announce(f"starting Ray on this machine with {num_cpus} CPUs"):

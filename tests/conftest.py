@@ -74,8 +74,11 @@ def ray_local(s3_server: str) -> Iterator[Any]:
     """The Ray cluster of this process: four logical CPUs on whatever the machine has; its workers reach the store."""
     import ray
 
+    from evilm.cluster import NO_DASHBOARD
+
     with pytest.MonkeyPatch.context() as patch:
         use_store(patch, s3_server)
+        patch.setenv("RAY_API_SERVER_ADDRESS", NO_DASHBOARD)
         for attempts_left in (2, 1, 0):
             try:
                 ray.init(

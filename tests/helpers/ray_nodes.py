@@ -50,6 +50,9 @@ def main(num_nodes: int) -> None:
     """Serve the cluster."""
     from ray.cluster_utils import Cluster
 
+    from evilm.cluster import NO_DASHBOARD
+
+    os.environ["RAY_API_SERVER_ADDRESS"] = NO_DASHBOARD
     folder = tempfile.mkdtemp(prefix="ray-")
     options = {"object_store_memory": 80 * 2**20, "include_dashboard": False, "temp_dir": folder}
     cluster = Cluster(initialize_head=True, connect=False, head_node_args={"num_cpus": 0, **options})
