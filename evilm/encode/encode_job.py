@@ -105,6 +105,7 @@ def _encode(
         "fingerprint": manifest.fingerprint,
         "seconds": round(time.monotonic() - began, 1),
     }
+    output.check()
     for name, content in ((SETTINGS, storage.read_json(storage.join(work.out, SETTINGS))), (SUMMARY, summary)):
         storage.write_json(storage.join(root, name), content)  # above the folders of all tokenizers: the newest run
     return output.close(summary)

@@ -9,11 +9,13 @@ import errno
 import fcntl
 import os
 import shutil
+import subprocess
 import tempfile
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from subprocess import DEVNULL, PIPE
 from typing import IO
 
 PREFIX = "evilm-"
@@ -55,9 +57,15 @@ def _nameless_beside(path: str) -> Iterator[str]:
 
 @contextmanager
 def temporary_folder() -> Iterator[str]:
-    """An empty folder in the system's temporary folder for as long as the block lasts."""
+    """An empty folder in the system's temporary folder for as long as the block, or the process, lasts."""
     with _held("", True, True) as path:
-        yield path
+        # A shell waits for the end of its input, which comes with the end of this process, also if that is killed.
+        remove = ["sh", "-c", 'cat; rm -rf -- "$0"', path]
+        with subprocess.Popen(remove, stdin=PIPE, stdout=DEVNULL, stderr=DEVNULL, start_new_session=True) as shell:
+            try:
+                yield path
+            finally:
+                shell.kill()
 
 
 def nameless_file() -> tuple[IO[bytes], str]:

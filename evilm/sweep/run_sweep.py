@@ -5,6 +5,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from evilm.config.base import fingerprint
@@ -75,11 +76,20 @@ def _run(config: Sweep, stage: str, space: Space, plan: SweepPlan, output: Outpu
             return make_job(config, trial, settings, ground.steps_per_epoch(settings))
 
         logger.info("%d trial(s) at a time", slots)
-        tried = run_search(config, plan, out, prepare, slots)
+        tried = run_search(config, _while_owned(plan, output), out, prepare, slots)
         summary = _conclude(config, stage, output, tried, shared, prepare)
         summary |= {"inputs": output.inputs, "reused": False, "seconds": round(time.monotonic() - began, 1)}
         _track_end(run, config, summary, tried)
     return summary
+
+
+def _while_owned(plan: SweepPlan, output: Output) -> SweepPlan:
+    """Go on with a plan, which keeps its proposals in the folder, only while no other run has taken it over."""
+    scores = None
+    with suppress(StopIteration):
+        while True:
+            output.check()
+            scores = yield plan.send(scores)
 
 
 def trial_config(config: Sweep, trial: Trial, ground: SharedPlaces, uri: str = "", parent: str = "") -> Pretrain:

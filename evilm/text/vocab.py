@@ -6,8 +6,9 @@ BERT folder with only a `vocab.txt` can be loaded too.
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Int64
@@ -18,6 +19,7 @@ from tokenizers.pre_tokenizers import BertPreTokenizer
 
 from evilm.errors import ShardError, VocabError
 from evilm.io import storage
+from evilm.io.ownership import published
 
 PAD, UNK, CLS, SEP, MASK = SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 SETTINGS: dict[str, int | str] = {
@@ -78,7 +80,7 @@ class Vocab:
         settings_uri, fingerprint = storage.join(str(uri), _JSON), None
         if storage.exists(settings_uri):
             try:
-                found = storage.read_json(settings_uri)
+                found = published(str(uri), _JSON)
             except ShardError as error:
                 raise VocabError(str(error)) from None
             ours = isinstance(found, dict) and found.get("kind") == SETTINGS["kind"]  # False for a BERT folder
@@ -91,15 +93,25 @@ class Vocab:
         vocab = cls(read_pieces(place))
         if fingerprint not in (None, vocab.fingerprint):
             raise VocabError(
-                f"{place} was changed after it was written: {settings_uri} is of another; restore the file"
+                f"{place} was changed after it was written: {settings_uri} is of another; "
+                "restore the file, or build the vocabulary again with --overwrite"
             )
         return vocab
 
-    def save(self, uri: str | Path) -> None:
-        """Write the folder, from which `load` returns an equal vocabulary."""
+    def save(self, uri: str | Path, publish: Callable[[str, Any], None] | None = None) -> None:
+        """Write the folder, from which `load` returns an equal vocabulary.
+
+        Args:
+            uri: of the folder.
+            publish: writes its settings, in a folder that another run may take over; they name the pieces that belong
+                to them.
+        """
         storage.write_bytes(storage.join(str(uri), _TEXT), ("\n".join(self.pieces) + "\n").encode())
         settings = SETTINGS | {"num_words": self.size, "fingerprint": self.fingerprint}
-        storage.write_json(storage.join(str(uri), _JSON), settings)
+        if publish:
+            publish(_JSON, settings)
+        else:
+            storage.write_json(storage.join(str(uri), _JSON), settings)
 
     def encode(self, caption: str, max_text_len: int = 40) -> list[int]:
         """Return the ids of [CLS], pieces and [SEP]; a caption over `max_text_len` ids is truncated but keeps [SEP]."""

@@ -33,7 +33,7 @@ def build_vocab(config: BuildVocab) -> dict[str, Any]:
 
     Raises:
         ManifestError: the captions can't be read.
-        VocabError: the base vocabulary can't be read.
+        VocabError: the base vocabulary, or the one that exists, can't be read.
     """
     if not config.manifest:
         raise ConfigError("--manifest is missing; name a table with captions, a COCO captions JSON, or a .txt")
@@ -45,6 +45,7 @@ def build_vocab(config: BuildVocab) -> dict[str, Any]:
     inputs = {"captions": fingerprint(sorted(captions)), "base_vocab": fingerprint(base) if base else ""}
     with Output(config, out, inputs, needs=lambda _: Vocab.FILES) as output:
         if output.done:
+            Vocab.load(out)
             logger.info("%s is finished, reused: %s words", out, output.done["num_words"])
             return output.done | {"reused": True}
         return output.close(_build(config, output, captions, base))
@@ -59,7 +60,7 @@ def _build(config: BuildVocab, output: Output, captions: list[str], base: list[s
         pieces = train_wordpiece(captions, config.words.train_size, config.words.min_frequency)
     vocab = Vocab(pieces)
     output.check()
-    vocab.save(output.out)
+    vocab.save(output.out, output.publish)
     summary = describe(vocab, captions) | {
         "out": output.out,
         "inputs": output.inputs,

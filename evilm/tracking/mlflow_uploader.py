@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from evilm.io import storage
+from evilm.io.ownership import check_owner, is_owner
 from evilm.tracking.metrics_file import METRICS_FILE, MetricsFile, read_from
 from evilm.tracking.mlflow_calls import suppress_tracking_errors
 from evilm.tracking.mlflow_run import TrackedRun, ensure_run
@@ -103,8 +104,15 @@ def _offset(sent_file: Path) -> int:
 class MetricsRecorder:
     """Metrics and notes of a training, on the worker's disk first, then in the output folder and in MLflow."""
 
-    def __init__(self, out: str, tracked: TrackedRun | None) -> None:
-        self._out, self._remote = out, not storage.is_local(out)
+    def __init__(self, out: str, tracked: TrackedRun | None, run: int = 0) -> None:
+        """Open the files.
+
+        Args:
+            out: output folder.
+            tracked: where the metrics are brought to in MLflow.
+            run: number of the run that owns `out`; once another run has taken it over, nothing more is written there.
+        """
+        self._out, self._run, self._remote = out, run, not storage.is_local(out)
         folder = Path(tempfile.mkdtemp(prefix="evilm-metrics-")) if self._remote else Path(storage.absolute(out))
         self._folder, self._stored = folder, time.monotonic()
         if self._remote and storage.exists(kept := storage.join(out, METRICS_FILE)):
@@ -118,7 +126,8 @@ class MetricsRecorder:
 
     def log(self, metrics: dict[str, float], step: int) -> None:
         """Record a point; costs a line in a file."""
-        self._spool.log(metrics, step)
+        if self._remote or not self._run or is_owner(self._out, self._run):
+            self._spool.log(metrics, step)
 
     def note(self, kind: str, report: dict[str, Any]) -> None:
         """Append a report to `<kind>.jsonl` in the output folder; for what happens now and then."""
@@ -127,9 +136,14 @@ class MetricsRecorder:
         storage.write_bytes(place, earlier + (json.dumps(report, ensure_ascii=False) + "\n").encode())
 
     def store(self) -> None:
-        """Bring the metrics file to the output folder, where it is not written there anyway."""
+        """Bring the metrics file to the output folder, where it is not written there anyway.
+
+        Raises:
+            OwnershipError: another run has taken the folder over, and its file must not be replaced.
+        """
         if self._remote:
             with self._lock:
+                check_owner(self._out, self._run)
                 storage.write_bytes(storage.join(self._out, METRICS_FILE), (self._folder / METRICS_FILE).read_bytes())
 
     def close(self) -> None:

@@ -102,7 +102,7 @@ class Trainer:
         self.state |= {"ended": -1, "stale": 0}  # the step handled as the last one; evaluations since the best one
         self.saved, self.chance = -1, dict[str, float]()
         self.ends = ExitStack()  # what was opened last is closed first
-        self.recorder = MetricsRecorder(spec.out, spec.tracked) if rank == 0 else None
+        self.recorder = MetricsRecorder(spec.out, spec.tracked, spec.run) if rank == 0 else None
         if self.recorder:
             self.ends.callback(self.recorder.close)
         self.panels = task.panels(spec.tracked) if rank == 0 else None

@@ -1,24 +1,19 @@
 """Two runs on one output folder: whatever is stopped when, what is published is one run's, and complete."""
 
-import os
 import random
-import signal
-import threading
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from evilm.errors import ConfigError, OwnershipError
 from evilm.ingest import shard_writer
 from evilm.ingest.shard_videos import shard_videos
-from evilm.io import ownership, storage
 from evilm.shards import FrameManifest
 from helpers.small_corpus import in_this_process, make_clips, shard_config
+from helpers.two_drivers import finish, start
 
 pytestmark = pytest.mark.faults
-_OPERATIONS = ("list_names", "read_bytes", "write_bytes", "put_file", "put_if_absent", "delete", "exists", "get_file")
 _SMALL = {"sampling.shard_clips": 2, "sampling.row_group_clips": 2, "tracking.enabled": False}
 _GROWN, _OTHER = {"manifest": "grown.csv"}, {"sampling.frame_px": 32, "overwrite": True}
 """Settings of the second run: more rows; or others, which delete the output."""
@@ -36,52 +31,10 @@ def settings(corpus: Path, out: str, values: dict[str, Any]) -> Any:
     return shard_config(corpus, Path(), **_SMALL | values).override({"manifest": manifest, "out": out})
 
 
-def drive(corpus: Path, out: str, values: dict[str, Any], stop_at: int, heartbeat_s: float) -> None:
-    """Run the command in a forked process, which stops itself before an operation of the storage."""
+def run(corpus: Path, out: str, values: dict[str, Any]) -> dict[str, Any]:
+    """The command in a process forked from this one."""
     shard_writer._Kept.decoder = None  # whose child process belongs to the parent
-    ownership._HEARTBEAT_S, ownership.STALE_S = heartbeat_s, 6 * heartbeat_s
-    count = 0
-
-    def counted(operation: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*args: Any, **options: Any) -> Any:
-            nonlocal count
-            if threading.current_thread().name != "heartbeat":
-                count += 1
-                if count == stop_at:
-                    os.kill(os.getpid(), signal.SIGSTOP)
-            return operation(*args, **options)
-
-        return call
-
-    for name in _OPERATIONS:
-        setattr(storage, name, counted(getattr(storage, name)))
-    try:
-        shard_videos(settings(corpus, out, values), in_this_process)
-    except (OwnershipError, ConfigError, RuntimeError) as error:
-        print(f"{values}: {error}")
-        os._exit(3)
-    os._exit(0)
-
-
-def start(*args: Any) -> int:
-    """Start a driver; its process id, once it has stopped or ended."""
-    pid = os.fork()
-    if not pid:
-        try:
-            drive(*args)
-        finally:
-            os._exit(1)
-    os.waitid(os.P_PID, pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
-    return pid
-
-
-def finish(pid: int) -> int:
-    """Let a driver go on to its end; its exit code."""
-    os.kill(pid, signal.SIGCONT)
-    while True:
-        _, status = os.waitpid(pid, os.WUNTRACED)
-        if not os.WIFSTOPPED(status):
-            return os.waitstatus_to_exitcode(status)
+    return shard_videos(settings(corpus, out, values), in_this_process)
 
 
 @pytest.mark.parametrize(
@@ -104,8 +57,8 @@ def test_published_shards_are_those_of_one_run(
     for trial in trials:
         rng = random.Random(f"{out_uri[:2]} {values} {trial}")
         out = f"{out_uri}{trial}"
-        first = start(corpus, out, {}, rng.randint(1, 120), 0.1)
-        second = start(corpus, out, values | {"take_over": True}, rng.choice([0, rng.randint(1, 120)]), 0.1)
+        first = start(partial(run, corpus, out, {}), rng.randint(1, 120))
+        second = start(partial(run, corpus, out, values | {"take_over": True}), rng.choice([0, rng.randint(1, 120)]))
         codes = finish(first), finish(second)
         found = FrameManifest.load(out)
         for shard in found.shards:

@@ -12,6 +12,7 @@ import pytest
 
 from evilm.errors import ConfigError, ShardError, StorageError
 from evilm.io import retries, storage
+from helpers.commands import wait_for
 from helpers.s3_faults import FaultyS3, Through, at_random
 
 
@@ -171,3 +172,15 @@ def test_killed_writer_to_an_object_store_leaves_no_temporary_file(tmp_path: Pat
     ended = subprocess.run([sys.executable, "-c", code], env={**os.environ, "TMPDIR": str(tmp_path)}, check=False)
     assert ended.returncode == -signal.SIGKILL
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.faults
+def test_temporary_folder_ends_with_its_process(tmp_path: Path) -> None:
+    code = (
+        "import os, signal\nfrom evilm.io.temporary import temporary_folder\n"
+        "with temporary_folder() as folder:\n"
+        "    open(f'{folder}/sorted', 'wb').write(b'rows')\n    os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], env={**os.environ, "TMPDIR": str(tmp_path)}, check=False)
+    assert ended.returncode == -signal.SIGKILL
+    wait_for(lambda: not list(tmp_path.iterdir()), timeout_s=60)
