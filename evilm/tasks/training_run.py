@@ -190,7 +190,7 @@ class TrainingRun:
 
     def _reopen(self, output: Output) -> None:
         """Make a finished output unfinished: its MLflow run receives metrics and model again when it ends."""
-        from evilm.tracking.mlflow_run import reopen_run
+        from evilm.tracking.run_file import reopen_run
 
         reopen_run(self.out)  # first: while the summary exists, the same command uploads everything to MLflow
         output.extend()

@@ -21,6 +21,7 @@ from typing import Any
 from evilm.config.base import flatten
 from evilm.config.secrets import public_data, public_uri
 from evilm.config.stage_settings import StageConfig, Upstream
+from evilm.errors import OwnershipError
 from evilm.io import storage
 from evilm.tracking.experiment import NOTE, SCORE, STAGE, experiment_name, open_experiment
 from evilm.tracking.lineage import (
@@ -38,7 +39,7 @@ from evilm.tracking.lineage import (
 from evilm.tracking.local_store import database_of, relocate, store_beside
 from evilm.tracking.logged_models import log_reference
 from evilm.tracking.mlflow_calls import suppress_tracking_errors, with_tracking_retries
-from evilm.tracking.run_file import forget_in_run_file, read_run_file, write_run_file
+from evilm.tracking.run_file import read_run_file, write_run_file
 
 logger = logging.getLogger(__name__)
 
@@ -280,21 +281,16 @@ def is_closed(run: TrackedRun) -> bool:
     return bool(read_run_file(run.out, run.uri).get("closed")) and (database is None or database.exists())
 
 
-def reopen_run(out: str) -> None:
-    """Let the run of a finished output be closed again, with other figures and model; the run stays the same."""
-    forget_in_run_file(out, "closed", "model")
-
-
 @contextmanager
 def end_on_error(run: TrackedRun | None) -> Iterator[None]:
-    """End the run if the block raises: FAILED, or KILLED where somebody asked for it."""
+    """End the run if the block raises: FAILED, or KILLED where somebody asked for it; not where another goes on."""
     try:
         yield
     except BaseException as error:
-        status = "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
-        if run:
-            with suppress_tracking_errors(f"mark the run as {status}"):
+        if run and not isinstance(error, OwnershipError):
+            with suppress_tracking_errors("end the run"):
                 from mlflow import MlflowClient
 
+                status = "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
                 MlflowClient(tracking_uri=run.uri).set_terminated(ensure_run(run), status=status)
         raise

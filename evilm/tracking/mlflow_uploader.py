@@ -9,6 +9,7 @@ import logging
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +35,8 @@ class MlflowUploader:
     point with the same step, time and value is the same point to MLflow's stores.
     """
 
-    def __init__(self, run: TrackedRun | None, path: Path) -> None:
-        self._run, self._path = run, path
+    def __init__(self, run: TrackedRun | None, path: Path, may_send: Callable[[], bool] = lambda: True) -> None:
+        self._run, self._path, self._may_send = run, path, may_send
         self._run_id = ""
         self._stop = threading.Event()
         self._lock = threading.Lock()
@@ -52,7 +53,7 @@ class MlflowUploader:
         from mlflow import MlflowClient
         from mlflow.entities import Metric
 
-        if self._run is None:
+        if self._run is None or not self._may_send():
             return
         with self._lock:
             self._run_id = self._run_id or ensure_run(self._run)
@@ -110,7 +111,8 @@ class MetricsRecorder:
         Args:
             out: output folder.
             tracked: where the metrics are brought to in MLflow.
-            run: number of the run that owns `out`; once another run has taken it over, nothing more is written there.
+            run: number of the run that owns `out`; once another run has taken it over, nothing more is written there,
+                or sent, which would open the other's run in MLflow again.
         """
         self._out, self._run, self._remote = out, run, not storage.is_local(out)
         folder = Path(tempfile.mkdtemp(prefix="evilm-metrics-")) if self._remote else Path(storage.absolute(out))
@@ -119,14 +121,14 @@ class MetricsRecorder:
             (folder / METRICS_FILE).write_bytes(storage.read_bytes(kept))
         self._lock = threading.Lock()
         self._spool = MetricsFile(folder / METRICS_FILE)
-        self._shipper = MlflowUploader(tracked, folder / METRICS_FILE).start()
+        self._shipper = MlflowUploader(tracked, folder / METRICS_FILE, self._is_owner).start()
         self._closed = threading.Event()
         if self._remote:
             threading.Thread(target=self._store_now_and_then, name="metrics", daemon=True).start()
 
     def log(self, metrics: dict[str, float], step: int) -> None:
         """Record a point; costs a line in a file."""
-        if self._remote or not self._run or is_owner(self._out, self._run):
+        if self._remote or self._is_owner():
             self._spool.log(metrics, step)
 
     def note(self, kind: str, report: dict[str, Any]) -> None:
@@ -153,6 +155,9 @@ class MetricsRecorder:
         with suppress_tracking_errors("store the last metrics"):
             self.store()
         self._shipper.close()
+
+    def _is_owner(self) -> bool:
+        return not self._run or is_owner(self._out, self._run)
 
     def _store_now_and_then(self) -> None:
         while not self._closed.wait(_STORE_S):

@@ -32,10 +32,12 @@ def write_run_file(out: str, known: Mapping[str, Any]) -> None:
     _write(out, [dict(known), *others])
 
 
-def forget_in_run_file(out: str, *names: str) -> None:
-    """Drop entries of the runs of an output folder, in all stores."""
+def reopen_run(out: str) -> None:
+    """Let the run of a finished output be closed again, with other figures and model; the run stays the same."""
     if records := _records(out):
-        _write(out, [{name: value for name, value in each.items() if name not in names} for each in records])
+        _write(
+            out, [{name: value for name, value in each.items() if name not in ("closed", "model")} for each in records]
+        )
 
 
 def _records(out: str) -> list[dict[str, Any]]:

@@ -1,6 +1,8 @@
 """The same training twice: the second is rejected, or takes over from a machine that hangs."""
 
+import json
 import subprocess
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -13,19 +15,33 @@ from evilm.model.evilm_model import EViLMModel
 from evilm.tracking.metrics_file import parse_points
 from evilm.train.checkpoint_manager import newest_first
 from helpers.commands import finish, start, wait_for
+from helpers.mlflow_server import Server
 from helpers.paths import SMALL
 from helpers.workflow import Workflow
 
 _EPOCHS = 500
 
 
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Server]:
+    """A real MLflow server."""
+    server = Server(tmp_path)
+    server.start()
+    yield server
+    server.kill()
+
+
 @pytest.mark.long
 @pytest.mark.faults
-def test_second_training_is_rejected_or_takes_over(small_workflow: Workflow, out_uri: str, tmp_path: Path) -> None:
+def test_second_training_is_rejected_or_takes_over(
+    small_workflow: Workflow, out_uri: str, tmp_path: Path, server: Server
+) -> None:
+    from mlflow import MlflowClient
+
     root, out = small_workflow[0], f"{out_uri}/model"
     flags = [f"--{name}={root / name}" for name in ("frames", "vocab", "tokenizer", "codes")]
     flags += ["--preset", str(SMALL), f"--out={out}", f"--schedule.epochs={_EPOCHS}", "--schedule.eval-clips=0"]
-    flags += ["--tracking.no-enabled", "--schedule.checkpoint-every-steps=2"]
+    flags += [f"--tracking.uri={server.uri}", "--tracking.no-log-model", "--schedule.checkpoint-every-steps=2"]
 
     def command(*more: str) -> subprocess.Popen[bytes]:
         return start("pretrain", *flags, *more, EVILM_HEARTBEAT_S="1")
@@ -55,3 +71,5 @@ def test_second_training_is_rejected_or_takes_over(small_workflow: Workflow, out
     steps = [point["step"] for point in points if "train/loss" in point["metrics"]]
     assert steps == list(range(1, reached + 7)), "each step once"
     EViLMModel.from_pretrained(out)
+    run = MlflowClient(server.uri).get_run(json.loads(storage.read_bytes(f"{out}/mlflow.json"))["run_id"])
+    assert run.info.status == "FINISHED", "the run that was taken over does not open it again, or fail it"
