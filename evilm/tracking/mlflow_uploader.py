@@ -128,11 +128,13 @@ class MetricsRecorder:
 
     def log(self, metrics: dict[str, float], step: int) -> None:
         """Record a point; costs a line in a file."""
-        if self._remote or self._is_owner():
+        if self._remote or self._is_owner():  # a local file that `store` checks before it brings it
             self._spool.log(metrics, step)
 
     def note(self, kind: str, report: dict[str, Any]) -> None:
         """Append a report to `<kind>.jsonl` in the output folder; for what happens now and then."""
+        if not self._is_owner():
+            return
         place = storage.join(self._out, _NOTES.format(kind))
         earlier = storage.read_bytes(place) if storage.exists(place) else b""
         storage.write_bytes(place, earlier + (json.dumps(report, ensure_ascii=False) + "\n").encode())
