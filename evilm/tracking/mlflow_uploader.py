@@ -6,15 +6,16 @@ checkpoint has behind it has its metrics there too, and later steps are made aga
 
 import json
 import logging
-import tempfile
 import threading
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from evilm.io import storage
 from evilm.io.ownership import check_owner, is_owner
+from evilm.io.temporary import temporary_folder
 from evilm.tracking.metrics_file import METRICS_FILE, MetricsFile, read_from
 from evilm.tracking.mlflow_calls import suppress_tracking_errors
 from evilm.tracking.mlflow_run import TrackedRun, ensure_run
@@ -115,8 +116,9 @@ class MetricsRecorder:
                 or sent, which would open the other's run in MLflow again.
         """
         self._out, self._run, self._remote = out, run, not storage.is_local(out)
-        folder = Path(tempfile.mkdtemp(prefix="evilm-metrics-")) if self._remote else Path(storage.absolute(out))
-        self._folder, self._stored = folder, time.monotonic()
+        self._ends = ExitStack()
+        folder = Path(self._ends.enter_context(temporary_folder()) if self._remote else storage.absolute(out))
+        self._folder = folder
         if self._remote and storage.exists(kept := storage.join(out, METRICS_FILE)):
             (folder / METRICS_FILE).write_bytes(storage.read_bytes(kept))
         self._lock = threading.Lock()
@@ -157,6 +159,7 @@ class MetricsRecorder:
         with suppress_tracking_errors("store the last metrics"):
             self.store()
         self._shipper.close()
+        self._ends.close()
 
     def _is_owner(self) -> bool:
         return not self._run or is_owner(self._out, self._run)
