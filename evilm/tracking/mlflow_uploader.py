@@ -7,7 +7,6 @@ checkpoint has behind it has its metrics there too, and later steps are made aga
 import json
 import logging
 import threading
-import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
