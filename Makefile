@@ -69,7 +69,7 @@ gpu-check: $(if $(filter .venv/bin,$(BIN)),.venv/.test)
 	@$(BIN)/python -c 'import sys, torch; sys.exit(0 if torch.cuda.is_available() else "error: torch sees no CUDA device; make test runs the same tests on the CPU")'
 	$(BIN)/python -m pytest -m gpu -rP tests/gpu
 	mkdir -p runs/benchmarks
-	$(BIN)/python benchmarks/gpu.py --json runs/benchmarks/gpu.json
+	PYTHONPATH=. $(BIN)/python benchmarks/gpu.py --json runs/benchmarks/gpu.json
 
 checks: .venv/.dev
 	$(BIN)/ruff check .

@@ -138,46 +138,24 @@ def measure_order(size: int, batch: int) -> dict[str, float]:
 
 
 def measure_captions(size: int, batch: int) -> dict[str, float]:
-    """Measure reading the texts of an epoch from a side file of that size, or by row group without one."""
-    with tempfile.TemporaryDirectory() as folder:
-        if not hasattr(__import__("evilm.shards").shards, "Captions"):
-            return _by_groups(size, Path(folder))
-        return _by_side_file(size, batch, str(Path(folder) / "captions.arrow"))
-
-
-def _by_side_file(size: int, batch: int, path: str) -> dict[str, float]:
+    """Measure reading the captions of an epoch from a side file of that size."""
     from evilm.shards import Captions
 
     schema = pa.schema([("clip_id", pa.string()), ("captions", pa.list_(pa.string()))])
-    texts = ["a caption of about the usual length, with a number in it, " + str(row) for row in range(SHARD)]
-    with pa.ipc.new_file(path, schema) as writer:
-        for shard in range(size // SHARD):
-            ids = [f"{shard * SHARD + row:010d}" for row in range(SHARD)]
-            writer.write_batch(pa.record_batch([ids, texts], schema=schema))
-    order = _order(size, batch)
-    numbers = [order.step(step).numbers for step in range(order.num_steps)]
-    before, began = _private_kib(), time.process_time()
-    captions = Captions(pa.ipc.open_file(pa.memory_map(path)).get_batch, [SHARD] * (size // SHARD))
-    for step in numbers:
-        captions.take(step)
-    return {"cpu_s": time.process_time() - began, "mib": (_private_kib() - before) / 1024}
-
-
-def _by_groups(size: int, folder: Path) -> dict[str, float]:
-    """Measure some row groups of a real shard, and scale to all of them."""
-    from evilm.dataloader.clip_reader import load_captions
-
-    shards = store_frames(folder / "frames", SHARD, shard_clips=SHARD).shards
-    from evilm.shards import ShardPair
-
-    item = ShardPair(f"{folder}/frames/{shards[0].file}", "", SHARD, shards[0].row_groups)
-    began, kept = time.process_time(), []
-    for _ in range(10):
-        for group in range(len(item.row_groups)):
-            clips = load_captions(item, group)
-            kept = [*kept[-130:], (clips.clip_ids, clips.captions)]
-    spent = (time.process_time() - began) / (10 * len(item.row_groups))
-    return {"cpu_s": spent * len(_GROUPS) * (size // SHARD), "mib": float("nan")}
+    texts = [["a caption of about the usual length, with a number in it, " + str(row)] for row in range(SHARD)]
+    with tempfile.TemporaryDirectory() as folder:
+        path = str(Path(folder) / "captions.arrow")
+        with pa.ipc.new_file(path, schema) as writer:
+            for shard in range(size // SHARD):
+                ids = [f"{shard * SHARD + row:010d}" for row in range(SHARD)]
+                writer.write_batch(pa.record_batch([ids, texts], schema=schema))
+        order = _order(size, batch)
+        numbers = [order.step(step).numbers for step in range(order.num_steps)]
+        before, began = _private_kib(), time.process_time()
+        captions = Captions(pa.ipc.open_file(pa.memory_map(path)).get_batch, [SHARD] * (size // SHARD))
+        for step in numbers:
+            captions.take(step)
+        return {"cpu_s": time.process_time() - began, "mib": (_private_kib() - before) / 1024}
 
 
 def _private_kib() -> int:

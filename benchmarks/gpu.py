@@ -71,7 +71,13 @@ def main() -> None:
         found["steps"], found["launches"] = [], {}
         for mode in chosen.modes:
             steps = Steps(Path(folder), chosen.size, mode == "compiled", chosen.threads, peaks)
-            found["steps"] += [steps.measure(clips, chosen.steps) for clips in chosen.batches]
+            for clips in sorted(chosen.batches):
+                try:
+                    found["steps"].append(steps.measure(clips, chosen.steps))
+                except torch.OutOfMemoryError:  # larger ones do not fit either
+                    print(f"{mode}: {clips} clips need more memory than this card has")
+                    break
+            torch.cuda.empty_cache()
             found["launches"][mode] = steps.launches(chosen.batches[0])
             del steps  # frees weights and moments before the next measurement
         _print_steps(found["steps"], found["launches"])

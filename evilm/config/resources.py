@@ -31,14 +31,14 @@ class WorkerConfig(Config):
     cpus_per_worker: Common[Incidental[float]] = Field(default=1.0, gt=0)
     """CPUs per worker; on CPUs also its number of torch threads."""
     gpus_per_worker: Common[Incidental[float]] = Field(default=0.0, ge=0)
-    """GPUs per worker, a whole number or a share below 1; 0 computes on the CPU even if GPUs are visible. Two or more
-    training workers need whole GPUs."""
+    """GPUs per worker: 1, or a share below 1; 0 computes on the CPU even if GPUs are visible. Two or more training
+    workers need whole GPUs."""
 
     @field_validator("gpus_per_worker")
     @classmethod
-    def _is_whole_or_a_share(cls, gpus: float) -> float:
-        if gpus > 1 and gpus % 1:
-            raise ValueError("Ray gives a worker whole GPUs or a share of one; use a whole number, or one below 1")
+    def _is_one_or_a_share(cls, gpus: float) -> float:
+        if gpus > 1:
+            raise ValueError("a worker computes on one GPU; use 1, and as many workers (num_workers) as GPUs")
         return gpus
 
     @property

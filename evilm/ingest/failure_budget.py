@@ -101,7 +101,7 @@ class FailureBudget:
         units = [self._unit_of(task) for task in tasks if task not in self._passed]
         for unit, record in commits.read_records(self._out, units):
             if record is not None and any(row.reason in LOST for row in bad_rows(record)):
-                commits.revoke(self._out, unit)
+                commits.revoke(self._out, unit, self._run)
 
     def _given_up(self, task: str) -> ShardError:
         """Halt the job and build its error. Shards stay, as they may have taken days; empty ones will be made again."""
@@ -110,7 +110,7 @@ class FailureBudget:
         for row in bad_rows(commits.read_record(self._out, self._unit_of(task)) or {"bad": []}):
             reasons.add(row)
         for empty in self._empty:
-            commits.revoke(self._out, self._unit_of(empty))
+            commits.revoke(self._out, self._unit_of(empty), self._run)
         return ShardError(
             f"{self._all_failed} of the first {self._all_asked} videos failed (last {reasons.top()}): more than "
             f"max_failed_share = {self._share:g} of all rows will be quarantined; fix the input and run the same "

@@ -162,7 +162,7 @@ def merge_commits(
                 )
             table.extend(row for row in bad_rows(record) if not retried.after(generation.number, row.clip_id))
             total.add(generation, shard, record)
-        table.publish()
+        table.publish(output)
         reasons.merge(table.reasons)
     manifest = _manifest_of(commit_log, config, total, reasons)
     if is_partial:
@@ -171,6 +171,7 @@ def merge_commits(
             clips, shards = manifest.num_clips(), len(total.shards)
             logger.info("published %d clips in %d shards; %d shards are missing", clips, shards, total.num_missing)
         return manifest, reasons
+    output.check()
     enforce_failed_share(commit_log, config, reasons, total.empty)
     publish_side(manifest, again=config.repair)  # before readers see the shards
     manifest.save(output)

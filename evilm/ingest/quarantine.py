@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from evilm.io import storage
+from evilm.io.outputs import Output
 from evilm.manifests.rows import BadRow
 
 FOLDER = "quarantine"
@@ -111,11 +112,16 @@ class Quarantine:
         for row in rows:
             self.add(row)
 
-    def publish(self) -> None:
-        """Publish the table, or delete that of an earlier run if this one is empty."""
+    def publish(self, output: Output) -> None:
+        """Publish the table, or delete that of an earlier run if this one is empty.
+
+        Raises:
+            OwnershipError: another run has taken the output over.
+        """
         self._flush()
         with storage.storage_errors(self._uri):
             self._writer.close()
+        output.check()
         if self.reasons.counts:
             storage.put_file(self._path, self._uri)
         else:

@@ -164,7 +164,7 @@ def plan_rows(
             quarantine.add(_repeated(row, first, is_caption, is_missing))
         clips.drop_planned([digest_uri(out, plan) for plan in earlier if plan.kind == "rows"], out)
         generation = _write(output, clips, earlier, shard_clips, "rows", manifest, num_rows, quarantine.reasons)
-        quarantine.publish()
+        quarantine.publish(output)
         return _publish(output, generation)
 
 

@@ -10,7 +10,7 @@ from typing import Any, Self
 
 from evilm.config.base import fingerprint, flatten, with_new_names
 from evilm.config.stage_settings import StageConfig
-from evilm.errors import ConfigError
+from evilm.errors import ConfigError, OwnershipError
 from evilm.io import ownership, storage
 
 logger = logging.getLogger(__name__)
@@ -82,10 +82,13 @@ class Output:
         """Become the one that writes the folder, if this run is not so already; its number.
 
         Raises:
-            OwnershipError: another run is writing there.
+            OwnershipError: another run is writing there, or has written since this one read the summary.
         """
         if self._owner is None:
             self._owner = ownership.claim(self.out, self.config.take_over)
+            if getattr(self, "done", None) is not None and self._inspect() != self.done:
+                self._release()
+                raise OwnershipError(f"another run has changed {self.out} meanwhile; run the same command again")
             storage.abort_uploads(self.out)
             self.before = frozenset(self._deep_names())
         return self._owner.number
@@ -133,7 +136,9 @@ class Output:
         """Find out what the folder holds; the summary if it is finished."""
         found, names = self._found(), self._names()
         if CONFIG not in names:
-            if names - {_TRACKING}:  # not even with overwrite: what we did not make is not ours to delete
+            # What we did not make is not ours to delete; but a run may have been killed while it deleted.
+            was_ours = self.config.overwrite and ownership.withdrawn(self.out, CONFIG)
+            if names - {_TRACKING} and not was_ours:
                 raise ConfigError(f"{self.out} holds files of something else; choose another or an empty --out")
             return None
         if self.config.overwrite or not self._may_grow(found):

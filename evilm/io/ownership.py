@@ -106,15 +106,19 @@ def check_owner(out: str, number: int) -> None:
     Raises:
         OwnershipError: another run has taken it over.
     """
-    newest = _newest(_entries(out))
-    if number and newest > number:
-        other = storage.read_json(_place(out, newest, _CLAIM))
+    if number and (last := newest(out)) > number:
+        other = storage.read_json(_place(out, last, _CLAIM))
         raise OwnershipError(f"{out} was taken over by {_name(other)}; this run ends and publishes nothing more")
 
 
 def is_owner(out: str, number: int) -> bool:
     """Check whether no other run has taken `out` over."""
-    return _newest(_entries(out)) <= number
+    return newest(out) <= number
+
+
+def newest(out: str) -> int:
+    """Return the number of the run that claimed `out` last; 0 if none did."""
+    return _newest(_entries(out))
 
 
 def published(out: str, name: str) -> Any:
@@ -128,6 +132,12 @@ def published(out: str, name: str) -> Any:
         return None
     numbers = [number for number, found in _entries(out) if found == name]
     return storage.read_json(_place(out, max(numbers), name) if numbers else copy)
+
+
+def withdrawn(out: str, name: str) -> bool:
+    """Check whether the last that a run did with a file which it publishes was to take it away."""
+    numbers = [number for number, found in _entries(out) if found == name]
+    return bool(numbers) and storage.read_json(_place(out, max(numbers), name)) is None
 
 
 def _await_end(out: str, number: int, take_over: bool) -> None:

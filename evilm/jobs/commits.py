@@ -184,8 +184,13 @@ def any_committed(out: str) -> bool:
     return any(name.endswith(".json") for name in storage.list_names(storage.join(out, _COMMITS)))
 
 
-def revoke(out: str, unit: Unit) -> None:
-    """Take a unit's commit back, so that it is done again."""
+def revoke(out: str, unit: Unit, run: int = 0) -> None:
+    """Take a unit's commit back, so that it is done again.
+
+    Raises:
+        OwnershipError: the output is no longer that of run number `run`, if it is given.
+    """
+    check_owner(out, run)
     storage.delete(_place(out, unit))
 
 

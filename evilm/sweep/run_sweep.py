@@ -5,7 +5,6 @@ import logging
 import math
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from evilm.config.base import fingerprint
@@ -65,7 +64,7 @@ def _run(config: Sweep, stage: str, space: Space, plan: SweepPlan, output: Outpu
     from evilm.tracking.mlflow_run import end_on_error
 
     slots = count_slots(config.base, config.concurrent)
-    run, parent = _parent(config, stage, out, space)
+    run, parent = _parent(config, stage, output, space)
     with end_on_error(run):
         shared = SharedInputs(config.base, out, run.uri if run else "")
 
@@ -76,20 +75,11 @@ def _run(config: Sweep, stage: str, space: Space, plan: SweepPlan, output: Outpu
             return make_job(config, trial, settings, ground.steps_per_epoch(settings))
 
         logger.info("%d trial(s) at a time", slots)
-        tried = run_search(config, _while_owned(plan, output), out, prepare, slots)
+        tried = run_search(config, plan, out, prepare, slots, output.check)
         summary = _conclude(config, stage, output, tried, shared, prepare)
         summary |= {"inputs": output.inputs, "reused": False, "seconds": round(time.monotonic() - began, 1)}
         _track_end(run, config, summary, tried)
     return summary
-
-
-def _while_owned(plan: SweepPlan, output: Output) -> SweepPlan:
-    """Go on with a plan, which keeps its proposals in the folder, only while no other run has taken it over."""
-    scores = None
-    with suppress(StopIteration):
-        while True:
-            output.check()
-            scores = yield plan.send(scores)
 
 
 def trial_config(config: Sweep, trial: Trial, ground: SharedPlaces, uri: str = "", parent: str = "") -> Pretrain:
@@ -202,20 +192,20 @@ def _warn_of_guessing(best: Setting, val_clips: int) -> None:
         )
 
 
-def _parent(config: Sweep, stage: str, out: str, space: Space) -> "tuple[TrackedRun | None, str]":
+def _parent(config: Sweep, stage: str, output: Output, space: Space) -> "tuple[TrackedRun | None, str]":
     """Open the sweep's own MLflow run, which holds the space; return it and its id, None and '' without tracking."""
     from evilm.tracking.mlflow_calls import suppress_tracking_errors
     from evilm.tracking.mlflow_run import describe_run, ensure_run
     from evilm.tracking.run_file import read_run_file
 
-    run = describe_run(config, stage, out, {})
+    run = describe_run(config, stage, output.out, {}, number=output.run)
     if run is None:
         return None, ""
     axes = {f"space.{name}": str(axis)[:500] for name, axis in space.items()}
     run = dataclasses.replace(run, params=dict(list((axes | run.params).items())[:100]))
     with suppress_tracking_errors("open the sweep's run; its trials are tracked without it"):
         return run, ensure_run(run)
-    return run, str(read_run_file(out, run.uri).get("run_id", ""))
+    return run, str(read_run_file(output.out, run.uri).get("run_id", ""))
 
 
 def _track_end(run: "TrackedRun | None", config: Sweep, summary: dict[str, Any], tried: Sequence[Tried]) -> None:

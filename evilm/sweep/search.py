@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from evilm.config.stage_settings import recorded_names
 from evilm.config.stages import Pretrain, Sweep
+from evilm.errors import ClusterError
 from evilm.io import storage
 from evilm.sweep.halving import halve, in_random_order, rung_steps
 from evilm.sweep.sweep_plan import SweepPlan
@@ -64,9 +65,22 @@ def make_job(config: Sweep, trial: Trial, settings: Pretrain, steps_per_epoch: i
 
 
 def run_search(
-    config: Sweep, plan: SweepPlan, out: str, prepare: Callable[[Trial], SearchJob], slots: int
+    config: Sweep,
+    plan: SweepPlan,
+    out: str,
+    prepare: Callable[[Trial], SearchJob],
+    slots: int,
+    check: Callable[[], None],
 ) -> list[Tried]:
     """Run all trials of a plan that have not run, `slots` at a time.
+
+    Args:
+        config: the sweep.
+        plan: groups of settings.
+        out: its output folder.
+        prepare: makes the job of a trial.
+        slots: how many trials run at a time.
+        check: raises OwnershipError if another run has taken the sweep over.
 
     Returns:
         All trials, also those of an earlier start.
@@ -78,9 +92,11 @@ def run_search(
     tried: list[Tried] = []
     folder, group, number = storage.join(out, TRIALS), next(plan, None), 0
     while group:
+        check()
         trials = [make_trials(number + at, values, config.seeds, folder) for at, values in enumerate(group)]
         settings = [[prepare(trial) for trial in each] for each in trials]
-        _run_group(config, settings, slots)
+        _run_group(config, settings, slots, check)
+        check()  # before the plan keeps what it proposes next
         scores: list[float | None] = []
         for jobs in settings:
             ended = [Tried(job.trial, job.outcome, job.steps_per_epoch) for job in jobs]
@@ -96,30 +112,32 @@ def run_search(
     return tried
 
 
-def _run_group(config: Sweep, settings: Sequence[Sequence[SearchJob]], slots: int) -> None:
+def _run_group(config: Sweep, settings: Sequence[Sequence[SearchJob]], slots: int, check: Callable[[], None]) -> None:
     """Run settings, each with its seeds, from rung to rung, and note in their folders which trials were stopped."""
     sign = -1 if mode_of(config.score) == "min" else 1
 
     def advance(left: Sequence[Sequence[SearchJob]], rung: int) -> list[list[float]]:
         behind = [job for jobs in left for job in jobs if not job.has_reached(rung)]
         if behind:
-            _run_rung(config, behind, rung, slots)
+            _run_rung(config, behind, rung, slots, check)
         found = [[job.score(config.score, rung) for job in jobs] for jobs in left]
         return [[sign * score for score in scores if score is not None] for scores in found]
 
     shuffled = in_random_order(settings, config.search_seed, lambda jobs: recorded_names(jobs[0].trial.values))
     num_rungs = max(len(job.rungs) for jobs in settings for job in jobs)
     halve(shuffled, num_rungs, config.reduction, advance)
+    check()
     for job in (job for jobs in settings for job in jobs):
         outcome = job.outcome
         if outcome.state == "unfinished":
             storage.write_json(storage.join(job.trial.out, STOPPED_FILE), {"step": outcome.step})
 
 
-def _run_rung(config: Sweep, jobs: Sequence[SearchJob], rung: int, slots: int) -> None:
+def _run_rung(config: Sweep, jobs: Sequence[SearchJob], rung: int, slots: int, check: Callable[[], None]) -> None:
     """Run trials up to a rung, in random order."""
     from evilm.sweep.trial_round import run_round
 
+    check()  # a trial takes its folder over from whoever writes it
     by_name = {job.trial.name: job for job in jobs}
     order = in_random_order(by_name, config.search_seed, str)
     logger.info("rung %d: %d trial(s)", rung + 1, len(order))
@@ -132,7 +150,11 @@ def _run_rung(config: Sweep, jobs: Sequence[SearchJob], rung: int, slots: int) -
         result = outcome.error or f"step {outcome.step}" + ("" if score is None else f", {config.score} {score:.4g}")
         logger.info("trial %s: %s", name, result)
 
-    run_round({name: up_to(by_name[name], rung) for name in order}, slots, ended)
+    try:
+        run_round({name: up_to(by_name[name], rung) for name in order}, slots, ended, check)
+    except ClusterError:
+        check()  # whoever took the sweep over has taken the trials too
+        raise
 
 
 def up_to(job: SearchJob, rung: int) -> Pretrain:

@@ -18,10 +18,10 @@ from ray import tune
 from evilm.config.stages import Pretrain
 from evilm.errors import ClusterError, EvilmError, OwnershipError
 from evilm.io import storage
-from evilm.io.outputs import CONFIG
+from evilm.io.ownership import newest
 from evilm.sweep.trial_folder import FAILED_FILE
 from evilm.tasks.pretrain import pretrain
-from evilm.train.preemption import STOP_FILE, Stopped
+from evilm.train.preemption import Stopped, stop_file
 
 logger = logging.getLogger(__name__)
 
@@ -29,12 +29,15 @@ _ENDING_S = 50.0
 """Less than the minute that `ray job stop` waits, see cluster/runtime_env.yaml."""
 
 
-def run_round(settings: Mapping[str, Pretrain], slots: int, ended: Callable[[str], None]) -> None:
+def run_round(
+    settings: Mapping[str, Pretrain], slots: int, ended: Callable[[str], None], check: Callable[[], None]
+) -> None:
     """Run trials, `slots` at a time, until all have ended.
 
     Args:
         settings: pre-trainings by trial name, in the order in which they begin.
         ended: called with the name of each trial that has ended.
+        check: raises OwnershipError if another run has taken the sweep over, and with it the trials.
 
     Raises:
         ClusterError: trials failed for reasons other than their settings.
@@ -61,6 +64,7 @@ def run_round(settings: Mapping[str, Pretrain], slots: int, ended: Callable[[str
             while thread.is_alive():
                 thread.join(0.2)
         except KeyboardInterrupt:
+            check()
             logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # a trial that is stopped has not failed
             running.end({name: config.out for name, config in settings.items()})
             raise
@@ -120,15 +124,16 @@ class _Running(tune.Callback):
         Args:
             outs: folder of each trial by name.
         """
-        waiting, until = set(self._names), time.monotonic() + _ENDING_S
+        waiting, until, written = set(self._names), time.monotonic() + _ENDING_S, set[str]()
         if waiting:
             logger.info("stopping %d trial(s) with a checkpoint; once more stops at once", len(waiting))
         try:
             while waiting & self._names and time.monotonic() < until:
                 for name in set(self._names):  # again and again: a training that begins deletes an old one
-                    if storage.exists(storage.join(outs[name], CONFIG)):  # else the folder is not claimed yet
-                        storage.write_json(storage.join(outs[name], STOP_FILE), {"signal": int(signal.SIGTERM)})
+                    if number := newest(outs[name]):  # else the folder is not claimed yet
+                        written.add(file := stop_file(outs[name], number))
+                        storage.write_json(file, {"signal": int(signal.SIGTERM)})
                 time.sleep(1.0)
         finally:
-            for out in outs.values():
-                storage.delete(storage.join(out, STOP_FILE))
+            for file in written:
+                storage.delete(file)

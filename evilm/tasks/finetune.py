@@ -101,6 +101,7 @@ def finetune(config: Finetune) -> dict[str, Any]:
             batch_sizes(items.epoch_size("train"), schedule.batch_clips, schedule.tail, config.num_micro_batches)
             publish_side(frames, replace=False)
             _, hashes = clip_hashes(frames, clip_ids=set(items.read("train")["clip_id"].to_pylist()))
+            output.check()
             write_seen(out, hashes, [] if config.from_scratch else [model])
         summary = training.finish(output)
         output.check()

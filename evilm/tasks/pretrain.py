@@ -89,7 +89,7 @@ def pretrain(config: Pretrain) -> dict[str, Any]:
         done = output.done
         if done and training.is_published(done):
             catch_up(config, "pretrain", out, done)
-            publish(config, out, done)
+            publish(config, out, done, output.run)
             return done | {"reused": True}
         if not done:
             batch_sizes(
@@ -100,13 +100,14 @@ def pretrain(config: Pretrain) -> dict[str, Any]:
             publish_side(frames, replace=False)
             publish_side(codes, replace=False)
             _, hashes = clip_hashes(frames, splits=["train"])
+            output.check()
             write_seen(out, hashes, [config.init] if config.init else [])
             started |= training.warm_start()
         summary = training.finish(output)
         output.check()
         write_card(out, config, summary)
         output.close(summary)
-        publish(config, out, summary)
+        publish(config, out, summary, output.run)
     return summary
 
 

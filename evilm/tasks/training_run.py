@@ -192,6 +192,7 @@ class TrainingRun:
         """Make a finished output unfinished: its MLflow run receives metrics and model again when it ends."""
         from evilm.tracking.run_file import reopen_run
 
+        output.claim()
         reopen_run(self.out)  # first: while the summary exists, the same command uploads everything to MLflow
         output.extend()
 

@@ -4,6 +4,7 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from evilm.config.secrets import public_text
 
@@ -46,3 +47,15 @@ def suppress_tracking_errors(what: str) -> Iterator[None]:
         logger.warning(
             "MLflow: could not %s (%s); the run goes on", what, public_text(" ".join(str(error).split()))[:200]
         )
+
+
+@contextmanager
+def ending(client: Any, run_id: str) -> Iterator[None]:
+    """End a run whose work is done after the block, also if that raises: KILLED where somebody asked for it."""
+    try:
+        yield
+    except BaseException as error:
+        with suppress_tracking_errors("end the run"):
+            client.set_terminated(run_id, "KILLED" if isinstance(error, KeyboardInterrupt) else "FINISHED")
+        raise
+    client.set_terminated(run_id)

@@ -23,6 +23,7 @@ from evilm.config.secrets import public_data, public_uri
 from evilm.config.stage_settings import StageConfig, Upstream
 from evilm.errors import OwnershipError
 from evilm.io import storage
+from evilm.io.ownership import check_owner
 from evilm.tracking.experiment import NOTE, SCORE, STAGE, experiment_name, open_experiment
 from evilm.tracking.lineage import (
     FROM,
@@ -38,7 +39,7 @@ from evilm.tracking.lineage import (
 )
 from evilm.tracking.local_store import database_of, relocate, store_beside
 from evilm.tracking.logged_models import log_reference
-from evilm.tracking.mlflow_calls import suppress_tracking_errors, with_tracking_retries
+from evilm.tracking.mlflow_calls import ending, suppress_tracking_errors, with_tracking_retries
 from evilm.tracking.run_file import read_run_file, write_run_file
 
 logger = logging.getLogger(__name__)
@@ -65,6 +66,8 @@ class TrackedRun:
     """What its command does."""
     seconds: float = 0.0
     """How long ago the work began, where the run is made when it is done."""
+    number: int = 0
+    """Of the run that owns the folder: once another has taken it over, MLflow's run is the other's. 0: not checked."""
 
 
 def tracking_uri(config: StageConfig, out: str) -> str:
@@ -80,13 +83,14 @@ def tracking_uri(config: StageConfig, out: str) -> str:
 
 
 def describe_run(
-    config: StageConfig, stage: str, out: str, inputs: dict[str, str], beside: str = ""
+    config: StageConfig, stage: str, out: str, inputs: dict[str, str], beside: str = "", number: int = 0
 ) -> TrackedRun | None:
     """Return the run of an output folder that `Output` has claimed; None where nothing is tracked.
 
     Args:
         inputs: fingerprint of each input.
         beside: the folder beside which a store of our own lies; '' is `out`.
+        number: see `TrackedRun`.
     """
     beside = beside or out
     uri = tracking_uri(config, beside)
@@ -106,11 +110,17 @@ def describe_run(
         params=dict(list({name: str(value)[:500] for name, value in flat.items()}.items())[:100]),
         inputs={name: (value, str(flat.get(_PLACE_OF.get(name, name), ""))) for name, value in inputs.items()},
         about=inspect.cleandoc(type(config).__doc__ or ""),
+        number=number,
     )
 
 
 def ensure_run(run: TrackedRun) -> str:
-    """Return the id of the MLflow run; create it if needed. Raises whatever MLflow raises; the next call continues."""
+    """Return the id of the MLflow run; create it if needed. Raises whatever MLflow raises; the next call continues.
+
+    Raises:
+        OwnershipError: another run has taken the folder over.
+    """
+    check_owner(run.out, run.number)
     from mlflow import MlflowClient
     from mlflow.entities import Param, RunStatus
 
@@ -199,9 +209,9 @@ def _datasets(inputs: dict[str, tuple[str, str]]) -> list[Any]:
     return found
 
 
-def open_run(config: StageConfig, stage: str, out: str, inputs: dict[str, str], beside: str = "") -> TrackedRun | None:
+def open_run(config: StageConfig, stage: str, out: str, inputs: dict[str, str], number: int = 0) -> TrackedRun | None:
     """Make or find the MLflow run of this output folder; where no server answers, whoever comes next tries again."""
-    run = describe_run(config, stage, out, inputs, beside)
+    run = describe_run(config, stage, out, inputs, number=number)
     if run:
         with suppress_tracking_errors("open a run"):
             ensure_run(run)
@@ -246,18 +256,6 @@ def close_run(
                 is_complete = True
         if is_complete:
             write_run_file(run.out, read_run_file(run.out, run.uri) | {"closed": True})
-
-
-@contextmanager
-def ending(client: Any, run_id: str) -> Iterator[None]:
-    """End a run whose work is done after the block, also if that raises: KILLED where somebody asked for it."""
-    try:
-        yield
-    except BaseException as error:
-        with suppress_tracking_errors("end the run"):
-            client.set_terminated(run_id, "KILLED" if isinstance(error, KeyboardInterrupt) else "FINISHED")
-        raise
-    client.set_terminated(run_id)
 
 
 def _is_logged_later(config: StageConfig, run: TrackedRun) -> bool:

@@ -17,10 +17,11 @@ from typing import Any
 
 from evilm.config.stages import Pretrain
 from evilm.io import storage
+from evilm.io.ownership import check_owner
 from evilm.model.inference import FILES
 from evilm.tracking.logged_models import model_tags
-from evilm.tracking.mlflow_calls import suppress_tracking_errors, with_tracking_retries
-from evilm.tracking.mlflow_run import TrackedRun, describe_run, ending, ensure_run, is_closed
+from evilm.tracking.mlflow_calls import ending, suppress_tracking_errors, with_tracking_retries
+from evilm.tracking.mlflow_run import TrackedRun, describe_run, ensure_run, is_closed
 from evilm.tracking.panel_log import send_panels
 from evilm.tracking.registry import REGISTERED_NAME
 from evilm.tracking.run_file import read_run_file, write_run_file
@@ -35,13 +36,14 @@ _NEEDS = (
 """What loading and scoring import; `evilm` itself comes along as code."""
 
 
-def publish(config: Pretrain, out: str, summary: Mapping[str, Any]) -> None:
+def publish(config: Pretrain, out: str, summary: Mapping[str, Any], number: int) -> None:
     """Bring the panels and the model of a finished pre-training to its MLflow run, once.
 
-    Nothing happens where the run could not be closed, since no server answers; the same command tries again.
+    Nothing happens where the run could not be closed, since no server answers; the same command tries again. Nor does
+    it once another run has taken over from the one with this number.
     """
     inputs, step = dict(summary["inputs"]), (summary.get("published") or {}).get("step", summary["steps"])
-    run = describe_run(config, "pretrain", out, inputs)
+    run = describe_run(config, "pretrain", out, inputs, number=number)
     if run is None or not is_closed(run):
         return
     known = read_run_file(out, run.uri).get("model")
@@ -78,6 +80,7 @@ def log_model(run: TrackedRun, model: str, facts: dict[str, str], summary: Mappi
     try:
         with with_tracking_retries(), _copied(model) as folder, mlflow.start_run(run_id=run_id):
             uri = str(mlflow.pyfunc.log_model(name=name, **_flavour(folder), **about).model_uri)
+        check_owner(run.out, run.number)
         with suppress_tracking_errors("register the model; it is logged all the same"):
             version_tags = {**facts, "evilm.step": str(step)}
             uri = f"models:/{name}/{mlflow.register_model(uri, name, tags=version_tags).version}"

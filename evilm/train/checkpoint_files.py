@@ -97,9 +97,15 @@ def write_snapshot(folder: Path, snapshot: Snapshot) -> dict[str, Any]:
     return {"files": files, "step": snapshot.state.get("step")}
 
 
-def save_checkpoint(folder: Path, module: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+def save_checkpoint(
+    folder: Path,
+    module: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    state: dict[str, Any],
+    ema: nn.Module | None = None,
+) -> None:
     """Write a whole checkpoint into an empty local folder."""
-    digests = write_snapshot(folder, take_snapshot(module, optimizer, state))
+    digests = write_snapshot(folder, take_snapshot(module, optimizer, state, ema))
     (folder / DIGESTS).write_text(json.dumps(digests, sort_keys=True))
 
 

@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 
 from evilm.errors import CheckpointError
 from evilm.io import storage
-from evilm.io.ownership import check_owner
+from evilm.io.ownership import check_owner, is_owner
 from evilm.model.checkpoint_folder import DIGESTS, verify
 from evilm.train.checkpoint_files import Snapshot, write_snapshot
 
@@ -154,6 +154,7 @@ class CheckpointManager:
 
         def upload(_: Checkpoint, folder: str) -> Checkpoint:
             before()
+            check_owner(self._out, self._run)
             publish(storage.join(self._out, CHECKPOINTS, folder), copied)
             path = place.build_checkpoint_path_from_name(folder)
             return Checkpoint(path, filesystem=place.storage_filesystem)
@@ -202,6 +203,8 @@ class CheckpointManager:
 
     def _delete_all_but(self, kept: set[str]) -> None:
         """Delete older checkpoints; those of a later attempt are not ours, should this one outlive its driver."""
+        if self._run and not is_owner(self._out, self._run):  # whose attempts may have begun again with the first
+            return
         for name in newest_first(self._out):
             if name not in kept and int(name.rsplit("-", 1)[1]) <= self._attempt:
                 try:

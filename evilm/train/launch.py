@@ -59,7 +59,8 @@ def fit(
     began, out, inputs = time.monotonic(), output.out, output.inputs
     cluster: ClusterConfig = config.cluster
     connect(min_cpus=cluster.num_workers * cluster.cpus_per_worker)
-    run = open_run(config, stage, out, inputs)
+    run = open_run(config, stage, out, inputs, output.run)
+    output.check()
     spec = WorkerSpec(
         task=task,
         settings=config.model_dump(mode="json") | {"out": out} | _pins(config, inputs),
@@ -77,12 +78,12 @@ def fit(
     )
     with end_on_error(run), _announce_start(cluster, out):
         try:
-            returned = preemption.run_until_asked(lambda: dict(trainer.fit().return_value or {}), out)
+            returned = preemption.run_until_asked(lambda: dict(trainer.fit().return_value or {}), out, output.run)
         except (ray.train.TrainingFailedError, ray.train.ControllerError, ray.train.WorkerGroupError) as error:
             output.check()
             raise ClusterError(f"training failed: {_reason(error)}; run the same command again to continue") from error
+        output.check()
         if "error" in returned:
-            output.check()
             raise (NonFiniteError if returned.get("not_finite") else EvilmError)(returned["error"])
         summary = returned | made(returned) | {"seconds": round(time.monotonic() - began, 1)}
     finish_tracking(config, run, summary)

@@ -20,7 +20,7 @@ from evilm.io.ownership import is_owner
 
 logger = logging.getLogger(__name__)
 
-STOP_FILE = "stop.json"
+_STOP_FILE = "stop-{:05d}.json"
 _ASK_S, _ASK_REMOTE_S = 0.25, 3.0
 _LOOK_S = 2.0  # a look at Ray's preemption notices is a barrier of some milliseconds
 _HEARD_S = 30.0
@@ -141,15 +141,20 @@ class StopSignal:
                 if self._run and not is_owner(self._out, self._run):
                     self._stop_run.set()  # before it writes a checkpoint, it will find the other run
                     return
-                if STOP_FILE in storage.list_names(self._out):
+                if _STOP_FILE.format(self._run) in storage.list_names(self._out):
                     self._stop_run.set()
-                    storage.delete(storage.join(self._out, STOP_FILE))
+                    storage.delete(stop_file(self._out, self._run))
                     return
             except OSError as error:  # storage that is away for a moment must not end the watch
-                logger.warning("could not look for %s in %s (%s)", STOP_FILE, self._out, error)
+                logger.warning("could not look for a request to stop in %s (%s)", self._out, error)
 
 
-def run_until_asked(work: Callable[[], Any], out: str) -> Any:
+def stop_file(out: str, run: int) -> str:
+    """Return the file that asks the workers of a run of an output folder to stop."""
+    return storage.join(out, _STOP_FILE.format(run))
+
+
+def run_until_asked(work: Callable[[], Any], out: str, run: int) -> Any:
     """Run a training of Ray, and end it in order on the first SIGINT or SIGTERM; one that comes later ends it at once.
 
     The training runs in a thread of its own, so that the main one can hear signals; Ray's own handling would throw
@@ -158,7 +163,8 @@ def run_until_asked(work: Callable[[], Any], out: str) -> Any:
     Raises:
         Stopped: it was asked to end before the workers could hear it, or twice.
     """
-    storage.delete(storage.join(out, STOP_FILE))
+    file = stop_file(out, run)
+    storage.delete(file)
     if threading.current_thread() is not threading.main_thread():
         # Only the main thread may handle signals; whoever made this one writes the file to end it.
         return _unless_interrupted(work(), signal.SIGTERM)
@@ -168,16 +174,16 @@ def run_until_asked(work: Callable[[], Any], out: str) -> Any:
         signal.signal(number, lambda number, _: received.append((number, time.monotonic())))
     result: dict[str, Any] = {}
 
-    def run() -> None:
+    def train() -> None:
         try:
             result["value"] = work()
         except BaseException as error:  # raised again below, in the main thread
             result["error"] = error
 
     try:
-        thread = threading.Thread(target=run, name="fit", daemon=True)
+        thread = threading.Thread(target=train, name="fit", daemon=True)
         thread.start()
-        _wait(thread, received, storage.join(out, STOP_FILE))
+        _wait(thread, received, file)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -3,7 +3,8 @@
 import math
 import time
 from collections import defaultdict, deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,6 +70,13 @@ class Progress:
             self._count = 0
         self._step, self._began, self._waited = step, now, loader.wait_s
         return means
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leave the time of the block out of the rates: an evaluation, a panel, a checkpoint."""
+        began = time.perf_counter()
+        yield
+        self._began += time.perf_counter() - began
 
     def is_silent(self) -> bool:
         """Return whether the last line on the console, or the last time this was asked, is ten seconds ago."""

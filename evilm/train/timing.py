@@ -33,6 +33,10 @@ class StepTimer:
         """End a phase here; it began with the mark before."""
         self._marks.append((phase, self._now()))
 
+    def skip(self) -> None:
+        """Begin the next phase here; what was done since the mark before belongs to no step."""
+        self.mark("")
+
     def copied(self, began: torch.cuda.Event, ended: torch.cuda.Event) -> None:
         """Note a copy of a batch to the device, which runs beside the phases, by the events around it."""
         self._copies.append((began, ended))
@@ -41,7 +45,8 @@ class StepTimer:
         """Seconds by phase since the last call; on a GPU, all marked work must be done."""
         spent: dict[str, float] = {}
         for (_, began), (phase, ended) in zip(self._marks, self._marks[1:], strict=False):
-            spent[phase] = spent.get(phase, 0.0) + self._between(began, ended)
+            if phase:
+                spent[phase] = spent.get(phase, 0.0) + self._between(began, ended)
         if self._copies:
             spent["copy"] = sum(self._between(*copy) for copy in self._copies)
         self._marks, self._copies = self._marks[-1:], []

@@ -124,8 +124,8 @@ class TrainStep:
         self._objective.after_step(step + 1, self._settings.schedule.seed)
         numbers = torch.cat([stats.flatten(), torch.stack([loss, norm.to(loss)]), shared])
         clip_ids = [batch.clip_ids for batch in batches]
+        self._timer.mark("optimizer")  # before the copy to the host: its arrival then stands for this mark too
         self._pending.append(_Pending(step, rate, names, *_to_host(numbers), by_micro_batch, clip_ids))
-        self._timer.mark("optimizer")
         return self._read(self._lag)
 
     def settle(self) -> list[StepOutcome]:

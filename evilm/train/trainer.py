@@ -58,7 +58,7 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
         try:
             return run.train()
         finally:
-            run.close()
+            run.ends.close()
     except NonFiniteError as error:  # raised by every worker alike; again it would end the same way
         return {"error": str(error), "not_finite": True}
     except EvilmError as error:
@@ -141,14 +141,16 @@ class Trainer:
             stop_run, worker_ends, look, near = self._take(outcomes)
             if self.due.log(done):
                 self._log(progress.flush(done, self.loader, keep=not self.due.log_in_any_run(done)), done)
-            is_best = self._evaluate(done)
-            self.num_steps = done if self._is_stale() else self.num_steps
-            if self.panels and self.panels.due(done, self.num_steps):
-                self.panels.draw(self.train_state.finished, done)
-            urgent = self._urgent(stop_run, worker_ends, look, near)
-            self.state["ended"] = done if done == self.num_steps else -1
-            if urgent or is_best or self.due.checkpoint(done):
-                self._save(wait=urgent or done == self.num_steps)
+            with progress.paused():
+                is_best = self._evaluate(done)
+                self.num_steps = done if self._is_stale() else self.num_steps
+                if self.panels and self.panels.due(done, self.num_steps):
+                    self.panels.draw(self.train_state.finished, done)
+                urgent = self._urgent(stop_run, worker_ends, look, near)
+                self.state["ended"] = done if done == self.num_steps else -1
+                if urgent or is_best or self.due.checkpoint(done):
+                    self._save(wait=urgent or done == self.num_steps)
+            self.timer.skip()
             if worker_ends and not stop_run:
                 raise preemption.WorkerPreempted()
             if stop_run and done < self.num_steps:
@@ -157,6 +159,7 @@ class Trainer:
                 break
         self._end_restored()
         if self.rank == 0:
+            check_owner(self.spec.out, self.spec.run)
             self.task.export(self.train_state.finished)
         more = {name: self.state[name] for name in ("best", "eval_clips") if self.state.get(name)}
         skipped = {"skipped_steps": self.state["skipped"]} if self.state["skipped"] else {}
@@ -294,7 +297,3 @@ class Trainer:
     def _some_batches(self, count: int) -> Iterator[Batch]:
         """Return this worker's micro-batches of the first steps, for a start that depends on data."""
         return (batch.to(self.device) for batch in self.loader.batches(0, count * len(self.micro_batches)))
-
-    def close(self) -> None:
-        """Flush the metrics, end the threads."""
-        self.ends.close()

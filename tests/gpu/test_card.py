@@ -95,12 +95,15 @@ def test_resumed_training_equals_uninterrupted(device: str, kind: str, tmp_path:
     objective = make()
     state, train_step = small.make_state(objective, config, device)
     small.run(train_step, batches[:3], torch.device(device), num_steps=6)
-    save_checkpoint(tmp_path / "3", objective, state._optimizer, {"step": 3})
+    assert state._ema
+    save_checkpoint(tmp_path / "3", objective, state._optimizer, {"step": 3}, state._ema.averaged)
     other = make()
     resumed, train_step = small.make_state(other, config, device)
-    assert load_checkpoint(tmp_path / "3", other, resumed._optimizer)["step"] == 3
-    for (name, one), two in zip(objective.state_dict().items(), other.state_dict().values(), strict=True):
-        assert torch.equal(one, two), name
+    assert resumed._ema
+    assert load_checkpoint(tmp_path / "3", other, resumed._optimizer, resumed._ema.averaged)["step"] == 3
+    for kept, found in ((objective, other), (state.finished, resumed.finished)):
+        for (name, one), two in zip(kept.state_dict().items(), found.state_dict().values(), strict=True):
+            assert torch.equal(one, two), name
     for one, two in zip(objective.parameters(), other.parameters(), strict=True):
         moments, restored = state._optimizer.state.get(one, {}), resumed._optimizer.state.get(two, {})
         assert all(torch.equal(moments[key].cpu(), restored[key].cpu()) for key in moments)

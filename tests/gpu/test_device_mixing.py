@@ -66,19 +66,51 @@ def _micro_batches(
 
 
 def _same_on_both(objective: Any, config: Any, batches: list[list[Any]], rel: float = 1e-5) -> None:
-    """Train on the CPU and on the card, and compare losses and weights; both by the fused AdamW, which a card takes."""
+    """Train on the CPU and on the card, and compare losses and weights, also averaged ones; both by the fused AdamW."""
     config = config.override({"cluster.fused": True})
     twin = copy.deepcopy(objective)
-    wanted, _ = small.train(objective, config, "cpu", batches)
+    wanted, on_cpu = small.train(objective, config, "cpu", batches)
     with PretendCard():
-        found, _ = small.train(twin, config, CUDA, batches)
-        state = {name: value.cpu() for name, value in twin.state_dict().items()}
+        found, on_card = small.train(twin, config, CUDA, batches)
+        state = {name: value.cpu() for name, value in _weights(twin, on_card).items()}
     for one, other in zip(found, wanted, strict=True):
         assert one == pytest.approx(other, rel=rel, abs=1e-6)
-    for name, value in objective.state_dict().items():
+    for name, value in _weights(objective, on_cpu).items():
         torch.testing.assert_close(
             state[name], value, rtol=1e-4, atol=1e-6, msg=lambda text, name=name: f"{name}: {text}"
         )
+
+
+def _weights(objective: Any, state: Any) -> dict[str, torch.Tensor]:
+    """Weights by name, and the averaged ones where there are such."""
+    averaged = state.finished.state_dict() if state.finished is not objective else {}
+    return objective.state_dict() | {f"averaged {name}": value for name, value in averaged.items()}
+
+
+def test_card_rejects_what_mixes_devices(card: PretendCard) -> None:
+    """As `loss_stats` did in its first version: counts of the host beside losses of the card."""
+    loss = torch.ones((), device=CUDA)
+    with pytest.raises(RuntimeError, match="same device"):
+        torch.stack([loss, torch.tensor(3.0)])
+
+
+@pytest.mark.parametrize(
+    "wait",
+    [
+        lambda x: x.sum().item(),
+        lambda x: x.nonzero(),
+        lambda x: x[x > 0],
+        lambda x: x.cpu(),
+        lambda x: bool((x > 0).all()),
+        lambda _: torch.cuda.synchronize(),
+    ],
+    ids=["item", "nonzero", "boolean index", "copy to the host", "bool", "synchronize"],
+)
+def test_card_notes_what_waits_for_it(card: PretendCard, wait: Any) -> None:
+    values = torch.arange(4, device=CUDA)
+    before = len(card.reads)
+    wait(values)
+    assert len(card.reads) == before + 1
 
 
 @pytest.mark.parametrize("option", STUDENTS)
@@ -98,6 +130,15 @@ def test_student_trains_in_bf16_with_dropout(card: PretendCard) -> None:
         small.pretrain_objective(dropout=0.1), small.settings(), "cpu", _micro_batches(small.pretrain_batch, 1)
     )
     assert metrics[0]["loss"] == pytest.approx(exact[0]["loss"], rel=0.05)
+
+
+def test_tokenizer_trains_in_bf16(card: PretendCard) -> None:
+    config = small.tokenizer_settings(cluster__precision="bf16", cluster__fused=True)
+    batches = _micro_batches(small.tokenizer_batch, 1)
+    metrics, _ = small.train(small.tokenizer_objective(), config, CUDA, batches)
+    exact, _ = small.train(small.tokenizer_objective(), small.tokenizer_settings(), "cpu", batches)
+    for one, other in zip(metrics, exact, strict=True):
+        assert one["loss"] == pytest.approx(other["loss"], rel=0.05)
 
 
 @pytest.mark.parametrize(("codebook", "gradient_accumulation_steps"), list(zip(CODEBOOKS, (1, 1, 2), strict=True)))

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from evilm.config.stages import BuildVocab, Pretrain, StageConfig
-from evilm.errors import ConfigError
+from evilm.errors import ConfigError, OwnershipError
 from evilm.io import ownership, storage
 from evilm.io.outputs import Output
 
@@ -142,3 +142,27 @@ def test_foreign_folder_is_never_overwritten(tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match="holds files of something else"):
             finished_summary(config, str(tmp_path), {})
     assert (tmp_path / "thesis.txt").read_text() == "precious"
+
+
+def test_overwrite_that_was_killed_can_be_repeated(out_uri: str) -> None:
+    finish(BuildVocab(), out_uri, {}, {"num_words": 3})
+    storage.write_bytes(storage.join(out_uri, "part.bin"), b"1")
+    with Output(BuildVocab(), out_uri, {}) as output:
+        output.claim()
+        output.publish("run.json", None)  # as a run does before it deletes the rest
+    with pytest.raises(ConfigError, match="something else"):
+        finished_summary(BuildVocab(), out_uri, {})
+    assert finished_summary(BuildVocab(overwrite=True), out_uri, {}) is None
+    assert names_in(out_uri) == ["run.json"]
+
+
+def test_result_that_another_run_has_changed_is_not_written_over(out_uri: str) -> None:
+    config = BuildVocab()
+    finish(config, out_uri, {}, {"num_words": 3})
+    with Output(config, out_uri, {}) as late:
+        with Output(config, out_uri, {}) as other:
+            other.extend()
+            other.close({"num_words": 4})
+        with pytest.raises(OwnershipError, match=r"has changed .* meanwhile; run the same command again"):
+            late.extend()
+    assert finished_summary(config, out_uri, {}) == {"num_words": 4}

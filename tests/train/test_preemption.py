@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 
 from evilm.config.resources import ClusterConfig
+from evilm.io import storage
+from evilm.io.ownership import claim
 from evilm.train import preemption
-from evilm.train.preemption import STOP_FILE, Stopped, StopSignal, run_until_asked, torch_config
+from evilm.train.preemption import Stopped, StopSignal, run_until_asked, stop_file, torch_config
 
 pytestmark = pytest.mark.faults
 
@@ -40,13 +42,13 @@ def test_repeated_signal_within_a_moment_counts_once(number: int, tmp_path: Path
     def work() -> dict[str, int]:
         for moved_s in (1.5, 0):
             os.kill(os.getpid(), number)
-            _wait_for(tmp_path / STOP_FILE)
+            _wait_for(Path(stop_file(str(tmp_path), 1)))
             clock.now += moved_s
         time.sleep(0.3)  # the step that is under way
         return {"interrupted": 3}
 
     with pytest.raises(Stopped, match="at step 3, which is kept") as stopped:
-        run_until_asked(work, str(tmp_path))
+        run_until_asked(work, str(tmp_path), 1)
     assert stopped.value.exit_code == 128 + number
 
 
@@ -55,20 +57,36 @@ def test_later_second_signal_stops_at_once(tmp_path: Path, clock: _Clock) -> Non
 
     def work() -> None:
         os.kill(os.getpid(), signal.SIGTERM)
-        _wait_for(tmp_path / STOP_FILE)
+        _wait_for(Path(stop_file(str(tmp_path), 1)))
         clock.now += 2.5
         os.kill(os.getpid(), signal.SIGTERM)
         assert over.wait(60), "waited for, though the signal came again"
 
     with pytest.raises(Stopped, match="between two checkpoints"):
-        run_until_asked(work, str(tmp_path))
+        run_until_asked(work, str(tmp_path), 1)
     over.set()
-    assert not (tmp_path / STOP_FILE).exists()
+    assert not (Path(stop_file(str(tmp_path), 1))).exists()
 
 
 def _wait_for(file: Path) -> None:
     while not file.exists():
         time.sleep(0.01)
+
+
+def test_request_to_stop_another_run_is_not_heard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preemption, "_ASK_S", 0.01)
+    owner = claim(str(tmp_path))
+    watch = StopSignal(str(tmp_path), rank=0, run=owner.number)
+    try:
+        storage.write_json(stop_file(str(tmp_path), owner.number + 1), {})
+        time.sleep(0.2)
+        assert watch.flags()[0] == 0
+        storage.write_json(stop_file(str(tmp_path), owner.number), {})
+        while not watch.flags()[0]:
+            time.sleep(0.01)
+    finally:
+        watch.close()
+        owner.release()
 
 
 def test_one_more_checkpoint_is_requested_before_a_node_is_taken(tmp_path: Path, clock: _Clock) -> None:

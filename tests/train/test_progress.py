@@ -4,9 +4,11 @@ import json
 from typing import Any
 
 import pytest
+import torch
 
 from evilm.config.training import ScheduleConfig
 from evilm.train.progress import Cadence, Progress, evaluation_line, metrics_line
+from evilm.train.timing import StepTimer
 
 
 class _Loader:
@@ -117,3 +119,20 @@ def test_ten_seconds_without_a_line_are_noticed_once(monkeypatch: pytest.MonkeyP
     assert progress.is_line_due(), "metrics are shown all the same"
     now += 9
     assert not progress.is_silent()
+
+
+def test_rates_leave_out_what_is_not_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr("time.perf_counter", lambda: now)
+    progress, timer, loader = Progress(1000, 8, 0), StepTimer(torch.device("cpu")), _Loader()
+    for _ in range(2):
+        timer.mark("wait")
+        now += 1
+        timer.mark("optimizer")
+        with progress.paused():
+            now += 50  # an evaluation
+        timer.skip()
+        now += 0.5
+    timer.mark("wait")
+    assert progress.flush(2, loader)["time/clips_per_s"] == pytest.approx(16 / 3)  # type: ignore[arg-type]
+    assert timer.read() == pytest.approx({"wait": 1.0, "optimizer": 2.0})
