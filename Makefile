@@ -58,10 +58,12 @@ test-fast: .venv/.test
 test-long: .venv/.test
 	$(PYTEST) -m long
 
-# Kills, signals and outages, RUNS times in a row on the same inputs, without those that are long but for a training's.
+# Kills, signals and outages, RUNS times in a row on the same inputs; without those that are long, but for a training's
+# restarts. FAULTS=long runs the long ones.
 RUNS ?= 1
+FAULTS ?= not long or restart
 test-faults: .venv/.test
-	$(PYTEST) $(PARALLEL) --count $(RUNS) --repeat-scope session -m 'faults and (not long or restart)'
+	$(PYTEST) $(PARALLEL) --count $(RUNS) --repeat-scope session -m 'faults and ($(FAULTS))'
 
 # On a machine with a CUDA device: what only a card can show, then its speed. Needs neither Ray, MLflow nor a video
 # decoder, so BIN may name another environment with torch, timm, transformers, pyarrow, simplejpeg and pytest.

@@ -47,9 +47,9 @@ def test_forward_compiles_to_one_graph_for_all_micro_batches(update):
         for trainee in (eager, compiled):
             trainee.after_step(step, seed=0)
         if step == 1:
-            num_graphs = len(graphs)
+            num_graphs = len(graphs)  # one for a first size, one for all others
     assert torch.equal(eager.tokenizer.quantizer.codebook, compiled.tokenizer.quantizer.codebook)
-    assert len(graphs) == num_graphs, "compiled again in a later step"
+    assert len(graphs) == num_graphs <= 2, "compiled again in a later step, or for each size"
 
 
 @pytest.mark.parametrize("update", ["gradient", "ema"])
