@@ -119,7 +119,7 @@ class Output:
             OwnershipError: one has.
         """
         if self._owner:
-            ownership.check_owner(self.out, self._owner.number)
+            self._owner.check()
 
     def close(self, summary: dict[str, Any]) -> dict[str, Any]:
         """Publish the summary: from now on the folder counts as finished."""

@@ -34,8 +34,8 @@ STALE_S = 6 * _HEARTBEAT_S
 class Owner:
     """The run that may write an output folder, from `claim` until `release`."""
 
-    def __init__(self, out: str, number: int) -> None:
-        self.out, self.number = out, number
+    def __init__(self, out: str, number: int, record: bytes) -> None:
+        self.out, self.number, self._record = out, number, record
         self._beats = 0
         self._over = threading.Event()
         self._beat()
@@ -48,12 +48,31 @@ class Owner:
         Raises:
             OwnershipError: another run has taken the folder over.
         """
-        check_owner(self.out, self.number)
+        self.check()
         storage.write_json(_place(self.out, self.number, name), content)
         if content is None:
             storage.delete(storage.join(self.out, name))
         else:
             storage.write_json(storage.join(self.out, name), content)
+
+    def check(self) -> None:
+        """Check that this run still owns the folder; more than `check_owner` can, which knows only the number.
+
+        Raises:
+            OwnershipError: another run has taken it over, or it was deleted.
+        """
+        check_owner(self.out, self.number)
+        if not self._has_claim():
+            raise OwnershipError(
+                f"{self.out} was deleted while this run wrote it; this run ends and publishes nothing more"
+            )
+
+    def _has_claim(self) -> bool:
+        """Check that the claim is this run's: in a folder that was deleted, numbers begin again."""
+        try:
+            return storage.read_bytes(_place(self.out, self.number, _CLAIM)) == self._record
+        except FileNotFoundError:
+            return False
 
     def release(self) -> None:
         """End the claim, so that the next run need not wait for the heartbeat to become stale."""
@@ -61,12 +80,14 @@ class Owner:
             self._over.set()
             self._thread.join()
             with contextlib.suppress(Exception):  # the store is dead, and the heartbeat will be stale
-                storage.write_json(_place(self.out, self.number, _ENDED), {"ended": _now()})
+                if self._has_claim():
+                    storage.write_json(_place(self.out, self.number, _ENDED), {"ended": _now()})
 
     def _live(self) -> None:
         while not self._over.wait(_HEARTBEAT_S):
             try:
-                self._beat()
+                if self._has_claim():
+                    self._beat()
             except Exception as error:  # the store may answer again; a run that can't write fails by itself
                 logger.warning("no heartbeat could be written to %s: %s", self.out, error)
 
@@ -93,7 +114,7 @@ def claim(out: str, take_over: bool = False) -> Owner:
             _await_end(out, number, take_over)
         record = (json.dumps(_this_process() | {"id": uuid.uuid4().hex}, sort_keys=True) + "\n").encode()
         if storage.put_if_absent(_place(out, number + 1, _CLAIM), record):
-            return Owner(out, number + 1)
+            return Owner(out, number + 1, record)
 
 
 def check_owner(out: str, number: int) -> None:

@@ -4,7 +4,7 @@ import io
 import random
 import tempfile
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +12,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from evilm.config.stages import ShardVideos
-from evilm.errors import ConfigError, ManifestError
+from evilm.errors import ConfigError, ManifestError, OwnershipError
 from evilm.ingest import clip_table, shard_plan
 from evilm.ingest.clip_table import order_key
 from evilm.ingest.retried_clips import RetriedClips
 from evilm.ingest.shard_plan import Generation
-from evilm.io import storage
+from evilm.io import ownership, storage
 from evilm.io.outputs import Output
 from evilm.manifests.rows import BadRow, ClipRow
 from evilm.video.reasons import RejectReason
@@ -108,6 +108,21 @@ def test_spilled_sort_leaves_no_files(tmp_path: Path, monkeypatch: pytest.Monkey
             found.append(shard_plan.plan_rows(output, rows, "m", [], 0, 1000, lambda _: False).plan_id)
         assert list(temporary.iterdir()) == []
     assert found[0] == found[1]
+
+
+def test_late_quarantine_table_does_not_replace_the_successors(tmp_path: Path) -> None:
+    place = tmp_path / "quarantine" / "manifest.parquet"
+
+    def rows(output: Output) -> Iterator[ClipRow | BadRow]:
+        yield from (clip(0), BadRow(1, "c1", RejectReason.EMPTY_CAPTION))
+        assert output._owner
+        output._owner.release()  # as if it had been silent for long
+        ownership.claim(output.out).release()
+        storage.write_bytes(str(place), b"the successor's")
+
+    with opened(tmp_path) as output, pytest.raises(OwnershipError, match="was taken over by"):
+        shard_plan.plan_rows(output, rows(output), "m", [], 0, 4, lambda _: False)
+    assert place.read_bytes() == b"the successor's"
 
 
 @pytest.mark.parametrize(

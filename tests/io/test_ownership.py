@@ -44,6 +44,24 @@ def test_second_writer_is_rejected_with_one_line(out_uri: str) -> None:
     second.release()
 
 
+def test_run_whose_folder_was_deleted_is_not_the_one_that_begins_there(out_uri: str, quick: None) -> None:
+    first = claim(out_uri)
+    for name in storage.list_names(storage.join(out_uri, "_runs")):
+        storage.delete(storage.join(out_uri, "_runs", name))
+    with pytest.raises(OwnershipError, match="was deleted while this run wrote it"):
+        first.publish("manifest.json", {"by": "the first"})
+    second = claim(out_uri)
+    assert second.number == first.number
+    with pytest.raises(OwnershipError):
+        first.publish("manifest.json", {"by": "the first"})
+    first.release()
+    with pytest.raises(OwnershipError, match="is being written by"):
+        claim(out_uri)
+    second.publish("manifest.json", {"by": "the second"})
+    assert published(out_uri, "manifest.json") == {"by": "the second"}
+    second.release()
+
+
 def test_live_run_is_never_taken_over(out_uri: str, quick: None) -> None:
     owner = claim(out_uri)
     with pytest.raises(OwnershipError, match="alive 0 s ago"):

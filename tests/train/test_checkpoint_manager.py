@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from evilm.io import storage
+from evilm.io import ownership, storage
 from evilm.train.checkpoint_files import take_snapshot, verify
 from evilm.train.checkpoint_manager import CheckpointManager, find_intact, newest_first, publish
 from helpers.flaky_store import FlakyStore
@@ -49,6 +49,17 @@ def test_last_and_best_checkpoints_are_kept(out_uri: str) -> None:
     assert newest_first(out_uri) == left, "those of a later attempt are not touched"
     with storage.local_folder(storage.join(out_uri, "checkpoints", names[0])) as folder:
         verify(folder)
+
+
+def test_run_that_was_taken_over_deletes_no_checkpoint(out_uri: str) -> None:
+    """After `--overwrite` the attempts of the new run begin with the first again."""
+    first = ownership.claim(out_uri)
+    first.release()
+    manager = CheckpointManager(out_uri, run=first.number, attempt=1, keep=1, rank=0)
+    ownership.claim(out_uri).release()
+    _published(out_uri, "step_00000004-001")
+    manager._delete_all_but(set())
+    assert newest_first(out_uri) == ["step_00000004-001"]
 
 
 def test_failed_write_leaves_no_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
