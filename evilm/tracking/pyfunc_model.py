@@ -36,7 +36,7 @@ _NEEDS = (
 """What loading and scoring import; `evilm` itself comes along as code."""
 
 
-def publish(config: Pretrain, out: str, summary: Mapping[str, Any], number: int) -> None:
+def publish(config: Pretrain, out: str, summary: Mapping[str, Any], number: int = 0) -> None:
     """Bring the panels and the model of a finished pre-training to its MLflow run, once.
 
     Nothing happens where the run could not be closed, since no server answers; the same command tries again. Nor does
