@@ -133,8 +133,8 @@ def check_owner(out: str, number: int) -> None:
 
 
 def is_owner(out: str, number: int) -> bool:
-    """Check whether no other run has taken `out` over."""
-    return newest(out) <= number
+    """Check whether no other run has taken `out` over; True for a run that claimed nothing, number 0."""
+    return not number or newest(out) <= number
 
 
 def newest(out: str) -> int:

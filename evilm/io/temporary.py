@@ -57,10 +57,11 @@ def _nameless_beside(path: str) -> Iterator[str]:
 
 @contextmanager
 def temporary_folder() -> Iterator[str]:
-    """An empty folder in the system's temporary folder for as long as the block, or the process, lasts."""
+    """Make an empty folder in the system's temporary folder, and remove it with the block, or with a killed process."""
     with _held("", True, True) as path:
-        # A shell waits for the end of its input, which comes with the end of this process, also if that is killed.
-        remove = ["sh", "-c", 'cat; rm -rf -- "$0"', path]
+        # A shell removes it at the end of its input, which comes with the end of this process, even by SIGKILL. It
+        # ignores the signals that end a job, since this process may need the folder for a last checkpoint.
+        remove = ["sh", "-c", 'trap "" HUP INT TERM; cat; rm -rf -- "$0"', path]
         with subprocess.Popen(remove, stdin=PIPE, stdout=DEVNULL, stderr=DEVNULL, start_new_session=True) as shell:
             try:
                 yield path

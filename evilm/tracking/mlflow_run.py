@@ -67,7 +67,7 @@ class TrackedRun:
     seconds: float = 0.0
     """How long ago the work began, where the run is made when it is done."""
     number: int = 0
-    """Of the run that owns the folder: once another has taken it over, MLflow's run is the other's. 0: not checked."""
+    """Number of the command's run in `<out>/_runs/`; another run that takes the folder over gets the MLflow run too."""
 
 
 def tracking_uri(config: StageConfig, out: str) -> str:

@@ -7,7 +7,6 @@ checkpoint has behind it has its metrics there too, and later steps are made aga
 import json
 import logging
 import threading
-from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -35,8 +34,8 @@ class MlflowUploader:
     point with the same step, time and value is the same point to MLflow's stores.
     """
 
-    def __init__(self, run: TrackedRun | None, path: Path, may_send: Callable[[], bool] = lambda: True) -> None:
-        self._run, self._path, self._may_send = run, path, may_send
+    def __init__(self, run: TrackedRun | None, path: Path) -> None:
+        self._run, self._path = run, path
         self._run_id = ""
         self._stop = threading.Event()
         self._lock = threading.Lock()
@@ -49,11 +48,14 @@ class MlflowUploader:
         return self
 
     def ship(self) -> None:
-        """Send what was not sent yet. Raises whatever MLflow raises."""
+        """Send the points that were not sent yet. Raises whatever MLflow raises.
+
+        Once another run has taken the output folder over, nothing is sent: it would open that run's MLflow run again.
+        """
         from mlflow import MlflowClient
         from mlflow.entities import Metric
 
-        if self._run is None or not self._may_send():
+        if self._run is None or not is_owner(self._run.out, self._run.number):
             return
         with self._lock:
             self._run_id = self._run_id or ensure_run(self._run)
@@ -111,8 +113,7 @@ class MetricsRecorder:
         Args:
             out: output folder.
             tracked: where the metrics are brought to in MLflow.
-            run: number of the run that owns `out`; once another run has taken it over, nothing more is written there,
-                or sent, which would open the other's run in MLflow again.
+            run: number of the run that owns `out`; once another run has taken it over, nothing more is written there.
         """
         self._out, self._run, self._remote = out, run, not storage.is_local(out)
         self._ends = ExitStack()
@@ -122,19 +123,19 @@ class MetricsRecorder:
             (folder / METRICS_FILE).write_bytes(storage.read_bytes(kept))
         self._lock = threading.Lock()
         self._spool = MetricsFile(folder / METRICS_FILE)
-        self._shipper = MlflowUploader(tracked, folder / METRICS_FILE, self._is_owner).start()
+        self._shipper = MlflowUploader(tracked, folder / METRICS_FILE).start()
         self._closed = threading.Event()
         if self._remote:
             threading.Thread(target=self._store_now_and_then, name="metrics", daemon=True).start()
 
     def log(self, metrics: dict[str, float], step: int) -> None:
         """Record a point; costs a line in a file."""
-        if self._remote or self._is_owner():  # a local file that `store` checks before it brings it
+        if self._remote or is_owner(self._out, self._run):  # for an object store, `store` checks the owner
             self._spool.log(metrics, step)
 
     def note(self, kind: str, report: dict[str, Any]) -> None:
         """Append a report to `<kind>.jsonl` in the output folder; for what happens now and then."""
-        if not self._is_owner():
+        if not is_owner(self._out, self._run):
             return
         place = storage.join(self._out, _NOTES.format(kind))
         earlier = storage.read_bytes(place) if storage.exists(place) else b""
@@ -159,9 +160,6 @@ class MetricsRecorder:
             self.store()
         self._shipper.close()
         self._ends.close()
-
-    def _is_owner(self) -> bool:
-        return not self._run or is_owner(self._out, self._run)
 
     def _store_now_and_then(self) -> None:
         while not self._closed.wait(_STORE_S):

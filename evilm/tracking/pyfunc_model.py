@@ -40,7 +40,7 @@ def publish(config: Pretrain, out: str, summary: Mapping[str, Any], number: int 
     """Bring the panels and the model of a finished pre-training to its MLflow run, once.
 
     Nothing happens where the run could not be closed, since no server answers; the same command tries again. Nor does
-    it once another run has taken over from the one with this number.
+    it if another run has taken the folder over from run `number` of `<out>/_runs/` (0: not checked).
     """
     inputs, step = dict(summary["inputs"]), (summary.get("published") or {}).get("step", summary["steps"])
     run = describe_run(config, "pretrain", out, inputs, number=number)

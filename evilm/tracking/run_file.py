@@ -34,10 +34,9 @@ def write_run_file(out: str, known: Mapping[str, Any]) -> None:
 
 def reopen_run(out: str) -> None:
     """Let the run of a finished output be closed again, with other figures and model; the run stays the same."""
+    ends = ("closed", "model")
     if records := _records(out):
-        _write(
-            out, [{name: value for name, value in each.items() if name not in ("closed", "model")} for each in records]
-        )
+        _write(out, [{name: value for name, value in each.items() if name not in ends} for each in records])
 
 
 def _records(out: str) -> list[dict[str, Any]]:

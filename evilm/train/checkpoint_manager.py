@@ -203,7 +203,7 @@ class CheckpointManager:
 
     def _delete_all_but(self, kept: set[str]) -> None:
         """Delete older checkpoints; those of a later attempt are not ours, should this one outlive its driver."""
-        if self._run and not is_owner(self._out, self._run):  # whose attempts may have begun again with the first
+        if not is_owner(self._out, self._run):  # after `--overwrite` the attempts of the other run began at 1 again
             return
         for name in newest_first(self._out):
             if name not in kept and int(name.rsplit("-", 1)[1]) <= self._attempt:

@@ -138,7 +138,7 @@ class StopSignal:
         every = _ASK_S if storage.is_local(self._out) else _ASK_REMOTE_S
         while not self._closed.wait(every):
             try:
-                if self._run and not is_owner(self._out, self._run):
+                if not is_owner(self._out, self._run):
                     self._stop_run.set()  # before it writes a checkpoint, it will find the other run
                     return
                 if _STOP_FILE.format(self._run) in storage.list_names(self._out):
