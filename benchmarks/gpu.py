@@ -71,14 +71,8 @@ def main() -> None:
         found["steps"], found["launches"] = [], {}
         for mode in chosen.modes:
             steps = Steps(Path(folder), chosen.size, mode == "compiled", chosen.threads, peaks)
-            for clips in sorted(chosen.batches):
-                try:
-                    found["steps"].append(steps.measure(clips, chosen.steps))
-                except torch.OutOfMemoryError:  # larger ones do not fit either
-                    print(f"{mode}: {clips} clips need more memory than this card has")
-                    break
-            torch.cuda.empty_cache()
-            found["launches"][mode] = steps.launches(chosen.batches[0])
+            found["steps"] += _that_fit(steps, mode, chosen.batches, chosen.steps)
+            found["launches"][mode] = steps.launches(min(chosen.batches))
             del steps  # frees weights and moments before the next measurement
         _print_steps(found["steps"], found["launches"])
         found["codes"] = list(_codes(Path(folder), chosen.size, chosen.threads, chosen.rounds))
@@ -87,6 +81,17 @@ def main() -> None:
     found["constants"] = {"kernels_per_step": kernels} if kernels else {}  # for the cost model
     if chosen.json:
         Path(chosen.json).write_text(json.dumps(found, indent=1, sort_keys=True) + "\n")
+
+
+def _that_fit(steps: "Steps", mode: str, batches: list[int], number: int) -> Iterator[dict[str, Any]]:
+    """Measure batch sizes from the smallest up to the first that does not fit into the memory of the card."""
+    for clips in sorted(batches):
+        try:
+            yield steps.measure(clips, number)
+        except torch.OutOfMemoryError:
+            print(f"{mode}: {clips} clips need more memory than this card has; larger batches are left out")
+            break
+    torch.cuda.empty_cache()
 
 
 class Steps:
