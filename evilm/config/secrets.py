@@ -1,8 +1,8 @@
 """Remove users, passwords and signatures from URLs before they are compared, shown or stored.
 
-URLs are compared as `unsigned` returns them: equal if they request the same file, since only what certainly signs a
-request is removed. What is stored (`stored_*`) or logged (`public_*`) also lacks each parameter that could be a secret
-by its name.
+`unsigned` returns URLs for comparison: it removes only certain signatures, so URLs of different files stay different.
+`stored_*` and `public_*` return URLs for storage and for logs: they also remove every parameter whose name could be
+that of a secret.
 """
 
 import re

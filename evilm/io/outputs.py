@@ -55,6 +55,7 @@ class Output:
         """Names of files that were there when this run claimed the folder, also of those one folder below."""
         self.lost: list[str] = []
         """Names that a finished result lacks, which is why it is made again."""
+        self.done: dict[str, Any] | None = None
         self.done = self._inspect()
         """The summary of a finished run with the same settings and inputs; None where work is to do."""
         if self.done is None:
@@ -86,7 +87,7 @@ class Output:
         """
         if self._owner is None:
             self._owner = ownership.claim(self.out, self.config.take_over)
-            if getattr(self, "done", None) is not None and self._inspect() != self.done:
+            if self.done is not None and self._inspect() != self.done:
                 self._release()
                 raise OwnershipError(f"another run has changed {self.out} meanwhile; run the same command again")
             storage.abort_uploads(self.out)

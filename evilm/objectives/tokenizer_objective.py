@@ -30,10 +30,8 @@ _POOL = 4096  # vectors of a step that may replace dead codes, spread evenly ove
 def tokenizer_losses(out: TokenizerOutput, batch: TokenizerBatch, settings: VideoTokenizerConfig) -> dict[str, LossSum]:
     """Compute Eq. 6 over clips and the two terms of Eq. 7 over regions."""
     no_accuracy = out.commitment_loss.new_full((), -1.0)
-    clips, regions = (
-        batch.frames.shape[0],
-        out.code_ids.numel(),
-    )  # a list has a length for each graph
+    # The size of a tensor: torch.compile would compile again for each length of `batch.clip_ids`, a list.
+    clips, regions = batch.frames.shape[0], out.code_ids.numel()
     word = focal_word_loss(out.word_logits, batch.caption_words, settings.focal)
     return {
         "word": LossSum(word * clips, clips, no_accuracy),

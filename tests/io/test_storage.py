@@ -163,24 +163,29 @@ def test_unfinished_uploads_that_may_not_be_listed_stay_with_a_warning(
 
 
 @pytest.mark.faults
-def test_killed_writer_to_an_object_store_leaves_no_temporary_file(tmp_path: Path) -> None:
-    code = (
-        "import os, signal\nfrom evilm.io import storage\n"
-        "with storage.temporary('memory://a/b') as path:\n"
-        "    open(path, 'wb').write(b'shard')\n    os.kill(os.getpid(), signal.SIGKILL)"
-    )
-    ended = subprocess.run([sys.executable, "-c", code], env={**os.environ, "TMPDIR": str(tmp_path)}, check=False)
-    assert ended.returncode == -signal.SIGKILL
-    assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.faults
-def test_temporary_folder_ends_with_its_process(tmp_path: Path) -> None:
-    code = (
-        "import os, signal\nfrom evilm.io.temporary import temporary_folder\n"
-        "with temporary_folder() as folder:\n"
-        "    open(f'{folder}/sorted', 'wb').write(b'rows')\n    os.kill(os.getpid(), signal.SIGKILL)"
-    )
+@pytest.mark.parametrize(
+    "temporary",
+    [
+        "evilm.io.storage import temporary as t; made = t('memory://a/b')",
+        "evilm.io.temporary import temporary_folder as t; made = t()",
+    ],
+    ids=["file for an object store", "folder"],
+)
+def test_killed_process_leaves_nothing_temporary(tmp_path: Path, temporary: str) -> None:
+    code = f"""
+import os, signal, time, psutil
+from {temporary}
+with made as path:
+    is_folder = os.path.isdir(path)
+    open(path + "/rows" if is_folder else path, "wb").write(b"rows")
+    while is_folder and len(psutil.Process().children(recursive=True)) < 2:
+        time.sleep(0.01)
+    for child in psutil.Process().children(recursive=True):
+        child.terminate()  # as systemd and Slurm do with all processes of a job
+    time.sleep(0.5)
+    assert os.path.exists(path)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
     ended = subprocess.run([sys.executable, "-c", code], env={**os.environ, "TMPDIR": str(tmp_path)}, check=False)
     assert ended.returncode == -signal.SIGKILL
     wait_for(lambda: not list(tmp_path.iterdir()), timeout_s=60)
