@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from evilm.errors import ClusterError, StorageError
+from evilm.errors import ClusterError, OwnershipError, StorageError
+from evilm.io import ownership
 from evilm.jobs import commits
 
 
@@ -29,3 +30,14 @@ def test_attempt_that_raises_does_not_count_as_death(tmp_path: Path) -> None:
             raise StorageError("full")
     with commits.attempt(out, 1, "a", 1):
         pass
+
+
+def test_run_that_was_taken_over_revokes_no_commit(tmp_path: Path) -> None:
+    out, unit = str(tmp_path), commits.Unit("train-00000", "abc")
+    first = ownership.claim(out)
+    commits.commit_file(out, unit, "", {"num_clips": 1}, first.number)
+    first.release()
+    ownership.claim(out).release()
+    with pytest.raises(OwnershipError, match="was taken over by"):
+        commits.revoke(out, unit, first.number)
+    assert commits.read_record(out, unit)
