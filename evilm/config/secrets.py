@@ -12,17 +12,20 @@ from urllib.parse import unquote, urlsplit, urlunsplit
 _ANY_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]{0,30}://[^\s'\"<>]+")
 _ABSOLUTE = re.compile(r"(?:[A-Za-z][A-Za-z0-9+.-]*:)?//")
 _AZURE = "sig|se|sp|sv|sr|st|spr|skoid|sktid|skt|ske|sks|skv"
-_CLOUDFRONT = "Signature|Expires|Policy|Key-Pair-Id|AWSAccessKeyId|GoogleAccessId|OSSAccessKeyId|security-token"
+_CLOUDFRONT = "Signature|Expires|Policy|Key-Pair-Id|(?:AWS|OSS)?AccessKeyId|GoogleAccessId|security-token"
+_CLOUDS = ("amz", "goog", "oss", "tos", "obs", "cos", "bce")
+_OF_CLOUDS = rf"X-(?:{'|'.join(_CLOUDS)})-[\w-]+|q-(?:sign|ak|key|header|url)[\w-]*"
 _AKAMAI = "hdnea|hdnts|hdntl|auth_key"
 _SIGNATURES = [
     (needed, re.compile(names, re.IGNORECASE))
     for needed, names in (
-        ({"x-amz-signature"}, "X-Amz-[a-z-]+"),
-        ({"x-goog-signature"}, "X-Goog-[a-z-]+"),
-        ({"x-oss-signature"}, "x-oss-[a-z-]+"),
-        ({"signature"}, rf"{_CLOUDFRONT}|X-(?:Amz|Goog|oss)-[a-z-]+"),
+        *(({f"x-{cloud}-signature"}, f"x-{cloud}-[a-z-]+") for cloud in _CLOUDS),
+        ({"signature"}, f"{_CLOUDFRONT}|{_OF_CLOUDS}"),
+        ({"q-signature"}, _OF_CLOUDS),
+        ({"authorization"}, f"authorization|{_OF_CLOUDS}"),
         ({"sig"}, _AZURE),
         ({"token", "expires"}, "token|expires"),
+        ({"md5", "expires"}, "md5|expires"),
         (set[str](), rf"{_AKAMAI}|(?:access|auth|session|security|refresh|id)[_-]token|(?:api|access)[_-]?key"),
         (set[str](), r"\w+[_-]secret|(?:\w+[_-])?password|pwd"),
     )
@@ -30,11 +33,13 @@ _SIGNATURES = [
 """Parameters of each signature scheme, removed only if the query has all the needed ones: elsewhere, names as common as
 `key` and `st` may identify the file."""
 _SECRET = (
-    rf"X-(?:Amz|Goog|oss)-[\w-]+|{_CLOUDFRONT}|{_AZURE}|{_AKAMAI}|[\w-]*signature\w*|sign|oh|__gda__"
-    r"|[\w-]*(?:token|secret|password|passwd|credentials?|hmac|jwt)"
-    r"|[\w-]*(?:api|access|secret|private|subscription)[_-]?key|key|pwd|pass|auth"
+    rf"{_OF_CLOUDS}|{_CLOUDFRONT}|{_AZURE}|{_AKAMAI}|[\w-]*signature\w*|sign|oh|__gda__|md5|verify"
+    r"|[\w-]*(?:token|secret|password|passwd|credentials?|hmac|jwt|key|bearer|session(?:[_-]?id)?)"
+    r"|pwd|pass|auth(?:orization)?"
 )
 _IS_SECRET = re.compile(_SECRET, re.IGNORECASE)
+_TOKEN_IN_PATH = re.compile(r"/(?:hd\w+=)?(?:(?:st|exp|ip|acl|data|id)=[^?#\s]*?~)+hmac=[^/?#\s]*", re.IGNORECASE)
+"""Akamai's, e.g. `/exp=1~acl=/*~hmac=0f`."""
 _LOOSE_URL = re.compile(r"(?<!\w)(?:\\?/){2}[^\s\"<>]+")
 """Also in escaped JSON, without a scheme, and with quotes in it."""
 _LOOSE_USER = re.compile(r"(?:^|(?<=:))((?:\\?/){2})[^\s/\\?#]*@")
@@ -62,7 +67,8 @@ def unsigned(url: str, fragment: bool = False) -> str:
     signing = [names for needed, names in _SIGNATURES if there and needed <= there]
     query = "&".join(item for name, item in items if not any(names.fullmatch(name) for names in signing))
     netloc, fragment_kept = parts.netloc.rpartition("@")[2], parts.fragment if fragment else ""
-    return urlunsplit(parts._replace(netloc=netloc, query=query, fragment=fragment_kept))
+    path = _TOKEN_IN_PATH.sub("", parts.path)
+    return urlunsplit(parts._replace(netloc=netloc, path=path, query=query, fragment=fragment_kept))
 
 
 def stored_url(url: str) -> str:
@@ -87,7 +93,7 @@ def public_uri(uri: str) -> str:
     scheme, separator, rest = uri.partition("//")
     if not separator or not (scheme == "" or scheme.endswith(":")):
         return uri
-    rest = re.split(r"[?#]", rest, maxsplit=1)[0]
+    rest = _TOKEN_IN_PATH.sub("", re.split(r"[?#]", rest, maxsplit=1)[0])
     host, slash, path = rest.partition("/")
     return f"{scheme}//{host.rpartition('@')[2]}{slash}{path}"
 
@@ -116,6 +122,6 @@ def _hidden(text: str) -> str:
 
     def hide(url: re.Match[str]) -> str:
         place = _LOOSE_USER.sub(r"\1", url[0])
-        return _LOOSE_SECRETS.sub(lambda found: found[1] if found[2] else "", place)
+        return _LOOSE_SECRETS.sub(lambda found: found[1] if found[2] else "", _TOKEN_IN_PATH.sub("", place))
 
     return _LOOSE_URL.sub(hide, text) if "/" in text and ("=" in text or "@" in text) else text

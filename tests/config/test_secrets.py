@@ -17,6 +17,11 @@ from evilm.console import log_to_console
         ("videos/a.mp4?token=1", "videos/a.mp4?token=1"),
         ("https://h/a?accessToken=1&sessionToken=2&sastoken=3&jwt=4&hmac=5&subscription-key=6&q=7", "https://h/a?q=7"),
         ("https://h/a?credential=1&oh=2&hdntl=3&passwd=4&X%2DAmz-Signature=5", "https://h/a"),
+        (
+            "https://h/a?Authorization=1&authkey=2&rlkey=3&sessionid=4&bearer=5&verify=6&q-ak=7&X-Tos-Date=8&q=9",
+            "https://h/a?q=9",
+        ),
+        ("https://h/exp=1~acl=/*~hmac=0f/a.mp4?q=1", "https://h/a.mp4?q=1"),
         ("//me:pw@h/a?b=1&sig=x", "//h/a?b=1"),
         ("https://h/a?u=https://me:pw@g/b?sig=x", "https://h/a?u=https://g/b"),
     ],
@@ -65,12 +70,18 @@ def test_parameters_that_only_could_sign_tell_places_apart(one: str, other: str)
         "sv={0}&st={0}&se={0}&sr=b&sp=r&skoid={0}&sig={0}",
         "token={0}&expires={0}",
         "hdntl={0}",
+        "q-sign-algorithm=sha1&q-ak={0}&q-sign-time={0}&q-header-list=&q-signature={0}&x-cos-security-token={0}",
+        "X-Tos-Date={0}&X-Tos-Signature={0}",
+        "authorization=bce-auth-v1/{0}",
+        "AccessKeyId={0}&Expires={0}&Signature={0}&x-obs-security-token={0}",
+        "md5={0}&expires={0}",
         "api_key={0}&access_token={0}",
     ],
 )
 def test_places_that_are_signed_again_are_the_same(signature: str) -> None:
     one, other = (f"https://u{n}:p@h/a.mp4?id=7&{signature.format(n)}" for n in (1, 2))
     assert unsigned(one) == unsigned(other) == "https://h/a.mp4?id=7"
+    assert unsigned(f"https://h/hdntl=exp={signature[:1]}~acl=/*~hmac=0f/a.mp4") == "https://h/a.mp4"
     assert unsigned(f"{one}#t=5", fragment=True) == "https://h/a.mp4?id=7#t=5"
 
 
