@@ -130,6 +130,7 @@ def _start_gpus(config: dict[str, Any]) -> set[str]:
     return {node.get("InstanceLifecycle", "on-demand") for entry in found for node in entry["Instances"]}
 
 
+@pytest.mark.long
 def test_gpu_nodes_fall_back_to_on_demand_if_any_zone_lacks_spot(account: Path, cached_types: None) -> None:
     config = _bootstrap(_ready_config(account))
     assert _start_gpus(config) == {"spot"}

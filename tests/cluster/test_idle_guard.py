@@ -28,7 +28,7 @@ def _script(cloud: str) -> str:
     return str(script)
 
 
-@pytest.fixture(params=["aws", "gcp"])
+@pytest.fixture(params=["aws", pytest.param("gcp", marks=pytest.mark.long)])
 def ended(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
     """The file that exists after the machine was shut down; the limit is 3 seconds in place of 45 minutes."""
     ended, bin = tmp_path / "ended", tmp_path / "bin"

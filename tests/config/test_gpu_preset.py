@@ -41,6 +41,7 @@ def test_gpu_preset_configures_workflow_and_sweeps(stage: str, capsys: pytest.Ca
     assert "batch_clips: 512" in capsys.readouterr().out
 
 
+@pytest.mark.long
 def test_cost_model_keeps_the_clips_per_gpu_of_the_gpu_preset(capsys: pytest.CaptureFixture[str]) -> None:
     flags = ["--preset", "gpu", "--devices", "a10g", "--gpus", "1", "8"]
     budget([*flags, "--json"])

@@ -55,6 +55,7 @@ def test_step_of_a_downstream_task_has_no_blocking_read(name: str) -> None:
     assert found.reads == [], "\n".join(map(str, found.reads))
 
 
+@pytest.mark.long
 def test_step_of_retrieval_has_no_blocking_read() -> None:
     held = [[make_batch(slice(0, 5)), make_batch(slice(5, 10))] for _ in range(WARM_UP + STEPS)]
     found = count_waits_of(make_objective, held, _fine_tuning(2))

@@ -36,7 +36,7 @@ def longest_first(items: list[pytest.Item]) -> list[pytest.Item]:
     ranked = sorted(files.values(), key=lambda tests: -sum(map(_weight, tests)))
     waiting = [tests for tests in ranked if any("small_workflow" in _fixtures(test) for test in tests)]
     others = [tests for tests in ranked if tests not in waiting]
-    return [item for tests in [*waiting[:1], *others[:8], *waiting[1:], *others[8:]] for item in tests]
+    return [item for tests in [*waiting[:1], *others[:20], *waiting[1:], *others[20:]] for item in tests]
 
 
 def _weight(test: pytest.Item) -> float:

@@ -62,6 +62,7 @@ def test_last_line_says_why_a_path_is_unsafe(tmp_path: Path) -> None:
     assert "--retry" not in str(caught.value), "rows that the manifest spoils are not tried again"
 
 
+@pytest.mark.long
 def test_missing_videos_stop_the_job_without_commits(growing: Path, ray_local: Any) -> None:
     out = growing / "frames"
     write_csv(growing / "clips.csv", HEADER, *([str(number), "a clip"] for number in range(240)))

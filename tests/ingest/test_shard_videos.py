@@ -166,7 +166,7 @@ def test_spans_of_several_manifests_are_cut(growing: Path, caplog: pytest.LogCap
     assert sorted(rows, key=str) == [(0.0, 0.25, "b.csv", "2.mp4"), (0.1, 0.2, "a.csv", "1.mp4")]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_bad_files_of_a_real_set_get_the_expected_reasons(shared_data: Path, ray_local: Any, tmp_path: Path) -> None:
     bad = shared_data / "bad"
     with (bad / "EXPECT.csv").open() as file:
@@ -183,7 +183,7 @@ def test_bad_files_of_a_real_set_get_the_expected_reasons(shared_data: Path, ray
                 assert refused.get(case["row"]) == wanted, case["case"]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_real_clips_are_all_accepted(shared_data: Path, ray_local: Any, tmp_path: Path) -> None:
     out = tmp_path / "frames"
     config = ShardVideos(manifest=str(shared_data / "clips.csv"), videos=str(shared_data / "clips"), out=str(out))

@@ -358,6 +358,7 @@ def test_inspection_on_s3_finds_the_same(s3_bucket: str, tmp_path: Path) -> None
     assert s3fs.S3FileSystem().exists(f"{s3_bucket}/look/stats.png")
 
 
+@pytest.mark.long
 def test_inspection_in_ray_tasks_finds_the_same(ray_local: Any, tmp_path: Path) -> None:
     frames = store(tmp_path / "frames", {"train1": {"row": 7}, "val0": {"split": "x"}})
     code(tmp_path / "codes", frames)

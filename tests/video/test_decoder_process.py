@@ -93,7 +93,7 @@ def test_child_decodes_spans(tmp_path: Path) -> None:
             decoder.decode(str(path), "x", 7.0)
 
 
-@pytest.mark.parametrize("name", ["auto", "decord"])
+@pytest.mark.parametrize("name", ["auto", pytest.param("decord", marks=pytest.mark.long)])
 def test_clip_is_retried_by_the_same_decoder_after_a_timeout(tmp_path: Path, name: str) -> None:
     """The bytes of a shard must not depend on how busy the machine was."""
     if name == "decord":
