@@ -151,16 +151,13 @@ def _tar_rows(
     if columns.videoid == "":  # ids are made of tar and key
         columns = columns.model_copy(update={"videoid": KEY})
     roles = assign(list(header), columns, uri)
-    members = _members(samples, name)
-    context = replace(_context(config, roles, root, source), id_prefix=id_prefix, members=members)
+    context = replace(_context(config, roles, root, source), id_prefix=id_prefix)
     for number, sample in enumerate(samples, start=1):
         if isinstance(sample, ParseError):
             yield 1, iter([BadRow(0, "", RejectReason.BAD_ROW, f"{name}: {sample.detail}", source=source)])
         else:
-            yield (
-                number,
-                clips_of(number, ParseError(sample.fault, sample.values) if sample.fault else sample.values, context),
-            )
+            record = ParseError(sample.fault, sample.values) if sample.fault else sample.values
+            yield number, clips_of(number, record, replace(context, members=_members([sample], name)))
 
 
 def _table_rows(
@@ -192,7 +189,7 @@ def _of_video2dataset(context: Context, uri: str, samples: _Samples | None) -> C
     return replace(context, members=_members(samples, f"{folder}.tar"))
 
 
-def _members(samples: _Samples, name: str) -> dict[str, VideoLocation]:
+def _members(samples: Iterable[Sample | ParseError], name: str) -> dict[str, VideoLocation]:
     """Return where the video of each sample is; of equal keys the first one counts."""
     members: dict[str, VideoLocation] = {}
     for sample in samples:

@@ -97,7 +97,7 @@ class Context:
     folder: str = ""
     """Folder of the videos where no column tells it."""
     members: Mapping[str, VideoLocation] | None = None
-    """Where the video of each key is, if all lie in one tar."""
+    """Where the video of each key is, if all lie in one tar; of a tar's sample its own only, as keys may come back."""
 
 
 def clips_of(number: int, record: Mapping[str, Any] | ParseError, context: Context) -> Iterator[ClipRow | BadRow]:

@@ -260,3 +260,25 @@ def test_scattered_members_of_a_sample_are_joined(tmp_path: Path) -> None:
     good = {row.clip_id: (row.captions[0], row.num_bytes) for row in rows if isinstance(row, ClipRow)}
     assert good == {"0": ("clip 0", 10), "2": ("clip 2", 12)}
     assert [row.reason for row in rows if isinstance(row, BadRow)] == ["empty_caption"]
+
+
+def test_each_sample_of_a_repeated_key_has_its_own_video(tmp_path: Path) -> None:
+    parts = [{"0.mp4": b"first", "0.txt": b"A"}, {"0.mp4": b"second", "0.txt": b"B"}, {"0.txt": b"C"}, {"0.mp4": b"4"}]
+    between = {"x.mp4": b"x", "x.txt": b"X"}
+    tars = [write_tar(tmp_path / "part", part | between).read_bytes() for part in parts]
+    (tmp_path / "all.tar").write_bytes(b"".join(tars))
+    rows = [row for row in read_rows(tmp_path / "all.tar") if row.clip_id == "0"]
+    data = (tmp_path / "all.tar").read_bytes()
+    found = [(row.captions[0], data[row.offset :][: row.num_bytes]) for row in rows if isinstance(row, ClipRow)]
+    assert found == [("A", b"first"), ("B", b"second")]
+    assert [row.reason for row in bad_rows(rows)] == [RejectReason.MISSING_FILE, RejectReason.EMPTY_CAPTION]
+
+
+def test_scattered_texts_and_records_are_one_sample(tmp_path: Path) -> None:
+    for ends in ((".mp4", ".txt", ".json"), (".json", ".txt", ".mp4")):
+        values = {".mp4": b"v", ".txt": b"Words.", ".json": b'{"caption": "other", "fps": 2, "split": "val"}'}
+        write_tar(tmp_path / "a.tar", {f"{k}{end}": values[end] for end in ends for k in range(2)})
+        rows = read_clips(tmp_path / "a.tar")
+        assert [(row.clip_id, row.captions, row.extra["fps"], row.split) for row in rows] == [
+            (str(k), ("Words.",), "2", "val") for k in range(2)
+        ]
