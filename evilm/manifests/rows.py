@@ -229,7 +229,7 @@ def _spans(
         span: Span = (None, None)
         if roles.start or roles.end:
             span = _span(*(pairs or (record.get(roles.start), record.get(roles.end))))
-        if span != (None, None) and (not pairs or roles.layout == "panda"):  # others have ids of clips
+        if span != (None, None) and (not pairs or roles.layout != "koala"):  # which has ids of clips
             clip_id = f"{clip_id}_{show_seconds(span[0] or 0)}_{'end' if span[1] is None else show_seconds(span[1])}"
         yield clip(clip_id, span, value, extra)
         return
