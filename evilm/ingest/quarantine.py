@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from evilm.config.secrets import public_uri
 from evilm.io import storage
 from evilm.io.outputs import Output
+from evilm.manifests.manifest_files import is_tar
 from evilm.manifests.rows import BadRow, ClipRow
 from evilm.video.reasons import RejectReason
 
@@ -147,6 +148,8 @@ def repeated_row(row: ClipRow, first: ClipRow, is_caption: bool, is_missing: Cal
         detail += " and video, and other captions; --columns.repeats captions joins them"
     elif row.offset != first.offset and row.path == first.path:
         detail += " and another video; give the tars one by one instead of joined to one"
+    elif row.source != first.source and is_tar(row.source) and is_tar(first.source):
+        detail += "; if keys are unique only within a tar, use --columns.videoid ''"
     if row.path != first.path and is_missing(row):
         reason, detail = RejectReason.MISSING_FILE, f"and {detail}"
     return BadRow(row.record, row.clip_id, reason, detail, row.split, public_uri(row.path), row.source)

@@ -331,3 +331,9 @@ def test_rows_of_one_name_and_other_videos_of_a_tar_are_no_captions(tmp_path: Pa
     assert [(row["reason"], row["detail"]) for row in quarantined(tmp_path)] == [
         ("duplicate_id", "record 0 has this id and another video; give the tars one by one instead of joined to one")
     ] * 2
+
+
+def test_key_in_two_tars_names_the_setting_that_tells_them_apart(tmp_path: Path) -> None:
+    plan_of(tmp_path, [clip(1, source=f"{n}.tar", path=f"{n}.tar/1.mp4", offset=512) for n in range(2)])
+    told = "record 1 of 0.tar has this id; if keys are unique only within a tar, use --columns.videoid ''"
+    assert [row["detail"] for row in quarantined(tmp_path)] == [told]

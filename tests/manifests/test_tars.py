@@ -3,7 +3,7 @@
 import gzip
 import io
 import tarfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -238,6 +238,28 @@ def test_tars_that_repeat_keys_of_earlier_ones_change_no_ids(tmp_path: Path) -> 
     assert [row.clip_id for row in read_clips(f"{train},{tmp_path}/val-*.tar")] == ids
     assert [row.clip_id for row in read_clips(f"{train},{tmp_path}/val-0.tar")] == ids[:8]
     assert [row.clip_id for row in read_clips(train)] == ids[:6]
+
+
+def write_keys(path: Path, keys: Iterable[str]) -> None:
+    write_tar(path, {f"{key}{end}": b"words" for key in keys for end in (".mp4", ".txt")})
+
+
+def test_keys_counted_in_each_tar_are_noticed_whichever_are_missing(tmp_path: Path) -> None:
+    for name, first in (("s-0", 1), ("s-1", 0)):
+        write_keys(tmp_path / f"{name}.tar", [f"{k:06d}" for k in range(first, 6)])
+    ids = [row.clip_id for row in only_clips(tar_rows(tmp_path))]
+    assert ids == [f"s-0_{k:06d}" for k in range(1, 6)] + [f"s-1_{k:06d}" for k in range(6)]
+    write_keys(tmp_path / "s-1.tar", [f"{k:06d}" for k in range(6, 12)])
+    write_keys(tmp_path / "val-0.tar", [f"{k:06d}" for k in (0, 2, 3)])
+    ids = [row.clip_id for row in only_clips(tar_rows(tmp_path))]
+    assert ids == [f"{k:06d}" for k in range(1, 12)] + [f"val-0_{k:06d}" for k in (0, 2, 3)]
+
+
+def test_ids_of_videos_in_two_tars_stay_as_they_are(tmp_path: Path) -> None:
+    for keys in (["1053841", "27", "904331"], ["aQ3", "bX_7", "c-9"], ["000007", "x", "y"]):
+        write_keys(tmp_path / "a.tar", ["first", *keys])
+        write_keys(tmp_path / "b.tar", keys)
+        assert [row.clip_id for row in only_clips(tar_rows(tmp_path))] == ["first", *keys, *keys]
 
 
 def test_keys_that_differ_in_slashes_only_are_distinct_clips(tmp_path: Path) -> None:
