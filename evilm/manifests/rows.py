@@ -148,8 +148,9 @@ def _split_of(place: VideoLocation, record: Mapping[str, Any], texts: Mapping[st
     roles = context.roles
     source = without_ending(place.path) if place.needs_ending else place.path  # ids of one file with and without it
     has_pair = bool(roles.start) and not roles.end and _is_pair(parse_list(record.get(roles.start)))
-    if (has_pair and place.needs_ending) or (roles.layout == "video2dataset" and texts.get("clips")):  # cut clips
-        source = texts.get(roles.url, "").strip() or source
+    is_tar = roles.layout == "webdataset"  # video2dataset writes there what it writes to tables
+    if (has_pair and place.needs_ending) or ((is_tar or roles.layout == "video2dataset") and texts.get("clips")):
+        source = texts.get(roles.url or ("url" if is_tar else ""), "").strip() or source  # of clips that are cut
     drawn = hash64(f"split\0{context.seed}\0{unsigned(source)}".encode()) / 2**64
     for split, share in context.shares.items():
         if drawn < share:
