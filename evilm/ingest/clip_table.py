@@ -141,10 +141,11 @@ class ClipTable:
             captions = dict.fromkeys(first.captions)
             for _, _, other_video, _, *other_place in others:
                 row, known = self._row(*other_place), len(captions)
-                if are_captions and video == other_video:
+                is_same = video == other_video and row.offset == first.offset  # names may come back in one tar
+                if are_captions and is_same:
                     captions.update(dict.fromkeys(row.captions))
                 if len(captions) == known:
-                    is_lost = repeats == "auto" and video == other_video and not captions.keys() >= set(row.captions)
+                    is_lost = repeats == "auto" and is_same and not captions.keys() >= set(row.captions)
                     num_lost += is_lost
                     yield row, first, is_lost
             if len(captions) > len(first.captions):

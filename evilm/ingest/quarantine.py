@@ -1,6 +1,6 @@
 """Stream quarantined rows to a table, and count them by reason with an example of each."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from operator import attrgetter
 from pathlib import Path
@@ -10,9 +10,12 @@ from typing import Any, Self
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from evilm.config.secrets import public_uri
 from evilm.io import storage
 from evilm.io.outputs import Output
-from evilm.manifests.rows import BadRow
+from evilm.manifests.manifest_files import is_tar
+from evilm.manifests.rows import BadRow, ClipRow
+from evilm.video.reasons import RejectReason
 
 FOLDER = "quarantine"
 OF_MANIFEST, OF_CLIPS = "manifest", "clips"
@@ -135,3 +138,18 @@ class Quarantine:
             with storage.storage_errors(str(Path(self._path).parent)):
                 self._writer.write_table(pa.Table.from_arrays(columns, schema=SCHEMA))
             self._rows.clear()
+
+
+def repeated_row(row: ClipRow, first: ClipRow, is_caption: bool, is_missing: Callable[[ClipRow], bool]) -> BadRow:
+    """Reject a row whose id is taken. If it names another video that does not exist, that is the reason reported."""
+    reason = RejectReason.DUPLICATE_ID
+    detail = f"record {first.record}" + (f" of {first.source}" if first.source else "") + " has this id"
+    if is_caption:
+        detail += " and video, and other captions; --columns.repeats captions joins them"
+    elif row.offset != first.offset and row.path == first.path:
+        detail += " and another video; give the tars one by one instead of joined to one"
+    elif row.source != first.source and is_tar(row.source) and is_tar(first.source):
+        detail += "; if keys are unique only within a tar, use --columns.videoid ''"
+    if row.path != first.path and is_missing(row):
+        reason, detail = RejectReason.MISSING_FILE, f"and {detail}"
+    return BadRow(row.record, row.clip_id, reason, detail, row.split, public_uri(row.path), row.source)

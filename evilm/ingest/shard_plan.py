@@ -20,16 +20,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from evilm.config.base import fingerprint
-from evilm.config.secrets import public_uri, stored_url
+from evilm.config.secrets import stored_url
 from evilm.errors import ManifestError, OwnershipError
 from evilm.ingest.clip_table import ClipTable, PlacedClip
-from evilm.ingest.quarantine import OF_MANIFEST, Quarantine, RejectCounts
+from evilm.ingest.quarantine import OF_MANIFEST, Quarantine, RejectCounts, repeated_row
 from evilm.io import storage
 from evilm.io.outputs import Output
 from evilm.jobs.commits import Unit
 from evilm.manifests.rows import BadRow, ClipRow
 from evilm.prefetch import map_ahead
-from evilm.video.reasons import RejectReason
 
 FOLDER = "_plan"
 _DIGEST = "digest.parquet"
@@ -161,7 +160,7 @@ def plan_rows(
             else:
                 clips.take(row)
         for row, first, is_caption in clips.take_repeats(repeats):
-            quarantine.add(_repeated(row, first, is_caption, is_missing))
+            quarantine.add(repeated_row(row, first, is_caption, is_missing))
         clips.drop_planned([digest_uri(out, plan) for plan in earlier if plan.kind == "rows"], out)
         generation = _write(output, clips, earlier, shard_clips, "rows", manifest, num_rows, quarantine.reasons)
         quarantine.publish(output)
@@ -193,17 +192,6 @@ def _place(out: str, number: int) -> str:
 def digest_uri(out: str, generation: Generation) -> str:
     """Return the URI of a generation's digest: the ids of its clips and digests of their contents."""
     return storage.join(out, FOLDER, generation.folder, _DIGEST)
-
-
-def _repeated(row: ClipRow, first: ClipRow, is_caption: bool, is_missing: Callable[[ClipRow], bool]) -> BadRow:
-    """Reject a row whose id is taken. If it names another video that does not exist, that is the reason reported."""
-    reason = RejectReason.DUPLICATE_ID
-    detail = f"record {first.record}" + (f" of {first.source}" if first.source else "") + " has this id"
-    if is_caption:
-        detail += " and video, and other captions; --columns.repeats captions joins them"
-    if row.path != first.path and is_missing(row):
-        reason, detail = RejectReason.MISSING_FILE, f"and {detail}"
-    return BadRow(row.record, row.clip_id, reason, detail, row.split, public_uri(row.path), row.source)
 
 
 class _Written(NamedTuple):

@@ -21,15 +21,14 @@ class SourceVideo:
     Args:
         row: a clip of the video.
         fetcher: fetches the video.
-        is_cut: fetch a file that holds only the clip, named by the clip's id.
+        cut: path without ending of a file that holds only the clip, to fetch instead; '' for the video.
     """
 
-    def __init__(self, row: ClipRow, fetcher: Fetcher, is_cut: bool = False) -> None:
-        self.is_cut = is_cut
+    def __init__(self, row: ClipRow, fetcher: Fetcher, cut: str = "") -> None:
+        self.is_cut = bool(cut)
         with ExitStack() as stack:
-            if is_cut:
-                folder, slash, _ = row.path.rpartition("/")
-                place = fetcher.fetch(f"{folder}{slash}{row.clip_id}", needs_ending=True)
+            if cut:
+                place = fetcher.fetch(cut, needs_ending=True)
             else:
                 place = fetcher.fetch(row.path, row.needs_ending, row.offset, row.num_bytes, row.url)
             local = stack.enter_context(place)
@@ -83,14 +82,22 @@ def fetch_source(fetcher: Fetcher, rows: Sequence[ClipRow]) -> SourceClips:
     is_span = rows[0].start_s is not None or rows[0].end_s is not None
     if missing.reason != RejectReason.MISSING_FILE or not rows[0].needs_ending or not is_span:
         return SourceClips(rows, [missing] * len(rows))
-    videos: list[SourceVideo | DecodeError] = []
-    for row in rows:
+    return SourceClips(rows, [_fetch_cut(row, fetcher, missing) for row in rows])
+
+
+def _fetch_cut(row: ClipRow, fetcher: Fetcher, missing: DecodeError) -> SourceVideo | DecodeError:
+    """Fetch the file of a clip whose video is missing: named by the clip's id, or `<videoid>_000033_000043`."""
+    folder, slash, _ = row.path.rpartition("/")
+    names, times = [f"{folder}{slash}{row.clip_id}"], (row.start_s, row.end_s)
+    if all(time is not None and time % 1 == 0 for time in times):  # as Kinetics writes them
+        names.append("_".join((row.path, *(f"{time:06.0f}" for time in times))))
+    for name in names:
         try:
-            videos.append(_fetch(row, fetcher, is_cut=True))
+            return _fetch(row, fetcher, name)
         except DecodeError as error:
-            is_gone = error.reason == RejectReason.MISSING_FILE
-            videos.append(DecodeError(missing.reason, f"{missing.detail}, nor {row.clip_id}") if is_gone else error)
-    return SourceClips(rows, videos)
+            if error.reason != RejectReason.MISSING_FILE:
+                return error
+    return DecodeError(missing.reason, f"{missing.detail}, nor {row.clip_id}")
 
 
 def _source(row: ClipRow) -> tuple[Any, ...]:
@@ -98,9 +105,9 @@ def _source(row: ClipRow) -> tuple[Any, ...]:
     return unsigned(row.path), row.needs_ending, row.offset, row.num_bytes, unsigned(row.url)
 
 
-def _fetch(row: ClipRow, fetcher: Fetcher, is_cut: bool = False) -> SourceVideo:
+def _fetch(row: ClipRow, fetcher: Fetcher, cut: str = "") -> SourceVideo:
     try:
-        return SourceVideo(row, fetcher, is_cut)
+        return SourceVideo(row, fetcher, cut)
     except (EvilmError, MemoryError):
         raise
     except OSError as error:  # the file was found, but has vanished or can't be read

@@ -69,10 +69,22 @@ class CsvReader:
                 continue
             if header is not None and len(values) != len(header):
                 yield self._again(header, f"{len(values)} of {len(header)} columns")
-            elif self._delimiter == "\t" and self._lines.number_taken > 1 and any("\t" in text for text in values):
+            elif (header is not None or self._delimiter == "\t") and self._holds_rows(values):
                 yield self._again(header, "rows in one field")  # quotes of two rows, not around a text of two lines
             else:
                 yield values
+
+    def _holds_rows(self, values: list[str]) -> bool:
+        """Check whether rows are in one field: in a TSV tabs are, else every line but the first has a row's delimiters.
+
+        In texts of several lines, blanks or the ends of lines follow commas.
+        """
+        mark, lines = self._delimiter, [line.rstrip('"\r\n') for line in self._lines.others()]
+        if mark == "\t":
+            return bool(lines) and any(mark in text for text in values)
+        ends = (mark,) if len(values) == 2 else ()
+        of_rows = (line.count(mark) == len(values) - 1 and f"{mark} " not in line for line in lines)
+        return len(values) > 1 and bool(lines) and all(of_rows) and not any(line.endswith(ends) for line in lines)
 
     def _again(self, header: list[str] | None, problem: str) -> list[str] | ParseError:
         """The first line of a record that can't be used, by itself; the others will be read once more."""
@@ -98,10 +110,9 @@ class _Lines(Iterator[str]):
         self._chars = self._before = self._read = self._given_back = 0
         self._most_lines = _RECORD_LINES
 
-    @property
-    def number_taken(self) -> int:
-        """Lines of the current record."""
-        return len(self._taken)
+    def others(self) -> list[str]:
+        """Return the lines of the current record after its first one."""
+        return self._taken[1:]
 
     def __next__(self) -> str:
         if len(self._taken) >= self._most_lines or self._chars > _RECORD_CHARS:

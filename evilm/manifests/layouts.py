@@ -112,6 +112,8 @@ def assign(header: Sequence[str], columns: ColumnsConfig, name: str, needed: Seq
         known = TABLE_LAYOUTS.get(layout).columns.get(role, ("split",) if role == "split" else ())
         wanted = known if named is None else (named,) if named else ()
         found[role] = next((column for column in wanted if column in header), "")
+        if role == "split" and named is None and not found[role]:  # JSON lines may have it in later records only
+            found[role] = next(iter(wanted), "")
         if wanted and not found[role] and (named or role in needed):
             advice = f"name it with --columns.{role.replace('_', '-')}, or all by --columns.layout"
             if _is_row(header):

@@ -4,7 +4,7 @@ import hashlib
 import logging
 import posixpath
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, TypeAlias
@@ -43,9 +43,10 @@ def read_manifests(config: ShardVideos) -> Iterator[ClipRow | BadRow]:
     uris = list_manifests(config.manifest)
     root = _root(config, uris)
     sources = names_of(uris) if len(uris) > 1 else [""]
-    prefixes = _IdPrefixes(config, uris)
+    prefixes = _IdPrefixes(config, uris, root)
     left, num_records = config.limit or None, 0
-    tars = map_ahead(lambda uri: _samples_of(uri, root), uris, config.fetch.concurrency)
+    known = prefixes.first_tars
+    tars = map_ahead(lambda uri: known.pop(uri, None) or _samples_of(uri, root), uris, config.fetch.concurrency)
     for uri, source, samples in zip(uris, sources, tars, strict=True):
         before, read = num_records, _table_rows
         if is_tar(uri):
@@ -65,33 +66,49 @@ def read_manifests(config: ShardVideos) -> Iterator[ClipRow | BadRow]:
 class _IdPrefixes:
     """Prefixes of the ids of each tar: the tar's name if keys are unique only within it, else ''.
 
-    That is so for all tars if no column of ids is asked for, or if the first two begin with the same key; else for a
-    tar that begins with the key of an earlier one, and those after it that differ from it in numbers only.
+    That is so for all tars if no column of ids is asked for, or if the second one repeats keys of the first; else for
+    a tar that repeats keys of an earlier one, and those after it that differ from it in numbers only.
     """
 
-    def __init__(self, config: ShardVideos, uris: Sequence[str]) -> None:
-        tars, self._videoid = [uri for uri in uris if is_tar(uri)], config.columns.videoid
-        firsts = [_first_key(read_tar(uri)) for uri in tars[:2]]
-        repeats = len(firsts) == 2 and firsts[0] is not None and firsts[0] == firsts[1]
+    def __init__(self, config: ShardVideos, uris: Sequence[str], root: str) -> None:
+        self._videoid, tars = config.columns.videoid, [uri for uri in uris if is_tar(uri)][:2]
+        self._firsts, self._series, self._counted = set[str](), set[str](), set[str]()
+        self.first_tars: dict[str, _Samples | None] = {}
+        """Samples of the first two tars, which are compared before the others are read."""
+        if len(tars) == 2 and self._videoid != "":
+            samples = map_ahead(partial(_samples_of, root=root), tars, len(tars))
+            self.first_tars = dict(zip(tars, samples, strict=True))
+        self._compared = set(self.first_tars)
+        repeats = any(self._repeats(samples or []) for samples in self.first_tars.values())
         if repeats:
-            logger.info("%s and %s begin with the key %r: ids are made of tar and key", *tars[:2], firsts[0])
+            logger.info("%s and %s have the same keys: ids are made of tar and key", *tars)
         self._is_for_all = self._videoid == "" or repeats
-        self._firsts, self._series = set[str | None](), set[str]()
 
     def of(self, uri: str, source: str, samples: _Samples) -> str:
         """Return the prefix of a tar; to be asked in the order of the tars, so that none depends on later ones."""
         name = (source or posixpath.basename(uri)).rpartition(".")[0]
-        first, series = _first_key(samples), _DIGITS.sub("", name)
-        if not self._is_for_all and self._videoid is None and first is not None and first in self._firsts:
+        series = _DIGITS.sub("", name)
+        if not self._is_for_all and self._videoid is None and uri not in self._compared and self._repeats(samples):
             if series not in self._series:
-                logger.info("%s begins with the key %r of an earlier tar: its ids are made of tar and key", uri, first)
+                logger.info("%s has keys of an earlier tar: its ids are made of tar and key", uri)
             self._series.add(series)
-        self._firsts.add(first)
         return f"{flat_name(name)}_" if self._is_for_all or series in self._series else ""
 
+    def _repeats(self, samples: _Samples) -> bool:
+        """Check whether a tar begins with the key of an earlier one, or has most of the keys counted in the first."""
+        keys = [sample.key for sample in samples if isinstance(sample, Sample)]
+        shared = self._counted.intersection(keys) if self._videoid is None else set[str]()
+        is_counted = len(shared) > max(1, min(len(keys), len(self._counted)) / 2) and _are_counted(shared)
+        found = is_counted or not self._firsts.isdisjoint(keys[:1])
+        self._counted = self._counted or set(keys)
+        self._firsts.update(keys[:1])
+        return found
 
-def _first_key(samples: Iterable[Sample | ParseError]) -> str | None:
-    return next((each.key for each in samples if isinstance(each, Sample)), None)
+
+def _are_counted(keys: Collection[str]) -> bool:
+    """Guess whether keys were counted: they differ in numbers only, which are close together. Ids of videos do not."""
+    numbers = [float("".join(_DIGITS.findall(key)) or 0) for key in keys]
+    return len({_DIGITS.sub("", key) for key in keys}) == 1 and max(numbers) - min(numbers) < 10 * len(keys)
 
 
 def fingerprint_of_manifests(config: ShardVideos) -> str:
@@ -151,16 +168,13 @@ def _tar_rows(
     if columns.videoid == "":  # ids are made of tar and key
         columns = columns.model_copy(update={"videoid": KEY})
     roles = assign(list(header), columns, uri)
-    members = _members(samples, name)
-    context = replace(_context(config, roles, root, source), id_prefix=id_prefix, members=members)
+    context = replace(_context(config, roles, root, source), id_prefix=id_prefix)
     for number, sample in enumerate(samples, start=1):
         if isinstance(sample, ParseError):
             yield 1, iter([BadRow(0, "", RejectReason.BAD_ROW, f"{name}: {sample.detail}", source=source)])
         else:
-            yield (
-                number,
-                clips_of(number, ParseError(sample.fault, sample.values) if sample.fault else sample.values, context),
-            )
+            record = ParseError(sample.fault, sample.values) if sample.fault else sample.values
+            yield number, clips_of(number, record, replace(context, members=_members([sample], name)))
 
 
 def _table_rows(
@@ -192,7 +206,7 @@ def _of_video2dataset(context: Context, uri: str, samples: _Samples | None) -> C
     return replace(context, members=_members(samples, f"{folder}.tar"))
 
 
-def _members(samples: _Samples, name: str) -> dict[str, VideoLocation]:
+def _members(samples: Iterable[Sample | ParseError], name: str) -> dict[str, VideoLocation]:
     """Return where the video of each sample is; of equal keys the first one counts."""
     members: dict[str, VideoLocation] = {}
     for sample in samples:

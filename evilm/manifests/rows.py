@@ -97,7 +97,7 @@ class Context:
     folder: str = ""
     """Folder of the videos where no column tells it."""
     members: Mapping[str, VideoLocation] | None = None
-    """Where the video of each key is, if all lie in one tar."""
+    """Where the video of each key is, if all lie in one tar; of a tar's sample its own only, as keys may come back."""
 
 
 def clips_of(number: int, record: Mapping[str, Any] | ParseError, context: Context) -> Iterator[ClipRow | BadRow]:
@@ -148,8 +148,9 @@ def _split_of(place: VideoLocation, record: Mapping[str, Any], texts: Mapping[st
     roles = context.roles
     source = without_ending(place.path) if place.needs_ending else place.path  # ids of one file with and without it
     has_pair = bool(roles.start) and not roles.end and _is_pair(parse_list(record.get(roles.start)))
-    if (has_pair and place.needs_ending) or (roles.layout == "video2dataset" and texts.get("clips")):  # cut clips
-        source = texts.get(roles.url, "").strip() or source
+    is_tar = roles.layout == "webdataset"  # video2dataset writes there what it writes to tables
+    if (has_pair and place.needs_ending) or ((is_tar or roles.layout == "video2dataset") and texts.get("clips")):
+        source = texts.get(roles.url or ("url" if is_tar else ""), "").strip() or source  # of clips that are cut
     drawn = hash64(f"split\0{context.seed}\0{unsigned(source)}".encode()) / 2**64
     for split, share in context.shares.items():
         if drawn < share:
@@ -229,7 +230,7 @@ def _spans(
         span: Span = (None, None)
         if roles.start or roles.end:
             span = _span(*(pairs or (record.get(roles.start), record.get(roles.end))))
-        if span != (None, None) and (not pairs or roles.layout == "panda"):  # others have ids of clips
+        if span != (None, None) and (not pairs or roles.layout != "koala"):  # which has ids of clips
             clip_id = f"{clip_id}_{show_seconds(span[0] or 0)}_{'end' if span[1] is None else show_seconds(span[1])}"
         yield clip(clip_id, span, value, extra)
         return

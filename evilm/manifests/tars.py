@@ -2,6 +2,7 @@
 
 import json
 import tarfile
+from collections import Counter
 from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import IO, Any, Self
@@ -33,7 +34,7 @@ class Sample:
 
     key: str
     values: dict[str, Any] = field(default_factory=dict)
-    """The keys of its .json, its .txt as `txt`, and its key."""
+    """The keys of its .json, its .txt (else its caption, once samples are joined) as `txt`, and its key."""
     member: str = ""
     """Name of the video; '' where the sample has none."""
     offset: int = -1
@@ -69,17 +70,18 @@ def read_tar(uri: str) -> Iterator[Sample | ParseError]:
 def merge_samples(samples: Iterable[Sample | ParseError]) -> Iterator[Sample | ParseError]:
     """Join samples of one key of which one has only the video and another only what is said about it.
 
-    Their members do not follow each other in the tar, as in one that was packed ending by ending. Ids that two keys
-    share get a digest of the key.
+    Their members do not follow each other in the tar, as in one that was packed ending by ending. Samples of a key with
+    several videos stay apart, as nothing tells which one a text is of. Ids that two keys share get a digest of the key.
     """
     found, parts = list(samples), dict[str, list[Sample]]()
+    num_videos = Counter(sample.key for sample in found if isinstance(sample, Sample) and sample.member)
     for sample in found:
         if isinstance(sample, Sample) and not sample.fault and not (sample.member and len(sample.values) > 1):
             parts.setdefault(sample.key, []).append(sample)
     gone = set[int]()
     for first, *others in parts.values():
         for other in others:
-            if (first.member and other.member) or first.values.keys() & other.values.keys() - {KEY}:
+            if num_videos[first.key] > 1 or first.values.keys() & other.values.keys() - {KEY}:
                 continue
             first.values |= other.values
             if other.member:
@@ -91,10 +93,14 @@ def merge_samples(samples: Iterable[Sample | ParseError]) -> Iterator[Sample | P
         if isinstance(sample, Sample):
             keys.setdefault(sample.values[KEY], set()).add(sample.key)
     for sample in found:
-        if isinstance(sample, Sample) and len(keys[sample.values[KEY]]) > 1:  # a/b and a_b
-            sample.values[KEY] = flat_name(sample.key)
-        if id(sample) not in gone:
-            yield sample
+        if id(sample) in gone:
+            continue
+        if isinstance(sample, Sample):
+            if len(keys[sample.values[KEY]]) > 1:  # a/b and a_b
+                sample.values[KEY] = flat_name(sample.key)
+            if "caption" in sample.values:
+                sample.values.setdefault("txt", sample.values["caption"])
+        yield sample
 
 
 def split_key(name: str) -> tuple[str, str]:
@@ -115,14 +121,14 @@ def _samples(file: IO[bytes]) -> Iterator[Sample | ParseError]:
         if sample is None or key != sample.key:
             if sample is not None:
                 count, usual = count + 1, sample.num_members
-                yield _finished(sample)
+                yield sample
             sample = Sample(key, {KEY: key.replace("/", "_")})
         sample.num_members += 1
         _take(sample, name, ending, member, file)
     is_whole = not problem.text or (problem.key not in ("", getattr(sample, "key", "")))
     if sample is not None and (is_whole or (not problem.key and sample.num_members >= usual)):
         count += 1
-        yield _finished(sample)
+        yield sample
     if problem.text:
         yield ParseError(f"{problem.text} after {count} samples")
 
@@ -194,13 +200,6 @@ def _after_zeros(file: IO[bytes]) -> int | None:
             first = len(data) - len(data.lstrip(b"\0"))
             return file.tell() - len(data) + first // 512 * 512
     return None
-
-
-def _finished(sample: Sample) -> Sample:
-    """A sample whose caption is in `txt`, wherever it came from."""
-    if "caption" in sample.values:
-        sample.values.setdefault("txt", sample.values["caption"])
-    return sample
 
 
 def _take(sample: Sample, name: str, ending: str, member: tarfile.TarInfo, file: IO[bytes]) -> None:

@@ -320,3 +320,20 @@ def test_clips_of_one_video_share_a_shard(mode: None, tmp_path: Path) -> None:
     assert grown.num_planned == 2
     huge = plan_of(tmp_path / "huge", [clip(n, split="train", path="v", start_s=float(n)) for n in range(20)])
     assert [shard.num_rows for shard in huge.shards] == [8, 8, 4], "of twice the size at most"
+
+
+@pytest.mark.parametrize("repeats", ["auto", "captions"])
+def test_rows_of_one_name_and_other_videos_of_a_tar_are_no_captions(tmp_path: Path, repeats: Any) -> None:
+    rows = [clip(1, path="a.tar/1.mp4", offset=n, record=n, captions=(f"word {n}",)) for n in range(3)]
+    with opened(tmp_path) as output:
+        plan = shard_plan.plan_rows(output, rows, "m", [], 0, 4, lambda _: False, repeats)
+    assert shard_plan.read_rows(str(tmp_path), plan.task(plan.shards[0])) == rows[:1]
+    assert [(row["reason"], row["detail"]) for row in quarantined(tmp_path)] == [
+        ("duplicate_id", "record 0 has this id and another video; give the tars one by one instead of joined to one")
+    ] * 2
+
+
+def test_key_in_two_tars_names_the_setting_that_tells_them_apart(tmp_path: Path) -> None:
+    plan_of(tmp_path, [clip(1, source=f"{n}.tar", path=f"{n}.tar/1.mp4", offset=512) for n in range(2)])
+    told = "record 1 of 0.tar has this id; if keys are unique only within a tar, use --columns.videoid ''"
+    assert [row["detail"] for row in quarantined(tmp_path)] == [told]

@@ -56,3 +56,15 @@ def test_video_is_fetched_by_another_signature_if_one_has_expired(site: Site, tm
     site.pages = {"/long.mp4": page}
     assert all(fetched(tmp_path, lambda n: f"{site.url}/long.mp4?X-Amz-Signature=s{n}"))
     assert site.asked == {"/long.mp4": 2}
+
+
+def test_cut_clips_are_found_by_id_or_by_times_of_six_digits(tmp_path: Path) -> None:
+    rows = [["a", "x", "33", "43"], ["b", "x", "1.5", "4"], ["c", "x", "7", "9"], ["d", "x", "2", ""]]
+    write_csv(tmp_path / "clips.csv", ["videoid", "name", "start", "end"], *rows)
+    for name in ("a_000033_000043", "b_1.5_4", "b_000002_000004", "c_7_9", "c_000007_000009"):
+        (tmp_path / f"{name}.mp4").write_bytes(b"video")
+    clips = read_clips(tmp_path / "clips.csv", tmp_path, **{"columns.start": "start", "columns.end": "end"})
+    pairs = [pair for source in fetch_sources(clips, Fetcher(str(tmp_path), HERE), 1) for pair in source.pairs]
+    found = [str(video) if isinstance(video, DecodeError) else video.uri for _, video in pairs]
+    assert found[:3] == ["a_000033_000043.mp4", "b_1.5_4.mp4", "c_7_9.mp4"]
+    assert found[3].endswith("nor d_2_end")

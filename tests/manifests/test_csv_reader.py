@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from evilm.config.data import ColumnsConfig
 from evilm.config.stages import ShardVideos
 from evilm.manifests.reader import read_manifests
 from evilm.manifests.rows import ClipRow
@@ -30,6 +31,12 @@ BROKEN_QUOTES = [
     ('1,"Hello" he said\n2,two\n', ["bad", "two"]),
     ('1,"a dog\n2,"two,\nand ""more"""\n3,three\n', ["bad", 'two, and "more"', "three"]),
     ('1,"a dog\n2,two",,\n3,three\n', ["bad", "bad", "three"]),
+    ('1,"Stop\n2,a dog\n3,he said stop"\n4,x\n', ["bad", "a dog", 'he said stop"', "x"]),  # from quote to quote
+    ('1,"Stop\r\n2,he said stop"\r\n4,x\r\n', ["bad", 'he said stop"', "x"]),
+    (
+        '1,"two lines,\nwaves, then\nleaves"\n2,"a\nb, c"\n3,"a,\nb,"\n',
+        ["two lines, waves, then leaves", "a b, c", "a, b,"],
+    ),
     ('1,6" long\n2,"two\r\n\r\nlines"\n\n3,"t,hree"', ['6" long', "two lines", "t,hree"]),
 ]
 
@@ -69,3 +76,12 @@ def test_rows_appended_after_an_open_quote_are_read(tmp_path: Path) -> None:
     assert grown[:-1] == good
     assert grown[-1].clip_id == "4"
     assert [row.record for row in grown_bad] == [row.record for row in bad] == [2]
+
+
+def test_rows_of_many_columns_in_one_field_are_read(tmp_path: Path) -> None:
+    text = 'videoid;name;split\n1;"Stop;a\n2;two;\n3;a stop";val\n4;"a; b\nc; d; e";train\n'
+    good, bad = rows_of_bytes(text.encode(), tmp_path)
+    assert [(row.clip_id, row.captions[0]) for row in good] == [("2", "two"), ("3", 'a stop"'), ("4", "a; b c; d; e")]
+    assert [row.detail for row in bad] == ["rows in one field, lines 2 to 4: a quote that is not closed?"]
+    good, bad = rows_of_bytes(b'name\n"a\nb"\n', tmp_path, ColumnsConfig(videoid="name"))
+    assert [row.clip_id for row in good] + [row.detail for row in bad] == ["a control character in the id"]

@@ -163,6 +163,13 @@ def test_pair_in_a_cell_is_one_span(tmp_path: Path) -> None:
     assert [row.clip_id for row in only_clips(rows_of_text(tmp_path, panda))] == ["b_0", "b_1"]
 
 
+def test_rows_with_a_pair_and_the_id_of_a_video_have_distinct_ids(tmp_path: Path) -> None:
+    text = 'video_id,timestamp,caption\nv1,"[0, 5]",sits\nv1,"[3, 9.5]",stands\n'
+    flags = {"columns.videoid": "video_id", "columns.caption": "caption", "columns.start": "timestamp"}
+    rows = only_clips(rows_of_text(tmp_path, text, **flags))
+    assert [(row.clip_id, row.path, row.end_s) for row in rows] == [("v1_0_5", "v1", 5), ("v1_3_9.5", "v1", 9.5)]
+
+
 def test_lists_of_starts_and_ends_become_spans(tmp_path: Path) -> None:
     line = {"video": "a", "start": [0, 5.5], "end": [4, 9], "text": ["one", "two"]}
     columns = {"videoid": "video", "start": "start", "end": "end", "caption": "text"}

@@ -56,6 +56,17 @@ def test_numbers_and_nulls_become_text(tmp_path: Path) -> None:
     assert lost.reason == RejectReason.MISSING_ID
 
 
+def test_split_that_only_later_json_lines_name_is_read(tmp_path: Path) -> None:
+    first = [{"videoid": str(n), "name": "x"} for n in range(300)]
+    last = [{"videoid": str(n), "name": "y", "split": "val"} for n in range(300, 310)]
+    path = write_json_lines(tmp_path / "a.jsonl", *first, *last)
+    assert [row.split for row in read_clips(path, tmp_path)] == ["train"] * 300 + ["val"] * 10
+    assert read_captions(str(path), split="train") == ["x"] * 300
+    assert {row.split for row in read_clips(path, tmp_path, **{"columns.split": ""})} == {"train"}
+    with pytest.raises(ManifestError, match="no column 'part' for the split"):
+        read_rows(path, tmp_path, {"split": "part"})
+
+
 def test_broken_json_lines_are_bad_rows(tmp_path: Path) -> None:
     good = '{"videoid": "a", "name": "hello"}'
     lines = [good, "{", "[1]", "", '{"videoid": "b", "name": "\\ud800"}', "[" * 5000, '{"name": "x"}', "\xff" + good]

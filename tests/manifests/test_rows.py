@@ -1,6 +1,7 @@
 """From records to clips: columns by name, every bad row with its reason, nothing outside the video root."""
 
 import csv
+import json
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from evilm.manifests.rows import BadRow, ClipRow
 from evilm.video.fetch import Fetcher
 from evilm.video.reasons import RejectReason
 from evilm.video.urls import flat_name
-from helpers.tables import as_csv, only_clips, read_clips, read_rows, rows_of_bytes, rows_of_text, write_csv
+from helpers.tables import as_csv, only_clips, read_clips, read_rows, rows_of_bytes, rows_of_text, write_csv, write_tar
 
 HEADER = ["videoid", "contentUrl", "duration", "page_dir", "name"]
 
@@ -337,6 +338,10 @@ def test_cut_clips_of_one_source_are_in_one_split(tmp_path: Path) -> None:
     pq.write_table(pa.Table.from_pylist(records), folder / "00000.parquet")
     rows = read_clips(folder, folder, val_share=0.5)
     assert len({(row.clip_id.partition("_")[0], row.split) for row in rows}) == 40
+    members = {f"{record['key']}.json": json.dumps(record).encode() for record in records}
+    write_tar(tmp_path / "a.tar", members | {f"{name}.mp4": b"v" for name in names})
+    in_tar = read_clips(tmp_path / "a.tar", val_share=0.5)
+    assert {row.clip_id: row.split for row in in_tar} == {row.clip_id: row.split for row in rows}
 
 
 def test_ids_with_and_without_an_ending_are_in_one_split(tmp_path: Path) -> None:

@@ -5,7 +5,6 @@ import io
 import tarfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -19,7 +18,7 @@ from evilm.manifests.reader import read_manifests, videos_root
 from evilm.manifests.rows import BadRow, ClipRow
 from evilm.video.fetch import Fetcher
 from evilm.video.reasons import RejectReason
-from helpers.tables import TAR_MEMBERS, bad_rows, only_clips, read_clips, read_rows, write_tar
+from helpers.tables import TAR_MEMBERS, bad_rows, read_clips, read_rows, write_tar
 
 
 def video2dataset(folder: Path, kind: str) -> Path:
@@ -207,56 +206,3 @@ def test_tar_links_devices_and_invalid_names_are_bad_rows(tmp_path: Path) -> Non
     assert told["u?"] == "not UTF-8"
     assert told["l"].startswith("l.mp4 is a link")
     assert told["d"].startswith("d.mp4 is a link, a device")
-
-
-def tar_rows(folder: Path, **settings: Any) -> list[ClipRow | BadRow]:
-    return list(read_manifests(ShardVideos(manifest=str(folder / "*.tar")).override(settings)))
-
-
-def test_keys_repeated_across_tars_get_distinct_ids(tmp_path: Path) -> None:
-    for shard in range(3):
-        members = [(f"{k:06d}{end}", data) for k in range(2) for end, data in ((".mp4", b"v"), (".txt", b"clip"))]
-        write_tar(tmp_path / f"s-{shard}.tar", dict(members))
-    ids = [f"s-{shard}_{k:06d}" for shard in range(3) for k in range(2)]
-    for settings in ({}, {"columns.videoid": ""}):
-        rows = only_clips(tar_rows(tmp_path, **settings))
-        assert [row.clip_id for row in rows] == ids
-        assert [row.path for row in rows[:2]] == ["s-0.tar/000000.mp4", "s-0.tar/000001.mp4"]
-    (tmp_path / "s-1.tar").unlink()
-    (tmp_path / "s-2.tar").unlink()
-    assert [row.clip_id for row in only_clips(tar_rows(tmp_path))] == ["000000", "000001"]
-    assert [row.clip_id for row in only_clips(tar_rows(tmp_path, **{"columns.videoid": ""}))] == ids[:2]
-
-
-def test_tars_that_repeat_keys_of_earlier_ones_change_no_ids(tmp_path: Path) -> None:
-    sizes = {"train-0": (0, 3), "train-1": (3, 6), "val-0": (0, 2), "val-1": (2, 4)}
-    for name, keys in sizes.items():
-        texts = [(f"{k:06d}{end}", f"{name} {k}".encode()) for k in range(*keys) for end in (".mp4", ".txt")]
-        write_tar(tmp_path / f"{name}.tar", dict(texts))
-    ids = [f"{k:06d}" for k in range(6)] + [f"val-{k // 2}_{k:06d}" for k in range(4)]
-    train = f"{tmp_path}/train-*.tar"
-    assert [row.clip_id for row in read_clips(f"{train},{tmp_path}/val-*.tar")] == ids
-    assert [row.clip_id for row in read_clips(f"{train},{tmp_path}/val-0.tar")] == ids[:8]
-    assert [row.clip_id for row in read_clips(train)] == ids[:6]
-
-
-def test_keys_that_differ_in_slashes_only_are_distinct_clips(tmp_path: Path) -> None:
-    keys = ("a/b/c", "a_b/c", "a_b_c", "d/e")
-    write_tar(tmp_path / "a.tar", {f"{k}{end}": k.encode() for k in keys for end in (".mp4", ".txt")})
-    rows = only_clips(tar_rows(tmp_path))
-    assert [(row.captions[0], row.path) for row in rows] == [(key, f"a.tar/{key}.mp4") for key in keys]
-    first, second, *unchanged = [row.clip_id for row in rows]
-    assert unchanged == ["a_b_c", "d_e"]
-    assert first.startswith("a_b_c-")
-    assert second.startswith("a_b_c-")
-    assert first != second
-
-
-def test_scattered_members_of_a_sample_are_joined(tmp_path: Path) -> None:
-    videos = [(f"{k}.mp4", bytes(10 + k)) for k in range(3)]
-    texts = [(f"{k}.txt", f"clip {k}".encode()) for k in (2, 0)]
-    write_tar(tmp_path / "a.tar", dict([*videos, *texts]))
-    rows = tar_rows(tmp_path)
-    good = {row.clip_id: (row.captions[0], row.num_bytes) for row in rows if isinstance(row, ClipRow)}
-    assert good == {"0": ("clip 0", 10), "2": ("clip 2", 12)}
-    assert [row.reason for row in rows if isinstance(row, BadRow)] == ["empty_caption"]
