@@ -239,7 +239,7 @@ def _manifest_of(commit_log: CommitLog, config: ShardVideos, total: _Sum, reason
         num_frames=config.sampling.stored,
         frame_px=config.sampling.frame_px,
         shards=total.shards,
-        sampling=config.sampling.model_dump(mode="json"),
+        sampling=config.sampling.identity,
         num_rows=commit_log.of_manifest.num_rows,
         reasons=reasons.sorted(),
         num_captions=total.num_captions,
