@@ -270,7 +270,7 @@ def _check_member(header: bytes, member: str, num_bytes: int) -> None:
     if size != num_bytes or (is_short and name != member):
         raise DecodeError(
             RejectReason.SOURCE_CHANGED,
-            f"its tar was rewritten: {name[:200]!r} is there now; run the same command to list it again",
+            f"its tar was rewritten: {name[:200]!r} is there now; list it again: --retry source_changed",
         )
 
 
