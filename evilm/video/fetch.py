@@ -111,12 +111,13 @@ class Fetcher:
         return False
 
     def _named(self, path: str, needs_ending: bool, offset: int, num_bytes: int, stack: contextlib.ExitStack) -> Local:
-        """Fetch the video with exactly this name; if there is none and the name has no ending, try endings."""
+        """Fetch the video with exactly this name; if there is none, or a folder, and it has no ending, try endings."""
         try:
             return self._get(path, needs_ending, offset, num_bytes, stack)
         except DecodeError as error:
             may_lack_ending = not (needs_ending or has_ending(path) or is_url(path) or offset >= 0)
-            if error.reason != RejectReason.MISSING_FILE or self._fs is None or not may_lack_ending:
+            is_none = error.reason in (RejectReason.MISSING_FILE, RejectReason.NOT_A_FILE)
+            if not is_none or self._fs is None or not may_lack_ending:
                 raise
             return self._get(path, True, offset, num_bytes, stack)
 

@@ -36,7 +36,8 @@ class LocalRoot:
         folder, _, last = path.rpartition("/")
         self.check(os.path.join(self._root, folder))
         endings = ("",) if not needs_ending else ("", *VIDEO_ENDINGS) if has_ending(last) else VIDEO_ENDINGS
-        for name in (form + ending for ending in endings for form in forms(path)):
+        tried = [form + ending for ending in endings for form in forms(path)]
+        for name in tried:
             if self.is_file(name):
                 return name
         names = self._odd_names(os.path.join(self._root, folder))
@@ -51,10 +52,12 @@ class LocalRoot:
             raise SourceError(
                 f"the folder of the videos {self._root} is gone; mount it again and run the command again"
             )
-        tried = f"{folder}/{last}".lstrip("/") + (
+        if any(os.path.isdir(f"{self._root}/{name}") for name in tried):
+            raise DecodeError(RejectReason.NOT_A_FILE, "a folder")
+        wanted = f"{folder}/{last}".lstrip("/") + (
             f" + {VIDEO_ENDINGS[0]}, {VIDEO_ENDINGS[1]}, ..." if needs_ending else ""
         )
-        raise DecodeError(RejectReason.MISSING_FILE, f"no {tried[:200]}")
+        raise DecodeError(RejectReason.MISSING_FILE, f"no {wanted[:200]}")
 
     def is_file(self, path: str, may_lead_out: bool = False) -> bool:
         """Check if a readable file is below the root; with `may_lead_out` it may be a link to elsewhere."""
@@ -67,10 +70,12 @@ class LocalRoot:
             if error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
                 return False
             raise DecodeError(RejectReason.FETCH_ERROR, error.strerror or type(error).__name__) from None
+        if stat.S_ISDIR(mode):
+            return False
         if not may_lead_out:
             self.check(place)
         if not stat.S_ISREG(mode):
-            raise DecodeError(RejectReason.NOT_A_FILE, "a folder" if stat.S_ISDIR(mode) else "a device or pipe")
+            raise DecodeError(RejectReason.NOT_A_FILE, "a device or pipe")
         if not os.access(place, os.R_OK):
             raise DecodeError(RejectReason.FETCH_ERROR, "no permission to read it")
         return True

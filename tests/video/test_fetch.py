@@ -65,7 +65,7 @@ def test_files_outside_the_root_are_unsafe(tmp_path: Path) -> None:
     assert outcome("d", True) == "fine"
     assert outcome("e.mp4") == "missing_file"
     assert outcome("f.mp4") == "not_a_file"
-    assert outcome("in") == "not_a_file"
+    assert outcome("in") == "missing_file"
     assert outcome("in/b.mp4/c.mp4") == "missing_file"
     root.rename(tmp_path / "elsewhere")
     with pytest.raises(SourceError, match="is gone"):
