@@ -68,7 +68,7 @@ def test_missing_videos_stop_the_job_without_commits(growing: Path, ray_local: A
     config = shard_config(growing, out, **{"sampling.shard_clips": 40})
     with pytest.raises(
         SourceError,
-        match=r"of the last 2\d\d videos could not be fetched, e\.g\. '\d+': missing_file no .*; check --videos, .*; max_f",
+        match=r"of the last 2\d\d videos could not be fetched, e\.g\. '\d+': missing_file no .*; check --v.*; max_f",
     ):
         shard_videos(config)
     assert not (out / "manifest.json").exists()
