@@ -32,6 +32,24 @@ def fail_on(node: str, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return runner.outcome(work, batch)
 
 
+def fail_at_once_on(node: str, folder: str, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """A worker that fails on one node; on others, the first unit takes until many failed."""
+
+    def work(name: str) -> tuple[int, ...]:
+        if runner.this_node() == node:
+            Path(folder, name).touch()
+            raise StorageError("no space left on device")
+        if not Path(folder, "first").exists():
+            Path(folder, "first").touch()
+            deadline = time.monotonic() + 60
+            while len(list(Path(folder).iterdir())) < 9 and time.monotonic() < deadline:
+                time.sleep(0.1)
+            time.sleep(10)
+        return (3,)
+
+    return runner.outcome(work, batch)
+
+
 def meet(folder: str, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """A worker that waits until there are workers on two nodes."""
 
