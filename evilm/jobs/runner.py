@@ -15,14 +15,14 @@ import numpy as np
 
 from evilm import errors
 from evilm.cluster import connect
-from evilm.errors import EvilmError, UnfinishedError
+from evilm.errors import AccessError, EvilmError, UnfinishedError
 from evilm.jobs.commits import Tally, is_alive, this_node
 
 logger = logging.getLogger(__name__)
 
 _LOG_EVERY_S, _REPORT_EVERY_S = 5.0, 2.0
 _TURNS = 2
-_OF_UNITS = frozenset({"ShardError", "StorageError", "ClusterError"})
+_OF_UNITS = frozenset({"ShardError", "StorageError", "ClusterError", "AccessError"})
 """Errors that may be those of one unit, or of one node; all others end the job."""
 _MOST_IN_A_ROW = 8
 _SHOWN = 5
@@ -125,6 +125,8 @@ def _error_of(row: Mapping[str, Any]) -> EvilmError:
 def _unfinished(title: str, total: int, num_done: int, failed: Mapping[str, Any], note: str = "") -> EvilmError:
     """Return the error for failed units: the unit's own where the job has only one unit, or all failed alike."""
     first, *more = failed.values()
+    if note and all(row["error"] == AccessError.__name__ for row in failed.values()):
+        return _error_of(first)
     if total == 1 or (not num_done and all(row["message"] == first["message"] for row in more)):
         return _error_of(first)
     listed = [f"{name}: {row['message']}" for name, row in list(failed.items())[:_SHOWN]]

@@ -82,8 +82,8 @@ class Fetcher:
 
         Raises:
             DecodeError: the video can't be fetched, with the reason.
-            ConfigError: the object store denies access.
-            SourceError: the root is not available any more.
+            ConfigError: there is no such bucket.
+            AccessError: the root is not available any more, or there are no credentials.
             ShardError: there is no space for temporary files.
         """
         with contextlib.ExitStack() as stack:
@@ -99,7 +99,7 @@ class Fetcher:
         """Check if the video is missing, as far as the local root shows; nothing else is accessed.
 
         Raises:
-            SourceError: the root is not available any more.
+            AccessError: the root is not available any more.
         """
         if not self._is_local or offset >= 0 or url or is_url(path):
             return False

@@ -8,7 +8,7 @@ import stat
 import unicodedata
 
 from evilm.config.data import VIDEO_ENDINGS
-from evilm.errors import DecodeError, SourceError
+from evilm.errors import AccessError, DecodeError
 from evilm.video.reasons import RejectReason
 
 _SCANNED_FOLDERS = 256
@@ -31,7 +31,7 @@ class LocalRoot:
 
         Raises:
             DecodeError: there is no such file, or it may not be read.
-            SourceError: the root itself is not available any more.
+            AccessError: the root itself is not available any more.
         """
         folder, _, last = path.rpartition("/")
         self.check(os.path.join(self._root, folder))
@@ -49,7 +49,7 @@ class LocalRoot:
                 if self.is_file(found):
                     return found
         if not os.path.isdir(self._root):
-            raise SourceError(
+            raise AccessError(
                 f"the folder of the videos {self._root} is gone; mount it again and run the command again"
             )
         if any(os.path.isdir(f"{self._root}/{name}") for name in tried):

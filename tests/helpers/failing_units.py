@@ -5,8 +5,10 @@ from pathlib import Path
 
 import numpy as np
 
-from evilm.errors import HaltedError, ShardError, StorageError
+from evilm.errors import AccessError, HaltedError, ShardError, StorageError
 from evilm.jobs import runner
+
+_ERRORS = {"storage": StorageError, "shard": ShardError, "halted": HaltedError, "access": AccessError}
 
 
 def fail_some(kinds: dict[str, str], batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -15,7 +17,7 @@ def fail_some(kinds: dict[str, str], batch: dict[str, np.ndarray]) -> dict[str, 
     def work(name: str) -> tuple[int, ...]:
         kind = kinds.get(name)
         if kind:
-            raise {"storage": StorageError, "shard": ShardError, "halted": HaltedError}[kind](f"no place for {name}")
+            raise _ERRORS[kind](f"no place for {name}")
         return (3,)
 
     return runner.outcome(work, batch)
@@ -38,7 +40,7 @@ def fail_at_once_on(node: str, folder: str, batch: dict[str, np.ndarray]) -> dic
     def work(name: str) -> tuple[int, ...]:
         if runner.this_node() == node:
             Path(folder, name).touch()
-            raise StorageError("no space left on device")
+            raise AccessError("the folder of the videos is gone")
         if not Path(folder, "first").exists():
             Path(folder, "first").touch()
             deadline = time.monotonic() + 60
