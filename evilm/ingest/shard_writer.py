@@ -1,5 +1,6 @@
 """Make one frame shard: fetch its videos ahead, decode them in order in a child process, write each row group."""
 
+import posixpath
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
@@ -23,6 +24,7 @@ from evilm.video.decode import DecodedClip
 from evilm.video.decoder_process import Decoder
 from evilm.video.fetch import Fetcher
 from evilm.video.reasons import ClipFlag, RejectReason
+from evilm.video.urls import without_ending
 
 _DETAIL_CHARS = 500
 
@@ -125,7 +127,7 @@ class _ShardWriter:
                             if isinstance(video, DecodeError):
                                 raise video
                             span = (None, None) if video.is_cut else (row.start_s, row.end_s)
-                            clip = decoder.decode(video.path, row.clip_id, *span)
+                            clip = decoder.decode(video.path, row.clip_id, *span, may_be_cut=_is_named_by_clip(row))
                         except DecodeError as error:
                             self._quarantine(row, error)
                             continue
@@ -159,6 +161,11 @@ class _ShardWriter:
             "source_hash": video.sha256,
             "extra": list(row.extra.items()),
         }
+
+
+def _is_named_by_clip(row: ClipRow) -> bool:
+    """Return whether the file has the clip's id as name, so that it may hold only the clip, not all of its video."""
+    return without_ending(posixpath.basename(row.path)) == without_ending(row.clip_id)
 
 
 class _Kept:
