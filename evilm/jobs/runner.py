@@ -125,9 +125,8 @@ def _error_of(row: Mapping[str, Any]) -> EvilmError:
 def _unfinished(title: str, total: int, num_done: int, failed: Mapping[str, Any], note: str = "") -> EvilmError:
     """Return the error for failed units: the unit's own where the job has only one unit, or all failed alike."""
     first, *more = failed.values()
-    if note and all(row["error"] == AccessError.__name__ for row in failed.values()):
-        return _error_of(first)
-    if total == 1 or (not num_done and all(row["message"] == first["message"] for row in more)):
+    is_access = bool(note) and all(row["error"] == AccessError.__name__ for row in failed.values())
+    if is_access or total == 1 or (not num_done and all(row["message"] == first["message"] for row in more)):
         return _error_of(first)
     listed = [f"{name}: {row['message']}" for name, row in list(failed.items())[:_SHOWN]]
     listed += [f"and {len(failed) - _SHOWN} more"] if len(failed) > _SHOWN else []
