@@ -47,6 +47,10 @@ class SourceError(ShardError):
     """Videos that can no longer be fetched: a mount, server or network was lost while writing shards."""
 
 
+class AccessError(SourceError):
+    """Videos that one node can't reach, as its mount is gone or it has no credentials; other nodes may reach them."""
+
+
 class UnfinishedError(ShardError):
     """Some units of a job failed repeatedly; all others are done."""
 

@@ -32,6 +32,10 @@ Stage = Annotated[_Type, Mark.STAGE, Mark.INCIDENTAL]
 on them through the fingerprints of its inputs."""
 
 
+RECORDED = {"decode_timeout_s": 60.0}
+"""Incidental settings that the digests of earlier outputs contain: outputs record these values, whatever is set."""
+
+
 class Config(BaseModel):
     """A section of configuration. Plain data: no tensors, no callables, no defaults that depend on the machine."""
 
@@ -49,7 +53,9 @@ class Config(BaseModel):
         data = self.model_dump(mode="json")
         for name, field in type(self).model_fields.items():
             value = getattr(self, name)
-            if Mark.INCIDENTAL in field.metadata:
+            if name in RECORDED:
+                data[name] = RECORDED[name]
+            elif Mark.INCIDENTAL in field.metadata:
                 del data[name]
             elif isinstance(value, Config):
                 data[name] = value.identity

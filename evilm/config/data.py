@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from evilm.config.base import Common, Config
+from evilm.config.base import Common, Config, Incidental
 
 VIDEO_ENDINGS = (
     ".mp4",
@@ -108,7 +108,7 @@ class FetchConfig(Config):
 
 
 class FramesConfig(Config):
-    """Sampling of a clip's frames. Everything here is part of the fingerprint of the shards."""
+    """Sampling of a clip's frames. All but `decode_timeout_s` is part of the fingerprint of the shards."""
 
     num_frames: Common[int] = Field(default=4, ge=1, le=64)
     """Sparse frames of a clip (Sec. 4.1: 4), one from each of that many equal time spans."""
@@ -130,9 +130,9 @@ class FramesConfig(Config):
     skip_nonref: bool = True
     """Skip decoding of frames that no other frame depends on (H.264, HEVC), unless they are sampled: faster, same
     pixels. Damage in skipped frames goes unnoticed; it does not affect the stored frames."""
-    decode_timeout_s: float = Field(default=60.0, gt=0)
+    decode_timeout_s: Incidental[float] = Field(default=60.0, gt=0)
     """CPU seconds for one decode, plus half a second per MiB; a decode that takes longer or hangs is killed, retried
-    once, then quarantined."""
+    once, then quarantined. It may change between runs: `--retry decode_timeout` with more seconds."""
     min_side_px: int = Field(default=32, ge=1)
     """Videos with a side shorter than this, in pixels, are quarantined as too_small."""
     max_pixels: int = Field(default=7680 * 4320, ge=32 * 32)

@@ -92,7 +92,7 @@ class TokenizerActor:
         work, shard = self._work, self._shards[name]
         unit = commits.Unit(name, shard.sha256)
 
-        def make(path: str) -> tuple[dict[str, Any], bool]:
+        def make(path: str, _: dict[str, Any] | None) -> tuple[dict[str, Any], bool]:
             histogram = np.zeros(work.num_codes, dtype=np.int64)
             metadata = {"tokenizer": work.fingerprint, "frames_sha256": shard.sha256, "shard": name}
             with closing(self._batches(shard)) as batches:

@@ -12,7 +12,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from evilm.errors import ShardError
 from evilm.io import storage
-from evilm.shards import SCHEMA_VERSION, FrameManifest, read_columns
+from evilm.shards import read_columns
 from evilm.video.urls import is_url
 
 logger = logging.getLogger(__name__)
@@ -36,7 +36,7 @@ class _Sharded(NamedTuple):
     """When its shard was written, in seconds."""
 
 
-def warn_of_changed_sources(frames: FrameManifest, videos: str) -> list[str]:
+def warn_of_changed_sources(out: str, files: Sequence[str], videos: str) -> list[str]:
     """Compare videos with those that were sharded, by size, time and digest, and warn if they differ.
 
     A video of the same size is read only if it is younger than its shard, as after a copy of the folder, and only up
@@ -44,15 +44,16 @@ def warn_of_changed_sources(frames: FrameManifest, videos: str) -> list[str]:
     A deleted video is not reported: shards no longer need it.
 
     Args:
-        frames: the shards that exist.
+        out: folder of the shards.
+        files: names of the shards that exist.
         videos: root folder of the videos; '' to compare nothing.
 
     Returns:
         Sorted paths of the videos that have changed.
     """
-    if not videos or frames.schema_version < SCHEMA_VERSION:
+    if not videos or not files:
         return []
-    sharded = _sharded(frames)
+    sharded = _sharded(out, files)
     fs, root = storage.resolve(videos)
 
     def look_at(video: _Sharded) -> tuple[int, float]:
@@ -102,17 +103,16 @@ def _some(videos: Sequence[_Sharded]) -> list[_Sharded]:
     return chosen
 
 
-def _sharded(frames: FrameManifest) -> list[_Sharded]:
+def _sharded(out: str, files: Sequence[str]) -> list[_Sharded]:
     """Return the videos of the shards, or of randomly chosen ones, that are files of their own."""
     videos, columns = dict[str, _Sharded](), ("source_uri", "source_bytes", "source_hash")
-    fs, root = storage.resolve(frames.uri)
-    shards: list[Any] = random.sample(frames.shards, len(frames.shards))
-    for shard in shards:
+    fs, root = storage.resolve(out)
+    for file in random.sample(files, len(files)):
         if len(videos) >= _MOST_CLIPS:
             break
         try:
-            table = read_columns(storage.join(frames.uri, shard.file), columns)
-            time = fs.modified(f"{root.rstrip('/')}/{shard.file}").timestamp()
+            table = read_columns(storage.join(out, file), columns)
+            time = fs.modified(f"{root.rstrip('/')}/{file}").timestamp()
         except (ShardError, OSError):  # lost or damaged; reported elsewhere
             continue
         for path, num_bytes, sha256 in zip(*(table[name].to_pylist() for name in columns), strict=True):

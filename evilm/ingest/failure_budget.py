@@ -36,8 +36,16 @@ def lost_error(lost: int, asked: int, share: float, example: BadRow) -> SourceEr
     return SourceError(
         f"{lost} of the last {asked} videos could not be fetched, e.g. {example.path or example.clip_id!r}: "
         f"{example.reason} {example.detail[:200]}".rstrip()
+        + where_hint(example.reason, example.detail)
         + f"; max_failed_share = {share:g}; fix --videos, its mount or the network and run the same command again"
     )
+
+
+def where_hint(reason: str, detail: str) -> str:
+    """Return the flags that decide where a clip's video was looked for, if there is none at that path; else ''."""
+    if reason != RejectReason.MISSING_FILE or not detail.startswith("no "):
+        return ""
+    return "; check --videos, and the column of paths (--columns.path) or of folders (--columns.page-dir) below it"
 
 
 def bad_rows(record: dict[str, Any]) -> Iterator[BadRow]:

@@ -9,7 +9,7 @@ from evilm.config.base import fingerprint
 from evilm.config.stages import ShardVideos
 from evilm.errors import ShardError
 from evilm.ingest import quarantine, shard_plan
-from evilm.ingest.failure_budget import LOST, bad_rows
+from evilm.ingest.failure_budget import LOST, bad_rows, where_hint
 from evilm.ingest.quarantine import Quarantine, RejectCounts
 from evilm.ingest.retried_clips import RetriedClips
 from evilm.ingest.shard_plan import Generation, PlannedShard
@@ -55,6 +55,10 @@ class CommitLog:
         records = commits.read_records(self.out, [generation.unit(shard) for generation, shard in shards])
         for (generation, shard), (_, record) in zip(shards, records, strict=True):
             yield generation, shard, record
+
+    def files(self) -> list[str]:
+        """Return the names of the files that are committed."""
+        return [record["file"] for _, _, record in self.records() if record and record.get("file")]
 
     def missing(self, or_damaged: bool) -> tuple[list[str], int, set[str]]:
         """Find the shards that are not committed or whose file is missing.
@@ -172,7 +176,7 @@ def merge_commits(
             logger.info("published %d clips in %d shards; %d shards are missing", clips, shards, total.num_missing)
         return manifest, reasons
     output.check()
-    enforce_failed_share(commit_log, config, reasons, total.empty)
+    enforce_failed_share(commit_log, config, reasons, total.empty, table.reasons)
     publish_side(manifest, again=config.repair)  # before readers see the shards
     manifest.save(output)
     commits.clean(output, total.files)
@@ -181,7 +185,11 @@ def merge_commits(
 
 
 def enforce_failed_share(
-    commit_log: CommitLog, config: ShardVideos, reasons: RejectCounts, empty: Sequence[Unit] = ()
+    commit_log: CommitLog,
+    config: ShardVideos,
+    reasons: RejectCounts,
+    empty: Sequence[Unit] = (),
+    of_clips: RejectCounts | None = None,
 ) -> None:
     """Fail if more rows than allowed are quarantined, or all of them.
 
@@ -190,6 +198,7 @@ def enforce_failed_share(
         config: the settings, with `max_failed_share`.
         reasons: counts of all quarantined rows.
         empty: shards without a clip, to be made again next time; the others stay, as they may have taken days.
+        of_clips: counts of the rows that were quarantined for their videos.
 
     Raises:
         ShardError: too many rows are quarantined; the message names the reasons.
@@ -199,20 +208,14 @@ def enforce_failed_share(
         return
     for unit in empty:
         commits.revoke(commit_log.out, unit)
+    top = next(iter(reasons.sorted()), "")
+    where = where_hint(top, of_clips.examples[top][1]) if of_clips and top in of_clips.examples else ""
     may_help = ", with --retry all for videos" if reasons.total > commit_log.of_manifest.reasons.total else ""
     raise ShardError(
-        f"{reasons.total} of {num_rows} rows were quarantined ({reasons.top()}{_where(reasons)}); max_failed_share = "
+        f"{reasons.total} of {num_rows} rows were quarantined ({reasons.top()}{where}); max_failed_share = "
         f"{share:g} and at least one good clip are needed; see {commit_log.out}/quarantine, fix the input and run the "
         f"same command again{may_help}, or raise --max-failed-share"
     )
-
-
-def _where(reasons: RejectCounts) -> str:
-    """Return the flags that locate files if most files are missing, else ''."""
-    missing = RejectReason.MISSING_FILE.value
-    if next(iter(reasons.sorted()), "") != missing or not reasons.examples[missing][1].startswith("no "):
-        return ""
-    return "; --columns.path or --columns.page-dir names the column of paths or of folders below --videos"
 
 
 def tell_retryable(reasons: dict[str, int]) -> None:
@@ -239,7 +242,7 @@ def _manifest_of(commit_log: CommitLog, config: ShardVideos, total: _Sum, reason
         num_frames=config.sampling.stored,
         frame_px=config.sampling.frame_px,
         shards=total.shards,
-        sampling=config.sampling.model_dump(mode="json"),
+        sampling=config.sampling.identity,
         num_rows=commit_log.of_manifest.num_rows,
         reasons=reasons.sorted(),
         num_captions=total.num_captions,

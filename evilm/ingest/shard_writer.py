@@ -1,5 +1,6 @@
 """Make one frame shard: fetch its videos ahead, decode them in order in a child process, write each row group."""
 
+import posixpath
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
@@ -12,7 +13,7 @@ import numpy as np
 from evilm.config.data import FetchConfig, FramesConfig
 from evilm.config.secrets import public_text, public_uri
 from evilm.errors import DecodeError
-from evilm.ingest.failure_budget import LOST, lost_error, too_many
+from evilm.ingest.failure_budget import LOST, bad_rows, lost_error, too_many
 from evilm.ingest.locations import apply_locations
 from evilm.ingest.shard_plan import read_rows
 from evilm.ingest.source_videos import SourceVideo, fetch_sources
@@ -23,6 +24,7 @@ from evilm.video.decode import DecodedClip
 from evilm.video.decoder_process import Decoder
 from evilm.video.fetch import Fetcher
 from evilm.video.reasons import ClipFlag, RejectReason
+from evilm.video.urls import without_ending
 
 _DETAIL_CHARS = 500
 
@@ -65,11 +67,11 @@ def make_shard(work: ShardJob, task: str) -> commits.Tally:
     """
     unit = unit_of(work, task)
 
-    def make(path: str) -> tuple[dict[str, Any], bool]:
+    def make(path: str, before: dict[str, Any] | None) -> tuple[dict[str, Any], bool]:
         rows, size = read_rows(work.out, task), work.sampling.row_group_clips
         if locations := runner.read_private():
             rows = list(apply_locations(rows, locations))
-        writer = _ShardWriter(work)
+        writer = _ShardWriter(work, before)
         clips = writer.clips(rows)
         groups = iter(lambda: list(islice(clips, size)), [])  # only one is held at a time
         write_frames(groups, {"plan_id": unit.key, "shard": unit.name}, path)
@@ -95,16 +97,24 @@ def tally_of(record: dict[str, Any]) -> commits.Tally:
 
 
 class _ShardWriter:
-    """Turns planned rows into shard rows, one by one, and counts them."""
+    """Turns planned rows into shard rows, one by one, and counts them.
 
-    def __init__(self, work: ShardJob) -> None:
+    Args:
+        work: settings of the job.
+        before: the commit record of a shard that is made again: clips that it lacks are left out, even if they can be
+            decoded now.
+    """
+
+    def __init__(self, work: ShardJob, before: dict[str, Any] | None = None) -> None:
         self._work = work
         self.num_clips = self.num_captions = self.num_bytes = self._num_lost = 0
-        self.bad: list[BadRow] = []
+        self.bad = list(bad_rows(before or {"bad": []}))
         self.flags: dict[str, int] = {}
 
     def clips(self, rows: Sequence[ClipRow]) -> Iterator[dict[str, Any]]:
         """Yield shard rows of the clips that can be decoded, numbered without gaps."""
+        left_out = {row.clip_id for row in self.bad}
+        rows = [row for row in rows if row.clip_id not in left_out]
         sources = fetch_sources(rows, _fetcher(self._work), self._work.fetch.concurrency)
         with _decoder(self._work.sampling) as decoder, closing(sources):
             for source in sources:
@@ -117,7 +127,7 @@ class _ShardWriter:
                             if isinstance(video, DecodeError):
                                 raise video
                             span = (None, None) if video.is_cut else (row.start_s, row.end_s)
-                            clip = decoder.decode(video.path, row.clip_id, *span)
+                            clip = decoder.decode(video.path, row.clip_id, *span, may_be_cut=_is_named_by_clip(row))
                         except DecodeError as error:
                             self._quarantine(row, error)
                             continue
@@ -151,6 +161,11 @@ class _ShardWriter:
             "source_hash": video.sha256,
             "extra": list(row.extra.items()),
         }
+
+
+def _is_named_by_clip(row: ClipRow) -> bool:
+    """Return whether the file has the clip's id as name, so that it may hold only the clip, not all of its video."""
+    return without_ending(posixpath.basename(row.path)) == without_ending(row.clip_id)
 
 
 class _Kept:

@@ -8,7 +8,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Self
 
-from evilm.config.base import fingerprint, flatten, with_new_names
+from evilm.config.base import RECORDED, fingerprint, flatten, with_new_names
 from evilm.config.stage_settings import StageConfig
 from evilm.errors import ConfigError, OwnershipError
 from evilm.io import ownership, storage
@@ -218,8 +218,8 @@ def _with_places_now(summary: dict[str, Any], out: str) -> dict[str, Any]:
 
 
 def _filled(found: dict[str, Any], defaults: Mapping[str, object]) -> dict[str, Any]:
-    """Settings with those that are missing, also in sections, taken from the defaults."""
-    filled = {**defaults, **found}
+    """Settings with those that are missing, also in sections, taken from the defaults; so are those in `RECORDED`."""
+    filled = {**defaults, **found, **{name: default for name, default in defaults.items() if name in RECORDED}}
     for name, value in found.items():
         default = defaults.get(name)
         if isinstance(value, dict) and isinstance(default, dict):

@@ -54,7 +54,12 @@ class Unit(NamedTuple):
 
 
 def make_unit(
-    out: str, unit: Unit, run: int, max_failures: int, repair: bool, make: Callable[[str], tuple[dict[str, Any], bool]]
+    out: str,
+    unit: Unit,
+    run: int,
+    max_failures: int,
+    repair: bool,
+    make: Callable[[str, dict[str, Any] | None], tuple[dict[str, Any], bool]],
 ) -> dict[str, Any]:
     """Make a unit and commit it, if it is not committed yet: what a task does, in its own process.
 
@@ -64,8 +69,8 @@ def make_unit(
         run: number of the run that owns `out`.
         max_failures: how many processes may die of it, as `attempt` counts them.
         repair: read the file of a committed unit, and make it again if it is damaged.
-        make: writes the unit's file to a local path; returns what the commit record is to hold, and whether the unit
-            has a file at all.
+        make: writes the unit's file to a local path, given the commit record of a file that was lost or damaged, else
+            None; returns what the commit record is to hold, and whether the unit has a file at all.
 
     Returns:
         The commit record.
@@ -77,7 +82,7 @@ def make_unit(
     place = storage.join(out, f"{unit.name}-{unit.tag}attempt")
     with attempt(out, run, unit.name, max_failures), storage.temporary(place) as path:
         with storage.storage_errors(place):
-            record, has_file = make(path)
+            record, has_file = make(path, before)
         commit_file(out, unit, path if has_file else "", record, run, before)
     return record
 

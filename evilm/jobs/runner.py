@@ -6,8 +6,8 @@ import re
 import threading
 import time
 import uuid
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import closing, suppress
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
@@ -15,14 +15,14 @@ import numpy as np
 
 from evilm import errors
 from evilm.cluster import connect
-from evilm.errors import EvilmError, UnfinishedError
+from evilm.errors import AccessError, EvilmError, UnfinishedError
 from evilm.jobs.commits import Tally, is_alive, this_node
 
 logger = logging.getLogger(__name__)
 
 _LOG_EVERY_S, _REPORT_EVERY_S = 5.0, 2.0
 _TURNS = 2
-_OF_UNITS = frozenset({"ShardError", "StorageError", "ClusterError"})
+_OF_UNITS = frozenset({"ShardError", "StorageError", "ClusterError", "AccessError"})
 """Errors that may be those of one unit, or of one node; all others end the job."""
 _MOST_IN_A_ROW = 8
 _SHOWN = 5
@@ -48,7 +48,9 @@ def run(
 ) -> Generator[dict[str, Any], None, None]:
     """Map `worker` over units, one per task or actor call; yield the rows of finished units as they come in.
 
-    Failed units are retried once after all others have finished, on nodes where no unit failed if there are any.
+    Failed units are retried once after all others have finished, on nodes where no unit failed if there are any. After
+    eight failures in a row on all nodes that have finished a unit, all that is left is made on the others at once;
+    without others the job ends.
 
     Args:
         todo: names of the units.
@@ -66,34 +68,42 @@ def run(
     if not todo:
         return
     connect(min_cpus=min_cpus)
-    left, num_done, failed = list(todo), 0, dict[str, dict[str, Any]]()
+    left, done, failed = list(todo), set[str](), dict[str, dict[str, Any]]()
     with _Progress(title, todo, num_clips or {}, private) as progress:
-        for turn in range(_TURNS):
+        for turn in range(1, _TURNS + 1):
             failed, nodes, in_a_row = {}, set[str](), list[str]()
-            for row in _map(left, worker, options, progress.server):
-                nodes.add(row["node"])
-                if not row["error"]:
-                    num_done, in_a_row = num_done + 1, []
-                    progress.add(row)
-                    yield row
-                    continue
-                if row["error"] not in _OF_UNITS:
-                    raise _error_of(row)
-                failed[row["name"]] = row
-                logger.warning("%s: %s failed: %s", title, row["name"], row["message"])
-                in_a_row.append(row["node"])
-                if len(in_a_row) >= _MOST_IN_A_ROW and set(in_a_row) == nodes:
-                    raise _unfinished(title, len(todo), num_done, failed, "stopping early")
-            elsewhere = _elsewhere({row["node"] for row in failed.values()})
-            if not failed or turn + 1 == _TURNS or not (num_done or elsewhere):
+            with closing(_map(left, worker, options, progress.server)) as rows:
+                for row in rows:
+                    nodes.add(row["node"])
+                    if not row["error"]:
+                        done.add(row["name"])
+                        in_a_row = []
+                        progress.add(row)
+                        yield row
+                        continue
+                    if row["error"] not in _OF_UNITS:
+                        raise _error_of(row)
+                    failed[row["name"]] = row
+                    logger.warning("%s: %s failed: %s", title, row["name"], row["message"])
+                    in_a_row.append(row["node"])
+                    if len(in_a_row) >= _MOST_IN_A_ROW and set(in_a_row) == nodes:
+                        break
+            elsewhere = _elsewhere({row["node"] for row in failed.values()}, options)
+            left = [name for name in left if name not in done]
+            if len(left) > len(failed) and (turn == _TURNS or not elsewhere):
+                raise _unfinished(title, len(todo), len(done), failed, "stopping early")
+            if not failed or turn == _TURNS or not (done or elsewhere):
                 break
-            left, options = list(failed), options | elsewhere
-            logger.info("%s: trying %d shards once more%s", title, len(left), ", on other nodes" if elsewhere else "")
+            options = options | elsewhere
+            where = "on other nodes" if elsewhere else "once more"
+            logger.info("%s: %d shards failed; making %d %s", title, len(failed), len(left), where)
     if failed:
-        raise _unfinished(title, len(todo), num_done, failed)
+        raise _unfinished(title, len(todo), len(done), failed)
 
 
-def _map(todo: Sequence[str], worker: Callable[..., Any], options: dict[str, Any], server: str) -> Iterator[Any]:
+def _map(
+    todo: Sequence[str], worker: Callable[..., Any], options: dict[str, Any], server: str
+) -> Generator[Any, None, None]:
     """Yield the rows of one pass over units."""
     import ray
 
@@ -115,7 +125,8 @@ def _error_of(row: Mapping[str, Any]) -> EvilmError:
 def _unfinished(title: str, total: int, num_done: int, failed: Mapping[str, Any], note: str = "") -> EvilmError:
     """Return the error for failed units: the unit's own where the job has only one unit, or all failed alike."""
     first, *more = failed.values()
-    if total == 1 or (not num_done and all(row["message"] == first["message"] for row in more)):
+    is_access = bool(note) and all(row["error"] == AccessError.__name__ for row in failed.values())
+    if is_access or total == 1 or (not num_done and all(row["message"] == first["message"] for row in more)):
         return _error_of(first)
     listed = [f"{name}: {row['message']}" for name, row in list(failed.items())[:_SHOWN]]
     listed += [f"and {len(failed) - _SHOWN} more"] if len(failed) > _SHOWN else []
@@ -125,13 +136,14 @@ def _unfinished(title: str, total: int, num_done: int, failed: Mapping[str, Any]
     )
 
 
-def _elsewhere(failed: set[str]) -> dict[str, Any]:
-    """Return options that keep tasks off these nodes; none if no other node is left."""
+def _elsewhere(failed: set[str], options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return options that keep tasks off these nodes; none if no other node is left that is large enough."""
     import ray
 
     others = [node for node in ray.nodes() if node["Alive"] and node["NodeID"] not in failed]
     bad = sorted(node for node in failed if node and is_alive(node))
-    can = [node for node in others if node["Resources"].get("CPU")]
+    needed = {"CPU": options.get("num_cpus", 1), "GPU": options.get("num_gpus", 0), "memory": options.get("memory", 0)}
+    can = [node for node in others if all(node["Resources"].get(name, 0) >= n for name, n in needed.items())]
     return {"label_selector": {"ray.io/node-id": f"!in({','.join(bad)})"}} if bad and can else {}
 
 

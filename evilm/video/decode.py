@@ -20,7 +20,7 @@ from evilm.video.container import Video, opened
 from evilm.video.frame_times import Time, check_span, shown_at, span_ticks, span_times
 from evilm.video.frames import DecodedFrame, Mismatch
 from evilm.video.keyframes import from_keys
-from evilm.video.probe import Probe, SampleRequest, is_long, is_part, probe_part, probe_whole
+from evilm.video.probe import Probe, SampleRequest, is_cut_clip, is_long, is_part, probe_part, probe_whole
 from evilm.video.reasons import ClipFlag, RejectReason
 from evilm.video.resize import fit, resize, to_jpeg
 
@@ -63,6 +63,7 @@ def decode_clip(
     backend: Backend | None = None,
     start_s: float | None = None,
     end_s: float | None = None,
+    may_be_cut: bool = False,
 ) -> DecodedClip:
     """Decode sparse frames of a video file or of a span of it.
 
@@ -73,16 +74,19 @@ def decode_clip(
         backend: overrides the configured decoder; `auto` means PyAV.
         start_s: start of the span in seconds from the first shown frame; None for the video's start.
         end_s: end of the span; None, or a time after the video's end, for its end.
+        may_be_cut: use all of a file that is the cut clip of the span itself, as `is_cut_clip` finds out.
 
     Raises:
         DecodeError: the file is not a video, is damaged, too short, too small or too large, or has nothing in the span.
     """
     check_span(start_s, end_s)
-    sampler = _Sampler(clip_id, config, start_s, end_s)
     may_be_decord = (backend or config.decoder) == "decord"  # decord counts frames from the video's start
     found = None
     for reads in (_probed, lambda video, *_: probe_whole(video)):
         with opened(path, config.max_pixels) as video:
+            if may_be_cut and is_cut_clip(video, start_s, end_s):
+                start_s = end_s = None
+            sampler = _Sampler(clip_id, config, start_s, end_s)
             found = reads(video, sampler.wish, may_be_decord)
             if found is None:
                 continue

@@ -56,14 +56,21 @@ class Decoder:
         self._child: subprocess.Popen[bytes] | None = None
         self._clips = 0
 
-    def decode(self, path: str, clip_id: str, start_s: float | None = None, end_s: float | None = None) -> DecodedClip:
+    def decode(
+        self,
+        path: str,
+        clip_id: str,
+        start_s: float | None = None,
+        end_s: float | None = None,
+        may_be_cut: bool = False,
+    ) -> DecodedClip:
         """Run `decode_clip` in the child; a clip that hangs or crashes it is tried once more, in a new child.
 
         Raises:
             DecodeError: as `decode_clip`, or decode_timeout, or decoder_crash.
             EvilmError: no child can be started, for reasons other than the clip.
         """
-        request = {"path": path, "clip_id": clip_id, "start_s": start_s, "end_s": end_s}
+        request = {"path": path, "clip_id": clip_id, "start_s": start_s, "end_s": end_s, "may_be_cut": may_be_cut}
         limit_s = self._config.decode_timeout_s + _S_PER_MB * _megabytes(path)
         try:
             return self._ask(request, limit_s)
@@ -220,7 +227,7 @@ def _answer(request: dict[str, Any]) -> tuple[dict[str, Any], list[bytes]]:
     """Answer a request; return the answer and the frames that follow it."""
     try:
         config = FramesConfig.model_validate(request["config"])
-        span = (request["start_s"], request["end_s"])
+        span = (request["start_s"], request["end_s"], request["may_be_cut"])
         clip = asdict(decode_clip(request["path"], request["clip_id"], config, None, *span))
     except DecodeError as error:
         return {"reason": error.reason, "detail": error.detail}, []

@@ -82,8 +82,8 @@ class Fetcher:
 
         Raises:
             DecodeError: the video can't be fetched, with the reason.
-            ConfigError: the object store denies access.
-            SourceError: the root is not available any more.
+            ConfigError: there is no such bucket.
+            AccessError: the root is not available any more, or there are no credentials.
             ShardError: there is no space for temporary files.
         """
         with contextlib.ExitStack() as stack:
@@ -99,7 +99,7 @@ class Fetcher:
         """Check if the video is missing, as far as the local root shows; nothing else is accessed.
 
         Raises:
-            SourceError: the root is not available any more.
+            AccessError: the root is not available any more.
         """
         if not self._is_local or offset >= 0 or url or is_url(path):
             return False
@@ -111,12 +111,13 @@ class Fetcher:
         return False
 
     def _named(self, path: str, needs_ending: bool, offset: int, num_bytes: int, stack: contextlib.ExitStack) -> Local:
-        """Fetch the video with exactly this name; if there is none and the name has no ending, try endings."""
+        """Fetch the video with exactly this name; if there is none, or a folder, and it has no ending, try endings."""
         try:
             return self._get(path, needs_ending, offset, num_bytes, stack)
         except DecodeError as error:
             may_lack_ending = not (needs_ending or has_ending(path) or is_url(path) or offset >= 0)
-            if error.reason != RejectReason.MISSING_FILE or self._fs is None or not may_lack_ending:
+            is_none = error.reason in (RejectReason.MISSING_FILE, RejectReason.NOT_A_FILE)
+            if not is_none or self._fs is None or not may_lack_ending:
                 raise
             return self._get(path, True, offset, num_bytes, stack)
 
@@ -270,7 +271,7 @@ def _check_member(header: bytes, member: str, num_bytes: int) -> None:
     if size != num_bytes or (is_short and name != member):
         raise DecodeError(
             RejectReason.SOURCE_CHANGED,
-            f"its tar was rewritten: {name[:200]!r} is there now; run the same command to list it again",
+            f"its tar was rewritten: {name[:200]!r} is there now; list it again: --retry source_changed",
         )
 
 

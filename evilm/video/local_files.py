@@ -8,7 +8,7 @@ import stat
 import unicodedata
 
 from evilm.config.data import VIDEO_ENDINGS
-from evilm.errors import DecodeError, SourceError
+from evilm.errors import AccessError, DecodeError
 from evilm.video.reasons import RejectReason
 
 _SCANNED_FOLDERS = 256
@@ -31,12 +31,13 @@ class LocalRoot:
 
         Raises:
             DecodeError: there is no such file, or it may not be read.
-            SourceError: the root itself is not available any more.
+            AccessError: the root itself is not available any more.
         """
         folder, _, last = path.rpartition("/")
         self.check(os.path.join(self._root, folder))
         endings = ("",) if not needs_ending else ("", *VIDEO_ENDINGS) if has_ending(last) else VIDEO_ENDINGS
-        for name in (form + ending for ending in endings for form in forms(path)):
+        tried = [form + ending for ending in endings for form in forms(path)]
+        for name in tried:
             if self.is_file(name):
                 return name
         names = self._odd_names(os.path.join(self._root, folder))
@@ -48,13 +49,15 @@ class LocalRoot:
                 if self.is_file(found):
                     return found
         if not os.path.isdir(self._root):
-            raise SourceError(
+            raise AccessError(
                 f"the folder of the videos {self._root} is gone; mount it again and run the command again"
             )
-        tried = f"{folder}/{last}".lstrip("/") + (
+        if any(os.path.isdir(f"{self._root}/{name}") for name in tried):
+            raise DecodeError(RejectReason.NOT_A_FILE, "a folder")
+        wanted = f"{folder}/{last}".lstrip("/") + (
             f" + {VIDEO_ENDINGS[0]}, {VIDEO_ENDINGS[1]}, ..." if needs_ending else ""
         )
-        raise DecodeError(RejectReason.MISSING_FILE, f"no {tried[:200]}")
+        raise DecodeError(RejectReason.MISSING_FILE, f"no {wanted[:200]}")
 
     def is_file(self, path: str, may_lead_out: bool = False) -> bool:
         """Check if a readable file is below the root; with `may_lead_out` it may be a link to elsewhere."""
@@ -67,10 +70,12 @@ class LocalRoot:
             if error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
                 return False
             raise DecodeError(RejectReason.FETCH_ERROR, error.strerror or type(error).__name__) from None
+        if stat.S_ISDIR(mode):
+            return False
         if not may_lead_out:
             self.check(place)
         if not stat.S_ISREG(mode):
-            raise DecodeError(RejectReason.NOT_A_FILE, "a folder" if stat.S_ISDIR(mode) else "a device or pipe")
+            raise DecodeError(RejectReason.NOT_A_FILE, "a device or pipe")
         if not os.access(place, os.R_OK):
             raise DecodeError(RejectReason.FETCH_ERROR, "no permission to read it")
         return True

@@ -25,6 +25,9 @@ _SKIPPING = ("h264", "hevc")
 _MANY = 20_000
 """Number of packets (11 minutes) beyond which only those around the wanted times are read."""
 
+_CUT_SLACK_S, _CUT_SLACK = 0.5, 0.05
+"""Largest difference between the lengths of a cut clip and of its span, in seconds or as a share of the span."""
+
 
 @dataclass(frozen=True)
 class Probe:
@@ -105,6 +108,15 @@ def probe_whole(video: Video) -> Probe:
     if not seen:
         raise DecodeError(RejectReason.DECODE_ERROR, "the picture track has no data")
     return _timeline(video, [seen])
+
+
+def is_cut_clip(video: Video, start_s: float | None, end_s: float | None) -> bool:
+    """Check if a file is the cut clip of a span, not its source: it ends before the span, and is as long as it."""
+    if end_s is None:
+        return False
+    span_s, length_s = end_s - (start_s or 0.0), _length_s(video)
+    difference_s = abs(length_s - span_s)
+    return difference_s <= max(_CUT_SLACK_S, _CUT_SLACK * span_s) and difference_s < end_s - length_s
 
 
 def is_part(video: Video, wish: SampleRequest) -> bool:

@@ -3,7 +3,7 @@
 import errno
 import tempfile
 
-from evilm.errors import ConfigError, DecodeError, ShardError
+from evilm.errors import AccessError, ConfigError, DecodeError, ShardError
 from evilm.io.retries import TransientError
 from evilm.video.download import transient
 from evilm.video.reasons import RejectReason
@@ -14,7 +14,8 @@ def judge(error: Exception) -> TransientError:
 
     Raises:
         DecodeError: the failure is permanent.
-        ConfigError: nothing can be read at all.
+        AccessError: there are no credentials.
+        ConfigError: there is no such bucket.
     """
     kind, cause = type(error).__name__, error
     while not hasattr(cause, "response") and cause.__cause__ is not None:
@@ -36,7 +37,7 @@ def judge(error: Exception) -> TransientError:
     if isinstance(error, IsADirectoryError):
         raise DecodeError(RejectReason.NOT_A_FILE, "a folder") from None
     if "Credentials" in kind:
-        raise ConfigError(f"no credentials for the object store ({kind}); set the AWS variables") from None
+        raise AccessError(f"no credentials for the object store ({kind}); set the AWS variables") from None
     if isinstance(error, TimeoutError) or "Timeout" in kind:
         return transient(RejectReason.FETCH_TIMEOUT, "the object store did not answer in time")
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):

@@ -30,6 +30,19 @@ def test_output_of_the_previous_version_is_reused(stage: str, tmp_path: Path) ->
         assert output.done == {"made": "before"}
 
 
+def test_output_made_with_another_time_limit_is_reused(tmp_path: Path) -> None:
+    with Output(ShardVideos(), str(tmp_path), {}) as output:
+        output.close({"made": "before"})
+    for file in (tmp_path / "run.json", tmp_path / "_runs" / "00001.run.json"):
+        run = storage.read_json(str(file))
+        run["settings"]["sampling"]["decode_timeout_s"] = 600.0
+        storage.write_json(str(file), run)
+    for seconds in (60, 600, 90):
+        config = ShardVideos().override({"sampling.decode_timeout_s": seconds})
+        with Output(config, str(tmp_path), {}) as output:
+            assert output.done == {"made": "before"}
+
+
 def test_digests_of_settings_are_unchanged() -> None:
     assert fingerprint(RenderCorpus().identity) == "3f5a1e6a51dd3704"
     assert fingerprint(ShardVideos().identity) == "afda6c20eeadb684"
@@ -58,6 +71,7 @@ def test_identity_holds_all_settings_not_marked_incidental(stage: str) -> None:
     decisive = {name.removeprefix("cluster.") for name, incidental in declared.items() if not incidental}
     if "cluster" in type(config).model_fields:
         decisive |= {"precision"}
+    decisive |= {"sampling.decode_timeout_s"} if stage == "shard_videos" else set()  # recorded, always as 60 s
     if isinstance(config, Upstream) and type(config) is not STAGES["pretrain"]:  # trials are compared under these
         held = {name for name in held if not name.startswith(("build.", "length.")) and name != "views"}
     if stage in ("shard_videos", "precompute_codes"):

@@ -5,8 +5,10 @@ from pathlib import Path
 
 import numpy as np
 
-from evilm.errors import HaltedError, ShardError, StorageError
+from evilm.errors import AccessError, HaltedError, ShardError, StorageError
 from evilm.jobs import runner
+
+_ERRORS = {"storage": StorageError, "shard": ShardError, "halted": HaltedError, "access": AccessError}
 
 
 def fail_some(kinds: dict[str, str], batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -15,7 +17,7 @@ def fail_some(kinds: dict[str, str], batch: dict[str, np.ndarray]) -> dict[str, 
     def work(name: str) -> tuple[int, ...]:
         kind = kinds.get(name)
         if kind:
-            raise {"storage": StorageError, "shard": ShardError, "halted": HaltedError}[kind](f"no place for {name}")
+            raise _ERRORS[kind](f"no place for {name}")
         return (3,)
 
     return runner.outcome(work, batch)
@@ -27,6 +29,24 @@ def fail_on(node: str, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     def work(name: str) -> tuple[int, ...]:
         if runner.this_node() == node:
             raise StorageError("no space left on device")
+        return (3,)
+
+    return runner.outcome(work, batch)
+
+
+def fail_at_once_on(node: str, folder: str, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """A worker that fails on one node; on others, the first unit takes until many failed."""
+
+    def work(name: str) -> tuple[int, ...]:
+        if runner.this_node() == node:
+            Path(folder, name).touch()
+            raise AccessError("the folder of the videos is gone")
+        if not Path(folder, "first").exists():
+            Path(folder, "first").touch()
+            deadline = time.monotonic() + 60
+            while len(list(Path(folder).iterdir())) < 9 and time.monotonic() < deadline:
+                time.sleep(0.1)
+            time.sleep(10)
         return (3,)
 
     return runner.outcome(work, batch)

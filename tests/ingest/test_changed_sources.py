@@ -96,7 +96,8 @@ def test_rewritten_tar_is_noticed_and_its_clips_retried(good_corpus: Path, ray_l
     assert tar.stat().st_size == size
     bad = [row for path in out.glob("commits/*.json") for row in json.loads(path.read_text())["bad"]]
     assert [row["reason"] for row in bad] == ["source_changed"] * 2
-    assert all("its tar was rewritten: 'c" in row["detail"] for row in bad)
+    assert all(row["detail"].startswith("its tar was rewritten: 'c") for row in bad)
+    assert all(row["detail"].endswith("is there now; list it again: --retry source_changed") for row in bad)
     summary = shard_videos(config.override({"retry": "source_changed"}))
     _pack(tar, good_corpus, [0, 1, 2, 3, 4, 5])
     whole = shard_videos(config.override({"out": str(tmp_path / "whole")}))

@@ -69,7 +69,7 @@ def test_missing_videos_stop_the_job_without_commits(growing: Path, ray_local: A
     config = shard_config(growing, out, **{"sampling.shard_clips": 40})
     with pytest.raises(
         SourceError,
-        match=r"of the last 2\d\d videos could not be fetched, e\.g\. '\d+': missing_file no .*; max_f",
+        match=r"of the last 2\d\d videos could not be fetched, e\.g\. '\d+': missing_file no .*; check --v.*; max_f",
     ):
         shard_videos(config)
     assert not (out / "manifest.json").exists()
@@ -77,6 +77,18 @@ def test_missing_videos_stop_the_job_without_commits(growing: Path, ray_local: A
     for number in range(20, 240):
         os.link(growing / "videos" / "0.mp4", growing / "videos" / f"{number}.mp4")
     assert shard_videos(config)["num_clips"] == 240
+
+
+def test_message_names_the_columns_only_where_a_path_was_tried(growing: Path) -> None:
+    hint = "check --videos, and the column of paths (--columns.path) or of folders (--columns.page-dir) below it"
+    config = shard_config(growing, growing / "frames")
+    write_csv(growing / "clips.csv", [*HEADER, "where"], *([f"gone{n}", "a clip", ""] for n in range(10)))
+    with pytest.raises(ShardError, match=r"10 of 10 rows were quarantined \(missing_file 10, .*") as caught:
+        shard_videos(config, in_this_process)
+    assert hint in str(caught.value)
+    with pytest.raises(ShardError, match=r"10 of 10 rows were quarantined \(missing_file 10, .*no path\)") as caught:
+        shard_videos(config.override({"columns.path": "where", "out": str(growing / "other")}), in_this_process)
+    assert hint not in str(caught.value)
 
 
 def test_mostly_broken_data_set_stops_early(growing: Path) -> None:

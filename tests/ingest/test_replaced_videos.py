@@ -3,11 +3,15 @@
 import logging
 import os
 import shutil
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 import s3fs
 
+from evilm.errors import HaltedError
 from evilm.ingest import changed_sources
 from evilm.ingest.shard_videos import shard_videos
 from helpers.small_corpus import in_this_process, make_clips, make_corpus, shard_config
@@ -39,6 +43,25 @@ def test_replaced_video_is_reported_by_the_next_run(
     assert again["fingerprint"] == first["fingerprint"]
     assert "1 of 22 videos compared have changed since they were sharded: p/5.mp4" in caplog.text
     assert shard_videos(config.override({"overwrite": True}), in_this_process).get("changed_sources") is None
+
+
+def test_replaced_video_is_reported_before_shards_are_published(tmp_path: Path) -> None:
+    corpus = make_clips(tmp_path / "corpus", 8)
+    config = shard_config(corpus, tmp_path / "out")
+
+    def first_only(todo: Sequence[str], *rest: Any) -> Iterator[dict[str, Any]]:
+        yield from in_this_process(todo[:1], *rest)
+        raise HaltedError("killed")
+
+    with pytest.raises(HaltedError):
+        shard_videos(config, first_only)
+    assert not (tmp_path / "out" / "manifest.json").exists()
+    (file,) = (tmp_path / "out").glob("*.parquet")
+    sharded = sorted(pq.read_table(file)["source_uri"].to_pylist())
+    for path in (corpus / "videos" / "p").iterdir():
+        write_video(path, num_frames=30, first_picture=50)
+    assert len(sharded) == 4
+    assert shard_videos(config, in_this_process)["changed_sources"] == sharded
 
 
 @pytest.mark.parametrize("where", ["local", "s3"])

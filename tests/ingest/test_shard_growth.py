@@ -9,6 +9,7 @@ import pytest
 from evilm.errors import ConfigError, ShardError
 from evilm.ingest.shard_videos import shard_videos
 from evilm.shards import FrameManifest
+from evilm.video import decoder_process
 from helpers.commands import files_of
 from helpers.small_corpus import clips_of, in_this_process, quarantine_of, shard_config
 from helpers.tables import write_csv
@@ -101,6 +102,21 @@ def test_quarantined_clips_are_retried_on_request(growing: Path, caplog: pytest.
     assert sorted(int(clip["clip_id"]) for clip in clips_of(out)) == list(range(12))
     kinds = [each["kind"] for each in FrameManifest.load(str(out)).generations]
     assert kinds == ["rows", "retry", "rows", "retry"]
+
+
+def test_clip_is_retried_with_a_longer_time_limit(growing: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = growing / "frames"
+    config = shard_config(growing, out)
+    fingerprint = shard_videos(config, in_this_process)["fingerprint"]
+    write_csv(growing / "clips.csv", HEADER, *([str(number), f"clip {number}"] for number in range(11)))
+    monkeypatch.setattr(decoder_process, "_S_PER_MB", 0.0)
+    hurried = config.override({"sampling.decode_timeout_s": 1e-6})
+    assert shard_videos(hurried, in_this_process)["reasons"] == {"decode_timeout": 1}
+    patient = config.override({"sampling.decode_timeout_s": 90, "retry": "decode_timeout"})
+    assert shard_videos(patient, in_this_process)["num_clips"] == 11
+    write_csv(growing / "clips.csv", HEADER, *([str(number), f"clip {number}"] for number in range(10)))
+    other = patient.override({"out": str(growing / "other")})
+    assert shard_videos(other, in_this_process)["fingerprint"] == fingerprint, "the time limit decides nothing"
 
 
 def test_interrupted_retry_continues(growing: Path) -> None:

@@ -63,6 +63,28 @@ def test_shard_whose_video_changed_is_not_repaired(good_corpus: Path, tmp_path: 
     assert files_of(out) == before
 
 
+@pytest.mark.parametrize("retry", ["", "missing_file"])
+def test_repaired_shard_lacks_the_clips_that_it_lacked_before(
+    retry: str, good_corpus: Path, tmp_path: Path, ray_local: Any
+) -> None:
+    videos, out = tmp_path / "videos", tmp_path / "frames"
+    shutil.copytree(good_corpus / "videos", videos)
+    (videos / "p" / "3.mp4").rename(tmp_path / "3.mp4")
+    config = shard_config(good_corpus, out).override({"videos": str(videos)})
+    made = shard_videos(config, in_this_process)
+    assert (made["num_clips"], made["reasons"]) == (19, {"missing_file": 1})
+    (tmp_path / "3.mp4").rename(videos / "p" / "3.mp4")
+    if retry:
+        made = shard_videos(config.override({"retry": retry}), in_this_process)
+        assert (made["num_clips"], made["reasons"]) == (20, {})
+    before = files_of(out)
+    for path in out.glob("train-*.parquet"):
+        path.unlink()
+    again = shard_videos(config.override({"repair": True}))
+    assert (again["fingerprint"], files_of(out)) == (made["fingerprint"], before)
+    assert again["reasons"] == made["reasons"]
+
+
 def test_lost_shard_without_its_videos_cannot_be_repaired(good_corpus: Path, tmp_path: Path) -> None:
     videos, out = tmp_path / "videos", tmp_path / "frames"
     shutil.copytree(good_corpus / "videos", videos)

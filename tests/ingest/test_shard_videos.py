@@ -6,6 +6,7 @@ import socket
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 
 from evilm.config.data import FetchConfig
@@ -19,6 +20,8 @@ from evilm.video.fetch import Fetcher
 from evilm.video.reasons import RejectReason
 from helpers.commands import files_of, start
 from helpers.small_corpus import SMALL, clips_of, in_this_process, quarantine_of, shard_config
+from helpers.tables import write_csv
+from helpers.video_files import write_video
 
 
 @pytest.fixture(scope="module")
@@ -118,6 +121,24 @@ def test_missing_flag_exits_with_code_2(tmp_path: Path) -> None:
     _, complaints = process.communicate(timeout=120)
     assert process.returncode == 2
     assert complaints.decode().splitlines()[-1] == "error: --out is missing; name a folder"
+
+
+def test_file_named_by_its_clip_may_be_cut_already(tmp_path: Path) -> None:
+    (tmp_path / "videos").mkdir()
+    for name in ("a1_0", "a1_1", "whole", "long"):
+        write_video(tmp_path / "videos" / f"{name}.mp4", num_frames=144)  # 6 s
+    table, koala = tmp_path / "clips.csv", ["videoID", "timestamp", "caption", "clarity_score"]
+    rows = [["a1_0", 3, 9], ["a1_1", 50, 56], ["whole", 1, 3], ["long", 30, 50]]
+    write_csv(table, koala, *([name, f"['{start}', '{end}']", "x", "1"] for name, start, end in rows))
+    config = shard_config(tmp_path, tmp_path / "frames")
+    assert shard_videos(config, in_this_process)["reasons"] == {"bad_span": 1}
+    tables = [pq.read_table(path) for path in (tmp_path / "frames").glob("*.parquet")]
+    lengths = {row["clip_id"]: row["duration_s"] for each in tables for row in each.to_pylist()}
+    assert lengths == {"a1_0": 6.0, "a1_1": 6.0, "whole": 2.0}
+    kinetics = ["videoid", "start", "end", "name"]
+    write_csv(table, kinetics, *([*row, "x"] for row in rows))
+    flags = {"columns.start": "start", "columns.end": "end", "out": str(tmp_path / "others")}
+    assert shard_videos(config.override(flags), in_this_process)["reasons"] == {"bad_span": 2}, "ids of videos"
 
 
 def test_unexpected_error_costs_one_clip(tmp_path: Path) -> None:

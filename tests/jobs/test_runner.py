@@ -4,7 +4,7 @@ import logging
 from functools import partial
 from typing import Any
 
-from evilm.errors import HaltedError, ShardError, StorageError, UnfinishedError
+from evilm.errors import AccessError, HaltedError, ShardError, StorageError, UnfinishedError
 from evilm.jobs import runner
 from helpers.failing_units import fail_some
 
@@ -35,6 +35,16 @@ def test_failed_shards_are_reported_after_all_others_are_done(ray_local: Any, ca
     done, error = _run(ray_local, names, {})
     assert (done, error) == (sorted(names), None)
     assert "30 of 36 clips" in caplog.text or "36 of 36 clips" in caplog.text
+
+
+def test_videos_out_of_reach_fail_their_shards_and_stop_the_job_only_if_all_are(ray_local: Any) -> None:
+    names = [f"s-{number}" for number in range(20)]
+    done, error = _run(ray_local, names, {"s-3": "access"})
+    assert done == sorted(set(names) - {"s-3"})
+    assert isinstance(error, UnfinishedError)
+    assert "s-3: no place for s-3" in str(error)
+    done, error = _run(ray_local, names, dict.fromkeys(names, "access"))
+    assert (done, type(error)) == ([], AccessError)
 
 
 def test_single_failing_shard_raises_its_own_error(ray_local: Any) -> None:

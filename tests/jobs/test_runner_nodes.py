@@ -44,7 +44,26 @@ def test_shards_failing_on_one_node_are_made_on_another(nodes: dict[str, Any]) -
     assert made_on
     assert bad not in made_on
     assert "failed: no space left on device" in said.decode()
-    assert "shards once more, on other nodes" in said.decode()
+    assert "on other nodes" in said.decode()
+
+
+def test_node_that_fails_at_once_does_not_end_the_job(nodes: dict[str, Any], tmp_path: Path) -> None:
+    """Its failures come in before the first shard of the other node."""
+    process = units(
+        nodes,
+        "names = [f's-{n}' for n in range(20)]; "
+        "bad = next(node['NodeID'] for node in ray.nodes() if node['Resources'].get('CPU')); "
+        "options, needed = task_options(PoolConfig(num_workers='auto'), 20); "
+        f"worker = partial(failing_units.fail_at_once_on, bad, {str(tmp_path)!r}); "
+        "rows = list(runner.run(names, worker, needed, options, 'frames')); "
+        "print(json.dumps([sorted(row['name'] for row in rows), bad, sorted({row['node'] for row in rows})]))",
+    )
+    printed, said = process.communicate(timeout=300)
+    assert process.returncode == 0, said.decode()[-3000:]
+    names, bad, made_on = json.loads(printed.decode().splitlines()[-1])
+    assert names == sorted(f"s-{number}" for number in range(20))
+    assert bad not in made_on
+    assert "frames: 8 shards failed; making 20 on other nodes" in said.decode()
 
 
 @pytest.mark.parametrize("nodes", [1], indirect=True)

@@ -56,6 +56,17 @@ def test_links_out_of_the_root_need_follow_links(tmp_path: Path) -> None:
     assert fetched(tmp_path, row, follow_links=True) == ("a.mp4", False)
 
 
+def test_folder_beside_a_video_is_not_taken_for_it(tmp_path: Path) -> None:
+    touch(tmp_path, "a/frame.jpg", "a.mp4", "b.mp4/frame.jpg", "b.webm", "c/frame.jpg", "d.mp4/frame.jpg")
+    table = "videoid,name,where\na,x,a\nb,x,b\nc,x,c\nd,x,d.mp4\n"
+    rows = only_clips(rows_of_text(tmp_path, table, **{"columns.path": "where"}))
+    assert [fetched(tmp_path, row)[0] for row in rows[:2]] == ["a.mp4", "b.webm"]
+    with pytest.raises(DecodeError, match=r"missing_file: no c \+ \.mp4, \.webm"):
+        fetched(tmp_path, rows[2])
+    with pytest.raises(DecodeError, match="not_a_file: a folder"):
+        fetched(tmp_path, rows[3])
+
+
 def test_path_column_may_lack_endings(tmp_path: Path) -> None:
     touch(tmp_path, "a/one.mp4", "a/two", "a/two.mp4", "a/three.part.webm")
     text = "key,file,name\n1,a/one,x\n2,a/two,y\n3,a/three.part,z\n4,a/four,z\n"

@@ -5,6 +5,7 @@ import struct
 from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
+from typing import Literal
 
 import av
 import pytest
@@ -48,6 +49,19 @@ def test_span_of_the_whole_equals_no_span(kind: Callable[[str], Path]) -> None:
     for name in ("open.mp4", "edited_b.mp4", "open.ts", "moving.gif"):
         whole = decode_clip(str(kind(name)), "x", CONFIG)
         assert decode_clip(str(kind(name)), "x", CONFIG, None, 0.0, 1000.0) == whole
+
+
+@pytest.mark.parametrize("backend", ["pyav", "decord"])
+def test_cut_clip_is_used_whole(tmp_path: Path, backend: Literal["pyav", "decord"]) -> None:
+    path = str(write_video(tmp_path / "cut.mp4", num_frames=144))  # 6 s
+    whole = decode_clip(path, "x", CONFIG, backend)
+    for span in ((3.0, 9.0), (20.0, 26.2), (0.3, 6.3), (100.0, 105.8)):
+        assert decode_clip(path, "x", CONFIG, backend, *span, may_be_cut=True) == whole
+    for span in ((0.0, 3.0), (3.0, 6.0), (0.2, 6.04), (2.0, None), (2.0, 12.0)):
+        expected = decode_clip(path, "x", CONFIG, backend, *span)
+        assert decode_clip(path, "x", CONFIG, backend, *span, may_be_cut=True) == expected != whole
+    with pytest.raises(DecodeError, match="bad_span"):
+        decode_clip(path, "x", CONFIG, backend, 20.0, 30.0, may_be_cut=True)
 
 
 def test_decord_decodes_the_same_span(kind: Callable[[str], Path]) -> None:

@@ -15,7 +15,7 @@ import fsspec
 import pytest
 
 from evilm.config.data import FetchConfig
-from evilm.errors import ConfigError, DecodeError, SourceError
+from evilm.errors import AccessError, ConfigError, DecodeError
 from evilm.video.fetch import Fetcher
 from helpers.web_site import HERE, VIDEO, Site, answer, void
 
@@ -65,10 +65,10 @@ def test_files_outside_the_root_are_unsafe(tmp_path: Path) -> None:
     assert outcome("d", True) == "fine"
     assert outcome("e.mp4") == "missing_file"
     assert outcome("f.mp4") == "not_a_file"
-    assert outcome("in") == "not_a_file"
+    assert outcome("in") == "missing_file"
     assert outcome("in/b.mp4/c.mp4") == "missing_file"
     root.rename(tmp_path / "elsewhere")
-    with pytest.raises(SourceError, match="is gone"):
+    with pytest.raises(AccessError, match="is gone"):
         outcome("in/b.mp4")
 
 
@@ -205,7 +205,7 @@ def test_missing_bucket_is_a_config_error(bucket: str) -> None:
         pass
 
 
-def test_missing_credentials_are_a_config_error(bucket: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_missing_credentials_are_an_access_error(bucket: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name)
     for name in ("AWS_SHARED_CREDENTIALS_FILE", "AWS_CONFIG_FILE"):
@@ -213,6 +213,6 @@ def test_missing_credentials_are_a_config_error(bucket: str, monkeypatch: pytest
     import s3fs
 
     s3fs.S3FileSystem.clear_instance_cache()
-    with pytest.raises(ConfigError, match="no credentials"), Fetcher(bucket, FetchConfig()).fetch("v/a.mp4"):
+    with pytest.raises(AccessError, match="no credentials"), Fetcher(bucket, FetchConfig()).fetch("v/a.mp4"):
         pass
     s3fs.S3FileSystem.clear_instance_cache()
