@@ -1,8 +1,10 @@
 """Small real video files for tests, and what is in them by a full sequential decode."""
 
+import os
 import struct
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from fractions import Fraction
 from functools import lru_cache
 from pathlib import Path
@@ -81,7 +83,7 @@ def write_video(
     """
     if muxing is None:
         muxing = {"movflags": "+faststart"} if faststart and path.suffix in (".mp4", ".mov") else {}
-    with av.open(str(path), "w", options=muxing) as container:
+    with _same_priority(), av.open(str(path), "w", options=muxing) as container:
         stream: Any = container.add_stream(codec, rate=rate)
         stream.width, stream.height = size
         stream.pix_fmt = pix_fmt
@@ -101,6 +103,14 @@ def write_video(
     if cut is not None:
         hide(path, *cut)
     return path
+
+
+@contextmanager
+def _same_priority() -> Iterator[None]:
+    """Give this thread its scheduling back: SVT-AV1 makes it real-time for root, and what it starts inherits that."""
+    policy, param = os.sched_getscheduler(0), os.sched_getparam(0)
+    yield
+    os.sched_setscheduler(0, policy, param)
 
 
 def write_kind(folder: Path, name: str) -> Path:

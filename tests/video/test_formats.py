@@ -1,5 +1,6 @@
 """Containers, codecs and tracks of every sort: decoded exactly, or rejected."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -66,7 +67,9 @@ def test_first_moving_picture_track_is_decoded(
 def test_formats_decode_exactly_or_are_rejected(
     tmp_path: Path, decode: Decode, name: str, settings: dict[str, Any], expected: str
 ) -> None:
+    scheduling = os.sched_getscheduler(0)
     path = write_video(tmp_path / name, **settings)
+    assert os.sched_getscheduler(0) == scheduling, "an encoder must not outrank whatever runs beside the tests"
     found = decode(path)
     assert reason(found) == expected
     if isinstance(found, DecodeError):
