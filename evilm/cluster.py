@@ -32,6 +32,7 @@ for _name, _value in {
     os.environ.setdefault(_name, _value)
 
 _OBJECT_STORE_BYTES = 512 * 2**20
+_STARTS = 3
 NO_DASHBOARD = "http://127.0.0.1:9"
 """An address at which nothing answers: at once, where Ray's processes would look 40 s for a dashboard."""
 _PROBE_S = 5.0
@@ -80,7 +81,25 @@ def _init(**options: Any) -> None:
 
 
 def _start_private(num_cpus: int) -> None:
-    """Start a private cluster on this machine, which ends with this process.
+    """Start a private cluster on this machine, again if it needs more than the 30 s that Ray gives it."""
+    with announce(f"starting Ray on this machine with {num_cpus} CPUs"):
+        for attempts_left in reversed(range(_STARTS)):
+            before = psutil.Process().children(recursive=True)
+            try:
+                _start_once(num_cpus)
+                break
+            except Exception as error:  # of no class of its own
+                if not attempts_left or "timed out during startup" not in str(error):
+                    raise
+                logger.info("Ray did not start in time on this busy machine; trying again")
+                for child in set(psutil.Process().children(recursive=True)).difference(before):
+                    with suppress(psutil.Error):
+                        child.kill()
+    atexit.register(_end_watchers)  # runs before Ray's own exit handler
+
+
+def _start_once(num_cpus: int) -> None:
+    """Start a private cluster, which ends with this process.
 
     SIGTERM stays blocked in its processes. `timeout`, Slurm and systemd send it to all processes of a job, and a
     training needs Ray for its last checkpoint. Ray's processes also get the address of their own cluster: some look
@@ -96,17 +115,15 @@ def _start_private(num_cpus: int) -> None:
     }
     os.environ.update(inherited)
     try:
-        with announce(f"starting Ray on this machine with {num_cpus} CPUs"):
-            _init(
-                address="local",
-                num_cpus=num_cpus,
-                include_dashboard=False,
-                object_store_memory=_OBJECT_STORE_BYTES,
-            )
+        _init(
+            address="local",
+            num_cpus=num_cpus,
+            include_dashboard=False,
+            object_store_memory=_OBJECT_STORE_BYTES,
+        )
     finally:
         for name in inherited:
             del os.environ[name]
-    atexit.register(_end_watchers)  # runs before Ray's own exit handler
 
 
 def _end_watchers() -> None:

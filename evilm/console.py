@@ -76,6 +76,14 @@ def announce(what: str, is_over: Callable[[], bool] = lambda: False) -> Iterator
         over.set()
 
 
+def as_time(seconds: float) -> str:
+    """Return a length of time as people say it: `40 s`, `12 min`, `3 h 05 min`."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
 def print_summary(summary: Mapping[str, Any]) -> None:
     """Print a command's summary to stdout: its main fields on a terminal, one line of JSON elsewhere."""
     if sys.stdout.isatty():

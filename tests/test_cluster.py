@@ -6,6 +6,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from evilm.cluster import connect
@@ -34,6 +35,26 @@ def test_ray_that_cannot_start_ends_in_one_line(tmp_path: Path) -> None:
     assert line.startswith("error: cannot start Ray on this machine: ")
     assert "check RAY_TMPDIR" in line
     assert "Traceback" not in shown.stderr
+
+
+@pytest.mark.long
+def test_ray_that_does_not_start_in_time_is_started_again(tmp_path: Path) -> None:
+    """Its raylet stands still, as on a machine that is far too busy."""
+    out = tmp_path / "corpus"
+    command = [sys.executable, str(ROOT / "pipelines" / "render_corpus.py"), "--out", str(out)]
+    command += ["--corpus.train-clips", "2", "--corpus.val-clips", "0", "--corpus.test-clips", "0"]
+    process = psutil.Popen(command, stderr=subprocess.PIPE, text=True)
+    stopped: list[psutil.Process] = []
+    while not stopped:
+        stopped = [child for child in process.children(recursive=True) if child.name() == "raylet"]
+        assert process.poll() is None
+        time.sleep(0.01)
+    stopped[0].suspend()
+    _, shown = process.communicate(timeout=300)
+    assert process.returncode == 0, shown
+    assert "did not start in time on this busy machine; trying again" in shown
+    assert not stopped[0].is_running()
+    assert (out / "summary.json").exists()
 
 
 @pytest.mark.parametrize("address", ["http://127.0.0.1:8265", "ray://127.0.0.1:10001"])

@@ -100,8 +100,8 @@ class TokenizerActor:
             kept = {name: getattr(shard, name) for name in ("split", "num_clips", "row_groups")}
             return kept | {"frames_file": shard.file, "frames_sha256": shard.sha256}, True
 
-        commits.make_unit(work.out, unit, work.run, work.max_failures, work.repair, make)
-        return commits.Tally(shard.num_clips)
+        record = commits.make_unit(work.out, unit, work.run, work.max_failures, work.repair, make)
+        return commits.Tally(shard.num_clips, num_repaired=int(record.get("repaired", False)))
 
     def _batches(self, shard: ShardInfo) -> Generator[EncodeBatch, None, None]:
         """Yield the clips of a shard in order, at most `batch_clips` at a time, decoded by a thread per CPU.

@@ -127,6 +127,7 @@ def _make(config: ShardVideos, output: Output, videos: str, reasons: frozenset[s
         "bytes_read": made.num_bytes,
         "clips_per_s": round((made.num_clips + made.num_failed) / max(spent, 1e-9), 2),
         "fingerprint": manifest.fingerprint,
+        **({"num_repaired": made.num_repaired} if made.num_repaired else {}),
         **({"note": note} if (note := missing_val_note(manifest)) else {}),
         "seconds": round(spent, 1),
     }

@@ -93,7 +93,8 @@ def make_shard(work: ShardJob, task: str) -> commits.Tally:
 def tally_of(record: dict[str, Any]) -> commits.Tally:
     """Return the counts in the commit record of a shard."""
     lost = sum(row["reason"] in LOST for row in record["bad"])
-    return commits.Tally(record["num_clips"], len(record["bad"]), lost, record["bytes_read"])
+    repaired = int(record.get("repaired", False))
+    return commits.Tally(record["num_clips"], len(record["bad"]), lost, record["bytes_read"], repaired)
 
 
 class _ShardWriter:

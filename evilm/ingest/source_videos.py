@@ -1,6 +1,7 @@
 """Fetch the videos of planned clips to this machine: once for all clips of a video, ahead of the decoder."""
 
 import hashlib
+import posixpath
 from collections.abc import Generator, Sequence
 from contextlib import ExitStack
 from functools import partial
@@ -97,7 +98,8 @@ def _fetch_cut(row: ClipRow, fetcher: Fetcher, missing: DecodeError) -> SourceVi
         except DecodeError as error:
             if error.reason != RejectReason.MISSING_FILE:
                 return error
-    return DecodeError(missing.reason, f"{missing.detail}, nor {row.clip_id}")
+    tried = ", ".join(posixpath.basename(name) for name in names)
+    return DecodeError(missing.reason, f"{missing.detail}, nor {tried}")
 
 
 def _source(row: ClipRow) -> tuple[Any, ...]:

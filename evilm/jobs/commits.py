@@ -33,6 +33,8 @@ class Tally(NamedTuple):
     """Failed clips whose video could not be fetched."""
     num_bytes: int = 0
     """Read from videos."""
+    num_repaired: int = 0
+    """1 if its file was lost or damaged before."""
 
 
 class Unit(NamedTuple):
@@ -73,7 +75,7 @@ def make_unit(
             None; returns what the commit record is to hold, and whether the unit has a file at all.
 
     Returns:
-        The commit record.
+        The commit record, and `repaired` if it had been committed before.
     """
     before = read_record(out, unit)
     if before and is_sound(out, before, full=repair):
@@ -84,7 +86,7 @@ def make_unit(
         with storage.storage_errors(place):
             record, has_file = make(path, before)
         commit_file(out, unit, path if has_file else "", record, run, before)
-    return record
+    return record | {"repaired": bool(before)}
 
 
 def commit_file(

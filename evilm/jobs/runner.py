@@ -15,6 +15,7 @@ import numpy as np
 
 from evilm import errors
 from evilm.cluster import connect
+from evilm.console import as_time
 from evilm.errors import AccessError, EvilmError, UnfinishedError
 from evilm.jobs.commits import Tally, is_alive, this_node
 
@@ -252,6 +253,8 @@ class _Progress:
         """Count a finished unit."""
         self._sum = Tally(*(old + int(row[name]) for name, old in self._sum._asdict().items()))
         self._done.add(row["name"])
+        if row["num_repaired"]:
+            logger.info("%s: the file of %s was lost or damaged and has been made again", self._title, row["name"])
 
     def _log_regularly(self) -> None:
         import ray
@@ -278,14 +281,6 @@ class _Progress:
             f", {tally.num_bytes / spent / 1e6:.1f} MB/s read" if tally.num_bytes else "",
             f", {as_time(spent / share * (1 - share))} left" if 0 < share < 1 else "",
         )
-
-
-def as_time(seconds: float) -> str:
-    """A length of time as people say it: `40 s`, `12 min`, `3 h 05 min`."""
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
 def our_error(error: BaseException | None) -> EvilmError | None:

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 from unicodedata import ucd_3_2_0 as unicode
 
+from evilm.config.secrets import stored_text
 from evilm.manifests.lists import parse_captions
 from evilm.manifests.records import as_text
 from evilm.video.reasons import RejectReason
@@ -40,7 +41,7 @@ def usable_captions(value: Any) -> tuple[str, ...]:
 
 
 def written_captions(value: Any) -> Iterator[str | Rejected]:
-    """Yield the captions of a cell as they are written; for each that is not a text, the reason instead."""
+    """Yield the captions of a cell as they are written, but for secrets of URLs; for what is no text, the reason."""
     try:
         several = parse_captions(value)
     except ValueError as error:
@@ -53,7 +54,7 @@ def written_captions(value: Any) -> Iterator[str | Rejected]:
             detail = f"an object with {keys}, not a text; make one of them the column"
             yield Rejected(RejectReason.BAD_CAPTION, detail)
         else:
-            yield Rejected(RejectReason.BAD_CAPTION, "NUL character") if "\0" in text else text
+            yield Rejected(RejectReason.BAD_CAPTION, "NUL character") if "\0" in text else stored_text(text)
 
 
 def clean_caption(text: str) -> str:

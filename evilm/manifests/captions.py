@@ -12,7 +12,7 @@ from evilm.manifests.caption_text import Rejected, written_captions
 from evilm.manifests.layouts import ColumnRoles, assign
 from evilm.manifests.lists import parse_list
 from evilm.manifests.manifest_files import is_tar, list_manifests
-from evilm.manifests.records import ParseError, as_text, open_table
+from evilm.manifests.records import ParseError, as_split, as_text, open_table
 from evilm.manifests.tars import Sample, merge_samples, read_tar
 
 logger = logging.getLogger(__name__)
@@ -31,6 +31,7 @@ def read_captions(manifest: str, columns: ColumnsConfig | None = None, split: st
     """
     captions: list[str] = []
     met: set[str] = set()
+    split = as_split(split)
     for uri in list_manifests(manifest):
         ending = uri.rsplit(".", 1)[-1].lower()
         if ending in ("json", "txt"):
@@ -71,7 +72,7 @@ def _from_tar(uri: str, columns: ColumnsConfig | None) -> Iterator[tuple[str, st
 
 def _captions(record: Mapping[str, Any], roles: ColumnRoles) -> Iterator[tuple[str, str]]:
     """Split and captions of a record, or of each of its spans; '' for what is not a caption."""
-    value, split = record.get(roles.caption), as_text(record.get(roles.split)).strip()
+    value, split = record.get(roles.caption), as_split(as_text(record.get(roles.split)))
     has_spans = roles.start and parse_list(record.get(roles.start)) is not None
     for cell in (parse_list(value) if has_spans else None) or [value]:
         for text in written_captions(cell):

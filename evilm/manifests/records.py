@@ -34,6 +34,11 @@ _HEAD_BYTES = 1 << 16
 _BLOCK_BYTES = 1 << 23  # s3fs would take 50 MiB per file
 _BATCH_ROWS = 1024
 _PEEKED = 100
+_SPLITS = {
+    "train": ("train", "training"),
+    "val": ("val", "valid", "validate", "validation", "dev"),
+    "test": ("test", "testing"),
+}
 
 
 @dataclass(frozen=True)
@@ -77,6 +82,12 @@ def show(names: Sequence[str], most: int = 20) -> str:
     """Column names for a message, cut where they are long or many, without control characters."""
     shown = ["".join(c if c.isprintable() else "?" for c in name[:40]) + "..." * (len(name) > 40) for name in names]
     return ", ".join(shown[:most]) + (f", and {len(names) - most} more" if len(names) > most else "")
+
+
+def as_split(text: str) -> str:
+    """Return the name of a split as shards have it: `val` for what tables call `validation`, `dev` and the like."""
+    name = text.strip()
+    return next((split for split, names in _SPLITS.items() if name.lower() in names), name)
 
 
 def as_text(value: Any) -> str:
@@ -178,7 +189,9 @@ def _json_record(line: str) -> dict[str, Any] | ParseError:
     try:
         record = json.loads(line)
     except (ValueError, RecursionError) as error:
-        message = error.msg if isinstance(error, json.JSONDecodeError) else "nested or numbered beyond measure"
+        message = "nested or numbered beyond measure"
+        if isinstance(error, json.JSONDecodeError):
+            message = f"{error.msg.removesuffix(' at')}, character {error.pos + 1}"
         return ParseError(f"no JSON: {message}")
     return record if isinstance(record, dict) else ParseError(f"a JSON {type(record).__name__}, not an object")
 

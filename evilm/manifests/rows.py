@@ -12,7 +12,7 @@ from evilm.config.secrets import public_text, public_uri, stored_text, unsigned
 from evilm.manifests.caption_text import Rejected, usable_captions
 from evilm.manifests.layouts import KEY, ColumnRoles
 from evilm.manifests.lists import parse_list
-from evilm.manifests.records import ParseError, as_text, is_text
+from evilm.manifests.records import ParseError, as_split, as_text, is_text
 from evilm.manifests.spans import Span, parse_span, show_seconds
 from evilm.manifests.video_paths import check_path, path_below
 from evilm.seeds import hash64
@@ -112,7 +112,7 @@ def clips_of(number: int, record: Mapping[str, Any] | ParseError, context: Conte
         if isinstance(record, ParseError):
             raise Rejected(RejectReason.BAD_ROW, record.detail)
         clip_id = clip_id or _id_from_place(texts, roles)
-        named = texts.get(roles.split, "").strip()
+        named = as_split(texts.get(roles.split, ""))
         given = named or context.split
         if not SPLIT.fullmatch(given):
             raise Rejected(RejectReason.BAD_ROW, f"split {public_text(given)[:100]!r}")

@@ -17,7 +17,7 @@ import pytest
 from rehearse import Jobs, rehearse
 
 from evilm.config.stages import STAGES, Sweep
-from helpers.commands import files_of
+from helpers.commands import files_of, wait_for
 from helpers.paths import ROOT, SMALL
 from helpers.spot_metadata import AWS_NOTICE, aws_notice, metadata_service
 from helpers.workflow import Workflow
@@ -79,11 +79,18 @@ def test_lost_gpu_node_costs_no_steps(workflow: Workflow) -> None:
 def test_metrics_of_the_alerts_are_exported(jobs: Jobs, workflow: Workflow) -> None:
     wanted = set(re.findall(r"\b(?:ray|autoscaler)_\w+", (ROOT / "cluster" / "alerts.yaml").read_text()))
     targets = json.loads((jobs.cluster.folder / "prom_metrics_service_discovery.json").read_text())
-    found = set()
-    for address in [address for entry in targets for address in entry["targets"]]:
-        with contextlib.suppress(OSError), urllib.request.urlopen(f"http://{address}/metrics", timeout=5) as answer:
-            found |= set(re.findall(r"^# TYPE (\S+)", answer.read().decode(), re.MULTILINE))
-    assert wanted <= found
+
+    def exported() -> set[str]:
+        found = set[str]()
+        for address in [address for entry in targets for address in entry["targets"]]:
+            with (
+                contextlib.suppress(OSError),
+                urllib.request.urlopen(f"http://{address}/metrics", timeout=20) as answer,
+            ):
+                found |= set(re.findall(r"^# TYPE (\S+)", answer.read().decode(), re.MULTILINE))
+        return found
+
+    wait_for(lambda: wanted <= exported(), timeout_s=200)  # every node sends its own some seconds after its start
     boards = {
         path.name.split("_")[0] for path in jobs.cluster.folder.glob("session_2*/metrics/grafana/dashboards/*.json")
     }

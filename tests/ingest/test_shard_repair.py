@@ -38,6 +38,7 @@ def test_lost_and_damaged_shards_are_repaired(good_corpus: Path, tmp_path: Path,
         path.write_bytes(b"damaged")
     repaired = shard_videos(shard_config(good_corpus, out, repair=True), in_this_process)
     assert (repaired["fingerprint"], files_of(out)) == (made["fingerprint"], before)
+    assert repaired["num_repaired"] == 2
     assert all(path.read_bytes() != b"damaged" for path in out.glob("*.arrow"))
     assert shard_videos(shard_config(good_corpus, out), in_this_process)["reused"]
 
@@ -65,7 +66,7 @@ def test_shard_whose_video_changed_is_not_repaired(good_corpus: Path, tmp_path: 
 
 @pytest.mark.parametrize("retry", ["", "missing_file"])
 def test_repaired_shard_lacks_the_clips_that_it_lacked_before(
-    retry: str, good_corpus: Path, tmp_path: Path, ray_local: Any
+    retry: str, good_corpus: Path, tmp_path: Path, ray_local: Any, caplog: Any
 ) -> None:
     videos, out = tmp_path / "videos", tmp_path / "frames"
     shutil.copytree(good_corpus / "videos", videos)
@@ -80,7 +81,9 @@ def test_repaired_shard_lacks_the_clips_that_it_lacked_before(
     before = files_of(out)
     for path in out.glob("train-*.parquet"):
         path.unlink()
+    caplog.set_level(logging.INFO, "evilm")
     again = shard_videos(config.override({"repair": True}))
+    assert caplog.text.count("was lost or damaged and has been made again") == again["num_repaired"] > 0
     assert (again["fingerprint"], files_of(out)) == (made["fingerprint"], before)
     assert again["reasons"] == made["reasons"]
 

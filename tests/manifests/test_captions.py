@@ -7,6 +7,7 @@ import pytest
 
 from evilm.errors import ManifestError
 from evilm.manifests.captions import read_captions
+from helpers.tables import read_clips
 
 
 def test_captions_are_read_from_json_text_and_tables(tmp_path: Path):
@@ -38,3 +39,17 @@ def test_invalid_caption_files_are_named(tmp_path: Path, name: str, text: str, m
         read_captions(str(tmp_path / name), split="train")
     with pytest.raises(ManifestError, match="no manifest at"):
         read_captions(str(tmp_path / "none.csv"))
+
+
+def test_secrets_of_urls_are_in_no_caption(tmp_path: Path) -> None:
+    path = tmp_path / "clips.csv"
+    path.write_text("videoid,name\na,see https://me:pw@h/a?q=1&sig=SECRET now\n")
+    assert read_captions(str(path)) == ["see https://h/a?q=1 now"]
+
+
+def test_other_names_of_splits_are_read(tmp_path: Path) -> None:
+    names = ("training", "Validation", "dev", "valid", "validate", "TEST", "holdout")
+    path = tmp_path / "clips.csv"
+    path.write_text("videoid,name,split\n" + "".join(f"{name},{name},{name}\n" for name in names))
+    assert read_captions(str(path), split="validation") == ["Validation", "dev", "valid", "validate"]
+    assert [row.split for row in read_clips(path, tmp_path)] == ["train", "val", "val", "val", "val", "test", "holdout"]

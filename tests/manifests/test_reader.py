@@ -1,6 +1,7 @@
 """Manifests of every format, several files, S3, and what is rejected in one line."""
 
 import gzip
+import re
 from pathlib import Path
 
 import fsspec
@@ -74,6 +75,8 @@ def test_broken_json_lines_are_bad_rows(tmp_path: Path) -> None:
     rows = read_rows(tmp_path / "a.jsonl", tmp_path)
     assert [row.record for row in rows] == [1, 2, 3, 4, 5, 6, 7]
     assert [row.reason.value for row in rows if isinstance(row, BadRow)] == ["bad_row"] * 4 + ["missing_id", "bad_row"]
+    assert isinstance(rows[1], BadRow)
+    assert re.fullmatch(r"no JSON: Expecting property name .*, character 3", rows[1].detail)
 
 
 def test_invalid_utf8_in_parquet_is_a_bad_row(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ import datetime
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from evilm.manifests.spans import parse_seconds, parse_span, show_seconds
@@ -61,6 +61,7 @@ def test_parse_seconds_rejects_what_is_not_a_time(value: Any) -> None:
         parse_seconds(value)
 
 
+@settings(deadline=None)
 @given(st.integers(0, 9999 * 3600 * 1000))
 def test_all_formats_of_a_time_agree(milliseconds: int) -> None:
     seconds, rest = divmod(milliseconds, 1000)
@@ -74,6 +75,7 @@ def test_all_formats_of_a_time_agree(milliseconds: int) -> None:
     assert {round(parse_seconds(way) * 1000) for way in ways} == {milliseconds}
 
 
+@settings(deadline=None)
 @given(st.text(max_size=20))
 def test_any_text_is_a_time_or_rejected(text: str) -> None:
     with contextlib.suppress(ValueError):

@@ -4,7 +4,7 @@ import math
 from fractions import Fraction
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from evilm.errors import DecodeError
@@ -55,6 +55,7 @@ def test_check_span_rejects_invalid_spans(start_s: float, end_s: float | None) -
         check_span(start_s, end_s)
 
 
+@settings(deadline=None)
 @given(st.integers(-(2**40), 2**40), st.integers(1, 2**40), st.integers(1, 64), st.integers(0, 3))
 def test_each_span_yields_one_time(start: int, length: int, num_frames: int, seed: int) -> None:
     for rng in (None, sampling_rng(seed, "x")):
