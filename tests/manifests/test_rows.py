@@ -242,8 +242,8 @@ def test_newly_signed_url_is_the_same_row(tmp_path: Path) -> None:
         flags = {"fetch.urls": True, "columns.path": "contentUrl"} | settings
         return only_clips(rows_of_text(tmp_path, text, **flags))[0]
 
-    for settings in ({}, {"columns.videoid": ""}):
-        old, new = (row(f"X-Amz-Expires=3600&X-Amz-Signature={sign}", **settings) for sign in ("old", "new"))
+    for flags in ({}, {"columns.videoid": ""}):
+        old, new = (row(f"X-Amz-Expires=3600&X-Amz-Signature={sign}", **flags) for sign in ("old", "new"))
         assert old.path != new.path
         assert (old.clip_id, content_of(old)) == (new.clip_id, content_of(new))
         assert content_of(old) != content_of(row("w=8", **settings))
@@ -300,13 +300,13 @@ def test_quarantined_urls_have_no_secrets_in_ids_and_details(tmp_path: Path) -> 
     url = "https://user:pw@h/a.mp4?X-Amz-Signature=SECRET"
     long = f"https://user:{'pw' * 60}@h/a.mp4"
     text = f'contentUrl,videoid,name,part\n"{url}",a,one,"{long}"\n'
-    for column, settings, shown in (
+    for column, flags, shown in (
         ("id", {"columns.videoid": "contentUrl"}, ("https://h/a.mp4", "'/' in the id")),
         ("split", {"columns.split": "contentUrl"}, ("a", "split 'https://h/a.mp4'")),
         ("split", {"columns.split": "part"}, ("a", "split 'https://h/a.mp4'")),
         ("start", {"columns.start": "part", "columns.end": "name"}, ("a", "no time: 'https://h/a.mp4'")),
     ):
-        (bad,) = rows_of_text(tmp_path, text, **settings)
+        (bad,) = rows_of_text(tmp_path, text, **flags)
         assert isinstance(bad, BadRow), column
         assert (bad.clip_id, bad.detail) == shown, column
 
