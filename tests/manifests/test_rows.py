@@ -8,7 +8,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from evilm.config.data import ColumnsConfig, FetchConfig
@@ -195,7 +196,7 @@ def test_clean_caption_drops_controls_and_extra_spaces() -> None:
     assert clean_caption(" \t \xa0\u200b\u200d ") == ""
 
 
-@settings(deadline=None)
+@hypothesis_settings(deadline=None)
 @given(st.text(max_size=40))
 def test_clean_caption_is_idempotent(text: str) -> None:
     assert clean_caption(clean_caption(text)) == clean_caption(text)
@@ -242,8 +243,8 @@ def test_newly_signed_url_is_the_same_row(tmp_path: Path) -> None:
         flags = {"fetch.urls": True, "columns.path": "contentUrl"} | settings
         return only_clips(rows_of_text(tmp_path, text, **flags))[0]
 
-    for flags in ({}, {"columns.videoid": ""}):
-        old, new = (row(f"X-Amz-Expires=3600&X-Amz-Signature={sign}", **flags) for sign in ("old", "new"))
+    for settings in ({}, {"columns.videoid": ""}):
+        old, new = (row(f"X-Amz-Expires=3600&X-Amz-Signature={sign}", **settings) for sign in ("old", "new"))
         assert old.path != new.path
         assert (old.clip_id, content_of(old)) == (new.clip_id, content_of(new))
         assert content_of(old) != content_of(row("w=8", **settings))
@@ -300,13 +301,13 @@ def test_quarantined_urls_have_no_secrets_in_ids_and_details(tmp_path: Path) -> 
     url = "https://user:pw@h/a.mp4?X-Amz-Signature=SECRET"
     long = f"https://user:{'pw' * 60}@h/a.mp4"
     text = f'contentUrl,videoid,name,part\n"{url}",a,one,"{long}"\n'
-    for column, flags, shown in (
+    for column, settings, shown in (
         ("id", {"columns.videoid": "contentUrl"}, ("https://h/a.mp4", "'/' in the id")),
         ("split", {"columns.split": "contentUrl"}, ("a", "split 'https://h/a.mp4'")),
         ("split", {"columns.split": "part"}, ("a", "split 'https://h/a.mp4'")),
         ("start", {"columns.start": "part", "columns.end": "name"}, ("a", "no time: 'https://h/a.mp4'")),
     ):
-        (bad,) = rows_of_text(tmp_path, text, **flags)
+        (bad,) = rows_of_text(tmp_path, text, **settings)
         assert isinstance(bad, BadRow), column
         assert (bad.clip_id, bad.detail) == shown, column
 
