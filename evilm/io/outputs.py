@@ -136,7 +136,7 @@ class Output:
     def _inspect(self) -> dict[str, Any] | None:
         """Find out what the folder holds; the summary if it is finished."""
         found, names = self._found(), self._names()
-        if CONFIG not in names:
+        if CONFIG not in names and not found:
             # What we did not make is not ours to delete; but a run may have been killed while it deleted.
             was_ours = self.config.overwrite and ownership.withdrawn(self.out, CONFIG)
             if names - {_TRACKING} and not was_ours:
@@ -158,8 +158,8 @@ class Output:
 
     def _begin(self) -> None:
         """Clear the folder where it is to begin anew, and publish the settings."""
-        names = self._names()
-        if CONFIG in names and not self.config.overwrite and self._may_grow(self._found()):
+        names, found = self._names(), self._found()
+        if found and not self.config.overwrite and self._may_grow(found):
             return
         if CONFIG in names:
             for name in (SUMMARY, _MANIFEST, CONFIG):

@@ -148,11 +148,12 @@ def published(out: str, name: str) -> Any:
     Raises:
         ShardError: it is damaged.
     """
-    copy = storage.join(out, name)
-    if not storage.exists(copy):
+    copy, numbers = storage.join(out, name), sorted(number for number, found in _entries(out) if found == name)
+    # Whoever deletes a copy takes the result away; but not a run that took back its own, just before it was taken over.
+    is_gone = not storage.exists(copy)
+    if is_gone and all(storage.read_json(_place(out, number, name)) is not None for number in numbers[:-1]):
         return None
-    numbers = [number for number, found in _entries(out) if found == name]
-    return storage.read_json(_place(out, max(numbers), name) if numbers else copy)
+    return storage.read_json(_place(out, numbers[-1], name) if numbers else copy)
 
 
 def withdrawn(out: str, name: str) -> bool:

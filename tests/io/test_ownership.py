@@ -131,6 +131,10 @@ def test_late_writes_of_a_replaced_run_are_ignored(out_uri: str, quick: None) ->
     storage.write_json(storage.join(out_uri, "_runs", "00001.manifest.json"), {"by": 1})
     storage.write_json(storage.join(out_uri, "manifest.json"), {"by": 1})
     assert published(out_uri, "manifest.json") == {"by": 2}
+    storage.delete(storage.join(out_uri, "manifest.json"))
+    assert published(out_uri, "manifest.json") is None, "somebody took it away"
+    storage.write_json(storage.join(out_uri, "_runs", "00001.manifest.json"), None)
+    assert published(out_uri, "manifest.json") == {"by": 2}, "the first run took its own back, not the second's"
     second.publish("manifest.json", None)
     storage.write_json(storage.join(out_uri, "manifest.json"), {"by": 1})
     assert published(out_uri, "manifest.json") is None
