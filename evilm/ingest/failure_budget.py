@@ -42,7 +42,7 @@ def lost_error(lost: int, asked: int, share: float, example: BadRow) -> SourceEr
 
 
 def where_hint(reason: str, detail: str) -> str:
-    """Return the flags that decide where a clip's video was looked for, if there is none at that path; else ''."""
+    """Name the flags that locate videos, for a clip whose path was tried and is not a file; '' for other failures."""
     if reason != RejectReason.MISSING_FILE or not detail.startswith("no "):
         return ""
     return "; check --videos, and the column of paths (--columns.path) or of folders (--columns.page-dir) below it"

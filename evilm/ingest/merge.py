@@ -56,10 +56,6 @@ class CommitLog:
         for (generation, shard), (_, record) in zip(shards, records, strict=True):
             yield generation, shard, record
 
-    def files(self) -> list[str]:
-        """Return the names of the files that are committed."""
-        return [record["file"] for _, _, record in self.records() if record and record.get("file")]
-
     def missing(self, or_damaged: bool) -> tuple[list[str], int, set[str]]:
         """Find the shards that are not committed or whose file is missing.
 

@@ -72,7 +72,7 @@ def shard_videos(config: ShardVideos, run: Any = runner.run) -> dict[str, Any]:
         done, found = output.done, None
         if done or storage.exists(storage.join(out, MANIFEST)):
             found = FrameManifest.load(out)
-        changed = warn_of_changed_sources(out, _files(out, found, bool(done)), videos)
+        changed = warn_of_changed_sources(out, _files(out, found), videos)
         facts = {"changed_sources": changed} if changed else {}
         is_whole = done and found and not config.repair and not find_lost(found)
         if done and is_whole and not any(reason in reasons for reason in done["reasons"]):
@@ -87,13 +87,11 @@ def shard_videos(config: ShardVideos, run: Any = runner.run) -> dict[str, Any]:
         return output.close(_make(config, output, videos, reasons, run)) | facts
 
 
-def _files(out: str, found: FrameManifest | None, is_done: bool) -> list[str]:
-    """Return the names of the shards that exist, also of those that are not published yet."""
+def _files(out: str, found: FrameManifest | None) -> list[str]:
+    """List the shards that exist, published or not; none of a version that says too little of its videos."""
     if found and found.schema_version < SCHEMA_VERSION:
-        return []  # they say too little of their videos
-    if found and is_done:
-        return [shard.file for shard in found.shards]
-    return CommitLog(out, 0, shard_plan.read_generations(out)).files()
+        return []
+    return [name for name in storage.list_names(out) if name.endswith(".parquet")]
 
 
 def _make(config: ShardVideos, output: Output, videos: str, reasons: frozenset[str], run: Any) -> dict[str, Any]:

@@ -69,37 +69,42 @@ def run(
     if not todo:
         return
     connect(min_cpus=min_cpus)
-    left, done, failed = list(todo), set[str](), dict[str, dict[str, Any]]()
+    left, failed = list(todo), dict[str, Any]()
     with _Progress(title, todo, num_clips or {}, private) as progress:
         for turn in range(1, _TURNS + 1):
-            failed, nodes, in_a_row = {}, set[str](), list[str]()
-            with closing(_map(left, worker, options, progress.server)) as rows:
-                for row in rows:
-                    nodes.add(row["node"])
-                    if not row["error"]:
-                        done.add(row["name"])
-                        in_a_row = []
-                        progress.add(row)
-                        yield row
-                        continue
-                    if row["error"] not in _OF_UNITS:
-                        raise _error_of(row)
-                    failed[row["name"]] = row
-                    logger.warning("%s: %s failed: %s", title, row["name"], row["message"])
-                    in_a_row.append(row["node"])
-                    if len(in_a_row) >= _MOST_IN_A_ROW and set(in_a_row) == nodes:
-                        break
+            failed = yield from _run_once(title, left, worker, options, progress)
             elsewhere = _elsewhere({row["node"] for row in failed.values()}, options)
-            left = [name for name in left if name not in done]
+            left = [name for name in left if name not in progress.done]
             if len(left) > len(failed) and (turn == _TURNS or not elsewhere):
-                raise _unfinished(title, len(todo), len(done), failed, "stopping early")
-            if not failed or turn == _TURNS or not (done or elsewhere):
+                raise _unfinished(title, len(todo), len(progress.done), failed, "stopping early")
+            if not failed or turn == _TURNS or not (progress.done or elsewhere):
                 break
-            options = options | elsewhere
-            where = "on other nodes" if elsewhere else "once more"
+            options, where = options | elsewhere, "on other nodes" if elsewhere else "once more"
             logger.info("%s: %d shards failed; making %d %s", title, len(failed), len(left), where)
     if failed:
-        raise _unfinished(title, len(todo), len(done), failed)
+        raise _unfinished(title, len(todo), len(progress.done), failed)
+
+
+def _run_once(
+    title: str, todo: Sequence[str], worker: Callable[..., Any], options: dict[str, Any], progress: "_Progress"
+) -> Generator[dict[str, Any], None, dict[str, Any]]:
+    """Run units until all are tried or too many fail in a row; yield the rows of finished ones, return the failed."""
+    failed, nodes, in_a_row = dict[str, Any](), set[str](), list[str]()
+    with closing(_map(todo, worker, options, progress.server)) as rows:
+        for row in rows:
+            nodes.add(row["node"])
+            if not row["error"]:
+                in_a_row = []
+                progress.add(row)
+                yield row
+                continue
+            if row["error"] not in _OF_UNITS:
+                raise _error_of(row)
+            logger.warning("%s: %s failed: %s", title, row["name"], row["message"])
+            failed[row["name"]], in_a_row = row, [*in_a_row, row["node"]]
+            if len(in_a_row) >= _MOST_IN_A_ROW and set(in_a_row) == nodes:
+                break
+    return failed
 
 
 def _map(
@@ -227,7 +232,7 @@ class _Progress:
 
         self._title, self._num_units = title, len(todo)
         self._num_clips = sum(num_clips[name] for name in todo) if num_clips else 0
-        self._done, self._sum = set[str](), Tally(0)
+        self.done, self._sum = set[str](), Tally(0)
         self._began = time.monotonic()
         self.server = f"evilm-{uuid.uuid4().hex}"
         here = NodeAffinitySchedulingStrategy(this_node(), soft=False)
@@ -252,7 +257,7 @@ class _Progress:
     def add(self, row: Mapping[str, Any]) -> None:
         """Count a finished unit."""
         self._sum = Tally(*(old + int(row[name]) for name, old in self._sum._asdict().items()))
-        self._done.add(row["name"])
+        self.done.add(row["name"])
         if row["num_repaired"]:
             logger.info("%s: the file of %s was lost or damaged and has been made again", self._title, row["name"])
 
@@ -263,18 +268,18 @@ class _Progress:
             partly: dict[str, tuple[int, ...]] = {}
             with suppress(Exception):  # the actor has not started yet, or is gone
                 partly = ray.get(self._actor.read.remote(), timeout=_LOG_EVERY_S)
-            under_way = [tally for unit, tally in partly.items() if unit not in self._done]
+            under_way = [tally for unit, tally in partly.items() if unit not in self.done]
             self._log(Tally(*map(sum, zip(self._sum, *under_way, strict=True))))
 
     def _log(self, tally: Tally) -> None:
         spent = max(time.monotonic() - self._began, 1e-9)
         asked = tally.num_clips + tally.num_failed
-        share = asked / self._num_clips if self._num_clips else len(self._done) / self._num_units
+        share = asked / self._num_clips if self._num_clips else len(self.done) / self._num_units
         logger.info(
             "%s: %s%d of %d shards, %d quarantined, %.1f clips/s%s%s",
             self._title,
             f"{asked:,} of {self._num_clips:,} clips, " if self._num_clips else "",
-            len(self._done),
+            len(self.done),
             self._num_units,
             tally.num_failed,
             asked / spent,

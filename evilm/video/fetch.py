@@ -111,7 +111,7 @@ class Fetcher:
         return False
 
     def _named(self, path: str, needs_ending: bool, offset: int, num_bytes: int, stack: contextlib.ExitStack) -> Local:
-        """Fetch the video with exactly this name; if there is none, or a folder, and it has no ending, try endings."""
+        """Fetch the video of exactly this name; if no file has it and it lacks an ending, try the known endings."""
         try:
             return self._get(path, needs_ending, offset, num_bytes, stack)
         except DecodeError as error:
