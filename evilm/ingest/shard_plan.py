@@ -3,13 +3,14 @@
 The plan depends only on the manifest's rows and the seed: within each split, clips are sorted by a hash of (seed,
 clip_id) and cut into shards. A plan grows by generations: the first one, then rows that were added to the manifest, or
 quarantined clips that are tried again. Shards of earlier generations do not change. A generation is planned once
-`_plan/<number>.json` is written, which is never overwritten; its rows are in a folder of the run that wrote them.
+`_plan/<number>-<run>.json` is written, beside the folder of its rows, `_plan/<number>-<run>`. The newest run's counts:
+one that was taken over may write its own late.
 """
 
 import hashlib
 import io
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from operator import attrgetter
@@ -21,7 +22,7 @@ import pyarrow.parquet as pq
 
 from evilm.config.base import fingerprint
 from evilm.config.secrets import stored_url
-from evilm.errors import ManifestError, OwnershipError
+from evilm.errors import ManifestError
 from evilm.ingest.clip_table import ClipTable, PlacedClip
 from evilm.ingest.quarantine import OF_MANIFEST, Quarantine, RejectCounts, repeated_row
 from evilm.io import storage
@@ -110,12 +111,20 @@ class Generation:
 def read_generations(out: str) -> list[Generation]:
     """Return the generations planned under `out`, in order; one that was killed while planning is not included."""
     generations: list[Generation] = []
-    names = storage.list_names(storage.join(out, FOLDER))
-    while f"{len(generations):04d}.json" in names:
-        data = storage.read_json(_place(out, len(generations)))
+    names = set(storage.list_names(storage.join(out, FOLDER)))
+    while name := _newest_plan(names, len(generations)):
+        data = storage.read_json(storage.join(out, FOLDER, f"{name}.json"))
         shards = [PlannedShard(**shard) for shard in data.pop("shards")]
         generations.append(Generation(shards=shards, reasons=RejectCounts(**data.pop("reasons")), **data))
     return generations
+
+
+def _newest_plan(names: Collection[str], number: int) -> str:
+    """Return the name of the plan of a generation; '' if there is none, or another run has deleted its rows."""
+    earlier = f"{number:04d}"  # as versions before named it
+    planned = [name for name in names if name.startswith(f"{earlier}-") and f"{name}.json" in names]
+    newest = max(planned, key=lambda name: int(name.partition("-")[2]), default=earlier)
+    return newest if f"{newest}.json" in names else ""
 
 
 def read_rows(out: str, task: str) -> list[ClipRow]:
@@ -183,10 +192,6 @@ def forget_plans(output: Output) -> None:
     """Delete all plans, so that this run plans from the start."""
     output.check()
     storage.delete(storage.join(output.out, FOLDER))
-
-
-def _place(out: str, number: int) -> str:
-    return storage.join(out, FOLDER, f"{number:04d}.json")
 
 
 def digest_uri(out: str, generation: Generation) -> str:
@@ -279,8 +284,7 @@ def _publish(output: Output, generation: Generation) -> Generation:
     """Publish a generation, which makes it part of the plan."""
     output.check()
     out, data = output.out, json.dumps(asdict(generation), sort_keys=True, ensure_ascii=False)
-    if not storage.put_if_absent(_place(out, generation.number), data.encode()):
-        raise OwnershipError(f"another run planned {out} at the same time; run the same command again")
+    storage.write_bytes(storage.join(out, FOLDER, f"{generation.folder}.json"), data.encode())
     for name in storage.list_names(storage.join(out, FOLDER)):
         if name < generation.folder and name.startswith(f"{generation.number:04d}-"):  # from a run that was killed
             storage.delete(storage.join(out, FOLDER, name))

@@ -135,7 +135,7 @@ class Output:
 
     def _inspect(self) -> dict[str, Any] | None:
         """Find out what the folder holds; the summary if it is finished."""
-        found, names = self._found(), self._names()
+        names, found = self._names(), self._found()  # in this order: another run may begin meanwhile
         if CONFIG not in names and not found:
             # What we did not make is not ours to delete; but a run may have been killed while it deleted.
             was_ours = self.config.overwrite and ownership.withdrawn(self.out, CONFIG)

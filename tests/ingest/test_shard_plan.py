@@ -2,6 +2,7 @@
 
 import io
 import random
+import shutil
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -237,6 +238,30 @@ def test_unfinished_plan_is_discarded(tmp_path: Path) -> None:
     assert sorted(path.name for path in (tmp_path / "_plan" / second.folder).iterdir()) == [
         "digest.parquet", "val-00001.parquet",
     ]  # fmt: skip
+    assert shard_plan.read_generations(str(tmp_path)) == [first, second]
+
+
+@pytest.mark.parametrize("has_rows", [False, True])
+def test_late_plan_of_a_run_that_was_taken_over_is_ignored(has_rows: bool, tmp_path: Path) -> None:
+    plans, first = tmp_path / "_plan", plan_of(tmp_path, [clip(1)])
+    late, rows = plans / f"{first.folder}.json", plans / first.folder
+    data = late.read_bytes()
+    shutil.rmtree(plans)  # by a second run, with --overwrite
+    late.parent.mkdir()
+    late.write_bytes(data)
+    assert shard_plan.read_generations(str(tmp_path)) == [], "its rows are gone"
+    second = plan_of(tmp_path, [clip(2), clip(3)])
+    assert second.folder > first.folder
+    late.write_bytes(data)
+    if has_rows:
+        rows.mkdir()
+    assert shard_plan.read_generations(str(tmp_path)) == [second]
+
+
+def test_plan_of_an_earlier_version_is_read(tmp_path: Path) -> None:
+    first = plan_of(tmp_path, [clip(1)])
+    (tmp_path / "_plan" / f"{first.folder}.json").rename(tmp_path / "_plan" / "0000.json")
+    second = plan_of(tmp_path, [clip(1), clip(2)], [first])
     assert shard_plan.read_generations(str(tmp_path)) == [first, second]
 
 
