@@ -44,6 +44,12 @@ def run(stage: str, target: str, tracked: bool = True) -> None:
             summary = track(stage, work, config)
         else:
             summary = work(config)
+        from evilm.tracking.experiment import print_runs_page
+        from evilm.tracking.mlflow_calls import suppress_tracking_errors
+
+        with suppress_tracking_errors("show the page of its runs"):
+            print_runs_page(summary)
+        print_summary(summary)
     except UsageError as error:
         fail(str(error))
     except EvilmError as error:
@@ -51,10 +57,6 @@ def run(stage: str, target: str, tracked: bool = True) -> None:
         raise SystemExit(_EXIT_FAILED) from None
     except KeyboardInterrupt as interrupt:  # a training raises a subclass with a message and exit code
         _end(interrupt)
-    from evilm.tracking.experiment import print_runs_page
-
-    print_runs_page(summary)
-    print_summary(summary)
     if summary.get("num_problems"):
         raise SystemExit(_EXIT_FAILED)
 

@@ -101,10 +101,17 @@ def _readable(summary: Mapping[str, Any]) -> Iterator[str]:
         if isinstance(value, (str, int, float)) and value != "":
             yield f"  {name}: {_short(value)}"
         elif name in ("val", "metrics") and isinstance(value, Mapping):
-            figures = {key: each.get("value") if isinstance(each, Mapping) else each for key, each in value.items()}
-            yield f"  {name}: " + "  ".join(f"{key} {_short(figure)}" for key, figure in figures.items())
+            yield f"  {name}: " + "  ".join(f"{key} {_figure(figure)}" for key, figure in value.items())
     if out := summary.get("out"):
         yield f"  all of it: {out}/summary.json"
+
+
+def _figure(figure: Any) -> str:
+    """Write a figure; one of a benchmark beside guessing."""
+    if not isinstance(figure, Mapping):
+        return _short(figure)
+    chance = figure.get("chance")
+    return _short(figure.get("value")) + ("" if chance is None else f" (guessing {_short(chance)})")
 
 
 def _short(value: Any) -> str:

@@ -18,7 +18,8 @@ log.warning("read https://user:secret@host/x")
 with announce("waiting"):
     pass
 print("12:00:00 step 756/756 (epoch 12) | loss 1.25", file=sys.stderr)
-print_summary({"out": "/runs/é", "num_clips": 2400, "val": {"loss": 1.23456}, "inputs": {"a": "b"}})
+print_summary({"out": "/runs/é", "num_clips": 2400, "val": {"loss": 1.23456}, "inputs": {"a": "b"},
+    "metrics": {"t2v_r10": {"value": 0.3375, "chance": 0.0417}, "accuracy": {"value": 0.5, "chance": None}}})
 """
 
 
@@ -69,5 +70,6 @@ def test_terminal_gets_a_bar_and_a_short_summary() -> None:
     *_, last = text.split("step 756/756")
     assert "num_clips: 2,400" in last
     assert "val: loss 1.235" in last
+    assert "metrics: t2v_r10 0.3375 (guessing 0.0417)  accuracy 0.5" in last
     assert "all of it: /runs/é/summary.json" in last
     assert "{" not in last

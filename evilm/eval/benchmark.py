@@ -164,18 +164,25 @@ def _draw_ranks(ranks: dict[str, Float[np.ndarray, "query"]], num_items: int) ->
     """Draw histograms of the ranks of the right videos and captions, beside the flat one of guessing; a PNG."""
     from matplotlib.figure import Figure
 
-    titles, bins = {"t2v": "text to video", "v2t": "video to text"}, min(num_items, 40)
+    titles, edges = {"t2v": "text to video", "v2t": "video to text"}, rank_edges(num_items)
     figure = Figure(figsize=(4.5 * len(ranks), 3.4), layout="constrained")
     for place, (name, places) in enumerate(ranks.items(), start=1):
         axis, median = figure.add_subplot(1, len(ranks), place), float(np.median(places))
-        axis.hist(places, bins=list(np.linspace(0.5, num_items + 0.5, bins + 1)), color="tab:blue")
-        axis.axhline(len(places) / bins, color="black", linestyle="--", linewidth=1, label="chance")
+        axis.hist(places, bins=edges, color="tab:blue")
+        chance = len(places) / num_items * np.diff(edges)  # the last bar may have fewer ranks
+        axis.stairs(chance, edges, color="black", linestyle="--", linewidth=1, label="chance")
         axis.axvline(median, color="tab:red", linewidth=1, label=f"median {median:g}")
         axis.set_title(titles.get(name, name))
         axis.set_xlabel(f"rank of the right one among {num_items}")
         axis.set_ylabel("queries")
         axis.legend(fontsize="small")
     return to_png(figure)
+
+
+def rank_edges(num_items: int, most: int = 40) -> list[float]:
+    """Return the edges of a histogram of ranks 1 .. num_items: as many ranks in each bar, but maybe for the last."""
+    width = -(-num_items // most)
+    return [min(rank, num_items) + 0.5 for rank in range(0, num_items + width, width)]
 
 
 def _scores_file(match: np.ndarray, clips: list[EvalClip], caption_of: list[int]) -> bytes:

@@ -116,7 +116,11 @@ def _usage(summary: Summary) -> str:
 
 
 def _accuracies(summary: Summary) -> str:
-    shown = (figure_at(summary, f"val.{name}_accuracy", name.upper() + " {:.1%}") for name in ("mlm", "vtm", "mvm"))
+    shown = (
+        figure_at(summary, f"val.{name}_accuracy", name.upper() + " {:.1%}")
+        + figure_at(summary, f"val.{name}_chance", " (guessing {:.1%})")
+        for name in ("mlm", "vtm", "mvm")
+    )
     shown = ", ".join(filter(None, shown))
     return f"held-out accuracy {shown}" if shown else ""
 

@@ -76,10 +76,11 @@ def list_of(values: Any, name: str) -> list[Any]:
     """Return what can be iterated over as a list.
 
     Raises:
-        ConfigError: it is a single item, a mapping, or no collection.
+        ConfigError: it is a single item, a mapping, a set, or no collection.
     """
     single = isinstance(values, str | bytes | bytearray | Path | Image.Image)
-    if single or isinstance(values, Mapping) or not isinstance(values, Iterable):
+    no_order = isinstance(values, Mapping | set | frozenset) or getattr(values, "ndim", 1) == 0
+    if single or no_order or not isinstance(values, Iterable):
         is_one = f" is one {name.rstrip('s')}" if single and name.endswith("s") else ""
         raise ConfigError(
             f"{name} = {_shown(values)}{is_one}; pass a list of {name if name.endswith('s') else 'texts'}"
@@ -129,10 +130,10 @@ def frame_pixels(frame: Frame, max_pixels: int) -> UInt8[np.ndarray, "row col 3"
 
     Raises:
         DecodeError: it is not a JPEG, is damaged, or has too many pixels.
-        ConfigError: it is an array that does not hold pixels.
+        ConfigError: it is an array or an image that does not hold RGB pixels.
     """
     if isinstance(frame, Image.Image):
-        return np.asarray(frame.convert("RGB"))
+        return _image_pixels(frame)
     if isinstance(frame, Tensor):
         frame = frame.detach().cpu()
         frame = (frame.float() if frame.is_floating_point() else frame).numpy()
@@ -173,6 +174,15 @@ def _array_pixels(frame: np.ndarray) -> UInt8[np.ndarray, "row col 3"]:
     if frame.dtype != np.uint8:
         raise ConfigError(f"{about}; pass {_PIXELS}")
     return frame
+
+
+def _image_pixels(frame: Image.Image) -> UInt8[np.ndarray, "row col 3"]:
+    if frame.mode[0] in "IF":  # PIL cuts their values at 255 instead of scaling them
+        raise ConfigError(f"a frame of mode {frame.mode}, whose range is not known; pass an image of 8 bits a channel")
+    try:
+        return np.asarray(frame.convert("RGB"))
+    except (OSError, ValueError) as error:  # its file is truncated or closed
+        raise DecodeError(RejectReason.DECODE_ERROR, f"a frame that can't be read ({error})") from None
 
 
 def _decode_jpeg(jpeg: bytes, max_pixels: int) -> UInt8[np.ndarray, "row col 3"]:

@@ -195,7 +195,7 @@ def _warn_of_guessing(best: Setting, val_clips: int) -> None:
 def _parent(config: Sweep, stage: str, output: Output, space: Space) -> "tuple[TrackedRun | None, str]":
     """Open the sweep's own MLflow run, which holds the space; return it and its id, None and '' without tracking."""
     from evilm.tracking.mlflow_calls import suppress_tracking_errors
-    from evilm.tracking.mlflow_run import describe_run, ensure_run
+    from evilm.tracking.mlflow_run import describe_run, end_on_error, ensure_run
     from evilm.tracking.run_file import read_run_file
 
     run = describe_run(config, stage, output.out, {}, number=output.run)
@@ -203,7 +203,7 @@ def _parent(config: Sweep, stage: str, output: Output, space: Space) -> "tuple[T
         return None, ""
     axes = {f"space.{name}": str(axis)[:500] for name, axis in space.items()}
     run = dataclasses.replace(run, params=dict(list((axes | run.params).items())[:100]))
-    with suppress_tracking_errors("open the sweep's run; its trials are tracked without it"):
+    with end_on_error(run), suppress_tracking_errors("open the sweep's run; its trials are tracked without it"):
         return run, ensure_run(run)
     return run, str(read_run_file(output.out, run.uri).get("run_id", ""))
 

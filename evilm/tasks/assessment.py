@@ -26,7 +26,7 @@ def summarize(config: Pretrain, frames: FrameManifest) -> str:
     """Describe data and steps in one line."""
     clips = ", ".join(f"{count:,} {split}" for split, count in frames.splits.items())
     steps, schedule = num_steps(config, frames.num_clips("train")), config.schedule
-    shape = {"squash": ", squashed to a square", "crop": ", cropped to a square"}.get(frames.sampling["resize"], "")
+    shape = {"squash": ", squashed to a square", "crop": ", cropped to a square"}.get(frames.sampling.get("resize"), "")
     return (
         f"clips: {clips}; {config.arch.num_frames} frames of {config.arch.input_px} px{shape}; {steps:,} steps of "
         f"{schedule.batch_clips} clips in {schedule.epochs} epochs"
@@ -49,11 +49,13 @@ def advise(config: Pretrain, frames: FrameManifest, num_gpus: int) -> list[str]:
     if steps < _MIN_STEPS:
         epochs = -(-_MIN_STEPS * config.schedule.epochs // steps)
         lines.append(
-            f"{steps:,} steps are few: expect accuracies near chance; --schedule.epochs {epochs} makes {_MIN_STEPS}"
+            f"{steps:,} steps are few: expect accuracies near chance; --schedule.epochs {epochs} makes {_MIN_STEPS}, "
+            "with --overwrite where the training has begun"
         )
     if num_clips >= _MANY_CLIPS and frames.frame_px < _SMALL_PX:
         lines.append(
-            f"frames of {frames.frame_px} px lose detail of real videos; --preset gpu has 256 px, for all stages"
+            f"frames of {frames.frame_px} px lose detail of real videos; --preset gpu has 256 px, for all stages: name "
+            "another --root with it"
         )
     if num_gpus and not config.cluster.gpus_per_worker:
         lines.append(

@@ -2,6 +2,7 @@
 
 import logging
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -30,8 +31,12 @@ class Inputs:
     tokenizer: str
 
 
-def build_missing(config: Pretrain) -> Inputs:
+def build_missing(config: Pretrain, check: Callable[[str], None] = lambda frames: None) -> Inputs:
     """Return the inputs of pre-training, each named by the user or built under `config.root`; finished ones are reused.
+
+    Args:
+        config: the settings.
+        check: called with the folder of the frame shards before the tokenizer is trained for them.
 
     Raises:
         ConfigError: only one of videos and manifest is named, or codes are named without their frames.
@@ -46,6 +51,7 @@ def build_missing(config: Pretrain) -> Inputs:
             "--root %s is in this job's temporary copy of the working dir; name a permanent folder", config.root
         )
     frames, vocab = build_data(config)
+    check(frames)
     run = partial(_run_stage, config)
     root = storage.absolute(config.root)
     tokenizer = config.tokenizer or storage.join(root, "tokenizer")

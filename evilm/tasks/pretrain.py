@@ -1,6 +1,7 @@
 """Pre-train E-ViLM with Ray Train, Eq. 8."""
 
 import logging
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,7 +17,7 @@ from evilm.dataloader.loader import DataLoader, evaluation_loader, training_load
 from evilm.dataloader.sampler import batch_sizes
 from evilm.encode.verify_codes import audit_codes, require_agreement, require_resampler
 from evilm.errors import ShardError
-from evilm.io import storage
+from evilm.io import outputs, storage
 from evilm.items.seen_clips import clip_hashes, write_seen
 from evilm.model.tokenizers.collapse import require_usage_of_labels
 from evilm.shards import (
@@ -64,7 +65,9 @@ def pretrain(config: Pretrain) -> dict[str, Any]:
     out = storage.absolute(config.out or storage.join(config.root, "model"))
     config = config.model_copy(update={"init": config.init and storage.absolute(config.init)})
     started_from = {"init": model_fingerprint(config.init)} if config.init else {}  # before hours of building inputs
-    inputs = build_missing(config)
+    is_new = config.overwrite or not storage.exists(storage.join(out, outputs.CONFIG))
+    check = partial(_check_data, config)  # of a new training: before hours of training a tokenizer for it
+    inputs = build_missing(config, lambda frames: check(FrameManifest.load(frames)) if is_new else None)
     frames, codes = open_pairs(inputs, config, "" if config.overwrite else out)
     places = {"frames": inputs.frames, "codes": codes.uri, "vocab": inputs.vocab, "tokenizer": inputs.tokenizer}
     config = config.model_copy(update={**places, "out": out})
@@ -92,10 +95,8 @@ def pretrain(config: Pretrain) -> dict[str, Any]:
             publish(config, out, done, output.run)
             return done | {"reused": True}
         if not done:
-            batch_sizes(
-                frames.num_clips("train"), config.schedule.batch_clips, config.schedule.tail, config.num_micro_batches
-            )
-            log_assessment(config, frames)
+            if not is_new:
+                check(frames)
             _audit(config, frames, codes)
             publish_side(frames, replace=False)
             publish_side(codes, replace=False)
@@ -109,6 +110,12 @@ def pretrain(config: Pretrain) -> dict[str, Any]:
         output.close(summary)
         publish(config, out, summary, output.run)
     return summary
+
+
+def _check_data(config: Pretrain, frames: FrameManifest) -> None:
+    """Check that the clips make a batch, and log what to expect of the training."""
+    batch_sizes(frames.num_clips("train"), config.schedule.batch_clips, config.schedule.tail, config.num_micro_batches)
+    log_assessment(config, frames)
 
 
 def open_pairs(inputs: "Inputs", config: Pretrain, out: str = "") -> tuple[FrameManifest, CodesManifest]:

@@ -3,11 +3,12 @@
 import json
 import logging
 import os
+import shlex
 import sys
 from typing import Any
 
 from evilm.config.stage_settings import StageConfig
-from evilm.tracking.local_store import database_of, files_of
+from evilm.tracking.local_store import DATABASE, database_of, files_of
 from evilm.tracking.run_file import read_run_file
 
 logger = logging.getLogger(__name__)
@@ -57,6 +58,22 @@ def open_experiment(client: Any, uri: str, name: str) -> str:
     return str(found.experiment_id)
 
 
+def is_deleted(client: Any, uri: str, run_id: str) -> bool:
+    """Return whether a run or its database was deleted; restore a run that was deleted with its experiment."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        found = client.get_run(run_id)
+        if found.info.lifecycle_stage == "deleted":
+            open_experiment(client, uri, client.get_experiment(found.info.experiment_id).name)
+            found = client.get_run(run_id)
+        return found.info.lifecycle_stage == "deleted"
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return True
+
+
 def _view() -> str:
     """Return a view of the table of runs as MLflow's pages share it; by default they show neither tags nor metrics."""
     return json.dumps({"selectedColumns": _COLUMNS, "orderByKey": "attributes.start_time", "orderByAsc": False})
@@ -83,4 +100,6 @@ def print_runs_page(summary: dict[str, Any]) -> None:
         print(f"MLflow: {runs_page(uri, known['experiment_id'])}", file=sys.stderr)
     elif database := database_of(uri):
         page = runs_page(f"http://127.0.0.1:{PORT}", known["experiment_id"])
-        print(f"MLflow: make dashboard ROOT={database.parent}, then {page}", file=sys.stderr)
+        ours = ["evilm.tracking.dashboard", "--root", str(database.parent)]
+        server = ours if database.name == DATABASE else ["mlflow", "server", "--backend-store-uri", uri]
+        print(f"MLflow: {shlex.join([sys.executable, '-m', *server])}, then {page}", file=sys.stderr)

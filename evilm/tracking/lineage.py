@@ -198,7 +198,10 @@ def _number_at(summary: Mapping[str, Any], dotted: str) -> float | None:
 def main_figures(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Yield the figures of a summary that a description tells, as text; a benchmark's beside guessing."""
     found = ((name, figure_at(summary, name, shown)) for name, shown in _FIGURES.items())
-    yield from ((name, text) for name, text in found if text)
+    for name, text in found:
+        guessing = figure_at(summary, name.replace("_accuracy", "_chance"), " (guessing {:.1%})")
+        if text:
+            yield name, text + guessing * name.endswith("_accuracy")
     best = summary.get("best")
     if isinstance(best, Mapping):
         for name, value in dict(best.get("values") or {}).items():

@@ -24,7 +24,7 @@ from evilm.config.stage_settings import StageConfig, Upstream
 from evilm.errors import OwnershipError
 from evilm.io import storage
 from evilm.io.ownership import check_owner
-from evilm.tracking.experiment import NOTE, SCORE, STAGE, experiment_name, open_experiment
+from evilm.tracking.experiment import NOTE, SCORE, STAGE, experiment_name, is_deleted, open_experiment
 from evilm.tracking.lineage import (
     FROM,
     MADE,
@@ -127,7 +127,7 @@ def ensure_run(run: TrackedRun) -> str:
     with _one_at_a_time:
         relocate(run.uri)
         client, known = MlflowClient(tracking_uri=run.uri), read_run_file(run.out, run.uri)
-        if not known or _is_gone(client, run, known["run_id"]):
+        if not known or is_deleted(client, run.uri, known["run_id"]):
             known = _make_run(client, run)
             write_run_file(run.out, known)
         else:
@@ -156,25 +156,6 @@ def _make_run(client: Any, run: TrackedRun) -> dict[str, Any]:
         "experiment_id": experiment,
         "described": False,
     }
-
-
-def _is_gone(client: Any, run: TrackedRun, run_id: str) -> bool:
-    """Return whether the run or its database was deleted: then the output folder gets a new run.
-
-    A run that was deleted with its experiment is restored with it.
-    """
-    from mlflow.exceptions import MlflowException
-
-    try:
-        found = client.get_run(run_id)
-        if found.info.lifecycle_stage == "deleted":
-            open_experiment(client, run.uri, client.get_experiment(found.info.experiment_id).name)
-            found = client.get_run(run_id)
-        return found.info.lifecycle_stage == "deleted"
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-            raise
-        return True
 
 
 _one_at_a_time = threading.Lock()
@@ -212,8 +193,8 @@ def _datasets(inputs: dict[str, tuple[str, str]]) -> list[Any]:
 def open_run(config: StageConfig, stage: str, out: str, inputs: dict[str, str], number: int = 0) -> TrackedRun | None:
     """Make or find the MLflow run of this output folder; where no server answers, whoever comes next tries again."""
     run = describe_run(config, stage, out, inputs, number=number)
-    if run:
-        with suppress_tracking_errors("open a run"):
+    with end_on_error(run), suppress_tracking_errors("open a run"):
+        if run:
             ensure_run(run)
     return run
 
@@ -273,8 +254,20 @@ def _send_files(
         log_files(client, run_id, folder, uris)
 
 
+def is_kept(run: TrackedRun) -> bool:
+    """Return whether the run is closed and its store still has it; restore one that was deleted with its experiment."""
+    if not is_closed(run):
+        return False
+    with suppress_tracking_errors("look for the run of a finished output"):
+        from mlflow import MlflowClient
+
+        client = MlflowClient(tracking_uri=run.uri)
+        return not is_deleted(client, run.uri, read_run_file(run.out, run.uri)["run_id"])
+    return True
+
+
 def is_closed(run: TrackedRun) -> bool:
-    """Return whether the run has got its summary in its store, and that was not deleted since."""
+    """Return whether the run has got its summary in its store, whose file was not deleted since."""
     database = database_of(run.uri)
     return bool(read_run_file(run.out, run.uri).get("closed")) and (database is None or database.exists())
 
@@ -289,6 +282,8 @@ def end_on_error(run: TrackedRun | None) -> Iterator[None]:
             with suppress_tracking_errors("end the run"):
                 from mlflow import MlflowClient
 
+                check_owner(run.out, run.number)
+                run_id = read_run_file(run.out, run.uri).get("run_id") or ensure_run(run)
                 status = "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
-                MlflowClient(tracking_uri=run.uri).set_terminated(ensure_run(run), status=status)
+                MlflowClient(tracking_uri=run.uri).set_terminated(run_id, status=status)
         raise

@@ -9,7 +9,7 @@ from evilm.io import storage
 from evilm.io.outputs import CONFIG
 from evilm.tracking.logged_models import log_scores
 from evilm.tracking.mlflow_calls import suppress_tracking_errors
-from evilm.tracking.mlflow_run import TrackedRun, close_run, describe_run, is_closed
+from evilm.tracking.mlflow_run import TrackedRun, close_run, describe_run, end_on_error, is_closed, is_kept
 from evilm.tracking.registry import judge
 
 logger = logging.getLogger(__name__)
@@ -28,8 +28,8 @@ def track(stage: str, work: Callable[[Any], dict[str, Any]], config: Any) -> dic
     run = _run_of(stage, config, summary)
     if run is None:
         return summary
-    if not summary.get("reused") or not is_closed(run):
-        with suppress_tracking_errors("record the run"):
+    if not summary.get("reused") or not is_kept(run):
+        with end_on_error(run), suppress_tracking_errors("record the run"):
             pictures = [storage.join(run.out, name) for name in storage.list_names(run.out) if name.endswith(_PICTURES)]
             close_run(run, config, summary, {FIGURES: pictures})
     if stage == "benchmark" and is_closed(run):

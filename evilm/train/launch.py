@@ -19,7 +19,7 @@ from evilm.shards import pinned
 from evilm.tracking.loss_figure import draw_losses
 from evilm.tracking.metrics_file import METRICS_FILE
 from evilm.tracking.mlflow_calls import suppress_tracking_errors
-from evilm.tracking.mlflow_run import TrackedRun, close_run, describe_run, end_on_error, is_closed, open_run
+from evilm.tracking.mlflow_run import TrackedRun, close_run, describe_run, end_on_error, is_kept, open_run
 from evilm.tracking.mlflow_uploader import MlflowUploader
 from evilm.train import preemption
 from evilm.train.attempts import attempts
@@ -54,29 +54,16 @@ def fit(
         Stopped: somebody asked for an end by SIGINT or SIGTERM; the last step done is kept.
     """
     import ray.train
-    from ray.train.torch import TorchTrainer
 
     began, out, inputs = time.monotonic(), output.out, output.inputs
     cluster: ClusterConfig = config.cluster
     connect(min_cpus=cluster.num_workers * cluster.cpus_per_worker)
     run = open_run(config, stage, out, inputs, output.run)
-    output.check()
-    spec = WorkerSpec(
-        task=task,
-        settings=config.model_dump(mode="json") | {"out": out} | _pins(config, inputs),
-        out=out,
-        run=output.run,
-        tracked=run,
-    )
-    forget_registry(out)
-    trainer = TorchTrainer(
-        train_worker,
-        train_loop_config=spec.__dict__,
-        torch_config=preemption.torch_config(cluster),
-        scaling_config=_scaling(cluster),
-        run_config=_storage(out, cluster),
-    )
     with end_on_error(run), _announce_start(cluster, out):
+        output.check()
+        settings = config.model_dump(mode="json") | {"out": out} | _pins(config, inputs)
+        forget_registry(out)
+        trainer = _trainer(WorkerSpec(task=task, settings=settings, out=out, run=output.run, tracked=run), cluster)
         try:
             returned = preemption.run_until_asked(lambda: dict(trainer.fit().return_value or {}), out, output.run)
         except (ray.train.TrainingFailedError, ray.train.ControllerError, ray.train.WorkerGroupError) as error:
@@ -88,6 +75,18 @@ def fit(
         summary = returned | made(returned) | {"seconds": round(time.monotonic() - began, 1)}
     finish_tracking(config, run, summary)
     return summary
+
+
+def _trainer(spec: WorkerSpec, cluster: ClusterConfig) -> Any:
+    from ray.train.torch import TorchTrainer
+
+    return TorchTrainer(
+        train_worker,
+        train_loop_config=spec.__dict__,
+        torch_config=preemption.torch_config(cluster),
+        scaling_config=_scaling(cluster),
+        run_config=_storage(spec.out, cluster),
+    )
 
 
 def _announce_start(cluster: ClusterConfig, out: str) -> AbstractContextManager[None]:
@@ -120,7 +119,7 @@ def finish_tracking(config: Any, run: TrackedRun | None, summary: dict[str, Any]
 def catch_up(config: Any, stage: str, out: str, summary: dict[str, Any]) -> None:
     """Bring a finished training to MLflow that could not be brought there while it ran; nothing where it is there."""
     run = describe_run(config, stage, out, dict(summary.get("inputs", {})))
-    if run and not is_closed(run):
+    if run and not is_kept(run):
         finish_tracking(config, run, summary)
 
 

@@ -11,7 +11,7 @@ import torch
 from evilm.config.stages import Benchmark
 from evilm.dataloader.masking import region_masks
 from evilm.errors import CheckpointError, ConfigError, ShardError
-from evilm.eval.benchmark import benchmark
+from evilm.eval.benchmark import benchmark, rank_edges
 from evilm.io import storage
 from evilm.model.evilm_model import EViLMModel
 from evilm.seeds import clip_keys
@@ -160,3 +160,12 @@ def test_inputs_that_do_not_fit_are_rejected(root: Path, tmp_path: Path):
         benchmark(named)
     with pytest.raises(ConfigError, match="num_choices"):
         benchmark(config.model_copy(update={"num_choices": 30}))
+
+
+@pytest.mark.parametrize("num_items", [1, 2, 40, 41, 59, 240])
+def test_bars_of_a_histogram_of_ranks_hold_as_many_ranks_each(num_items: int):
+    counts = np.histogram(np.arange(1, num_items + 1), rank_edges(num_items))[0]
+    assert counts.sum() == num_items
+    assert len(counts) <= 40
+    assert set(counts[:-1]) <= {counts[0]}
+    assert counts[-1] <= counts[0]

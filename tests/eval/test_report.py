@@ -26,8 +26,7 @@ def test_report_shows_stages_and_figures(tmp_path: Path, capsys: pytest.CaptureF
     write(tmp_path, "tokenizer", num_codes=256, steps=630, val={"code_usage": 0.4712, "word_map": 0.31}, seconds=100)
     (tmp_path / "codes").mkdir()
     (tmp_path / "codes" / "run.json").write_text("{}")
-    (tmp_path / "model").mkdir()
-    (tmp_path / "model" / "summary.json").write_text("{")
+    write(tmp_path, "model", steps=504, val={"vtm_accuracy": 0.86, "vtm_chance": 0.5, "mlm_accuracy": 0.26})
     figure = proportion([1] * 60 + [0] * 40, 0.2).as_dict()  # type: ignore[arg-type]
     write(
         tmp_path,
@@ -44,10 +43,11 @@ def test_report_shows_stages_and_figures(tmp_path: Path, capsys: pytest.CaptureF
     assert "3 quarantined (no_file 3)" in shown
     assert "held-out code usage 47.1%, word mAP 0.310" in shown
     assert "multiple choice of 5 60.0% (guessing 20.0%, 8.2 standard errors)" in shown
+    assert "held-out accuracy MLM 26.0%, VTM 86.0% (guessing 50.0%)" in shown
     states = {name: stage["state"] for name, stage in summary["stages"].items()}
     assert states == {
         "corpus": "done", "frames": "done", "vocab": "not run", "tokenizer": "done", "codes": "unfinished",
-        "model": "damaged", "benchmark": "done",
+        "model": "done", "benchmark": "done",
     }  # fmt: skip
     assert (summary["metrics"], summary["seconds"]) == ({"choice_accuracy": 0.6}, 190.2)
 

@@ -1,5 +1,6 @@
 """What a caller may pass to the public model, and what the errors say about the rest."""
 
+import io
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +16,18 @@ from helpers.public_models import CAPTIONS, noise, random_evilm
 
 FRAMES = noise()
 NAN = float("nan")
+
+
+def _lazy_image() -> Image.Image:
+    """An image that is read when its pixels are asked for, from half of a file."""
+    whole = simplejpeg.encode_jpeg(FRAMES[0])
+    return Image.open(io.BytesIO(whole[: len(whole) // 2]))
+
+
+def _closed_image() -> Image.Image:
+    image = Image.new("RGB", (64, 64))
+    image.close()
+    return image
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +85,7 @@ def test_images_of_other_modes_and_sizes_are_converted(model: EViLM) -> None:
         (3, r"videos = 3 \(int\); pass a list"),
         (Path("clip.mp4"), "is one video; pass a list of videos"),
         ({"a": FRAMES}, r"\(dict\); pass a list of videos"),
+        ({"a.mp4", "b.mp4"}, r"\(set\); pass a list of videos"),
         (FRAMES, r"videos of shape \(3, 64, 64, 3\); pass a list of videos, or an array \(video, frame, row, col, 3\)"),
         (torch.from_numpy(FRAMES), r"videos of shape \(3, 64, 64, 3\)"),
         (torch.zeros(2, 5, 48), r"videos of shape \(2, 5, 48\); embed_videos gives \(video, 12, 48\)"),
@@ -94,6 +108,10 @@ def test_images_of_other_modes_and_sizes_are_converted(model: EViLM) -> None:
         ([FRAMES, FRAMES[:2]], r"videos\[1\]: a video of 2 frames; pass at least the model's 3"),
         ([FRAMES, []], r"videos\[1\]: a video of 0 frames"),
         ([FRAMES, [simplejpeg.encode_jpeg(FRAMES[0])] * 2 + [b"no"]], r"videos\[1\]: a frame that is not a JPEG"),
+        ([FRAMES, [_lazy_image()] * 3], r"videos\[1\]: a frame that can't be read \(.*[Tt]runcated"),
+        ([FRAMES, [_closed_image()] * 3], r"videos\[1\]: a frame that can't be read"),
+        ([FRAMES, [Image.new("I;16", (64, 64))] * 3], r"videos\[1\]: a frame of mode I;16, whose range is not known"),
+        ([FRAMES, [Image.new("F", (64, 64))] * 3], r"videos\[1\]: a frame of mode F, whose range"),
     ],
 )
 def test_first_item_that_is_not_a_video_is_named(model: EViLM, videos, message: str) -> None:
@@ -114,6 +132,8 @@ def test_pairs_name_videos_by_their_own_index(model: EViLM) -> None:
         ("a ball", "is one caption; pass a list of captions"),
         (b"a ball", "is one caption; pass a list of captions"),
         ({"a": 1}, r"\(dict\); pass a list of captions"),
+        (np.array("a ball"), r"captions = .*; pass a list of captions"),
+        (frozenset(["a ball"]), r"\(frozenset\); pass a list of captions"),
         (["a ball", None], r"captions\[1\] = None \(NoneType\) is not text; pass a str"),
         (["a ball", NAN], r"captions\[1\] = nan \(float\) is not text"),
         (["a ball", b"a star"], r"captions\[1\] = b'a star' \(bytes\) is not text"),

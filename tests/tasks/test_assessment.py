@@ -29,7 +29,9 @@ def test_summary_names_clips_pixels_and_steps() -> None:
 def test_few_clips_and_steps_are_told_with_what_helps() -> None:
     clips, steps = advise(config(), manifest(train=59), num_gpus=0)
     assert clips.startswith("59 train clips show that the workflow runs on your data, but are too few")
-    assert steps == "16 steps are few: expect accuracies near chance; --schedule.epochs 250 makes 500"
+    assert steps == "16 steps are few: expect accuracies near chance; --schedule.epochs 250 makes 500, " + (
+        "with --overwrite where the training has begun"
+    )
 
 
 def test_the_embedded_corpus_needs_no_advice() -> None:

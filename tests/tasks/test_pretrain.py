@@ -1,5 +1,6 @@
 """Loaders of pre-training: each batch has the codes of its own augmented frames, for any number of workers."""
 
+import logging
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,7 @@ import torch
 from evilm.config.presets import defaults
 from evilm.config.stages import PrecomputeCodes, Pretrain
 from evilm.encode.encode_job import precompute_codes
-from evilm.errors import CheckpointError, CollapseError, ShardError
+from evilm.errors import CheckpointError, CollapseError, ConfigError, EvilmError, ShardError
 from evilm.model.tokenizers.semantic_vq import VideoTokenizer
 from evilm.shards import SCHEMA_VERSION, CodesManifest, FrameManifest
 from evilm.tasks.inputs import Inputs
@@ -160,3 +161,18 @@ def test_wrong_model_to_start_from_is_noticed_before_inputs_are_built(tmp_path: 
     with pytest.raises(CheckpointError, match="none"):
         pretrain(config)  # type: ignore[arg-type]
     assert not (tmp_path / "run").exists()
+
+
+def test_too_few_clips_and_the_assessment_come_before_a_tokenizer_is_trained(
+    inputs: Inputs, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "evilm")
+    (tmp_path / "file").touch()
+    arch = {"train_tokenizer.arch.input_px": 32 * GRID, "train_tokenizer.arch.patch_px": 32}
+    config = settings(inputs, codes="", tokenizer="", root=str(tmp_path / "file" / "run"), **arch)
+    with pytest.raises(ConfigError, match="schedule.batch_clips"):
+        pretrain(config.override({"schedule.batch_clips": 1000, "schedule.tail": "drop"}))  # type: ignore[arg-type]
+    assert "train clips" not in caplog.text
+    with pytest.raises(EvilmError, match="file/run/tokenizer"):  # where it can't be
+        pretrain(config)
+    assert "train clips show that the workflow runs on your data" in caplog.text

@@ -111,6 +111,26 @@ def test_finished_run_is_brought_to_another_store_once(
     assert caplog.text.count("has a new run in") == 1
 
 
+@pytest.mark.parametrize("deleted", ["run", "experiment"])
+def test_finished_run_that_was_deleted_comes_back(
+    project: BuildVocab, deleted: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "evilm")
+    run, summary = claimed(project, "build_vocab", str(tmp_path / "out")), {"num_words": 3}
+    finish_tracking(project, run, summary)
+    client = store_client(run.uri)
+    found = run_of(client, run.experiment, run.out)
+    if deleted == "run":
+        client.delete_run(found.info.run_id)
+    else:
+        client.delete_experiment(found.info.experiment_id)
+    catch_up(project, "build_vocab", run.out, summary)
+    now = run_of(client, run.experiment, run.out)
+    assert (now.info.run_id == found.info.run_id) == (deleted == "experiment")
+    assert (now.info.status, now.data.metrics["num_words"]) == ("FINISHED", 3)
+    assert ("was deleted; it is restored" in caplog.text) == (deleted == "experiment")
+
+
 @pytest.mark.parametrize("lost", ["mlflow.db", "out/mlflow.json"])
 def test_lost_record_is_made_again_for_a_reused_result(config: BuildVocab, tmp_path: Path, lost: str) -> None:
     out = str(tmp_path / "out")

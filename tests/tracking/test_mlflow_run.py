@@ -60,6 +60,27 @@ def test_run_is_continued_with_parameters_metrics_and_figures(store: Path, tmp_p
     assert artifacts >= {"config.yaml", "summary.json", "figures/losses.png"}
 
 
+def test_run_that_is_interrupted_while_it_is_opened_ends(
+    store: Path, tmp_path: Path, config: BuildVocab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlflow import MlflowClient
+
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    out = str(tmp_path / "out")
+    with Output(config, out, {}):
+        pass
+    with monkeypatch.context() as patch:
+        patch.setattr(MlflowClient, "log_inputs", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            open_run(config, "build_vocab", out, {"manifest": "abc"})
+        patch.undo()
+    known = read_run_file(out)
+    client = MlflowClient(tracking_uri=known["uri"])
+    assert client.get_run(known["run_id"]).info.status == "KILLED"
+
+
 @pytest.mark.faults
 def test_unreachable_server_costs_seconds_and_nothing_else(
     tmp_path: Path, config: BuildVocab, monkeypatch: pytest.MonkeyPatch
