@@ -170,7 +170,7 @@ def test_too_few_clips_and_the_assessment_come_before_a_tokenizer_is_trained(
     (tmp_path / "file").touch()
     arch = {"train_tokenizer.arch.input_px": 32 * GRID, "train_tokenizer.arch.patch_px": 32}
     config = settings(inputs, codes="", tokenizer="", root=str(tmp_path / "file" / "run"), **arch)
-    with pytest.raises(ConfigError, match="schedule.batch_clips"):
+    with pytest.raises(ConfigError, match=r"lower batch_clips"):
         pretrain(config.override({"schedule.batch_clips": 1000, "schedule.tail": "drop"}))  # type: ignore[arg-type]
     assert "train clips" not in caplog.text
     with pytest.raises(EvilmError, match="file/run/tokenizer"):  # where it can't be
