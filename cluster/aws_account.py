@@ -239,17 +239,19 @@ def remove(iam: Any, ec2: Any, vpc: str, cluster: Cluster) -> list[str]:
     Raises:
         SetupError: nodes of the cluster still exist, or a resource belongs to somebody else.
     """
-    alive = [
-        {"Name": "tag:ray-cluster-name", "Values": [cluster.name]},
-        {"Name": "instance-state-name", "Values": ["pending", "running", "stopping", "stopped"]},
-    ]
-    nodes = [
-        node["InstanceId"] for e in ec2.describe_instances(Filters=alive)["Reservations"] for node in e["Instances"]
-    ]
+    states = ["pending", "running", "shutting-down", "stopping", "stopped"]
+    wanted = {"tag:ray-cluster-name": [cluster.name], "instance-state-name": states}
+    found = ec2.describe_instances(Filters=[{"Name": name, "Values": values} for name, values in wanted.items()])
+    nodes = [f"{n['InstanceId']} {n['State']['Name']}" for each in found["Reservations"] for n in each["Instances"]]
     if nodes:
-        raise SetupError(f"cluster {cluster.name} still has nodes ({', '.join(nodes)}): run `ray down` first")
+        raise SetupError(
+            f"cluster {cluster.name} still has nodes ({', '.join(nodes)}): run `ray down` first, and wait a minute for "
+            "those that are shutting down"
+        )
     roles = [role for role in cluster.roles.values() if find_role(iam, role, cluster) is not None]
     group = find_group(ec2, vpc, cluster)
+    if group:  # first, as it is the only one that something else may still use
+        ec2.delete_security_group(GroupId=group["GroupId"])
     for role in roles:
         held = _profile_roles(iam, role)
         if held is not None:
@@ -258,6 +260,4 @@ def remove(iam: Any, ec2: Any, vpc: str, cluster: Cluster) -> list[str]:
             iam.delete_instance_profile(InstanceProfileName=role)
         iam.delete_role_policy(RoleName=role, PolicyName=POLICY)
         iam.delete_role(RoleName=role)
-    if group:
-        ec2.delete_security_group(GroupId=group["GroupId"])
     return roles + ([group["GroupId"]] if group else [])

@@ -15,6 +15,7 @@ account and names filled in. Push the nodes' image to the account's ECR reposito
 import argparse
 import ipaddress
 import json
+import os
 import re
 import sys
 from pathlib import Path
@@ -39,25 +40,33 @@ from aws_account import (
 from aws_quotas import check, describe, machine_types
 
 HERE = Path(__file__).parent
-_ACCOUNT = "123456789012"
+_ACCOUNT, _IMAGE = "123456789012", "ami-0123456789abcdef0"  # placeholders of aws.yaml
 # Ubuntu with Docker and the NVIDIA runtime, maintained by AWS.
 IMAGE = "/aws/service/deeplearning/ami/x86_64/base-oss-nvidia-driver-gpu-ubuntu-22.04/latest/ami-id"
 
 
-def fill_in(text: str, values: dict[str, str], cluster: Cluster) -> str:
-    """Replace the placeholders of cluster/aws.yaml and the names that contain the cluster's.
+def fill_in(text: str, values: dict[str, str], cluster: Cluster, bucket: str) -> str:
+    """Replace what cluster/aws.yaml, or a file made from it, says of another cluster, and keep the comments.
 
     Args:
         text: content of the file.
-        values: by placeholder; '' keeps it.
+        values: by the file's own value; '' keeps it.
         cluster: name for the file. The policies allow nothing to other clusters.
+        bucket: name for the examples in the comments.
     """
-    for placeholder, value in values.items():
-        text = text.replace(placeholder, value or placeholder)
+    for own, value in values.items():
+        text = text.replace(own, value or own)
+    text = re.sub(r"(?m)^#.*", lambda line: re.sub(r"(s3://|--bucket )[a-z0-9.-]+", rf"\g<1>{bucket}", line[0]), text)
     old = Cluster(yaml.safe_load(text)["cluster_name"], cluster.region)
     for policy, role in old.roles.items():
         text = re.sub(rf"\bName: {re.escape(role)}\b", f"Name: {cluster.roles[policy]}", text)
     return re.sub(r"(?m)^cluster_name: .*$", f"cluster_name: {cluster.name}", text)
+
+
+def _group_and_image(config: dict[str, Any]) -> tuple[str, str]:
+    """Return security group and machine image of the head in a cluster file, which all its node types share."""
+    node = config["available_node_types"][config["head_node_type"]]["node_config"]
+    return node["SecurityGroupIds"][0], node["ImageId"]
 
 
 def _default_vpc(ec2: Any) -> str:
@@ -121,7 +130,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--cluster-name", type=cluster_name, help="default: the file's")
     parser.add_argument("--change-bucket", action="store_true", help="give an existing cluster another bucket")
     parser.add_argument("--update-bucket", action="store_true", help="protect an existing bucket like a new one")
-    parser.add_argument("--write", default="", help="save the file here with everything filled in")
+    parser.add_argument("--write", type=Path, help="save the file here with everything filled in")
     parser.add_argument("--dry-run", action="store_true", help="print the policies and exit")
     parser.add_argument("--remove", action="store_true", help="delete the cluster's roles and firewall, not the bucket")
     return parser
@@ -136,10 +145,13 @@ def _parse(arguments: list[str] | None) -> tuple[argparse.Namespace, dict[str, A
         given.region = given.region or config["provider"]["region"]
         given.cluster_name = given.cluster_name or cluster_name(config["cluster_name"])
         machine_types(config)
-    except (OSError, yaml.YAMLError, KeyError, TypeError, argparse.ArgumentTypeError) as error:
+        _group_and_image(config)
+    except (OSError, yaml.YAMLError, LookupError, TypeError, argparse.ArgumentTypeError) as error:
         parser.error(f"--config {given.config} is not a cluster file: {' '.join(str(error).split())}")
     if not re.fullmatch(r"[a-z]{2}(-[a-z]+)+-\d", given.region):
         parser.error(f"--region {given.region!r} is not a region such as us-west-2")
+    if given.write and (given.write.is_dir() or not os.access(given.write.absolute().parent, os.W_OK)):
+        parser.error(f"--write {given.write} can't be written: name a file in an existing folder of yours")
     for flag in () if given.remove else ("bucket", "ssh_from"):
         if getattr(given, flag) is None:
             parser.error(f"--{flag.replace('_', '-')} is needed")
@@ -173,9 +185,12 @@ def _set_up(session: Any, given: argparse.Namespace, config: dict[str, Any], nam
     gateway = make_gateway(ec2, vpc, given.region)
     image = given.image or _newest_image(session.client("ssm"))
     if given.write:
-        values = {"sg-0123456789abcdef0": group, "ami-0123456789abcdef0": image, "my-bucket": given.bucket}
+        old_group, old_image = _group_and_image(config)
+        values = {old_group: group, old_image: image}
         values |= {config["provider"]["region"]: given.region, _ACCOUNT: names["ACCOUNT"]}
-        Path(given.write).write_text(fill_in(given.config.read_text(), values, cluster))
+        given.write.write_text(fill_in(given.config.read_text(), values, cluster, given.bucket))
+        if image and old_image not in (image, _IMAGE):
+            print(f"{given.write} has image {image}, not {old_image} as {given.config}; see --image", file=sys.stderr)
     for line in quotas:
         print(describe(line), file=sys.stderr)
     made = {"roles": list(cluster.roles.values()), "security_group": group, "s3_gateway": gateway}
@@ -192,9 +207,12 @@ def main(arguments: list[str] | None = None) -> int:
         for policy in ("launcher", "head", "worker"):
             print(policy, read_policy(policy, names))
         return 0
-    import boto3
-    from botocore.exceptions import BotoCoreError, ClientError
-
+    try:
+        import boto3
+        from botocore.exceptions import BotoCoreError, ClientError
+    except ModuleNotFoundError as error:
+        print(f"error: {error.name} is not installed: pip install boto3", file=sys.stderr)
+        return 1
     try:
         session = boto3.Session(region_name=given.region)
         names["ACCOUNT"] = session.client("sts").get_caller_identity()["Account"]

@@ -5,8 +5,7 @@
     python pipelines/shard_videos.py --preset tiny --manifest clips.csv --videos clips/ --out runs/my/frames
 
 Ray's own autoscaler makes the decisions; its fake provider starts every "node" as another set of Ray processes on this
-machine. GPUs are simulated (a resource count, no hardware). Use it to try job files and autoscaling at no cost; the
-tests use it too.
+machine. GPUs are simulated (a resource count, no hardware). Use it to try job files and autoscaling at no cost.
 """
 
 import argparse
@@ -113,7 +112,14 @@ class LocalCluster:
             provider: class that starts and stops nodes.
             environment: additional variables of all nodes; '' removes one.
             config: complete content for `--autoscaling-config`, instead of one from `types` and `provider`.
+
+        Raises:
+            RuntimeError: something else listens at one of the ports.
         """
+        for flag, used in (("--port", port), ("--dashboard-port", dashboard_port)):
+            with socket.socket() as probe:
+                if used and probe.connect_ex(("127.0.0.1", used)) == 0:
+                    raise RuntimeError(f"port {used} is in use, perhaps by another cluster: use another {flag}")
         self.address = f"127.0.0.1:{port}"
         self._nodes: dict[str, str] = {}
         self.folder = Path(tempfile.mkdtemp(prefix="evl", dir="/tmp"))  # short, since Ray creates sockets below it
@@ -138,12 +144,9 @@ class LocalCluster:
             "AUTOSCALER_UPDATE_INTERVAL_S": "1",
             "AUTOSCALER_METRIC_PORT": str(free_port()),
             "RAY_AUTH_MODE": os.environ.get("RAY_AUTH_MODE", "disabled"),
-        }
-        self._environment |= environment or {}
-        here = str(Path(__file__).resolve().parent)  # the autoscaler imports the provider from here
-        self._environment["PYTHONPATH"] = os.pathsep.join([here, self._environment.get("PYTHONPATH", "")]).strip(
-            os.pathsep
-        )
+        } | (environment or {})
+        paths = [str(Path(__file__).resolve().parent), self._environment.get("PYTHONPATH", "")]  # of the provider
+        self._environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
         self._environment = {name: value for name, value in self._environment.items() if value}
         with (self.folder / "head.log").open("wb") as log:
             self.process = subprocess.Popen(
@@ -163,8 +166,7 @@ class LocalCluster:
         began = said = time.monotonic()
         while not self.nodes():
             now = time.monotonic()
-            if self.process.poll() is not None:
-                raise RuntimeError(f"the head at {self.address} ended: {self._last_error()}")
+            self.check()
             if now > began + timeout_s:
                 raise RuntimeError(f"the head at {self.address} did not answer in {timeout_s:.0f} s; try again later")
             if now > said + _SAY_EVERY_S:
@@ -172,11 +174,13 @@ class LocalCluster:
                 say(f"still starting the head ({now - began:.0f} s)")
             time.sleep(0.5)
 
-    def _last_error(self) -> str:
-        """Return the last error in the log of the head, or its last line."""
-        lines = [line.strip() for line in (self.folder / "head.log").read_text(errors="replace").splitlines()]
-        errors = [line for line in lines if "Error" in line or "error" in line] or list(filter(None, lines))
-        return errors[-1][:300] if errors else "its log is empty"
+    def check(self) -> None:
+        """Raise `RuntimeError` if the head ended, with the last error in its log, or else its last line."""
+        if self.process.poll() is not None:
+            log = (self.folder / "head.log").read_text(errors="replace").split("\n")
+            lines = [line.strip() for line in log if line.strip()] or ["its log is empty"]
+            last = [line for line in lines if "Error" in line or "error" in line] or lines
+            raise RuntimeError(f"the head at {self.address} ended: {last[-1][:300]}")
 
     def nodes(self) -> dict[str, str]:
         """Return the type of each running node by node id; empty if the head does not listen.
@@ -224,8 +228,7 @@ class LocalCluster:
 
     def stop(self) -> None:
         """Stop all nodes and delete their files."""
-        family = self.family()
-        for process in family:
+        for process in (family := self.family()):
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.terminate()
         _, alive = psutil.wait_procs(family, timeout=_FULL_STOP_S)
@@ -241,11 +244,17 @@ def protect() -> str:
 
     Returns:
         RAY_AUTH_MODE, unchanged or as set here.
+
+    Raises:
+        RuntimeError: the token can't be stored.
     """
     mode = os.environ.setdefault("RAY_AUTH_MODE", "token")
     if mode == "token":
         command = [Path(sys.executable).with_name("ray"), "get-auth-token", "--generate"]  # keeps an existing one
-        subprocess.run(command, check=True, capture_output=True, umask=0o077)
+        made = subprocess.run(command, capture_output=True, text=True, umask=0o077, check=False)
+        if made.returncode:
+            reason = made.stderr.strip().rpartition("\n")[2]
+            raise RuntimeError(f"cannot store a token: {reason}; set HOME to a folder of yours, or set RAY_AUTH_TOKEN")
         token = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or "~/.ray/auth_token").expanduser()
         if "RAY_AUTH_TOKEN" not in os.environ and token.is_file():
             token.chmod(0o600)  # Ray itself creates it for everybody to read
@@ -262,27 +271,29 @@ def main() -> int:
     parser.add_argument("--port", type=int, default=6399)
     parser.add_argument("--dashboard-port", type=int, default=8265, help="port of dashboard and job server; 0 for none")
     given = parser.parse_args()
-    types, mode = node_types(given.cpu_nodes, given.gpu_nodes, given.cpus), protect()
-    cluster = LocalCluster(types, given.port, given.idle_s, given.dashboard_port)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    cluster = None
     try:
+        mode, types = protect(), node_types(given.cpu_nodes, given.gpu_nodes, given.cpus)
+        cluster = LocalCluster(types, given.port, given.idle_s, given.dashboard_port)
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
         print(f"starting a head at {cluster.address}, with its log in {cluster.folder}", flush=True)
         cluster.wait(say=lambda line: print(line, flush=True))
         print(f"ready: export RAY_ADDRESS={cluster.address} RAY_AUTH_MODE={mode} EVILM_PRETEND_GPUS=1", flush=True)
         shown: dict[str, int] | None = None
-        while cluster.process.poll() is None:
+        while True:
+            cluster.check()
             if (counts := cluster.counts()) != shown:
                 shown = counts
                 print(time.strftime("%H:%M:%S"), json.dumps(counts), flush=True)
             time.sleep(1)
-        return int(cluster.process.returncode)
-    except RuntimeError as error:
+    except (RuntimeError, OSError, OverflowError) as error:  # the last is a port above 65535
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130
     finally:
-        cluster.stop()
+        if cluster:
+            cluster.stop()
 
 
 if __name__ == "__main__":

@@ -197,7 +197,10 @@ def main() -> int:
     parser.add_argument("--gpu-nodes", type=int, default=1, help="maximum number of nodes with a simulated GPU")
     parser.add_argument("--idle-s", type=float, default=8.0, help="seconds without work after which a node is removed")
     given, flags = parser.parse_known_args()  # all other flags are the workflow's
-    protect()
+    try:
+        protect()
+    except RuntimeError as error:
+        parser.error(str(error))
     root = (given.root or Path(tempfile.mkdtemp(prefix="evilm-rehearsal-"))).resolve()
     if root.exists() and any(root.iterdir()):
         parser.error(f"--root {root} is not empty; name a new folder, so that there is work to rehearse")

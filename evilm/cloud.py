@@ -44,6 +44,7 @@ class SpotFirst(AWSNodeProvider):
         """Begin with no failed set-ups: `ray up` starts another provider, with commands that may be fixed."""
         super().__init__(provider_config, cluster_name)
         self._began = datetime.datetime.now(datetime.UTC).replace(microsecond=0)  # as EC2's times
+        self._failed: dict[str, set[str]] = {}
 
     def create_node(self, node_config: dict[str, Any], tags: dict[str, str], count: int) -> dict[str, Any]:
         """Start `count` nodes and return them by id.
@@ -84,7 +85,10 @@ class SpotFirst(AWSNodeProvider):
             events.unregister("after-call.ec2.RunInstances", collect)
 
     def _check_setups(self, node_type: str) -> None:
-        """Reject a node type whose latest nodes were terminated after a failed set-up; EC2 lists them for an hour."""
+        """Reject a node type whose latest nodes were terminated after a failed set-up.
+
+        EC2 lists them for an hour only, so their ids are kept for as long as this provider.
+        """
         wanted = {
             f"tag:{TAG_RAY_CLUSTER_NAME}": self.cluster_name,
             f"tag:{TAG_RAY_USER_NODE_TYPE}": node_type,
@@ -92,7 +96,8 @@ class SpotFirst(AWSNodeProvider):
         }
         filters = [{"Name": name, "Values": [value]} for name, value in wanted.items()]
         account: Any = self.ec2
-        failed = [node for node in account.instances.filter(Filters=filters) if node.launch_time >= self._began]
+        failed = self._failed.setdefault(node_type, set())
+        failed |= {node.id for node in account.instances.filter(Filters=filters) if node.launch_time >= self._began}
         if len(failed) >= _MAX_FAILED_SETUPS:
             text = f"the set-up of {len(failed)} nodes of type {node_type} failed; fix it and run `ray up` again"
             raise NodeLaunchException("SetUpFailed", text, None)

@@ -4,6 +4,7 @@ import atexit
 import logging
 import math
 import os
+import secrets
 import signal
 import socket
 import threading
@@ -21,7 +22,6 @@ logger = logging.getLogger(__name__)
 
 # Set before Ray is imported: quiet single-machine defaults, which never override the user's.
 for _name, _value in {
-    "RAY_AUTH_MODE": "disabled",  # for a private cluster on loopback; set `token` for a protected cluster
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths mean the same in the driver and in training workers
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
@@ -55,6 +55,8 @@ def connect(min_cpus: float = 1) -> None:
         address = os.environ.get("RAY_ADDRESS")
         if address:
             _probe(address)
+        if address in (None, "", "local"):
+            _protect()
         try:
             if address:
                 _init()
@@ -96,6 +98,20 @@ def _start_private(num_cpus: int) -> None:
                     with suppress(psutil.Error):
                         child.kill()
     atexit.register(_end_watchers)  # runs before Ray's own exit handler
+
+
+def _protect() -> None:
+    """Give a private cluster a token of its own, unless the user chose a mode.
+
+    Its ports listen on all interfaces, and whoever reaches them can run code. The token is only in the environment of
+    its processes; without one, Ray would write a file.
+    """
+    if "RAY_AUTH_MODE" not in os.environ:
+        from ray._raylet import Config  # pyright: ignore[reportAttributeAccessIssue] compiled, has no stub
+
+        os.environ["RAY_AUTH_MODE"] = "token"
+        os.environ["RAY_AUTH_TOKEN"] = os.environ.get("RAY_AUTH_TOKEN") or secrets.token_hex(16)
+        Config.initialize("")  # reads the mode, which it did before if Ray was already imported
 
 
 def _start_once(num_cpus: int) -> None:

@@ -63,3 +63,35 @@ def test_address_of_a_dashboard_ends_in_one_line(address: str, monkeypatch: pyte
     monkeypatch.setattr("ray.is_initialized", lambda: False)
     with pytest.raises(ClusterError, match=r"is the address of a dashboard .* submit the command with `ray job submit"):
         connect()
+
+
+_PRIVATE = """
+import sys
+from evilm.cluster import connect
+connect()
+import ray
+print(ray.get(ray.remote(lambda: ray.get_runtime_context().gcs_address).remote()), flush=True)
+sys.stdin.read()
+"""
+_OUTSIDE = "import sys; from ray._raylet import GcsClient; print(GcsClient(sys.argv[1]).get_all_node_info(timeout=20))"
+
+
+@pytest.mark.slow
+def test_private_ray_refuses_whoever_has_no_token_and_writes_none(tmp_path: Path) -> None:
+    """Its ports listen on all interfaces, so another user of the machine or network reaches them."""
+    bare = {name: value for name, value in os.environ.items() if not name.startswith("RAY_AUTH")}
+    bare["HOME"] = str(tmp_path)
+    command = [sys.executable, "-c", _PRIVATE]
+    outside = [{"RAY_AUTH_MODE": "disabled"}, {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "f" * 32}]
+    with subprocess.Popen(command, env=bare, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdin
+        assert process.stdout
+        address = process.stdout.readline().strip()
+        for given in outside:
+            ask = [sys.executable, "-c", _OUTSIDE, address]
+            shown = subprocess.run(ask, env=bare | given, capture_output=True, text=True, timeout=100, check=False)
+            assert shown.returncode == 1, shown.stdout
+            assert "Unauthenticated" in shown.stderr or "token" in shown.stderr.lower()
+        process.stdin.close()
+    assert process.returncode == 0
+    assert not (tmp_path / ".ray").exists()

@@ -150,6 +150,17 @@ def test_other_errors_of_spot_are_not_paid_for_with_on_demand(account: Path, cac
     assert "on-demand" not in asked
 
 
+def _forget_terminated_nodes() -> None:
+    """Empty EC2's list of terminated nodes, as Amazon does after an hour."""
+    from moto.ec2 import ec2_backends
+
+    for backends in ec2_backends.values():
+        for reservation in backends["us-west-2"].reservations.values():
+            reservation.instances = [node for node in reservation.instances if node.state != "terminated"]
+    listed = boto3.client("ec2").describe_instances()["Reservations"]
+    assert "terminated" not in {node["State"]["Name"] for entry in listed for node in entry["Instances"]}
+
+
 def test_nodes_are_not_started_for_ever_if_their_set_up_fails(account: Path, cached_types: None) -> None:
     config = _bootstrap(_ready_config(account))
     cpu = config["available_node_types"]["cpu"]["node_config"]
@@ -164,6 +175,9 @@ def test_nodes_are_not_started_for_ever_if_their_set_up_fails(account: Path, cac
         provider.set_node_tags(node, {"ray-node-status": "update-failed"})  # as Ray's updater does
         provider.terminate_node(node)
     with pytest.raises(NodeLaunchException, match=r"the set-up of 3 nodes of type cpu failed; fix it and run `ray up`"):
+        start(provider)
+    _forget_terminated_nodes()
+    with pytest.raises(NodeLaunchException, match="the set-up of 3 nodes of type cpu failed"):
         start(provider)
     assert start(provider, "gpu")  # another type may work
     time.sleep(1.1)  # EC2's times are in seconds

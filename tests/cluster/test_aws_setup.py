@@ -1,6 +1,7 @@
 """aws_setup.py in an account that moto plays: what it creates, keeps, rejects and removes."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +105,51 @@ def test_removing_the_second_cluster_leaves_the_first(account: Path, capsys: pyt
     assert not [p for p in iam.list_instance_profiles()["InstanceProfiles"] if "second" in p["InstanceProfileName"]]
     assert aws_setup.main(["--cluster-name", "second", "--remove"]) == 0  # nothing is left to remove
     assert aws_setup.main(["--cluster-name", "second", "--bucket", BUCKET, *FROM]) == 0  # it can be made again
+
+
+def test_file_of_a_second_cluster_can_be_made_from_that_of_the_first(account: Path, tmp_path: Path) -> None:
+    written = tmp_path / "second.yaml"
+    given = ["--config", str(account), "--cluster-name", "second", "--bucket", "evilm-second", "--write", str(written)]
+    assert aws_setup.main([*given, "--ssh-from", "203.0.113.7/32", "--image", "ami-87654321"]) == 0
+    first, second = account.read_text(), written.read_text()
+    assert f"--root s3://{BUCKET}/run" in first
+    assert "--root s3://evilm-second/run" in second
+    assert BUCKET not in second
+    assert len(second.splitlines()) == len(first.splitlines())  # with its comments
+    wanted = [{"Name": "group-name", "Values": ["second-ray"]}]
+    (group,) = boto3.client("ec2").describe_security_groups(Filters=wanted)["SecurityGroups"]
+    config = yaml.safe_load(second)
+    assert config["cluster_name"] == "second"
+    for name, settings in config["available_node_types"].items():
+        node = settings["node_config"]
+        assert (node["SecurityGroupIds"], node["ImageId"]) == ([group["GroupId"]], "ami-87654321")
+        assert node["IamInstanceProfile"]["Name"] == ("second-head" if name == "head" else "second-worker")
+
+
+def test_nodes_that_are_shutting_down_are_still_there(account: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from moto.ec2 import ec2_backends
+
+    before = _state(_names("evilm"), BUCKET)
+    tags = [{"ResourceType": "instance", "Tags": [{"Key": "ray-cluster-name", "Value": "evilm"}]}]
+    started = boto3.client("ec2").run_instances(ImageId="ami-12345678", MinCount=1, MaxCount=1, TagSpecifications=tags)
+    name = started["Instances"][0]["InstanceId"]
+    account_id = boto3.client("sts").get_caller_identity()["Account"]
+    state = ec2_backends[account_id][REGION].get_instance(name)._state
+    state.name, state.code = "shutting-down", 32  # moto's nodes are terminated at once
+    assert aws_setup.main(["--config", str(account), "--remove"]) == 1
+    said = capsys.readouterr().err
+    assert f"({name} shutting-down): run `ray down` first, and wait a minute" in said
+    assert _state(_names("evilm"), BUCKET) == before
+    state.name, state.code = "terminated", 48
+    assert aws_setup.main(["--config", str(account), "--remove"]) == 0
+
+
+def test_missing_boto3_is_named_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "boto3", None)
+    assert aws_setup.main(["--bucket", BUCKET, *FROM]) == 1
+    assert capsys.readouterr().err == "error: boto3 is not installed: pip install boto3\n"
 
 
 def test_cluster_with_nodes_is_not_removed(account: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -210,7 +256,7 @@ def test_cluster_name_and_region_reach_file_and_policies(account: Path) -> None:
     assert config["docker"]["image"] == f"{number}.dkr.ecr.{REGION}.amazonaws.com/evilm:0.1.0"
     assert f"{number}.dkr.ecr.{REGION}." in config["initialization_commands"][0]
     text = (aws_setup.HERE / "aws.yaml").read_text()
-    elsewhere = yaml.safe_load(aws_setup.fill_in(text, {REGION: "eu-west-1"}, Cluster("mine", "eu-west-1")))
+    elsewhere = yaml.safe_load(aws_setup.fill_in(text, {REGION: "eu-west-1"}, Cluster("mine", "eu-west-1"), "b1"))
     assert elsewhere["provider"]["availability_zone"].startswith("eu-west-1a,")
     policy = boto3.client("iam").get_role_policy(RoleName="mine-head", PolicyName="evilm")["PolicyDocument"]
     named = {s["Condition"]["StringEquals"].get("aws:RequestTag/ray-cluster-name") for s in policy["Statement"][:1]}
@@ -237,6 +283,7 @@ def test_cluster_name_and_region_reach_file_and_policies(account: Path) -> None:
         ("--bucket", "s3://my-bucket", "is not a bucket"),
         ("--region", "us-west-2a", "is not a region"),
         ("--config", "nowhere.yaml", "is not a cluster file"),
+        ("--write", "nowhere/my-aws.yaml", "can't be written: name a file in an existing folder"),
     ],
 )
 def test_wrong_flag_is_rejected_before_amazon_is_asked(
