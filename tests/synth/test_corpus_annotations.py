@@ -7,7 +7,7 @@ import pytest
 
 from evilm.config.data import CorpusConfig
 from evilm.config.items import ITEM_LAYOUTS, TASK_NAMES, ItemsConfig
-from evilm.items.annotation_files import Annotations
+from evilm.items.annotation_files import EMBEDDED_MARK, Annotations
 from evilm.synth import PlannedClip, plan_corpus
 from evilm.synth.corpus_annotations import FOLDER, ask, write_annotations
 from evilm.synth.words import COLOURS, SHAPES
@@ -32,11 +32,8 @@ def test_every_layout_is_read_back_with_its_clips(task: str, planned: list[Plann
     expected = {"test"} if task == "msrvtt-mc" else {"train", "val", "test"}
     assert {item.split for item in items} == expected
     assert len({(item.split, item.item_id) for item in items}) == len(items)
-    known = {clip.videoid for clip in planned}
-    listed = folder / "videos.csv"
-    if listed.exists():
-        known = {line.split(",")[0] for line in listed.read_text().splitlines()[1:]}
-    assert {item.clip_id for item in items} <= known
+    assert {item.video or item.clip_id for item in items} <= {clip.videoid for clip in planned}
+    assert EMBEDDED_MARK in Annotations(str(folder)).names()
 
 
 def test_answers_are_true_of_the_scene(planned: list[PlannedClip]) -> None:
