@@ -76,10 +76,10 @@ def _evaluate(subject: TaskSubject, output: Output, best: BestLabels) -> tuple[d
     output.check()
     storage.write_bytes(storage.join(output.out, PREDICTIONS), sink.getvalue())
     _write_gallery(output, clips, found)
-    return _figures(subject, table, hits, best.labels), {"num_labels": len(subject.spec.labels)}
+    return label_figures(subject, table, hits, best.labels), {"num_labels": len(subject.spec.labels)}
 
 
-def _figures(
+def label_figures(
     subject: TaskSubject, table: pa.Table, hits: Bool[np.ndarray, " item"], best: Int[np.ndarray, "item best"]
 ) -> dict[str, Figure]:
     """Compute accuracy over all items, over those that the head can answer, among the top five classes, and by type."""

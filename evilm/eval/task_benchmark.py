@@ -52,7 +52,7 @@ def benchmark_task(config: Benchmark) -> dict[str, Any]:
         about |= {
             "zero_shot": subject.zero_shot,
             "leak": None if subject.num_seen is None else subject.num_seen + subject.num_chosen > 0,
-            "embedded": items.embedded or not (config.annotations or config.task_items),
+            "embedded": subject.embedded,
         }
         metrics = {name: figure.as_dict() for name, figure in figures.items()}
         seconds = round(time.monotonic() - began, 1)

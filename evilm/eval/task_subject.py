@@ -46,6 +46,11 @@ class TaskSubject:
     """Word piece of each answer for the MLM head, -1 for those of several, which it can't give; None: another head."""
 
     @property
+    def embedded(self) -> bool:
+        """Whether the videos are those of the embedded corpus, by its annotations' mark or by being the default."""
+        return self.items.embedded or not (self.config.annotations or self.config.task_items)
+
+    @property
     def ceiling(self) -> float:
         """Share of the scored items whose answer the head can give."""
         if self.pieces is None:

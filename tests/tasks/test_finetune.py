@@ -81,7 +81,7 @@ def test_a_score_that_does_not_rise_ends_the_training(root: Path, tmp_path: Path
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("task", ["didemo-retrieval", "tgif-transition", "hmdb51"])
+@pytest.mark.parametrize("task", ["didemo-retrieval", "tgif-transition", "hmdb51", "kinetics-400"])
 def test_other_kinds_of_tasks_are_trained(root: Path, task: str, tmp_path: Path) -> None:
     values: dict[str, Any] = {"schedule.max_steps": 4, "out": str(tmp_path / "model")}
     values |= {} if task == "didemo-retrieval" else {"items.val_share": 0.2}  # there is no official val split
