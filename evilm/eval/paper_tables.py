@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 _FILE = "published_results.yaml"
 _OURS = "evilm, this root"
+_OTHER_FOLDS = ("fold2", "fold3")
+"""How the folders of HMDB51's other splits begin after the task."""
 _LEAKS = {True: "LEAKED", False: "", None: "leak unknown"}
 _RECALLS = {"t2v_r1": "R@1", "t2v_r5": "R@5", "t2v_r10": "R@10"}
 _INTRO = (
@@ -73,6 +75,8 @@ class Score(Config):
     probe: Mapping[str, JsonValue] = {}
     tuned_on: str = ""
     """Task that the model was fine-tuned on, by its own folder; '' for a pre-trained model."""
+    mean_of_folds: float | None = None
+    """Mean accuracy over the three splits of HMDB51, if all were scored."""
 
 
 class OurRow(NamedTuple):
@@ -106,9 +110,32 @@ def our_rows(root: str) -> list[OurRow]:
         found = [(table, column) for table, column, task in places if task == score.task]
         # Zero-shot answers have no table in the paper: they are a row of Table 1.
         for table, column in ([place for place in found if place[0].zero_shot == zero_shot] or found)[:1]:
-            key = (table.number, _OURS + label, _how(score), *_cost(score.model))
+            key = (table.number, label, _how(score), *_cost(score.model))
             rows.setdefault(key, {})[column] = score
-    return [OurRow(*key, scores) for key, scores in rows.items()]
+    _join_folds(rows)
+    return [
+        OurRow(table, f"{_OURS}: {label}" if label else _OURS, how, parameters, gmacs, scores)
+        for (table, label, how, parameters, gmacs), scores in rows.items()
+        if scores
+    ]
+
+
+def _join_folds(rows: Mapping[tuple[int, str, str, str, str], dict[str, Score]]) -> None:
+    """Put the mean of HMDB51's three splits into the row of the first, in place of the rows of the others.
+
+    Splits that are marked differently, as one with a leak, stay apart.
+    """
+    for (table, label, how, *size), scores in rows.items():
+        names = [f"{fold}-{label}" if label else fold for fold in _OTHER_FOLDS]
+        others = [rows.get((table, name, how, size[0], size[1]), {}) for name in names]
+        for column, score in scores.items():
+            folds = [score, *(other[column] for other in others if column in other)]
+            marks = {(fold.task, fold.split, fold.leak, fold.embedded) for fold in folds}
+            if len(folds) == 3 and len(marks) == 1 and all("accuracy" in fold.metrics for fold in folds):
+                mean = sum(fold.metrics["accuracy"]["value"] for fold in folds) / len(folds)
+                scores[column] = score.model_copy(update={"mean_of_folds": mean})
+                for other in others:
+                    del other[column]
 
 
 def render_tables(root: str) -> str:
@@ -133,7 +160,7 @@ def draw_tables(root: str) -> bytes:
 
 
 def _read_scores(root: str) -> Iterator[tuple[str, Score]]:
-    """Yield the scores under a root, each with what its folder's name adds to TASK-scores: '' or ': LABEL'."""
+    """Yield the scores under a root, each with what its folder's name adds to TASK-scores."""
     if not storage.list_names(root := storage.absolute(root)):
         raise ConfigError(f"nothing at {root}; name the --root of a workflow, as runs/demo")
     for name in storage.list_names(root):
@@ -147,7 +174,7 @@ def _read_scores(root: str) -> Iterator[tuple[str, Score]]:
             continue
         tuned_on = _json(storage.join(score.model, "task.json")).get("task", "")
         label = name.removeprefix(score.task).replace("-scores", "", 1).strip("-")
-        yield label and f": {label.replace('|', '/')}", score.model_copy(update={"tuned_on": str(tuned_on)})
+        yield label.replace("|", "/"), score.model_copy(update={"tuned_on": str(tuned_on)})
 
 
 def _json(place: str) -> Mapping[str, object]:
@@ -208,6 +235,8 @@ def _cell(score: Score) -> str:
     """Write a score with its interval, split, and what makes it doubtful."""
     shown = [_interval(score.metrics.get(metric, {})) for metric in _metrics(score.task)]
     parts = [" / ".join(shown), score.split, f"{score.num_items:,} items", _LEAKS[score.leak]]
+    if score.mean_of_folds is not None:
+        parts[1:1] = [f"mean of 3 splits {100 * score.mean_of_folds:.1f}", "split 1"]
     if score.embedded:
         parts.append("embedded corpus, not comparable")
     if score.tuned_on not in ("", score.task):

@@ -116,6 +116,22 @@ def test_the_variant_of_a_task_is_named(tmp_path: Path):
     assert row.scores["MSRVTT"].metrics["t2v_r1"]["value"] == figure["value"]
 
 
+def test_the_mean_of_hmdb51s_three_splits_is_in_the_row_of_the_first(tmp_path: Path):
+    for fold, value in (("", 0.4), ("-fold2", 0.5), ("-fold3", 0.45)):
+        metrics = {"accuracy": {"value": value, "low": value - 0.1, "high": value + 0.1}}
+        for ending in ("", "-long"):
+            write_scores(tmp_path, f"hmdb51{fold}-scores{ending}", "hmdb51", metrics=metrics)
+    rows = cells(render_tables(str(tmp_path)), 3, "**")
+    cell = "40.0 [30.0, 50.0], mean of 3 splits 45.0, split 1, test, 40 items"
+    assert sorted((name, shown) for name, _, _, shown, *_ in rows) == [
+        ("**evilm, this root**", cell),
+        ("**evilm, this root: long**", cell),
+    ]
+    write_scores(tmp_path, "hmdb51-fold3-scores", "hmdb51", leak=True)
+    names = [row.name.removeprefix("evilm, this root") for row in our_rows(str(tmp_path))]
+    assert sorted(names) == ["", ": fold2", ": fold3", ": long"], "a leaked split stays apart"
+
+
 def test_parameters_and_macs_are_counted_from_the_models_config(tmp_path: Path):
     config = EViLMConfig(input_px=64, dim=32, decoder_layers=1, decoder_heads=2, num_codes=32)
     student = EViLMModel(config, pretrained_video=False)
