@@ -9,6 +9,7 @@ from evilm.config.stages import Benchmark
 from evilm.eval.label_scores import score_labels, score_probe
 from evilm.eval.retrieval_scores import score_embeddings, score_pairs
 from evilm.eval.score_table import figures_table
+from evilm.eval.task_scores import training_of
 from evilm.eval.task_subject import PREDICTIONS, TaskSubject, open_subject
 from evilm.io import storage
 from evilm.io.outputs import Output
@@ -49,7 +50,7 @@ def benchmark_task(config: Benchmark) -> dict[str, Any]:
         counts |= {"ceiling": subject.ceiling, "num_seen_clips": subject.num_seen}
         counts |= {"num_chosen_clips": subject.num_chosen}
         about = {"out": out, "inputs": inputs, "task": config.task, "model": subject.model, "split": config.split}
-        about |= {
+        about |= training_of(subject.model) | {
             "zero_shot": subject.zero_shot,
             "leak": None if subject.num_seen is None else subject.num_seen + subject.num_chosen > 0,
             "embedded": subject.embedded,
