@@ -174,7 +174,7 @@ class Report(StageConfig):
     """Root folder of a workflow."""
     tables: Common[bool] = False
     """Print Tables 1-4 of the paper with the scores under --root beside the published ones, and write them as Markdown
-    and as a figure to --out, by default ROOT/tables."""
+    and as a figure to --out, by default ROOT/tables. With --tracking.uri the scores are those of that MLflow store."""
 
 
 STAGES: dict[str, type[StageConfig]] = {

@@ -76,13 +76,13 @@ def _evaluate(subject: TaskSubject, output: Output, best: BestLabels) -> tuple[d
     output.check()
     storage.write_bytes(storage.join(output.out, PREDICTIONS), sink.getvalue())
     _write_gallery(output, clips, found)
-    return _figures(subject, table, hits, best.labels), {"num_labels": len(subject.spec.labels)}
+    return label_figures(subject, table, hits, best.labels), {"num_labels": len(subject.spec.labels)}
 
 
-def _figures(
+def label_figures(
     subject: TaskSubject, table: pa.Table, hits: Bool[np.ndarray, " item"], best: Int[np.ndarray, "item best"]
 ) -> dict[str, Figure]:
-    """Compute accuracy over all items, over those with a label, among the first five classes, and by type."""
+    """Compute accuracy over all items, over those that the head can answer, among the top five classes, and by type."""
     labels, clip_ids = table["label"].to_numpy(), table["clip_id"].to_pylist()
     train = subject.items.read("train") if "train" in subject.items.splits else None
     is_guessed = labels == (guess_options(table, train) if subject.spec.kind == "choice" else _guess(labels, train))
@@ -92,7 +92,7 @@ def _figures(
         return max(least, float(np.mean(is_guessed[rows])))
 
     figures: dict[str, Figure] = {"accuracy": share(hits, clip_ids, chance(np.ones(len(labels), dtype=bool)))}
-    known = labels >= 0
+    known = subject.can_answer(labels)
     if known.any() and not known.all():
         clip_of_known = [clip for clip, is_known in zip(clip_ids, known, strict=True) if is_known]
         figures["accuracy_labelled"] = share(hits[known], clip_of_known, chance(known))

@@ -1,28 +1,25 @@
-"""Render and draw the paper's Tables 1-4: published figures beside the scores under a root. Paper: Tables 1-4."""
+"""Render and draw the paper's Tables 1-4: published figures beside our scores. Paper: Tables 1-4."""
 
-import logging
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from importlib.resources import files
 from typing import TYPE_CHECKING, NamedTuple
 
-from pydantic import ConfigDict, JsonValue
-
 from evilm.config.base import Config, validate
 from evilm.config.models import EViLMConfig
 from evilm.config.yaml_files import parse_yaml
-from evilm.errors import CheckpointError, ConfigError, ShardError
-from evilm.io import storage
+from evilm.errors import CheckpointError, ConfigError, ShardError, StorageError
+from evilm.eval.task_scores import FoundScore, Score, how
 from evilm.io.figures import to_png
-from evilm.io.outputs import CONFIG, SUMMARY
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-logger = logging.getLogger(__name__)
 _FILE = "published_results.yaml"
-_OURS = "evilm, this root"
+_OURS = "evilm"
+_OTHER_FOLDS = ("fold2", "fold3")
+"""How the folders of HMDB51's other splits begin after the task."""
 _LEAKS = {True: "LEAKED", False: "", None: "leak unknown"}
 _RECALLS = {"t2v_r1": "R@1", "t2v_r5": "R@5", "t2v_r10": "R@10"}
 _INTRO = (
@@ -55,26 +52,6 @@ class PaperTable(Config):
     note: str = ""
 
 
-class Score(Config):
-    """The summary of a task benchmark, as far as a table needs it."""
-
-    model_config = ConfigDict(extra="ignore")
-    task: str
-    model: str
-    split: str
-    zero_shot: bool
-    leak: bool | None
-    """None: it is not known."""
-    embedded: bool = False
-    """Whether the items are of the embedded corpus, which has the layout of the data set but not its videos."""
-    coverage: float
-    num_items: int
-    metrics: Mapping[str, Mapping[str, float]]
-    probe: Mapping[str, JsonValue] = {}
-    tuned_on: str = ""
-    """Task that the model was fine-tuned on, by its own folder; '' for a pre-trained model."""
-
-
 class OurRow(NamedTuple):
     """Our scores in a table, of models that were trained the same way and have the same size."""
 
@@ -86,6 +63,17 @@ class OurRow(NamedTuple):
     scores: Mapping[str, Score]  # by column
 
 
+class _Key(NamedTuple):
+    """What the scores of a row have in common."""
+
+    table: int
+    source: str
+    label: str
+    how: str
+    parameters: str
+    gmacs: str
+
+
 @cache
 def published() -> tuple[PaperTable, ...]:
     """Return the paper's tables with all published rows."""
@@ -93,36 +81,55 @@ def published() -> tuple[PaperTable, ...]:
     return tuple(validate(PaperTable, table, where=_FILE) for table in tables)
 
 
-def our_rows(root: str) -> list[OurRow]:
-    """Collect our rows from the scores under a root.
-
-    Raises:
-        ConfigError: there is nothing at the root.
-    """
-    rows: dict[tuple[int, str, str, str, str], dict[str, Score]] = {}
+def our_rows(scores: Iterable[FoundScore]) -> list[OurRow]:
+    """Collect our rows from scores; of two for one cell, the later counts."""
+    rows: dict[_Key, dict[str, Score]] = {}
     places = [(table, *column) for table in published() for column in table.columns.items()]
-    for label, score in _read_scores(root):
+    for source, label, score in scores:
         zero_shot = score.zero_shot and not score.tuned_on
         found = [(table, column) for table, column, task in places if task == score.task]
         # Zero-shot answers have no table in the paper: they are a row of Table 1.
         for table, column in ([place for place in found if place[0].zero_shot == zero_shot] or found)[:1]:
-            key = (table.number, _OURS + label, _how(score), *_cost(score.model))
+            key = _Key(table.number, source, label, how(score), *_cost(score.model))
             rows.setdefault(key, {})[column] = score
-    return [OurRow(*key, scores) for key, scores in rows.items()]
+    _join_folds(rows)
+    return [
+        OurRow(
+            key.table, f"{_OURS}, {key.source}{key.label and ': '}{key.label}", key.how, key.parameters, key.gmacs, own
+        )
+        for key, own in rows.items()
+        if own
+    ]
 
 
-def render_tables(root: str) -> str:
+def _join_folds(rows: Mapping[_Key, dict[str, Score]]) -> None:
+    """Put the mean of HMDB51's three splits into the row of the first, in place of the rows of the others.
+
+    Splits that are marked differently, as one with a leak, stay apart.
+    """
+    for key, scores in rows.items():
+        names = [f"{fold}-{key.label}" if key.label else fold for fold in _OTHER_FOLDS]
+        others = [rows.get(key._replace(label=name), {}) for name in names]
+        for column, score in scores.items():
+            folds = [score, *(other[column] for other in others if column in other)]
+            marks = {(fold.task, fold.split, fold.leak, fold.embedded) for fold in folds}
+            if len(folds) == 3 and len(marks) == 1 and all("accuracy" in fold.metrics for fold in folds):
+                mean = sum(fold.metrics["accuracy"]["value"] for fold in folds) / len(folds)
+                scores[column] = score.model_copy(update={"mean_of_folds": mean})
+                for other in others:
+                    del other[column]
+
+
+def render_tables(ours: Sequence[OurRow]) -> str:
     """Return Tables 1-4 as Markdown: published rows, today's peers, then ours."""
-    ours = our_rows(root)
     tables = [_render(table, [row for row in ours if row.table == table.number]) for table in published()]
     return "\n\n".join([_INTRO, *tables])
 
 
-def draw_tables(root: str) -> bytes:
+def draw_tables(ours: Sequence[OurRow]) -> bytes:
     """Draw a PNG with a panel per table: published figures grey, ours in colour with their intervals."""
     from matplotlib.figure import Figure
 
-    ours = our_rows(root)
     figure = Figure(figsize=(14, 10), layout="constrained")
     figure.suptitle(
         "Published figures and ours (bars: 95 % intervals; crosses: videos seen; triangles: embedded corpus)"
@@ -132,50 +139,15 @@ def draw_tables(root: str) -> bytes:
     return to_png(figure)
 
 
-def _read_scores(root: str) -> Iterator[tuple[str, Score]]:
-    """Yield the scores under a root, each with what its folder's name adds to TASK-scores: '' or ': LABEL'."""
-    if not storage.list_names(root := storage.absolute(root)):
-        raise ConfigError(f"nothing at {root}; name the --root of a workflow, as runs/demo")
-    for name in storage.list_names(root):
-        place = storage.join(root, name, SUMMARY)
-        if "-scores" not in name or not (content := _json(place)):
-            continue
-        try:
-            score = validate(Score, content, where=place)
-        except ConfigError as error:
-            logger.warning("left out of the tables: %s", error)
-            continue
-        tuned_on = _json(storage.join(score.model, "task.json")).get("task", "")
-        label = name.removeprefix(score.task).replace("-scores", "", 1).strip("-")
-        yield label and f": {label.replace('|', '/')}", score.model_copy(update={"tuned_on": str(tuned_on)})
-
-
-def _json(place: str) -> Mapping[str, object]:
-    """Read a JSON object; empty if it is missing or damaged."""
-    try:
-        content: object = storage.read_json(place)
-    except (FileNotFoundError, NotADirectoryError, ShardError):
-        return {}
-    return {str(name): value for name, value in content.items()} if isinstance(content, dict) else {}
-
-
-def _how(score: Score) -> str:
-    """Say how the scored model was trained for the task."""
-    if score.probe or (score.zero_shot and not score.tuned_on):
-        return "strict linear probe" if score.probe else "zero-shot"
-    settings = _json(storage.join(score.model, CONFIG)).get("settings")
-    return "fine-tuned from scratch" if isinstance(settings, dict) and settings.get("from_scratch") else "fine-tuned"
-
-
 @cache
 def _cost(model: str) -> tuple[str, str]:
-    """Count the parameters and MACs of a model by its config; return empty texts without a config."""
+    """Count the parameters and MACs of a model by its config; return empty texts without a config that can be read."""
     from evilm.model import cost, pretrained
     from evilm.model.evilm_model import KIND
 
     try:
         config = validate(EViLMConfig, pretrained.read_config(model, KIND)["config"])
-    except (CheckpointError, ConfigError, ShardError):
+    except (CheckpointError, ConfigError, ShardError, StorageError):
         return "", ""
     found = cost.report(config, min(30, config.text_positions))  # 30 words, as by the cost command
     return f"{found['table_8'][-1]['ours'] / 1e6:.3g}M", f"{found['macs']['total'] / 1e9:.3g} GMACs"
@@ -208,6 +180,8 @@ def _cell(score: Score) -> str:
     """Write a score with its interval, split, and what makes it doubtful."""
     shown = [_interval(score.metrics.get(metric, {})) for metric in _metrics(score.task)]
     parts = [" / ".join(shown), score.split, f"{score.num_items:,} items", _LEAKS[score.leak]]
+    if score.mean_of_folds is not None:
+        parts[1:1] = [f"mean of 3 splits {100 * score.mean_of_folds:.1f}", "split 1"]
     if score.embedded:
         parts.append("embedded corpus, not comparable")
     if score.tuned_on not in ("", score.task):

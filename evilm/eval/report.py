@@ -9,6 +9,7 @@ from evilm.config.stages import Report
 from evilm.errors import ConfigError, ShardError
 from evilm.eval.paper_tables import draw_tables, our_rows, render_tables
 from evilm.eval.score_table import figures_table
+from evilm.eval.task_scores import read_scores, read_tracked
 from evilm.io import storage
 from evilm.io.outputs import CONFIG, SUMMARY
 from evilm.io.text_table import text_table
@@ -27,6 +28,8 @@ def report(config: Report) -> dict[str, Any]:
         ConfigError: there is nothing at the root.
     """
     root = storage.absolute(config.root)
+    if config.tables and config.tracking.uri:
+        return report_tables(root, config.out, config.tracking.uri)
     if not storage.list_names(root):
         raise ConfigError(f"nothing at {root}; run pipelines/pretrain.py --preset tiny --root {config.root} first")
     if config.tables:
@@ -42,22 +45,28 @@ def report(config: Report) -> dict[str, Any]:
     }
 
 
-def report_tables(root: str, out: str = "") -> dict[str, Any]:
-    """Print Tables 1-4 of the paper with the scores under a root, and write `tables.md` and `tables.png`.
+def report_tables(root: str, out: str = "", uri: str = "") -> dict[str, Any]:
+    """Print Tables 1-4 of the paper with our scores, and write `tables.md` and `tables.png`.
+
+    Args:
+        root: has the scores.
+        out: folder of the files; '' is ROOT/tables.
+        uri: MLflow store that has the scores in place of the root.
 
     Returns:
         The summary: root, out, number of our rows, seconds.
 
     Raises:
-        ConfigError: there is nothing at the root.
+        ConfigError: there is nothing at the root, or no such store.
     """
     began, out = time.monotonic(), storage.absolute(out or storage.join(root, "tables"))
-    text, picture = render_tables(root), draw_tables(root)
+    rows = our_rows(read_tracked(uri) if uri else read_scores(root))
+    text, picture = render_tables(rows), draw_tables(rows)
     storage.write_bytes(storage.join(out, "tables.md"), (text + "\n").encode())
     storage.write_bytes(storage.join(out, "tables.png"), picture)
     sys.stdout.write(text + "\n\n")
     seconds = round(time.monotonic() - began, 1)
-    return {"root": root, "out": out, "rows": len(our_rows(root)), "seconds": seconds}
+    return {"root": root, "out": out, "rows": len(rows), "seconds": seconds}
 
 
 def read_stage(root: str, name: str) -> tuple[str, Summary]:

@@ -2,17 +2,18 @@
 
 import logging
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from evilm.config.stages import Benchmark
-from evilm.eval.item_figures import ItemFigure
 from evilm.eval.label_scores import score_labels, score_probe
 from evilm.eval.retrieval_scores import score_embeddings, score_pairs
 from evilm.eval.score_table import figures_table
+from evilm.eval.task_scores import training_of
 from evilm.eval.task_subject import PREDICTIONS, TaskSubject, open_subject
 from evilm.io import storage
 from evilm.io.outputs import Output
-from evilm.model.metrics import Figure
+from evilm.items.item_tables import ItemsManifest
 from evilm.model.task_model import task_fingerprint
 from evilm.shards import FrameManifest
 from evilm.tasks.task_inputs import find_items, variant
@@ -40,24 +41,25 @@ def benchmark_task(config: Benchmark) -> dict[str, Any]:
     needs = [] if _form(subject) == "pairs" else [PREDICTIONS]
     with Output(config, out, inputs, needs=lambda _: needs) as output:
         if output.done:
-            logger.info("%s is finished, reused\n%s", out, figures_table(output.done["metrics"]))
+            logger.info("%s is finished, reused\n%s", out, _describe(items, output.done))
             return output.done | {"reused": True}
         began = time.monotonic()
         figures, facts = _SCORERS[_form(subject)](subject, output)
-        logger.info("%s", _describe(subject, figures))
         split = items.splits[config.split]
         counts = {"num_items": split.num_items, "num_clips": split.num_clips, "coverage": split.coverage}
-        counts |= {"ceiling": split.ceiling, "num_seen_clips": subject.num_seen}
+        counts |= {"ceiling": subject.ceiling, "num_seen_clips": subject.num_seen}
+        counts |= {"num_chosen_clips": subject.num_chosen}
         about = {"out": out, "inputs": inputs, "task": config.task, "model": subject.model, "split": config.split}
-        leak = None if subject.num_seen is None else subject.num_seen > 0
-        about |= {
+        about |= training_of(subject.model) | {
             "zero_shot": subject.zero_shot,
-            "leak": leak,
-            "embedded": not (config.annotations or config.task_items),
+            "leak": None if subject.num_seen is None else subject.num_seen + subject.num_chosen > 0,
+            "embedded": subject.embedded,
         }
         metrics = {name: figure.as_dict() for name, figure in figures.items()}
         seconds = round(time.monotonic() - began, 1)
-        return output.close(about | counts | facts | {"metrics": metrics, "reused": False, "seconds": seconds})
+        summary = about | counts | facts | {"metrics": metrics, "reused": False, "seconds": seconds}
+        logger.info("%s", _describe(items, summary))
+        return output.close(summary)
 
 
 def _form(subject: TaskSubject) -> str:
@@ -69,21 +71,25 @@ def _form(subject: TaskSubject) -> str:
     return "labels"
 
 
-def _describe(subject: TaskSubject, figures: dict[str, Figure]) -> str:
-    """Format the scores with split, coverage and ceiling."""
-    config, split = subject.config, subject.items.splits[subject.config.split]
-    how = "zero-shot" if subject.zero_shot and subject.spec.kind != "label" else ""
-    how = "strict linear probe" if _form(subject) == "probe" else how
-    leak = f"LEAKED: {subject.num_seen} of the videos were trained on" if subject.num_seen else ""
-    leak = "it is NOT KNOWN if the model was trained on the videos" if subject.num_seen is None else leak
-    title = ", ".join(filter(None, [f"{config.task}, {split.sentence(config.split)}", how, leak]))
+def _describe(items: ItemsManifest, summary: Mapping[str, Any]) -> str:
+    """Format the scores of a summary with split, coverage, ceiling and what makes them doubtful."""
+    split, metrics, ceiling = items.splits[summary["split"]], summary["metrics"], summary["ceiling"]
+    how = "zero-shot" if summary["zero_shot"] and items.kind != "label" else ""
+    how = "strict linear probe" if "probe" in summary else how
+    chosen = summary.get("num_chosen_clips", 0)  # which an earlier version did not count
+    leak = f"LEAKED: {summary['num_seen_clips']} of the videos were trained on" if summary["leak"] else ""
+    leak += f", {chosen} others chose the model's best step" if chosen else ""
+    leak = "it is NOT KNOWN if the model was trained on the videos" if summary["leak"] is None else leak
+    title = ", ".join(filter(None, [f"{items.task}, {split.sentence(summary['split'])}", how, leak]))
     intervals = [
-        f"{name}: {figure.value:.1%}, 95 % interval {figure.low:.1%} to {figure.high:.1%}, {figure.num_clips} videos"
-        for name, figure in figures.items()
-        if isinstance(figure, ItemFigure) and name in ("accuracy", "t2v_r1")
+        f"{name}: {figure['value']:.1%}, 95 % interval {figure['low']:.1%} to {figure['high']:.1%}, "
+        f"{figure['num_clips']} videos"
+        for name, figure in metrics.items()
+        if "low" in figure and name in ("accuracy", "t2v_r1")
     ]
-    coverage = f"coverage {split.coverage:.1%}, ceiling {split.ceiling:.1%}"
-    return "\n".join([title, figures_table(figures), *intervals, coverage])
+    pieces = " (answers of one word piece)" if ceiling < split.ceiling else ""
+    coverage = f"coverage {split.coverage:.1%}, ceiling {ceiling:.1%}{pieces}"
+    return "\n".join([title, figures_table(metrics), *intervals, coverage])
 
 
 _SCORERS = {

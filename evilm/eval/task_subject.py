@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import numpy as np
+from jaxtyping import Bool, Int
 
 from evilm.config.base import validate
 from evilm.config.finetune_command import HeadConfig
@@ -14,10 +15,11 @@ from evilm.io import storage
 from evilm.items.item_tables import ItemsManifest
 from evilm.items.seen_clips import SEEN_FILE, clip_hashes, is_seen, read_seen
 from evilm.model.evilm_model import KIND
-from evilm.model.pretrained import read_config
-from evilm.model.task_model import TASK_FILE, TaskSpec, read_task
+from evilm.model.pretrained import VOCAB, read_config
+from evilm.model.task_model import TASK_FILE, TaskSpec, masked_pieces, read_task
 from evilm.shards import FrameManifest, check_num_frames
 from evilm.tasks.task_inputs import variant
+from evilm.text.vocab import Vocab
 
 PREDICTIONS = "predictions.parquet"
 """File of a benchmark's output with a row per item."""
@@ -38,6 +40,27 @@ class TaskSubject:
     """Whether the model was not trained on this task."""
     num_seen: int | None
     """Scored videos that the model was trained on; None if that is not known."""
+    num_chosen: int = 0
+    """Further ones, by which its best step was chosen."""
+    pieces: Int[np.ndarray, " answer"] | None = None
+    """Word piece of each answer for the MLM head, -1 for those of several, which it can't give; None: another head."""
+
+    @property
+    def embedded(self) -> bool:
+        """Whether the videos are those of the embedded corpus, by its annotations' mark or by being the default."""
+        return self.items.embedded or not (self.config.annotations or self.config.task_items)
+
+    @property
+    def ceiling(self) -> float:
+        """Share of the scored items whose answer the head can give."""
+        if self.pieces is None:
+            return self.items.splits[self.config.split].ceiling
+        return float(self.can_answer(self.items.read(self.config.split)["label"].to_numpy()).mean())
+
+    def can_answer(self, labels: Int[np.ndarray, " item"]) -> Bool[np.ndarray, " item"]:
+        """Check for each item if the head can give its answer."""
+        known = labels >= 0
+        return known if self.pieces is None else known & (self.pieces[labels] >= 0)
 
     def job(self, split: str, probe: bool = False) -> ItemJob:
         """Return the work of a scoring actor."""
@@ -58,9 +81,10 @@ def open_subject(config: Benchmark, frames: FrameManifest, items: ItemsManifest)
     model = storage.absolute(config.model or default)
     own = read_task(model)
     has_head = own is not None and (own.kind, own.labels) == (items.kind, items.labels)
-    if own is not None and own.kind == items.kind == "answer" and not has_head:
+    if own is not None and own.kind == items.kind and not has_head and (own.task == items.task or own.kind == "answer"):
+        what = "answers" if own.kind == "answer" else "classes"
         raise ConfigError(
-            f"{model} was fine-tuned on {own.task} with {len(own.labels)} answers, {items.uri} has "
+            f"{model} was fine-tuned on {own.task} with {len(own.labels)} {what}, {items.uri} has "
             f"{len(items.labels)} others; score it on the items that it was trained with"
         )
     head_type = {"answer": "mlm", "choice": "match"}.get(items.kind, "mlp")
@@ -75,24 +99,37 @@ def open_subject(config: Benchmark, frames: FrameManifest, items: ItemsManifest)
         )
     if config.split not in items.splits or not items.splits[config.split].num_items:
         raise ConfigError(f"{items.uri} has no items of split {config.split!r}, only {', '.join(items.splits)}")
+    spec = TaskSpec(config.task, items.kind, items.labels, head)
+    zero_shot = own is None or own.task != items.task
+    num_seen, num_chosen = _count_seen(config, model, frames, items)
+    pieces = masked_pieces(spec, Vocab.load(storage.join(model, VOCAB)))
+    return TaskSubject(config, model, spec, items, frames, has_head, zero_shot, num_seen, num_chosen, pieces)
+
+
+def _count_seen(config: Benchmark, model: str, frames: FrameManifest, items: ItemsManifest) -> tuple[int | None, int]:
+    """Count the scored videos that the model was trained on, and further ones by which its best step was chosen.
+
+    Raises:
+        ConfigError: there are any, or it is not known, and `allow_leak` was not given.
+    """
     scored = set(items.read(config.split)["clip_id"].to_pylist())
     clip_ids, hashes = clip_hashes(frames, clip_ids=scored)
     known = read_seen(model)
-    if known is None and not config.allow_leak:
+    if known is None:
+        if not config.allow_leak:
+            raise ConfigError(
+                f"{model} has no {SEEN_FILE}, so it is not known if it was trained on videos of {config.task}; use a "
+                "model of this version, or --allow-leak to get scores that are marked"
+            )
+        return None, 0
+    is_trained, is_chosen = is_seen(known.trained, hashes), is_seen(known.chosen, hashes)
+    is_chosen &= ~is_trained & (config.split != "val")  # val is there to choose by
+    num_seen, num_chosen = int(is_trained.sum()), int(is_chosen.sum())
+    if num_seen + num_chosen and not config.allow_leak:
+        chosen = f"; {num_chosen} others chose its best step" if num_chosen else ""
         raise ConfigError(
-            f"{model} has no {SEEN_FILE}, so it is not known if it was trained on videos of {config.task}; use a model "
-            "of this version, or --allow-leak to get scores that are marked"
+            f"{model} was trained on {num_seen} of the {len(scored)} videos of {config.task}, split {config.split}"
+            f"{chosen}; the first is {clip_ids[int((is_trained | is_chosen).argmax())]}; its scores would be too high; "
+            "use a model that has not seen them, or --allow-leak to get scores that are marked as leaked"
         )
-    seen = np.zeros(len(clip_ids), dtype=bool) if known is None else is_seen(known, hashes)
-    if seen.any() and not config.allow_leak:
-        names = [clip for clip, is_known in zip(clip_ids, seen, strict=True) if is_known]
-        raise ConfigError(
-            f"{model} was trained on {len(names)} of the {len(scored)} videos of {config.task}, split {config.split}, "
-            f"such as {names[0]}; its scores would be too high; use a model that has not seen them, or --allow-leak to "
-            "get scores that are marked as leaked"
-        )
-    spec = TaskSpec(config.task, items.kind, items.labels, head)
-    zero_shot = own is None or own.task != items.task
-    return TaskSubject(
-        config, model, spec, items, frames, has_head, zero_shot, None if known is None else int(seen.sum())
-    )
+    return num_seen, num_chosen

@@ -13,6 +13,8 @@ from typing import Any
 from evilm.errors import ManifestError
 from evilm.io import storage
 
+EMBEDDED_MARK = "EMBEDDED_CORPUS.txt"
+"""File beside annotations whose videos are those of the embedded corpus: scores on them can't be compared."""
 _SHOWN = 60
 
 

@@ -7,6 +7,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -17,7 +18,7 @@ from evilm.config.stages import BuildItems
 from evilm.errors import ConfigError, ManifestError, UsageError
 from evilm.io import storage
 from evilm.io.outputs import Output
-from evilm.items.annotation_files import Annotations
+from evilm.items.annotation_files import EMBEDDED_MARK, Annotations
 from evilm.items.item import Item, Kind, to_table
 from evilm.items.item_tables import ITEMS_FILE, SPLITS, ItemsManifest, ItemsSplit
 from evilm.items.task_layouts import Layout
@@ -57,7 +58,8 @@ def build_items(config: BuildItems) -> dict[str, Any]:
             logger.info("%s is finished, reused", output.out)
             return output.done | {"reused": True}
         known = _clips_of(frames) if frames else None
-        summary = _write(config, output, layout.kind, items, labels, known, annotations.digests)
+        items = _as_stored(items, known or set())
+        summary = _write(config, output, layout.kind, items, labels, known, annotations)
         return output.close(summary | {"reused": False, "seconds": round(time.monotonic() - began, 1)})
 
 
@@ -68,7 +70,7 @@ def _write(
     items: Sequence[Item],
     labels: list[str],
     known: set[str] | None,
-    digests: dict[str, str],
+    annotations: Annotations,
 ) -> dict[str, Any]:
     """Write tables, lists and manifest; the summary."""
     _refuse_repeats(items)
@@ -105,7 +107,8 @@ def _write(
         )
     storage.write_bytes(storage.join(output.out, "missing.txt"), "".join(f"{line}\n" for line in missing).encode())
     storage.write_bytes(storage.join(output.out, "videos.csv"), _videos_csv(items))
-    manifest = ItemsManifest(config.task, kind, splits, tuple(labels), digests, output.out)
+    is_embedded = EMBEDDED_MARK in annotations.names()
+    manifest = ItemsManifest(config.task, kind, splits, tuple(labels), annotations.digests, output.out, is_embedded)
     output.check()
     storage.write_json(storage.join(output.out, ITEMS_FILE), manifest.as_json())
     for split, found in splits.items():
@@ -157,6 +160,17 @@ def _listed(annotations: Annotations, name: str) -> list[str]:
     if sorted(placed) != list(range(len(numbers.values))):
         raise ManifestError(f"{name}: the numbers of the answers are not 0 to {len(numbers.values) - 1}, each once")
     return [placed[number] for number in range(len(placed))]
+
+
+def _as_stored(items: Sequence[Item], known: set[str]) -> list[Item]:
+    """Name clips by their video where the frames do so, as those of the embedded corpus, and no other clip is of it."""
+    spans = Counter(item.video for item in items)
+    return [
+        replace(item, clip_id=item.video)
+        if item.clip_id not in known and item.video in known and spans[item.video] == 1
+        else item
+        for item in items
+    ]
 
 
 def _refuse_repeats(items: Sequence[Item]) -> None:

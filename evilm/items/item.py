@@ -35,6 +35,8 @@ class Item:
     type: str = ""
     file: str = ""
     """Path of the video in the official distribution, if it is in a folder there; its stem is the clip's id."""
+    video: str = ""
+    """Id of the video that the clip is cut from, if clip ids add a span to it."""
 
 
 def to_table(items: Iterable[Item], labels: dict[str, int]) -> pa.Table:

@@ -56,6 +56,8 @@ class ItemsManifest:
     sources: dict[str, str]
     """SHA-256 of each annotation file."""
     uri: str
+    embedded: bool = False
+    """Whether the annotations say that their videos are those of the embedded corpus."""
 
     @property
     def fingerprint(self) -> str:
@@ -85,8 +87,8 @@ class ItemsManifest:
         if content.pop("version", 0) != _VERSION:
             raise ShardError(f"{place} is of another version; build the items again")
         splits = {name: ItemsSplit(**content["splits"][name]) for name in SPLITS if name in content["splits"]}
-        labels, sources = tuple(content["labels"]), content["sources"]
-        return cls(content["task"], content["kind"], splits, labels, sources, storage.absolute(uri))
+        labels, sources, uri = tuple(content["labels"]), content["sources"], storage.absolute(uri)
+        return cls(content["task"], content["kind"], splits, labels, sources, uri, content.get("embedded", False))
 
     def as_json(self) -> dict[str, Any]:
         """Return what `load` reads."""

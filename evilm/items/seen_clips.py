@@ -1,11 +1,13 @@
 """The clips that a model was trained on, as a set of hashes beside its weights: no model is scored on what it has seen.
 
-A clip counts as seen by its id or by the SHA-256 of its video file, so a renamed copy is found too. 16 bytes per clip.
+A clip counts as seen by its id or by the SHA-256 of its video file, so a renamed copy is found too. 17 bytes per clip.
+Clips of val, which chose the best step, are kept apart: the model may be scored on val, but not on test with them.
 """
 
 import io
 import logging
 from collections.abc import Collection, Iterable
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
@@ -21,6 +23,16 @@ logger = logging.getLogger(__name__)
 
 SEEN_FILE = "trained_on.parquet"
 _READS = 16  # shards read side by side
+
+
+@dataclass(frozen=True)
+class SeenClips:
+    """Sorted hashes of the clips that a model has seen."""
+
+    trained: UInt64[np.ndarray, " hash"]
+    """Clips that it was trained on."""
+    chosen: UInt64[np.ndarray, " hash"]
+    """Further clips, by which its best step was chosen."""
 
 
 def clip_hashes(
@@ -46,33 +58,51 @@ def clip_hashes(
     return [clip for clip, _ in found], np.array(hashes, dtype=np.uint64).reshape(-1, 2)
 
 
-def write_seen(model: str, hashes: UInt64[np.ndarray, "clip 2"], started_from: Iterable[str] = ()) -> None:
+def write_seen(
+    model: str,
+    hashes: UInt64[np.ndarray, "clip 2"],
+    started_from: Iterable[str] = (),
+    chosen_on: UInt64[np.ndarray, "clip 2"] | None = None,
+) -> None:
     """Write the set of a model: what it is trained on itself, and what the models that it starts from have seen.
 
     If it is not known what one of them has seen, nothing is written, as it is then not known of this model either.
+
+    Args:
+        model: its folder.
+        hashes: of the clips that it is trained on.
+        started_from: models that it starts from.
+        chosen_on: hashes of the clips by which its best step is chosen.
     """
-    sets = [hashes.ravel()]
+    trained, chosen = [hashes.ravel()], [] if chosen_on is None else [chosen_on.ravel()]
     for other in started_from:
         if (seen := read_seen(other)) is None:
             logger.warning("%s has no %s: it is not known which clips it has seen", other, SEEN_FILE)
             return
-        sets.append(seen)
-    table = pa.table({"hash": np.unique(np.concatenate(sets))})
+        trained.append(seen.trained)
+        chosen.append(seen.chosen)
+    every = np.unique(np.concatenate(trained + chosen))
+    table = pa.table({"hash": every, "trained": np.isin(every, np.concatenate(trained))})
     sink = io.BytesIO()
     pq.write_table(table, sink, compression="none", use_dictionary=False)
     storage.write_bytes(storage.join(model, SEEN_FILE), sink.getvalue())
 
 
-def read_seen(model: str) -> UInt64[np.ndarray, " hash"] | None:
-    """Return the sorted hashes of a model, or of the training that a checkpoint belongs to.
+def read_seen(model: str) -> SeenClips | None:
+    """Return what a model has seen, or the training that a checkpoint belongs to.
 
     Returns:
-        None if they are not known, as of models of earlier versions.
+        None if it is not known, as of models of earlier versions.
     """
     training = model.rstrip("/").rpartition("/")[0].rpartition("/")[0]  # of <out>/checkpoints/<name>
     for folder in (model, training):
         if folder and storage.exists(place := storage.join(folder, SEEN_FILE)):
-            return pq.read_table(io.BytesIO(storage.read_bytes(place)))["hash"].to_numpy()
+            table = pq.read_table(io.BytesIO(storage.read_bytes(place)))
+            hashes = table["hash"].to_numpy()
+            # An earlier version wrote only what a model was trained on.
+            is_old = "trained" not in table.column_names
+            is_trained = np.ones(len(hashes), dtype=bool) if is_old else table["trained"].to_numpy()
+            return SeenClips(hashes[is_trained], hashes[~is_trained])
     return None
 
 

@@ -174,14 +174,22 @@ def _tgif(annotations: Annotations, config: ItemsConfig, task: str) -> Iterator[
         "val": (f"{task}_val.jsonl",),
         "test": (f"Test_{task}_question.csv", f"{task}_test.jsonl"),
     }
-    has_val = bool(annotations.find(*files["val"]))
+    in_file: set[str] = set()
+    if val := annotations.find(*files["val"]):
+        in_file = {record.text("gif_name") for record in annotations.json_objects(val)}
     for split, name in _splits(annotations, files):
         if name.endswith("jsonl"):
             records = annotations.json_objects(name)
         else:
             records = annotations.table(name, ("gif_name", "question", "answer"), delimiter="\t", quoted=False)
         for record in records:
-            is_val = split == "train" and not has_val and in_val(record.text("gif_name"), config.val_share)
+            clip = record.text("gif_name")
+            if split == "train" and clip in in_file:
+                raise ManifestError(
+                    f"{name}, record {record.number}: {clip} is also in {val}; remove {val}, and val is a part of "
+                    f"{name}, or take the {task}_train.jsonl that belongs to {val} in place of {name}"
+                )
+            is_val = split == "train" and not val and in_val(clip, config.val_share)
             yield "val" if is_val else split, record
 
 
@@ -269,9 +277,10 @@ def read_kinetics(annotations: Annotations, config: ItemsConfig) -> Iterator[Ite
     for split, name in _splits(annotations, {"train": ("kinetics*train.csv",), "test": ("kinetics*val.csv",)}):
         for row in annotations.table(name, ("label", "youtube_id", "time_start", "time_end")):
             start, end = row.whole_number("time_start", 0), row.whole_number("time_end", 0)
-            clip, label = f"{row.text('youtube_id')}_{start:06d}_{end:06d}", row.text("label")
+            video, label = row.text("youtube_id"), row.text("label")
+            clip = f"{video}_{start:06d}_{end:06d}"
             is_val = split == "train" and in_val(clip, config.val_share)
-            yield Item("val" if is_val else split, clip, clip, "", label, file=f"{label}/{clip}.mp4")
+            yield Item("val" if is_val else split, clip, clip, "", label, file=f"{label}/{clip}.mp4", video=video)
 
 
 MSRVTT_RETRIEVAL = Layout("retrieval", read_msrvtt_retrieval)

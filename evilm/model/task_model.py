@@ -4,6 +4,7 @@ import hashlib
 from dataclasses import dataclass
 from typing import Any, Protocol, get_args
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor, nn
@@ -190,6 +191,16 @@ class TaskModel:
             pretrained.load_into(model.head, state, uri)
         model.head.to(model.student.device, model.student.dtype).eval()
         return model
+
+
+def masked_pieces(spec: TaskSpec, vocab: Vocab) -> Int[np.ndarray, " answer"] | None:
+    """Return the word piece of each answer, -1 for those of several, which the MLM head can't give.
+
+    Returns:
+        None for other heads.
+    """
+    is_masked = spec.kind == "answer" and spec.head.type == "mlm"
+    return answer_pieces(vocab.cut(list(spec.labels))).numpy() if is_masked else None
 
 
 def task_fingerprint(uri: str) -> str:

@@ -1,7 +1,6 @@
 """Write annotations of the embedded corpus in the layouts of downstream data sets, true by the plan of each scene.
 
-Clips keep their ids, except in Kinetics-400 (`ID_000000_000010`): there `videos.csv` beside the annotations is a
-manifest of the same files with the layout's ids, for `shard_videos --columns.path path`.
+Clips keep their ids. Kinetics-400's layout adds a span to each (`ID_000000_000010`), which its reader does without.
 """
 
 import csv
@@ -12,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from evilm.io import storage
+from evilm.items.annotation_files import EMBEDDED_MARK
 from evilm.seeds import named_rng
 from evilm.synth.corpus_plan import PlannedClip
 from evilm.synth.grammar import write_caption
@@ -19,6 +19,7 @@ from evilm.synth.words import COLOURS, COUNTS, MOTIONS, SCENES, SHAPES
 from evilm.synth.world import Scene
 
 FOLDER = "annotations"
+_MARK = "The layout of a data set with videos of the embedded corpus: scores can't be compared with published ones.\n"
 _NUM_OPTIONS = 5
 _CAPTIONS = 20
 _SENTENCES = 5
@@ -58,7 +59,7 @@ def ask(scene: Scene) -> list[Question]:
 def write_annotations(planned: Sequence[PlannedClip], seed: int, root: str) -> None:
     """Write all layouts below `<root>/annotations`, a folder for each task."""
     for task, write in _LAYOUTS.items():
-        for name, data in write(planned, seed):
+        for name, data in ((EMBEDDED_MARK, _MARK), *write(planned, seed)):
             storage.write_bytes(storage.join(root, FOLDER, task, name), data.encode())
 
 
@@ -192,26 +193,17 @@ def _hmdb51(planned: Sequence[PlannedClip], seed: int) -> Iterator[tuple[str, st
 
 def _kinetics(planned: Sequence[PlannedClip], seed: int) -> Iterator[tuple[str, str]]:
     """Use the background as class."""
-    header, manifest = ("label", "youtube_id", "time_start", "time_end", "split", "is_cc"), []
+    header = ("label", "youtube_id", "time_start", "time_end", "split", "is_cc")
     for split, name in (("train", "train"), ("test", "val")):
-        rows = []
-        for clip in _by_split(planned)[split]:
-            rows.append((clip.scene.background, clip.videoid, 0, 10, name, 0))
-            manifest.append((f"{clip.videoid}_000000_000010", clip))
+        rows = [(clip.scene.background, clip.videoid, 0, 10, name, 0) for clip in _by_split(planned)[split]]
         yield f"kinetics-400_{name}.csv", _table(header, rows)
     yield "label_map_k400.txt", "".join(f"{label}\n" for label in sorted(SCENES))
-    yield "videos.csv", _videos(manifest)
 
 
 def _captions(clip: PlannedClip, seed: int, count: int) -> list[str]:
     """Write `count` captions of a clip, its own first."""
     rng = named_rng("captions", seed, clip.videoid)
     return [clip.caption, *(write_caption(clip.scene, rng) for _ in range(count - 1))]
-
-
-def _videos(manifest: Sequence[tuple[str, PlannedClip]]) -> str:
-    rows = [(name, clip.path, clip.split, clip.caption) for name, clip in manifest]
-    return _table(("videoid", "path", "split", "name"), rows)
 
 
 def _lines(rows: Any) -> str:

@@ -100,9 +100,10 @@ def finetune(config: Finetune) -> dict[str, Any]:
             schedule = config.schedule
             batch_sizes(items.epoch_size("train"), schedule.batch_clips, schedule.tail, config.num_micro_batches)
             publish_side(frames, replace=False)
-            _, hashes = clip_hashes(frames, clip_ids=set(items.read("train")["clip_id"].to_pylist()))
+            names = ("train", "val") if items.epoch_size("val") and schedule.eval_clips else ("train",)
+            seen = [clip_hashes(frames, clip_ids=set(items.read(name)["clip_id"].to_pylist()))[1] for name in names]
             output.check()
-            write_seen(out, hashes, [] if config.from_scratch else [model])
+            write_seen(out, seen[0], [] if config.from_scratch else [model], *seen[1:])
         summary = training.finish(output)
         output.check()
         output.close(summary)
@@ -191,11 +192,9 @@ class FinetuneTask:
 
     def collate(self) -> ItemCollate:
         """Return the collate function of items."""
-        from evilm.model.task_heads import answer_pieces
+        from evilm.model.task_model import masked_pieces
 
-        pieces = None
-        if self.spec.kind == "answer" and self.spec.head.type == "mlm":
-            pieces = answer_pieces(self._vocab.cut(list(self.spec.labels))).numpy()
+        pieces = masked_pieces(self.spec, self._vocab)
         return ItemCollate(self._vocab, self.arch.max_text_len, self.spec.kind, pieces)
 
     def panels(self, tracked: TrackedRun | None) -> None:

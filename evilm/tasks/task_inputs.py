@@ -44,9 +44,9 @@ def find_items(config: Finetune | Benchmark, frames: FrameManifest) -> ItemsMani
         try:
             track("build_items", build_items, BuildItems.model_validate(settings | shared))
         except ConfigError as error:
-            raise ConfigError(
-                f"build_items, to build {place}: {error} (to overwrite its output, run pipelines/build_items.py)"
-            ) from None
+            can_overwrite = "--overwrite" in str(error)  # which here would be that of the training or benchmark
+            advice = " (to overwrite its output, run pipelines/build_items.py)" if can_overwrite else ""
+            raise ConfigError(f"build_items, to build {place}: {error}{advice}") from None
     items = ItemsManifest.load(place)
     if items.task != config.task:
         raise ConfigError(f"{place} holds items of {items.task}, not of {config.task}; name other --task-items")

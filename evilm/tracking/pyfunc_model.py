@@ -7,7 +7,6 @@ What it takes and gives is said in `pyfunc_code`, the file that MLflow keeps as 
 
 import base64
 import io
-import os
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -25,8 +24,6 @@ from evilm.tracking.mlflow_run import TrackedRun, describe_run, ensure_run, is_c
 from evilm.tracking.panel_log import send_panels
 from evilm.tracking.registry import REGISTERED_NAME
 from evilm.tracking.run_file import read_run_file, write_run_file
-
-os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # read when mlflow copies files
 
 _FILES = "evilm"
 _NEEDS = (

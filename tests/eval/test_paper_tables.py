@@ -12,8 +12,9 @@ from evilm.config.models import EViLMConfig
 from evilm.config.stages import Report
 from evilm.errors import ConfigError
 from evilm.eval.item_figures import share
-from evilm.eval.paper_tables import draw_tables, our_rows, published, render_tables
+from evilm.eval.paper_tables import OurRow, our_rows, published, render_tables
 from evilm.eval.report import report
+from evilm.eval.task_scores import read_scores
 from evilm.io import storage
 from evilm.model.cost import parameter_rows
 from evilm.model.evilm_model import EViLMModel
@@ -29,6 +30,10 @@ def write_scores(root: Path, folder: str, task: str, **facts: object) -> dict[st
     return figure
 
 
+def rows_of(root: Path) -> list[OurRow]:
+    return our_rows(read_scores(str(root)))
+
+
 def cells(text: str, table: int, begin: str) -> list[list[str]]:
     """Return the rows of a table whose first cell begins so."""
     part = text.split(f"## Table {table}:")[1].split("## Table")[0]
@@ -38,7 +43,7 @@ def cells(text: str, table: int, begin: str) -> list[list[str]]:
 
 def test_published_numbers_are_in_their_rows(tmp_path: Path):
     (tmp_path / "run.json").write_text("{}")
-    text = render_tables(str(tmp_path))
+    text = render_tables(rows_of(tmp_path))
     for table in published():
         for row in table.rows:
             (shown,) = [r for r in cells(text, table.number, row.model) if row.gflops == r[2]][:1]
@@ -64,16 +69,16 @@ def test_numbers_of_the_paper_are_those_printed():
 
 def test_our_row_has_value_and_interval_and_is_empty_elsewhere(tmp_path: Path):
     figure = write_scores(tmp_path, "msvd-qa-scores", "msvd-qa")
-    text = render_tables(str(tmp_path))
+    text = render_tables(rows_of(tmp_path))
     low, high = 100 * figure["low"], 100 * figure["high"]
     score = f"75.0 [{low:.1f}, {high:.1f}], test, 40 items"
     assert cells(text, 1, "**") == [["**evilm, this root**", *[""] * 7, score, "fine-tuned"]]
-    assert cells(text, 2, "**") == [["**evilm, this root**", *[""] * 4, "not scored yet"]]
+    assert cells(text, 2, "**") == [["**evilm**", *[""] * 4, "not scored yet"]]
 
 
 def test_retrieval_cell_has_three_recalls(tmp_path: Path):
     write_scores(tmp_path, "didemo-retrieval-scores", "didemo-retrieval", split="val")
-    ((*_, cell, how),) = cells(render_tables(str(tmp_path)), 2, "**")
+    ((*_, cell, how),) = cells(render_tables(rows_of(tmp_path)), 2, "**")
     assert (cell.count("75.0 ["), cell.count(" / "), cell.endswith(", val, 40 items"), how) == (
         3,
         2,
@@ -84,7 +89,7 @@ def test_retrieval_cell_has_three_recalls(tmp_path: Path):
 
 def test_leak_and_coverage_are_marked(tmp_path: Path):
     write_scores(tmp_path, "msrvtt-qa-scores", "msrvtt-qa", leak=True, coverage=0.9312)
-    ((*_, cell, _, _),) = cells(render_tables(str(tmp_path)), 1, "**")
+    ((*_, cell, _, _),) = cells(render_tables(rows_of(tmp_path)), 1, "**")
     assert cell.endswith(", test, 40 items, LEAKED, coverage 93.1 %")
 
 
@@ -98,7 +103,7 @@ def test_models_are_told_apart_by_folder_and_training(tmp_path: Path):
     write_scores(tmp_path, "msrvtt-mc-scores-zero", "msrvtt-mc", zero_shot=True)
     write_scores(tmp_path, "msrvtt-mc-scores", "msrvtt-mc", zero_shot=True, model=str(tmp_path / "retrieval"))
     write_scores(tmp_path, "hmdb51-scores", "hmdb51", zero_shot=True, probe={"feature": "cls"})
-    rows = [(row.table, row.name, row.how, sorted(row.scores)) for row in our_rows(str(tmp_path))]
+    rows = [(row.table, row.name, row.how, sorted(row.scores)) for row in rows_of(tmp_path)]
     assert sorted(rows) == [
         (1, "evilm, this root", "fine-tuned", ["MSRVTT MC", "MSVD-QA"]),
         (1, "evilm, this root", "zero-shot", ["TGIF frame"]),
@@ -106,14 +111,30 @@ def test_models_are_told_apart_by_folder_and_training(tmp_path: Path):
         (3, "evilm, this root", "strict linear probe", ["HMDB51"]),
         (4, "evilm, this root: zero", "zero-shot", ["MSRVTT MC"]),
     ]
-    assert "items, fine-tuned on msrvtt-retrieval |" in render_tables(str(tmp_path))
+    assert "items, fine-tuned on msrvtt-retrieval |" in render_tables(rows_of(tmp_path))
 
 
 def test_the_variant_of_a_task_is_named(tmp_path: Path):
     figure = write_scores(tmp_path, "msrvtt-retrieval-7k-scores", "msrvtt-retrieval")
-    (row,) = our_rows(str(tmp_path))
+    (row,) = rows_of(tmp_path)
     assert row.name == "evilm, this root: 7k"
     assert row.scores["MSRVTT"].metrics["t2v_r1"]["value"] == figure["value"]
+
+
+def test_the_mean_of_hmdb51s_three_splits_is_in_the_row_of_the_first(tmp_path: Path):
+    for fold, value in (("", 0.4), ("-fold2", 0.5), ("-fold3", 0.45)):
+        metrics = {"accuracy": {"value": value, "low": value - 0.1, "high": value + 0.1}}
+        for ending in ("", "-long"):
+            write_scores(tmp_path, f"hmdb51{fold}-scores{ending}", "hmdb51", metrics=metrics)
+    rows = cells(render_tables(rows_of(tmp_path)), 3, "**")
+    cell = "40.0 [30.0, 50.0], mean of 3 splits 45.0, split 1, test, 40 items"
+    assert sorted((name, shown) for name, _, _, shown, *_ in rows) == [
+        ("**evilm, this root**", cell),
+        ("**evilm, this root: long**", cell),
+    ]
+    write_scores(tmp_path, "hmdb51-fold3-scores", "hmdb51", leak=True)
+    names = [row.name.removeprefix("evilm, this root") for row in rows_of(tmp_path)]
+    assert sorted(names) == ["", ": fold2", ": fold3", ": long"], "a leaked split stays apart"
 
 
 def test_parameters_and_macs_are_counted_from_the_models_config(tmp_path: Path):
@@ -121,7 +142,7 @@ def test_parameters_and_macs_are_counted_from_the_models_config(tmp_path: Path):
     student = EViLMModel(config, pretrained_video=False)
     student.save_pretrained(str(tmp_path / "model"))
     write_scores(tmp_path, "hmdb51-scores", "hmdb51")
-    (row,) = our_rows(str(tmp_path))
+    (row,) = rows_of(tmp_path)
     assert row.parameters == f"{parameter_rows(student)['total'] / 1e6:.3g}M"
     assert row.gmacs.endswith(" GMACs")
     assert float(row.gmacs.split()[0]) > 0
@@ -131,14 +152,13 @@ def test_damaged_summaries_are_left_out(tmp_path: Path, caplog: pytest.LogCaptur
     write_scores(tmp_path, "msvd-qa-scores", "msvd-qa", metrics={"accuracy": "high"})
     (tmp_path / "hmdb51-scores").mkdir()
     (tmp_path / "hmdb51-scores" / "summary.json").write_text("{")
-    assert our_rows(str(tmp_path)) == []
+    assert rows_of(tmp_path) == []
     assert "left out of the tables" in caplog.text
 
 
 def test_empty_root_is_rejected(tmp_path: Path):
-    for work in (render_tables, draw_tables):
-        with pytest.raises(ConfigError, match="nothing at"):
-            work(str(tmp_path / "none"))
+    with pytest.raises(ConfigError, match="nothing at"):
+        rows_of(tmp_path / "none")
     with pytest.raises(ConfigError, match="nothing at"):
         report(Report(root=str(tmp_path / "none"), tables=True))
 
@@ -160,5 +180,5 @@ def test_report_prints_and_writes_tables(tmp_path: Path, capsys: pytest.CaptureF
 def test_scores_on_the_embedded_corpus_are_marked(tmp_path: Path):
     write_scores(tmp_path, "msvd-qa-scores", "msvd-qa", embedded=True)
     write_scores(tmp_path, "hmdb51-scores", "hmdb51", embedded=False)
-    text = render_tables(str(tmp_path))
+    text = render_tables(rows_of(tmp_path))
     assert text.count("embedded corpus, not comparable") == 1

@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from evilm.config.items import ItemsConfig
 from evilm.config.presets import defaults
 from evilm.config.stages import Benchmark
 from evilm.dataloader.item_loader import ClipIndex, ItemTable
@@ -17,6 +18,7 @@ from evilm.eval.task_subject import open_subject
 from evilm.items.item import Item
 from evilm.items.item_tables import ItemsManifest
 from evilm.items.seen_clips import write_seen
+from evilm.items.task_layouts import in_val
 from evilm.model.inference import EViLM
 from evilm.seeds import hash64
 from evilm.shards import FrameManifest
@@ -143,9 +145,9 @@ def test_the_9k_list_leaks_into_multiple_choice_and_the_7k_list_does_not(root: P
     assert not score(root, "msrvtt-mc", model=models["7k"], out=str(tmp_path / "mc7"))["leak"]
 
 
-@pytest.mark.parametrize(("protocol", "met"), [("9k", 1990), ("7k", 0)])
+@pytest.mark.parametrize(("protocol", "trained", "chosen"), [("9k", 1883, 107), ("7k", 0, 0)])
 def test_the_real_9k_list_is_rejected_with_its_count(
-    shared_data: Path, tmp_path: Path, protocol: str, met: int
+    shared_data: Path, tmp_path: Path, protocol: str, trained: int, chosen: int
 ) -> None:
     lists = shared_data / "annotations" / "msrvtt"
     tested = (lists / "test_list_full.txt").read_text().split()
@@ -155,12 +157,17 @@ def test_the_real_9k_list_is_rejected_with_its_count(
         tmp_path / "items", "choice", [Item("test", f"mc{n}", v, "", "a", options) for n, v in enumerate(tested)]
     )
     make_model(tmp_path / "model")
-    trained = (lists / f"MSRVTT_train.{protocol}.csv").read_text().split()[1:]
-    hashes = [(hash64(f"id\0{video}".encode()), number) for number, video in enumerate(trained)]
-    write_seen(str(tmp_path / "model"), np.array(hashes, dtype=np.uint64))
+    listed = (lists / f"MSRVTT_train.{protocol}.csv").read_text().split()[1:]
+    hashes = np.array([(hash64(f"id\0{video}".encode()), n) for n, video in enumerate(listed)], dtype=np.uint64)
+    is_val = np.array([in_val(video, ItemsConfig().val_share) for video in listed])
+    write_seen(str(tmp_path / "model"), hashes[~is_val], chosen_on=hashes[is_val])
     config = Benchmark.model_validate({"task": "msrvtt-mc", "model": str(tmp_path / "model")})
-    if met:
-        with pytest.raises(ConfigError, match=f"was trained on {met} of the 2990 videos of msrvtt-mc, split test"):
+    if trained:
+        message = (
+            f"was trained on {trained} of the 2990 videos of msrvtt-mc, split test; {chosen} others chose its best step"
+        )
+        with pytest.raises(ConfigError, match=message):
             open_subject(config, frames, items)
         config = config.model_copy(update={"allow_leak": True})
-    assert open_subject(config, frames, items).num_seen == met
+    subject = open_subject(config, frames, items)
+    assert (subject.num_seen, subject.num_chosen) == (trained, chosen)

@@ -12,9 +12,11 @@ import pytest
 from evilm.config.stages import BuildItems, ShardVideos
 from evilm.errors import ConfigError, ManifestError, ShardError, UsageError
 from evilm.ingest.shard_videos import shard_videos
+from evilm.items.annotation_files import EMBEDDED_MARK
 from evilm.items.build_items import build_items
 from evilm.items.item_tables import ItemsManifest
 from helpers.paths import ROOT
+from helpers.random_model import named_frames
 from helpers.small_corpus import in_this_process
 from helpers.video_files import write_video
 
@@ -158,6 +160,35 @@ def test_a_class_that_the_list_lacks_is_named(tmp_path: Path) -> None:
     (folder / "label_map_k400.txt").write_text("run\nwalk\n")
     with pytest.raises(ManifestError, match="kinetics-400: the list of classes lacks 1 of them, such as 'jump'"):
         build_items(config(folder, tmp_path / "items", task="kinetics-400"))
+
+
+def write_kinetics(folder: Path, *rows: str) -> None:
+    header = "label,youtube_id,time_start,time_end,split,is_cc\n"
+    folder.mkdir()
+    (folder / "kinetics-400_val.csv").write_text(header + "".join(f"{row},val,0\n" for row in rows))
+
+
+def test_clips_of_kinetics_are_found_by_the_id_of_their_video_unless_it_has_several(tmp_path: Path) -> None:
+    write_kinetics(tmp_path / "k400", "run,a,0,10", "run,b,0,10", "jump,b,20,30", "jump,c,5,15")
+    frames = named_frames(tmp_path / "frames", ["a", "b", "c_000005_000015", "c"])
+    out = tmp_path / "items"
+    build_items(
+        config(tmp_path / "k400", out, task="kinetics-400", frames=frames.uri, **{"items.max_missing_share": 0.5})
+    )
+    assert ItemsManifest.load(str(out)).read("test")["clip_id"].to_pylist() == ["a", "c_000005_000015"]
+
+
+def test_items_keep_the_mark_of_the_embedded_corpus(annotations: Path, tmp_path: Path) -> None:
+    first = build_items(config(annotations, tmp_path / "items"))
+    assert not ItemsManifest.load(str(tmp_path / "items")).embedded
+    (annotations / EMBEDDED_MARK).write_text("")
+    assert build_items(config(annotations, tmp_path / "items")) == first | {"reused": True}, "the same items"
+    build_items(config(annotations, tmp_path / "marked"))
+    assert ItemsManifest.load(str(tmp_path / "marked")).embedded
+    written = json.loads((tmp_path / "marked" / "items.json").read_text())
+    del written["embedded"]  # as of an earlier version
+    (tmp_path / "marked" / "items.json").write_text(json.dumps(written))
+    assert not ItemsManifest.load(str(tmp_path / "marked")).embedded
 
 
 def test_layout_of_the_docs_builds_items_of_an_own_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

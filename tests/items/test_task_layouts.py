@@ -48,6 +48,22 @@ def test_real_extracts_are_read_whole(task: str, shared_data: Path) -> None:
     assert len({(item.split, item.item_id) for item in items}) == len(items)
 
 
+def test_derived_extracts_of_msrvtt_are_read(shared_data: Path, tmp_path: Path) -> None:
+    folder = shared_data / "annotations" / "msrvtt"
+    items = read("msrvtt-retrieval", folder, protocol="full")
+    assert splits(items) == {"val": 497, "test": 761}
+    assert len({item.clip_id for item in items}) == 497 + 390
+    for name in ("train_val_videodatainfo.DERIVED.json", "MSRVTT_JSFUSION_test.csv"):
+        shutil.copyfile(folder / name, tmp_path / name)
+    captioned = {item.clip_id for item in items if item.split == "val"}
+    listed = (folder / "MSRVTT_train.7k.csv").read_text().splitlines()
+    (tmp_path / "MSRVTT_train.7k.csv").write_text("\n".join(v for v in listed if v in {"video_id", *captioned}))
+    items = read("msrvtt-retrieval", tmp_path, protocol="7k")
+    assert {item.clip_id for item in items if item.split != "test"} == captioned, "all of them are in the 7k list"
+    assert splits(items)["test"] == 500
+    assert 0 < splits(items)["val"] < 50
+
+
 def test_questions_about_test_videos_are_in_the_9k_list_only(shared_data: Path) -> None:
     for protocol, met in (("9k", 1990), ("7k", 0)):
         path = shared_data / "annotations" / "msrvtt" / f"MSRVTT_train.{protocol}.csv"
@@ -74,7 +90,16 @@ BROKEN: list[tuple[str, str, str, Any, Any, str]] = [
     ("didemo-retrieval", "didemo", "test_data.json", '"description":"', '"text":"', "record 0: no field 'description'"),
     ("didemo-retrieval", "didemo", "val_data.json", "[{", '[7, {', "record 0: 7 is not an object"),
     ("didemo-retrieval", "didemo", "DiDeMo_train.paragraph.tsv", "\t", " ", "record 0: 1 fields, 2 are expected"),
+    ("tgif-transition", "tgif_qa", "Test_transition_question.csv", "\ta3\t", "\tb3\t", "record 0: no field 'a3'"),
+    ("tgif-transition", "tgif_qa", "Test_transition_question.csv", "\r\n", "\tx\r\n", "record 0: 10 fields, 11 are e"),
+    ("tgif-transition", "tgif_qa", "Test_transition_question.csv", "question\t", "query\t", "no column 'question' "),
+    ("msrvtt-retrieval", "msrvtt", "train_val_videodatainfo.DERIVED.json", '"validate"', '"dev"', "0: split = 'dev',"),
+    ("msrvtt-retrieval", "msrvtt", "test_videodatainfo.DERIVED.json", '"caption"', '"text"', "0: no field 'caption'"),
+    ("msrvtt-retrieval", "msrvtt", "MSRVTT_JSFUSION_test.csv", "ret0,", "", "record 0: 3 fields, 4 are expected"),
+    ("msrvtt-retrieval", "msrvtt", "MSRVTT_train.9k.csv", "video_id", "id", "has no column 'video_id'"),
     ("hmdb51", "hmdb51/testTrainMulti_7030_splits", "clap_test_split1.txt", ".avi 1", ".avi 3", "record .* is not `FI"),
+    ("hmdb51", "hmdb51/testTrainMulti_7030_splits", "wave_test_split1.txt", " ", "_", "record 0: .* is not `FILE.avi"),
+    ("hmdb51", "hmdb51/testTrainMulti_7030_splits", "kiss_test_split1.txt", ".avi 2", ".avi", "record .* is not `FILE"),
     ("kinetics-400", "kinetics400", "kinetics-400_val.csv", "label,", "class,", "has no column 'label'"),
     ("kinetics-400", "kinetics400", "kinetics-400_val.csv", ",417,", ",4:17,", "record 0: time_start = '4:17' is not "),
     ("kinetics-400", "kinetics400", "kinetics-400_val.csv", "val,0\n", "val\n", "record 0: 5 fields, 6 are expected"),
@@ -159,6 +184,18 @@ def test_an_official_val_file_leaves_the_training_file_whole(tmp_path: Path) -> 
     for split, part in (("train", rows[:40]), ("val", rows[40:50]), ("test", rows[50:])):
         (tmp_path / f"frameqa_{split}.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in part))
     assert splits(read("tgif-frame", tmp_path, val_share=0.5)) == {"train": 40, "val": 10, "test": 10}
+
+
+def test_a_val_file_that_is_a_part_of_the_training_file_is_named(tmp_path: Path) -> None:
+    columns = "gif_name\tquestion\tanswer\ttype\tvid_id\tkey\tdescription\r\n"
+    rows = [f"gif{k}\twhat ?\tdog\t0\tFRAMEQA{k}\t{k}\ta dog\r\n" for k in range(4)]
+    (tmp_path / "Train_frameqa_question.csv").write_bytes((columns + "".join(rows)).encode())
+    row = {"gif_name": "gif2", "question": "what ?", "answer": "dog", "answer_type": "object"}
+    (tmp_path / "frameqa_val.jsonl").write_text(json.dumps(row))
+    message = r"Train_frameqa_question.csv, record 2: gif2 is also in frameqa_val.jsonl; remove frameqa_val.jsonl"
+    with pytest.raises(ManifestError, match=message) as caught:
+        read("tgif-frame", tmp_path)
+    assert "fix the record" not in str(caught.value)
 
 
 def test_a_listed_video_without_captions_is_named(tmp_path: Path) -> None:

@@ -7,10 +7,14 @@ import pytest
 
 from evilm.config.data import CorpusConfig
 from evilm.config.items import ITEM_LAYOUTS, TASK_NAMES, ItemsConfig
-from evilm.items.annotation_files import Annotations
+from evilm.config.stages import BuildItems
+from evilm.items.annotation_files import EMBEDDED_MARK, Annotations
+from evilm.items.build_items import build_items
+from evilm.items.item_tables import ItemsManifest
 from evilm.synth import PlannedClip, plan_corpus
 from evilm.synth.corpus_annotations import FOLDER, ask, write_annotations
 from evilm.synth.words import COLOURS, SHAPES
+from helpers.random_model import named_frames
 
 
 @pytest.fixture(scope="module")
@@ -32,11 +36,18 @@ def test_every_layout_is_read_back_with_its_clips(task: str, planned: list[Plann
     expected = {"test"} if task == "msrvtt-mc" else {"train", "val", "test"}
     assert {item.split for item in items} == expected
     assert len({(item.split, item.item_id) for item in items}) == len(items)
-    known = {clip.videoid for clip in planned}
-    listed = folder / "videos.csv"
-    if listed.exists():
-        known = {line.split(",")[0] for line in listed.read_text().splitlines()[1:]}
-    assert {item.clip_id for item in items} <= known
+    assert {item.video or item.clip_id for item in items} <= {clip.videoid for clip in planned}
+    assert EMBEDDED_MARK in Annotations(str(folder)).names()
+
+
+def test_items_of_every_task_find_their_frames(planned: list[PlannedClip], written: Path, tmp_path: Path) -> None:
+    frames = named_frames(tmp_path / "frames", [clip.videoid for clip in planned])
+    for task in TASK_NAMES:
+        folder, out = written / ("tgif-qa" if task.startswith("tgif") else task), str(tmp_path / task)
+        build_items(BuildItems(task=task, annotations=str(folder), frames=frames.uri, out=out))
+        items = ItemsManifest.load(out)
+        assert {split.coverage for split in items.splits.values()} == {1.0}, task
+        assert items.embedded
 
 
 def test_answers_are_true_of_the_scene(planned: list[PlannedClip]) -> None:

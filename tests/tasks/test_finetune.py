@@ -50,10 +50,13 @@ def test_finished_fine_tuning_is_reused(root: Path, tuned: dict[str, Any]) -> No
 
 def test_finetuned_model_has_seen_its_own_and_its_models_training_clips(root: Path, tuned: dict[str, Any]) -> None:
     frames = FrameManifest.load(str(root / "frames"))
-    for split, seen in (("train", True), ("test", False), ("val", False)):
+    for split in ("train", "test", "val"):
         _, hashes = clip_hashes(frames, [split])
         for model in (tuned["out"], str(root / "model")):
-            assert set(is_seen(read_seen(model), hashes)) == {seen}, (split, model)
+            seen = read_seen(model)
+            assert set(is_seen(seen.trained, hashes)) == {split == "train"}, (split, model)
+            was_chosen_on = split == "val" and model == tuned["out"]
+            assert set(is_seen(seen.chosen, hashes)) == {was_chosen_on}, (split, model)
 
 
 @pytest.mark.long
@@ -78,7 +81,7 @@ def test_a_score_that_does_not_rise_ends_the_training(root: Path, tmp_path: Path
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("task", ["didemo-retrieval", "tgif-transition", "hmdb51"])
+@pytest.mark.parametrize("task", ["didemo-retrieval", "tgif-transition", "hmdb51", "kinetics-400"])
 def test_other_kinds_of_tasks_are_trained(root: Path, task: str, tmp_path: Path) -> None:
     values: dict[str, Any] = {"schedule.max_steps": 4, "out": str(tmp_path / "model")}
     values |= {} if task == "didemo-retrieval" else {"items.val_share": 0.2}  # there is no official val split
@@ -92,7 +95,7 @@ def test_scratch_starts_from_other_weights_and_has_seen_only_the_task(root: Path
     values = {"from_scratch": True, "out": str(tmp_path / "model"), "schedule.max_steps": 2, "items.val_share": 0.2}
     summary = finetune(small_finetune(root, "hmdb51", **values))
     known = read_seen(str(root / "model"))
-    assert 0 < len(read_seen(summary["out"])) < len(known)
+    assert 0 < len(read_seen(summary["out"]).trained) < len(known.trained)
 
 
 @pytest.mark.parametrize(
