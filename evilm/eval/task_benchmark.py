@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from evilm.config.stages import Benchmark
@@ -37,17 +38,20 @@ def benchmark_task(config: Benchmark) -> dict[str, Any]:
     subject = open_subject(config, frames, items)
     out = storage.absolute(config.out or storage.join(root, f"{variant(config)}-scores"))
     inputs = {"model": task_fingerprint(subject.model), "frames": frames.fingerprint, "items": items.fingerprint}
-    needs = [] if _form(subject) == "pairs" else [PREDICTIONS]
-    with Output(config, out, inputs, needs=lambda _: needs) as output:
+    form = _form(subject)
+    with Output(subject.config, out, inputs, needs=lambda done: _needs(form, done)) as output:
         if output.done:
             logger.info("%s is finished, reused\n%s", out, figures_table(output.done["metrics"]))
             return output.done | {"reused": True}
         began = time.monotonic()
-        figures, facts = _SCORERS[_form(subject)](subject, output)
-        logger.info("%s", _describe(subject, figures))
+        figures, facts = _SCORERS[form](subject, output)
+        cut_texts = subject.share_cut()
+        logger.info("%s", _describe(subject, figures, cut_texts))
         split = items.splits[config.split]
         counts = {"num_items": split.num_items, "num_clips": split.num_clips, "coverage": split.coverage}
         counts |= {"ceiling": split.ceiling, "num_seen_clips": subject.num_seen}
+        counts |= {"max_text_len": subject.arch.max_text_len, "num_frames": subject.arch.num_frames}
+        counts |= {"cut_texts": round(cut_texts, 6)}
         about = {"out": out, "inputs": inputs, "task": config.task, "model": subject.model, "split": config.split}
         leak = None if subject.num_seen is None else subject.num_seen > 0
         about |= {
@@ -60,6 +64,11 @@ def benchmark_task(config: Benchmark) -> dict[str, Any]:
         return output.close(about | counts | facts | {"metrics": metrics, "reused": False, "seconds": seconds})
 
 
+def _needs(form: str, done: Mapping[str, Any]) -> list[str]:
+    """Return the files of a finished benchmark; earlier versions wrote no predictions of scored pairs."""
+    return [] if form == "pairs" and "cut_texts" not in done else [PREDICTIONS]
+
+
 def _form(subject: TaskSubject) -> str:
     """Return how the task is scored."""
     if subject.spec.kind == "label" and not subject.has_head:
@@ -69,8 +78,8 @@ def _form(subject: TaskSubject) -> str:
     return "labels"
 
 
-def _describe(subject: TaskSubject, figures: dict[str, Figure]) -> str:
-    """Format the scores with split, coverage and ceiling."""
+def _describe(subject: TaskSubject, figures: dict[str, Figure], cut_texts: float) -> str:
+    """Format the scores with split, coverage, ceiling and the share of texts that lost their end."""
     config, split = subject.config, subject.items.splits[subject.config.split]
     how = "zero-shot" if subject.zero_shot and subject.spec.kind != "label" else ""
     how = "strict linear probe" if _form(subject) == "probe" else how
@@ -83,6 +92,8 @@ def _describe(subject: TaskSubject, figures: dict[str, Figure]) -> str:
         if isinstance(figure, ItemFigure) and name in ("accuracy", "t2v_r1")
     ]
     coverage = f"coverage {split.coverage:.1%}, ceiling {split.ceiling:.1%}"
+    if subject.spec.kind != "label":
+        coverage += f", {cut_texts:.1%} of the texts cut off after {subject.arch.max_text_len} word pieces"
     return "\n".join([title, figures_table(figures), *intervals, coverage])
 
 

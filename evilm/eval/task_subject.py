@@ -14,10 +14,12 @@ from evilm.io import storage
 from evilm.items.item_tables import ItemsManifest
 from evilm.items.seen_clips import SEEN_FILE, clip_hashes, is_seen, read_seen
 from evilm.model.evilm_model import KIND
-from evilm.model.pretrained import read_config
-from evilm.model.task_model import TASK_FILE, TaskSpec, read_task
+from evilm.model.pretrained import VOCAB, read_config
+from evilm.model.task_model import TASK_FILE, TaskSpec, arch_for, read_task
 from evilm.shards import FrameManifest, check_num_frames
 from evilm.tasks.task_inputs import variant
+from evilm.text.item_texts import share_cut
+from evilm.text.vocab import Vocab
 
 PREDICTIONS = "predictions.parquet"
 """File of a benchmark's output with a row per item."""
@@ -38,12 +40,27 @@ class TaskSubject:
     """Whether the model was not trained on this task."""
     num_seen: int | None
     """Scored videos that the model was trained on; None if that is not known."""
+    arch: EViLMConfig
+    """The model's, for the longest text and the frames of this task."""
+    no_match: str = ""
+    """Why the matching head can't score; '' if it can."""
 
     def job(self, split: str, probe: bool = False) -> ItemJob:
         """Return the work of a scoring actor."""
         cluster, batch = self.config.cluster, self.config.batch_items
         threads, places = max(1, int(cluster.cpus_per_worker)), (self.frames.uri, self.items.uri, split)
-        return ItemJob(self.model, self.spec, *places, batch, probe, self.config.views, threads, cluster.uses_gpus)
+        return ItemJob(
+            self.model, self.spec, *places, batch, probe, self.config.views, threads, cluster.uses_gpus, self.arch
+        )
+
+    def share_cut(self) -> float:
+        """Compute the share of texts that are longer than the model's longest text, and so lose their end."""
+        if self.spec.kind == "label":
+            return 0.0
+        table, masked = self.items.read(self.config.split), self.spec.head.type == "mlm"
+        texts, options = table["text"].to_pylist(), table["options"].to_pylist()
+        vocab = Vocab.load(storage.join(self.model, VOCAB))
+        return share_cut(vocab, texts, options, self.arch.max_text_len, masked)
 
 
 def open_subject(config: Benchmark, frames: FrameManifest, items: ItemsManifest) -> TaskSubject:
@@ -63,9 +80,14 @@ def open_subject(config: Benchmark, frames: FrameManifest, items: ItemsManifest)
             f"{model} was fine-tuned on {own.task} with {len(own.labels)} answers, {items.uri} has "
             f"{len(items.labels)} others; score it on the items that it was trained with"
         )
+    no_match = _no_match(config, model, own, items)
     head_type = {"answer": "mlm", "choice": "match"}.get(items.kind, "mlp")
     head = own.head if own is not None and has_head else HeadConfig.model_validate({"type": head_type})
-    arch = validate(EViLMConfig, read_config(model, KIND)["config"], where=model)
+    own_arch = validate(EViLMConfig, read_config(model, KIND)["config"], where=model)
+    arch = arch_for(own_arch, config.max_text_len, config.num_frames)
+    # The model's own lengths count as not set, so that scores of it are reused either way.
+    same = [name for name in ("max_text_len", "num_frames") if getattr(arch, name) == getattr(own_arch, name)]
+    config = config.model_copy(update=dict.fromkeys(same, 0))
     check_num_frames(frames, arch.num_frames)
     if config.views > 1 and frames.num_frames <= arch.num_frames:
         raise ConfigError(
@@ -93,6 +115,21 @@ def open_subject(config: Benchmark, frames: FrameManifest, items: ItemsManifest)
         )
     spec = TaskSpec(config.task, items.kind, items.labels, head)
     zero_shot = own is None or own.task != items.task
-    return TaskSubject(
-        config, model, spec, items, frames, has_head, zero_shot, None if known is None else int(seen.sum())
-    )
+    num_seen = None if known is None else int(seen.sum())
+    return TaskSubject(config, model, spec, items, frames, has_head, zero_shot, num_seen, arch, no_match)
+
+
+def _no_match(config: Benchmark, model: str, own: TaskSpec | None, items: ItemsManifest) -> str:
+    """Return why the matching head can't score; '' if it can, or if another head does.
+
+    Raises:
+        ConfigError: it can't, and is needed.
+    """
+    if own is None or own.kind != "retrieval" or own.trains_match:
+        return ""
+    why = f"{model} was fine-tuned with --head.match-weight 0, so its matching head does not fit the weights below it"
+    if items.kind == "choice":
+        raise ConfigError(f"{why}, and can't score choices; use a model that was fine-tuned with a matching loss")
+    if config.pairwise:
+        raise ConfigError(f"{why}, and can't score pairs; leave --pairwise out")
+    return why

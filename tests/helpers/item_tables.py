@@ -12,7 +12,9 @@ from evilm.items.item import Item, Kind, to_table
 from evilm.items.item_tables import ITEMS_FILE, ItemsManifest, ItemsSplit
 
 
-def write_items(uri: Path, kind: Kind, items: Sequence[Item], labels: Sequence[str] = ()) -> ItemsManifest:
+def write_items(
+    uri: Path, kind: Kind, items: Sequence[Item], labels: Sequence[str] = (), task: str = "t"
+) -> ItemsManifest:
     """Write a folder of items."""
     index, splits = {answer: place for place, answer in enumerate(labels)}, {}
     for split in dict.fromkeys(item.split for item in items):
@@ -23,7 +25,7 @@ def write_items(uri: Path, kind: Kind, items: Sequence[Item], labels: Sequence[s
         known = sum(item.answer in index for item in own) if labels else len(own)
         digest = hashlib.sha256(sink.getvalue()).hexdigest()
         splits[split] = ItemsSplit(len(own), len({item.clip_id for item in own}), 0, 0, known / len(own), digest)
-    manifest = ItemsManifest("t", kind, splits, tuple(labels), {}, str(uri))
+    manifest = ItemsManifest(task, kind, splits, tuple(labels), {}, str(uri))
     storage.write_json(str(uri / ITEMS_FILE), manifest.as_json())
     return ItemsManifest.load(str(uri))
 
