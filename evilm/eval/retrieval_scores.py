@@ -14,6 +14,7 @@ from jaxtyping import Float, Int
 
 from evilm.dataloader.item_loader import ClipIndex, ItemTable
 from evilm.errors import ConfigError
+from evilm.eval.error_gallery import WorstError, draw_gallery
 from evilm.eval.fast_retrieval import Embeddings, Ranks, match_best, match_scores
 from evilm.eval.item_figures import chance_of_best, share
 from evilm.eval.task_subject import PREDICTIONS, TaskSubject
@@ -24,6 +25,7 @@ from evilm.model.metrics import Figure, lenient_ranks, median_rank, ranks
 logger = logging.getLogger(__name__)
 
 _RECALLS = (1, 5, 10)
+_WORST = 48
 
 
 def score_embeddings(subject: TaskSubject, output: Output) -> tuple[dict[str, Figure], dict[str, Any]]:
@@ -119,8 +121,9 @@ def _captions(subject: TaskSubject, videos: list[str]) -> tuple[ClipIndex, ItemT
 def _write_predictions(
     subject: TaskSubject, output: Output, found: Ranks, reranked: Float[np.ndarray, " caption"] | None = None
 ) -> None:
-    """Write a Parquet table with the first video and the rank of the right one for each caption."""
-    table = ItemTable(subject.items, subject.config.split, ClipIndex(subject.frames)).table
+    """Write a table with the first video and the rank of the right one for each caption, and pictures of the worst."""
+    clips = ClipIndex(subject.frames)
+    table = ItemTable(subject.items, subject.config.split, clips).table
     columns = {"item_id": found.item_ids, "clip_id": found.clip_ids, "text": table["text"]}
     columns |= {"predicted": found.best_clip, "rank": found.to_video, "correct": found.to_video == 1}
     columns |= {} if reranked is None else {"reranked_rank": reranked}
@@ -128,6 +131,18 @@ def _write_predictions(
     pq.write_table(pa.table(columns), sink, compression="zstd")
     output.check()
     storage.write_bytes(storage.join(output.out, PREDICTIONS), sink.getvalue())
+    order = np.argsort(-found.to_video, kind="stable")[:_WORST]
+    errors = [
+        WorstError(
+            found.item_ids[place], clip := found.clip_ids[place], table["text"][place].as_py(), found.best_clip[place],
+            f"{clip}, rank {found.to_video[place]:g}", None,
+        )
+        for place in order.tolist() if found.to_video[place] > 1
+    ]  # fmt: skip
+    if errors:
+        page, picture = draw_gallery(errors, clips, "captions with the worst rank of their video first")
+        storage.write_bytes(storage.join(output.out, "errors.html"), page)
+        storage.write_bytes(storage.join(output.out, "errors.png"), picture)
 
 
 def _recall_figures(found: Ranks, prefix: str = "") -> dict[str, Figure]:

@@ -83,11 +83,7 @@ def open_subject(config: Benchmark, frames: FrameManifest, items: ItemsManifest)
     no_match = _no_match(config, model, own, items)
     head_type = {"answer": "mlm", "choice": "match"}.get(items.kind, "mlp")
     head = own.head if own is not None and has_head else HeadConfig.model_validate({"type": head_type})
-    own_arch = validate(EViLMConfig, read_config(model, KIND)["config"], where=model)
-    arch = arch_for(own_arch, config.max_text_len, config.num_frames)
-    # The model's own lengths count as not set, so that scores of it are reused either way.
-    same = [name for name in ("max_text_len", "num_frames") if getattr(arch, name) == getattr(own_arch, name)]
-    config = config.model_copy(update=dict.fromkeys(same, 0))
+    config, arch = _with_lengths(config, model)
     check_num_frames(frames, arch.num_frames)
     if config.views > 1 and frames.num_frames <= arch.num_frames:
         raise ConfigError(
@@ -117,6 +113,17 @@ def open_subject(config: Benchmark, frames: FrameManifest, items: ItemsManifest)
     zero_shot = own is None or own.task != items.task
     num_seen = None if known is None else int(seen.sum())
     return TaskSubject(config, model, spec, items, frames, has_head, zero_shot, num_seen, arch, no_match)
+
+
+def _with_lengths(config: Benchmark, model: str) -> tuple[Benchmark, EViLMConfig]:
+    """Return the model's architecture for the task's texts and clips, and settings in which its own lengths are 0.
+
+    So its scores are the same whether these are named or not.
+    """
+    own = validate(EViLMConfig, read_config(model, KIND)["config"], where=model)
+    arch = arch_for(own, config.max_text_len, config.num_frames)
+    same = [name for name in ("max_text_len", "num_frames") if getattr(arch, name) == getattr(own, name)]
+    return config.model_copy(update=dict.fromkeys(same, 0)), arch
 
 
 def _no_match(config: Benchmark, model: str, own: TaskSpec | None, items: ItemsManifest) -> str:

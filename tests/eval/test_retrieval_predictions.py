@@ -66,6 +66,12 @@ def test_zero_shot_retrieval_writes_its_predictions(ray_local: Any, root: Path) 
     lengths = Vocab.load(str(root / "pretrained" / "vocab")).num_words(captions(2 * CLIPS))
     assert 0 < (lengths > 4).mean() == pytest.approx(summary["cut_texts"])
     assert (summary["max_text_len"], summary["num_frames"]) == (4, 2)
+    worst = found.sort_by([("rank", "descending")]).slice(0, 1).to_pylist()[0]
+    page = Path(summary["out"], "errors.html").read_text()
+    first = page[page.index("<img") :]
+    assert f"<td>{worst['text']}</td><td>{worst['clip_id']}, rank {worst['rank']:g}</td>" in page
+    assert first.index(f"rank {worst['rank']:g}<") < first.index("</tr>")
+    assert Path(summary["out"], "errors.png").stat().st_size > 10_000
 
 
 def test_scores_of_earlier_versions_are_reused_and_lost_predictions_made_again(ray_local: Any, root: Path) -> None:
