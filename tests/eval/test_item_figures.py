@@ -72,19 +72,19 @@ def test_descent_agrees_with_the_exact_solution(monkeypatch):
     train, _, test = splits(1)
     mean, scale = train.features["good"].mean(0), train.features["good"].std(0)
     vectors, others = ((split.features["good"] - mean) / scale for split in (train, test))
-    exact = {c: linear_probe._fit(vectors, train.labels, c, 4, [others])[0] for c in (0.01, 0.1, 1.0)}
+    exact = {c: linear_probe._fit(vectors, train.labels, c, 4, [others])[0] for c in (0.01, 0.1)}
     monkeypatch.setattr(linear_probe, "_EXACT_ROWS", 0)
     monkeypatch.setattr(linear_probe, "_EPOCHS", 1000)
     for c, expected in exact.items():
         (found,) = linear_probe._fit(vectors, train.labels, c, 4, [others])
         assert not np.array_equal(found, expected), "both were solved exactly"
-        np.testing.assert_allclose(found, expected, atol=0.01)
+        np.testing.assert_allclose(found, expected, atol=0.003)
 
 
 def test_a_probe_by_descent_scales_and_chooses_as_an_exact_one(monkeypatch):
     exact = probe(*splits(1), 4)
     monkeypatch.setattr(linear_probe, "_EXACT_ROWS", 0)
-    monkeypatch.setattr(linear_probe, "_EPOCHS", 300)
+    monkeypatch.setattr(linear_probe, "_EPOCHS", 100)
     shifted = [ProbeSplit({n: 50 * v + 7 for n, v in part.features.items()}, part.labels) for part in splits(1)]
     other = probe(*shifted, 4)
     assert other.feature == exact.feature
