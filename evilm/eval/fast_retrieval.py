@@ -146,7 +146,7 @@ def match_best(
     job: ItemJob, items: ItemTable, clips: ClipIndex, videos: list[str], cluster: ScorerConfig,
     best: Int[np.ndarray, "caption best"],
 ) -> Float[np.ndarray, "caption best"]:  # fmt: skip
-    """Score likewise each caption only with the videos whose numbers `best` holds; no array is larger than `best`."""
+    """Score likewise each caption only with the videos that `best` numbers; memory does not grow with all pairs."""
     score_job, order = _score_job(job, items, clips, videos)
     places = np.empty(len(order), dtype=np.int32)
     places[order] = np.arange(len(order))

@@ -88,6 +88,7 @@ def test_scores_of_earlier_versions_are_reused(ray_local: Any, root: Path) -> No
     assert score(root, "earlier", max_text_len=12, num_frames=2)[0]["reused"], "these are the model's"
 
 
+@pytest.mark.long
 def test_ranks_of_both_ways_are_written(ray_local: Any, root: Path) -> None:
     summary, found = score(root, "tuned", 1.0, rerank_top=4, pairwise=True)
     check(found, summary["metrics"])
@@ -101,6 +102,7 @@ def test_ranks_of_both_ways_are_written(ray_local: Any, root: Path) -> None:
         assert pairwise == reranked
 
 
+@pytest.mark.long
 def test_a_head_without_matching_loss_is_not_ranked_again(
     ray_local: Any, root: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
