@@ -125,6 +125,10 @@ class Benchmark(BenchmarkSettings, BuiltTask, StageConfig):
     views: int = Field(default=1, ge=1, le=64)
     """With --task: choices of frames per video over which scores are averaged, if shards store more frames than the
     model takes; 1 takes the middle ones."""
+    max_text_len: int = Field(default=0, ge=0)
+    """With --task: longest text in word pieces; 0: as the model. Positions that it was not trained with are random."""
+    num_frames: int = Field(default=0, ge=0, le=64)
+    """With --task: frames per clip; 0: as the model. Temporal positions are interpolated."""
     batch_items: Incidental[int] = Field(default=64, ge=1)
     """Items that are scored at a time."""
 
@@ -134,8 +138,10 @@ class Benchmark(BenchmarkSettings, BuiltTask, StageConfig):
         unused = [n for n in ("codes", "max_clips", "num_choices", "seed") if getattr(self, n) != getattr(settings, n)]
         if self.task and unused:
             raise ValueError(f"{unused[0]} = {getattr(self, unused[0])!r} has no effect with --task; leave it out")
-        if self.views > 1 and not self.task:
-            raise ValueError(f"views = {self.views} has no effect without --task; leave it out")
+        of_tasks = {"views": 1, "max_text_len": 0, "num_frames": 0}
+        unused = [name for name, default in of_tasks.items() if getattr(self, name) != default]
+        if unused and not self.task:
+            raise ValueError(f"{unused[0]} = {getattr(self, unused[0])} has no effect without --task; leave it out")
         return self
 
 

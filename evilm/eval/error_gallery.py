@@ -24,18 +24,20 @@ class WorstError:
     text: str
     predicted: str
     right: str
-    probability: float
-    """Probability that the model gave to its prediction."""
+    probability: float | None
+    """Probability that the model gave to its prediction; None for retrieval."""
 
 
-def draw_gallery(errors: Sequence[WorstError], clips: ClipIndex) -> tuple[bytes, bytes]:
-    """Draw errors, the most confident ones first.
+def draw_gallery(
+    errors: Sequence[WorstError], clips: ClipIndex, order: str = "wrong predictions with the highest probability first"
+) -> tuple[bytes, bytes]:
+    """Draw errors, the worst ones first; `order` says what that means.
 
     Returns:
         An HTML page that needs no other file, and a PNG of the first errors.
     """
     frames = {clip_id: _frames(clips, clip_id) for clip_id in {error.clip_id for error in errors}}
-    return _page(errors, frames), _picture(errors[:_PNG_ERRORS], frames)
+    return _page(errors, frames, order), _picture(errors[:_PNG_ERRORS], frames)
 
 
 def _frames(clips: ClipIndex, clip_id: str) -> list[bytes]:
@@ -45,21 +47,22 @@ def _frames(clips: ClipIndex, clip_id: str) -> list[bytes]:
     return [bytes(jpeg) for jpeg in found.jpegs(row, range(found.num_frames(row)))]
 
 
-def _page(errors: Sequence[WorstError], frames: dict[str, list[bytes]]) -> bytes:
+def _page(errors: Sequence[WorstError], frames: dict[str, list[bytes]], order: str) -> bytes:
     rows = []
     for error in errors:
         images = "".join(
             f'<img src="data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}" alt="frame {number}">'
             for number, jpeg in enumerate(frames[error.clip_id], start=1)
         )
-        predicted, where = f"{error.predicted} ({error.probability:.0%})", f"{error.item_id}, {error.clip_id}"
+        shown = "" if error.probability is None else f" ({error.probability:.0%})"
+        predicted, where = f"{error.predicted}{shown}", f"{error.item_id}, {error.clip_id}"
         cells = (error.text, error.right, predicted, where)
         rows.append(f"<tr><td>{images}</td>{''.join(f'<td>{html.escape(cell)}</td>' for cell in cells)}</tr>")
     style = "body{font-family:sans-serif} td{border-top:1px solid #ccc;padding:6px;vertical-align:top} img{width:112px}"
-    head = "".join(f"<th>{name}</th>" for name in ("frames", "question", "right", "predicted", "item and clip"))
+    head = "".join(f"<th>{name}</th>" for name in ("frames", "text", "right", "predicted", "item and clip"))
     return (
         f"<!doctype html><html><head><meta charset='utf-8'><title>Worst errors</title><style>{style}</style></head>"
-        f"<body><h1>Worst errors</h1><p>{len(errors)} items, wrong predictions with the highest probability first.</p>"
+        f"<body><h1>Worst errors</h1><p>{len(errors)} items, {order}.</p>"
         f"<table><tr>{head}</tr>{''.join(rows)}</table></body></html>"
     ).encode()
 

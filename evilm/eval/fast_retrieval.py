@@ -5,7 +5,7 @@ Embeddings of captions go to a Parquet file and are compared with all videos a f
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from evilm.config.training import ObjectivesConfig
 from evilm.dataloader.item_loader import ClipIndex, ItemTable
 from evilm.eval.eval_clips import EvalClip, make_blocks
 from evilm.eval.item_scoring import ItemJob, score_items
-from evilm.eval.scoring import ScoreJob, score_clips
+from evilm.eval.scoring import ScoreJob, score_clips, score_some
 from evilm.io import storage
 from evilm.model.metrics import ranks
 
@@ -98,7 +98,7 @@ class Embeddings:
         for some_items, some_clips, scores in self._scores():
             items += some_items
             clips += some_clips
-            found.append(np.argsort(-scores, axis=1, kind="stable")[:, :count])
+            found.append(np.argsort(-scores, axis=1, kind="stable")[:, :count].astype(np.int32))
         return items, clips, np.concatenate(found)
 
     def _scores(self) -> Iterator[tuple[list[str], list[str], Float[np.ndarray, "caption video"]]]:
@@ -125,10 +125,9 @@ def _write(writer: Any, path: Path, item_ids: np.ndarray, clip_ids: np.ndarray, 
 
 
 def match_scores(
-    job: ItemJob, items: ItemTable, clips: ClipIndex, videos: list[str], cluster: ScorerConfig,
-    only: Int[np.ndarray, "caption best"] | None = None,
-) -> Float[np.ndarray, "caption video"]:  # fmt: skip
-    """Score captions with videos by the matching head: all pairs, or each caption with some videos, else -inf.
+    job: ItemJob, items: ItemTable, clips: ClipIndex, videos: list[str], cluster: ScorerConfig
+) -> Float[np.ndarray, "caption video"]:
+    """Score all pairs of captions and videos by the matching head.
 
     Args:
         job: model and frames.
@@ -136,22 +135,29 @@ def match_scores(
         clips: places of the videos.
         videos: the videos, in the order of the columns.
         cluster: actors.
-        only: numbers of the videos that each caption is scored with.
     """
+    score_job, order = _score_job(job, items, clips, videos)
+    scores = np.empty((len(score_job.captions), len(videos)), dtype=np.float32)
+    scores[:, order] = score_clips(score_job, cluster).match.T
+    return scores
+
+
+def match_best(
+    job: ItemJob, items: ItemTable, clips: ClipIndex, videos: list[str], cluster: ScorerConfig,
+    best: Int[np.ndarray, "caption best"],
+) -> Float[np.ndarray, "caption best"]:  # fmt: skip
+    """Score likewise each caption only with the videos that `best` numbers; memory does not grow with all pairs."""
+    score_job, order = _score_job(job, items, clips, videos)
+    places = np.empty(len(order), dtype=np.int32)
+    places[order] = np.arange(len(order))
+    return score_some(replace(score_job, only=places[best]), cluster)
+
+
+def _score_job(job: ItemJob, items: ItemTable, clips: ClipIndex, videos: list[str]) -> tuple[ScoreJob, list[int]]:
+    """Return the work of scoring actors, which take the videos in the order that they are stored in, and that order."""
     captions: list[str] = items.table["text"].to_pylist()
     order = sorted(range(len(videos)), key=lambda place: clips.place_of[videos[place]])
     eval_clips = [EvalClip(videos[place], "", None, *clips.place_of[videos[place]]) for place in order]
-    wanted: list[list[int]] | None = None
-    if only is not None:
-        of_video: list[list[int]] = [[] for _ in videos]
-        for caption, best in enumerate(only):
-            for place in best:
-                of_video[int(place)].append(caption)
-        wanted = [of_video[place] for place in order]
     blocks = make_blocks(clips.pairs, eval_clips, _BLOCK_CLIPS)
-    score_job = ScoreJob(
-        job.model, blocks, captions, [0] * len(order), ObjectivesConfig(), 0, job.threads, job.use_gpu, only=wanted
-    )
-    scores = np.empty((len(captions), len(videos)), dtype=np.float32)
-    scores[:, order] = score_clips(score_job, cluster).match.T
-    return scores
+    settings = (ObjectivesConfig(), 0, job.threads, job.use_gpu)
+    return ScoreJob(job.model, blocks, captions, [0] * len(order), *settings, arch=job.arch), order

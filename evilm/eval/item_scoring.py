@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from evilm.cluster import actor_options
+from evilm.config.models import EViLMConfig
 from evilm.config.resources import PoolConfig, ScorerConfig
 from evilm.dataloader.clip_reader import ClipAugmentation
 from evilm.dataloader.item_collate import ItemBatch, ItemCollate
@@ -24,6 +25,7 @@ from evilm.model.evilm_model import EViLMModel
 from evilm.model.pretrained import VOCAB
 from evilm.model.task_heads import RetrievalHead, answer_pieces
 from evilm.model.task_model import TaskModel, TaskSpec, read_task
+from evilm.model.warm_start import refit
 from evilm.shards import FrameManifest
 from evilm.text.vocab import Vocab
 
@@ -54,6 +56,8 @@ class ItemJob:
     """Random choices of frames over which scores are averaged; 1 shows the middle frames."""
     threads: int = 1
     use_gpu: bool = False
+    arch: EViLMConfig | None = None
+    """The model's, or that for texts and clips of other lengths; None: the model's."""
 
 
 class ItemScorer:
@@ -63,7 +67,7 @@ class ItemScorer:
         """Load model and items."""
         torch.set_num_threads(job.threads)
         self._job, self._device = job, torch.device("cuda" if job.use_gpu else "cpu")
-        self._model = open_model(job.model, job.spec)
+        self._model = open_model(job.model, job.spec, job.arch)
         self._model.student.to(self._device)
         self._model.head.to(self._device)
         clips = ClipIndex(FrameManifest.load(job.frames))
@@ -118,12 +122,19 @@ def _probe_features(student: EViLMModel, items: ItemBatch) -> dict[str, Tensor]:
     return {name: value.index_select(0, items.clip_of).float() for name, value in found.items()}
 
 
-def open_model(uri: str, spec: TaskSpec) -> TaskModel:
-    """Load a model for a task: with the head that it was fine-tuned with for this task, else with its own heads."""
-    own = read_task(uri)
+def open_model(uri: str, spec: TaskSpec, arch: EViLMConfig | None = None) -> TaskModel:
+    """Load a model for a task: with the head that it was fine-tuned with for this task, else with its own heads.
+
+    Args:
+        uri: folder of the model.
+        spec: of the task.
+        arch: that of the model, or for texts and clips of other lengths; None: as it is.
+    """
+    own, student = read_task(uri), EViLMModel.from_pretrained(uri)
+    student = student if arch is None else refit(student, arch)
     if own is not None and (own.kind, own.labels) == (spec.kind, spec.labels):
-        return TaskModel.from_pretrained(uri)
-    model = TaskModel(EViLMModel.from_pretrained(uri), spec, Vocab.load(storage.join(uri, VOCAB)))
+        return TaskModel.from_pretrained(uri, student)
+    model = TaskModel(student, spec, Vocab.load(storage.join(uri, VOCAB)))
     model.head.eval()
     return model
 

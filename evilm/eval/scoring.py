@@ -2,9 +2,9 @@
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from evilm.cluster import actor_options
+from evilm.config.models import EViLMConfig
 from evilm.config.resources import PoolConfig, ScorerConfig
 from evilm.config.training import ObjectivesConfig
 from evilm.dataloader.clip_reader import ClipAugmentation, load_clips, show
@@ -21,11 +22,13 @@ from evilm.eval.eval_clips import ClipBlock
 from evilm.io import storage
 from evilm.jobs.runner import our_error
 from evilm.model.evilm_model import EViLMModel
+from evilm.model.warm_start import refit
 from evilm.seeds import clip_keys
 from evilm.text.vocab import Vocab
 
 logger = logging.getLogger(__name__)
 
+T = TypeVar("T")
 _TEXTS_AT_A_TIME = 64
 _LOG_EVERY_S = 15.0
 
@@ -46,8 +49,10 @@ class ScoreJob:
     use_gpu: bool = False
     num_views: int = 1
     """Views that were coded; the first, the whole frame, is scored."""
-    only: list[list[int]] | None = None
-    """Indices of the captions that each clip is scored against; the others get -inf. None: all."""
+    only: Int[np.ndarray, "caption best"] | None = None
+    """Indices of the clips that each caption is scored against; None: all."""
+    arch: EViLMConfig | None = None
+    """The model's, or that for texts and clips of other lengths; None: the model's."""
 
 
 @dataclass(frozen=True)
@@ -70,46 +75,60 @@ class Scorer:
         torch.set_num_threads(job.threads)
         self._job = job
         device = torch.device("cuda" if job.use_gpu else "cpu")
-        self._student = EViLMModel.from_pretrained(job.model).to(device)
+        student = EViLMModel.from_pretrained(job.model).to(device)
+        self._student = student if job.arch is None else refit(student, job.arch)
         vocab = Vocab.load(storage.join(job.model, "vocab"))
         input_ids, lengths = vocab.encode_batch(job.captions, self._student.config.max_text_len)
         self._word_ids = torch.from_numpy(input_ids).to(device)
         self._padding = torch.from_numpy(np.arange(input_ids.shape[1]) >= lengths[:, None]).to(device)
         self._device = device
+        if job.only is not None:  # captions are encoded as they come: 2 % of the work, and no memory for all of them
+            self._asking = _asking(job.only, len(job.caption_of))
+            return
         with torch.inference_mode():
-            lots = [] if job.only is not None else _by_length(lengths)  # only some pairs: encoded as they come
-            self._texts = [self._encode(places) for places in lots]
+            self._texts = [self._encode(places) for places in _by_length(lengths)]
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Score the one block whose number the batch holds; one row per clip."""
+        """Score the block whose number the batch holds; one row per clip, or per pair if only some are asked for."""
         block = self._job.blocks[int(batch["block"][0])]
         clips = load_clips(block.pair, block.group)
         augmentation = ClipAugmentation(num_frames=self._student.config.num_frames, num_views=self._job.num_views)
         pixels, code_ids = show(augmentation, [(clips, row) for row in block.rows], EVAL_EPOCH)
         frames = torch.from_numpy(pixels)
         with torch.inference_mode():
-            rows: dict[str, np.ndarray] = {"place": np.array(block.places), "match": self._match(frames, block.places)}
+            if self._job.only is not None:
+                return self._some_pairs(frames, block.places)
+            rows: dict[str, np.ndarray] = {"place": np.array(block.places), "match": self._match(frames)}
             if code_ids is not None:
                 clip_ids = [clips.clip_ids[row] for row in block.rows]
                 rows |= self._masked_codes(frames, clip_ids, code_ids, block.places)
         return rows
 
-    def _match(self, frames: Tensor, clips: Sequence[int]) -> np.ndarray:
-        """Match scores (clip, caption): each video is encoded once and decoded with every caption asked for."""
+    def _match(self, frames: Tensor) -> np.ndarray:
+        """Match scores (clip, caption): each video is encoded once and decoded with every caption."""
         regions = self._student.encode_video(frames.to(self._device))
-        scores = torch.full((len(frames), len(self._job.captions)), -torch.inf, device=self._device)
-        only = self._job.only
+        scores = torch.empty((len(frames), len(self._job.captions)), device=self._device)
         for clip, video in enumerate(regions):
-            texts = self._texts if only is None else self._some_texts(only[clips[clip]])
-            for places, text, padding in texts:
-                pairs = self._student.decode(video.expand(len(places), -1, -1), text, padding)
-                logits = self._student.match_logits(pairs.cls)
-                scores[clip, places] = (logits[:, 1] - logits[:, 0]).float()
+            for text in self._texts:
+                scores[clip, text[0]] = self._pair_scores(video, *text)
         return scores.cpu().numpy()
 
-    def _some_texts(self, captions: Sequence[int]) -> list[tuple[Tensor, Tensor, Tensor]]:
-        places = torch.tensor(captions, dtype=torch.int64)
-        return [self._encode(lot) for lot in places.split(_TEXTS_AT_A_TIME)] if captions else []
+    def _some_pairs(self, frames: Tensor, clips: Sequence[int]) -> dict[str, np.ndarray]:
+        """Match scores of the pairs that are asked for, by their places in the job's `only`."""
+        assert self._job.only is not None
+        regions = self._student.encode_video(frames.to(self._device))
+        pairs = [self._asking[clip] for clip in clips]
+        found = [np.empty(0, dtype=np.float32)]
+        for own, video in zip(pairs, regions, strict=True):
+            captions = torch.from_numpy(own // self._job.only.shape[1])
+            for lot in captions.split(_TEXTS_AT_A_TIME) if len(own) else ():
+                found.append(self._pair_scores(video, *self._encode(lot)).cpu().numpy())
+        return {"pair": np.concatenate(pairs), "match": np.concatenate(found)}
+
+    def _pair_scores(self, video: Tensor, places: Tensor, text: Tensor, padding: Tensor) -> Tensor:
+        pairs = self._student.decode(video.expand(len(places), -1, -1), text, padding)
+        logits = self._student.match_logits(pairs.cls)
+        return (logits[:, 1] - logits[:, 0]).float()
 
     def _masked_codes(
         self, frames: Tensor, clip_ids: Sequence[str], code_ids: np.ndarray, places: Sequence[int]
@@ -146,21 +165,60 @@ def _by_length(lengths: np.ndarray) -> list[Tensor]:
     return list(order.split(_TEXTS_AT_A_TIME))
 
 
+def _asking(only: Int[np.ndarray, "caption best"], num_clips: int) -> list[Int[np.ndarray, " pair"]]:
+    """For each clip the places in `only` that name it, in order."""
+    order = np.argsort(only, axis=None, kind="stable")
+    return np.split(order, np.searchsorted(only.ravel()[order], np.arange(1, num_clips)))
+
+
 def score_clips(job: ScoreJob, cluster: ScorerConfig) -> ScoreMatrix:
     """Score all blocks of `job` with up to `cluster.num_workers` actors; the result does not depend on their number.
 
     Raises:
         EvilmError: the model or the shards can't be used.
     """
+    return _with_our_errors(lambda: _collect(_start(job, cluster), job))
+
+
+def score_some(job: ScoreJob, cluster: ScorerConfig) -> Float[np.ndarray, "caption best"]:
+    """Score only the pairs that `job.only` asks for, likewise.
+
+    Raises:
+        EvilmError: the model or the shards can't be used.
+    """
+    assert job.only is not None
+    only = job.only
+    return _with_our_errors(lambda: fill(only, _start(job, cluster).iter_batches(batch_size=None)))
+
+
+def fill(only: Int[np.ndarray, "caption best"], batches: Iterable[dict[str, np.ndarray]]) -> np.ndarray:
+    """Put the scores of pairs in the places of these pairs in `only`, in whatever order they come."""
+    scores, done, reported = np.full(only.size, np.nan, dtype=np.float32), 0, time.monotonic()
+    for batch in batches:
+        scores[batch["pair"]] = batch["match"]
+        done += len(batch["pair"])
+        if time.monotonic() - reported > _LOG_EVERY_S:
+            reported = time.monotonic()
+            logger.info("scored %d of %d pairs", done, only.size)
+    assert done == only.size, f"{done} of {only.size} pairs came back"
+    return scores.reshape(only.shape)
+
+
+def _start(job: ScoreJob, cluster: ScorerConfig) -> Any:
+    """Return the data set of scored rows, which are computed as they are read."""
     import ray
 
     resources = cluster.model_dump(include={"num_workers", "cpus_per_worker", "gpus_per_worker"})
     options, _ = actor_options(PoolConfig(memory_gb=0, **resources), len(job.blocks))
     blocks = ray.data.from_items([{"block": n} for n in range(len(job.blocks))], override_num_blocks=len(job.blocks))
-    scored = blocks.map_batches(Scorer, fn_constructor_args=(job,), batch_size=1, **options)
+    return blocks.map_batches(Scorer, fn_constructor_args=(job,), batch_size=1, **options)
+
+
+def _with_our_errors(work: Callable[[], T]) -> T:
+    """Call a function that reads scored rows; what an actor raised comes out of the layers that Ray wraps it in."""
     try:
-        return _collect(scored, job)
-    except Exception as error:  # Ray wraps what an actor raised in several layers of its own
+        return work()
+    except Exception as error:
         cause = our_error(error)
         if cause is None:
             raise

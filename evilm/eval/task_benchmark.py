@@ -38,17 +38,19 @@ def benchmark_task(config: Benchmark) -> dict[str, Any]:
     subject = open_subject(config, frames, items)
     out = storage.absolute(config.out or storage.join(root, f"{variant(config)}-scores"))
     inputs = {"model": task_fingerprint(subject.model), "frames": frames.fingerprint, "items": items.fingerprint}
-    needs = [] if _form(subject) == "pairs" else [PREDICTIONS]
-    with Output(config, out, inputs, needs=lambda _: needs) as output:
+    form = _form(subject)
+    with Output(subject.config, out, inputs, needs=lambda done: _needs(form, done)) as output:
         if output.done:
             logger.info("%s is finished, reused\n%s", out, _describe(items, output.done))
             return output.done | {"reused": True}
         began = time.monotonic()
-        figures, facts = _SCORERS[_form(subject)](subject, output)
+        figures, facts = _SCORERS[form](subject, output)
         split = items.splits[config.split]
         counts = {"num_items": split.num_items, "num_clips": split.num_clips, "coverage": split.coverage}
         counts |= {"ceiling": subject.ceiling, "num_seen_clips": subject.num_seen}
         counts |= {"num_chosen_clips": subject.num_chosen}
+        counts |= {"max_text_len": subject.arch.max_text_len, "num_frames": subject.arch.num_frames}
+        counts |= {"cut_texts": round(subject.share_cut(), 6)}
         about = {"out": out, "inputs": inputs, "task": config.task, "model": subject.model, "split": config.split}
         about |= training_of(subject.model) | {
             "zero_shot": subject.zero_shot,
@@ -60,6 +62,11 @@ def benchmark_task(config: Benchmark) -> dict[str, Any]:
         summary = about | counts | facts | {"metrics": metrics, "reused": False, "seconds": seconds}
         logger.info("%s", _describe(items, summary))
         return output.close(summary)
+
+
+def _needs(form: str, done: Mapping[str, Any]) -> list[str]:
+    """Return the files of a finished benchmark; earlier versions wrote no predictions of scored pairs."""
+    return [] if form == "pairs" and "cut_texts" not in done else [PREDICTIONS]
 
 
 def _form(subject: TaskSubject) -> str:
@@ -89,6 +96,8 @@ def _describe(items: ItemsManifest, summary: Mapping[str, Any]) -> str:
     ]
     pieces = " (answers of one word piece)" if ceiling < split.ceiling else ""
     coverage = f"coverage {split.coverage:.1%}, ceiling {ceiling:.1%}{pieces}"
+    if items.kind != "label" and "cut_texts" in summary:  # which an earlier version did not count
+        coverage += f", {summary['cut_texts']:.1%} of the texts cut off after {summary['max_text_len']} word pieces"
     return "\n".join([title, figures_table(metrics), *intervals, coverage])
 
 

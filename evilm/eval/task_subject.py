@@ -16,9 +16,10 @@ from evilm.items.item_tables import ItemsManifest
 from evilm.items.seen_clips import SEEN_FILE, clip_hashes, is_seen, read_seen
 from evilm.model.evilm_model import KIND
 from evilm.model.pretrained import VOCAB, read_config
-from evilm.model.task_model import TASK_FILE, TaskSpec, masked_pieces, read_task
+from evilm.model.task_model import TASK_FILE, TaskSpec, arch_for, masked_pieces, read_task
 from evilm.shards import FrameManifest, check_num_frames
 from evilm.tasks.task_inputs import variant
+from evilm.text.item_texts import share_cut
 from evilm.text.vocab import Vocab
 
 PREDICTIONS = "predictions.parquet"
@@ -40,10 +41,14 @@ class TaskSubject:
     """Whether the model was not trained on this task."""
     num_seen: int | None
     """Scored videos that the model was trained on; None if that is not known."""
+    arch: EViLMConfig
+    """The model's, for the longest text and the frames of this task."""
     num_chosen: int = 0
     """Further ones, by which its best step was chosen."""
     pieces: Int[np.ndarray, " answer"] | None = None
     """Word piece of each answer for the MLM head, -1 for those of several, which it can't give; None: another head."""
+    no_match: str = ""
+    """Why the matching head can't score; '' if it can."""
 
     @property
     def embedded(self) -> bool:
@@ -66,7 +71,18 @@ class TaskSubject:
         """Return the work of a scoring actor."""
         cluster, batch = self.config.cluster, self.config.batch_items
         threads, places = max(1, int(cluster.cpus_per_worker)), (self.frames.uri, self.items.uri, split)
-        return ItemJob(self.model, self.spec, *places, batch, probe, self.config.views, threads, cluster.uses_gpus)
+        return ItemJob(
+            self.model, self.spec, *places, batch, probe, self.config.views, threads, cluster.uses_gpus, self.arch
+        )
+
+    def share_cut(self) -> float:
+        """Compute the share of texts that are longer than the model's longest text, and so lose their end."""
+        if self.spec.kind == "label":
+            return 0.0
+        table, masked = self.items.read(self.config.split), self.spec.head.type == "mlm"
+        texts, options = table["text"].to_pylist(), table["options"].to_pylist()
+        vocab = Vocab.load(storage.join(self.model, VOCAB))
+        return share_cut(vocab, texts, options, self.arch.max_text_len, masked)
 
 
 def open_subject(config: Benchmark, frames: FrameManifest, items: ItemsManifest) -> TaskSubject:
@@ -87,9 +103,10 @@ def open_subject(config: Benchmark, frames: FrameManifest, items: ItemsManifest)
             f"{model} was fine-tuned on {own.task} with {len(own.labels)} {what}, {items.uri} has "
             f"{len(items.labels)} others; score it on the items that it was trained with"
         )
+    no_match = _no_match(config, model, own, items)
     head_type = {"answer": "mlm", "choice": "match"}.get(items.kind, "mlp")
     head = own.head if own is not None and has_head else HeadConfig.model_validate({"type": head_type})
-    arch = validate(EViLMConfig, read_config(model, KIND)["config"], where=model)
+    config, arch = _with_lengths(config, model)
     check_num_frames(frames, arch.num_frames)
     if config.views > 1 and frames.num_frames <= arch.num_frames:
         raise ConfigError(
@@ -103,7 +120,9 @@ def open_subject(config: Benchmark, frames: FrameManifest, items: ItemsManifest)
     zero_shot = own is None or own.task != items.task
     num_seen, num_chosen = _count_seen(config, model, frames, items)
     pieces = masked_pieces(spec, Vocab.load(storage.join(model, VOCAB)))
-    return TaskSubject(config, model, spec, items, frames, has_head, zero_shot, num_seen, num_chosen, pieces)
+    return TaskSubject(
+        config, model, spec, items, frames, has_head, zero_shot, num_seen, arch, num_chosen, pieces, no_match
+    )
 
 
 def _count_seen(config: Benchmark, model: str, frames: FrameManifest, items: ItemsManifest) -> tuple[int | None, int]:
@@ -133,3 +152,30 @@ def _count_seen(config: Benchmark, model: str, frames: FrameManifest, items: Ite
             "use a model that has not seen them, or --allow-leak to get scores that are marked as leaked"
         )
     return num_seen, num_chosen
+
+
+def _with_lengths(config: Benchmark, model: str) -> tuple[Benchmark, EViLMConfig]:
+    """Return the model's architecture for the task's texts and clips, and settings in which its own lengths are 0.
+
+    So its scores are the same whether these are named or not.
+    """
+    own = validate(EViLMConfig, read_config(model, KIND)["config"], where=model)
+    arch = arch_for(own, config.max_text_len, config.num_frames)
+    same = [name for name in ("max_text_len", "num_frames") if getattr(arch, name) == getattr(own, name)]
+    return config.model_copy(update=dict.fromkeys(same, 0)), arch
+
+
+def _no_match(config: Benchmark, model: str, own: TaskSpec | None, items: ItemsManifest) -> str:
+    """Return why the matching head can't score; '' if it can, or if another head does.
+
+    Raises:
+        ConfigError: it can't, and is needed.
+    """
+    if own is None or own.kind != "retrieval" or own.trains_match:
+        return ""
+    why = f"{model} was fine-tuned with --head.match-weight 0, so its matching head does not fit the weights below it"
+    if items.kind == "choice":
+        raise ConfigError(f"{why}, and can't score choices; use a model that was fine-tuned with a matching loss")
+    if config.pairwise:
+        raise ConfigError(f"{why}, and can't score pairs; leave --pairwise out")
+    return why

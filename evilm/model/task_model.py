@@ -47,6 +47,11 @@ class TaskSpec:
                 f"head.type = {self.head.type!r} is for tasks of kind {wanted}; {self.task} is of kind {self.kind}"
             )
 
+    @property
+    def trains_match(self) -> bool:
+        """Whether the matching head is trained, with the weights below it."""
+        return self.head.type == "match" or (self.kind == "retrieval" and self.head.match_weight > 0)
+
     def as_json(self) -> dict[str, Any]:
         """Return what `read_task` reads."""
         content = {"task": self.task, "kind": self.kind, "labels": list(self.labels)}
@@ -151,7 +156,7 @@ class TaskModel:
     def unused(self) -> list[nn.Module]:
         """List the parts of the model that this task's training gives no gradient."""
         student, kind, head = self.student, self.spec.kind, self.spec.head.type
-        matches = head == "match" or (kind == "retrieval" and self.spec.head.match_weight > 0)
+        matches = self.spec.trains_match
         pools = matches or (kind != "retrieval" and head == "mlp")
         parts: list[nn.Module] = [student.mvm_head]
         parts += [] if head == "mlm" else [student.mlm_head]

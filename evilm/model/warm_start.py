@@ -84,6 +84,15 @@ def start_model(config: EViLMConfig, uri: str, vocab: Vocab, tokenizer: str) -> 
     return student, _take(student, old.state_dict(), changes, other, uri)
 
 
+def refit(student: EViLMModel, arch: EViLMConfig) -> EViLMModel:
+    """Change a model for texts and clips of other lengths, as `start_model` would: without new weights of words."""
+    if student.temporal_embedding is not None:
+        rows = _over_time(student.temporal_embedding.detach(), torch.empty(arch.num_frames, 0))
+        student.temporal_embedding = nn.Parameter(rows)
+    student.config = arch
+    return student
+
+
 def start_tokenizer(config: VideoTokenizerConfig, uri: str, vocab: Vocab) -> tuple[VideoTokenizer, WarmStart]:
     """Build a tokenizer whose weights start from those of another one, with its codebook if the sizes agree.
 

@@ -1,6 +1,7 @@
 """Encode the texts of downstream tasks: questions, captions, and questions with each of their options."""
 
 from collections.abc import Sequence
+from itertools import chain
 
 import numpy as np
 from jaxtyping import Int64
@@ -44,3 +45,22 @@ def encode_choices(
     for row, ids in zip(input_ids, found, strict=True):
         row[: len(ids)] = ids
     return input_ids, lengths
+
+
+def share_cut(
+    vocab: Vocab, texts: Sequence[str], options: Sequence[Sequence[str]], max_text_len: int, masked: bool = False
+) -> float:
+    """Return the share of encoded texts that are over `max_text_len` pieces long, and so lose their end.
+
+    Args:
+        vocab: splits texts into word pieces.
+        texts: questions or captions.
+        options: those of each question; a question is encoded once with each.
+        max_text_len: longest text, in word pieces.
+        masked: each text ends with a [MASK].
+    """
+    lengths = vocab.num_words(texts) + int(masked)
+    if any(options):
+        beside = vocab.num_words(list(chain(*options))) - 2  # without [CLS] and [SEP], which the question counts
+        lengths = lengths.repeat([len(own) for own in options]) + beside
+    return float((lengths > max_text_len).mean()) if len(lengths) else 0.0

@@ -69,14 +69,26 @@ def test_a_probe_takes_the_feature_that_is_best_on_val():
 
 
 def test_descent_agrees_with_the_exact_solution(monkeypatch):
-    train, val, test = splits(1)
-    exact = probe(train, val, test, 4)
+    train, _, test = splits(1)
+    mean, scale = train.features["good"].mean(0), train.features["good"].std(0)
+    vectors, others = ((split.features["good"] - mean) / scale for split in (train, test))
+    exact = {c: linear_probe._fit(vectors, train.labels, c, 4, [others])[0] for c in (0.01, 0.1)}
     monkeypatch.setattr(linear_probe, "_EXACT_ROWS", 0)
-    monkeypatch.setattr(linear_probe, "_EPOCHS", 300)
-    other = linear_probe._fit(train.features["good"], train.labels, exact.c, 4, [test.features["good"]])
-    scaled = linear_probe._fit(train.features["good"], train.labels, exact.c, 4, [test.features["good"]])
-    np.testing.assert_array_equal(other[0], scaled[0])
-    assert (other[0].argmax(1) == exact.probabilities.argmax(1)).mean() > 0.95
+    monkeypatch.setattr(linear_probe, "_EPOCHS", 1000)
+    for c, expected in exact.items():
+        (found,) = linear_probe._fit(vectors, train.labels, c, 4, [others])
+        assert not np.array_equal(found, expected), "both were solved exactly"
+        np.testing.assert_allclose(found, expected, atol=0.003)
+
+
+def test_a_probe_by_descent_scales_and_chooses_as_an_exact_one(monkeypatch):
+    exact = probe(*splits(1), 4)
+    monkeypatch.setattr(linear_probe, "_EXACT_ROWS", 0)
+    monkeypatch.setattr(linear_probe, "_EPOCHS", 100)
+    shifted = [ProbeSplit({n: 50 * v + 7 for n, v in part.features.items()}, part.labels) for part in splits(1)]
+    other = probe(*shifted, 4)
+    assert other.feature == exact.feature
+    assert (other.probabilities.argmax(1) == exact.probabilities.argmax(1)).mean() > 0.95
 
 
 def test_classes_that_train_lacks_get_no_probability():

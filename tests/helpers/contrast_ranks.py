@@ -17,26 +17,28 @@ from evilm.train.train_state import TrainState
 from helpers.item_models import ENCODER, VOCAB
 from helpers.small_models import build_student, frames, words
 
-ITEMS, WRONG = 10, 2
+ITEMS, STEP_ITEMS, WRONG = 10, 20, 2
 
 
-def make_objective(match_weight: float = 1.0, **changes) -> RetrievalObjective:
+def make_objective(match_weight: float = 1.0, dtype: torch.dtype = torch.float32, **changes) -> RetrievalObjective:
     """Build a retrieval objective with weights of seed 0."""
-    student = build_student(0, **{"video_encoder": ENCODER, **changes}).train()
+    student = build_student(0, **{"video_encoder": ENCODER, **changes}).cast(dtype).train()
     head = HeadConfig(embed_dim=16, match_weight=match_weight, num_negatives=WRONG, dropout=0.0)
-    return RetrievalObjective(TaskModel(student, TaskSpec("t", "retrieval", (), head), VOCAB))
+    model = TaskModel(student, TaskSpec("t", "retrieval", (), head), VOCAB)
+    model.head.to(dtype)
+    return RetrievalObjective(model)
 
 
-def make_batch(items: slice = slice(0, ITEMS)) -> ItemBatch:
+def make_batch(items: slice = slice(0, ITEMS), step_items: int = ITEMS) -> ItemBatch:
     """Make a batch of some of the step's items, two to a clip, each with two wrong captions."""
-    ids, padding = words(ITEMS, 6, seed=1)
-    wrong, _ = words(ITEMS * WRONG, 6, seed=2)
-    numbers = torch.arange(ITEMS)[items]
+    ids, padding = words(step_items, 6, seed=1)
+    wrong, _ = words(step_items * WRONG, 6, seed=2)
+    numbers = torch.arange(step_items)[items]
     clips, clip_of = torch.unique(numbers // 2, return_inverse=True)
     count = len(numbers)
-    false = wrong.view(ITEMS, WRONG, -1)[items].flatten(0, 1)
+    false = wrong.view(step_items, WRONG, -1)[items].flatten(0, 1)
     return ItemBatch(
-        frames=frames(ITEMS // 2, seed=3)[clips],
+        frames=frames(step_items // 2, seed=3)[clips],
         clip_of=torch.cat([clip_of, clip_of.repeat_interleave(WRONG)]),
         input_ids=torch.cat([ids[items], false]),
         padding_mask=torch.cat([padding[items], torch.zeros(false.shape, dtype=torch.bool)]),
@@ -46,7 +48,7 @@ def make_batch(items: slice = slice(0, ITEMS)) -> ItemBatch:
         item_ids=[str(number) for number in numbers.tolist()],
         clip_ids=[f"c{number // 2}" for number in numbers.tolist()],
         first_item=items.start,
-        step_items=ITEMS,
+        step_items=step_items,
     )
 
 
@@ -78,7 +80,7 @@ def step_of_rank(rank: int, world: int, micro_batches: int, place: str, changes:
         state = TrainState(make_objective(**changes), settings, torch.device("cpu"), rank, world)
         step = state.make_train_step(True, lambda count: [], None)
         mine = micro_batches_of(rank, world, micro_batches)
-        batches = [make_batch(micro_batch_slice(ITEMS, number, micro_batches)) for number in mine]
+        batches = [make_batch(micro_batch_slice(STEP_ITEMS, k, micro_batches), STEP_ITEMS) for k in mine]
         (outcome,) = step.step(0, 10, list(mine), batches, [0.0, 0.0, 0.0, 0.0])
         found = {n: p.grad.clone() for n, p in state.objective.named_parameters() if p.grad is not None}
         if rank == 0:
@@ -92,7 +94,7 @@ def whole(**changes) -> tuple[float, dict[str, torch.Tensor]]:
     """Compute loss and gradients of the whole step in one graph, without caching features."""
     from evilm.objectives.item_objective import contrast
 
-    objective, batch = make_objective(**changes), make_batch()
+    objective, batch = make_objective(**changes), make_batch(slice(0, STEP_ITEMS), STEP_ITEMS)
     losses, _ = contrast(objective.embed(batch), 0.05)
     loss = losses.mean()
     if "match" in objective.weights:
