@@ -26,7 +26,9 @@ def summarize(config: Pretrain, frames: FrameManifest) -> str:
     """Describe data and steps in one line."""
     clips = ", ".join(f"{count:,} {split}" for split, count in frames.splits.items())
     steps, schedule = num_steps(config, frames.num_clips("train")), config.schedule
-    shape = {"squash": ", squashed to a square", "crop": ", cropped to a square"}.get(frames.sampling.get("resize"), "")
+    shape = {"squash": ", squashed to a square", "crop": ", cropped to a square"}.get(
+        str(frames.sampling.get("resize")), ""
+    )
     return (
         f"clips: {clips}; {config.arch.num_frames} frames of {config.arch.input_px} px{shape}; {steps:,} steps of "
         f"{schedule.batch_clips} clips in {schedule.epochs} epochs"
