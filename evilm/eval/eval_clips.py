@@ -71,7 +71,10 @@ def choose_clips(pairs: Sequence[ShardPair], max_clips: int, seed: int) -> list[
                 heldout = None if flag is None else flag.strip().lower() in _YES
                 clips.append(EvalClip(clip_id, caption, heldout, shard, group, row))
     if len(clips) < 2:
-        raise ShardError(f"{len(clips)} clip in the split; scoring needs at least two")
+        raise ShardError(
+            f"{len(clips)} clip in the split; scoring needs at least two: score another --split, or set more videos "
+            "aside when sharding, into another folder, with --test-share of shard_videos"
+        )
     return sorted(clips, key=lambda clip: _place(seed, clip.clip_id))[:max_clips]
 
 

@@ -49,7 +49,8 @@ def draw_choices(
     num_captions = max(caption_of) + 1
     if num_captions < num_choices:
         raise ConfigError(
-            f"num_choices = {num_choices}, but the scored clips have {num_captions} distinct captions; lower it"
+            f"num_choices = {num_choices}, but the scored clips have {num_captions} distinct captions; use "
+            "a lower --num-choices, at least 2, or score more clips"
         )
     # Drawn from sorted texts: the result depends on the set of captions, not on the order that clips come in.
     first_clip: dict[int, int] = {}
