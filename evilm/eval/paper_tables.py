@@ -10,7 +10,7 @@ from evilm.config.base import Config, validate
 from evilm.config.models import EViLMConfig
 from evilm.config.yaml_files import parse_yaml
 from evilm.errors import CheckpointError, ConfigError, ShardError, StorageError
-from evilm.eval.task_scores import FoundScore, Score, how
+from evilm.eval.task_scores import FoundScore, Score, training_kind
 from evilm.io.figures import to_png
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ def our_rows(scores: Iterable[FoundScore]) -> list[OurRow]:
         found = [(table, column) for table, column, task in places if task == score.task]
         # Zero-shot answers have no table in the paper: they are a row of Table 1.
         for table, column in ([place for place in found if place[0].zero_shot == zero_shot] or found)[:1]:
-            key = _Key(table.number, source, label, how(score), *_cost(score.model))
+            key = _Key(table.number, source, label, training_kind(score), *_cost(score.model))
             rows.setdefault(key, {})[column] = score
     _join_folds(rows)
     return [

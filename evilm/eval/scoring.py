@@ -82,8 +82,8 @@ class Scorer:
         self._word_ids = torch.from_numpy(input_ids).to(device)
         self._padding = torch.from_numpy(np.arange(input_ids.shape[1]) >= lengths[:, None]).to(device)
         self._device = device
-        if job.only is not None:  # captions are encoded as they come: 2 % of the work, and no memory for all of them
-            self._asking = _asking(job.only, len(job.caption_of))
+        if job.only is not None:  # captions are encoded as they come: all of them may not fit into memory
+            self._pairs_of = pairs_by_clip(job.only, len(job.caption_of))
             return
         with torch.inference_mode():
             self._texts = [self._encode(places) for places in _by_length(lengths)]
@@ -114,10 +114,10 @@ class Scorer:
         return scores.cpu().numpy()
 
     def _some_pairs(self, frames: Tensor, clips: Sequence[int]) -> dict[str, np.ndarray]:
-        """Match scores of the pairs that are asked for, by their places in the job's `only`."""
+        """Compute match scores of the pairs that are asked for, by their places in the job's `only`."""
         assert self._job.only is not None
         regions = self._student.encode_video(frames.to(self._device))
-        pairs = [self._asking[clip] for clip in clips]
+        pairs = [self._pairs_of[clip] for clip in clips]
         found = [np.empty(0, dtype=np.float32)]
         for own, video in zip(pairs, regions, strict=True):
             captions = torch.from_numpy(own // self._job.only.shape[1])
@@ -165,8 +165,8 @@ def _by_length(lengths: np.ndarray) -> list[Tensor]:
     return list(order.split(_TEXTS_AT_A_TIME))
 
 
-def _asking(only: Int[np.ndarray, "caption best"], num_clips: int) -> list[Int[np.ndarray, " pair"]]:
-    """For each clip the places in `only` that name it, in order."""
+def pairs_by_clip(only: Int[np.ndarray, "caption best"], num_clips: int) -> list[Int[np.ndarray, " pair"]]:
+    """List for each clip the places in `only` that name it, in order."""
     order = np.argsort(only, axis=None, kind="stable")
     return np.split(order, np.searchsorted(only.ravel()[order], np.arange(1, num_clips)))
 
@@ -188,10 +188,10 @@ def score_some(job: ScoreJob, cluster: ScorerConfig) -> Float[np.ndarray, "capti
     """
     assert job.only is not None
     only = job.only
-    return _with_our_errors(lambda: fill(only, _start(job, cluster).iter_batches(batch_size=None)))
+    return _with_our_errors(lambda: gather_pairs(only, _start(job, cluster).iter_batches(batch_size=None)))
 
 
-def fill(only: Int[np.ndarray, "caption best"], batches: Iterable[dict[str, np.ndarray]]) -> np.ndarray:
+def gather_pairs(only: Int[np.ndarray, "caption best"], batches: Iterable[dict[str, np.ndarray]]) -> np.ndarray:
     """Put the scores of pairs in the places of these pairs in `only`, in whatever order they come."""
     scores, done, reported = np.full(only.size, np.nan, dtype=np.float32), 0, time.monotonic()
     for batch in batches:

@@ -101,7 +101,7 @@ def _json(place: str) -> Mapping[str, object]:
     return {str(name): value for name, value in content.items()} if isinstance(content, dict) else {}
 
 
-def how(score: Score) -> str:
+def training_kind(score: Score) -> str:
     """Say how the scored model was trained for the task."""
     if score.probe or (score.zero_shot and not score.tuned_on):
         return "strict linear probe" if score.probe else "zero-shot"

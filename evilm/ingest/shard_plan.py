@@ -120,7 +120,7 @@ def read_generations(out: str) -> list[Generation]:
 
 
 def _newest_plan(names: Collection[str], number: int) -> str:
-    """Return the name of the plan of a generation; '' if there is none, or another run has deleted its rows."""
+    """Return the name of a generation's newest plan whose rows exist; '' if the generation is not planned."""
     earlier = f"{number:04d}"  # as versions before named it
     planned = [name for name in names if name.startswith(f"{earlier}-") and f"{name}.json" in names]
     newest = max(planned, key=lambda name: int(name.partition("-")[2]), default=earlier)

@@ -41,16 +41,17 @@ def task_benchmarks(uri: str) -> Iterator[BenchmarkRun]:
     try:
         client, token = MlflowClient(tracking_uri=uri), ""
         experiments = [experiment.experiment_id for experiment in client.search_experiments()]
-        wanted, order = (
-            f"tags.`{STAGE}` = 'benchmark' AND attributes.status = 'FINISHED'",
-            ["attributes.start_time ASC"],
-        )
+        wanted = f"tags.`{STAGE}` = 'benchmark' AND attributes.status = 'FINISHED'"
         while token is not None:
-            page = client.search_runs(experiments, wanted, order_by=order, page_token=token or None)
+            page = client.search_runs(
+                experiments, wanted, order_by=["attributes.start_time ASC"], page_token=token or None
+            )
             token = page.token or None
             for run in page:
                 if TASK in run.data.tags and (summary := _summary(client, run.info.run_id)):
-                    yield BenchmarkRun(run.data.tags.get(ROOT, ""), Path(run.data.tags["evilm.out"]).name, summary)
+                    yield BenchmarkRun(
+                        run.data.tags.get(ROOT, ""), Path(run.data.tags.get("evilm.out", "")).name, summary
+                    )
     except MlflowException as error:
         what = public_text(" ".join(str(error).split()))[:200]
         raise ConfigError(f"tracking.uri = {public_uri(uri)} can't be read ({what}); check the address") from None
@@ -59,8 +60,8 @@ def task_benchmarks(uri: str) -> Iterator[BenchmarkRun]:
 def _summary(client: Any, run_id: str) -> dict[str, Any]:
     """Return the summary that a benchmark logged; empty if its files can't be read from here."""
     try:
-        with TemporaryDirectory() as folder:
-            return json.loads(Path(client.download_artifacts(run_id, "summary.json", folder)).read_text("utf-8"))
+        with TemporaryDirectory(prefix="evilm-") as folder:
+            return dict(json.loads(Path(client.download_artifacts(run_id, "summary.json", folder)).read_text("utf-8")))
     except Exception as error:  # of many kinds, from the libraries of the artifact store
         logger.warning(
             "MLflow: run %s is left out, its summary.json can't be read (%s)", run_id, public_text(str(error))

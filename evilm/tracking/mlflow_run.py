@@ -158,6 +158,8 @@ def _make_run(client: Any, run: TrackedRun) -> dict[str, Any]:
     }
 
 
+_silent: set[str] = set()
+"""Stores that did not answer when this process looked for a run."""
 _one_at_a_time = threading.Lock()
 """Metrics and panels are sent by threads of their own, and must not each make a run."""
 
@@ -255,14 +257,20 @@ def _send_files(
 
 
 def is_kept(run: TrackedRun) -> bool:
-    """Return whether the run is closed and its store still has it; restore one that was deleted with its experiment."""
+    """Return whether the run is closed and its store still has it; restore one that was deleted with its experiment.
+
+    A store that does not answer counts as having it, and is not asked again: a command may look for many runs.
+    """
     if not is_closed(run):
         return False
+    if run.uri in _silent:
+        return True
     with suppress_tracking_errors("look for the run of a finished output"):
         from mlflow import MlflowClient
 
         client = MlflowClient(tracking_uri=run.uri)
         return not is_deleted(client, run.uri, read_run_file(run.out, run.uri)["run_id"])
+    _silent.add(run.uri)
     return True
 
 

@@ -10,7 +10,7 @@ import pytest
 from evilm.config.training import ObjectivesConfig
 from evilm.eval.eval_clips import choose_clips, make_blocks, open_shards
 from evilm.eval.retrieval_scores import rerank
-from evilm.eval.scoring import ScoreJob, Scorer, fill
+from evilm.eval.scoring import ScoreJob, Scorer, gather_pairs, pairs_by_clip
 from evilm.model.metrics import lenient_ranks
 from helpers.random_model import make_frames, make_model
 
@@ -45,7 +45,7 @@ def test_pairs_that_are_asked_for_get_the_scores_and_ranks_of_all_pairs(tmp_path
     some = Scorer(dataclasses.replace(job, only=only))
     outputs = [some({"block": np.array([block])}) for block in range(len(job.blocks))]
     assert max(part.size for rows in outputs for part in rows.values()) < only.size
-    scores = fill(only, reversed(outputs))
+    scores = gather_pairs(only, reversed(outputs))
     np.testing.assert_allclose(scores, np.take_along_axis(every, only, axis=1), rtol=1e-5, atol=1e-5)
     own = np.arange(number)
     expected = lenient_ranks(np.where(np.isfinite(dense(scores, only, number)), every, -np.inf), own)
@@ -77,7 +77,7 @@ def test_memory_of_ranking_again_is_that_of_the_best_pairs() -> None:
     batches = ({"pair": lot, "match": (lot % 7).astype(np.float32)} for lot in lots)
     tracemalloc.start()
     try:
-        rerank(fill(best, batches), best, own, before)
+        rerank(gather_pairs(best, batches), best, own, before)
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
@@ -87,8 +87,7 @@ def test_memory_of_ranking_again_is_that_of_the_best_pairs() -> None:
 
 @pytest.mark.parametrize("num_clips", [1, 4])
 def test_each_clip_finds_the_captions_that_ask_for_it(num_clips: int) -> None:
-    from evilm.eval.scoring import _asking
 
     only = np.random.default_rng(3).integers(0, num_clips, (6, 2)).astype(np.int32)
-    found = _asking(only, num_clips)
+    found = pairs_by_clip(only, num_clips)
     assert [place.tolist() for place in found] == [np.flatnonzero(only.ravel() == k).tolist() for k in range(num_clips)]

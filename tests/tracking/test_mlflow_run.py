@@ -15,7 +15,7 @@ from evilm.tracking.loss_figure import draw_losses
 from evilm.tracking.metrics_file import MetricsFile
 from evilm.tracking.mlflow_run import close_run, is_closed, open_run, tracking_uri
 from evilm.tracking.mlflow_uploader import MetricsRecorder, MlflowUploader
-from evilm.tracking.run_file import read_run_file
+from evilm.tracking.run_file import read_run_file, write_run_file
 from evilm.tracking.track_run import track
 from evilm.train.launch import catch_up, finish_tracking
 from helpers.mlflow_server import free_port
@@ -96,6 +96,18 @@ def test_unreachable_server_costs_seconds_and_nothing_else(
     assert track("build_vocab", work, config)["num_words"] == 3
     assert time.monotonic() - began < 60
     assert not storage.exists(storage.join(out, "mlflow.json"))
+
+
+def test_finished_outputs_ask_a_server_that_does_not_answer_once(
+    store: Path, tmp_path: Path, config: BuildVocab, caplog: pytest.LogCaptureFixture
+) -> None:
+    dead = config.override({"tracking.uri": f"http://127.0.0.1:{free_port()}"})
+    for name in ("a", "b"):
+        with Output(dead, str(tmp_path / name), {}):
+            pass
+        write_run_file(str(tmp_path / name), {"uri": dead.tracking.uri, "run_id": "1", "closed": True})
+        catch_up(dead, "build_vocab", str(tmp_path / name), {"num_words": 3})
+    assert caplog.text.count("could not look for the run of a finished output") == 1
 
 
 def test_unsent_metrics_are_sent_by_the_same_command_later(store: Path, tmp_path: Path, config: BuildVocab) -> None:
