@@ -1,6 +1,8 @@
 """Decide which steps are logged, evaluated and saved; collect their metrics, and report progress on the console."""
 
+import logging
 import math
+import threading
 import time
 from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator, Mapping
@@ -16,8 +18,10 @@ from evilm.dataloader.loader import DataLoader
 from evilm.objectives.objective import Objective, TargetCounts
 
 _STRETCHES = 8  # between metric points; the time left is told from their mean speed, evaluations and all
-_LINE_S, _SILENCE_S = 5.0, 10.0
+_LINE_S, _SILENCE_S, _LOOK_S = 5.0, 10.0, 1.0
 _MIN_POINTS = 20
+
+logger = logging.getLogger(__name__)
 
 
 class Progress:
@@ -32,7 +36,7 @@ class Progress:
         self._sums: dict[str, float] = defaultdict(float, (kept or {}).get("sums", {}))
         self._count = int((kept or {}).get("count", 0))
         self._began, self._waited, self._told = time.perf_counter(), 0.0, -math.inf
-        self._spoke = self._began
+        self._spoke, self._done, self._doing = self._began, start_step, "first step"
         self._marks = deque([(self._began, start_step)], maxlen=_STRETCHES)
 
     def add(self, metrics: dict[str, float], skipped: bool = False) -> None:
@@ -72,11 +76,33 @@ class Progress:
         return means
 
     @contextmanager
-    def paused(self) -> Iterator[None]:
+    def paused(self, doing: str) -> Iterator[None]:
         """Leave the time of the block out of the rates: an evaluation, a panel, a checkpoint."""
-        began = time.perf_counter()
+        began, self._doing = time.perf_counter(), doing
         yield
         self._began += time.perf_counter() - began
+        self._doing = ""
+
+    def reached(self, done: int) -> None:
+        """Note that so many steps of the run are made."""
+        self._done, self._doing = done, ""
+
+    @contextmanager
+    def reported(self) -> Iterator[None]:
+        """Log where the run is when no line was logged for ten seconds, also within a step that takes longer."""
+        over = threading.Event()
+
+        def repeat() -> None:
+            while not over.wait(_LOOK_S):
+                if self.is_silent():
+                    doing = f" | {self._doing}" if self._doing else ""
+                    logger.info("step %d/%d%s", self._done, self._num_steps, doing)
+
+        threading.Thread(target=repeat, name="progress", daemon=True).start()
+        try:
+            yield
+        finally:
+            over.set()
 
     def is_silent(self) -> bool:
         """Return whether the last line on the console, or the last time this was asked, is ten seconds ago."""

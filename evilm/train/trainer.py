@@ -125,6 +125,8 @@ class Trainer:
         stream = on_device(fed, self.device, self.timer)
         profiler = StepProfiler(self.spec.out, self.settings.profiled if self.rank == 0 else range(0), self.device)
         self.ends.callback(profiler.close)
+        if self.recorder:
+            self.ends.enter_context(progress.reported())
         for step in range(start, self.num_steps):
             batches = list(islice(stream, count))
             profiler.before(step)
@@ -132,20 +134,21 @@ class Trainer:
             outcomes = train_step.step(step, self.schedule_steps, self.micro_batches, batches, flags)
             self.audit.note(step, self.micro_batches, batches)
             self.state["step"] = done = step + 1
+            progress.reached(done)
             profiler.after(step)
-            if self.recorder and not self.due.log(done) and progress.is_silent():
-                logger.info("step %d/%d", done, self.num_steps)
             is_asked = any(flag > 0 for outcome in outcomes for flag in outcome.flags)
             if is_asked or self.due.numbers(done):
                 outcomes += train_step.settle()
             stop_run, worker_ends, look, near = self._take(outcomes)
             if self.due.log(done):
                 self._log(progress.flush(done, self.loader, keep=not self.due.log_in_any_run(done)), done)
-            with progress.paused():
+            with progress.paused("evaluating"):
                 is_best = self._evaluate(done)
                 self.num_steps = done if self._is_stale() else self.num_steps
+            with progress.paused("drawing a panel"):
                 if self.panels and self.panels.due(done, self.num_steps):
                     self.panels.draw(self.train_state.finished, done)
+            with progress.paused("saving a checkpoint"):
                 urgent = self._urgent(stop_run, worker_ends, look, near)
                 self.state["ended"] = done if done == self.num_steps else -1
                 if urgent or is_best or self.due.checkpoint(done):
@@ -289,10 +292,8 @@ class Trainer:
         if self.recorder:
             some = self.loader.batches(0, min(_CHANCE_BATCHES, self.steps_per_epoch) * len(self.micro_batches))
             self.chance = estimate_chance(self.train_state.objective, some)
-            started = {"time/attempt": number, "time/workers": self.world}
-            self.recorder.log(
-                started | {f"chance/{name}": share for name, share in self.chance.items()}, self.state["step"]
-            )
+            levels = {f"chance/{name}": share for name, share in self.chance.items()}
+            self.recorder.log({"time/attempt": number, "time/workers": self.world} | levels, self.state["step"])
 
     def _some_batches(self, count: int) -> Iterator[Batch]:
         """Return this worker's micro-batches of the first steps, for a start that depends on data."""

@@ -1,6 +1,7 @@
 """Progress lines for a job log, the same through a restart."""
 
 import json
+import time
 from typing import Any
 
 import pytest
@@ -121,6 +122,29 @@ def test_ten_seconds_without_a_line_are_noticed_once(monkeypatch: pytest.MonkeyP
     assert not progress.is_silent()
 
 
+def test_what_takes_longer_than_ten_seconds_is_named(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("evilm.train.progress._SILENCE_S", 0.01)
+    monkeypatch.setattr("evilm.train.progress._LOOK_S", 0.01)
+    caplog.set_level("INFO", logger="evilm")
+    progress = Progress(40, 8, 0)
+
+    def wait_for(line: str) -> None:
+        while line not in caplog.messages:
+            time.sleep(0.01)
+
+    with progress.reported():
+        wait_for("step 0/40 | first step")
+        progress.reached(3)
+        wait_for("step 3/40")
+        with progress.paused("evaluating"):
+            wait_for("step 3/40 | evaluating")
+    caplog.clear()
+    time.sleep(0.1)
+    assert len(caplog.messages) <= 1, "nothing is logged once the block has ended, but for a line under way"
+
+
 def test_rates_leave_out_what_is_not_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 100.0
     monkeypatch.setattr("time.perf_counter", lambda: now)
@@ -129,7 +153,7 @@ def test_rates_leave_out_what_is_not_a_step(monkeypatch: pytest.MonkeyPatch) -> 
         timer.mark("wait")
         now += 1
         timer.mark("optimizer")
-        with progress.paused():
+        with progress.paused("evaluating"):
             now += 50  # an evaluation
         timer.skip()
         now += 0.5
