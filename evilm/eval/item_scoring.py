@@ -75,7 +75,7 @@ class ItemScorer:
         config, vocab = self._model.student.config, self._model.vocab
         pieces = None
         if job.spec.kind == "answer" and self._model.spec.head.type == "mlm":
-            pieces = answer_pieces(vocab.cut(list(job.spec.labels))).numpy()
+            pieces = answer_pieces(job.spec.labels, vocab).numpy()
         collate = ItemCollate(vocab, config.max_text_len, job.spec.kind, pieces)
         augmentation = ClipAugmentation(num_frames=config.num_frames)
         self._loaders = [

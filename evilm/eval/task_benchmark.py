@@ -85,7 +85,7 @@ def _describe(items: ItemsManifest, summary: Mapping[str, Any]) -> str:
     how = "strict linear probe" if "probe" in summary else how
     chosen = summary.get("num_chosen_clips", 0)  # which an earlier version did not count
     leak = f"LEAKED: {summary['num_seen_clips']} of the videos were trained on" if summary["leak"] else ""
-    leak += f", {chosen} more were used to choose its best step" if chosen else ""
+    leak += f", {chosen} more were its val clips" if chosen else ""
     leak = "it is NOT KNOWN if the model was trained on the videos" if summary["leak"] is None else leak
     title = ", ".join(filter(None, [f"{items.task}, {split.sentence(summary['split'])}", how, leak]))
     intervals = [

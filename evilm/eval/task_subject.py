@@ -126,7 +126,7 @@ def open_subject(config: Benchmark, frames: FrameManifest, items: ItemsManifest)
 
 
 def _count_seen(config: Benchmark, model: str, frames: FrameManifest, items: ItemsManifest) -> tuple[int | None, int]:
-    """Count the scored videos that the model was trained on, and further ones by which its best step was chosen.
+    """Count the scored videos that the model was trained on, and further ones that were its val clips.
 
     Raises:
         ConfigError: there are any, or it is not known, and `allow_leak` was not given.
@@ -145,7 +145,7 @@ def _count_seen(config: Benchmark, model: str, frames: FrameManifest, items: Ite
     is_chosen &= ~is_trained & (config.split != "val")  # val is there to choose by
     num_seen, num_chosen = int(is_trained.sum()), int(is_chosen.sum())
     if num_seen + num_chosen and not config.allow_leak:
-        chosen = f"; {num_chosen} more were used to choose its best step" if num_chosen else ""
+        chosen = f"; {num_chosen} more were its val clips" if num_chosen else ""
         raise ConfigError(
             f"{model} was trained on {num_seen} of the {len(scored)} videos of {config.task}, split {config.split}"
             f"{chosen}; the first is {clip_ids[int((is_trained | is_chosen).argmax())]}; its scores would be too high; "

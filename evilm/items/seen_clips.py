@@ -1,7 +1,7 @@
 """The clips that a model was trained on, as a set of hashes beside its weights: no model is scored on what it has seen.
 
 A clip counts as seen by its id or by the SHA-256 of its video file, so a renamed copy is found too. 17 bytes per clip.
-Clips of val, which chose the best step, are kept apart: the model may be scored on val, but not on test with them.
+Clips of val, by which steps are chosen, are kept apart: the model may be scored on val, but not on test with them.
 """
 
 import io
@@ -32,7 +32,7 @@ class SeenClips:
     trained: UInt64[np.ndarray, " hash"]
     """Clips that it was trained on."""
     chosen: UInt64[np.ndarray, " hash"]
-    """Further clips, by which its best step was chosen."""
+    """Further clips, on which its steps were evaluated."""
 
 
 def clip_hashes(
@@ -72,7 +72,7 @@ def write_seen(
         model: its folder.
         hashes: of the clips that it is trained on.
         started_from: models that it starts from.
-        chosen_on: hashes of the clips by which its best step is chosen.
+        chosen_on: hashes of the clips on which its steps are evaluated.
     """
     trained, chosen = [hashes.ravel()], [] if chosen_on is None else [chosen_on.ravel()]
     for other in started_from:

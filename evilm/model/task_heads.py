@@ -1,5 +1,7 @@
 """Heads of downstream tasks: scores of answers, classes and options, and features of retrieval."""
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int64
@@ -8,6 +10,7 @@ from torch import Tensor, nn
 from evilm.config.finetune_command import HeadConfig
 from evilm.model.evilm_model import EViLMModel
 from evilm.model.layers import init_linear
+from evilm.text.vocab import Vocab
 
 _CHOICE_HIDDEN = 256
 
@@ -37,7 +40,7 @@ class MaskedAnswer(nn.Module):
     """Scores of answers that are one word piece, by the model's own MLM head at [MASK]; other answers get -inf."""
 
     def __init__(self, pieces: Int64[Tensor, " answer"]) -> None:
-        """Keep the word piece of each answer, -1 for answers of several pieces."""
+        """Keep the word piece of each answer, -1 for answers that are not one piece."""
         super().__init__()
         self.pieces: Tensor
         self.register_buffer("pieces", pieces)
@@ -73,7 +76,7 @@ def build_head(kind: str, config: HeadConfig, dim: int, num_labels: int, pieces:
         config: its settings.
         dim: width of the decoder.
         num_labels: answers or classes.
-        pieces: word piece of each answer, -1 if it has several; for `type` = mlm.
+        pieces: what `answer_pieces` returned; for `type` = mlm.
     """
     if kind == "retrieval":
         return RetrievalHead(dim, config.embed_dim)
@@ -86,6 +89,7 @@ def build_head(kind: str, config: HeadConfig, dim: int, num_labels: int, pieces:
     return Classifier(dim, hidden, 1 if choice else num_labels, config.dropout)
 
 
-def answer_pieces(answers: list[list[int]]) -> Int64[Tensor, " answer"]:
-    """Return the word piece of each answer, given as ids; -1 for answers of several pieces."""
-    return torch.tensor([ids[0] if len(ids) == 1 else -1 for ids in answers], dtype=torch.int64)
+def answer_pieces(answers: Sequence[str], vocab: Vocab) -> Int64[Tensor, " answer"]:
+    """Return the word piece of each answer; -1 for answers of several pieces, or with characters it does not know."""
+    pieces = [ids[0] if len(ids) == 1 else vocab.unk_id for ids in vocab.cut(answers)]
+    return torch.tensor([-1 if piece == vocab.unk_id else piece for piece in pieces], dtype=torch.int64)

@@ -108,7 +108,7 @@ class TaskModel:
             ConfigError: no answer is one word piece.
         """
         self.student, self.spec, self.vocab = student, spec, vocab
-        pieces = answer_pieces(vocab.cut(list(spec.labels)) if spec.kind == "answer" else [])
+        pieces = answer_pieces(spec.labels if spec.kind == "answer" else (), vocab)
         self.head: nn.Module = build_head(spec.kind, spec.head, student.config.dim, len(spec.labels), pieces)
         if isinstance(self.head, MaskedAnswer) and bool((pieces < 0).all()):
             raise ConfigError(
@@ -199,13 +199,13 @@ class TaskModel:
 
 
 def masked_pieces(spec: TaskSpec, vocab: Vocab) -> Int[np.ndarray, " answer"] | None:
-    """Return the word piece of each answer, -1 for those of several, which the MLM head can't give.
+    """Return the word piece of each answer, -1 for those that are not one piece, which the MLM head can't give.
 
     Returns:
         None for other heads.
     """
     is_masked = spec.kind == "answer" and spec.head.type == "mlm"
-    return answer_pieces(vocab.cut(list(spec.labels))).numpy() if is_masked else None
+    return answer_pieces(spec.labels, vocab).numpy() if is_masked else None
 
 
 def task_fingerprint(uri: str) -> str:

@@ -100,9 +100,10 @@ def pretrain(config: Pretrain) -> dict[str, Any]:
             _audit(config, frames, codes)
             publish_side(frames, replace=False)
             publish_side(codes, replace=False)
-            _, hashes = clip_hashes(frames, splits=["train"])
+            names = ["train", "val"] if config.schedule.eval_clips else ["train"]
+            seen = [clip_hashes(frames, splits=[name])[1] for name in names]
             output.check()
-            write_seen(out, hashes, [config.init] if config.init else [])
+            write_seen(out, seen[0], [config.init] if config.init else [], *seen[1:])
             started |= training.warm_start()
         summary = training.finish(output)
         output.check()

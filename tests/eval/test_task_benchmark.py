@@ -164,8 +164,7 @@ def test_the_real_9k_list_is_rejected_with_its_count(
     config = Benchmark.model_validate({"task": "msrvtt-mc", "model": str(tmp_path / "model")})
     if trained:
         message = (
-            f"was trained on {trained} of the 2990 videos of msrvtt-mc, split test; {chosen} more were used to choose "
-            "its best step"
+            f"was trained on {trained} of the 2990 videos of msrvtt-mc, split test; {chosen} more were its val clips"
         )
         with pytest.raises(ConfigError, match=message):
             open_subject(config, frames, items)

@@ -6,6 +6,7 @@ import torch
 
 from evilm.dataloader.item_collate import ItemCollate
 from evilm.errors import ConfigError
+from evilm.model.task_heads import answer_pieces
 from evilm.objectives.item_objective import contrast, recalls
 from helpers.contrast_ranks import gradients, make_batch, make_objective, whole
 from helpers.item_models import CASES, VOCAB, case, item_objective, item_rows
@@ -129,6 +130,12 @@ def test_a_head_of_another_kind_is_rejected():
         item_objective("retrieval", type="mlm")
     with pytest.raises(ConfigError, match="one word piece"):
         item_objective("answer", ("no piece", "neither here"), type="mlm")
+
+
+def test_an_answer_in_unknown_characters_is_not_a_word_piece():
+    assert answer_pieces(("w1", "猫", "w1 w2"), VOCAB).tolist() == [VOCAB.pieces.index("w1"), -1, -1]
+    with pytest.raises(ConfigError, match="one word piece"):
+        item_objective("answer", ("猫", "犬"), type="mlm")
 
 
 def test_all_trained_parameters_of_retrieval_get_a_gradient():
