@@ -92,14 +92,10 @@ class Embeddings:
         seconds = time.monotonic() - began
         return Ranks(item_ids, clip_ids, np.concatenate(to_video), to_text, first, self.videos, seconds)
 
-    def best_videos(self, count: int) -> tuple[list[str], list[str], Int[np.ndarray, "caption best"]]:
-        """Return item and clip ids of the captions, and the best videos of each, by number."""
-        items, clips, found = list[str](), list[str](), list[np.ndarray]()
-        for some_items, some_clips, scores in self._scores():
-            items += some_items
-            clips += some_clips
-            found.append(np.argsort(-scores, axis=1, kind="stable")[:, :count].astype(np.int32))
-        return items, clips, np.concatenate(found)
+    def best_videos(self, count: int) -> Int[np.ndarray, "caption best"]:
+        """Return the best videos of each caption, by number."""
+        order = (np.argsort(-scores, axis=1, kind="stable") for _, _, scores in self._scores())
+        return np.concatenate([places[:, :count].astype(np.int32) for places in order])
 
     def _scores(self) -> Iterator[tuple[list[str], list[str], Float[np.ndarray, "caption video"]]]:
         """Yield ids and clips of some captions with their scores of all videos."""

@@ -23,8 +23,8 @@ from evilm.items.item_tables import ItemsManifest
 from evilm.jobs.runner import our_error
 from evilm.model.evilm_model import EViLMModel
 from evilm.model.pretrained import VOCAB
-from evilm.model.task_heads import RetrievalHead, answer_pieces
-from evilm.model.task_model import TaskModel, TaskSpec, read_task
+from evilm.model.task_heads import RetrievalHead
+from evilm.model.task_model import TaskModel, TaskSpec, masked_pieces, read_task
 from evilm.model.warm_start import refit
 from evilm.shards import FrameManifest
 from evilm.text.vocab import Vocab
@@ -73,10 +73,7 @@ class ItemScorer:
         clips = ClipIndex(FrameManifest.load(job.frames))
         items = ItemTable(ItemsManifest.load(job.items), job.split, clips)
         config, vocab = self._model.student.config, self._model.vocab
-        pieces = None
-        if job.spec.kind == "answer" and self._model.spec.head.type == "mlm":
-            pieces = answer_pieces(job.spec.labels, vocab).numpy()
-        collate = ItemCollate(vocab, config.max_text_len, job.spec.kind, pieces)
+        collate = ItemCollate(vocab, config.max_text_len, job.spec.kind, masked_pieces(self._model.spec, vocab))
         augmentation = ClipAugmentation(num_frames=config.num_frames)
         self._loaders = [
             ItemLoader(

@@ -42,7 +42,7 @@ def score_embeddings(subject: TaskSubject, output: Output) -> tuple[dict[str, Fi
             logger.warning("the best videos are not ranked again: %s", subject.no_match)
         elif config.rerank_top:
             began = time.monotonic()
-            _, _, best = embeddings.best_videos(config.rerank_top)
+            best = embeddings.best_videos(config.rerank_top)
             reranked = _reranked(subject, embeddings.videos, best, found)
             figures |= _direction(reranked, found.clip_ids, len(found.videos), "reranked_t2v")
             seconds["reranked"] = round(time.monotonic() - began, 2)

@@ -15,15 +15,3 @@ from evilm.synth.corpus_plan import (
     render_clip,
     write_manifests,
 )
-
-__all__ = [
-    "MANIFEST_NAME",
-    "VIDEOS_NAME",
-    "PlannedClip",
-    "clip_frames",
-    "manifest_csv",
-    "plan_corpus",
-    "render_and_write",
-    "render_clip",
-    "write_manifests",
-]
