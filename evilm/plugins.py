@@ -35,10 +35,7 @@ class Registry(Generic[T]):
         return ":" in name or name in self.names()
 
     def get(self, name: str) -> T:
-        """Load an implementation.
-
-        Args:
-            name: one of `names`, or `module:attribute`.
+        """Load an implementation by its name, one of `names`, or by `module:attribute`.
 
         Raises:
             ConfigError: there is none with that name, or its module can't be imported.

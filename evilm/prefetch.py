@@ -24,9 +24,7 @@ def map_ahead(
     others, and closes `items` if it is a generator.
 
     Args:
-        function: function to run in the threads.
         items: read only as far as they are processed.
-        threads: number of threads.
         ahead: results computed or in progress while the caller uses one; default: the number of threads.
         name: name of the threads.
         discard: called with unused results; closing then does not wait.

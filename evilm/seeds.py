@@ -62,8 +62,6 @@ def derangement(
     The result depends only on the clips, not on the number of workers.
 
     Args:
-        seed: seed of the training.
-        epoch: epoch of the step.
         clip_ids: the step's clips.
         captions: the caption drawn for each clip.
         all_captions: all captions of each clip; none of them is a negative for it.

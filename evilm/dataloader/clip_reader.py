@@ -170,8 +170,6 @@ def show(
     """Pixels and codes (int64) of some clips as an epoch shows them; each clip is written to its place in the batch.
 
     Args:
-        augmentation: what to show.
-        rows: the clips.
         epoch: counted from 0, or `EVAL_EPOCH`.
         empty: makes the uint8 array for the pixels.
     """
@@ -187,8 +185,6 @@ def load_clips(pair: ShardPair, group: int, views: bool = False, footers: Footer
     """A row group with captions and frames, and with its codes where the pair has them.
 
     Args:
-        pair: the files.
-        group: number of the row group.
         views: read the numbers of the views too.
         footers: of the files, where they are known.
 

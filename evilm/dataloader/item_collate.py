@@ -55,9 +55,7 @@ class ItemCollate:
         """Prepare to collate.
 
         Args:
-            vocab: splits texts into word pieces.
             max_text_len: longest text, in word pieces.
-            kind: of the task.
             pieces: word piece of each answer, -1 for an answer of several, which then counts as without label; each
                 question ends with [MASK], which stands for the answer. None: questions end without it.
         """

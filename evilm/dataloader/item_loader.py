@@ -89,9 +89,7 @@ class ItemTable:
         """Read a split.
 
         Args:
-            items: of a task.
             split: train, val or test.
-            clips: the frame shards.
             draw: make one item of all texts of a clip, of which an epoch shows one.
             num_negatives: texts of other clips that an epoch draws beside it.
 
@@ -177,16 +175,7 @@ class ItemLoader(DataLoader[BatchT]):
         augmentation: ClipAugmentation,
         threads: int = 2,
     ) -> None:
-        """Load the items of a split.
-
-        Args:
-            items: of a split.
-            clips: the shards of their frames.
-            order: says which items make a step.
-            collate: turns the items of a step into a batch; runs in a background thread.
-            augmentation: which frames of a clip an epoch shows.
-            threads: background threads.
-        """
+        """Load the items of a split; `collate` runs in a background thread."""
         side = Side(clips.captions, clips.footers)
         super().__init__(clips.pairs, order, collate, augmentation, threads + 1, threads, side)  # type: ignore[arg-type]
         self._items = items

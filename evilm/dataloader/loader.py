@@ -80,12 +80,8 @@ class DataLoader(Generic[BatchT]):
         """A feed over frame shards, with or without their code shards (an empty `codes_uri`).
 
         Args:
-            pairs: the shards.
-            order: says which rows make a step.
             collate: turns the rows of a step into a batch; runs in a background thread.
-            augmentation: which frames and which view of a clip an epoch shows.
             prefetch: batches made ahead.
-            threads: background threads.
             side: the side files of the split. Without, the captions of the whole split are read into memory, and the
                 footer of a file each time that one of its row groups is read: for small data sets.
         """
@@ -195,15 +191,8 @@ def evaluation_loader(
     """The data loader of one worker over a split, each clip once; None where the split is empty or not asked for.
 
     Args:
-        pairs: the shards of the split.
         schedule: says how many clips are evaluated, and among how many they are matched.
-        collate: turns rows into a batch.
-        rank: this worker.
-        world: number of workers.
         micro_batch_clips: the most clips of a batch, unless a matching pool has more: a micro-batch of training.
-        augmentation: which frames are shown.
-        threads: background threads.
-        side: the side files of the split.
     """
     if not pairs or not schedule.eval_clips:
         return None

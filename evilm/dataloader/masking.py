@@ -139,7 +139,6 @@ class WordMasker:
 
         Args:
             special: ids that are neither asked for nor drawn as a random word ([PAD], [CLS], [SEP], [MASK], ...).
-            mask_id: id of [MASK].
             vocab_size: random words are drawn below it.
             ratio: share of a caption's words that is asked for.
         """

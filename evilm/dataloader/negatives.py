@@ -41,7 +41,7 @@ def hard_negatives(
 
     Args:
         mine: indices of the clips to choose for.
-        seed, epoch, clip_ids, captions, all_captions: as for `derangement`.
+        clip_ids, captions, all_captions: as for `derangement`.
 
     Returns:
         For each of `mine`; None where every caption of its part is one of the clip's own.

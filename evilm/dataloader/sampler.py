@@ -103,9 +103,8 @@ def batch_sizes(num_clips: int, batch_clips: int, tail: Tail, num_micro_batches:
     """Clips of each step of an epoch; they add up to `num_clips` but for padding and dropping.
 
     Args:
-        num_clips: clips of the epoch.
         batch_clips: the most clips of a step.
-        tail: what to do where the one is no multiple of the other, `ScheduleConfig.tail`.
+        tail: what to do where `num_clips` is no multiple of it, `ScheduleConfig.tail`.
         num_micro_batches: micro-batches per step.
 
     Raises:
@@ -172,12 +171,10 @@ class TrainSampler:
         Args:
             groups: rows of each row group of each shard.
             batch_clips: clips per global step, or the most of them.
-            seed: seed of the run.
             window: row groups mixed with each other.
             tail: where `batch_clips` does not divide an epoch: smaller steps, all alike but for one clip (even), a last
                 step that repeats the epoch's first clips (pad), or none (drop).
             rank: this worker, which takes the rank-th slice of every step.
-            world: number of workers.
 
         Raises:
             ConfigError: there is not a single step, or one that has no clip for some worker.
@@ -258,10 +255,7 @@ class EvalSampler:
         Args:
             groups: rows of each row group of each shard.
             micro_batch_clips: the most clips of a batch, unless a pool has more.
-            max_clips: the most clips of the evaluation.
             pool_clips: clips that are matched with each other; a batch holds whole pools.
-            rank: this worker.
-            world: number of workers.
             epoch: epoch of training whose frames are shown; `EVAL_EPOCH` shows the same in each evaluation.
         """
         self._groups, self._epoch = RowGroups(groups), epoch

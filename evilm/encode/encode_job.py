@@ -48,11 +48,8 @@ _MOST_CODES = 1 << 16
 def precompute_codes(config: PrecomputeCodes, run: Any = runner.run) -> dict[str, Any]:
     """Encode the frame shards without codes into a folder of `<out>` named by tokenizer and views.
 
-    Running the same command again encodes frame shards that were added since; the others keep their codes.
-
-    Args:
-        config: the settings.
-        run: maps the actor over the shards, as `runner.run` does through Ray Data.
+    Running the same command again encodes frame shards that were added since; the others keep their codes. `run` maps
+    the actor over the shards, as `runner.run` does through Ray Data.
 
     Returns:
         The summary: clips by split, share of the codebook used, fingerprints, seconds.

@@ -35,11 +35,8 @@ def audit_codes(
     The agreement is exactly 1 on the kind of processor that computed the codes; on others, near ties may differ.
 
     Args:
-        frames: the frame shards.
-        codes: their codes.
         tokenizer: the tokenizer that should have computed them.
         num_clips: most clips to encode.
-        seed: seed for the choice of clips and views.
         split: only clips of this split; '' for all.
 
     Raises:

@@ -125,12 +125,7 @@ def match_scores(
 ) -> Float[np.ndarray, "caption video"]:
     """Score all pairs of captions and videos by the matching head.
 
-    Args:
-        job: model and frames.
-        items: the captions, in order.
-        clips: places of the videos.
-        videos: the videos, in the order of the columns.
-        cluster: actors.
+    Rows are in the order of `items`, columns in that of `videos`.
     """
     score_job, order = _score_job(job, items, clips, videos)
     scores = np.empty((len(score_job.captions), len(videos)), dtype=np.float32)

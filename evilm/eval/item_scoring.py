@@ -122,10 +122,7 @@ def _probe_features(student: EViLMModel, items: ItemBatch) -> dict[str, Tensor]:
 def open_model(uri: str, spec: TaskSpec, arch: EViLMConfig | None = None) -> TaskModel:
     """Load a model for a task: with the head that it was fine-tuned with for this task, else with its own heads.
 
-    Args:
-        uri: folder of the model.
-        spec: of the task.
-        arch: that of the model, or for texts and clips of other lengths; None: as it is.
+    `arch` is that of the model, or for texts and clips of other lengths; None: as it is.
     """
     own, student = read_task(uri), EViLMModel.from_pretrained(uri)
     student = student if arch is None else refit(student, arch)

@@ -53,11 +53,7 @@ def _sorted(item_ids: list[str], probabilities: Float[np.ndarray, "item label"])
 
 
 def _evaluate(subject: TaskSubject, output: Output, best: BestLabels) -> tuple[dict[str, Figure], dict[str, Any]]:
-    """Join the best labels with the items, publish predictions and worst errors, and compute the figures.
-
-    Raises:
-        CheckpointError: a probability is not finite.
-    """
+    """Join the best labels with the items, publish predictions and worst errors, and compute the figures."""
     if not np.isfinite(best.probabilities).all():
         raise CheckpointError(
             f"{subject.model} gives probabilities that are not finite; it is damaged or its training diverged"

@@ -49,7 +49,6 @@ def report_tables(root: str, out: str = "", uri: str = "") -> dict[str, Any]:
     """Print Tables 1-4 of the paper with our scores, and write `tables.md` and `tables.png`.
 
     Args:
-        root: has the scores.
         out: folder of the files; '' is ROOT/tables.
         uri: MLflow store that has the scores in place of the root.
 

@@ -166,11 +166,7 @@ def _with_lengths(config: Benchmark, model: str) -> tuple[Benchmark, EViLMConfig
 
 
 def _no_match(config: Benchmark, model: str, own: TaskSpec | None, items: ItemsManifest) -> str:
-    """Return why the matching head can't score; '' if it can, or if another head does.
-
-    Raises:
-        ConfigError: it can't, and is needed.
-    """
+    """Return why the matching head can't score; '' if it can, or if another head does."""
     if own is None or own.kind != "retrieval" or own.trains_match:
         return ""
     why = f"{model} was fine-tuned with --head.match-weight 0, so its matching head does not fit the weights below it"

@@ -44,7 +44,6 @@ def warn_of_changed_sources(out: str, files: Sequence[str], videos: str) -> list
     A deleted video is not reported: shards no longer need it.
 
     Args:
-        out: folder of the shards.
         files: names of the shards that exist.
         videos: root folder of the videos; '' to compare nothing.
 

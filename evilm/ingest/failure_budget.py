@@ -57,7 +57,6 @@ class FailureBudget:
     """End a job if its videos can no longer be fetched, or if too many fail for any reason.
 
     Args:
-        out: folder of the output, with the commits.
         run: number of the run that owns `out`.
         unit_of: returns the unit that the shard of a task is committed as.
         max_failed_share: allowed share of clips that can't be fetched, among the latest ones.

@@ -59,8 +59,7 @@ class CommitLog:
     def missing(self, or_damaged: bool) -> tuple[list[str], int, set[str]]:
         """Find the shards that are not committed or whose file is missing.
 
-        Args:
-            or_damaged: include all other shards too, since their files may be damaged.
+        `or_damaged` includes all other shards too, since their files may be damaged.
 
         Returns:
             Their tasks, the number of quarantined clips in the other shards, and those tasks that are committed.
@@ -138,11 +137,7 @@ def merge_commits(
 ) -> tuple[FrameManifest, RejectCounts]:
     """Merge the commits into the manifest and the quarantine table, and clean up.
 
-    Args:
-        commit_log: the plans and commits of the output.
-        config: the settings.
-        output: the output folder.
-        is_partial: publish the finished shards while others are still being made; nothing if none is finished.
+    `is_partial` publishes the finished shards while others are still being made; nothing if none is finished.
 
     Raises:
         ShardError: a shard is missing, or too many rows were quarantined.
@@ -187,11 +182,9 @@ def enforce_failed_share(
     empty: Sequence[Unit] = (),
     of_clips: RejectCounts | None = None,
 ) -> None:
-    """Fail if more rows than allowed are quarantined, or all of them.
+    """Fail if a larger share of rows than `config.max_failed_share` is quarantined, or all of them.
 
     Args:
-        commit_log: the plans and commits of the output.
-        config: the settings, with `max_failed_share`.
         reasons: counts of all quarantined rows.
         empty: shards without a clip, to be made again next time; the others stay, as they may have taken days.
         of_clips: counts of the rows that were quarantined for their videos.

@@ -152,7 +152,6 @@ def plan_rows(
         output: the output, for the plan and the quarantine table.
         rows: the whole manifest; the first row of an id counts.
         manifest: identity of the manifest.
-        earlier: the generations planned before.
         is_missing: returns whether a row's video is known not to exist; called for rows whose id is taken.
         repeats: meaning of rows with the id and the video of another row (`ColumnsConfig.repeats`).
 

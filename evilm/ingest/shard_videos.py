@@ -41,9 +41,7 @@ _SCRAPS = (shard_plan.FOLDER, quarantine.FOLDER)
 def shard_videos(config: ShardVideos, run: Any = runner.run) -> dict[str, Any]:
     """Make the frame shards that are missing under `config.out`.
 
-    Args:
-        config: the settings.
-        run: maps the worker over the shards, as `runner.run` does through Ray Data.
+    `run` maps the worker over the shards, as `runner.run` does through Ray Data.
 
     Returns:
         The summary: clips by split, quarantined rows by reason, fingerprint, seconds.

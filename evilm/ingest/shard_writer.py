@@ -100,10 +100,8 @@ def tally_of(record: dict[str, Any]) -> commits.Tally:
 class _ShardWriter:
     """Turns planned rows into shard rows, one by one, and counts them.
 
-    Args:
-        work: settings of the job.
-        before: the commit record of a shard that is made again: clips that it lacks are left out, even if they can be
-            decoded now.
+    `before` is the commit record of a shard that is made again: clips that it lacks are left out, even if they can be
+    decoded now.
     """
 
     def __init__(self, work: ShardJob, before: dict[str, Any] | None = None) -> None:

@@ -21,7 +21,6 @@ class SourceVideo:
 
     Args:
         row: a clip of the video.
-        fetcher: fetches the video.
         cut: path without ending of a file that holds only the clip, to fetch instead; '' for the video.
     """
 

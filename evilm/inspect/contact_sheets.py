@@ -90,8 +90,6 @@ def draw_sheet(title: str, clips: Sequence[SheetClip], frame_px: int, squashed: 
     """Draw some clips as PNG.
 
     Args:
-        title: above the clips.
-        clips: in order.
         frame_px: side of the stored frames, in which the views are given.
         squashed: say of clips that are not square that their frames have another aspect ratio than their videos.
     """

@@ -22,9 +22,7 @@ def to_png(figure: "Figure", dpi: int = 90) -> bytes:
 def filled_rows(figure: "Figure", counts: Sequence[int]) -> "list[Axes]":
     """Add rows of axes, each row as wide as the figure whatever it holds, so that no cell is empty.
 
-    Args:
-        figure: to add them to.
-        counts: axes in each row, from the top.
+    `counts` are the axes in each row, from the top.
     """
     grid = figure.add_gridspec(max(1, len(counts)), 1)
     rows = [grid[row].subgridspec(1, count) for row, count in enumerate(counts)]

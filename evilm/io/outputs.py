@@ -37,7 +37,6 @@ class Output:
 
         Args:
             config: the command's settings; its `identity` decides sameness, so workers and places may change.
-            out: where the result goes.
             inputs: fingerprint of each input by name.
             grows: inputs that may have changed, because the command can add to what it made of them. Such an output is
                 left as it is, until the command calls `extend`.

@@ -100,10 +100,7 @@ def claim(out: str, take_over: bool = False) -> Owner:
     """Become the only writer of `out`.
 
     A run that has ended, whose process on this machine is gone, or whose heartbeat is stale is followed at once.
-
-    Args:
-        out: output folder.
-        take_over: wait for a fresh heartbeat to become stale, instead of failing at once.
+    `take_over` waits for a fresh heartbeat to become stale, instead of failing at once.
 
     Raises:
         OwnershipError: another run is writing there.
@@ -118,11 +115,7 @@ def claim(out: str, take_over: bool = False) -> Owner:
 
 
 def check_owner(out: str, number: int) -> None:
-    """Check, in any process of a run, that it still owns `out`.
-
-    Args:
-        out: output folder.
-        number: of the run; 0 for one that claimed nothing.
+    """Check, in any process of run `number`, that it still owns `out`; 0 is a run that claimed nothing.
 
     Raises:
         OwnershipError: another run has taken it over.

@@ -51,10 +51,7 @@ class TransientError(Exception):
 def retry(operation: Callable[[], T], attempts: int, seconds: float) -> T:
     """Return what `operation` returns, tried again while it raises `TransientError`.
 
-    Args:
-        operation: what to do.
-        attempts: how often at most.
-        seconds: no attempt begins later than this.
+    At most `attempts` are made, and none begins later than after `seconds`.
     """
     began = time.monotonic()
     for attempt in range(1, attempts + 1):

@@ -165,11 +165,8 @@ class Annotations:
         """Iterate over the rows of a table.
 
         Args:
-            name: the file.
             columns: those that it must have; all of them, in order, where it has no header.
-            delimiter: between fields.
             quoted: whether fields may be quoted, and then hold delimiters and line breaks.
-            header: whether the first row has the names of the columns.
 
         Raises:
             ManifestError: a column is missing, or a row has another number of fields.

@@ -128,11 +128,7 @@ def _tables(summary: Mapping[str, Any]) -> list[str]:
 
 
 def _labels(layout: Layout, annotations: Annotations, items: Sequence[Item], num_answers: int) -> list[str]:
-    """Return answers or classes in the order of their labels; empty for choices and retrieval.
-
-    Raises:
-        ManifestError: a list whose numbers leave gaps, or there is neither a list nor a train split.
-    """
+    """Return answers or classes in the order of their labels; empty for choices and retrieval."""
     if layout.kind not in ("answer", "label"):
         return []
     if name := annotations.find(*layout.labels):

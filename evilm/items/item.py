@@ -42,9 +42,7 @@ class Item:
 def to_table(items: Iterable[Item], labels: dict[str, int]) -> pa.Table:
     """Build the table of a split.
 
-    Args:
-        items: its rows.
-        labels: index of each answer or class; for a choice the index is that of the right option.
+    `labels` has the index of each answer or class; for a choice the index is that of the right option.
     """
     rows = [
         {

@@ -41,7 +41,6 @@ def clip_hashes(
     """Return ids of clips with the hashes of their ids and of their video files.
 
     Args:
-        frames: the shards.
         splits: of the clips; empty for all.
         clip_ids: only these clips; None for all.
     """
@@ -71,7 +70,6 @@ def write_seen(
     Args:
         model: its folder.
         hashes: of the clips that it is trained on.
-        started_from: models that it starts from.
         chosen_on: hashes of the clips on which its steps are evaluated.
     """
     trained, chosen = [hashes.ravel()], [] if chosen_on is None else [chosen_on.ravel()]

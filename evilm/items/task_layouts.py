@@ -35,22 +35,14 @@ def in_val(clip_id: str, share: float) -> bool:
 
 
 def _need(annotations: Annotations, what: str, *patterns: str) -> str:
-    """Find a file.
-
-    Raises:
-        ManifestError: it is missing.
-    """
+    """Find a file, which has to be there."""
     if found := annotations.find(*patterns):
         return found
     raise ManifestError(f"{annotations.uri} has no file of {what}: expected {' or '.join(patterns)}")
 
 
 def _splits(annotations: Annotations, files: dict[str, tuple[str, ...]]) -> Iterator[tuple[str, str]]:
-    """Yield split and file of those that are there.
-
-    Raises:
-        ManifestError: none is.
-    """
+    """Yield split and file of those that are there, at least one."""
     found = {split: annotations.find(*patterns) for split, patterns in files.items()}
     if not any(found.values()):
         expected = ", ".join(f"{split}: {' or '.join(patterns)}" for split, patterns in files.items())

@@ -66,8 +66,6 @@ def make_unit(
     """Make a unit and commit it, if it is not committed yet: what a task does, in its own process.
 
     Args:
-        out: output folder.
-        unit: the unit.
         run: number of the run that owns `out`.
         max_failures: how many processes may die of it, as `attempt` counts them.
         repair: read the file of a committed unit, and make it again if it is damaged.
@@ -95,8 +93,6 @@ def commit_file(
     """Publish a unit's file, which is moved or uploaded, and its commit record; the first attempt to do so wins.
 
     Args:
-        out: output folder.
-        unit: the unit.
         local: the file on this machine; '' for a unit without one.
         record: what the commit record is to hold beside the file's name, size and digest.
         run: number of the run that owns `out`.

@@ -29,9 +29,7 @@ class CsvReader:
     """Read a CSV strictly: what is malformed is a `ParseError` of its first line only, and the lines after that are
     read anew. In a TSV, which often knows no quotes, such a line is read literally.
 
-    Args:
-        text: the file, its line ends as they are.
-        delimiter: between two fields.
+    `text` is the file with its line ends as they are.
     """
 
     def __init__(self, text: io.TextIOWrapper, delimiter: str) -> None:

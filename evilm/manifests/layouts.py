@@ -93,7 +93,6 @@ def assign(header: Sequence[str], columns: ColumnsConfig, name: str, needed: Seq
     """Return which columns of a manifest hold what.
 
     Args:
-        header: its columns.
         columns: the layout, and columns named over it.
         name: what to call the manifest in messages.
         needed: roles without which it is of no use.

@@ -51,11 +51,7 @@ def parse_captions(value: Any) -> list[Any] | None:
 
 
 def _whole_texts(text: str) -> list[str | None] | None:
-    """Read a list of texts as Python or numpy writes it; None where it is unclear what the texts are.
-
-    Raises:
-        ValueError: something else.
-    """
+    """Read a list of texts as Python or numpy writes it; None where it is unclear what the texts are."""
     texts, rest = _read_texts(text)
     if texts == [] or rest != "]":
         raise ValueError

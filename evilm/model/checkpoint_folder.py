@@ -25,9 +25,7 @@ _EMA_PREFIX = "module."  # the name of the module within AveragedModel
 def verify(folder: Path, name: str = "") -> None:
     """Compare every file of a local checkpoint with its digest.
 
-    Args:
-        folder: the checkpoint.
-        name: its name in an error message, needed if the folder is a copy.
+    `name` is that of the checkpoint in messages, needed if the folder is a copy.
 
     Raises:
         CheckpointError: a file is missing, cut short or changed.

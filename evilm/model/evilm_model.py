@@ -40,9 +40,7 @@ class EViLMModel(nn.Module):
     def __init__(self, config: EViLMConfig, pretrained_video: bool = True) -> None:
         """Initialise randomly; the video encoder starts from pretrained weights if the config names them.
 
-        Args:
-            config: the architecture.
-            pretrained_video: False initialises the video encoder randomly too, e.g. before loading saved weights.
+        Without `pretrained_video` it is initialised randomly too, e.g. before loading saved weights.
         """
         super().__init__()
         self.config = config
@@ -153,7 +151,6 @@ class EViLMModel(nn.Module):
         Args:
             uri: folder of a saved model or of a training checkpoint, a local path or s3://bucket/key.
             dtype: float32, bfloat16 or float16; None keeps the saved one.
-            device: device to load it to.
 
         Raises:
             CheckpointError: there is no model, it is damaged, or its weights do not fit its config.

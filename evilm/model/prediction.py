@@ -23,7 +23,6 @@ def likeliest(
     """Return the `top` likeliest entries of each row, the likeliest first.
 
     Args:
-        logits: scores before the softmax.
         top: entries to return of each row; fewer if a row is shorter.
         names: of the entries; None names them by their index.
 

@@ -78,9 +78,6 @@ def save(
     """Write weight files, then the config, whose presence marks the weights as complete.
 
     Args:
-        uri: folder of the model.
-        kind: of the model.
-        config: its settings.
         files: weights by file name.
         beside: other files that belong to the weights; the digests of those that are there are kept as well.
         **facts: further keys of the config.
@@ -159,10 +156,7 @@ def read_config(uri: str, kind: str) -> dict[str, Any]:
 def read_weights(uri: str, name: str, content: Mapping[str, Any]) -> dict[str, Tensor]:
     """Read the tensors of one weight file.
 
-    Args:
-        uri: folder of the model.
-        name: of the file.
-        content: the result of `read_config`, or another mapping with the digests of files.
+    `content` is the result of `read_config`, or another mapping with the digests of files.
 
     Raises:
         CheckpointError: the file is missing, damaged, or not the one that was saved.

@@ -73,7 +73,6 @@ def build_head(kind: str, config: HeadConfig, dim: int, num_labels: int, pieces:
 
     Args:
         kind: of the task: answer, choice, retrieval or label.
-        config: its settings.
         dim: width of the decoder.
         num_labels: answers or classes.
         pieces: what `answer_pieces` returned; for `type` = mlm.

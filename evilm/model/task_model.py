@@ -178,9 +178,7 @@ class TaskModel:
     def from_pretrained(cls, uri: str, student: EViLMModel | None = None) -> "TaskModel":
         """Load a fine-tuned model or one of its checkpoints, in eval mode.
 
-        Args:
-            uri: folder of the model.
-            student: the model without its head, if it is loaded already; the head gets its dtype and device.
+        `student` is the model without its head, if it is loaded already; the head gets its dtype and device.
 
         Raises:
             CheckpointError: the model is missing or damaged, or was not fine-tuned.

@@ -62,7 +62,6 @@ def start_model(config: EViLMConfig, uri: str, vocab: Vocab, tokenizer: str) -> 
     Args:
         config: the new architecture; its `vocab_size` is that of `vocab`.
         uri: the other model's folder, published or a checkpoint; a local path or s3://bucket/key.
-        vocab: the new vocabulary.
         tokenizer: fingerprint of the video tokenizer whose codes the model will learn; the MVM head is taken only if
             the other model learned the codes of the same one.
 
@@ -99,7 +98,6 @@ def start_tokenizer(config: VideoTokenizerConfig, uri: str, vocab: Vocab) -> tup
     Args:
         config: the new architecture; its `vocab_size` is that of `vocab`.
         uri: the other tokenizer's folder, published or a checkpoint; a local path or s3://bucket/key.
-        vocab: the new vocabulary.
 
     Raises:
         CheckpointError: there is no tokenizer, it is damaged, or none of its weight matrices fits.

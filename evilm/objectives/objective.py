@@ -66,9 +66,7 @@ class Objective(nn.Module):
     def prepare(self, batches: Callable[[int], Iterable[Any]], seed: int) -> None:
         """Initialise what depends on data; called once, before the first step of a new run.
 
-        Args:
-            batches: returns the first n training batches.
-            seed: seed of the run.
+        `batches` returns the first n training batches.
         """
 
     def after_step(self, step: int, seed: int) -> None:

@@ -26,10 +26,7 @@ class PretrainObjective(Objective):
     def __init__(self, student: EViLMModel, settings: ObjectivesConfig, pool_clips: int = 0) -> None:
         """Join a model with its losses.
 
-        Args:
-            student: the model.
-            settings: weights of the losses.
-            pool_clips: clips whose captions an evaluation matches with each other; 0 turns that off.
+        An evaluation matches the captions of `pool_clips` clips with each other; 0 turns that off.
         """
         super().__init__()
         self.pool_clips = pool_clips

@@ -86,7 +86,6 @@ def find_codes(codes_uri: str, tokenizer_fingerprint: str, num_views: int = 0, p
 
     Args:
         codes_uri: the `--out` of precompute_codes, or one folder in it.
-        tokenizer_fingerprint: whose codes.
         num_views: views per clip that are wanted; 0 takes the most there are.
         plain: only the whole frames are wanted, which all codes hold; takes the smallest.
 

@@ -108,7 +108,6 @@ def write_codes(
         tables: with the columns of `codes_schema`.
         codes_per_clip: of all views.
         metadata: what the footer tells.
-        path: local file to write.
         histogram: how often each code was used, (code,); read when all tables are written, and kept in the footer.
     """
     return _to_bytes(tables, codes_schema(codes_per_clip), metadata, path, histogram, **_CODES_OPTIONS)
@@ -149,11 +148,7 @@ def _to_bytes(
 def read_group(uri: str, group: int, columns: Sequence[str], footer: pq.FileMetaData | None = None) -> pa.Table:
     """Some columns of one row group of a shard, page CRCs checked; a read that fails is tried again a few times.
 
-    Args:
-        uri: the file.
-        group: number of the row group.
-        columns: their names.
-        footer: of the file, where it is known; a remote row group is then read by a single request.
+    With the `footer` of the file, where it is known, a remote row group is read by a single request.
 
     Raises:
         ShardError: no such file or row group, or its bytes are damaged.
@@ -209,11 +204,7 @@ def read_footer(uri: str) -> bytes:
 
 
 def _read(uri: str, what: str, read: Callable[[], T]) -> T:
-    """Return what `read` returns, tried again where the storage fails in passing.
-
-    Raises:
-        ShardError: it can't be read.
-    """
+    """Return what `read` returns, tried again where the storage fails in passing."""
     try:
         return storage.with_retries(uri, read)
     except (OSError, pa.ArrowException, IndexError, KeyError) as error:

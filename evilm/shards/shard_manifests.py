@@ -93,10 +93,7 @@ class _Manifest:
 
     @classmethod
     def load(cls, uri: str) -> Self:
-        """Read the manifest of a folder of shards.
-
-        Args:
-            uri: the folder, or `pinned` to one of its publications.
+        """Read the manifest of a folder of shards; `uri` is the folder, or `pinned` to one of its publications.
 
         Raises:
             ShardError: no such shards there, nothing published yet, or another schema version.

@@ -119,7 +119,6 @@ def publish_side(manifest: FrameManifest | CodesManifest, replace: bool = True, 
     """Write the side files of all splits beside the shards, those that are missing.
 
     Args:
-        manifest: of the shards.
         replace: the manifest is being published: side files of other shards are removed. Otherwise they were made
             before there were side files, and a place that can't be written is left as it is.
         again: write also those that are there, which may be damaged.

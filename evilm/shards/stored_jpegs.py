@@ -12,9 +12,7 @@ _EXACT: dict[str, Any] = {"colorspace": "RGB", "fastdct": False, "fastupsample":
 def decode_frames(jpegs: Sequence[bytes | memoryview], out: np.ndarray | None = None) -> np.ndarray:
     """JPEGs of one size to uint8 RGB, (frame, row, col, 3). The one JPEG decoder of training and of coding.
 
-    Args:
-        jpegs: the files' bytes, or views of them.
-        out: contiguous, where the pixels go instead of into a new array.
+    `out`, if given, is contiguous; the pixels go there instead of into a new array.
     """
     if out is None:
         side = jpeg_side(jpegs[0])

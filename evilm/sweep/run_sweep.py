@@ -116,11 +116,7 @@ def _conclude(
     shared: SharedInputs,
     prepare: "Callable[[Trial], SearchJob]",
 ) -> dict[str, Any]:
-    """Write table, figure and preset.
-
-    Raises:
-        OwnershipError: another run has taken the output over.
-    """
+    """Write table, figure and preset."""
     from evilm.sweep.sweep_figure import draw_sweep
 
     output.check()

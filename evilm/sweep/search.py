@@ -74,13 +74,7 @@ def run_search(
 ) -> list[Tried]:
     """Run all trials of a plan that have not run, `slots` at a time.
 
-    Args:
-        config: the sweep.
-        plan: groups of settings.
-        out: its output folder.
-        prepare: makes the job of a trial.
-        slots: how many trials run at a time.
-        check: raises OwnershipError if another run has taken the sweep over.
+    `check` raises OwnershipError if another run has taken the sweep over.
 
     Returns:
         All trials, also those of an earlier start.
@@ -172,8 +166,7 @@ def up_to(job: SearchJob, rung: int) -> Pretrain:
 def count_slots(config: Pretrain, wanted: int) -> int:
     """Connect to Ray, and count the trials that run at the same time.
 
-    Args:
-        wanted: 0 for as many as fit on the cluster as it stands.
+    `wanted` is 0 for as many as fit on the cluster as it stands.
     """
     import ray
 

@@ -85,8 +85,7 @@ def make_trials(number: int, values: Mapping[str, Any], seeds: int, folder: str)
 def read_outcome(out: str, last_step: int) -> TrialOutcome:
     """Read how far a trial has got from its folder.
 
-    Args:
-        last_step: where it is done; a summary of fewer steps is that of a rung.
+    It is done at `last_step`; a summary of fewer steps is that of a rung.
     """
     names = set(storage.list_names(out))
     points = list(_points(out)) if METRICS_FILE in names else []
@@ -99,12 +98,7 @@ def read_outcome(out: str, last_step: int) -> TrialOutcome:
 
 
 def keep_input_error(out: str, error: str) -> None:
-    """Mark a trial as failed because its inputs can't be built; remove that mark once they can.
-
-    Args:
-        out: the trial's folder.
-        error: why; '' where its inputs exist.
-    """
+    """Mark a trial as failed because its inputs can't be built; `error` '' removes that mark once they can."""
     path = storage.join(out, FAILED_FILE)
     if error:
         logger.warning("trial %s fails: %s", out.rsplit("/", 1)[-1], error)

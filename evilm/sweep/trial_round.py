@@ -121,8 +121,7 @@ class _Running(tune.Callback):
     def end(self, outs: Mapping[str, str]) -> None:
         """Stop the running trials after their step, and wait until they have kept a checkpoint.
 
-        Args:
-            outs: folder of each trial by name.
+        `outs` has the folder of each trial by name.
         """
         waiting, until, written = set(self._names), time.monotonic() + _ENDING_S, set[str]()
         if waiting:

@@ -38,8 +38,7 @@ def summarize(config: Pretrain, frames: FrameManifest) -> str:
 def advise(config: Pretrain, frames: FrameManifest, num_gpus: int) -> list[str]:
     """Return what to change for a better model, a line each; nothing if there is no reason.
 
-    Args:
-        num_gpus: GPUs of this machine.
+    `num_gpus` are those of this machine.
     """
     num_clips, lines = frames.num_clips("train"), []
     steps = num_steps(config, num_clips)

@@ -34,9 +34,7 @@ class Inputs:
 def build_missing(config: Pretrain, check: Callable[[str], None] = lambda frames: None) -> Inputs:
     """Return the inputs of pre-training, each named by the user or built under `config.root`; finished ones are reused.
 
-    Args:
-        config: the settings.
-        check: called with the folder of the frame shards before the tokenizer is trained for them.
+    `check` is called with the folder of the frame shards before the tokenizer is trained for them.
 
     Raises:
         ConfigError: only one of videos and manifest is named, or codes are named without their frames.

@@ -122,10 +122,7 @@ def _check_data(config: Pretrain, frames: FrameManifest) -> None:
 def open_pairs(inputs: "Inputs", config: Pretrain, out: str = "") -> tuple[FrameManifest, CodesManifest]:
     """Open frames and codes, and check that they belong to each other, the tokenizer and the model.
 
-    Args:
-        inputs: their folders.
-        config: the settings.
-        out: output of a training that may have begun on earlier publications of them.
+    `out` is the output of a training that may have begun on earlier publications of them.
 
     Raises:
         ShardError: they do not belong together.

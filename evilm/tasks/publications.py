@@ -12,10 +12,6 @@ logger = logging.getLogger(__name__)
 def load_frames(out: str, place: str) -> FrameManifest:
     """Load the frames of a training: the newest, or those it began with if shards were missing then.
 
-    Args:
-        out: output of the training.
-        place: folder of the frame shards.
-
     Raises:
         ShardError: there are no frames.
     """
@@ -37,10 +33,7 @@ def load_frames(out: str, place: str) -> FrameManifest:
 def load_codes(out: str, place: str, frames: FrameManifest) -> CodesManifest:
     """Load the codes of these frames.
 
-    Args:
-        out: output of the training.
-        place: folder with the codes of one tokenizer.
-        frames: the result of `load_frames`.
+    `place` is the folder with the codes of one tokenizer, `out` the output of the training.
 
     Raises:
         ShardError: there are no codes.

@@ -122,14 +122,7 @@ class TrainingRun:
         return self._chosen(summary)["step"] == _published_step(summary)
 
     def finish(self, output: Output) -> dict[str, Any]:
-        """Train, or only publish another step of a finished training.
-
-        Args:
-            output: the result of `open`.
-
-        Returns:
-            The summary, for `Output.close`.
-        """
+        """Train, or only publish another step of a finished training; return the summary, for `Output.close`."""
         from evilm.train.launch import catch_up, fit
 
         if output.done is None:
@@ -151,11 +144,7 @@ class TrainingRun:
         return fields | self.describe() | {"published": chosen}
 
     def _chosen(self, summary: dict[str, Any]) -> dict[str, Any]:
-        """Find the step to publish and its checkpoint.
-
-        Raises:
-            ConfigError: there is no best evaluation, or it was chosen by another metric.
-        """
+        """Find the step to publish and its checkpoint."""
         last = int(summary["steps"])
         if self.config.export == "last":
             names = [name for name in newest_first(self.out) if step_of(name) == last]
@@ -175,11 +164,7 @@ class TrainingRun:
         return {"export": "best", "step": best["step"], "checkpoint": best["checkpoint"]}
 
     def _load(self, place: str, chosen: dict[str, Any]) -> ExportedModel:
-        """Load a checkpoint as a model.
-
-        Raises:
-            CheckpointError: the checkpoint was deleted or is damaged.
-        """
+        """Load a checkpoint as a model."""
         other = {"last": "best", "best": "last"}[chosen["export"]]
         if not chosen["checkpoint"] or not storage.list_names(place):
             raise CheckpointError(

@@ -15,8 +15,6 @@ def encode_texts(
     """Return padded ids and lengths of texts, with [CLS] and [SEP].
 
     Args:
-        vocab: splits texts into word pieces.
-        texts: questions or captions.
         max_text_len: longest text, in word pieces; the end of a longer one is cut off.
         masked: put a [MASK] before each [SEP], which stands for the answer to a question.
     """
@@ -53,10 +51,8 @@ def share_cut(
     """Return the share of encoded texts that are over `max_text_len` pieces long, and so lose their end.
 
     Args:
-        vocab: splits texts into word pieces.
         texts: questions or captions.
         options: those of each question; a question is encoded once with each.
-        max_text_len: longest text, in word pieces.
         masked: each text ends with a [MASK].
     """
     lengths = vocab.num_words(texts) + int(masked)

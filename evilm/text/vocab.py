@@ -101,10 +101,8 @@ class Vocab:
     def save(self, uri: str | Path, publish: Callable[[str, Any], None] | None = None) -> None:
         """Write the folder, from which `load` returns an equal vocabulary.
 
-        Args:
-            uri: of the folder.
-            publish: writes its settings, in a folder that another run may take over; they name the pieces that belong
-                to them.
+        `publish` writes its settings, in a folder that another run may take over; they name the pieces that belong to
+        them.
         """
         storage.write_bytes(storage.join(str(uri), _TEXT), ("\n".join(self.pieces) + "\n").encode())
         settings = SETTINGS | {"num_words": self.size, "fingerprint": self.fingerprint}

@@ -51,8 +51,7 @@ def root_of(out: str) -> str:
 def find_sources(client: Any, uri: str, inputs: Mapping[str, tuple[str, str]]) -> "dict[str, Run]":
     """Return the runs of this store that made the inputs, by name of the input; those that none made are left out.
 
-    Args:
-        inputs: fingerprint and place of each input.
+    `inputs` has the fingerprint and place of each input.
     """
     experiments = [experiment.experiment_id for experiment in client.search_experiments()]
     found = {}
@@ -87,9 +86,7 @@ def _by_place(client: Any, uri: str, place: str) -> "Run | None":
 def nest_stages(client: Any, run_id: str, tags: Mapping[str, str], sources: "Mapping[str, Run]") -> None:
     """Show the stages that prepared the data of a training or benchmark below its run, unless they are below another.
 
-    Args:
-        tags: of the run; the trials of a sweep share their inputs, so they take none.
-        sources: runs that made its inputs.
+    `tags` are those of the run; the trials of a sweep share their inputs, so they take none.
     """
     if tags[STAGE] not in _ADOPTING or (tags[STAGE] == "pretrain" and PARENT in tags):
         return

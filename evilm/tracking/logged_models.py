@@ -32,8 +32,7 @@ def model_tags(run: "TrackedRun", summary: Mapping[str, Any]) -> dict[str, str]:
 def log_reference(client: Any, run: "TrackedRun", run_id: str, summary: Mapping[str, Any]) -> str:
     """Log a published model without its files, which stay in the output folder; return the LoggedModel's id.
 
-    Args:
-        summary: of the training, with the model's `fingerprint`.
+    `summary` is that of the training, with the model's `fingerprint`.
     """
     from mlflow.entities import LoggedModelOutput
 

@@ -110,10 +110,8 @@ class MetricsRecorder:
     def __init__(self, out: str, tracked: TrackedRun | None, run: int = 0) -> None:
         """Open the files.
 
-        Args:
-            out: output folder.
-            tracked: where the metrics are brought to in MLflow.
-            run: number of the run that owns `out`; once another run has taken it over, nothing more is written there.
+        `run` is the number of the run that owns `out`; once another run has taken it over, nothing more is written
+        there.
         """
         self._out, self._run, self._remote = out, run, not storage.is_local(out)
         self._ends = ExitStack()

@@ -16,8 +16,7 @@ _TAGS = ["video-language", "video-text-retrieval", "masked-video-modeling"]
 def write_card(out: str, config: Pretrain, summary: Mapping[str, Any]) -> None:
     """Write the card of the model at `out`.
 
-    Args:
-        summary: what it gave: parameters, steps, which of them is published, clips, inputs, val.
+    `summary` is what it gave: parameters, steps, which of them is published, clips, inputs, val.
     """
     card = make_card(config, summary, storage.read_json(storage.join(out, "config.json")))
     storage.write_bytes(storage.join(out, CARD), card.encode())

@@ -40,7 +40,6 @@ class PanelLog:
             every_steps: steps between two panels; 0 draws one at the end.
             tokenizer: where the video tokenizer is, for the words of codes.
             batch: makes the clips to draw, the same in every start of the training; None where there are none.
-            tracked: the run that receives the pictures.
             split: of the clips, for the title.
             captions: reads texts with the words that describe codes.
         """

@@ -61,7 +61,6 @@ def log_model(run: TrackedRun, model: str, facts: dict[str, str], summary: Mappi
     Args:
         model: folder of the model, a local path or URI.
         facts: kept with the model: fingerprints of its inputs.
-        summary: of the training.
         step: the published one.
 
     Returns:

@@ -17,8 +17,7 @@ _BESIDE, _ELSEWHERE = "beside:", "elsewhere"
 def read_run_file(out: str, uri: str = "") -> dict[str, Any]:
     """Return what an output folder knows of its run; nothing where it has none.
 
-    Args:
-        uri: the store that is asked for; '' is the one that was used last.
+    `uri` is the store that is asked for; '' is the one that was used last.
     """
     known = _records(out)
     if uri:

@@ -38,11 +38,7 @@ class Attempt:
 
 
 def begin_attempt(out: str, start_step: int, restored: str, world: int) -> int:
-    """Record a start, and give it the next number.
-
-    Args:
-        restored: name of the checkpoint that it begins from, '' for none.
-    """
+    """Record a start from the checkpoint named `restored`, '' for none, and give it the next number."""
     number = max((attempt.number for attempt in attempts(out)), default=0) + 1
     record = {"start_step": start_step, "restored": restored, "world": world, "began": round(time.time(), 3)}
     while not storage.put_if_absent(_place(out, number), (json.dumps(record, sort_keys=True) + "\n").encode()):

@@ -46,7 +46,6 @@ def take_snapshot(
     Args:
         module: what is trained; its `state_dict` is kept.
         optimizer: over `module.named_parameters()`; its state tensors are kept by parameter name.
-        ema: the module with the mean weights, where there is one.
         files: what a published model has beside its weights, so that the checkpoint can be loaded as a model.
     """
     moments: dict[str, torch.Tensor] = {}

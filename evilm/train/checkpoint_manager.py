@@ -50,8 +50,7 @@ def newest_first(out: str) -> list[str]:
 def find_intact(out: str, load: Callable[[Path], T]) -> tuple[str, T] | None:
     """Load the newest checkpoint that is intact; each damaged one before it is named in a warning.
 
-    Args:
-        load: gets the local folder of a verified checkpoint.
+    `load` gets the local folder of a verified checkpoint.
 
     Returns:
         The checkpoint's name and what `load` returned; None where there is none to go on from.

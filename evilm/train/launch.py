@@ -40,7 +40,6 @@ def fit(
     """Train `task` under Ray Train until it is done, through worker failures.
 
     Args:
-        stage: its name.
         task: name in `TASKS` of what builds the task in each worker.
         output: the folder of the model, claimed.
         made: gets the result of the training once the model is written, and returns more fields of the summary.

@@ -22,8 +22,6 @@ def make_optimizer(
 
     Args:
         module: its parameters that need a gradient are trained.
-        settings: learning rate and decay.
-        fused: use the fused kernel.
         lr_scale: returns the factor of the learning rate of a parameter, by its name.
     """
     named = [(lr_scale(name), p) for name, p in module.named_parameters() if p.requires_grad]
@@ -87,8 +85,7 @@ def has_bf16(device: torch.device) -> bool:
 def autocast(precision: str, device: torch.device) -> torch.autocast:
     """Return the autocast context of a training.
 
-    Args:
-        precision: fp32 or bf16, as `TrainConfig.with_precision` leaves it.
+    `precision` is fp32 or bf16, as `TrainConfig.with_precision` leaves it.
 
     Raises:
         ConfigError: bf16 on a GPU without units for it.

@@ -80,8 +80,7 @@ class TrainStep:
     ) -> None:
         """Prepare to make steps.
 
-        Args:
-            model: the same as it is called, wrapped by DDP where there are several workers.
+        `model` is the objective as it is called, wrapped by DDP where there are several workers.
         """
         self._objective, self._model, self._optimizer, self._ema = objective, model, optimizer, ema
         self._settings, self._world, self._autocast, self._device = settings, world, autocast, device

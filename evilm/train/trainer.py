@@ -39,8 +39,7 @@ _CHANCE_BATCHES = 4
 def train_worker(config: dict[str, Any]) -> dict[str, Any]:
     """Train to the end, from the newest checkpoint if there is one; runs in every worker of Ray Train.
 
-    Args:
-        config: the fields of a `WorkerSpec`.
+    `config` has the fields of a `WorkerSpec`.
 
     Returns:
         Final metrics of the train and val splits and the number of steps; or `interrupted`, the step that an asked-for

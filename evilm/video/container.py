@@ -87,8 +87,7 @@ class Video:
 def opened(path: str, max_pixels: int = 0) -> Iterator[Video]:
     """Open a file's first picture track.
 
-    Args:
-        max_pixels: most pixels of a picture; 0 for no limit. The decoder rejects more before it allocates memory.
+    `max_pixels` is the limit of a picture, 0 for none; the decoder rejects more before it allocates memory.
 
     Raises:
         DecodeError: there is no file, it is not a video, or its pictures are missing or too large.

@@ -72,7 +72,6 @@ def replay(
 
     Args:
         frames: the stored square frames.
-        view: the view to show.
         out: array for the result; may be `frames`.
 
     Raises:

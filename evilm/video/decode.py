@@ -70,7 +70,6 @@ def decode_clip(
     Args:
         path: absolute path of a local file.
         clip_id: seed of random sampling.
-        config: number and size of frames, and sampling within their spans.
         backend: overrides the configured decoder; `auto` means PyAV.
         start_s: start of the span in seconds from the first shown frame; None for the video's start.
         end_s: end of the span; None, or a time after the video's end, for its end.

@@ -51,9 +51,7 @@ class Local:
 class Fetcher:
     """Fetches videos of one root and of URLs. Thread-safe; create one per process.
 
-    Args:
-        videos: the video root, a local folder or `s3://bucket/key`; '' if all videos are URLs.
-        config: limits on size and time, and retries.
+    `videos` is the root, a local folder or `s3://bucket/key`; '' if all videos are URLs.
     """
 
     def __init__(self, videos: str, config: FetchConfig) -> None:

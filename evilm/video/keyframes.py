@@ -24,8 +24,7 @@ class _CorruptChain(Exception):
 def from_keys(video: Video, skip_nonref: bool, found: Probe, wanted: Sequence[int]) -> Iterator[DecodedFrame]:
     """Decode the frames at these positions of the timeline, each from the key frame before it or an earlier one.
 
-    Args:
-        skip_nonref: skip frames that no other frame depends on, if these can be recognised.
+    `skip_nonref` skips frames that no other frame depends on, if these can be recognised.
 
     Raises:
         Mismatch: a frame announced by packets is missing.

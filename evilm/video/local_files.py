@@ -15,12 +15,7 @@ _SCANNED_FOLDERS = 256
 
 
 class LocalRoot:
-    """Access to the files below a folder only.
-
-    Args:
-        root: the folder.
-        follow_links: True if links may lead out of it.
-    """
+    """Access to the files below a folder only; with `follow_links`, links may lead out of it."""
 
     def __init__(self, root: str, follow_links: bool = False) -> None:
         self._root, self._real_root, self._follow_links = root, os.path.realpath(root), follow_links

@@ -28,8 +28,7 @@ class Fit:
 def fit(width: int, height: int, frame_px: int, mode: Mode, pixel_aspect: Fraction = Fraction(1)) -> Fit:
     """Compute how a `width` x `height` picture fits into the square.
 
-    Args:
-        pixel_aspect: width of a source pixel over its height; the result has the proportions seen on screen.
+    `pixel_aspect` is the width of a source pixel over its height; the result has the proportions seen on screen.
     """
     whole, square = (0, 0, width, height), (0, 0, frame_px, frame_px)
     if mode == "squash":

@@ -19,7 +19,6 @@ class CodeWords:
         """Describe the codes of this tokenizer; without its decoder, codes have no words.
 
         Args:
-            tokenizer: predicts word pieces from codes.
             vocab: of the tokenizer.
             captions: texts with the words that are shown. Without them, the first piece stands for a word.
         """

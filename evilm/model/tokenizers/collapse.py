@@ -48,7 +48,6 @@ def require_usage_on_val(codebook: CodebookConfig, summary: Mapping[str, Any], w
     first checked on the codes of the train split.
 
     Args:
-        codebook: settings of the codebook.
         summary: the training's summary; empty if it has none.
         what: the tokenizer, with which the message starts.
 
@@ -70,7 +69,6 @@ def require_usage_of_labels(codebook: CodebookConfig, histograms: Mapping[str, S
     """Check the codes of the train split, or of the largest split if there is no train split.
 
     Args:
-        codebook: settings of the codebook.
         histograms: by split, how often each code was used.
         what: the codes, with which the message starts.
 
