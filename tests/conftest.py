@@ -26,6 +26,7 @@ for _name, _value in {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # an actor of 3 CPU seconds for each training; tests of notices set 1
+    "RAY_worker_niceness": "0",  # else workers, which tests wait for, starve beside the tests of another process
     "RAY_memory_monitor_refresh_ms": "0",  # what else runs on this machine must not cost a test its workers
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "GIT_PYTHON_REFRESH": "quiet",
