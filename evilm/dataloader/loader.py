@@ -77,7 +77,7 @@ class DataLoader(Generic[BatchT]):
         threads: int = 2,
         side: Side | None = None,
     ) -> None:
-        """A feed over frame shards, with or without their code shards (an empty `codes_uri`).
+        """Load frame shards, with or without codes (an empty `codes_uri`).
 
         Args:
             collate: turns the rows of a step into a batch; runs in a background thread.

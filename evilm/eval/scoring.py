@@ -160,7 +160,7 @@ class Scorer:
 
 
 def _by_length(lengths: np.ndarray) -> list[Tensor]:
-    """Captions in lots of similar length, so that little padding is decoded."""
+    """Return the numbers of captions in batches of similar length, so that little padding is decoded."""
     order = torch.from_numpy(np.argsort(lengths, kind="stable"))
     return list(order.split(_TEXTS_AT_A_TIME))
 

@@ -32,9 +32,9 @@ def parse_seconds(value: Any) -> float:
     elif (iso := _ISO.fullmatch(text)) and any(iso.groups()):
         seconds = _sum(iso)
     else:
-        raise ValueError(f"no time: {public_text(text)[:40]!r}")
+        raise _not_a_time(text)
     if not math.isfinite(seconds):
-        raise ValueError(f"no time: {public_text(text)[:40]!r}")
+        raise _not_a_time(text)
     return seconds
 
 
@@ -57,8 +57,12 @@ def show_seconds(seconds: float) -> str:
     return f"{seconds:.3f}".rstrip("0").rstrip(".")
 
 
+def _not_a_time(text: str) -> ValueError:
+    return ValueError(f"not a time: {public_text(text)[:40]!r} (seconds, [HH:]MM:SS[.mmm] or PT..H..M..S)")
+
+
 def _sum(match: re.Match[str]) -> float:
     hours, minutes, seconds = (float(part.replace(",", ".")) if part else 0.0 for part in match.groups())
     if match.re is _CLOCK and (seconds >= 60 or (match[1] and minutes >= 60)):
-        raise ValueError(f"no time: {match[0]!r}")
+        raise _not_a_time(match[0])
     return hours * 3600 + minutes * 60 + seconds

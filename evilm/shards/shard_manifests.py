@@ -249,22 +249,24 @@ def _save(uri: str, content: dict[str, Any], output: Output | None) -> None:
     output.publish(MANIFEST, content)
 
 
-def _load(uri: str, kind: str, maker: str) -> dict[str, Any]:
+def _load(uri: str, kind: str, command: str) -> dict[str, Any]:
     """A manifest's content, checked for kind, schema version and damage."""
     uri, pin = _unpinned(uri)
     place, data = storage.join(uri, MANIFEST), published(uri, MANIFEST)
     if pin and (data or {}).get("fingerprint") != pin:
         place = storage.join(uri, _PUBLICATIONS, f"{pin}.json")
         if not storage.exists(place):
-            raise ShardError(f"{uri} holds other {kind} than those with the fingerprint {pin}, which are gone")
+            raise ShardError(
+                f"{uri} no longer holds the {kind} with fingerprint {pin}; use {uri} without @{pin}, or restore {place}"
+            )
         data = storage.read_json(place)
     if data is None:
-        raise ShardError(f"no finished {kind} at {uri} ({MANIFEST} is missing); run {maker} --out {uri}")
+        raise ShardError(f"no finished {kind} at {uri} ({MANIFEST} is missing); run {command} --out {uri}")
     found = (data.get("kind"), data.get("schema_version")) if isinstance(data, dict) else (None, None)
     if found[0] != kind or found[1] not in READABLE_VERSIONS:
         raise ShardError(
             f"{place} is of kind {found[0]!r}, schema version {found[1]!r}; this version reads {kind!r}, "
-            f"{' and '.join(map(str, READABLE_VERSIONS))}; make it again with {maker} --overwrite"
+            f"{' and '.join(map(str, READABLE_VERSIONS))}; make it again with {command} --overwrite"
         )
     stored = data.pop("fingerprint", "")
     if stored != fingerprint(data):

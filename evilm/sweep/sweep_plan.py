@@ -89,7 +89,7 @@ class _Proposer:
         fingerprint_ = fingerprint([repr(sorted(recorded_names(space).items())), config.search_seed, config.score])
         before = list(kept.get("values", [])) if kept.get("space") == fingerprint_ else []
         before = [{new_name(name) or name: value for name, value in values.items()} for values in before]
-        self._kept: list[dict[str, Any]] = list({self._print(values): values for values in before}.values())
+        self._kept: list[dict[str, Any]] = list({self._fingerprint(values): values for values in before}.values())
         self._space = fingerprint_
         self._study = optuna.create_study(direction="minimize" if config.score.endswith("loss") else "maximize")
         self._distributions = {name: self._distribution(axis) for name, axis in space.items()}
@@ -118,7 +118,7 @@ class _Proposer:
         for attempt in range(_DRAWS):
             self._study.sampler = self._sampler(number, attempt)
             trial = self._study.ask(self._distributions)
-            if (known := self._print(trial.params)) not in self._known:
+            if (known := self._fingerprint(trial.params)) not in self._known:
                 break
             self._study.tell(trial, state=self._optuna.trial.TrialState.FAIL)
         else:
@@ -129,12 +129,12 @@ class _Proposer:
             storage.write_json(self._place, {"space": self._space, "values": self._kept})
         return trial
 
-    def _print(self, values: dict[str, Any]) -> str:
-        """Equal for values that mean the same trial."""
+    def _fingerprint(self, values: dict[str, Any]) -> str:
+        """Return a fingerprint that is equal for values of the same trial."""
         return fingerprint(normal(values, self._config.base))
 
     def _sampler(self, number: int, attempt: int) -> Any:
-        """TPE; for a proposal that was known again and again, evenly at random."""
+        """Return the TPE sampler, or a random one after `_TRIES` repeated proposals."""
         seed = int(fingerprint([self._config.search_seed, number, *([attempt] if attempt else [])], 8), 16)
         if attempt >= _TRIES:
             return self._optuna.samplers.RandomSampler(seed=seed)

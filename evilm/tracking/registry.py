@@ -117,9 +117,9 @@ def _version_of(client: Any, run: TrackedRun, model: str) -> str:
     uri = str(read_run_file(model, run.uri).get("model", "")) if model else ""
     if uri.startswith(f"models:/{REGISTERED_NAME}/"):
         return uri.rsplit("/", 1)[-1]
-    maker = find_sources(client, run.uri, {"model": run.inputs["model"]}).get("model")
-    found = client.search_model_versions(f"name = '{REGISTERED_NAME}'") if maker else []
-    mine = [version for version in found if version.run_id == maker.info.run_id] if maker else []
+    source_run = find_sources(client, run.uri, {"model": run.inputs["model"]}).get("model")
+    found = client.search_model_versions(f"name = '{REGISTERED_NAME}'") if source_run else []
+    mine = [version for version in found if version.run_id == source_run.info.run_id] if source_run else []
     return str(max(int(version.version) for version in mine)) if mine else ""
 
 
