@@ -60,7 +60,7 @@ class ColumnsConfig(Config):
 
     layout: Common[str] = "auto"
     """Data set whose column names the manifest has: webvid, video2dataset, openvid, internvid, panda, koala, webdataset
-    or one of an installed package; auto recognizes it by each file's header, or assumes webvid."""
+    or one of an installed package; auto recognises it by each file's header, or assumes webvid."""
     videoid: str | None = None
     """Column of the clip's unique id, or of the video's id where rows are spans of videos."""
     caption: Common[str | None] = None

@@ -19,7 +19,7 @@ class OptimConfig(Config):
     """Clips per step that lr is meant for; at another batch size the learning rate is
     lr x sqrt(schedule.batch_clips / lr_batch_clips). 0 uses lr as it is."""
     weight_decay: float = Field(default=0.01, ge=0)
-    """Decoupled weight decay; biases and normalization layers are exempt."""
+    """Decoupled weight decay; biases and normalisation layers are exempt."""
     beta1: float = Field(default=0.9, ge=0, lt=1)
     """Decay of AdamW's first moment."""
     beta2: float = Field(default=0.98, ge=0, lt=1)
@@ -168,7 +168,7 @@ class TrainConfig(Config):
 
     init: Common[Incidental[str]] = ""
     """Model or checkpoint to start from; vocabulary, grid and frames may differ, and weights that do not fit are
-    initialized anew and logged. '' starts from random weights."""
+    initialised anew and logged. '' starts from random weights."""
     export: Incidental[Literal["last", "best"]] = "last"
     """Step to publish: the last, or the best by schedule.keep_best. On a finished training, the other one is published
     from its checkpoint, without training."""

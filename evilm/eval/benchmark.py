@@ -51,7 +51,7 @@ class BenchmarkInputs:
 
 
 def benchmark(config: Benchmark) -> dict[str, Any]:
-    """Score a model: retrieval both ways, multiple choice, masked codes; or give back the scores that stand at `out`.
+    """Score a model: retrieval both ways, multiple choice, masked codes; or return the scores that exist at `out`.
 
     Returns:
         The summary: `metrics` by name, each with value, chance, standard error and sigmas above chance.

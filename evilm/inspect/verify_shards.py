@@ -1,6 +1,6 @@
-"""Looking for damage: every byte, row and JPEG of a shard and of its codes, or sizes and footers only.
+"""Verify shards and codes: every byte, row and JPEG, or sizes and footers only.
 
-What is wrong is named by file and row group and never raised, so one look finds all of it.
+Problems are named by file and row group; they are collected, not raised, so one run reports all.
 """
 
 import hashlib

@@ -107,7 +107,7 @@ def read_bytes(uri: str, last: int = 0) -> bytes:
 
 
 def open_file(uri: str, block_bytes: int) -> IO[bytes]:
-    """Open a file to read it front to back, so many bytes at a time from an object store; raises as `read_bytes`."""
+    """Open a file for sequential reading, in blocks of `block_bytes` from an object store; raises as `read_bytes`."""
     fs, path = resolve(uri)
     return with_retries(uri, lambda: fs.open(path, "rb", block_size=block_bytes))
 

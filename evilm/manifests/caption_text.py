@@ -41,7 +41,7 @@ def usable_captions(value: Any) -> tuple[str, ...]:
 
 
 def written_captions(value: Any) -> Iterator[str | Rejected]:
-    """Yield the captions of a cell as they are written, but for secrets of URLs; for what is no text, the reason."""
+    """Yield each caption of a cell with URL secrets removed, or a `Rejected` for one that is not text."""
     try:
         several = parse_captions(value)
     except ValueError as error:

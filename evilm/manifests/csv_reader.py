@@ -123,7 +123,7 @@ class _Lines(Iterator[str]):
         return line
 
     def begin(self) -> None:
-        """A new record begins."""
+        """Start a new record."""
         self._before += len(self._taken)
         self._read += self._chars
         self._taken.clear()

@@ -35,21 +35,21 @@ class ClipRow:
     split: str
     captions: tuple[str, ...]
     path: str
-    """Where the video is: below the video root, an http(s) URL, or `some.tar/member`."""
+    """Location of the video: below the video root, an http(s) URL, or `some.tar/member`."""
     needs_ending: bool = False
-    """Whether `path` lacks the ending of the file."""
+    """True if `path` lacks the ending of the file."""
     offset: int = -1
-    """Where the video begins in its tar; -1 where it is a file of its own."""
+    """Offset of the video in its tar; -1 for a file of its own."""
     num_bytes: int = -1
-    """Size of the video in its tar."""
+    """Size of the video in its tar; -1 for a file of its own."""
     start_s: float | None = None
-    """Where the clip begins in its video; None from the start."""
+    """Start of the clip in its video; None for the video's start."""
     end_s: float | None = None
-    """Where the clip ends in its video; None to the end."""
+    """End of the clip in its video; None for the video's end."""
     url: str = ""
-    """Where the video may be downloaded if there is no file at `path`."""
+    """URL to download the video from if there is no file at `path`."""
     extra: dict[str, str] = field(default_factory=dict)
-    """The columns that we have no use for."""
+    """Columns that are not fields of a clip."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +62,7 @@ class BadRow:
     detail: str = ""
     split: str = ""
     path: str = ""
-    """Where the video is or was looked for, without the secrets of a URL."""
+    """Location of the video, found or not, without the secrets of a URL."""
     source: str = ""
 
 
@@ -85,19 +85,19 @@ class Context:
     split: str
     """Split of rows that name none and are in no share."""
     root: str
-    """Where paths begin; '' where there is no root."""
+    """Folder that paths are relative to; '' for none."""
     urls: bool = False
-    """Whether the URL column may be downloaded from."""
+    """True if videos may be downloaded from the URL column."""
     source: str = ""
     shares: Mapping[str, float] = field(default_factory=dict)
-    """Of the rows that name no split, the share of source videos that go to other splits, by split."""
+    """Share of source videos that go to each other split, of the rows that name no split."""
     seed: int = 0
     id_prefix: str = ""
-    """Put before every id; of tars whose keys repeat."""
+    """Prefix of every id, for tars whose keys repeat."""
     folder: str = ""
-    """Folder of the videos where no column tells it."""
+    """Folder of the videos if no column names it."""
     members: Mapping[str, VideoLocation] | None = None
-    """Where the video of each key is, if all lie in one tar; of a tar's sample its own only, as keys may come back."""
+    """Location of each key's video if all are in one tar; for a tar's sample only its own, as keys may repeat."""
 
 
 def clips_of(number: int, record: Mapping[str, Any] | ParseError, context: Context) -> Iterator[ClipRow | BadRow]:

@@ -46,7 +46,7 @@ class Predictions:
 
 @dataclass(frozen=True)
 class MaskedWord:
-    """A word piece that was asked for."""
+    """A masked word piece and its prediction."""
 
     truth: str
     guess: str

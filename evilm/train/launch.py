@@ -169,6 +169,6 @@ def _reason(error: BaseException) -> str:
 
 
 def _pins(config: Any, inputs: dict[str, str]) -> dict[str, str]:
-    """Places of shards as they are now, for workers that start later, when more may have been added."""
+    """Pin the current shards, for workers that start after more were added."""
     places = {name: getattr(config, name) for name in ("frames", "codes") if getattr(config, name, "")}
     return {name: pinned(place, inputs[name]) for name, place in places.items() if name in inputs}
