@@ -121,7 +121,7 @@ def _score(config: Benchmark, subject: BenchmarkInputs, output: Output) -> dict[
 
 
 def open_inputs(config: Benchmark) -> BenchmarkInputs:
-    """Model, frames and codes, each named by the user or found under `config.root`, checked to fit."""
+    """Open model, frames and codes, each named by the user or found under `config.root`, and check that they fit."""
     from evilm.model import pretrained
     from evilm.model.evilm_model import KIND, EViLMModel
     from evilm.model.identity import model_fingerprint, read_objectives

@@ -133,7 +133,7 @@ class Scorer:
     def _masked_codes(
         self, frames: Tensor, clip_ids: Sequence[str], code_ids: np.ndarray, places: Sequence[int]
     ) -> dict[str, np.ndarray]:
-        """Codes of regions masked as in pre-training, given the visible regions and the whole caption."""
+        """Predict codes of regions masked as in pre-training, given the visible regions and the whole caption."""
         job = self._job
         mask = torch.from_numpy(self._masks(clip_ids)).to(self._device)
         captions = torch.tensor([job.caption_of[place] for place in places], device=self._device)

@@ -150,7 +150,7 @@ def read_reasons(uri: str) -> RejectCounts:
 
 
 def _find_repeated(look: Inspection, shards: Sequence[ShardInfo]) -> None:
-    """Clips that are alike; `shards` are those that the digests come from, in order."""
+    """Return the clips that are alike; `shards` are those that the digests come from, in order."""
     ends = np.cumsum([shard.num_clips for shard in shards])
     for what in DUPLICATES:
         groups = look.stats.repeated(what)

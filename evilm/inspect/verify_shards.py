@@ -98,7 +98,7 @@ def check_shard(
 
 
 def _quick(folder: str, shard: ShardInfo, schema: pa.Schema) -> Iterator[Issue]:
-    """Size and footer."""
+    """Check size and footer."""
     uri = storage.join(folder, shard.file)
     fs, path = storage.resolve(uri)
     try:

@@ -219,7 +219,7 @@ def _with_places_now(summary: dict[str, Any], out: str) -> dict[str, Any]:
 
 
 def _filled(found: dict[str, Any], defaults: Mapping[str, object]) -> dict[str, Any]:
-    """Settings with those that are missing, also in sections, taken from the defaults; so are those in `RECORDED`."""
+    """Fill missing settings, also in sections, from the defaults; those in `RECORDED` always come from them."""
     filled = {**defaults, **found, **{name: default for name, default in defaults.items() if name in RECORDED}}
     for name, value in found.items():
         default = defaults.get(name)
@@ -234,7 +234,7 @@ def _without(claim: dict[str, Any], grows: Sequence[str]) -> dict[str, Any]:
 
 
 def _difference(found: dict[str, Any], wanted: dict[str, Any], most: int = 4) -> str:
-    """The first few values in which two configurations differ, `name: there -> here`."""
+    """Return the first few values in which two configurations differ, `name: there -> here`."""
     old, new = flatten(found), flatten(wanted)
     changed = [n for n in sorted(old.keys() | new.keys()) if old.get(n) != new.get(n)]
     shown = [f"{name.split('.', 1)[-1]}: {old.get(name)!r} there, {new.get(name)!r} now" for name in changed[:most]]

@@ -58,7 +58,7 @@ def _first_word(question: str) -> str:
 
 
 def _msrvtt_captions(annotations: Annotations) -> dict[str, tuple[str, list[tuple[str, str]]]]:
-    """Official split, and id and text of each caption, by video."""
+    """Return the official split, and id and text of each caption, by video."""
     found: dict[str, tuple[str, list[tuple[str, str]]]] = {}
     for name in ("train*videodatainfo*.json", "test*videodatainfo*.json"):
         if not (file := annotations.find(name)):

@@ -85,7 +85,7 @@ class ColumnRoles:
 
     @property
     def used(self) -> set[str]:
-        """Columns that become fields of a clip; the others are carried along."""
+        """Return the columns that become fields of a clip; the others are carried along."""
         return {self.videoid, self.caption, self.page_dir, self.path, self.start, self.end, self.split} - {""}
 
 

@@ -101,7 +101,7 @@ class Context:
 
 
 def clips_of(number: int, record: Mapping[str, Any] | ParseError, context: Context) -> Iterator[ClipRow | BadRow]:
-    """The clips of one record, mostly one; each that can't be used with the first thing that is wrong with it."""
+    """Yield the clips of a record, mostly one; for each unusable one, its first fault."""
     roles = context.roles
     values = record.values if isinstance(record, ParseError) else record
     texts = {name: as_text(value) for name, value in values.items() if name}
@@ -131,7 +131,7 @@ def clips_of(number: int, record: Mapping[str, Any] | ParseError, context: Conte
 
 
 def _id_from_place(texts: Mapping[str, str], roles: ColumnRoles) -> str:
-    """The id of a row whose manifest has no column of ids: its path without ending, or a digest of its URL."""
+    """Make the id of a row without a column of ids: its path without ending, or a digest of its URL."""
     if not roles.videoid:
         if key := texts.get(KEY, ""):
             return key
@@ -202,7 +202,7 @@ def _spans(
     texts: Mapping[str, str],
     context: Context,
 ) -> Iterator[ClipRow | BadRow]:
-    """One clip for each span, or one of the whole video where the manifest has no spans."""
+    """Yield one clip for each span, or one of the whole video if the manifest has no spans."""
     roles = context.roles
     extra = {name: text for name, text in texts.items() if name not in roles.used}
     if roles.layout == "webdataset" and extra.get("caption") == texts.get(roles.caption):
@@ -254,7 +254,7 @@ def _is_pair(values: list[Any] | None) -> bool:
 
 
 def _pairs(record: Mapping[str, Any], roles: ColumnRoles) -> list[Any] | None:
-    """The [start, end] pairs of a record: a list of them, lists of starts and of ends; None where it holds neither."""
+    """Return the [start, end] pairs of a record: a list of them, or lists of starts and of ends; None for neither."""
     starts = parse_list(record.get(roles.start)) if roles.start else None
     if starts is None or not roles.end:
         return starts

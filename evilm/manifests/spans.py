@@ -17,7 +17,7 @@ Span = tuple[float | None, float | None]
 
 
 def parse_seconds(value: Any) -> float:
-    """A point in time in seconds: a number, [HH:]MM:SS[.mmm], or PT..H..M..S.
+    """Parse a time in seconds: a number, [HH:]MM:SS[.mmm], or PT..H..M..S.
 
     Raises:
         ValueError: anything else, also what is negative or not finite.
@@ -39,7 +39,7 @@ def parse_seconds(value: Any) -> float:
 
 
 def parse_span(start: Any, end: Any) -> Span:
-    """A start and an end, of which one may be empty, as seconds.
+    """Parse a start and an end, of which one may be empty, to seconds.
 
     Raises:
         ValueError: a time that can't be read, or nothing between the two.
@@ -53,7 +53,7 @@ def parse_span(start: Any, end: Any) -> Span:
 
 
 def show_seconds(seconds: float) -> str:
-    """Seconds to the millisecond, without trailing zeros; the same number always gives the same text."""
+    """Format seconds to the millisecond, without trailing zeros; the same number always gives the same text."""
     return f"{seconds:.3f}".rstrip("0").rstrip(".")
 
 

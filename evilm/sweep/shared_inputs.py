@@ -47,7 +47,7 @@ class SharedInputs:
     """
 
     def __init__(self, base: Pretrain, out: str, uri: str) -> None:
-        """Shared inputs; `uri` is the MLflow store of the whole sweep, '' for none."""
+        """Create shared inputs; `uri` is the MLflow store of the whole sweep, '' for none."""
         tracking = base.tracking.model_copy(update={"uri": uri, "run_name": "", "log_model": False})
         self._base = base.model_copy(update={"tracking": tracking})
         self._out = out

@@ -43,13 +43,13 @@ def _one_group(settings: list[dict[str, Any]]) -> SweepPlan:
 
 
 def _grid(space: Space) -> list[dict[str, Any]]:
-    """Every combination, the last setting changing fastest."""
+    """Return every combination, the last setting changing fastest."""
     axes = {name: axis.values for name, axis in space.items() if isinstance(axis, Choices)}
     return [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
 
 
 def _drawn(space: Space, count: int, seed: int) -> list[dict[str, Any]]:
-    """Different random settings; fewer than `count` where the space has no more. More of them begin with the same."""
+    """Draw different random settings, fewer than `count` if the space has no more; longer lists begin alike."""
     rng = np.random.default_rng(seed)
     found: dict[str, dict[str, Any]] = {}
     for _ in range(_DRAWS * count):

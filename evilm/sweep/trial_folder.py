@@ -35,7 +35,7 @@ class Trial:
 
     @property
     def name(self) -> str:
-        """The folder's name."""
+        """Return the folder's name."""
         return self.out.rsplit("/", 1)[-1]
 
 

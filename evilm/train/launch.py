@@ -138,7 +138,7 @@ def _scaling(cluster: ClusterConfig) -> Any:
 
 
 def _storage(out: str, cluster: ClusterConfig) -> Any:
-    """Checkpoints below the output folder. `CheckpointManager` decides which of them are kept, so Ray keeps all."""
+    """Configure checkpoints below the output folder; Ray keeps all, as `CheckpointManager` decides which are kept."""
     import pyarrow.fs
     import ray.train
 

@@ -40,12 +40,12 @@ class Stopped(KeyboardInterrupt):
 
 
 def _listen() -> None:
-    """Runs in a worker's main thread, the only one that may handle signals."""
+    """Take SIGTERM as a request; runs in a worker's main thread, the only one that may handle signals."""
     signal.signal(signal.SIGTERM, lambda *_: _terminated.set())
 
 
 def torch_config(cluster: ClusterConfig) -> Any:
-    """Ray's set-up of torch, and SIGTERM understood as a request by each worker."""
+    """Return Ray's set-up of torch, in which each worker takes SIGTERM as a request."""
     from ray.train.torch import TorchConfig
 
     base: Any = TorchConfig().backend_cls
