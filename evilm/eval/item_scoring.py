@@ -45,7 +45,7 @@ class ItemJob:
 
     model: str
     spec: TaskSpec
-    """What to score; the model's own head is used where it is of this task."""
+    """Task to score; the model's own head is used if it is of this task."""
     frames: str
     items: str
     split: str

@@ -62,7 +62,7 @@ class ShardCheck:
     """Digests of the clip ids, in order."""
     jpeg_bytes: list[int] = field(default_factory=list)
     histogram: np.ndarray | None = None
-    """How often each code is in the whole frames."""
+    """Count of each code in the whole frames."""
 
     def add(self, problems: Iterable[Issue]) -> None:
         """Count problems and keep the first ones."""

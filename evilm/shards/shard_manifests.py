@@ -194,7 +194,7 @@ class CodesManifest(_Manifest):
     num_views: int = 1
     """Views coded per clip, the first of them the whole frame."""
     view_spec: dict[str, Any] = field(default_factory=dict)
-    """How the other views were drawn and resampled; empty where there are none."""
+    """Settings by which the other views were drawn and resampled; empty if there are none."""
     schema_version: int = SCHEMA_VERSION
 
     @property

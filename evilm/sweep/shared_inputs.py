@@ -31,7 +31,7 @@ class SharedPlaces:
     train_clips: int
     val_clips: int
     error: str = ""
-    """Why no trial can run on them, where swept settings let the tokenizer collapse or diverge."""
+    """Reason why no trial can run on them, if swept settings let the tokenizer collapse or diverge."""
 
     def steps_per_epoch(self, config: Pretrain) -> int:
         """Return the steps of an epoch; one where a trial has none, and will fail by itself."""

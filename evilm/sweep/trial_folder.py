@@ -28,9 +28,9 @@ class Trial:
     number: int
     """Of its setting, in the order they are tried."""
     repeat: int
-    """Which of the setting's seeds it runs with, from 0."""
+    """Number of the setting's seed that it runs with, from 0."""
     values: dict[str, Any]
-    """What is swept, by dotted name."""
+    """Swept values, by dotted name."""
     out: str
 
     @property

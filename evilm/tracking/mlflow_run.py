@@ -63,9 +63,9 @@ class TrackedRun:
     inputs: dict[str, tuple[str, str]]
     """Fingerprint and place of each input by name; a place that is not known is ''."""
     about: str = ""
-    """What its command does."""
+    """Description of its command."""
     seconds: float = 0.0
-    """How long ago the work began, where the run is made when it is done."""
+    """Seconds since the work began, if the run is created after it."""
     number: int = 0
     """Number of the command's run in `<out>/_runs/`; another run that takes the folder over gets the MLflow run too."""
 

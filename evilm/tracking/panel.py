@@ -53,7 +53,7 @@ class MaskedWord:
     chance: float
     """Probability of the guess."""
     seen: str
-    """What the model read in its place: [MASK], another piece, or the truth."""
+    """Input of the model in its place: [MASK], another piece, or the truth."""
 
     @property
     def is_right(self) -> bool:

@@ -87,7 +87,7 @@ class StopSignal:
         self._looked = time.monotonic()
         self._known: set[str] = set()
         self._deadline = 0.0
-        """When the next node will be taken away that was announced, seconds since 1970; 0 where none was."""
+        """Time when the next announced node will be taken away, in seconds since 1970; 0 if none was announced."""
         if rank == 0:
             threading.Thread(target=self._ask, name="stop", daemon=True).start()
 
