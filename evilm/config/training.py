@@ -109,7 +109,7 @@ class ScheduleConfig(Config):
     """Stop after this many steps; 0 runs all epochs. The learning-rate schedule always spans all epochs, so the same
     command with more steps continues a finished training as if it had never stopped."""
     batch_clips: Common[int] = Field(default=256, ge=0)
-    """Clips per step over all workers, at most (see tail); a multiple of
+    """Clips per step over all workers, at most (see schedule.tail in --help-all); a multiple of
     cluster.num_workers x gradient_accumulation_steps. 0 uses worker_clips instead."""
     worker_clips: Incidental[int] = Field(default=0, ge=0)
     """Clips per worker and micro-batch, in place of batch_clips, which then is

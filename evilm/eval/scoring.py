@@ -13,7 +13,7 @@ from torch import Tensor
 
 from evilm.cluster import actor_options
 from evilm.config.models import EViLMConfig
-from evilm.config.resources import PoolConfig, ScorerConfig
+from evilm.config.resources import ActorPoolConfig, ScorerConfig
 from evilm.config.training import ObjectivesConfig
 from evilm.dataloader.clip_reader import ClipAugmentation, load_clips, show
 from evilm.dataloader.masking import region_masks
@@ -209,7 +209,7 @@ def _start(job: ScoreJob, cluster: ScorerConfig) -> Any:
     import ray
 
     resources = cluster.model_dump(include={"num_workers", "cpus_per_worker", "gpus_per_worker"})
-    options, _ = actor_options(PoolConfig(memory_gb=0, **resources), len(job.blocks))
+    options, _ = actor_options(ActorPoolConfig(memory_gb=0, **resources), len(job.blocks))
     blocks = ray.data.from_items([{"block": n} for n in range(len(job.blocks))], override_num_blocks=len(job.blocks))
     return blocks.map_batches(Scorer, fn_constructor_args=(job,), batch_size=1, **options)
 
