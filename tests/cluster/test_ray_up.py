@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import stat
 import subprocess
 import sys
@@ -176,14 +177,14 @@ def test_autoscaler_starts_the_machines_the_work_needs(cloud: dict[str, Any]) ->
 @pytest.mark.long
 def test_machines_whose_set_up_fails_are_ended_and_not_replaced_for_ever(cloud: dict[str, Any]) -> None:
     cloud["broken"].touch()
-    refused = "the set-up of 3 nodes of type cpu failed; fix it and run `ray up` again"
+    refused = re.compile(r"the set-up of \d nodes of type cpu failed; fix it and run `ray up` again")
     with _autoscaled(cloud, "[f.options(num_cpus=16).remote() for _ in range(3)]") as cluster:
-        deadline = time.monotonic() + 400
-        while refused not in cluster.log("monitor*") and time.monotonic() < deadline:
+        deadline = time.monotonic() + 900
+        while not refused.search(cluster.log("monitor*")) and time.monotonic() < deadline:
             time.sleep(1)
-        assert refused in cluster.log("monitor*"), cluster.log("monitor*")[-3000:]
+        assert refused.search(cluster.log("monitor*")), cluster.log("monitor*")[-3000:]
         while len(_machines(cloud["ec2"])) > 1 and time.monotonic() < deadline:
             time.sleep(1)  # machines are ended after they are marked as failed, one by one
         assert [machine["ray-user-node-type"] for machine in _machines(cloud["ec2"])] == ["head"]
         every = [node for entry in cloud["ec2"].describe_instances()["Reservations"] for node in entry["Instances"]]
-        assert len(every) == 4  # the head and three attempts
+        assert 4 <= len(every) <= 6  # the head, three attempts, and those begun before the third had failed
