@@ -14,7 +14,7 @@ from typing import Any
 
 import psutil
 
-from evilm.config.resources import PoolConfig
+from evilm.config.resources import ActorPoolConfig, PoolConfig
 from evilm.console import announce
 from evilm.errors import ClusterError
 
@@ -209,7 +209,7 @@ def task_options(cluster: PoolConfig, num_units: int) -> tuple[dict[str, Any], f
     return options | _memory(cluster), cluster.cpus_per_worker * (most or 1)
 
 
-def actor_options(cluster: PoolConfig, num_units: int) -> tuple[dict[str, Any], float]:
+def actor_options(cluster: ActorPoolConfig, num_units: int) -> tuple[dict[str, Any], float]:
     """Build the same for actors, which hold a model; on a cluster that is too small, the pool starts smaller."""
     from ray.data import ActorPoolStrategy
 
@@ -227,7 +227,7 @@ def actor_options(cluster: PoolConfig, num_units: int) -> tuple[dict[str, Any], 
     return options | _memory(cluster), fits * cluster.cpus_per_worker + 1
 
 
-def _num_fitting(cluster: PoolConfig) -> int:
+def _num_fitting(cluster: ActorPoolConfig) -> int:
     """Count the actors that fit on the current cluster beside a small task; at least one."""
     import ray
 

@@ -7,7 +7,22 @@ import sys
 import evilm
 from evilm.config.stages import STAGES
 
-_CORE = ("config", "dataloader", "errors", "io", "manifests", "model", "objectives", "seeds", "shards", "text", "video")
+_CORE = (
+    *(
+        "config",
+        "dataloader",
+        "errors",
+        "io",
+        "items",
+        "manifests",
+        "model",
+        "objectives",
+        "plugins",
+        "seeds",
+        "shards",
+    ),
+    *("text", "video"),
+)
 
 
 def test_core_imports_neither_ray_nor_mlflow() -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import tarfile
 from pathlib import Path
 from typing import Any, cast
 
@@ -10,7 +11,7 @@ import s3fs
 
 from evilm.config.presets import defaults
 from evilm.config.stages import TrainTokenizer
-from evilm.errors import CollapseError, ConfigError, ManifestError, ShardError
+from evilm.errors import CollapseError, ConfigError, EvilmError, ManifestError, ShardError
 from evilm.model.evilm_model import EViLMModel
 from evilm.objectives.step_macs import step_macs
 from evilm.tasks.pretrain import pretrain
@@ -182,6 +183,15 @@ def test_inputs_that_belong_together_must_be_given_together(tmp_path: Path) -> N
         pretrain(small_pretrain(tmp_path, manifest="x.csv"))
     with pytest.raises(ConfigError, match="name --frames and --tokenizer"):
         pretrain(small_pretrain(tmp_path, codes="x"))
+
+
+def test_a_folder_of_tars_needs_no_videos(tmp_path: Path, ray_local: Any) -> None:
+    (tmp_path / "tars").mkdir()
+    with tarfile.open(tmp_path / "tars" / "00000.tar", "w"):
+        pass
+    with pytest.raises(EvilmError) as caught:
+        pretrain(small_pretrain(tmp_path / "run", manifest=str(tmp_path / "tars")))
+    assert "--videos" not in str(caught.value)
 
 
 def test_column_names_reach_sharding_and_vocabulary(tmp_path: Path, ray_local: Any) -> None:

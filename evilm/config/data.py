@@ -60,7 +60,7 @@ class ColumnsConfig(Config):
 
     layout: Common[str] = "auto"
     """Data set whose column names the manifest has: webvid, video2dataset, openvid, internvid, panda, koala, webdataset
-    or one of an installed package; auto recognizes it by each file's header, or assumes webvid."""
+    or one of an installed package; auto recognises it by each file's header, or assumes webvid."""
     videoid: str | None = None
     """Column of the clip's unique id, or of the video's id where rows are spans of videos."""
     caption: Common[str | None] = None
@@ -77,7 +77,7 @@ class ColumnsConfig(Config):
     end: str | None = None
     """Column of the clip's end in its video; start and end may also hold lists with one entry per clip."""
     duration: str | None = None
-    """Column of the duration; used as a hint only, since the file itself is measured."""
+    """Column of the duration, which is not used: durations are measured from the files."""
     repeats: Literal["auto", "captions", "duplicates"] = "auto"
     """Meaning of rows that repeat the id and video of another row. captions: further captions of the same clip;
     duplicates: quarantined; auto: captions if more than half of all rows are repeats, as in tables with one row per

@@ -20,7 +20,7 @@ class Pretrain(Upstream, TrainConfig, StageConfig):
     manifest: Common[Incidental[str]] = ""
     """Manifest of your own clips, as in shard_videos; '' builds frames from the embedded corpus."""
     videos: Common[Incidental[str]] = ""
-    """Root folder of your own videos; not needed for tars."""
+    """Root folder of your own videos; not needed if the manifest is tars, or with shard_videos.fetch.urls."""
     frames: Common[Incidental[str]] = ""
     """Frame shards."""
     codes: Common[Incidental[str]] = ""

@@ -25,11 +25,16 @@ class TaskConfig(Config):
         return {"precision": "auto"}
 
 
-class WorkerConfig(Config):
-    """CPUs and GPUs of each worker on a Ray cluster."""
+class CpuConfig(Config):
+    """CPUs of each worker on a Ray cluster."""
 
     cpus_per_worker: Common[Incidental[float]] = Field(default=1.0, gt=0)
     """CPUs per worker; on CPUs also its number of torch threads."""
+
+
+class WorkerConfig(CpuConfig):
+    """CPUs and GPUs of each worker on a Ray cluster."""
+
     gpus_per_worker: Common[Incidental[float]] = Field(default=0.0, ge=0)
     """GPUs per worker: 1, or a share below 1; 0 computes on the CPU even if GPUs are visible. Two or more training
     workers need whole GPUs."""
@@ -51,8 +56,8 @@ class ScorerConfig(TaskConfig, WorkerConfig):
     """Ray actors that score clips; no score depends on their number."""
 
 
-class PoolConfig(WorkerConfig):
-    """Ray tasks or actors that make shards. No shard depends on them."""
+class PoolConfig(CpuConfig):
+    """Ray tasks that make shards. No shard depends on them."""
 
     num_workers: Common[Incidental[Annotated[int, Field(ge=1)] | Literal["auto"]]] = "auto"
     """Largest number of simultaneous tasks or actors; auto: as many as the cluster can hold, more when it grows."""
@@ -60,6 +65,10 @@ class PoolConfig(WorkerConfig):
     """GiB of memory that each worker reserves in Ray, so that no machine gets more workers than fit; 0: none."""
     max_failures: Incidental[int] = Field(default=3, ge=-1)
     """Times that the process working on a shard may die before the run fails; -1: no limit."""
+
+
+class ActorPoolConfig(PoolConfig, WorkerConfig):
+    """Ray actors that hold a model and make shards. No shard depends on them."""
 
 
 class ClusterConfig(WorkerConfig):

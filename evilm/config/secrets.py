@@ -99,7 +99,7 @@ def public_uri(uri: str) -> str:
 
 
 def public_text(text: str) -> str:
-    """Return a text with all its URLs as they may be logged."""
+    """Return the text with secrets removed from its URLs."""
     return _hidden(_ANY_URL.sub(lambda match: public_uri(match[0]), text) if "://" in text else text)
 
 

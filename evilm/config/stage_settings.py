@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 from evilm.config.base import Common, Config, Incidental, Stage
 from evilm.config.data import ColumnsConfig, CorpusConfig, FetchConfig, FramesConfig, VocabConfig
 from evilm.config.models import VideoTokenizerConfig
-from evilm.config.resources import PoolConfig, TaskConfig
+from evilm.config.resources import ActorPoolConfig, PoolConfig, TaskConfig
 from evilm.config.training import CropConfig, TrainConfig
 
 
@@ -133,7 +133,7 @@ class CodesSettings(Config):
     """Code this many random clips again at the end, and report the share of equal codes."""
     repair: Common[Incidental[bool]] = False
     """Read all code shards, and recompute damaged ones, with the same bytes."""
-    cluster: PoolConfig = PoolConfig(memory_gb=2.0)
+    cluster: ActorPoolConfig = ActorPoolConfig(memory_gb=2.0)
 
     @property
     def identity(self) -> dict[str, Any]:

@@ -19,7 +19,7 @@ class OptimConfig(Config):
     """Clips per step that lr is meant for; at another batch size the learning rate is
     lr x sqrt(schedule.batch_clips / lr_batch_clips). 0 uses lr as it is."""
     weight_decay: float = Field(default=0.01, ge=0)
-    """Decoupled weight decay; biases and normalization layers are exempt."""
+    """Decoupled weight decay; biases and normalisation layers are exempt."""
     beta1: float = Field(default=0.9, ge=0, lt=1)
     """Decay of AdamW's first moment."""
     beta2: float = Field(default=0.98, ge=0, lt=1)
@@ -109,7 +109,7 @@ class ScheduleConfig(Config):
     """Stop after this many steps; 0 runs all epochs. The learning-rate schedule always spans all epochs, so the same
     command with more steps continues a finished training as if it had never stopped."""
     batch_clips: Common[int] = Field(default=256, ge=0)
-    """Clips per step over all workers, at most (see tail); a multiple of
+    """Clips per step over all workers, at most (see schedule.tail in --help-all); a multiple of
     cluster.num_workers x gradient_accumulation_steps. 0 uses worker_clips instead."""
     worker_clips: Incidental[int] = Field(default=0, ge=0)
     """Clips per worker and micro-batch, in place of batch_clips, which then is
@@ -168,7 +168,7 @@ class TrainConfig(Config):
 
     init: Common[Incidental[str]] = ""
     """Model or checkpoint to start from; vocabulary, grid and frames may differ, and weights that do not fit are
-    initialized anew and logged. '' starts from random weights."""
+    initialised anew and logged. '' starts from random weights."""
     export: Incidental[Literal["last", "best"]] = "last"
     """Step to publish: the last, or the best by schedule.keep_best. On a finished training, the other one is published
     from its checkpoint, without training."""

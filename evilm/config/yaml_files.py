@@ -37,7 +37,7 @@ def load_yaml(flag: str, given: str, *folders: str) -> Any:
 
 
 def parse_yaml(where: str, text: str) -> Any:
-    """Return the content of a text in YAML.
+    """Parse YAML text.
 
     Raises:
         ConfigError: no valid YAML, or a key that is given twice; begins with `where`.

@@ -29,7 +29,7 @@ class Clips:
 
     @cached_property
     def captions(self) -> list[list[str]]:
-        """All captions of each clip."""
+        """Return all captions of each clip."""
         return self._table["captions"].to_pylist()
 
     @property
@@ -38,17 +38,17 @@ class Clips:
         return self._codes is not None
 
     def num_frames(self, row: int) -> int:
-        """Frames stored of a clip."""
+        """Return the number of stored frames of a clip."""
         starts, _, _ = self._jpegs
         return int(starts[row + 1] - starts[row])
 
     @cached_property
     def frame_px(self) -> int:
-        """Side of the stored frames."""
+        """Return the side of the stored frames."""
         return jpeg_side(self.jpegs(0, [0])[0])
 
     def jpegs(self, row: int, picked: Sequence[int] | np.ndarray) -> list[memoryview]:
-        """The JPEG bytes of some frames of a clip."""
+        """Return the JPEG bytes of some frames of a clip."""
         starts, offsets, data = self._jpegs
         places = [int(starts[row]) + int(frame) for frame in picked]
         return [data[offsets[place] : offsets[place + 1]] for place in places]
@@ -58,11 +58,11 @@ class Clips:
         decode_frames(self.jpegs(row, picked), out)
 
     def codes(self, row: int, view: int, num_views: int) -> UInt16[np.ndarray, "frame region"]:
-        """The codes of all stored frames of a clip in one view."""
+        """Return the codes of all stored frames of a clip in one view."""
         return self._code_ids[row].reshape(num_views, self.num_frames(row), -1)[view]
 
     def view(self, row: int, view: int) -> View:
-        """The numbers of a stored view."""
+        """Return the numbers of a stored view."""
         starts, columns = self._views
         place = int(starts[row]) + view
         x, y, width, height, flip = (column[place] for column in columns)
@@ -70,7 +70,7 @@ class Clips:
 
     @cached_property
     def _jpegs(self) -> tuple[np.ndarray, list[int], memoryview]:
-        """First JPEG of each clip, first byte of each JPEG, all bytes."""
+        """Return the first JPEG of each clip, the first byte of each JPEG, and all bytes."""
         frames = _only_chunk(self._table["frames"])
         values = frames.values
         _, offsets, data = values.buffers()
@@ -85,7 +85,7 @@ class Clips:
 
     @cached_property
     def _views(self) -> tuple[np.ndarray, list[np.ndarray]]:
-        """First view of each clip, and the numbers of all views."""
+        """Return the first view of each clip, and the numbers of all views."""
         assert self._codes is not None
         views = _only_chunk(self._codes["views"])
         fields = [views.values.field(name).to_numpy(zero_copy_only=False) for name in View._fields]
@@ -167,7 +167,7 @@ def show(
     epoch: int,
     empty: Callable[[tuple[int, ...]], np.ndarray] = _empty,
 ) -> tuple[UInt8[np.ndarray, "clip frame row col 3"], Int[np.ndarray, "clip region"] | None]:
-    """Pixels and codes (int64) of some clips as an epoch shows them; each clip is written to its place in the batch.
+    """Return pixels and codes (int64) of some clips as an epoch shows them; write each clip to its place in the batch.
 
     Args:
         epoch: counted from 0, or `EVAL_EPOCH`.
@@ -182,7 +182,7 @@ def show(
 
 
 def load_clips(pair: ShardPair, group: int, views: bool = False, footers: Footers | None = None) -> Clips:
-    """A row group with captions and frames, and with its codes where the pair has them.
+    """Load a row group with captions and frames, and with its codes if the pair has them.
 
     Args:
         views: read the numbers of the views too.

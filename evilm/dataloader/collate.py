@@ -20,11 +20,11 @@ class Batch:
     """A dataclass of tensors and plain values."""
 
     def to(self, device: torch.device) -> Self:
-        """The same batch with its tensors on `device`."""
+        """Return the same batch with its tensors on `device`."""
         return self._with(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin_memory(self) -> Self:
-        """The same batch in page-locked memory, from where a GPU copies while the host goes on."""
+        """Copy the batch to page-locked memory, from where a GPU copies while the host continues."""
         return self._with(Tensor.pin_memory)
 
     def record_stream(self, stream: torch.cuda.Stream) -> None:
@@ -113,7 +113,7 @@ class PretrainCollate:
         jitter: float = 0.0,
         negatives: Negatives = "random",
     ) -> None:
-        """`ObjectivesConfig` describes the masks of words and regions, `AugmentConfig` the jitter of colours."""
+        """Use `ObjectivesConfig` for the masks of words and regions, `AugmentConfig` for the jitter of colours."""
         self._vocab, self._seed, self._max_text_len, self._grid = vocab, seed, max_text_len, grid
         self._hide = WordMasker(vocab.special_ids, vocab.mask_id, vocab.size, mlm_ratio)
         self._mask_ratio, self._jitter = mask_ratio, jitter
@@ -166,5 +166,5 @@ class PretrainCollate:
 
 
 def _cut(padding: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, slice]:
-    """Index some rows of padded words, cut to the longest of them."""
+    """Select some rows of padded words, cut to the longest of them."""
     return rows, slice(int((~padding[rows]).sum(1).max(initial=1)))

@@ -11,7 +11,7 @@ _CLIPS = 16  # float copies of frames are made of so many clips at a time
 def jitter_colours(
     frames: UInt8[Tensor, "clip frame row col 3"], factors: Float[Tensor, "clip 3"]
 ) -> UInt8[Tensor, "clip frame row col 3"]:
-    """Frames with other brightness, contrast and saturation, the same for all frames of a clip, rounded to uint8.
+    """Change brightness, contrast and saturation, equally in all frames of a clip; round to uint8.
 
     As one linear step: saturation mixes a pixel with its own grey, contrast with the clip's mean grey, brightness
     scales the result; what leaves 0-255 is cut off once, at the end. Factors of 1 change nothing.

@@ -60,7 +60,7 @@ class ClipIndex:
         """Shard, row group and row by clip id."""
         footers: list[Footers] = []
         if not frames.splits:
-            raise ShardError(f"{frames.uri} has no clips")
+            raise ShardError(f"{frames.uri} has no clips; run pipelines/shard_videos.py")
         for split in frames.splits:
             shards, side = frames.of_split(split), open_side(frames, split)
             footers.append(side.footers)
@@ -106,7 +106,9 @@ class ItemTable:
                 "build the items again with --frames of these shards"
             )
         if not clip_ids:
-            raise ShardError(f"{items.uri} has no item with frames in split {split}")
+            raise ShardError(
+                f"{items.uri} has no item with frames in split {split}; build the items again with --frames"
+            )
         places = np.array([clips.place_of[clip] for clip in clip_ids], dtype=np.int64)
         order = np.lexsort(places.T[::-1])
         self.places = places[order]

@@ -37,7 +37,7 @@ class _GroupCache:
         self._clips, self._until, self._lock = dict[Key, Future[Clips]](), dict[Key, int](), Lock()
 
     def get(self, key: Key, until: int, load: Callable[[], Clips]) -> Clips:
-        """The row group `key`, which is kept until the batch of step `until` is taken.
+        """Return the row group `key`, and keep it until the batch of step `until` is taken.
 
         Concurrent callers wait for one load.
         """
@@ -77,7 +77,7 @@ class DataLoader(Generic[BatchT]):
         threads: int = 2,
         side: Side | None = None,
     ) -> None:
-        """A feed over frame shards, with or without their code shards (an empty `codes_uri`).
+        """Load frame shards, with or without codes (an empty `codes_uri`).
 
         Args:
             collate: turns the rows of a step into a batch; runs in a background thread.
@@ -99,7 +99,7 @@ class DataLoader(Generic[BatchT]):
         """Seconds that the consumer has waited for batches so far."""
 
     def batches(self, start_step: int, end_step: int) -> Iterator[BatchT]:
-        """The batches of steps start_step .. end_step - 1, counted over all epochs."""
+        """Yield the batches of steps start_step .. end_step - 1, counted over all epochs."""
         steps = range(start_step, end_step)
         with closing(map_ahead(self._make, steps, self._threads, self._prefetch - 1, "loader")) as batches:
             for step in steps:
@@ -114,7 +114,7 @@ class DataLoader(Generic[BatchT]):
         return self.finish(batch) if self.finish else batch
 
     def _read(self, step: Step) -> Rows:
-        """The rows of one global step: captions of all, frames and codes of this worker's slice."""
+        """Read the rows of one global step: captions of all, frames and codes of this worker's slice."""
         clip_ids, all_captions = self._captions.take(step.numbers)
         captions = draw_captions(self._augmentation.seed, step.epoch, clip_ids, all_captions)
         mine = [(int(s), int(g), int(r)) for s, g, r in step.rows[step.mine]]
@@ -139,7 +139,7 @@ class DataLoader(Generic[BatchT]):
         )
 
     def _load(self, until: Mapping[Key, int]) -> dict[Key, Clips]:
-        """Row groups by the last step that needs them; those that are not at hand are read side by side."""
+        """Load row groups by the last step that needs them; those that are not cached are read side by side."""
         views = self._augmentation.num_views > 1 and self._augmentation.crop is None
 
         def clips(key: Key) -> Clips:
@@ -161,7 +161,7 @@ def training_loader(
     threads: int = 2,
     side: Side | None = None,
 ) -> DataLoader[BatchT]:
-    """The data loader of one worker over all epochs of a schedule."""
+    """Create the data loader of one worker over all epochs of a schedule."""
     order = TrainSampler(
         [pair.row_groups for pair in pairs],
         schedule.batch_clips,
@@ -188,7 +188,7 @@ def evaluation_loader(
     threads: int = 2,
     side: Side | None = None,
 ) -> DataLoader[BatchT] | None:
-    """The data loader of one worker over a split, each clip once; None where the split is empty or not asked for.
+    """Create the data loader of one worker over a split, each clip once; None if it is empty or not wanted.
 
     Args:
         schedule: says how many clips are evaluated, and among how many they are matched.

@@ -28,7 +28,7 @@ def hard_negatives(
     all_captions: Sequence[Sequence[str]],
     mine: Sequence[int],
 ) -> list[int | None]:
-    """For some clips of a global step the index of a clip whose caption is much like their own, and says another thing.
+    """Find for some clips of a global step the index of a clip whose caption is similar, but says another thing.
 
     A step of more than 256 clips is cut into equal parts of at most 256, in each of which captions are compared.
     They are compared by the words that two share, rare ones first: a word counts floor(log2(captions / captions with
@@ -119,7 +119,7 @@ def _own(captions: Sequence[str], all_captions: Sequence[Sequence[str]]) -> np.n
 def _best_first(
     seed: int, epoch: int, clip_ids: Sequence[str], likeness: Int64[np.ndarray, "clip other"], allowed: np.ndarray
 ) -> list[tuple[int, int]]:
-    """Allowed pairs of clip and caption, the most alike first, equals in a seeded random order."""
+    """Return the allowed pairs of clip and caption, most alike first, equals in a seeded random order."""
     count = len(clip_ids)
     place = clip_rng("hard negatives", seed, epoch, "\0".join(clip_ids)).permutation(count)
     tie = (place[None, :] - place[:, None]) % max(1, count)  # who comes next in the cycle, seen from each clip

@@ -11,12 +11,12 @@ class PixelBuffers:
     """Gives out uint8 arrays, and the memory of one again when nothing refers to it any more: no view, no tensor."""
 
     def __init__(self, most: int) -> None:
-        """At most `most` arrays at a time come from here; more are made, and forgotten."""
+        """Reuse at most `most` arrays at a time; others are allocated and not kept."""
         self._most, self._lock = most, Lock()
         self._blocks: list[np.ndarray] = []
 
     def take(self, shape: tuple[int, ...]) -> np.ndarray:
-        """An array of any content."""
+        """Return an array with arbitrary content."""
         size = math.prod(shape)
         with self._lock:
             block = self._free(size)
@@ -27,7 +27,7 @@ class PixelBuffers:
             return block[:size].reshape(shape)
 
     def _free(self, size: int) -> np.ndarray | None:
-        """A block that only this list refers to. Views of views refer to the block itself, so none is overlooked."""
+        """Return a block that only this list refers to. Views of views refer to the block itself, so all count."""
         for place in range(len(self._blocks)):
             # One reference of the list, one of the call; a view or a tensor would be a third.
             if sys.getrefcount(self._blocks[place]) <= 2:

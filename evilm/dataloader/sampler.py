@@ -39,7 +39,7 @@ class RowGroups:
 
     @property
     def num_rows(self) -> int:
-        """Rows of all groups."""
+        """Return the number of rows of all groups."""
         return int(self.first[-1])
 
     def group_of(self, numbers: Int64[np.ndarray, " row"]) -> Int64[np.ndarray, " row"]:
@@ -47,7 +47,7 @@ class RowGroups:
         return np.searchsorted(self.first, numbers, side="right") - 1
 
     def places(self, numbers: Int64[np.ndarray, " row"]) -> Int64[np.ndarray, "row 3"]:
-        """Shard, group in the shard and row in the group of each row."""
+        """Return the shard, the group in the shard and the row in the group of each row."""
         group = self.group_of(numbers)
         shard = self._shard[group]
         return np.stack([shard, group - self._first_group[shard], numbers - self.first[group]], axis=1)
@@ -64,7 +64,7 @@ class _Epoch:
         self._ends = np.concatenate([[0], np.cumsum(np.add.reduceat(groups.sizes[self._order], starts))])
 
     def rows(self, start: int, stop: int) -> tuple[Int64[np.ndarray, " row"], Int64[np.ndarray, " row"]]:
-        """Numbers of the rows at places start .. stop - 1 of the epoch, and where the window of each of them ends."""
+        """Return the numbers of the rows at places start .. stop - 1 of the epoch, and where each one's window ends."""
         window = np.searchsorted(self._ends, np.arange(start, stop), side="right") - 1
         first, last = int(window[0]), int(window[-1])
         if first < self._next - len(self._mixed):
@@ -100,7 +100,7 @@ Tail = Literal["even", "pad", "drop"]
 
 
 def batch_sizes(num_clips: int, batch_clips: int, tail: Tail, num_micro_batches: int = 1) -> Int64[np.ndarray, " step"]:
-    """Clips of each step of an epoch; they add up to `num_clips` but for padding and dropping.
+    """Return the clips of each step of an epoch; they add up to `num_clips` but for padding and dropping.
 
     Args:
         batch_clips: the most clips of a step.
@@ -166,7 +166,7 @@ class TrainSampler:
         rank: int = 0,
         world: int = 1,
     ) -> None:
-        """An order over row groups.
+        """Create an order over row groups.
 
         Args:
             groups: rows of each row group of each shard.
@@ -194,11 +194,11 @@ class TrainSampler:
 
     @property
     def mean_clips(self) -> float:
-        """Clips of a step, on average."""
+        """Return the clips of a step, on average."""
         return float(self._ends[-1]) / self.num_steps
 
     def step(self, step: int) -> Step:
-        """Global step number `step`, counted over all epochs from 0."""
+        """Return the global step number `step`, counted over all epochs from 0."""
         epoch, within = divmod(step, self.num_steps)
         start, stop = int(self._ends[within]), int(self._ends[within + 1])
         with self._lock:
@@ -214,7 +214,7 @@ class TrainSampler:
         return Step(epoch, numbers, self._groups.places(numbers), mine, until)
 
     def _epoch(self, epoch: int) -> tuple[_Epoch, np.ndarray]:
-        """The rows of an epoch, and those that fill up its last step: its first ones, as its first step has them."""
+        """Return the rows of an epoch, and those that fill up its last step: the first ones, as in its first step."""
         if epoch not in self._epochs:
             rows = _Epoch(self._groups, self.seed, epoch, self.window)
             padding = np.zeros(0, np.int64)
@@ -250,7 +250,7 @@ class EvalSampler:
         world: int = 1,
         epoch: int = EVAL_EPOCH,
     ) -> None:
-        """An order of the first `max_clips` rows; clips are stored in a seeded random order.
+        """Create an order of the first `max_clips` rows; clips are stored in a seeded random order.
 
         Args:
             groups: rows of each row group of each shard.
@@ -274,7 +274,7 @@ class EvalSampler:
         """Batches of this worker."""
 
     def step(self, step: int) -> Step:
-        """This worker's batch number `step`, within the clips that its negatives are chosen from."""
+        """Return this worker's batch number `step`, within the clips that its negatives are chosen from."""
         start = int(self._starts[step])
         first = start - start % self._whole
         numbers = np.arange(first, min(first + self._whole, self._num_clips))

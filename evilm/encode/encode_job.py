@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from evilm.cluster import actor_options
-from evilm.config.resources import PoolConfig
+from evilm.config.resources import ActorPoolConfig
 from evilm.config.stages import PrecomputeCodes
 from evilm.encode.tokenizer_actor import EncodeJob, TokenizerActor
 from evilm.encode.verify_codes import audit_codes
@@ -185,7 +185,7 @@ def _refuse_other_frames(frames: FrameManifest, work: EncodeJob) -> None:
             )
 
 
-def _code_shards(cluster: PoolConfig, frames: FrameManifest, work: EncodeJob, run: Any) -> None:
+def _code_shards(cluster: ActorPoolConfig, frames: FrameManifest, work: EncodeJob, run: Any) -> None:
     """Run the actors over all uncommitted shards."""
     shards = {unit_of(shard).name: shard for shard in frames.shards}
     there = set(storage.list_names(work.out))

@@ -51,7 +51,7 @@ class BenchmarkInputs:
 
 
 def benchmark(config: Benchmark) -> dict[str, Any]:
-    """Score a model: retrieval both ways, multiple choice, masked codes; or give back the scores that stand at `out`.
+    """Score a model: retrieval both ways, multiple choice, masked codes; or return the scores that exist at `out`.
 
     Returns:
         The summary: `metrics` by name, each with value, chance, standard error and sigmas above chance.
@@ -121,7 +121,7 @@ def _score(config: Benchmark, subject: BenchmarkInputs, output: Output) -> dict[
 
 
 def open_inputs(config: Benchmark) -> BenchmarkInputs:
-    """Model, frames and codes, each named by the user or found under `config.root`, checked to fit."""
+    """Open model, frames and codes, each named by the user or found under `config.root`, and check that they fit."""
     from evilm.model import pretrained
     from evilm.model.evilm_model import KIND, EViLMModel
     from evilm.model.identity import model_fingerprint, read_objectives

@@ -18,7 +18,7 @@ class EvalClip:
     clip_id: str
     caption: str
     heldout: bool | None
-    """Whether it holds a combination never seen in training; None where the manifest does not say."""
+    """True if it holds a combination never seen in training; None if the manifest does not say."""
     shard: int
     group: int
     row: int

@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from evilm.cluster import actor_options
 from evilm.config.models import EViLMConfig
-from evilm.config.resources import PoolConfig, ScorerConfig
+from evilm.config.resources import ActorPoolConfig, ScorerConfig
 from evilm.dataloader.clip_reader import ClipAugmentation
 from evilm.dataloader.item_collate import ItemBatch, ItemCollate
 from evilm.dataloader.item_loader import ClipIndex, ItemLoader, ItemTable
@@ -45,7 +45,7 @@ class ItemJob:
 
     model: str
     spec: TaskSpec
-    """What to score; the model's own head is used where it is of this task."""
+    """Task to score; the model's own head is used if it is of this task."""
     frames: str
     items: str
     split: str
@@ -144,7 +144,7 @@ def score_items(job: ItemJob, num_items: int, cluster: ScorerConfig) -> Iterator
 
     count = EvalSampler([[num_items]], job.batch_items, num_items).num_steps
     resources = cluster.model_dump(include={"num_workers", "cpus_per_worker", "gpus_per_worker"})
-    options, _ = actor_options(PoolConfig(memory_gb=0, **resources), count)
+    options, _ = actor_options(ActorPoolConfig(memory_gb=0, **resources), count)
     settings = DataContext.get_current().execution_options
     before, settings.preserve_order = settings.preserve_order, True
     batches = ray.data.from_items([{"batch": number} for number in range(count)], override_num_blocks=count)

@@ -1,7 +1,7 @@
 """A strict linear probe: features of the frozen model, computed once, and one linear layer on them.
 
 Small data sets are solved exactly by scikit-learn, large ones (Kinetics-400) by steps of torch. The feature and the
-strength of the regularization are chosen on val, and test is scored once.
+strength of the regularisation are chosen on val, and test is scored once.
 """
 
 import logging
@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 logger = logging.getLogger(__name__)
 
 C_VALUES = (0.01, 0.1, 1.0, 10.0, 100.0)
-"""Inverse strengths of the regularization that are tried, as scikit-learn's C."""
+"""Inverse strengths of the regularisation that are tried, as scikit-learn's C."""
 _EXACT_ROWS = 20_000
 _EPOCHS, _BATCH, _LR = 30, 1024, 0.01
 

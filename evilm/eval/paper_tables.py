@@ -64,7 +64,7 @@ class OurRow(NamedTuple):
 
 
 class _Key(NamedTuple):
-    """What the scores of a row have in common."""
+    """Properties that the scores of a row share."""
 
     table: int
     source: str

@@ -83,7 +83,7 @@ def read_stage(root: str, name: str) -> tuple[str, Summary]:
 
 
 def render(stages: Mapping[str, tuple[str, Summary]]) -> str:
-    """Write the stages' table with one row per group of figures, then the benchmark's own table."""
+    """Format the stages' table with one row per group of figures, then the benchmark's own table."""
     rows = []
     for name, (state, summary) in stages.items():
         what, parts = STAGES[name]

@@ -40,7 +40,7 @@ def _title(name: str) -> str:
 
 
 def figures_table(figures: Mapping[str, Figure | Mapping[str, Any]]) -> str:
-    """Measured values beside chance, in the order of the benchmark's list."""
+    """Format the measured values beside chance, in the order of the benchmark's list."""
     rows = []
     for name in [*(n for n in _NAMES if n in figures), *(n for n in figures if n not in _NAMES)]:
         figure = figures[name]

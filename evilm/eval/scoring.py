@@ -13,7 +13,7 @@ from torch import Tensor
 
 from evilm.cluster import actor_options
 from evilm.config.models import EViLMConfig
-from evilm.config.resources import PoolConfig, ScorerConfig
+from evilm.config.resources import ActorPoolConfig, ScorerConfig
 from evilm.config.training import ObjectivesConfig
 from evilm.dataloader.clip_reader import ClipAugmentation, load_clips, show
 from evilm.dataloader.masking import region_masks
@@ -133,7 +133,7 @@ class Scorer:
     def _masked_codes(
         self, frames: Tensor, clip_ids: Sequence[str], code_ids: np.ndarray, places: Sequence[int]
     ) -> dict[str, np.ndarray]:
-        """Codes of regions masked as in pre-training, given the visible regions and the whole caption."""
+        """Predict codes of regions masked as in pre-training, given the visible regions and the whole caption."""
         job = self._job
         mask = torch.from_numpy(self._masks(clip_ids)).to(self._device)
         captions = torch.tensor([job.caption_of[place] for place in places], device=self._device)
@@ -160,7 +160,7 @@ class Scorer:
 
 
 def _by_length(lengths: np.ndarray) -> list[Tensor]:
-    """Captions in lots of similar length, so that little padding is decoded."""
+    """Return the numbers of captions in batches of similar length, so that little padding is decoded."""
     order = torch.from_numpy(np.argsort(lengths, kind="stable"))
     return list(order.split(_TEXTS_AT_A_TIME))
 
@@ -209,7 +209,7 @@ def _start(job: ScoreJob, cluster: ScorerConfig) -> Any:
     import ray
 
     resources = cluster.model_dump(include={"num_workers", "cpus_per_worker", "gpus_per_worker"})
-    options, _ = actor_options(PoolConfig(memory_gb=0, **resources), len(job.blocks))
+    options, _ = actor_options(ActorPoolConfig(memory_gb=0, **resources), len(job.blocks))
     blocks = ray.data.from_items([{"block": n} for n in range(len(job.blocks))], override_num_blocks=len(job.blocks))
     return blocks.map_batches(Scorer, fn_constructor_args=(job,), batch_size=1, **options)
 

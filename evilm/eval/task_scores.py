@@ -26,7 +26,7 @@ class Score(Config):
     leak: bool | None
     """None: it is not known."""
     embedded: bool = False
-    """Whether the items are of the embedded corpus, which has the layout of the data set but not its videos."""
+    """True if the items are of the embedded corpus, which has the layout of the data set but not its videos."""
     coverage: float
     num_items: int
     metrics: Mapping[str, Mapping[str, float]]
@@ -34,7 +34,7 @@ class Score(Config):
     tuned_on: str = ""
     """Task that the model was fine-tuned on; '' for a pre-trained model."""
     from_scratch: bool = False
-    """Whether its fine-tuning started from random weights."""
+    """True if its fine-tuning started from random weights."""
     mean_of_folds: float | None = None
     """Mean accuracy over the three splits of HMDB51, if all were scored."""
 
@@ -45,7 +45,7 @@ class FoundScore(NamedTuple):
     source: str
     """`this root`, or the name of the root of a tracked run."""
     label: str
-    """What the name of its folder adds to TASK-scores."""
+    """Suffix of its folder's name after TASK-scores."""
     score: Score
 
 

@@ -36,28 +36,28 @@ class TaskSubject:
     items: ItemsManifest
     frames: FrameManifest
     has_head: bool
-    """Whether the model was fine-tuned with a head for this kind of task, with these labels."""
+    """True if the model was fine-tuned with a head for this kind of task, with these labels."""
     zero_shot: bool
-    """Whether the model was not trained on this task."""
+    """True if the model was not trained on this task."""
     num_seen: int | None
-    """Scored videos that the model was trained on; None if that is not known."""
+    """Number of scored videos that the model was trained on; None if unknown."""
     arch: EViLMConfig
-    """The model's, for the longest text and the frames of this task."""
+    """Sizes of the model, for the longest text and the frames of this task."""
     num_chosen: int = 0
-    """Further ones, by which its best step was chosen."""
+    """Number of further ones that were its val clips."""
     pieces: Int[np.ndarray, " answer"] | None = None
     """Word piece of each answer for the MLM head, -1 for those of several, which it can't give; None: another head."""
     no_match: str = ""
-    """Why the matching head can't score; '' if it can."""
+    """Reason why the matching head can't score; '' if it can."""
 
     @property
     def embedded(self) -> bool:
-        """Whether the videos are those of the embedded corpus, by its annotations' mark or by being the default."""
+        """Return True if the videos are the embedded corpus's, by its annotations' mark or by being the default."""
         return self.items.embedded or not (self.config.annotations or self.config.task_items)
 
     @property
     def ceiling(self) -> float:
-        """Share of the scored items whose answer the head can give."""
+        """Return the share of scored items whose answer the head can give."""
         if self.pieces is None:
             return self.items.splits[self.config.split].ceiling
         return float(self.can_answer(self.items.read(self.config.split)["label"].to_numpy()).mean())

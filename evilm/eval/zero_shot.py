@@ -15,7 +15,7 @@ from evilm.seeds import clip_rng
 
 
 def distinct_captions(clips: Sequence[EvalClip]) -> tuple[list[str], list[int]]:
-    """Every caption once, and the index of each clip's."""
+    """Return every caption once, and the index of each clip's."""
     index: dict[str, int] = {}
     places = [index.setdefault(clip.caption, len(index)) for clip in clips]
     return list(index), places
@@ -24,7 +24,7 @@ def distinct_captions(clips: Sequence[EvalClip]) -> tuple[list[str], list[int]]:
 def retrieval_figures(
     match: Float[np.ndarray, "clip caption"], caption_of: Sequence[int]
 ) -> tuple[dict[str, Figure], dict[str, Float[np.ndarray, "query"]]]:
-    """Text-to-video and video-to-text figures by name, and the ranks behind them.
+    """Compute text-to-video and video-to-text figures by name, and the ranks behind them.
 
     As is usual, each clip's caption is one query with one right video. Equal captions of two clips are two queries
     (and, the other way round, two items that tie).
@@ -41,7 +41,7 @@ def retrieval_figures(
 def draw_choices(
     clips: Sequence[EvalClip], caption_of: Sequence[int], num_choices: int, seed: int
 ) -> Int[np.ndarray, "clip choice"]:
-    """For each clip its caption first, then other captions with another text, drawn by (seed, clip id).
+    """Return for each clip its caption first, then others with another text, drawn by (seed, clip id).
 
     Raises:
         ConfigError: fewer distinct captions than choices.
@@ -68,7 +68,7 @@ def draw_choices(
 def choice_figures(
     match: Float[np.ndarray, "clip caption"], choices: Int[np.ndarray, "clip choice"], clips: Sequence[EvalClip]
 ) -> dict[str, Figure]:
-    """Multiple-choice accuracy of all clips, and of held-out combinations apart from the others where that is known."""
+    """Compute multiple-choice accuracy of all clips, and of held-out combinations and the others if these are known."""
     hits = choice_hits(np.take_along_axis(match, choices, axis=1))
     chance = 1 / choices.shape[1]
     groups = {"": np.ones(len(clips), dtype=bool)} | groups_of(clips)
@@ -76,12 +76,12 @@ def choice_figures(
 
 
 def group_recalls(t2v_ranks: Float[np.ndarray, "query"], clips: Sequence[EvalClip]) -> dict[str, Figure]:
-    """Text-to-video R@10 of held-out combinations and of the others, each among all videos."""
+    """Compute text-to-video R@10 of held-out combinations and of the others, each among all videos."""
     return {f"t2v_r10{name}": recall_at(t2v_ranks[who], 10, len(clips)) for name, who in groups_of(clips).items()}
 
 
 def groups_of(clips: Sequence[EvalClip]) -> dict[str, Bool[np.ndarray, "clip"]]:
-    """Members of `_heldout` and `_seen`; nothing where the manifest does not tell them apart."""
+    """Return the members of `_heldout` and `_seen`; nothing if the manifest does not tell them apart."""
     heldout = np.array([clip.heldout is True for clip in clips])
     seen = np.array([clip.heldout is False for clip in clips])
     return {"_heldout": heldout, "_seen": seen} if heldout.any() and seen.any() else {}
@@ -92,7 +92,7 @@ def masked_code_figures(
     predicted: Int[np.ndarray, "clip masked"],
     train_histogram: Sequence[int],
 ) -> dict[str, Figure]:
-    """Accuracy on masked regions against always guessing one code.
+    """Compute the accuracy on masked regions against always guessing one code.
 
     `mvm_accuracy` is held against the most frequent code of the train split, `mvm_accuracy_oracle` against the best
     constant there is: the most frequent code of these very regions, which nobody could know.

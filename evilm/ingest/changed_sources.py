@@ -33,7 +33,7 @@ class _Sharded(NamedTuple):
     num_bytes: int
     sha256: str
     time: float
-    """When its shard was written, in seconds."""
+    """Time when its shard was written, in seconds."""
 
 
 def warn_of_changed_sources(out: str, files: Sequence[str], videos: str) -> list[str]:

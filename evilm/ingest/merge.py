@@ -171,7 +171,7 @@ def merge_commits(
     publish_side(manifest, again=config.repair)  # before readers see the shards
     manifest.save(output)
     commits.clean(output, total.files)
-    _tell(manifest, reasons)
+    _log_result(manifest, reasons)
     return manifest, reasons
 
 
@@ -252,7 +252,7 @@ def missing_val_note(manifest: FrameManifest) -> str:
     )
 
 
-def _tell(manifest: FrameManifest, reasons: RejectCounts) -> None:
+def _log_result(manifest: FrameManifest, reasons: RejectCounts) -> None:
     if note := missing_val_note(manifest):
         logger.info("%s", note)
     if reasons.counts:

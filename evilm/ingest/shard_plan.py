@@ -90,9 +90,9 @@ class Generation:
     reasons: RejectCounts
     """Counts of the quarantined rows."""
     has_secrets: bool = False
-    """Whether clips are fetched by URLs with signatures or passwords, which the plan does not hold."""
+    """True if clips are fetched by URLs with signatures or passwords, which the plan does not hold."""
     has_offsets: bool = False
-    """Whether clips lie in tars."""
+    """True if clips lie in tars."""
 
     @property
     def num_planned(self) -> int:

@@ -161,7 +161,7 @@ def _plan_rows(commit_log: CommitLog, config: ShardVideos, output: Output, video
         finder, repeats = _finder(videos, config), config.columns.repeats
         found = shard_plan.plan_rows(output, rows, manifest, earlier, seed, size, finder, repeats)
         commit_log.generations = [*earlier, found]
-        _tell(found, "that the manifest gained" if earlier else "of the manifest")
+        _log_plan(found, "that the manifest gained" if earlier else "of the manifest")
         output.extend()
     enforce_failed_share(commit_log, config, commit_log.of_manifest.reasons)
 
@@ -175,7 +175,7 @@ def _plan_retry(commit_log: CommitLog, config: ShardVideos, output: Output, reas
     found = shard_plan.plan_retry(output, rows, commit_log.generations, commit_log.seed, size)
     if found is not None:
         commit_log.generations.append(found)
-        _tell(found, "once more")
+        _log_plan(found, "once more")
     return found is not None
 
 
@@ -279,6 +279,6 @@ def _sum(one: commits.Tally, other: commits.Tally) -> commits.Tally:
     return commits.Tally(*(old + new for old, new in zip(one, other, strict=True)))
 
 
-def _tell(generation: Generation, which: str) -> None:
+def _log_plan(generation: Generation, which: str) -> None:
     aside = f"; {generation.reasons.total} rows quarantined" if generation.reasons.counts else ""
     logger.info("planned %d clips %s in %d shards%s", generation.num_planned, which, len(generation.shards), aside)

@@ -38,7 +38,7 @@ class SheetClip:
 
 
 def choose_clips(frames: FrameManifest, split: str, num_clips: int, seed: int) -> list[tuple[ShardInfo, int]]:
-    """Seeded random clips of a split, in the order they are stored: shard and row."""
+    """Choose random clips of a split by a seed, in the order they are stored: shard and row."""
     shards = frames.of_split(split)
     ends = np.cumsum([shard.num_clips for shard in shards])
     total = int(ends[-1]) if len(ends) else 0

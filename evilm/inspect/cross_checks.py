@@ -79,7 +79,7 @@ def _of_counts(frames: FrameManifest, reasons: RejectCounts) -> Iterator[Issue]:
 
 
 def _of_ids(frames: FrameManifest, ids: np.ndarray) -> list[Issue]:
-    """Clips that are there twice."""
+    """Return the clips that are stored twice."""
     ends = np.cumsum([shard.num_clips for shard in frames.shards])
     places = twice(ids)
     problems = []
@@ -91,13 +91,13 @@ def _of_ids(frames: FrameManifest, ids: np.ndarray) -> list[Issue]:
 
 
 def _of_histograms(codes: CodesManifest, histograms: Mapping[str, np.ndarray]) -> list[Issue]:
-    """Splits whose codes are counted otherwise in the manifest."""
+    """Return the splits whose codes are counted otherwise in the manifest."""
     wrong = [split for split, found in histograms.items() if codes.histograms.get(split) != found.tolist()]
     return [Issue(f"codes {MANIFEST}", f"histogram of {split}", "is not that of the stored codes") for split in wrong]
 
 
 def _orphans(uri: str, listed: set[str]) -> list[str]:
-    """Shard files that the manifest does not list: readers never see them."""
+    """Return the shard files that the manifest does not list: readers never see them."""
     folders = {file.rpartition("/")[0] for file in listed} | {""}
     names = [f"{folder}/{name}".lstrip("/") for folder in folders for name in storage.list_names(f"{uri}/{folder}")]
     lost = sorted(name for name in names if name.endswith((".parquet", ".tmp")) and name not in listed)
@@ -107,13 +107,13 @@ def _orphans(uri: str, listed: set[str]) -> list[str]:
 
 
 def progress(uri: str) -> tuple[int, int]:
-    """Shards committed and planned by sharding runs under `uri`."""
+    """Count the shards committed and planned by sharding runs under `uri`."""
     units = [generation.unit(shard) for generation in shard_plan.read_generations(uri) for shard in generation.shards]
     return sum(record is not None for _, record in commits.read_records(uri, units)), len(units)
 
 
 def ids_at(frames: FrameManifest, shards: Sequence[ShardInfo], ends: np.ndarray, rows: np.ndarray) -> list[str]:
-    """Ids of clips by their place among all clips of some shards."""
+    """Return the ids of clips by their place among all clips of some shards."""
     ids = []
     for row in rows:
         at = int(np.searchsorted(ends, row, side="right"))

@@ -56,7 +56,7 @@ def inspect_all(frames: FrameManifest, codes: CodesManifest | None, verify: str,
         _InspectJob.of(frames, codes, verify), len(frames.shards), num_workers
     ):
         if error and verify == "no":
-            raise ShardError(f"{error}; --verify finds all that is damaged")
+            raise ShardError(f"{error}; run again with --verify to list all damage")
         if found is None:
             verdict.notes.append(f"left out of the statistics: {error}")
         else:
@@ -121,7 +121,7 @@ def _task(batch: dict[str, np.ndarray], work: _InspectJob) -> dict[str, np.ndarr
 def _results(
     work: _InspectJob, num_shards: int, num_workers: int
 ) -> Iterator[tuple[int, Stats | None, ShardCheck, str]]:
-    """By number of the shard what was found in it, in any order."""
+    """Yield the results of each shard by number, in any order."""
     if num_workers > 1 and num_shards > 1:
         from ray.data import TaskPoolStrategy
 
@@ -150,7 +150,7 @@ def read_reasons(uri: str) -> RejectCounts:
 
 
 def _find_repeated(look: Inspection, shards: Sequence[ShardInfo]) -> None:
-    """Clips that are alike; `shards` are those that the digests come from, in order."""
+    """Return the clips that are alike; `shards` are those that the digests come from, in order."""
     ends = np.cumsum([shard.num_clips for shard in shards])
     for what in DUPLICATES:
         groups = look.stats.repeated(what)

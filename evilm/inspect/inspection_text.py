@@ -186,7 +186,7 @@ def _codes(look: "Inspection") -> str:
 
 
 def _effective(histogram: np.ndarray) -> float:
-    """As many codes, used equally, would be as hard to guess: the exponential of the entropy."""
+    """Return how many codes, used equally, would be as hard to guess: the exponential of the entropy."""
     shares = histogram[histogram > 0] / max(1.0, histogram.sum())
     return float(np.exp(-(shares * np.log(shares)).sum()))
 

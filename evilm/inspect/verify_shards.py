@@ -1,6 +1,6 @@
-"""Looking for damage: every byte, row and JPEG of a shard and of its codes, or sizes and footers only.
+"""Verify shards and codes: every byte, row and JPEG, or sizes and footers only.
 
-What is wrong is named by file and row group and never raised, so one look finds all of it.
+Problems are named by file and row group; they are collected, not raised, so one run reports all.
 """
 
 import hashlib
@@ -62,7 +62,7 @@ class ShardCheck:
     """Digests of the clip ids, in order."""
     jpeg_bytes: list[int] = field(default_factory=list)
     histogram: np.ndarray | None = None
-    """How often each code is in the whole frames."""
+    """Count of each code in the whole frames."""
 
     def add(self, problems: Iterable[Issue]) -> None:
         """Count problems and keep the first ones."""
@@ -98,7 +98,7 @@ def check_shard(
 
 
 def _quick(folder: str, shard: ShardInfo, schema: pa.Schema) -> Iterator[Issue]:
-    """Size and footer."""
+    """Check size and footer."""
     uri = storage.join(folder, shard.file)
     fs, path = storage.resolve(uri)
     try:

@@ -30,7 +30,7 @@ class Output:
         out: str,
         inputs: dict[str, str],
         grows: Sequence[str] = (),
-        scraps: Sequence[str] = (),
+        ignorable: Sequence[str] = (),
         needs: Callable[[Mapping[str, Any]], Sequence[str]] = lambda _: (),
     ) -> None:
         """Claim `out` for these settings and inputs, unless it is finished.
@@ -40,7 +40,7 @@ class Output:
             inputs: fingerprint of each input by name.
             grows: inputs that may have changed, because the command can add to what it made of them. Such an output is
                 left as it is, until the command calls `extend`.
-            scraps: names that by themselves are no result, so that a run that left no more may begin anew.
+            ignorable: names that by themselves are no result, so that a run that left no more may begin anew.
             needs: returns the names that belong to the result with a summary; it is rebuilt where one is missing.
 
         Raises:
@@ -48,7 +48,7 @@ class Output:
             OwnershipError: another run is writing there.
         """
         self.config, self.out, self.inputs = config, out, inputs
-        self._grows, self._scraps, self._needs = grows, scraps, needs
+        self._grows, self._ignorable, self._needs = grows, ignorable, needs
         self._owner: ownership.Owner | None = None
         self.before = frozenset[str]()
         """Names of files that were there when this run claimed the folder, also of those one folder below."""
@@ -94,7 +94,7 @@ class Output:
         return self._owner.number
 
     def extend(self) -> None:
-        """From now on the folder is to hold the result of these inputs, and is unfinished until `close`.
+        """Mark the folder as unfinished, to add the results of these inputs.
 
         Raises:
             OwnershipError: another run is writing there.
@@ -139,10 +139,12 @@ class Output:
             # What we did not make is not ours to delete; but a run may have been killed while it deleted.
             was_ours = self.config.overwrite and ownership.withdrawn(self.out, CONFIG)
             if names - {_TRACKING} and not was_ours:
-                raise ConfigError(f"{self.out} holds files of something else; choose another or an empty --out")
+                raise ConfigError(
+                    f"{self.out} contains files that this command did not write; use an empty or new --out"
+                )
             return None
         if self.config.overwrite or not self._may_grow(found):
-            if not self.config.overwrite and names - {CONFIG, _TRACKING, *self._scraps}:
+            if not self.config.overwrite and names - {CONFIG, _TRACKING, *self._ignorable}:
                 raise ConfigError(
                     f"{self.out} was made with other settings ({_difference(found, self._wanted)}); "
                     "use the same settings to continue, another --out, or --overwrite to delete it"
@@ -163,7 +165,7 @@ class Output:
         if CONFIG in names:
             for name in (SUMMARY, _MANIFEST, CONFIG):
                 self.publish(name, None)
-        for name in names if self.config.overwrite else names & set(self._scraps):
+        for name in names if self.config.overwrite else names & set(self._ignorable):
             self.check()
             storage.delete(storage.join(self.out, name))
         self._publish_config()
@@ -217,7 +219,7 @@ def _with_places_now(summary: dict[str, Any], out: str) -> dict[str, Any]:
 
 
 def _filled(found: dict[str, Any], defaults: Mapping[str, object]) -> dict[str, Any]:
-    """Settings with those that are missing, also in sections, taken from the defaults; so are those in `RECORDED`."""
+    """Fill missing settings, also in sections, from the defaults; those in `RECORDED` always come from them."""
     filled = {**defaults, **found, **{name: default for name, default in defaults.items() if name in RECORDED}}
     for name, value in found.items():
         default = defaults.get(name)
@@ -232,7 +234,7 @@ def _without(claim: dict[str, Any], grows: Sequence[str]) -> dict[str, Any]:
 
 
 def _difference(found: dict[str, Any], wanted: dict[str, Any], most: int = 4) -> str:
-    """The first few values in which two configurations differ, `name: there -> here`."""
+    """Return the first few values in which two configurations differ, `name: there -> here`."""
     old, new = flatten(found), flatten(wanted)
     changed = [n for n in sorted(old.keys() | new.keys()) if old.get(n) != new.get(n)]
     shown = [f"{name.split('.', 1)[-1]}: {old.get(name)!r} there, {new.get(name)!r} now" for name in changed[:most]]

@@ -107,7 +107,7 @@ def read_bytes(uri: str, last: int = 0) -> bytes:
 
 
 def open_file(uri: str, block_bytes: int) -> IO[bytes]:
-    """Open a file to read it front to back, so many bytes at a time from an object store; raises as `read_bytes`."""
+    """Open a file for sequential reading, in blocks of `block_bytes` from an object store; raises as `read_bytes`."""
     fs, path = resolve(uri)
     return with_retries(uri, lambda: fs.open(path, "rb", block_size=block_bytes))
 
@@ -213,7 +213,7 @@ def _open_uploads(fs: Any, bucket: str, prefix: str) -> list[dict[str, Any]]:
 
 @contextmanager
 def temporary(uri: str) -> Iterator[str]:
-    """A local path to write what `put_file` then publishes at `uri`; nothing is left there after the block.
+    """Give a local path to write what `put_file` then publishes at `uri`; remove it after the block.
 
     It is on the file system of a local `uri`, so that publishing copies nothing, else in the system's temporary folder.
     Where the system can, it has no name, and is gone with this process; what others left is removed by the next one.
@@ -229,7 +229,7 @@ def temporary(uri: str) -> Iterator[str]:
 
 @contextmanager
 def local_copy(uri: str) -> Iterator[str]:
-    """A local path to read a file from: its own where it is local, else of a copy that lasts as long as the block.
+    """Give a local path to read a file from: its own if it is local, else of a copy for the block.
 
     Raises:
         FileNotFoundError: there is none.
@@ -248,7 +248,7 @@ def local_copy(uri: str) -> Iterator[str]:
 
 @contextmanager
 def local_folder(uri: str) -> Iterator[Path]:
-    """A local copy of the folder `uri` to read from: itself where it is local, else a temporary download."""
+    """Give a local copy of the folder `uri`: itself if it is local, else a temporary download."""
     fs, path = resolve(uri)
     if isinstance(fs, LocalFileSystem):
         yield Path(path)

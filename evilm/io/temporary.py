@@ -26,7 +26,7 @@ _AT_FDCWD, _RENAME_NOREPLACE = -100, 1
 
 @contextmanager
 def temporary_file(beside: str = "", sweep: bool = True) -> Iterator[str]:
-    """An empty file for as long as the block lasts, unless `replace` or `link_new` gives it a name.
+    """Create an empty file for as long as the block lasts, unless `replace` or `link_new` gives it a name.
 
     Where the file system can, it has no name, and is gone with this process however it ends.
 
@@ -42,7 +42,7 @@ def temporary_file(beside: str = "", sweep: bool = True) -> Iterator[str]:
 
 @contextmanager
 def _nameless_beside(path: str) -> Iterator[str]:
-    """The path of an open file that has no name, on the file system of `path`; '' where there are no such files."""
+    """Give the path of an open nameless file on the file system of `path`; '' if that has no such files."""
     try:
         descriptor = os.open(os.path.dirname(path) or ".", os.O_TMPFILE | os.O_RDWR, 0o666)
     except (AttributeError, OSError):
@@ -83,7 +83,7 @@ def nameless_file() -> tuple[IO[bytes], str]:
 
 @contextmanager
 def synced_file(path: str, data: bytes) -> Iterator[str]:
-    """A synced file of `data` beside `path`, on the same file system so that a rename is atomic."""
+    """Write a synced file of `data` beside `path`, on the same file system so that a rename is atomic."""
     os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
     with temporary_file(path, sweep=False) as written:
         Path(written).write_bytes(data)
@@ -158,7 +158,7 @@ def sync(path: str) -> None:
 
 @contextmanager
 def _held(stem: str, is_folder: bool, sweep: bool) -> Iterator[str]:
-    """A new file or folder whose path begins with `stem`, locked until the block ends."""
+    """Create a file or folder whose path begins with `stem`, locked until the block ends."""
     place = Path(stem or os.path.join(tempfile.gettempdir(), PREFIX))
     if sweep:
         for left in place.parent.glob(f"{place.name}*.tmp"):

@@ -6,7 +6,7 @@ _BLOCKS = " ▁▂▃▄▅▆▇█"
 
 
 def text_table(header: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> str:
-    """Aligned columns under a ruled header; columns named in `right` are set flush right."""
+    """Align columns under a ruled header; columns named in `right` are set flush right."""
     lines = [list(header), *(list(row) for row in rows)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
 
@@ -20,7 +20,7 @@ def text_table(header: Sequence[str], rows: Sequence[Sequence[str]], right: Sequ
 
 
 def text_histogram(counts: Sequence[float]) -> str:
-    """Counts as a row of bars, one character each; the highest is full, and what is not zero can be seen."""
+    """Draw counts as a row of bars, one character each; the highest is full, and nothing but zero is empty."""
     most = max(counts, default=0)
     if most <= 0:
         return " " * len(counts)
@@ -28,12 +28,12 @@ def text_histogram(counts: Sequence[float]) -> str:
 
 
 def count_of(number: int, what: str) -> str:
-    """`1 shard`, `2,000 shards`."""
+    """Format a count with its noun: `1 shard`, `2,000 shards`."""
     return f"{number:,} {what}" + ("" if number == 1 else "s")
 
 
 def bytes_as_text(number: float) -> str:
-    """`812 B`, `27.4 kB`, `1.31 GB`."""
+    """Format a number of bytes: `812 B`, `27.4 kB`, `1.31 GB`."""
     for unit in ("B", "kB", "MB", "GB"):
         if number < 1000:
             return f"{number:.3g} {unit}" if number < 100 or unit != "B" else f"{number:.0f} {unit}"
@@ -42,5 +42,5 @@ def bytes_as_text(number: float) -> str:
 
 
 def number_as_text(value: float) -> str:
-    """Four digits; whole thousands with commas."""
+    """Format a number with four digits; whole thousands with commas."""
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"

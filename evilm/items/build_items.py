@@ -76,7 +76,10 @@ def _write(
     _refuse_repeats(items)
     _refuse_overlap(items)
     if kind == "label" and (other := {item.answer for item in items} - set(labels)):
-        raise ManifestError(f"{config.task}: the list of classes lacks {len(other)} of them, such as {min(other)!r}")
+        raise ManifestError(
+            f"{config.task}: {len(other)} classes of the items are missing from the class list, e.g. {min(other)!r}; "
+            "use the official list"
+        )
     index, splits = {answer: place for place, answer in enumerate(labels)}, {}
     missing: list[str] = []
     for split in SPLITS:
@@ -138,8 +141,7 @@ def _labels(layout: Layout, annotations: Annotations, items: Sequence[Item], num
         return sorted({item.answer for item in items})
     if not train:
         raise ManifestError(
-            f"{annotations.uri}: answers come from the train split, of which no file is there, or from "
-            f"{' or '.join(layout.labels)}"
+            f"{annotations.uri}: no list of answers; add the training questions, or {' or '.join(layout.labels)}"
         )
     return [answer for answer, _ in sorted(train.items(), key=lambda pair: (-pair[1], pair[0]))[:num_answers]]
 
@@ -154,7 +156,7 @@ def _listed(annotations: Annotations, name: str) -> list[str]:
     numbers = annotations.json_object(name)
     placed = {numbers.whole_number(answer, 0): answer for answer in numbers.values}
     if sorted(placed) != list(range(len(numbers.values))):
-        raise ManifestError(f"{name}: the numbers of the answers are not 0 to {len(numbers.values) - 1}, each once")
+        raise ManifestError(f"{name}: answer indices must be 0 to {len(numbers.values) - 1}, each used once")
     return [placed[number] for number in range(len(placed))]
 
 
@@ -170,7 +172,7 @@ def _as_stored(items: Sequence[Item], known: set[str]) -> list[Item]:
 
 
 def _refuse_repeats(items: Sequence[Item]) -> None:
-    """Check that no item is there twice.
+    """Check that no item is listed twice.
 
     Raises:
         ManifestError: it is.
@@ -178,7 +180,9 @@ def _refuse_repeats(items: Sequence[Item]) -> None:
     repeated = [key for key, count in Counter((item.split, item.item_id) for item in items).items() if count > 1]
     if repeated:
         split, item_id = repeated[0]
-        raise ManifestError(f"split {split}: {len(repeated)} items are there more than once, the first is {item_id!r}")
+        raise ManifestError(
+            f"split {split}: {len(repeated)} duplicate item ids, e.g. {item_id!r}; remove the duplicates"
+        )
 
 
 def _refuse_overlap(items: Sequence[Item]) -> None:
@@ -193,7 +197,10 @@ def _refuse_overlap(items: Sequence[Item]) -> None:
     both = {clip: sorted(own) for clip, own in splits.items() if len(own) > 1}
     if both:
         clip, own = next(iter(both.items()))
-        raise ManifestError(f"{len(both)} clips are in several splits, such as {clip} in {' and '.join(own)}")
+        raise ManifestError(
+            f"{len(both)} clips are in several splits, such as {clip} in {' and '.join(own)}; "
+            "each clip may be in one split only"
+        )
 
 
 def _clips_of(frames: FrameManifest) -> set[str]:

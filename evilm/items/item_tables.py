@@ -57,7 +57,7 @@ class ItemsManifest:
     """SHA-256 of each annotation file."""
     uri: str
     embedded: bool = False
-    """Whether the annotations say that their videos are those of the embedded corpus."""
+    """True if the annotations say that their videos are those of the embedded corpus."""
 
     @property
     def fingerprint(self) -> str:

@@ -58,7 +58,7 @@ def _first_word(question: str) -> str:
 
 
 def _msrvtt_captions(annotations: Annotations) -> dict[str, tuple[str, list[tuple[str, str]]]]:
-    """Official split, and id and text of each caption, by video."""
+    """Return the official split, and id and text of each caption, by video."""
     found: dict[str, tuple[str, list[tuple[str, str]]]] = {}
     for name in ("train*videodatainfo*.json", "test*videodatainfo*.json"):
         if not (file := annotations.find(name)):
@@ -102,7 +102,7 @@ def read_msrvtt_retrieval(annotations: Annotations, config: ItemsConfig) -> Iter
         split = "val" if in_val(clip, config.val_share) else "train"
         _, texts = captions.get(clip, ("", []))
         if not texts:
-            raise row.error(f"{clip} has no captions in the *videodatainfo.json files that are there")
+            raise row.error(f"{clip} has no captions in the *videodatainfo.json files")
         yield from (Item(split, item, clip, text) for item, text in texts)
 
 
@@ -194,7 +194,7 @@ def _tgif_choice(task: str) -> Callable[[Annotations, ItemsConfig], Iterator[Ite
                 options = tuple(record.text(f"a{k}") for k in range(1, 6))
             right = options[record.whole_number("answer", 0, 4)]
             if options.count(right) > 1:
-                raise record.error(f"the right option {right!r} is there more than once")
+                raise record.error(f"the correct option {right!r} is listed more than once")
             yield Item(split, _tgif_id(split, record), record.text("gif_name"), record.text("question"), right, options)
 
     return read

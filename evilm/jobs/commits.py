@@ -51,7 +51,7 @@ class Unit(NamedTuple):
 
     @property
     def tag(self) -> str:
-        """The beginning of the last part of the names of its files."""
+        """Return the beginning of the last part of the names of its files."""
         return self.key[:4]
 
 
@@ -140,7 +140,7 @@ def is_sound(out: str, record: dict[str, Any], full: bool) -> bool:
 
 
 def halt(out: str, run: int) -> None:
-    """From now on no task of a run commits; those that are just doing so have time to finish."""
+    """Stop commits: from now on no task of a run commits; those that are just doing so have time to finish."""
     storage.write_bytes(storage.join(_attempts(out, run), _HALT), b"")
     time.sleep(_HALT_S)
 
@@ -154,7 +154,7 @@ def _attempts(out: str, run: int) -> str:
 
 
 def read_record(out: str, unit: Unit) -> dict[str, Any] | None:
-    """A unit's commit record; None where it is not committed."""
+    """Read a unit's commit record; None if it is not committed."""
     try:
         return storage.read_json(_place(out, unit))
     except FileNotFoundError:
@@ -168,12 +168,12 @@ def read_records(out: str, units: Iterable[Unit]) -> Iterator[tuple[Unit, dict[s
 
 
 def committed(out: str, units: Sequence[Unit]) -> dict[str, dict[str, Any]]:
-    """The commit records that are there, by name of the unit, in the order of `units`."""
+    """Return the existing commit records by name of the unit, in the order of `units`."""
     return {unit.name: record for unit, record in read_records(out, units) if record is not None}
 
 
 def committed_keys(out: str) -> dict[str, set[str]]:
-    """The first digits of the keys under which units of any name are committed."""
+    """Return the first digits of the keys under which units of any name are committed."""
     found: dict[str, set[str]] = {}
     for name in storage.list_names(storage.join(out, _COMMITS)):
         if name.endswith(".json"):
@@ -255,7 +255,7 @@ def attempt(out: str, run: int, name: str, max_failures: int) -> Iterator[None]:
 
 
 def this_node() -> str:
-    """Id of the Ray node that this task runs on; '' outside of Ray."""
+    """Return the id of the Ray node that this task runs on; '' outside of Ray."""
     import ray
 
     return str(ray.get_runtime_context().get_node_id()) if ray.is_initialized() else ""

@@ -289,7 +289,7 @@ class _Progress:
 
 
 def our_error(error: BaseException | None) -> EvilmError | None:
-    """The error of ours inside what Ray raised: the object where Ray kept it, else rebuilt from Ray's text."""
+    """Return our error inside what Ray raised: the object if Ray kept it, else one built from Ray's text."""
     text, seen = str(error), set[int]()
     while error is not None and id(error) not in seen:
         seen.add(id(error))

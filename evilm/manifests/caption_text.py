@@ -41,7 +41,7 @@ def usable_captions(value: Any) -> tuple[str, ...]:
 
 
 def written_captions(value: Any) -> Iterator[str | Rejected]:
-    """Yield the captions of a cell as they are written, but for secrets of URLs; for what is no text, the reason."""
+    """Yield each caption of a cell with URL secrets removed, or a `Rejected` for one that is not text."""
     try:
         several = parse_captions(value)
     except ValueError as error:
@@ -58,7 +58,7 @@ def written_captions(value: Any) -> Iterator[str | Rejected]:
 
 
 def clean_caption(text: str) -> str:
-    """A caption without control and format characters, NFC, white space folded; '' where nothing visible is left.
+    """Remove control and format characters, apply NFC, and fold white space; '' if nothing visible is left.
 
     By Unicode 3.2, which every Python has, so that a caption does not depend on Python's version; characters that it
     does not know (most emoji) stay as they are.
@@ -71,7 +71,7 @@ def clean_caption(text: str) -> str:
 
 
 def _kept(character: str) -> str:
-    """A character as it stands in a caption: white space as a blank, nothing for what is not seen."""
+    """Return a character as stored in a caption: a blank for white space, '' for what is not visible."""
     kind = unicode.category(character)
     if kind[0] == "Z" or character in "\t\n\r\v\f\x1c\x1d\x1e\x1f\x85":
         return " "

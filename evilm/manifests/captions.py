@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 
 def read_captions(manifest: str, columns: ColumnsConfig | None = None, split: str = "") -> list[str]:
-    """The captions of manifests in their order, stripped, empty ones left out.
+    """Read the captions of manifests in their order, stripped, without empty ones.
 
     Args:
         manifest: tables, tars of clips, .json in COCO's layout, or .txt; several as `list_manifests` takes them.
@@ -88,7 +88,7 @@ def _from_file(uri: str, ending: str) -> list[str]:
 
 
 def _from_coco(text: str, uri: str) -> list[str]:
-    """`annotations[].caption` in the file's order."""
+    """Return `annotations[].caption` in the file's order."""
     try:
         data: Any = json.loads(text)
     except ValueError as error:

@@ -37,7 +37,7 @@ class CsvReader:
         self._reader = csv.reader(self._lines, delimiter=delimiter, strict=True)
 
     def header(self) -> list[str]:
-        """The fields of the first line that is not empty; [] where there is none.
+        """Return the fields of the first line that is not empty; [] if there is none.
 
         Raises:
             csv.Error: it can't be read.
@@ -49,7 +49,7 @@ class CsvReader:
         return []
 
     def records(self, header: list[str]) -> Iterator[dict[str, Any] | ParseError]:
-        """The records that follow; those with another number of fields than the header are faults."""
+        """Yield the following records; those with another number of fields than the header are faults."""
         for record in self._records(header):
             yield record if isinstance(record, ParseError) else dict(zip(header, record, strict=True))
 
@@ -85,7 +85,7 @@ class CsvReader:
         return len(values) > 1 and bool(lines) and all(of_rows) and not any(line.endswith(ends) for line in lines)
 
     def _again(self, header: list[str] | None, problem: str) -> list[str] | ParseError:
-        """The first line of a record that can't be used, by itself; the others will be read once more."""
+        """Return only the first line of an unusable record; the others will be read once more."""
         place = self._lines.place()
         line = self._lines.give_back()
         try:
@@ -123,7 +123,7 @@ class _Lines(Iterator[str]):
         return line
 
     def begin(self) -> None:
-        """A new record begins."""
+        """Start a new record."""
         self._before += len(self._taken)
         self._read += self._chars
         self._taken.clear()
@@ -137,7 +137,7 @@ class _Lines(Iterator[str]):
         return f", lines {first} to {last}: a quote that is not closed?" if last > first else ""
 
     def give_back(self) -> str:
-        """The first line of the current record; the others come once more."""
+        """Return the first line of the current record; the others are read once more."""
         first, *others = self._taken
         self._waiting.extendleft(reversed(others))
         self._taken = [first]

@@ -25,7 +25,7 @@ class TableLayout:
     columns: Mapping[str, tuple[str, ...]]
     """Names of each role's column; of several names the first one that a table has is taken."""
     marks: frozenset[str] = frozenset()
-    """Columns by which the layout is recognized; without any, it has to be named."""
+    """Columns by which the layout is recognised; without any, it has to be named."""
 
 
 WEBVID = TableLayout(
@@ -85,7 +85,7 @@ class ColumnRoles:
 
     @property
     def used(self) -> set[str]:
-        """Columns that become fields of a clip; the others are carried along."""
+        """Return the columns that become fields of a clip; the others are carried along."""
         return {self.videoid, self.caption, self.page_dir, self.path, self.start, self.end, self.split} - {""}
 
 
@@ -123,7 +123,9 @@ def assign(header: Sequence[str], columns: ColumnsConfig, name: str, needed: Seq
     if "caption" in needed and not found["caption"]:
         raise ConfigError("columns.caption is empty; name the column of the captions")
     if "videoid" in needed and not (found["videoid"] or found["path"] or found["url"]):
-        raise ConfigError("columns.videoid, .path and .url are all empty; one of them must tell which video is meant")
+        raise ConfigError(
+            "columns.videoid, .path and .url are all empty; name at least one column that locates the video"
+        )
     return ColumnRoles(layout, **found)
 
 

@@ -12,7 +12,7 @@ _GLOB = "*?["
 
 
 def list_manifests(manifest: str) -> list[str]:
-    """The files that are meant, each once: in the order they are named, those of a glob or folder by name.
+    """List the named files, each once: in the order they are named, those of a glob or folder by name.
 
     Raises:
         ManifestError: a part names nothing.
@@ -31,7 +31,7 @@ def is_tar(uri: str) -> bool:
 
 
 def names_of(uris: Sequence[str]) -> list[str]:
-    """Short names of files: their paths below the folder that all lie in."""
+    """Return short names of files: their paths below the folder that contains them all."""
     if len(uris) == 1:
         return [uris[0].rsplit("/", 1)[-1]]
     folder = common_folder(uris)
@@ -39,7 +39,7 @@ def names_of(uris: Sequence[str]) -> list[str]:
 
 
 def common_folder(uris: Sequence[str]) -> str:
-    """The innermost folder that holds all files."""
+    """Find the innermost folder that holds all files."""
     folders = [uri.rpartition("/")[0].split("/") for uri in uris]
     shared = 0
     while all(len(folder) > shared for folder in folders) and len({folder[shared] for folder in folders}) == 1:
@@ -69,7 +69,7 @@ def _expanded(fs: Any, path: str, part: str) -> list[str]:
 
 
 def _of_folder(fs: Any, path: str, part: str) -> list[str]:
-    """The tables of a folder, and the tars that no table of the same name describes."""
+    """Return the tables of a folder, and the tars that no table of the same name describes."""
     names = sorted(_uri(fs, name) for name in fs.ls(path, detail=False))
     names = [name for name in names if not posixpath.basename(name).startswith((".", "_"))]
     tables = [name for name in names if name.lower().endswith(ENDINGS)]
@@ -81,5 +81,5 @@ def _of_folder(fs: Any, path: str, part: str) -> list[str]:
 
 
 def _uri(fs: Any, path: str) -> str:
-    """A path of a file system as it is written for all of them; a local one absolute."""
+    """Write a path as all files of its file system are named; a local one is absolute."""
     return str(fs.unstrip_protocol(path)).removeprefix("file://")

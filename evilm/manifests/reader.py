@@ -29,7 +29,7 @@ _HASHED_BYTES = 1 << 22
 
 
 def read_manifests(config: ShardVideos) -> Iterator[ClipRow | BadRow]:
-    """Every clip of the manifests, or the reason why a row is none, in the order of files and records.
+    """Yield every clip of the manifests, or the reason why a row is none, in the order of files and records.
 
     A stream: one record, one batch of Parquet or the headers of a few tars are held at a time. Ids may repeat, and
     no file is looked for.
@@ -112,7 +112,7 @@ def _are_counted(keys: Collection[str]) -> bool:
 
 
 def fingerprint_of_manifests(config: ShardVideos) -> str:
-    """A digest of what the manifests hold, wherever they lie: contents of tables; of tars name, size and ETag or time.
+    """Compute a digest of the manifests' contents, wherever they lie: tables' bytes; tars' name, size, ETag or time.
 
     Raises:
         ManifestError: one can't be read.
@@ -151,7 +151,7 @@ def _root(config: ShardVideos, uris: Sequence[str]) -> str:
 def _tar_rows(
     config: ShardVideos, uri: str, source: str, root: str, samples: _Samples | None, id_prefix: str = ""
 ) -> Iterator[tuple[int, Iterator[ClipRow | BadRow]]]:
-    """The clips of a tar: what its samples say as records."""
+    """Yield the clips of a tar: what its samples say as records."""
     assert samples is not None
     name = _below(uri, root)
     if name is None:
@@ -180,7 +180,7 @@ def _tar_rows(
 def _table_rows(
     config: ShardVideos, uri: str, source: str, root: str, samples: _Samples | None
 ) -> Iterator[tuple[int, Iterator[ClipRow | BadRow]]]:
-    """The clips of a table, one record at a time."""
+    """Yield the clips of a table, one record at a time."""
     with open_table(uri) as table:
         roles = assign(table.header, config.columns, uri)
         context = replace(_context(config, roles, root, source), urls=config.fetch.urls)
@@ -217,7 +217,7 @@ def _members(samples: Iterable[Sample | ParseError], name: str) -> dict[str, Vid
 
 
 def _samples_of(uri: str, root: str) -> _Samples | None:
-    """The samples of a tar, or of the tar beside a table that video2dataset wrote; None where there is no tar."""
+    """Read the samples of a tar, or of the tar beside a table that video2dataset wrote; None if there is no tar."""
     if not is_tar(uri):
         uri = _tar_beside(uri) if uri.lower().endswith(".parquet") and _below(uri, root) else ""
         if not uri or not storage.exists(uri):
@@ -230,7 +230,7 @@ def _tar_beside(uri: str) -> str:
 
 
 def _below(uri: str, root: str) -> str | None:
-    """The path of a file below the root; None outside."""
+    """Return the path of a file below the root; None if it is outside."""
     prefix = root.rstrip("/") + "/"
     return uri[len(prefix) :] if root and uri.startswith(prefix) else None
 

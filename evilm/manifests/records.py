@@ -53,7 +53,7 @@ class Table:
 
 @contextmanager
 def open_table(uri: str) -> Iterator[Table]:
-    """The table at `uri`, its format known by its content, else by its name.
+    """Open the table at `uri`, its format known by its content, else by its name.
 
     Raises:
         ManifestError: no such file, no table in it, or a table that breaks off.
@@ -79,7 +79,7 @@ def open_table(uri: str) -> Iterator[Table]:
 
 
 def show(names: Sequence[str], most: int = 20) -> str:
-    """Column names for a message, cut where they are long or many, without control characters."""
+    """Format column names for a message, cut if they are long or many, without control characters."""
     shown = ["".join(c if c.isprintable() else "?" for c in name[:40]) + "..." * (len(name) > 40) for name in names]
     return ", ".join(shown[:most]) + (f", and {len(names) - most} more" if len(names) > most else "")
 
@@ -91,7 +91,7 @@ def as_split(text: str) -> str:
 
 
 def as_text(value: Any) -> str:
-    """A value of a record as the text it would be in a CSV; nulls and NaN are ''.
+    """Return a record's value as the text that a CSV would have; '' for null and NaN.
 
     Whole floats lose their '.0': columns of whole numbers with gaps often become floats.
     """
@@ -120,7 +120,7 @@ def is_text(text: str) -> bool:
 
 
 def _text(file: IO[bytes], head: bytes, uri: str) -> tuple[list[str], Iterator[dict[str, Any] | ParseError]]:
-    """A CSV, TSV or JSON lines."""
+    """Read a CSV, TSV or JSON lines."""
     first = re.split(rb"[\r\n]", head.removeprefix(b"\xef\xbb\xbf").lstrip(b"\r\n"), maxsplit=1)[0]
     if not head.strip():
         raise ManifestError(f"{uri} is empty; expected a table with a header line")
@@ -152,7 +152,7 @@ def _delimiter(first: bytes, uri: str) -> str:
 
 
 def _limited(lines: io.TextIOWrapper) -> Iterator[str]:
-    """Lines, those beyond all measure in pieces."""
+    """Yield lines, overlong ones in pieces."""
     while line := lines.readline(LINE_CHARS):
         yield line
 
@@ -232,7 +232,7 @@ def _parquet_record(batch: pa.RecordBatch) -> dict[str, Any] | ParseError:
 
 
 def _guarded(records: Iterable[dict[str, Any] | ParseError], uri: str) -> Iterator[dict[str, Any] | ParseError]:
-    """The records; a file that breaks off in the middle is one clear error."""
+    """Yield the records; a file that breaks off in the middle is one clear error."""
     try:
         yield from records
     except (OSError, EOFError, zlib.error, pa.ArrowException) as error:

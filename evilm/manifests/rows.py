@@ -35,21 +35,21 @@ class ClipRow:
     split: str
     captions: tuple[str, ...]
     path: str
-    """Where the video is: below the video root, an http(s) URL, or `some.tar/member`."""
+    """Location of the video: below the video root, an http(s) URL, or `some.tar/member`."""
     needs_ending: bool = False
-    """Whether `path` lacks the ending of the file."""
+    """True if `path` lacks the ending of the file."""
     offset: int = -1
-    """Where the video begins in its tar; -1 where it is a file of its own."""
+    """Offset of the video in its tar; -1 for a file of its own."""
     num_bytes: int = -1
-    """Size of the video in its tar."""
+    """Size of the video in its tar; -1 for a file of its own."""
     start_s: float | None = None
-    """Where the clip begins in its video; None from the start."""
+    """Start of the clip in its video; None for the video's start."""
     end_s: float | None = None
-    """Where the clip ends in its video; None to the end."""
+    """End of the clip in its video; None for the video's end."""
     url: str = ""
-    """Where the video may be downloaded if there is no file at `path`."""
+    """URL to download the video from if there is no file at `path`."""
     extra: dict[str, str] = field(default_factory=dict)
-    """The columns that we have no use for."""
+    """Columns that are not fields of a clip."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +62,7 @@ class BadRow:
     detail: str = ""
     split: str = ""
     path: str = ""
-    """Where the video is or was looked for, without the secrets of a URL."""
+    """Location of the video, found or not, without the secrets of a URL."""
     source: str = ""
 
 
@@ -85,23 +85,23 @@ class Context:
     split: str
     """Split of rows that name none and are in no share."""
     root: str
-    """Where paths begin; '' where there is no root."""
+    """Folder that paths are relative to; '' for none."""
     urls: bool = False
-    """Whether the URL column may be downloaded from."""
+    """True if videos may be downloaded from the URL column."""
     source: str = ""
     shares: Mapping[str, float] = field(default_factory=dict)
-    """Of the rows that name no split, the share of source videos that go to other splits, by split."""
+    """Share of source videos that go to each other split, of the rows that name no split."""
     seed: int = 0
     id_prefix: str = ""
-    """Put before every id; of tars whose keys repeat."""
+    """Prefix of every id, for tars whose keys repeat."""
     folder: str = ""
-    """Folder of the videos where no column tells it."""
+    """Folder of the videos if no column names it."""
     members: Mapping[str, VideoLocation] | None = None
-    """Where the video of each key is, if all lie in one tar; of a tar's sample its own only, as keys may come back."""
+    """Location of each key's video if all are in one tar; for a tar's sample only its own, as keys may repeat."""
 
 
 def clips_of(number: int, record: Mapping[str, Any] | ParseError, context: Context) -> Iterator[ClipRow | BadRow]:
-    """The clips of one record, mostly one; each that can't be used with the first thing that is wrong with it."""
+    """Yield the clips of a record, mostly one; for each unusable one, its first fault."""
     roles = context.roles
     values = record.values if isinstance(record, ParseError) else record
     texts = {name: as_text(value) for name, value in values.items() if name}
@@ -131,7 +131,7 @@ def clips_of(number: int, record: Mapping[str, Any] | ParseError, context: Conte
 
 
 def _id_from_place(texts: Mapping[str, str], roles: ColumnRoles) -> str:
-    """The id of a row whose manifest has no column of ids: its path without ending, or a digest of its URL."""
+    """Make the id of a row without a column of ids: its path without ending, or a digest of its URL."""
     if not roles.videoid:
         if key := texts.get(KEY, ""):
             return key
@@ -202,7 +202,7 @@ def _spans(
     texts: Mapping[str, str],
     context: Context,
 ) -> Iterator[ClipRow | BadRow]:
-    """One clip for each span, or one of the whole video where the manifest has no spans."""
+    """Yield one clip for each span, or one of the whole video if the manifest has no spans."""
     roles = context.roles
     extra = {name: text for name, text in texts.items() if name not in roles.used}
     if roles.layout == "webdataset" and extra.get("caption") == texts.get(roles.caption):
@@ -254,7 +254,7 @@ def _is_pair(values: list[Any] | None) -> bool:
 
 
 def _pairs(record: Mapping[str, Any], roles: ColumnRoles) -> list[Any] | None:
-    """The [start, end] pairs of a record: a list of them, lists of starts and of ends; None where it holds neither."""
+    """Return the [start, end] pairs of a record: a list of them, or lists of starts and of ends; None for neither."""
     starts = parse_list(record.get(roles.start)) if roles.start else None
     if starts is None or not roles.end:
         return starts

@@ -17,7 +17,7 @@ Span = tuple[float | None, float | None]
 
 
 def parse_seconds(value: Any) -> float:
-    """A point in time in seconds: a number, [HH:]MM:SS[.mmm], or PT..H..M..S.
+    """Parse a time in seconds: a number, [HH:]MM:SS[.mmm], or PT..H..M..S.
 
     Raises:
         ValueError: anything else, also what is negative or not finite.
@@ -32,14 +32,14 @@ def parse_seconds(value: Any) -> float:
     elif (iso := _ISO.fullmatch(text)) and any(iso.groups()):
         seconds = _sum(iso)
     else:
-        raise ValueError(f"no time: {public_text(text)[:40]!r}")
+        raise _not_a_time(text)
     if not math.isfinite(seconds):
-        raise ValueError(f"no time: {public_text(text)[:40]!r}")
+        raise _not_a_time(text)
     return seconds
 
 
 def parse_span(start: Any, end: Any) -> Span:
-    """A start and an end, of which one may be empty, as seconds.
+    """Parse a start and an end, of which one may be empty, to seconds.
 
     Raises:
         ValueError: a time that can't be read, or nothing between the two.
@@ -53,12 +53,16 @@ def parse_span(start: Any, end: Any) -> Span:
 
 
 def show_seconds(seconds: float) -> str:
-    """Seconds to the millisecond, without trailing zeros; the same number always gives the same text."""
+    """Format seconds to the millisecond, without trailing zeros; the same number always gives the same text."""
     return f"{seconds:.3f}".rstrip("0").rstrip(".")
+
+
+def _not_a_time(text: str) -> ValueError:
+    return ValueError(f"not a time: {public_text(text)[:40]!r} (seconds, [HH:]MM:SS[.mmm] or PT..H..M..S)")
 
 
 def _sum(match: re.Match[str]) -> float:
     hours, minutes, seconds = (float(part.replace(",", ".")) if part else 0.0 for part in match.groups())
     if match.re is _CLOCK and (seconds >= 60 or (match[1] and minutes >= 60)):
-        raise ValueError(f"no time: {match[0]!r}")
+        raise _not_a_time(match[0])
     return hours * 3600 + minutes * 60 + seconds

@@ -44,7 +44,7 @@ class Sample:
 
 
 def read_tar(uri: str) -> Iterator[Sample | ParseError]:
-    """The samples of a tar. One that was cut off gives the whole samples before the cut and a `ParseError`.
+    """Yield the samples of a tar. One that was cut off gives the whole samples before the cut and a `ParseError`.
 
     Raises:
         ManifestError: no such file, or no tar that can be read in place.
@@ -104,14 +104,14 @@ def merge_samples(samples: Iterable[Sample | ParseError]) -> Iterator[Sample | P
 
 
 def split_key(name: str) -> tuple[str, str]:
-    """A member's key and ending: all before, and from, the first dot of its last part."""
+    """Split a member's name into key and ending: all before, and from, the first dot of its last part."""
     folder, slash, last = name.rpartition("/")
     stem, dot, ending = last.partition(".")
     return f"{folder}{slash}{stem}", (dot + ending).lower()
 
 
 def _samples(file: IO[bytes]) -> Iterator[Sample | ParseError]:
-    """Samples as their members follow each other; the last one before a cut only if nothing of it is missing."""
+    """Yield samples in the order of their members; the last one before a cut only if it is complete."""
     sample, count, usual, problem = None, 0, 1, _BadMember()
     for member in _members(file, problem):
         name = member.name.removeprefix("./")
@@ -153,7 +153,7 @@ class _Header(tarfile.TarInfo):
 
 
 def _members(file: IO[bytes], problem: _BadMember) -> Iterator[tarfile.TarInfo]:
-    """The members of a tar whose bytes are all there, and of others that were appended to it by `cat`, without
+    """Yield the complete members of a tar, and of others that were appended to it by `cat`, without
     folders; why there are no more is left in `problem`."""
     size, begin = file.seek(0, 2), 0
     while begin is not None and not problem.text:
@@ -162,7 +162,7 @@ def _members(file: IO[bytes], problem: _BadMember) -> Iterator[tarfile.TarInfo]:
 
 
 def _members_of_one(file: IO[bytes], size: int, problem: _BadMember) -> Generator[tarfile.TarInfo, None, int | None]:
-    """The members of the tar that begins where `file` stands; where the next one begins, None if there is none."""
+    """Yield the members of the tar that begins at the position of `file`; return where the next one begins, or None."""
     begin = file.tell()
     try:
         tar = tarfile.TarFile(fileobj=file, tarinfo=_Header)

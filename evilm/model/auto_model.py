@@ -25,7 +25,7 @@ _LOADING += ("cache_dir", "force_download", "local_files_only", "proxies", "subf
 
 @dataclass
 class EViLMOutput(ModelOutput):
-    """What E-ViLM makes of videos, texts or both; None for what was not given."""
+    """Outputs of E-ViLM; None for inputs not given."""
 
     video_features: Float[Tensor, "clip region dim"] | None = None
     """As `EViLM.embed_videos` returns them."""

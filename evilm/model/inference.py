@@ -275,8 +275,8 @@ class EViLM(TaskMethods):
             ids[: len(row)] = torch.tensor(row)
         input_ids = input_ids.to(self.student.device)
         padding = input_ids == self.vocab.pad_id
-        lots = zip(input_ids.split(_TEXTS_AT_A_TIME), padding.split(_TEXTS_AT_A_TIME), strict=True)
-        words = [self.student.encode_text(*lot) for lot in lots if len(lot[0])]
+        batches = zip(input_ids.split(_TEXTS_AT_A_TIME), padding.split(_TEXTS_AT_A_TIME), strict=True)
+        words = [self.student.encode_text(*batch) for batch in batches if len(batch[0])]
         if not words:
             words = [torch.empty(0, longest, self.student.config.dim, dtype=self.student.dtype)]
         return Texts(torch.cat(words), padding, input_ids)

@@ -51,7 +51,7 @@ class MaskedAnswer(nn.Module):
 
 
 class RetrievalHead(nn.Module):
-    """Projections of video and text, each decoded alone, to one space with unit vectors."""
+    """Projections of video and text, decoded separately, to one space with unit vectors."""
 
     def __init__(self, dim: int, embed_dim: int) -> None:
         super().__init__()

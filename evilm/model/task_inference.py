@@ -79,7 +79,7 @@ class TaskPredictor:
         """Embed videos for retrieval, as unit vectors."""
         head = self._retrieval_head()
         none = torch.empty(0, head.video.out_features, device=regions.device)
-        return _in_lots(
+        return _in_batches(
             len(regions), lambda some: head.embed_video(self._student.decode(regions[some], None).cls), none
         )
 
@@ -92,7 +92,7 @@ class TaskPredictor:
             words = self._student.encode_text(own.input_ids, own.padding_mask)
             return head.embed_text(self._student.decode(None, words, own.padding_mask).cls)
 
-        return _in_lots(len(captions), embed, torch.empty(0, head.text.out_features, device=self._student.device))
+        return _in_batches(len(captions), embed, torch.empty(0, head.text.out_features, device=self._student.device))
 
     def _scores(
         self, regions: Float[Tensor, "clip region dim"], texts: _Texts, clip_of: Int64[Tensor, " text"] | None = None
@@ -104,7 +104,7 @@ class TaskPredictor:
             return self._model.text_scores(video, texts.part(some))
 
         none = torch.empty(0, max(1, len(self.spec.labels)), device=regions.device)
-        return _in_lots(len(texts.input_ids), score, none)
+        return _in_batches(len(texts.input_ids), score, none)
 
     def _encode(self, texts: Sequence[str], masked: bool = False) -> _Texts:
         return self._as_texts(*encode_texts(self._model.vocab, texts, self._student.config.max_text_len, masked))
@@ -120,7 +120,7 @@ class TaskPredictor:
         return self._model.head
 
 
-def _in_lots(count: int, compute: Callable[[slice], Tensor], none: Tensor) -> Tensor:
+def _in_batches(count: int, compute: Callable[[slice], Tensor], none: Tensor) -> Tensor:
     """Concatenate the results for some entries at a time; `none` is the result for no entries."""
     found = [compute(slice(k, k + _AT_A_TIME)) for k in range(0, count, _AT_A_TIME)]
     return torch.cat(found) if found else none

@@ -49,7 +49,7 @@ class TaskSpec:
 
     @property
     def trains_match(self) -> bool:
-        """Whether the matching head is trained, with the weights below it."""
+        """Return True if the matching head is trained."""
         return self.head.type == "match" or (self.kind == "retrieval" and self.head.match_weight > 0)
 
     def as_json(self) -> dict[str, Any]:

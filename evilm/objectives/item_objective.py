@@ -200,16 +200,16 @@ def recalls(
 ) -> dict[str, float]:
     """Compute R@1, 5, 10 of each caption among all distinct videos, and of each video's best own caption among all."""
     _, first, video_of = np.unique(clip_ids, return_index=True, return_inverse=True)
-    lots = [slice(start, start + _CAPTIONS_AT_A_TIME) for start in range(0, len(texts), _CAPTIONS_AT_A_TIME)]
+    batches = [slice(start, start + _CAPTIONS_AT_A_TIME) for start in range(0, len(texts), _CAPTIONS_AT_A_TIME)]
     best, above = np.full(len(first), -np.inf), np.zeros(len(first))
     to_video = []
-    for lot in lots:
-        scores, own = texts[lot] @ videos[first].T, video_of[lot]
+    for batch in batches:
+        scores, own = texts[batch] @ videos[first].T, video_of[batch]
         np.maximum.at(best, own, scores[np.arange(len(own)), own])
         to_video.append(lenient_ranks(scores, own))
-    for lot in lots:
-        scores = texts[lot] @ videos[first].T
-        scores[np.arange(len(scores)), video_of[lot]] = -np.inf  # a video's other captions are right too
+    for batch in batches:
+        scores = texts[batch] @ videos[first].T
+        scores[np.arange(len(scores)), video_of[batch]] = -np.inf  # a video's other captions are right too
         above += (scores > best).sum(0) + (scores == best).sum(0) / 2
     found = {}
     for name, places in (("t2v", np.concatenate(to_video)), ("v2t", 1 + above)):

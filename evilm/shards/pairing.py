@@ -30,7 +30,7 @@ def pair(
     expect_grid: int = 0,
     expect_num_frames: int = 0,
 ) -> list[ShardPair]:
-    """Each frame shard of a split with its codes; what is not named in the `expect_*` is not checked against.
+    """Pair each frame shard of a split with its codes; an `expect_*` that is not given is not checked.
 
     Raises:
         ShardError: codes of another tokenizer, another grid or number of frames, other frames, or missing ones.
@@ -75,14 +75,14 @@ def check_num_frames(frames: FrameManifest, num_frames: int) -> None:
 
 
 def codes_folder(tokenizer_fingerprint: str, num_views: int, view_spec: Mapping[str, Any]) -> str:
-    """The name of the folder that holds a tokenizer's codes of these views."""
+    """Return the name of the folder that holds a tokenizer's codes of these views."""
     if num_views == 1:
         return tokenizer_fingerprint
     return f"{tokenizer_fingerprint}-v{num_views}-{fingerprint(dict(view_spec), 8)}"
 
 
 def find_codes(codes_uri: str, tokenizer_fingerprint: str, num_views: int = 0, plain: bool = False) -> str:
-    """The folder with one tokenizer's codes below `codes_uri`; `codes_uri` where it is one such folder itself.
+    """Find the folder with one tokenizer's codes below `codes_uri`, or `codes_uri` if it is that folder.
 
     Args:
         codes_uri: the `--out` of precompute_codes, or one folder in it.

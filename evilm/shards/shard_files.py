@@ -67,7 +67,7 @@ _CODES_OPTIONS: dict[str, Any] = {
 
 
 def codes_schema(num_codes_per_clip: int) -> pa.Schema:
-    """One row per clip, row-aligned with its frame shard; `code_ids` are views x frames x grid x grid, row-major."""
+    """Return the schema: rows as in the frame shard; `code_ids` are views x frames x grid x grid, row-major."""
     return pa.schema(
         [
             pa.field("clip_id", pa.string(), nullable=False),
@@ -79,7 +79,7 @@ def codes_schema(num_codes_per_clip: int) -> pa.Schema:
 
 
 def write_frames(groups: Iterable[Sequence[Mapping[str, Any]]], metadata: Mapping[str, str], path: str = "") -> bytes:
-    """A frame shard as Parquet bytes; one row group per element of `groups`. Equal rows give equal bytes.
+    """Encode a frame shard as Parquet bytes; one row group per element of `groups`. Equal rows give equal bytes.
 
     JPEGs don't compress, so pages are stored as they are, each with a CRC.
 
@@ -102,7 +102,7 @@ def write_codes(
     path: str = "",
     histogram: np.ndarray | None = None,
 ) -> bytes:
-    """A code shard as Parquet bytes; one row group per table. Given a `path`, written there table by table instead.
+    """Encode a code shard as Parquet bytes, one row group per table; with a `path`, write it there table by table.
 
     Args:
         tables: with the columns of `codes_schema`.
@@ -146,7 +146,7 @@ def _to_bytes(
 
 
 def read_group(uri: str, group: int, columns: Sequence[str], footer: pq.FileMetaData | None = None) -> pa.Table:
-    """Some columns of one row group of a shard, page CRCs checked; a read that fails is tried again a few times.
+    """Read columns of one row group of a shard, with page CRCs checked; a read that fails is tried again.
 
     With the `footer` of the file, where it is known, a remote row group is read by a single request.
 
@@ -177,7 +177,7 @@ def with_captions(table: pa.Table) -> pa.Table:
 
 
 def read_columns(uri: str, columns: Sequence[str]) -> pa.Table:
-    """Some columns of a shard, as `read_group` reads them."""
+    """Read some columns of a shard, as `read_group` does."""
 
     def read() -> pa.Table:
         with open_shard(uri) as parquet:
@@ -187,7 +187,7 @@ def read_columns(uri: str, columns: Sequence[str]) -> pa.Table:
 
 
 def read_footer(uri: str) -> bytes:
-    """The end of a shard's file from its footer on, which by itself can be read as a Parquet file without row groups.
+    """Read the end of a shard's file from its footer on: a Parquet file by itself, without row groups.
 
     Raises:
         ShardError: no such file, or it has no footer.
@@ -214,7 +214,7 @@ def _read(uri: str, what: str, read: Callable[[], T]) -> T:
 
 @contextmanager
 def open_shard(uri: str) -> Iterator[pq.ParquetFile]:
-    """A shard's file, page CRCs checked; local ones are read by Arrow itself, which needs no lock of Python's."""
+    """Open a shard's file, with page CRCs checked; Arrow itself reads local ones, without a lock of Python's."""
     if storage.is_local(uri):
         with pq.ParquetFile(storage.absolute(uri), page_checksum_verification=True) as parquet:
             yield parquet
@@ -230,7 +230,7 @@ def open_shard(uri: str) -> Iterator[pq.ParquetFile]:
 
 @contextmanager
 def _open_group(uri: str, group: int, columns: Sequence[str], footer: pq.FileMetaData) -> Iterator[pq.ParquetFile]:
-    """A shard's file to read these columns of one row group from; of a remote file only their bytes are fetched."""
+    """Open a shard's file to read these columns of one row group; of a remote file only their bytes are fetched."""
     options: dict[str, Any] = {"metadata": footer, "page_checksum_verification": True, "pre_buffer": False}
     if storage.is_local(uri):
         with pq.ParquetFile(storage.absolute(uri), **options) as parquet:

@@ -38,7 +38,7 @@ class ShardInfo:
     """Clips of each row group."""
 
     def verify(self, folder: str, data: bytes | None = None) -> bytes:
-        """The file's bytes, after checking that they are those which were committed.
+        """Return the file's bytes, after checking that they are the committed ones.
 
         Raises:
             ShardError: the file is missing or holds other bytes.
@@ -55,7 +55,7 @@ class ShardInfo:
 
     @contextmanager
     def open_file(self, folder: str) -> Iterator[pq.ParquetFile]:
-        """The file to read in pieces, after checking it as `verify` does; never held in memory as a whole.
+        """Open the file to read in pieces, after checking it as `verify` does; never held in memory as a whole.
 
         A remote file is copied to a temporary one for as long as the block lasts.
         """
@@ -151,16 +151,16 @@ class FrameManifest(_Manifest):
         return {"kind": "frames"} | without(asdict(self), ["uri", *later])
 
     def of_split(self, split: str) -> list[ShardInfo]:
-        """The shards of a split, in order."""
+        """Return the shards of a split, in order."""
         return [shard for shard in self.shards if shard.split == split]
 
     def num_clips(self, split: str | None = None) -> int:
-        """Clips of a split, or of all."""
+        """Return the number of clips of a split, or of all."""
         return sum(shard.num_clips for shard in self.shards if split in (None, shard.split))
 
     @property
     def splits(self) -> dict[str, int]:
-        """Clips by split."""
+        """Return the number of clips by split."""
         return {split: self.num_clips(split) for split in sorted({shard.split for shard in self.shards})}
 
 
@@ -194,7 +194,7 @@ class CodesManifest(_Manifest):
     num_views: int = 1
     """Views coded per clip, the first of them the whole frame."""
     view_spec: dict[str, Any] = field(default_factory=dict)
-    """How the other views were drawn and resampled; empty where there are none."""
+    """Settings by which the other views were drawn and resampled; empty if there are none."""
     schema_version: int = SCHEMA_VERSION
 
     @property
@@ -203,7 +203,7 @@ class CodesManifest(_Manifest):
 
     @property
     def code_usage(self) -> dict[str, float]:
-        """By split, the share of the codebook used at least once. Paper: VOC. RATE, Table 6."""
+        """Return by split the share of the codebook used at least once. Paper: VOC. RATE, Table 6."""
         return {
             split: round(sum(count > 0 for count in histogram) / self.num_codes, 6)
             for split, histogram in self.histograms.items()
@@ -211,7 +211,7 @@ class CodesManifest(_Manifest):
 
     @property
     def codes_per_clip(self) -> int:
-        """Codes stored for a clip: views x frames x grid x grid."""
+        """Return the codes stored for a clip: views x frames x grid x grid."""
         return self.num_views * self.num_frames * self.grid**2
 
 
@@ -225,7 +225,7 @@ def find_lost(manifest: FrameManifest | CodesManifest) -> list[str]:
 
 
 def pinned(uri: str, fingerprint: str) -> str:
-    """A folder of shards as it was when its manifest had this fingerprint, whatever has been added to it since."""
+    """Name a folder of shards as it was when its manifest had this fingerprint, whatever was added since."""
     return f"{_unpinned(uri)[0].rstrip('/')}@{fingerprint}"
 
 
@@ -235,7 +235,7 @@ def is_published(uri: str, fingerprint: str) -> bool:
 
 
 def _unpinned(uri: str) -> tuple[str, str]:
-    """The folder and the fingerprint of a pinned place; of any other place, itself and ''."""
+    """Split a pinned place into folder and fingerprint; '' as fingerprint of any other place."""
     match = _PINNED.fullmatch(uri)
     return (match[1], match[2]) if match else (uri, "")
 
@@ -249,22 +249,24 @@ def _save(uri: str, content: dict[str, Any], output: Output | None) -> None:
     output.publish(MANIFEST, content)
 
 
-def _load(uri: str, kind: str, maker: str) -> dict[str, Any]:
-    """A manifest's content, checked for kind, schema version and damage."""
+def _load(uri: str, kind: str, command: str) -> dict[str, Any]:
+    """Load a manifest's content, checked for kind, schema version and damage."""
     uri, pin = _unpinned(uri)
     place, data = storage.join(uri, MANIFEST), published(uri, MANIFEST)
     if pin and (data or {}).get("fingerprint") != pin:
         place = storage.join(uri, _PUBLICATIONS, f"{pin}.json")
         if not storage.exists(place):
-            raise ShardError(f"{uri} holds other {kind} than those with the fingerprint {pin}, which are gone")
+            raise ShardError(
+                f"{uri} no longer holds the {kind} with fingerprint {pin}; use {uri} without @{pin}, or restore {place}"
+            )
         data = storage.read_json(place)
     if data is None:
-        raise ShardError(f"no finished {kind} at {uri} ({MANIFEST} is missing); run {maker} --out {uri}")
+        raise ShardError(f"no finished {kind} at {uri} ({MANIFEST} is missing); run {command} --out {uri}")
     found = (data.get("kind"), data.get("schema_version")) if isinstance(data, dict) else (None, None)
     if found[0] != kind or found[1] not in READABLE_VERSIONS:
         raise ShardError(
             f"{place} is of kind {found[0]!r}, schema version {found[1]!r}; this version reads {kind!r}, "
-            f"{' and '.join(map(str, READABLE_VERSIONS))}; rebuild it with {maker} --overwrite"
+            f"{' and '.join(map(str, READABLE_VERSIONS))}; rebuild it with {command} --overwrite"
         )
     stored = data.pop("fingerprint", "")
     if stored != fingerprint(data):

@@ -48,7 +48,7 @@ class Captions:
     """Ids and captions of the clips of a split, by their number in the stored order."""
 
     def __init__(self, batch: _Batches, num_clips: Sequence[int]) -> None:
-        """Captions of shards of `num_clips` clips, whose texts `batch(shard)` gives."""
+        """Hold captions of shards of `num_clips` clips, whose texts `batch(shard)` gives."""
         self._batch = lru_cache(_BATCHES)(batch)
         self._first = np.concatenate([[0], np.cumsum(np.asarray(num_clips, dtype=np.int64))])
 
@@ -59,7 +59,7 @@ class Captions:
         return cls(list(found).__getitem__, [pair.num_clips for pair in pairs])
 
     def take(self, numbers: Int64[np.ndarray, " clip"]) -> tuple[list[str], list[list[str]]]:
-        """Clip ids and all captions of some clips."""
+        """Return the ids and all captions of some clips."""
         shards = np.searchsorted(self._first, numbers, side="right") - 1
         cuts = np.flatnonzero(np.diff(shards)) + 1
         pieces = []
@@ -73,7 +73,7 @@ class Footers:
     """The footers of files, parsed when they are asked for."""
 
     def __init__(self, footers: dict[str, tuple[_Batches, int]]) -> None:
-        """Footers by URI: the batches of a side file, and the number of the file among them."""
+        """Hold footers by URI: the batches of a side file, and the number of the file among them."""
         self._footers = footers
         self.of = lru_cache(_PARSED)(self._parse)
         """The footer of a file by its URI."""
@@ -159,7 +159,7 @@ def _name(kind: str, shards: Sequence[ShardInfo], split: str) -> str:
 
 
 def _open(folder: str, kind: str, shards: Sequence[ShardInfo], split: str) -> _Batches:
-    """The batches of a side file, memory-mapped; the published one where it is local, else this machine's copy."""
+    """Open the batches of a side file, memory-mapped: the published one if it is local, else this machine's copy."""
     name = _name(kind, shards, split)
     uri = storage.join(folder, name)
 
@@ -202,7 +202,7 @@ def _write(path: str, folder: str, kind: str, shards: Sequence[ShardInfo]) -> No
 
 
 def _texts(uri: str) -> pa.RecordBatch:
-    """Ids and captions of a shard."""
+    """Read the ids and captions of a shard."""
     table = read_columns(uri, _TEXTS.names).select(_TEXTS.names).cast(_TEXTS).combine_chunks()
     return next(chain(table.to_batches(), [pa.RecordBatch.from_pylist([], _TEXTS)]))
 

@@ -10,7 +10,7 @@ _EXACT: dict[str, Any] = {"colorspace": "RGB", "fastdct": False, "fastupsample":
 
 
 def decode_frames(jpegs: Sequence[bytes | memoryview], out: np.ndarray | None = None) -> np.ndarray:
-    """JPEGs of one size to uint8 RGB, (frame, row, col, 3). The one JPEG decoder of training and of coding.
+    """Decode JPEGs of one size to uint8 RGB, (frame, row, col, 3): the only JPEG decoder of training and coding.
 
     `out`, if given, is contiguous; the pixels go there instead of into a new array.
     """
@@ -24,5 +24,5 @@ def decode_frames(jpegs: Sequence[bytes | memoryview], out: np.ndarray | None = 
 
 
 def jpeg_side(jpeg: bytes | memoryview) -> int:
-    """Side of a stored frame, in pixels."""
+    """Return the side of a stored frame, in pixels."""
     return int(simplejpeg.decode_jpeg_header(jpeg)[0])

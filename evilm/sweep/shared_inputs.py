@@ -31,7 +31,7 @@ class SharedPlaces:
     train_clips: int
     val_clips: int
     error: str = ""
-    """Why no trial can run on them, where swept settings let the tokenizer collapse or diverge."""
+    """Reason why no trial can run on them, if swept settings let the tokenizer collapse or diverge."""
 
     def steps_per_epoch(self, config: Pretrain) -> int:
         """Return the steps of an epoch; one where a trial has none, and will fail by itself."""
@@ -47,7 +47,7 @@ class SharedInputs:
     """
 
     def __init__(self, base: Pretrain, out: str, uri: str) -> None:
-        """Shared inputs; `uri` is the MLflow store of the whole sweep, '' for none."""
+        """Create shared inputs; `uri` is the MLflow store of the whole sweep, '' for none."""
         tracking = base.tracking.model_copy(update={"uri": uri, "run_name": "", "log_model": False})
         self._base = base.model_copy(update={"tracking": tracking})
         self._out = out

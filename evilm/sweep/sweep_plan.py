@@ -43,13 +43,13 @@ def _one_group(settings: list[dict[str, Any]]) -> SweepPlan:
 
 
 def _grid(space: Space) -> list[dict[str, Any]]:
-    """Every combination, the last setting changing fastest."""
+    """Return every combination, the last setting changing fastest."""
     axes = {name: axis.values for name, axis in space.items() if isinstance(axis, Choices)}
     return [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
 
 
 def _drawn(space: Space, count: int, seed: int) -> list[dict[str, Any]]:
-    """Different random settings; fewer than `count` where the space has no more. More of them begin with the same."""
+    """Draw different random settings, fewer than `count` if the space has no more; longer lists begin alike."""
     rng = np.random.default_rng(seed)
     found: dict[str, dict[str, Any]] = {}
     for _ in range(_DRAWS * count):
@@ -89,7 +89,7 @@ class _Proposer:
         fingerprint_ = fingerprint([repr(sorted(recorded_names(space).items())), config.search_seed, config.score])
         before = list(kept.get("values", [])) if kept.get("space") == fingerprint_ else []
         before = [{new_name(name) or name: value for name, value in values.items()} for values in before]
-        self._kept: list[dict[str, Any]] = list({self._print(values): values for values in before}.values())
+        self._kept: list[dict[str, Any]] = list({self._fingerprint(values): values for values in before}.values())
         self._space = fingerprint_
         self._study = optuna.create_study(direction="minimize" if config.score.endswith("loss") else "maximize")
         self._distributions = {name: self._distribution(axis) for name, axis in space.items()}
@@ -118,7 +118,7 @@ class _Proposer:
         for attempt in range(_DRAWS):
             self._study.sampler = self._sampler(number, attempt)
             trial = self._study.ask(self._distributions)
-            if (known := self._print(trial.params)) not in self._known:
+            if (known := self._fingerprint(trial.params)) not in self._known:
                 break
             self._study.tell(trial, state=self._optuna.trial.TrialState.FAIL)
         else:
@@ -129,12 +129,12 @@ class _Proposer:
             storage.write_json(self._place, {"space": self._space, "values": self._kept})
         return trial
 
-    def _print(self, values: dict[str, Any]) -> str:
-        """Equal for values that mean the same trial."""
+    def _fingerprint(self, values: dict[str, Any]) -> str:
+        """Return a fingerprint that is equal for values of the same trial."""
         return fingerprint(normal(values, self._config.base))
 
     def _sampler(self, number: int, attempt: int) -> Any:
-        """TPE; for a proposal that was known again and again, evenly at random."""
+        """Return the TPE sampler, or a random one after `_TRIES` repeated proposals."""
         seed = int(fingerprint([self._config.search_seed, number, *([attempt] if attempt else [])], 8), 16)
         if attempt >= _TRIES:
             return self._optuna.samplers.RandomSampler(seed=seed)

@@ -28,7 +28,7 @@ class Tried:
 
     @property
     def epochs(self) -> float:
-        """Epochs at its last evaluation."""
+        """Return the epochs at its last evaluation."""
         return self.outcome.points[-1][0] / self.steps_per_epoch if self.outcome.points else 0.0
 
 
@@ -42,24 +42,24 @@ class Setting:
 
     @property
     def scores(self) -> list[float]:
-        """Scores of the trials that ran to the end."""
+        """Return the scores of the trials that ran to the end."""
         scores = (t.outcome.last(self.score_name) for t in self.tried if t.outcome.state == "done")
         return [score for score in scores if score is not None]
 
     @property
     def early_scores(self) -> list[float]:
-        """Last scores of the trials that were stopped before."""
+        """Return the last scores of the trials that were stopped before."""
         scores = (t.outcome.last(self.score_name) for t in self.tried if t.outcome.state == "stopped")
         return [score for score in scores if score is not None]
 
     @property
     def mean(self) -> float | None:
-        """Mean score of the trials that ran to the end."""
+        """Return the mean score of the trials that ran to the end."""
         return statistics.fmean(self.scores) if self.scores else None
 
     @property
     def spread(self) -> float | None:
-        """Standard deviation over seeds; None with fewer than two."""
+        """Return the standard deviation over seeds; None with fewer than two."""
         return statistics.stdev(self.scores) if len(self.scores) > 1 else None
 
     def states(self) -> dict[str, int]:
@@ -173,7 +173,7 @@ def best_preset(config: Pretrain, stage: str, setting: Setting, given: dict[str,
 
 
 def short_names(values: dict[str, Any]) -> dict[str, str]:
-    """For each setting the end of its dotted name that tells it from the others."""
+    """Return for each setting the end of its dotted name that tells it from the others."""
     found = {}
     for name in values:
         parts = name.split(".")

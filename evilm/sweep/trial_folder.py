@@ -28,14 +28,14 @@ class Trial:
     number: int
     """Of its setting, in the order they are tried."""
     repeat: int
-    """Which of the setting's seeds it runs with, from 0."""
+    """Number of the setting's seed that it runs with, from 0."""
     values: dict[str, Any]
-    """What is swept, by dotted name."""
+    """Swept values, by dotted name."""
     out: str
 
     @property
     def name(self) -> str:
-        """The folder's name."""
+        """Return the folder's name."""
         return self.out.rsplit("/", 1)[-1]
 
 

@@ -13,6 +13,7 @@ from evilm.encode.encode_job import precompute_codes
 from evilm.errors import ConfigError
 from evilm.ingest.shard_videos import shard_videos
 from evilm.io import storage
+from evilm.manifests.manifest_files import is_tar, list_manifests
 from evilm.synth.render_job import render_corpus
 from evilm.tasks.train_tokenizer import train_tokenizer
 from evilm.text.vocab_builder import build_vocab
@@ -39,9 +40,13 @@ def build_missing(config: Pretrain, check: Callable[[str], None] = lambda frames
     Raises:
         ConfigError: only one of videos and manifest is named, or codes are named without their frames.
     """
-    brings_videos = config.manifest.endswith(".tar") or (config.manifest and config.shard_videos.fetch.urls)
-    if bool(config.manifest) != bool(config.videos) and not brings_videos:
-        raise ConfigError("--manifest and --videos go together; name both, or neither for the embedded corpus")
+    needs_videos = config.manifest and not config.shard_videos.fetch.urls and not config.videos
+    if needs_videos and all(map(is_tar, list_manifests(config.manifest))):
+        needs_videos = False
+    if needs_videos or (config.videos and not config.manifest):
+        raise ConfigError(
+            "--manifest and --videos go together; name both, or neither for the embedded corpus (tars need no --videos)"
+        )
     if config.codes and not (config.frames and config.tokenizer):
         raise ConfigError("--codes belong to frames and a tokenizer; name --frames and --tokenizer with them")
     if not config.root.startswith("/") and "://" not in config.root and os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR"):

@@ -97,7 +97,7 @@ def nest_stages(client: Any, run_id: str, tags: Mapping[str, str], sources: "Map
         if its.get(STAGE) in _ADOPTED and its.get(ROOT) == tags[ROOT]:
             if PARENT not in its:
                 client.set_tag(source.info.run_id, PARENT, run_id)
-            found += [client.get_run(maker) for name, maker in its.items() if name.startswith(FROM)]
+            found += [client.get_run(source_run) for name, source_run in its.items() if name.startswith(FROM)]
 
 
 def write_note(
@@ -115,8 +115,11 @@ def write_note(
     """
     made = summary.get("fingerprint")
     lines = [about, "", f"Output: `{out}`" + (f", fingerprint `{made}`" if made else "")]
-    makers = {name: source.info for name, source in sources.items()}
-    links = {name: f"[{m.run_name}](#/experiments/{m.experiment_id}/runs/{m.run_id})" for name, m in makers.items()}
+    source_runs = {name: source.info for name, source in sources.items()}
+    links = {
+        name: f"[{run.run_name}](#/experiments/{run.experiment_id}/runs/{run.run_id})"
+        for name, run in source_runs.items()
+    }
     rows = [
         f"| {name} | `{digest}` | {links.get(name, '')} | {f'`{place}`' if place else ''} |"
         for name, (digest, place) in inputs.items()

@@ -24,7 +24,7 @@ class MetricsFile:
         self._file = path.open("a", buffering=1)
 
     def log(self, metrics: dict[str, float], step: int) -> None:
-        """Append a point, unless these metrics stand there for this or a later step: a resumed run repeats steps."""
+        """Append a point, unless these metrics were already logged at this or a later step."""
         fresh = {name: float(value) for name, value in metrics.items() if self._last.get(name, -1) < step}
         if fresh:
             point = {"time_ms": int(time.time() * 1000), "step": step, "metrics": fresh}

@@ -28,7 +28,7 @@ for _name, _value in {
 
 @contextmanager
 def with_tracking_retries() -> Iterator[None]:
-    """For files, which a server may take minutes to pass on; the short time-outs are for calls of a line or two."""
+    """Use long time-outs for files, which a server may take minutes to pass on; those of calls are short."""
     names = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "120", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3"}
     before = {name: os.environ[name] for name in names}
     given = before != {name: _QUICK[name] for name in names}  # the user's own stay
@@ -41,7 +41,7 @@ def with_tracking_retries() -> Iterator[None]:
 
 @contextmanager
 def suppress_tracking_errors(what: str) -> Iterator[None]:
-    """Tracking must not end a run: whatever it raises (many kinds, from many libraries) becomes a warning."""
+    """Turn whatever tracking raises, of many kinds and libraries, into a warning: tracking must not end a run."""
     try:
         yield
     except Exception as error:

@@ -63,9 +63,9 @@ class TrackedRun:
     inputs: dict[str, tuple[str, str]]
     """Fingerprint and place of each input by name; a place that is not known is ''."""
     about: str = ""
-    """What its command does."""
+    """Description of its command."""
     seconds: float = 0.0
-    """How long ago the work began, where the run is made when it is done."""
+    """Seconds since the work began, if the run is created after it."""
     number: int = 0
     """Number of the command's run in `<out>/_runs/`; another run that takes the folder over gets the MLflow run too."""
 
@@ -136,7 +136,7 @@ def ensure_run(run: TrackedRun) -> str:
             with suppress_tracking_errors("describe the run; its next start tries again"):  # metrics do not wait for it
                 client.log_batch(known["run_id"], params=[Param(name, value) for name, value in run.params.items()])
                 client.log_inputs(known["run_id"], datasets=_datasets(run.inputs))
-                _tell(client, known["run_id"], run, {})
+                _describe_run(client, known["run_id"], run, {})
                 write_run_file(run.out, known | {"described": True})
     return str(known["run_id"])
 
@@ -164,7 +164,7 @@ _one_at_a_time = threading.Lock()
 """Metrics and panels are sent by threads of their own, and must not each make a run."""
 
 
-def _tell(client: Any, run_id: str, run: TrackedRun, summary: dict[str, Any]) -> None:
+def _describe_run(client: Any, run_id: str, run: TrackedRun, summary: dict[str, Any]) -> None:
     """Link the run to those that made its inputs, and describe it; with a summary, also say what it made."""
     sources = find_sources(client, run.uri, run.inputs)
     tags = {FROM + name: source.info.run_id for name, source in sources.items()}
@@ -228,7 +228,7 @@ def close_run(
         with ending(client, run_id):
             now = int(time.time() * 1000)
             client.log_batch(run_id, [Metric(name, value, now, 0) for name, value in main_metrics(summary).items()])
-            _tell(client, run_id, run, summary)
+            _describe_run(client, run_id, run, summary)
             if run.tags[STAGE] in _MODELS and "fingerprint" in summary and not _is_logged_later(config, run):
                 log_reference(client, run, run_id, summary)
             place = public_uri(str(client.get_run(run_id).info.artifact_uri))

@@ -46,14 +46,14 @@ class Predictions:
 
 @dataclass(frozen=True)
 class MaskedWord:
-    """A word piece that was asked for."""
+    """A masked word piece and its prediction."""
 
     truth: str
     guess: str
     chance: float
     """Probability of the guess."""
     seen: str
-    """What the model read in its place: [MASK], another piece, or the truth."""
+    """Input of the model in its place: [MASK], another piece, or the truth."""
 
     @property
     def is_right(self) -> bool:

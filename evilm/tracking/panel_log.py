@@ -34,7 +34,7 @@ class PanelLog:
         split: str = "val",
         captions: Callable[[], Iterable[str]] = tuple,
     ) -> None:
-        """Panels of one training; nothing is read before the first is drawn.
+        """Prepare panels of one training; nothing is read before the first is drawn.
 
         Args:
             every_steps: steps between two panels; 0 draws one at the end.

@@ -106,7 +106,7 @@ def _judge(run: TrackedRun, config: Benchmark, summary: Mapping[str, Any]) -> No
 
 
 def score_tags(metrics: Mapping[str, Mapping[str, float]], scored_on: str) -> dict[str, str]:
-    """Tags of a model version that keep the scores that may decide, with standard errors, and what they are from."""
+    """Return the tags of a model version with the scores that may decide, their standard errors and source."""
     names = [name for name in PROMOTE_BY if name in metrics]
     scores = {name: (float(metrics[name]["value"]), float(metrics[name]["standard_error"])) for name in names}
     return {_ON: scored_on} | {_SCORE.format(n): f"{v:.6f}{_PLUS_MINUS}{e:.6f}" for n, (v, e) in scores.items()}
@@ -117,9 +117,9 @@ def _version_of(client: Any, run: TrackedRun, model: str) -> str:
     uri = str(read_run_file(model, run.uri).get("model", "")) if model else ""
     if uri.startswith(f"models:/{REGISTERED_NAME}/"):
         return uri.rsplit("/", 1)[-1]
-    maker = find_sources(client, run.uri, {"model": run.inputs["model"]}).get("model")
-    found = client.search_model_versions(f"name = '{REGISTERED_NAME}'") if maker else []
-    mine = [version for version in found if version.run_id == maker.info.run_id] if maker else []
+    source_run = find_sources(client, run.uri, {"model": run.inputs["model"]}).get("model")
+    found = client.search_model_versions(f"name = '{REGISTERED_NAME}'") if source_run else []
+    mine = [version for version in found if version.run_id == source_run.info.run_id] if source_run else []
     return str(max(int(version.version) for version in mine)) if mine else ""
 
 
@@ -147,7 +147,7 @@ def _move_alias(client: Any, version: str, verdict: Promotion, is_champion: bool
 
 
 def _describe_version(summary: Mapping[str, Any], verdict: Promotion) -> str:
-    """Markdown of a version: verdict, scores beside chance, where it came from."""
+    """Describe a version in Markdown: verdict, scores beside chance, where it came from."""
     lines = [f"{verdict.alias or 'no alias'}: {verdict.reason}", ""]
     lines += [f"{summary['num_clips']:,} clips of the split {summary['split']}:", "", "| metric | value |", "|---|---|"]
     lines += [f"| {name} | {value} |" for name, value in main_figures({"metrics": summary["metrics"]})]

@@ -32,7 +32,7 @@ def write_run_file(out: str, known: Mapping[str, Any]) -> None:
 
 
 def reopen_run(out: str) -> None:
-    """Let the run of a finished output be closed again, with other figures and model; the run stays the same."""
+    """Mark the MLflow run of an output as open, so that it can be closed with new results."""
     ends = ("closed", "model")
     if records := _records(out):
         _write(out, [{name: value for name, value in each.items() if name not in ends} for each in records])

@@ -31,7 +31,7 @@ class Snapshot:
     state: dict[str, Any]
     """JSON-able: step, metrics, shape of the run."""
     files: dict[str, bytes] = field(default_factory=dict)
-    """What a published model has beside its weights, by file name: settings, vocabulary, preprocessing."""
+    """Files of a published model beside its weights, by file name: settings, vocabulary, preprocessing."""
 
 
 def take_snapshot(

@@ -138,7 +138,7 @@ def _scaling(cluster: ClusterConfig) -> Any:
 
 
 def _storage(out: str, cluster: ClusterConfig) -> Any:
-    """Checkpoints below the output folder. `CheckpointManager` decides which of them are kept, so Ray keeps all."""
+    """Configure checkpoints below the output folder; Ray keeps all, as `CheckpointManager` decides which are kept."""
     import pyarrow.fs
     import ray.train
 
@@ -169,6 +169,6 @@ def _reason(error: BaseException) -> str:
 
 
 def _pins(config: Any, inputs: dict[str, str]) -> dict[str, str]:
-    """Places of shards as they are now, for workers that start later, when more may have been added."""
+    """Pin the current shards, for workers that start after more were added."""
     places = {name: getattr(config, name) for name in ("frames", "codes") if getattr(config, name, "")}
     return {name: pinned(place, inputs[name]) for name, place in places.items() if name in inputs}

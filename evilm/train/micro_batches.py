@@ -50,7 +50,7 @@ class MicroBatchSampler:
 
     @property
     def window(self) -> int:
-        """Row groups mixed with each other."""
+        """Return the row groups mixed with each other."""
         return self.whole.window
 
     def step(self, number: int) -> Step:

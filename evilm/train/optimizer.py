@@ -18,7 +18,7 @@ LR_SCALE = "lr_scale"
 def make_optimizer(
     module: nn.Module, settings: OptimConfig, fused: bool = False, lr_scale: Callable[[str], float] = lambda name: 1.0
 ) -> torch.optim.AdamW:
-    """AdamW without weight decay on vectors: biases, normalisations, LayerScale. Paper: Sec. 4.1.
+    """Create AdamW without weight decay on vectors: biases, normalisations, LayerScale. Paper: Sec. 4.1.
 
     Args:
         module: its parameters that need a gradient are trained.
@@ -36,7 +36,7 @@ def make_optimizer(
 
 
 def learning_rate(settings: OptimConfig, step: int, num_steps: int) -> float:
-    """Linear warm-up, then cosine decay to `final_lr_ratio`; it depends only on the step."""
+    """Compute the learning rate: linear warm-up, then cosine decay to `final_lr_ratio`; it depends only on the step."""
     warmup = round(settings.warmup_ratio * num_steps)
     if step < warmup:
         return settings.lr * (step + 1) / warmup
@@ -54,7 +54,7 @@ class EMA:
 
     @property
     def module(self) -> nn.Module:
-        """The module with averaged weights."""
+        """Return the module with averaged weights."""
         return cast(nn.Module, self.averaged.module)
 
     @torch.no_grad()

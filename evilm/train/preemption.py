@@ -40,12 +40,12 @@ class Stopped(KeyboardInterrupt):
 
 
 def _listen() -> None:
-    """Runs in a worker's main thread, the only one that may handle signals."""
+    """Take SIGTERM as a request; runs in a worker's main thread, the only one that may handle signals."""
     signal.signal(signal.SIGTERM, lambda *_: _terminated.set())
 
 
 def torch_config(cluster: ClusterConfig) -> Any:
-    """Ray's set-up of torch, and SIGTERM understood as a request by each worker."""
+    """Return Ray's set-up of torch, in which each worker takes SIGTERM as a request."""
     from ray.train.torch import TorchConfig
 
     base: Any = TorchConfig().backend_cls
@@ -87,7 +87,7 @@ class StopSignal:
         self._looked = time.monotonic()
         self._known: set[str] = set()
         self._deadline = 0.0
-        """When the next node will be taken away that was announced, seconds since 1970; 0 where none was."""
+        """Time when the next announced node will be taken away, in seconds since 1970; 0 if none was announced."""
         if rank == 0:
             threading.Thread(target=self._ask, name="stop", daemon=True).start()
 

@@ -53,7 +53,7 @@ class Progress:
         return {"sums": dict(self._sums), "count": self._count}
 
     def flush(self, step: int, loader: DataLoader, keep: bool = False) -> dict[str, float]:
-        """Means since the last call, with speed; `lr` too is a mean, over a stretch where it hardly moves.
+        """Return the means since the last call, with speed; `lr` too is a mean, over a stretch where it hardly moves.
 
         With `keep` the next call averages over these steps again, as if this call had not been.
         """
@@ -190,7 +190,7 @@ class Cadence:
 
     @property
     def _log_steps(self) -> int:
-        """Steps between two points of a curve; a run has at least `_MIN_POINTS` points if it has that many steps."""
+        """Return the steps between two points of a curve, at most so many that a run has `_MIN_POINTS` points."""
         all_steps = self.steps_per_epoch * self.schedule.epochs
         return max(1, min(self.schedule.log_every_steps, all_steps // _MIN_POINTS))
 

@@ -33,7 +33,7 @@ def loss_stats(losses: Mapping[str, LossSum]) -> torch.Tensor:
 
 
 def sum_over_workers(stats: torch.Tensor, flags: torch.Tensor, world: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Stats and flags of all workers added up, in one message."""
+    """Add up stats and flags of all workers, in one message."""
     if world == 1:
         return stats, flags
     joined = torch.cat([stats.flatten(), flags])
@@ -58,7 +58,7 @@ def weighted_mean(stats: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
 
 
 def step_metrics(stats: torch.Tensor, names: Sequence[str]) -> dict[str, float]:
-    """Global means for the log, of stats on the CPU: `{name}_loss`, and `{name}_accuracy` where there is one."""
+    """Compute global means for the log, from stats on the CPU: `{name}_loss`, and `{name}_accuracy` if there is one."""
     means = stats[:, TOTAL] / stats[:, COUNT].clamp(min=1)
     metrics = {f"{name}_loss": float(mean) for name, mean in zip(names, means, strict=True)}
     for name, (_, count, correct) in zip(names, stats.tolist(), strict=True):

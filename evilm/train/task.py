@@ -22,11 +22,11 @@ class Task(Protocol):
         ...
 
     def train_loader(self, rank: int, world: int) -> DataLoader:
-        """Batches of the train split for one worker."""
+        """Create the loader of the train split for one worker."""
         ...
 
     def eval_loader(self, rank: int, world: int) -> DataLoader | None:
-        """Batches of the val split for one worker; None where there is none."""
+        """Create the loader of the val split for one worker; None if there is none."""
         ...
 
     def forward_macs(self, objective: Objective) -> float:

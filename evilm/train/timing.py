@@ -42,7 +42,7 @@ class StepTimer:
         self._copies.append((began, ended))
 
     def read(self) -> dict[str, float]:
-        """Seconds by phase since the last call; on a GPU, all marked work must be done."""
+        """Return the seconds by phase since the last call; on a GPU, all marked work must be done."""
         spent: dict[str, float] = {}
         for (_, began), (phase, ended) in zip(self._marks, self._marks[1:], strict=False):
             if phase:
@@ -64,7 +64,7 @@ class StepTimer:
 
 
 def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
-    """FLOPs per second of a product of large square matrices, the best of a few; takes some hundredths of a second."""
+    """Measure the FLOPs per second of products of large square matrices, the best of a few."""
     size = _PEAK_SIZE[device.type]
     with torch.random.fork_rng(devices=[]):
         one = torch.randn(size, size).to(device, dtype)

@@ -41,7 +41,7 @@ class TrainState:
 
     @property
     def finished(self) -> Objective:
-        """Return what is evaluated and published: the mean of the weights where one is kept."""
+        """Return the module to evaluate and publish: the EMA if there is one."""
         return self._ema.module if self._ema else self.objective  # type: ignore[return-value]
 
     def restore(self, out: str) -> tuple[str, dict[str, Any]]:

@@ -185,13 +185,13 @@ class TrainStep:
         torch.manual_seed((self._settings.schedule.seed * 1_000_003 + step) * 4099 + micro_batch)
 
     def _alone(self, last: bool) -> contextlib.AbstractContextManager[Any]:
-        """Gradients are exchanged in the backward pass of a worker's last micro-batch, and only added up before."""
+        """Return a context that exchanges gradients only in the backward pass of a worker's last micro-batch."""
         if last or not isinstance(self._model, nn.parallel.DistributedDataParallel):
             return contextlib.nullcontext()
         return self._model.no_sync()
 
     def _counts(self, batches: Sequence[Any]) -> torch.Tensor:
-        """Items of each loss in the whole step, in the order of the losses."""
+        """Return the items of each loss in the whole step, in the order of the losses."""
         by_micro_batch = [self._objective.counts(batch) for batch in batches]
         mine = to_device(
             [sum(micro_batch[name] for micro_batch in by_micro_batch) for name in by_micro_batch[0]], self._device

@@ -109,7 +109,7 @@ def opened(path: str, max_pixels: int = 0) -> Iterator[Video]:
         if context is None:
             raise DecodeError(RejectReason.DECODE_ERROR, "no decoder for this codec")
         if stream.time_base is None or stream.time_base <= 0:
-            raise DecodeError(RejectReason.DECODE_ERROR, f"a tick of {stream.time_base} seconds")
+            raise DecodeError(RejectReason.DECODE_ERROR, f"invalid time base {stream.time_base}")
         video = Video(path, container, stream, max_pixels)
         video.check_pixels(*(_gif_size(path) if video.kind == GIF else (context.width, context.height)))
         context.thread_count = 1
@@ -138,7 +138,7 @@ def check_complete(path: str, container: str) -> None:
         else:
             end = 0
     if end > size:
-        raise DecodeError(RejectReason.TRUNCATED, f"{size} of {end} bytes are there ({100 * size // end} %)")
+        raise DecodeError(RejectReason.TRUNCATED, f"file has {size} of {end} bytes ({100 * size // end} %)")
 
 
 def _at_most(max_pixels: int) -> dict[str, str]:

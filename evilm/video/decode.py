@@ -138,9 +138,7 @@ class _Sampler:
         count = bisect_left(found.pts, end) - begin
         if count < 2:
             if found.time_base >= 1 and not self.wish.is_span:  # no or broken clock: all frames in one tick
-                raise DecodeError(
-                    RejectReason.DECODE_ERROR, f"one frame, by a clock that ticks every {found.time_base} s"
-                )
+                raise DecodeError(RejectReason.DECODE_ERROR, f"one frame at a time base of {found.time_base} s")
             raise DecodeError(RejectReason.TOO_SHORT, "one frame")
         pts_us = [int(found.pts[place] * found.time_base * 1_000_000) for place in index]
         if max(map(abs, pts_us)) > _LATEST_US:

@@ -157,9 +157,9 @@ def _receive(response: urllib3.BaseHTTPResponse, file: IO[bytes], config: FetchC
             break
         _write(file, chunk)
     if not deadline.left():
-        raise transient(RejectReason.FETCH_TIMEOUT, f"{received} bytes came in fetch.deadline_s")
+        raise transient(RejectReason.FETCH_TIMEOUT, f"received {received} bytes in fetch.deadline_s")
     if promised is not None and received != promised:
-        raise transient(RejectReason.FETCH_ERROR, f"{received} of {promised} bytes came")
+        raise transient(RejectReason.FETCH_ERROR, f"received {received} of {promised} bytes")
     file.flush()
     return received
 

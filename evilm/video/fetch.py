@@ -145,7 +145,7 @@ class Fetcher:
         if self._is_local:
             self._local.check(f"{self._root}/{name}".rpartition("/")[0])
             if not self._local.is_file(name, may_lead_out=True):  # --manifest names it: in a cache it may be a link
-                raise DecodeError(RejectReason.MISSING_FILE, "its tar")
+                raise DecodeError(RejectReason.MISSING_FILE, "the tar does not exist")
             with open(f"{self._root}/{name}", "rb") as tar:
                 tar.seek(max(0, offset - _HEADER_BYTES))
                 _check_member(tar.read(min(offset, _HEADER_BYTES)), path[match.end() :], num_bytes)
@@ -192,7 +192,7 @@ class Fetcher:
             get(place, copy, callback=size)
             received = os.path.getsize(copy)
             if size.promised is not None and received != size.promised:
-                raise transient(RejectReason.FETCH_ERROR, f"{received} of {size.promised} bytes came")
+                raise transient(RejectReason.FETCH_ERROR, f"received {received} of {size.promised} bytes")
             return received
 
         try:

@@ -155,4 +155,4 @@ class _Taint:
         """
         for time in self.given:
             if self.reaches(time):
-                raise DecodeError(RejectReason.DECODE_CORRUPT, "a frame that was shown later")
+                raise DecodeError(RejectReason.DECODE_CORRUPT, "depends on a damaged frame that is shown later")

@@ -185,7 +185,7 @@ def test_workers_do_not_share_a_gpu() -> None:
 
 
 @pytest.mark.parametrize("steps", ["20", "5:5", "b:c", "-1:4"])
-def test_steps_to_profile_are_a_range(steps: str) -> None:
+def test_invalid_profile_steps_are_rejected(steps: str) -> None:
     with pytest.raises(ConfigError, match="use A:B with A below B"):
         Pretrain().override({"profile_steps": steps})
     assert Pretrain().override({"profile_steps": "20:25"}).profiled == range(20, 25)

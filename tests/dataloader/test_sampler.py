@@ -115,7 +115,7 @@ def test_workers_share_the_same_global_steps(world: int) -> None:
 
 @settings(max_examples=100, deadline=None)
 @given(num_clips=st.integers(1, 300), batch=st.integers(1, 40), num_micro_batches=st.integers(1, 8))
-def test_even_steps_hold_each_clip_once_and_are_as_many_as_padded_ones(
+def test_tail_even_uses_each_clip_once_in_as_many_steps_as_tail_pad(
     num_clips: int, batch: int, num_micro_batches: int
 ) -> None:
     padded = batch_sizes(num_clips, batch, "pad")

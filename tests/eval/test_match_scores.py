@@ -73,8 +73,8 @@ def test_memory_of_ranking_again_is_that_of_the_best_pairs() -> None:
     num_captions, num_videos, best_of = 20_000, 1_000, 8
     best = np.argsort(np.random.default_rng(2).random((num_captions, best_of)), axis=1).astype(np.int32)
     own, before = np.arange(num_captions) % num_videos, np.ones(num_captions)
-    lots = np.split(np.arange(best.size), 100)
-    batches = ({"pair": lot, "match": (lot % 7).astype(np.float32)} for lot in lots)
+    pairs = np.split(np.arange(best.size), 100)
+    batches = ({"pair": some, "match": (some % 7).astype(np.float32)} for some in pairs)
     tracemalloc.start()
     try:
         rerank(gather_pairs(best, batches), best, own, before)

@@ -234,7 +234,7 @@ def test_code_words_match_the_cpu(card: PretendCard) -> None:
 
 def test_codes_match_the_cpu(card: PretendCard) -> None:
     tokenizer = small.tokenizer_objective().tokenizer
-    frames = torch.from_numpy(small.rows(21).frames)  # lots of 16 frames, the last one filled up
+    frames = torch.from_numpy(small.rows(21).frames)  # batches of 16 frames, the last one filled up
     wanted = copy.deepcopy(tokenizer).encode(frames)
     tokenizer.to(CUDA)
     with torch.autocast("cuda", torch.bfloat16):

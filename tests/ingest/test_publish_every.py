@@ -32,7 +32,9 @@ def test_finished_shards_are_published_while_others_are_made(good_corpus: Path, 
     assert whole["fingerprint"] == summary["fingerprint"], "it leaves no trace"
     early = FrameManifest.load(f"{out}@{seen[0].fingerprint}")
     assert (early.num_clips(), early.uri) == (8, str(out))
-    with pytest.raises(ShardError, match="which are gone"):
+    with pytest.raises(
+        ShardError, match=r"no longer holds the frames with fingerprint 0000000000000000; use .* or restore"
+    ):
         FrameManifest.load(f"{out}@{'0' * 16}")
 
 

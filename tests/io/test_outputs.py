@@ -122,24 +122,26 @@ def test_only_inputs_declared_as_growing_may_change(out_uri: str) -> None:
 
 def test_leftovers_of_a_run_without_results_may_be_replaced(out_uri: str) -> None:
     config, other = BuildVocab(), BuildVocab().override({"words.train_size": 99})
-    assert finished_summary(config, out_uri, {}, scraps=("_plan",)) is None
+    assert finished_summary(config, out_uri, {}, ignorable=("_plan",)) is None
     storage.write_bytes(storage.join(out_uri, "_plan", "x"), b"1")
     with pytest.raises(ConfigError, match="train_size"):
         finished_summary(other, out_uri, {})
-    assert finished_summary(config, out_uri, {}, scraps=("_plan",)) is None
+    assert finished_summary(config, out_uri, {}, ignorable=("_plan",)) is None
     assert storage.exists(storage.join(out_uri, "_plan", "x")), "the same settings go on with it"
-    assert finished_summary(other, out_uri, {}, scraps=("_plan",)) is None
+    assert finished_summary(other, out_uri, {}, ignorable=("_plan",)) is None
     assert names_in(out_uri) == ["run.json"]
     storage.delete(storage.join(out_uri, "run.json"))
     storage.write_bytes(storage.join(out_uri, "_plan", "x"), b"precious")
-    with pytest.raises(ConfigError, match="something else"):
-        finished_summary(config, out_uri, {}, scraps=("_plan",))
+    with pytest.raises(ConfigError, match="files that this command did not write"):
+        finished_summary(config, out_uri, {}, ignorable=("_plan",))
 
 
 def test_foreign_folder_is_never_overwritten(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("precious")
     for config in (BuildVocab(), BuildVocab(overwrite=True)):
-        with pytest.raises(ConfigError, match="holds files of something else"):
+        with pytest.raises(
+            ConfigError, match="contains files that this command did not write; use an empty or new --out"
+        ):
             finished_summary(config, str(tmp_path), {})
     assert (tmp_path / "thesis.txt").read_text() == "precious"
 
@@ -150,7 +152,7 @@ def test_overwrite_that_was_killed_can_be_repeated(out_uri: str) -> None:
     with Output(BuildVocab(), out_uri, {}) as output:
         output.claim()
         output.publish("run.json", None)  # as a run does before it deletes the rest
-    with pytest.raises(ConfigError, match="something else"):
+    with pytest.raises(ConfigError, match="files that this command did not write"):
         finished_summary(BuildVocab(), out_uri, {})
     assert finished_summary(BuildVocab(overwrite=True), out_uri, {}) is None
     assert names_in(out_uri) == ["run.json"]

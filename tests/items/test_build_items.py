@@ -84,7 +84,7 @@ def test_listed_videos_are_sharded_and_missing_ones_are_counted(
     assert summary["inputs"]["frames"]
 
 
-def test_the_same_command_reuses_and_other_annotations_are_refused(annotations: Path, tmp_path: Path) -> None:
+def test_the_same_command_reuses_and_other_annotations_are_rejected(annotations: Path, tmp_path: Path) -> None:
     settings = config(annotations, tmp_path / "items")
     first = build_items(settings)
     assert build_items(settings) == first | {"reused": True}
@@ -107,10 +107,10 @@ def test_replaced_table_is_noticed(annotations: Path, tmp_path: Path) -> None:
         items.read("val")
 
 
-def test_item_that_is_listed_twice_is_refused(annotations: Path, tmp_path: Path) -> None:
+def test_item_that_is_listed_twice_is_rejected(annotations: Path, tmp_path: Path) -> None:
     path = annotations / "train_qa.json"
     path.write_text(json.dumps([*json.loads(path.read_text()), json.loads(path.read_text())[0]]))
-    with pytest.raises(ManifestError, match="split train: 1 items are there more than once, the first is '0'"):
+    with pytest.raises(ManifestError, match=r"split train: 1 duplicate item ids, e\.g\. '0'; remove the duplicates"):
         build_items(config(annotations, tmp_path / "items"))
     assert not (tmp_path / "items" / "items.json").exists()
 
@@ -147,7 +147,9 @@ def test_manifest_of_videos_names_folders_and_odd_names(tmp_path: Path) -> None:
 
 def test_a_clip_in_two_splits_is_named(annotations: Path, tmp_path: Path) -> None:
     write_questions(annotations, "val", ["cat"], first=3)
-    with pytest.raises(ManifestError, match="1 clips are in several splits, such as video3 in train and val"):
+    with pytest.raises(
+        ManifestError, match="1 clips are in several splits, such as video3 in train and val; each clip may be in one"
+    ):
         build_items(config(annotations, tmp_path / "items"))
 
 
@@ -158,7 +160,10 @@ def test_a_class_that_the_list_lacks_is_named(tmp_path: Path) -> None:
         row = f"{label},id{split},0,10,{split},0\n"
         (folder / f"kinetics-400_{split}.csv").write_text(f"label,youtube_id,time_start,time_end,split,is_cc\n{row}")
     (folder / "label_map_k400.txt").write_text("run\nwalk\n")
-    with pytest.raises(ManifestError, match="kinetics-400: the list of classes lacks 1 of them, such as 'jump'"):
+    with pytest.raises(
+        ManifestError,
+        match=r"kinetics-400: 1 classes of the items are missing from the class list, e\.g\. 'jump'; use the official",
+    ):
         build_items(config(folder, tmp_path / "items", task="kinetics-400"))
 
 

@@ -208,8 +208,8 @@ def test_a_listed_video_without_captions_is_named(tmp_path: Path) -> None:
         read("msrvtt-retrieval", tmp_path)
 
 
-def test_a_right_option_that_is_there_twice_is_named(tmp_path: Path) -> None:
+def test_a_correct_option_that_is_listed_twice_is_named(tmp_path: Path) -> None:
     row = {"gif_name": "g", "question": "what ?", "options": ["run", "run", "a", "b", "c"], "answer": 1}
     (tmp_path / "action_test.jsonl").write_text(json.dumps(row))
-    with pytest.raises(ManifestError, match="record 0: the right option 'run' is there more than once"):
+    with pytest.raises(ManifestError, match="record 0: the correct option 'run' is listed more than once"):
         read("tgif-action", tmp_path)

@@ -301,11 +301,12 @@ def test_quarantined_urls_have_no_secrets_in_ids_and_details(tmp_path: Path) -> 
     url = "https://user:pw@h/a.mp4?X-Amz-Signature=SECRET"
     long = f"https://user:{'pw' * 60}@h/a.mp4"
     text = f'contentUrl,videoid,name,part\n"{url}",a,one,"{long}"\n'
+    formats = " (seconds, [HH:]MM:SS[.mmm] or PT..H..M..S)"
     for column, settings, shown in (
         ("id", {"columns.videoid": "contentUrl"}, ("https://h/a.mp4", "'/' in the id")),
         ("split", {"columns.split": "contentUrl"}, ("a", "split 'https://h/a.mp4'")),
         ("split", {"columns.split": "part"}, ("a", "split 'https://h/a.mp4'")),
-        ("start", {"columns.start": "part", "columns.end": "name"}, ("a", "no time: 'https://h/a.mp4'")),
+        ("start", {"columns.start": "part", "columns.end": "name"}, ("a", f"not a time: 'https://h/a.mp4'{formats}")),
     ):
         (bad,) = rows_of_text(tmp_path, text, **settings)
         assert isinstance(bad, BadRow), column

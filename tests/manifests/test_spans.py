@@ -57,7 +57,7 @@ def test_parse_seconds_accepts_common_formats(value: Any, seconds: float) -> Non
     ],
 )
 def test_parse_seconds_rejects_what_is_not_a_time(value: Any) -> None:
-    with pytest.raises(ValueError, match="no time"):
+    with pytest.raises(ValueError, match="not a time"):
         parse_seconds(value)
 
 

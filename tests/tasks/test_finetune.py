@@ -90,7 +90,7 @@ def test_other_kinds_of_tasks_are_trained(root: Path, task: str, tmp_path: Path)
 
 
 @pytest.mark.long
-def test_scratch_starts_from_other_weights_and_has_seen_only_the_task(root: Path, tmp_path: Path) -> None:
+def test_from_scratch_lists_only_clips_of_the_task_as_seen(root: Path, tmp_path: Path) -> None:
     values = {"from_scratch": True, "out": str(tmp_path / "model"), "schedule.max_steps": 2, "items.val_share": 0.2}
     summary = finetune(small_finetune(root, "hmdb51", **values))
     known = read_seen(str(root / "model"))

@@ -56,8 +56,8 @@ def test_every_run_links_the_runs_of_its_inputs(scored: dict[str, Any]) -> None:
         run = runs[stage]
         note = run.data.tags["mlflow.note.content"]
         linked = dict(re.findall(r"\[([\w-]+)\]\(#/experiments/\d+/runs/(\w+)\)", note))
-        for name, maker in sources.items():
-            source = runs[maker]
+        for name, source_run in sources.items():
+            source = runs[source_run]
             assert run.data.tags[f"evilm.from.{name}"] == source.info.run_id, f"{stage} from {name}"
             assert linked[source.info.run_name] == source.info.run_id
         assert "### Results" in note

@@ -9,7 +9,7 @@ from evilm.errors import ConfigError
 from evilm.train.validation import better, note_best
 
 
-def test_best_is_by_one_metric_over_the_same_clips() -> None:
+def test_best_step_starts_over_if_clips_or_metric_change() -> None:
     schedule = ScheduleConfig(eval_clips=8)
     first = note_best({}, {"loss": 2.0, "match_auc": 0.6}, schedule, 4, 1)
     assert (first["checkpoint"], first["value"], first["step"]) == ("step_00000004-001", 2.0, 4)

@@ -109,7 +109,7 @@ def test_track_without_a_time_base_is_rejected(
     (tmp_path / "a.mp4").write_bytes(data)
     error = decode(tmp_path / "a.mp4")
     assert isinstance(error, DecodeError)
-    assert (error.reason, error.detail) == ("decode_error", "one frame, by a clock that ticks every 1 s")
+    assert (error.reason, error.detail) == ("decode_error", "one frame at a time base of 1 s")
 
 
 def test_index_of_four_billion_frames_is_rejected(files: dict[str, Path], decode: Decode, tmp_path: Path) -> None:

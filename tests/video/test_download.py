@@ -67,7 +67,7 @@ def test_transient_errors_are_retried(site: Site) -> None:
     assert get(f"{site.url}/v.mp4", HERE.override({"retries": 4})) == VIDEO
     site.pages = {"/v.mp4": short, "/w.mp4": answer(503, Retry_After="3600")}
     error = failure(f"{site.url}/v.mp4")
-    assert (error.reason, error.detail) == ("fetch_error", f"1000 of {len(VIDEO)} bytes came after 3 attempts")
+    assert (error.reason, error.detail) == ("fetch_error", f"received 1000 of {len(VIDEO)} bytes after 3 attempts")
     assert failure(f"{site.url}/w.mp4").reason == "fetch_error"  # it asks for more time than there is
     assert site.asked["/w.mp4"] == 1
     for value in ("Mon, 1 Jan 2024 00:00:00 +99999999999999", "\xb2", "9" * 400, "soon"):

@@ -17,22 +17,22 @@ class BaseVideoTokenizer(Protocol):
 
     @property
     def codebook(self) -> CodebookConfig:
-        """Settings of the codebook; callers read `num_codes` and `min_usage` (0 accepts any usage)."""
+        """Return the settings of the codebook; callers read `num_codes` and `min_usage` (0 accepts any usage)."""
         ...
 
     @property
     def grid(self) -> int:
-        """Regions per side of a frame."""
+        """Return the number of regions per side of a frame."""
         ...
 
     @property
     def num_frames(self) -> int:
-        """Frames per clip in its training."""
+        """Return the number of frames per clip in its training."""
         ...
 
     @property
     def independent_frames(self) -> bool:
-        """True if a frame's codes do not depend on the other frames of the clip.
+        """Return True if a frame's codes do not depend on the other frames of the clip.
 
         If False, models must use all stored frames of a clip, since a subset would have other codes.
         """
@@ -40,12 +40,12 @@ class BaseVideoTokenizer(Protocol):
 
     @property
     def has_words(self) -> bool:
-        """True if `word_logits` is available."""
+        """Return True if `word_logits` is available."""
         ...
 
     @property
     def device(self) -> torch.device:
-        """Device of the weights."""
+        """Return the device of the weights."""
         ...
 
     def to(self, device: Any, /) -> Self:

@@ -83,7 +83,7 @@ class Quantizer(nn.Module):
 
     @torch.no_grad()
     def move_means(self) -> None:
-        """With ema, move each code towards the sum of this step's vectors assigned to it on all workers.
+        """Move each code towards the sum of this step's vectors assigned to it on all workers, with ema.
 
         Call once per step on every worker, after its last micro-batch. Never waits for the device.
         """

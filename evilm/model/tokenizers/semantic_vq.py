@@ -81,32 +81,32 @@ class VideoTokenizer(nn.Module):
 
     @property
     def codebook(self) -> CodebookConfig:
-        """Settings of the codebook."""
+        """Return the settings of the codebook."""
         return self.config.codebook
 
     @property
     def grid(self) -> int:
-        """Regions per side of a frame."""
+        """Return the number of regions per side of a frame."""
         return self.config.grid
 
     @property
     def num_frames(self) -> int:
-        """Frames per clip."""
+        """Return the number of frames per clip."""
         return self.config.num_frames
 
     @property
     def independent_frames(self) -> bool:
-        """True: frames are encoded one by one."""
+        """Return True: frames are encoded one by one."""
         return True
 
     @property
     def has_words(self) -> bool:
-        """False if the tokenizer was saved without its decoder."""
+        """Return False if the tokenizer was saved without its decoder."""
         return self.decoder is not None
 
     @property
     def device(self) -> torch.device:
-        """Device of the weights."""
+        """Return the device of the weights."""
         return self.projection.weight.device
 
     def vectors(self, frames: UInt8[Tensor, "clip frame height width 3"]) -> Float[Tensor, "clip region code_dim"]:
