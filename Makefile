@@ -1,4 +1,4 @@
-# The project's commands. Everything is installed into .venv; a second call reuses what stands.
+# The project's commands. Everything is installed into .venv; a second call reuses it.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 ROOT ?= runs/demo
@@ -36,7 +36,7 @@ setup: .venv/.core
 demo: .venv/.core
 	$(BIN)/python pipelines/all.py --preset tiny --root $(ROOT)
 
-# The runs of a root in MLflow's pages, on this machine alone; prints the address of the table of runs.
+# The runs of a root in MLflow's pages, only on this machine; prints the address of the table of runs.
 PORT ?= 5000
 dashboard: .venv/.core
 	@$(BIN)/python -m evilm.tracking.dashboard --root $(ROOT) --port $(PORT)

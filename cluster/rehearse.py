@@ -176,11 +176,11 @@ def rehearse(jobs: Jobs, root: Path, preset: str, *flags: str) -> dict[str, Any]
     jobs.until(lambda: len(list(commits.glob("*"))) >= 3, job)
     if frames.exists():
         raise RuntimeError("all videos were cut before a node was switched off")
-    jobs.kill("cpu", f"{len(list(commits.glob('*')))} shards are kept")
+    jobs.kill("cpu", f"{len(list(commits.glob('*')))} shards are saved")
     jobs.until(frames.exists, job)
     jobs.note("all videos are cut")
     jobs.until(lambda: list(model.glob("checkpoints/step_*")), job)
-    jobs.kill("gpu", f"{max(path.name[:13] for path in model.glob('checkpoints/step_*'))} is kept")
+    jobs.kill("gpu", f"checkpoint {max(path.name[:13] for path in model.glob('checkpoints/step_*'))} is saved")
     if (model / "summary.json").exists():
         raise RuntimeError("the model was finished before its node was switched off; name a longer --schedule.epochs")
     summary = jobs.summary(job)

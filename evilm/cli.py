@@ -70,5 +70,5 @@ def _end(interrupt: KeyboardInterrupt) -> NoReturn:
     """Print how to continue, and exit with the code of the signal, 130 or 143."""
     if _received:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # don't interrupt Ray's shutdown of its processes
-    print(str(interrupt) or "interrupted; the same command goes on from here", file=sys.stderr)
+    print(str(interrupt) or "interrupted; run the same command again to continue", file=sys.stderr)
     raise SystemExit(getattr(interrupt, "exit_code", 128 + (_received or [signal.SIGINT])[0])) from None

@@ -103,15 +103,15 @@ def _readable(summary: Mapping[str, Any]) -> Iterator[str]:
         elif name in ("val", "metrics") and isinstance(value, Mapping):
             yield f"  {name}: " + "  ".join(f"{key} {_figure(figure)}" for key, figure in value.items())
     if out := summary.get("out"):
-        yield f"  all of it: {out}/summary.json"
+        yield f"  full summary: {out}/summary.json"
 
 
 def _figure(figure: Any) -> str:
-    """Write a figure; one of a benchmark beside guessing."""
+    """Write a figure; one of a benchmark beside chance."""
     if not isinstance(figure, Mapping):
         return _short(figure)
     chance = figure.get("chance")
-    return _short(figure.get("value")) + ("" if chance is None else f" (guessing {_short(chance)})")
+    return _short(figure.get("value")) + ("" if chance is None else f" (chance {_short(chance)})")
 
 
 def _short(value: Any) -> str:

@@ -70,6 +70,6 @@ def test_terminal_gets_a_bar_and_a_short_summary() -> None:
     *_, last = text.split("step 756/756")
     assert "num_clips: 2,400" in last
     assert "val: loss 1.235" in last
-    assert "metrics: t2v_r10 0.3375 (guessing 0.0417)  accuracy 0.5" in last
-    assert "all of it: /runs/é/summary.json" in last
+    assert "metrics: t2v_r10 0.3375 (chance 0.0417)  accuracy 0.5" in last
+    assert "full summary: /runs/é/summary.json" in last
     assert "{" not in last

@@ -7,7 +7,7 @@
 A line of the file is `optim.lr: [1e-4, 3e-4]` or, for random and optuna,
 `optim.lr: {low: 1e-5, high: 1e-3, log: true}`; names are those of pipelines/pretrain.py --dry-run. All flags of
 pretrain are taken and go to every trial. Ends in a table, a figure, and the best settings as a preset for pretrain; run
-it again to go on where it stopped.
+it again to continue where it stopped.
 """
 
 from evilm.cli import run

@@ -96,7 +96,7 @@ class ShardSettings(Config):
     retry: Common[Incidental[str]] = ""
     """Retry clips quarantined for these reasons, separated by commas, such as fetch_error; or for `all`."""
     repair: Incidental[bool] = False
-    """Read all shards, and make damaged ones again, with the same bytes."""
+    """Read all shards, and write damaged ones again, with the same bytes."""
     publish_every: Incidental[str] = "30m"
     """Publish finished shards during the run: after this many shards (`200`), minutes (`30m`) or hours (`2h`); `0`:
     only at the end."""
@@ -132,7 +132,7 @@ class CodesSettings(Config):
     audit: Common[Incidental[int]] = Field(default=0, ge=0)
     """Code this many random clips again at the end, and report the share of equal codes."""
     repair: Common[Incidental[bool]] = False
-    """Read all code shards, and make damaged ones again, with the same bytes."""
+    """Read all code shards, and recompute damaged ones, with the same bytes."""
     cluster: ActorPoolConfig = ActorPoolConfig(memory_gb=2.0)
 
     @property

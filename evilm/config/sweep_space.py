@@ -94,22 +94,24 @@ def check_space(space: Space, base: Config, seeds: int) -> None:
     for name in space:
         why = _OUR_OWN.get(name.split(".")[0]) if name != "cluster.precision" else None
         if why:
-            raise ConfigError(f"{name} can't be swept: {why}")
+            raise ConfigError(f"{name} cannot be swept: {why}")
         if name == "schedule.seed" and seeds > 1:
-            raise ConfigError("schedule.seed can't be swept beside --seeds; use --seeds alone, or --seeds 1")
+            raise ConfigError(
+                "schedule.seed cannot be swept together with --seeds; remove it from the space, or use --seeds 1"
+            )
         if name not in known:
             raise ConfigError(no_setting(name, known))
         stage = name.split(".")[0]
         if stage == "train_tokenizer" and getattr(base, "tokenizer", ""):
-            raise ConfigError(f"{name} can't be swept with --tokenizer named: that one is used; leave it out")
+            raise ConfigError(f"{name} cannot be swept, because --tokenizer fixes the tokenizer; leave out --tokenizer")
         if getattr(base, "codes", "") and (name == "views" or stage in Upstream.model_fields):
-            raise ConfigError(f"{name} can't be swept with --codes named: those are used; leave --codes out")
+            raise ConfigError(f"{name} cannot be swept, because --codes fixes the codes; leave out --codes")
     for values in corners(space):
         try:
             base.override(values)
         except ConfigError as error:
             shown = ", ".join(f"{name} = {value!r}" for name, value in values.items())
-            raise ConfigError(f"the space holds {shown}, which can't work: {error}") from None
+            raise ConfigError(f"invalid combination in the space ({shown}): {error}") from None
 
 
 def check_score(score: str, space: Space, base: Config) -> None:

@@ -201,6 +201,6 @@ def load_clips(pair: ShardPair, group: int, views: bool = False, footers: Footer
     if not codes["clip_id"].equals(table["clip_id"]):
         raise ShardError(
             f"row group {group} of {pair.codes_uri} holds other clips than that of {pair.frames_uri}; "
-            "make the codes again with pipelines/precompute_codes.py --overwrite"
+            "recompute the codes with pipelines/precompute_codes.py --overwrite"
         )
     return Clips(table, codes)

@@ -124,7 +124,7 @@ class DataLoader(Generic[BatchT]):
             if groups[s, g].clip_ids[r] != clip_id:
                 raise ShardError(
                     f"the captions file has clip {clip_id} where {self._pairs[s].frames_uri} has "
-                    f"{groups[s, g].clip_ids[r]}; delete the files captions-*.arrow beside it, they are made again"
+                    f"{groups[s, g].clip_ids[r]}; delete the files captions-*.arrow beside it; they will be rebuilt"
                 )
         clips = [(groups[s, g], r) for s, g, r in mine]
         frames, code_ids = show(self._augmentation, clips, step.epoch, self._buffers.take)

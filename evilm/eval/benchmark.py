@@ -161,7 +161,7 @@ def _find_codes(config: Benchmark, frames: FrameManifest, arch: EViLMConfig, tok
 
 
 def _draw_ranks(ranks: dict[str, Float[np.ndarray, "query"]], num_items: int) -> bytes:
-    """Draw histograms of the ranks of the right videos and captions, beside the flat one of guessing; a PNG."""
+    """Draw histograms of the ranks of the right videos and captions, beside the flat one of chance; a PNG."""
     from matplotlib.figure import Figure
 
     titles, edges = {"t2v": "text to video", "v2t": "video to text"}, rank_edges(num_items)

@@ -126,7 +126,7 @@ def _usage(summary: Summary) -> str:
 def _accuracies(summary: Summary) -> str:
     shown = (
         figure_at(summary, f"val.{name}_accuracy", name.upper() + " {:.1%}")
-        + figure_at(summary, f"val.{name}_chance", " (guessing {:.1%})")
+        + figure_at(summary, f"val.{name}_chance", " (chance {:.1%})")
         for name in ("mlm", "vtm", "mvm")
     )
     shown = ", ".join(filter(None, shown))
@@ -145,7 +145,7 @@ def _beside_chance(name: str, label: str) -> Callable[[Summary], str]:
         chance = figure_at(summary, f"metrics.{name}.chance", "{:.1%}")
         sigmas = figure_at(summary, f"metrics.{name}.sigmas_above_chance", "{:.1f}")
         title = label.format(summary.get("num_choices", "?"))
-        return f"{title} {value} (guessing {chance}, {sigmas} standard errors)" if value and chance and sigmas else ""
+        return f"{title} {value} (chance {chance}, {sigmas} standard errors)" if value and chance and sigmas else ""
 
     return describe
 

@@ -83,9 +83,9 @@ def _describe(items: ItemsManifest, summary: Mapping[str, Any]) -> str:
     split, metrics, ceiling = items.splits[summary["split"]], summary["metrics"], summary["ceiling"]
     how = "zero-shot" if summary["zero_shot"] and items.kind != "label" else ""
     how = "strict linear probe" if "probe" in summary else how
-    chosen = summary.get("num_chosen_clips", 0)  # which an earlier version did not count
-    leak = f"LEAKED: {summary['num_seen_clips']} of the videos were trained on" if summary["leak"] else ""
-    leak += f", {chosen} more were its val clips" if chosen else ""
+    leak = f"LEAKED: {summary['num_seen_clips']} of the videos were used for training" if summary["leak"] else ""
+    if leak and "num_chosen_clips" in summary:  # which an earlier version did not count
+        leak += f", {summary['num_chosen_clips']} for validation"
     leak = "it is NOT KNOWN if the model was trained on the videos" if summary["leak"] is None else leak
     title = ", ".join(filter(None, [f"{items.task}, {split.sentence(summary['split'])}", how, leak]))
     intervals = [

@@ -138,18 +138,18 @@ def _count_seen(config: Benchmark, model: str, frames: FrameManifest, items: Ite
         if not config.allow_leak:
             raise ConfigError(
                 f"{model} has no {SEEN_FILE}, so it is not known if it was trained on videos of {config.task}; use a "
-                "model of this version, or --allow-leak to get scores that are marked"
+                "model of this version, or --allow-leak true to get scores that are marked"
             )
         return None, 0
     is_trained, is_chosen = is_seen(known.trained, hashes), is_seen(known.chosen, hashes)
     is_chosen &= ~is_trained & (config.split != "val")  # val is there to choose by
     num_seen, num_chosen = int(is_trained.sum()), int(is_chosen.sum())
     if num_seen + num_chosen and not config.allow_leak:
-        chosen = f"; {num_chosen} more were its val clips" if num_chosen else ""
+        first = clip_ids[int((is_trained | is_chosen).argmax())]
         raise ConfigError(
-            f"{model} was trained on {num_seen} of the {len(scored)} videos of {config.task}, split {config.split}"
-            f"{chosen}; the first is {clip_ids[int((is_trained | is_chosen).argmax())]}; its scores would be too high; "
-            "use a model that has not seen them, or --allow-leak to get scores that are marked as leaked"
+            f"{model} was trained on {num_seen} and validated on {num_chosen} of the {len(scored)} videos of "
+            f"{config.task}, split {config.split} (first: {first}), so its scores would be too high; use a model that "
+            "has not seen them, or --allow-leak true to mark the scores as leaked"
         )
     return num_seen, num_chosen
 

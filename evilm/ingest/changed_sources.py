@@ -77,7 +77,7 @@ def warn_of_changed_sources(out: str, files: Sequence[str], videos: str) -> list
         shown = ", ".join(sorted(changed)[:_SHOWN]) + (", ..." if len(changed) > _SHOWN else "")
         logger.warning(
             "%d of %d videos compared have changed since they were sharded: %s; the shards keep the frames of the old "
-            "files. To shard the new ones, use another --out, or --overwrite to make all shards again",
+            "files. To shard the new ones, use another --out, or --overwrite to write all shards again",
             *(len(changed), len(sharded), shown),
         )
     return sorted(changed)

@@ -185,7 +185,7 @@ class ClipTable:
         if complaints:
             raise ConfigError(
                 f"the manifest is not the one that {out} was made from, with rows added: {' and '.join(complaints)}; "
-                "--overwrite makes all shards again, or choose another --out" + _OF_TARS * self._has_tars
+                "--overwrite writes all shards again, or choose another --out" + _OF_TARS * self._has_tars
             )
         self._keep("* FROM clips ANTI JOIN planned USING (clip_id)")
 

@@ -111,7 +111,7 @@ class FailureBudget:
                 commits.revoke(self._out, unit, self._run)
 
     def _given_up(self, task: str) -> ShardError:
-        """Halt the job and build its error. Shards stay, as they may have taken days; empty ones will be made again."""
+        """Halt the job and build its error. Shards stay, as they may have taken days; empty ones are written again."""
         commits.halt(self._out, self._run)
         reasons = RejectCounts()
         for row in bad_rows(commits.read_record(self._out, self._unit_of(task)) or {"bad": []}):

@@ -186,7 +186,7 @@ def enforce_failed_share(
 
     Args:
         reasons: counts of all quarantined rows.
-        empty: shards without a clip, to be made again next time; the others stay, as they may have taken days.
+        empty: shards without a clip, to be written again next time; the others stay, as they may have taken days.
         of_clips: counts of the rows that were quarantined for their videos.
 
     Raises:
@@ -211,7 +211,8 @@ def tell_retryable(reasons: dict[str, int]) -> None:
     """Log which quarantined clips may succeed in another run."""
     passing = {reason: count for reason, count in reasons.items() if reason in LOST}
     if passing:
-        logger.info("%d quarantined clips may be there next time: --retry %s", sum(passing.values()), ",".join(passing))
+        retry = ",".join(passing)
+        logger.info("%d quarantined clips may succeed on a retry: --retry %s", sum(passing.values()), retry)
 
 
 def _manifest_of(commit_log: CommitLog, config: ShardVideos, total: _Sum, reasons: RejectCounts) -> FrameManifest:

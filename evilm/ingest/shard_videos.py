@@ -65,7 +65,7 @@ def shard_videos(config: ShardVideos, run: Any = runner.run) -> dict[str, Any]:
     inputs = {"manifest": fingerprint_of_manifests(config)} | ({"limit": str(config.limit)} if config.limit else {})
     videos = videos_root(config)
     if videos and not storage.exists(videos):
-        raise ConfigError(f"--videos {config.videos or videos}: there is no such folder or bucket; fix the place")
+        raise ConfigError(f"--videos {config.videos or videos}: no such folder or bucket; fix --videos")
     with Output(config, out, inputs, _GROWS, _SCRAPS) as output:
         done, found = output.done, None
         if done or storage.exists(storage.join(out, MANIFEST)):
@@ -79,7 +79,7 @@ def shard_videos(config: ShardVideos, run: Any = runner.run) -> dict[str, Any]:
         if found and found.schema_version < SCHEMA_VERSION:
             raise ConfigError(
                 f"{out} was made by an earlier version (schema {found.schema_version}): it can be read, but not added "
-                "to or repaired; use another --out, or --overwrite to make all shards again"
+                "to or repaired; use another --out, or --overwrite to write all shards again"
             )
         output.claim()
         return output.close(_make(config, output, videos, reasons, run)) | facts
@@ -186,7 +186,7 @@ def _make_missing(commit_log: CommitLog, config: ShardVideos, output: Output, vi
     if not todo:
         return done
     if len(todo) < num_shards:
-        logger.info("%d of %d shards are there; making the rest", num_shards - len(todo), num_shards)
+        logger.info("%d of %d shards exist; writing the others", num_shards - len(todo), num_shards)
     work = ShardJob(
         out=commit_log.out,
         run=output.run,

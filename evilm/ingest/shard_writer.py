@@ -44,7 +44,7 @@ class ShardJob:
     max_failed_share: float
     max_failures: int
     repair: bool = False
-    """Read the files of committed shards, and make them again if they are damaged."""
+    """Read the files of committed shards, and write them again if they are damaged."""
 
 
 def make_shards(batch: dict[str, np.ndarray], work: ShardJob) -> dict[str, np.ndarray]:
@@ -100,8 +100,8 @@ def tally_of(record: dict[str, Any]) -> commits.Tally:
 class _ShardWriter:
     """Turns planned rows into shard rows, one by one, and counts them.
 
-    `before` is the commit record of a shard that is made again: clips that it lacks are left out, even if they can be
-    decoded now.
+    `before` is the commit record of a shard that is written again: clips that it lacks are left out, even if they
+    can be decoded now.
     """
 
     def __init__(self, work: ShardJob, before: dict[str, Any] | None = None) -> None:

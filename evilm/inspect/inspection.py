@@ -100,7 +100,7 @@ def _inspect_shard(work: _InspectJob, number: int) -> tuple[Stats | None, ShardC
     try:
         stats = shard_stats(work.frames.uri, shard, work.jpeg_groups.get(shard.file, ()))
     except ShardError as failed:
-        error = str(failed).removesuffix("; make the shards again")
+        error = str(failed).removesuffix("; write the shards again")
     if stats and checked.jpeg_bytes:
         stats.jpeg_bytes = np.array(checked.jpeg_bytes)  # all of them, instead of those of a few row groups
     return stats, replace(checked, jpeg_bytes=[]), error

@@ -41,7 +41,7 @@ class Output:
             grows: inputs that may have changed, because the command can add to what it made of them. Such an output is
                 left as it is, until the command calls `extend`.
             ignorable: names that by themselves are no result, so that a run that left no more may begin anew.
-            needs: returns the names that belong to the result with a summary; it is made again where one is missing.
+            needs: returns the names that belong to the result with a summary; it is rebuilt where one is missing.
 
         Raises:
             ConfigError: `out` holds the result of other settings or inputs, and `overwrite` was not given.
@@ -53,7 +53,7 @@ class Output:
         self.before = frozenset[str]()
         """Names of files that were there when this run claimed the folder, also of those one folder below."""
         self.lost: list[str] = []
-        """Names that a finished result lacks, which is why it is made again."""
+        """Names that a finished result lacks, which is why it is rebuilt."""
         self.done: dict[str, Any] | None = None
         self.done = self._inspect()
         """The summary of a finished run with the same settings and inputs; None where work is to do."""
@@ -154,7 +154,7 @@ class Output:
         done = done and _with_places_now(done, self.out)
         self.lost = [name for name in self._needs(done) if name not in names] if done else []
         if self.lost and not self._owner:  # it is inspected again then
-            logger.warning("%s has lost %s; it is made again", self.out, ", ".join(self.lost))
+            logger.warning("%s lacks %s; rebuilding it", self.out, ", ".join(self.lost))
         return None if self.lost else done
 
     def _begin(self) -> None:

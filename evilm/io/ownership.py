@@ -165,7 +165,7 @@ def _await_end(out: str, number: int, take_over: bool) -> None:
         return
     other = storage.read_json(_place(out, number, _CLAIM))
     if _is_gone(other):
-        logger.info("%s was being written by %s, whose process is gone; going on from there", out, _name(other))
+        logger.info("%s was being written by %s, whose process is gone; continuing from there", out, _name(other))
         return
     beat, began = _last_beat(out, number), time.monotonic()
     age = time.time() - beat["at"]
@@ -180,8 +180,8 @@ def _await_end(out: str, number: int, take_over: bool) -> None:
         time.sleep(_HEARTBEAT_S / 4)
     raise OwnershipError(
         f"{out} is being written by {_name(other)}, alive {max(time.time() - _last_beat(out, number)['at'], 0):.0f} s "
-        f"ago; wait for it or stop it, or choose another --out; if it is dead, --take-over goes on after {STALE_S:g} s "
-        "without a sign of life"
+        f"ago; wait for it or stop it, or choose another --out; if it is dead, --take-over continues after {STALE_S:g} "
+        "s without a heartbeat"
     )
 
 

@@ -117,12 +117,12 @@ def _storage_error(uri: str, error: Exception, attempts: int = 1) -> StorageErro
     code = error.errno if isinstance(error, OSError) else None
     if code in (errno.ENOSPC, errno.EDQUOT):
         return StorageError(
-            f"no space left for {uri}; free some, or choose another place (temporary files go to TMPDIR)"
+            f"no space left for {uri}; free some, or choose another path (temporary files go to TMPDIR)"
         )
     if code == errno.EROFS or isinstance(error, PermissionError):
         return StorageError(f"may not use {uri} ({_message(error)}); check its rights, or the AWS credentials")
     often = f" after {attempts} attempts" if attempts > 1 else ""
-    advice = "check endpoint and credentials" if "://" in uri else "check that the place is there and can be used"
+    advice = "check endpoint and credentials" if "://" in uri else "check that the path exists and is accessible"
     return StorageError(f"cannot use {uri}{often}: {_message(error)}; {advice}")
 
 

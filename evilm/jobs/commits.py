@@ -68,7 +68,7 @@ def make_unit(
     Args:
         run: number of the run that owns `out`.
         max_failures: how many processes may die of it, as `attempt` counts them.
-        repair: read the file of a committed unit, and make it again if it is damaged.
+        repair: read the file of a committed unit, and rewrite it if it is damaged.
         make: writes the unit's file to a local path, given the commit record of a file that was lost or damaged, else
             None; returns what the commit record is to hold, and whether the unit has a file at all.
 
@@ -109,10 +109,10 @@ def commit_file(
         with open(local, "rb") as opened:
             digest, size = hashlib.file_digest(opened, "sha256").hexdigest(), opened.tell()
     if before and before.get("sha256", "") != digest:
+        found, expected = (sha256[:12] or "none: no clip" for sha256 in (digest, before.get("sha256", "")))
         raise ShardError(
-            f"{unit.name} can't be repaired: made again it has other bytes (SHA-256 {digest[:12] or 'of no clip'}) "
-            f"than those that were committed ({before.get('sha256', '')[:12]}): its videos or libraries have changed "
-            "since; bring them back, or --overwrite to make all shards again"
+            f"{unit.name} cannot be repaired: the rebuilt file differs (SHA-256 {found}, expected {expected}), because "
+            "its videos or libraries have changed; restore them, or use --overwrite to write all shards again"
         )
     if local:
         file = f"{unit.name}-{unit.tag}{digest[:8]}.parquet"

@@ -259,7 +259,7 @@ class _Progress:
         self._sum = Tally(*(old + int(row[name]) for name, old in self._sum._asdict().items()))
         self.done.add(row["name"])
         if row["num_repaired"]:
-            logger.info("%s: the file of %s was lost or damaged and has been made again", self._title, row["name"])
+            logger.info("%s: the file of %s was lost or damaged and was rewritten", self._title, row["name"])
 
     def _log_regularly(self) -> None:
         import ray

@@ -132,7 +132,7 @@ def _text(file: IO[bytes], head: bytes, uri: str) -> tuple[list[str], Iterator[d
     is_long = len(first) == _HEAD_BYTES and opening != b"{"
     if is_long or any(byte < 32 and byte not in b"\t\r\f\x1b" for byte in first):
         raise ManifestError(
-            f"{uri} is no table but binary data; give CSV, TSV, JSON lines or Parquet, or tars of clips"
+            f"{uri} is binary data, not a table; give CSV, TSV, JSON lines or Parquet, or tars of clips"
         )
     lines = io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
     if opening == b"{":

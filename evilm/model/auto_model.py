@@ -114,5 +114,8 @@ class EViLMAutoModel(PreTrainedModel):
             ConfigError: the model was not loaded from a folder, so it has no vocabulary.
         """
         if self.evilm is None:
-            raise ConfigError("this model has no vocabulary; make an evilm.EViLM of its student and save that")
+            raise ConfigError(
+                "this model has no vocabulary, so it cannot be saved; build "
+                "`evilm.EViLM(model.student, vocab, preprocessor)` and save that"
+            )
         self.evilm.save_pretrained(save_directory)

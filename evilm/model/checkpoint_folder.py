@@ -16,6 +16,7 @@ from torch import Tensor
 
 from evilm.errors import CheckpointError
 from evilm.io import storage
+from evilm.model.pretrained import titled
 
 DIGESTS = "digests.json"
 WEIGHTS, OPTIMIZER, EMA, STATE = "weights.safetensors", "optimizer.safetensors", "ema.safetensors", "state.json"
@@ -74,7 +75,8 @@ def read_model(uri: str, prefix: str) -> dict[str, Tensor] | None:
     found = {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
     if not found:
         other = sorted({key.removeprefix(_EMA_PREFIX).split(".")[0] for key in weights} - {"n_averaged"})
-        raise unusable(uri, f"it holds a {' and a '.join(other)}, not a {prefix.rstrip('.')}", advice)
+        kind = prefix.removeprefix(_EMA_PREFIX).rstrip(".")
+        raise unusable(uri, f"it holds {' and '.join(map(titled, other))}, not {titled(kind)}", advice)
     return found
 
 

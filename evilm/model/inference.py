@@ -79,8 +79,8 @@ class EViLM(TaskMethods):
         self.student, self.vocab, self.preprocessor = student.eval(), vocab, preprocessor
         if vocab.size != student.config.vocab_size:
             raise ConfigError(
-                f"a vocabulary of {vocab.size} words, the model knows {student.config.vocab_size}; "
-                "use the vocabulary that it was trained with"
+                f"the vocabulary has {vocab.size} word pieces, the model {student.config.vocab_size}; "
+                "use the one it was trained with"
             )
         self.task, self._seen_clips = task, ""
         self._predictor = None if task is None else TaskPredictor(task)

@@ -40,6 +40,8 @@ _KINDS = {
     "student": _Kind("evilm", "EViLM"),
     "tokenizer": _Kind("evilm_tokenizer", "VideoTokenizer", ("clip", "fingerprint")),
 }
+_TITLES = {"student": "an E-ViLM model", "tokenizer": "a video tokenizer", "head": "a task head"}
+"""The kinds in messages, and the part of a checkpoint that is added to a model."""
 _ABOUT = (DIGESTS, "architectures", "dtype", "model_type", "transformers_version", "versions")
 
 
@@ -125,6 +127,11 @@ def model_type(uri: str, default: str) -> str:
     return str(content.get("model_type", default)) if isinstance(content, dict) else default
 
 
+def titled(kind: str) -> str:
+    """Return what a kind of model is called in messages, with its article."""
+    return _TITLES.get(kind, f"a model of type {kind!r}")
+
+
 def read_config(uri: str, kind: str) -> dict[str, Any]:
     """Read the config file of a saved model of that kind: its settings under `config`, beside the other keys.
 
@@ -145,7 +152,8 @@ def read_config(uri: str, kind: str) -> dict[str, Any]:
         names = {known.model_type: name for name, known in _KINDS.items()}
         found = names.get(content.get("model_type", ""), content.get("model_type"))
     if found != kind:
-        raise CheckpointError(f"{uri} holds {found or 'no evilm model'!r}, not a {kind}; name the folder of a {kind}")
+        other = titled(found) if found else "another kind of model"
+        raise CheckpointError(f"{uri} holds {other}, not {titled(kind)}; name the folder of {titled(kind)}")
     if "config" in content:
         return content | {"config": with_new_names(content["config"])}
     apart = {*_ABOUT, *_KINDS[kind].facts}

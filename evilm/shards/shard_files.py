@@ -121,7 +121,7 @@ def read_histogram(uri: str) -> np.ndarray:
     """
     metadata = pq.read_metadata(pa.BufferReader(read_footer(uri))).metadata or {}
     if _HISTOGRAM not in metadata:
-        raise ShardError(f"{uri} holds no histogram of its codes; make the codes again")
+        raise ShardError(f"{uri} holds no histogram of its codes; recompute the codes")
     return np.frombuffer(zlib.decompress(base64.b64decode(metadata[_HISTOGRAM])), "<u4").astype(np.int64)
 
 
@@ -209,7 +209,7 @@ def _read(uri: str, what: str, read: Callable[[], T]) -> T:
         return storage.with_retries(uri, read)
     except (OSError, pa.ArrowException, IndexError, KeyError) as error:
         reason = str(error.__cause__ or error).strip().splitlines()[0]
-        raise ShardError(f"cannot read {what}: {reason}; make the shards again") from None
+        raise ShardError(f"cannot read {what}: {reason}; write the shards again") from None
 
 
 @contextmanager

@@ -73,12 +73,12 @@ class ShardInfo:
 
     @staticmethod
     def _missing(uri: str) -> ShardError:
-        return ShardError(f"{uri} is listed in {MANIFEST} but missing; make the shards again")
+        return ShardError(f"{uri} is listed in {MANIFEST} but missing; write the shards again")
 
     @staticmethod
     def _changed(uri: str, found: str) -> ShardError:
         return ShardError(
-            f"{uri} was changed after it was written (its SHA-256 is {found[:12]}); make the shards again"
+            f"{uri} was changed after it was written (its SHA-256 is {found[:12]}); write the shards again"
         )
 
 
@@ -220,7 +220,7 @@ def find_lost(manifest: FrameManifest | CodesManifest) -> list[str]:
     there = set(storage.list_names(manifest.uri))
     lost = [shard.file for shard in manifest.shards if shard.file not in there]
     if lost:
-        logger.info("%d shards are missing from %s, e.g. %s; making them again", len(lost), manifest.uri, lost[0])
+        logger.info("%d shards are missing from %s, e.g. %s; writing them again", len(lost), manifest.uri, lost[0])
     return lost
 
 
@@ -266,10 +266,10 @@ def _load(uri: str, kind: str, command: str) -> dict[str, Any]:
     if found[0] != kind or found[1] not in READABLE_VERSIONS:
         raise ShardError(
             f"{place} is of kind {found[0]!r}, schema version {found[1]!r}; this version reads {kind!r}, "
-            f"{' and '.join(map(str, READABLE_VERSIONS))}; make it again with {command} --overwrite"
+            f"{' and '.join(map(str, READABLE_VERSIONS))}; rebuild it with {command} --overwrite"
         )
     stored = data.pop("fingerprint", "")
     if stored != fingerprint(data):
-        raise ShardError(f"{place} was changed after it was written (its fingerprint is not {stored}); make it again")
+        raise ShardError(f"{place} was changed after it was written (its fingerprint is not {stored}); rebuild it")
     data.pop("kind")
     return data

@@ -178,10 +178,10 @@ def _open(folder: str, kind: str, shards: Sequence[ShardInfo], split: str) -> _B
         reader = pa.ipc.open_file(pa.memory_map(path))
     except (pa.ArrowException, OSError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise ShardError(f"cannot read {path}: {reason}; delete it, it is made again") from None
+        raise ShardError(f"cannot read {path}: {reason}; delete the file; it will be rebuilt") from None
     if reader.num_record_batches != len(shards):
         raise ShardError(
-            f"{path} holds {reader.num_record_batches} shards, not {len(shards)}; delete it, it is made again"
+            f"{path} holds {reader.num_record_batches} shards, not {len(shards)}; delete the file; it will be rebuilt"
         )
     lock = Lock()
 

@@ -40,7 +40,7 @@ def sweep(config: Sweep) -> dict[str, Any]:
     Raises:
         UsageError: no space.
         ConfigError: a space that does not fit, or settings with which no trial got a score.
-        ClusterError: trials failed for reasons of the cluster; the same command goes on.
+        ClusterError: trials failed for reasons of the cluster; the same command continues.
     """
     if not config.space:
         raise UsageError("--space is missing: the path of a YAML file like `optim.lr: [1e-4, 3e-4]`")
@@ -128,7 +128,7 @@ def _conclude(
     storage.write_bytes(storage.join(out, TABLE), results_csv(tried))
     storage.write_json(storage.join(out, RESULTS), results_json(ranked, config.score))
     _require_score(ranked, config)
-    _warn_of_guessing(best, shared.ground(best.values).val_clips)
+    _warn_if_at_chance(best, shared.ground(best.values).val_clips)
     storage.write_bytes(storage.join(out, FIGURE), draw_sweep(ranked, config.score))
     first = best.tried[0].trial
     places = dataclasses.asdict(shared.ground(first.values).inputs)
@@ -170,19 +170,20 @@ def _require_score(ranked: Sequence[Setting], config: Sweep) -> None:
         raise ConfigError(f"no trial ran to its end ({counts}){why}")
     metrics = [point for outcome in by_state["done"] for _, point in outcome.points]
     if any(config.score in point for point in metrics):
-        raise ConfigError(f"no trial ended with a finite {config.score} ({counts}); lower the learning rate, say")
+        raise ConfigError(f"no trial ended with a finite {config.score} ({counts}); try a lower learning rate")
     known = sorted({name for point in metrics for name in point})
-    raise ConfigError(f"no trial has a score {config.score!r}; held-out metrics are {', '.join(known) or 'not there'}")
+    advice = f"available: {', '.join(known)}" if known else "no trial was evaluated; raise --schedule.eval-clips"
+    raise ConfigError(f"no trial has a score {config.score!r}; {advice}")
 
 
-def _warn_of_guessing(best: Setting, val_clips: int) -> None:
+def _warn_if_at_chance(best: Setting, val_clips: int) -> None:
     """Warn if the best score is no better than a coin: then the order of the settings means nothing."""
     if best.score_name != "match_auc" or best.mean is None:
         return
     error = _SPREAD_OF_RANKS / math.sqrt(val_clips * len(best.scores))
     if best.mean < 0.5 + 2 * error:
         logger.warning(
-            "match_auc %.3f of the best is within two standard errors (%.3f) of guessing, 0.5: trials were too short "
+            "match_auc %.3f of the best is within two standard errors (%.3f) of chance, 0.5: trials were too short "
             "to tell settings apart; raise --schedule.epochs, or use --score loss where all have the same task",
             *(best.mean, error),
         )

@@ -69,19 +69,21 @@ def run_round(
             running.end({name: config.out for name, config in settings.items()})
             raise
     if not results:
-        raise ClusterError("Ray Tune ended without a result; run the same command again to go on")
+        raise ClusterError("Ray Tune ended without a result; run the same command again to continue")
     errors = {result.config["trial"]: result.error for result in results[0] if result.error}
     for name, error in errors.items():
         logger.warning("trial %s: %s", name, str(error).strip().splitlines()[-1])
     if errors:
-        raise ClusterError(f"{len(errors)} trial(s) failed: {', '.join(errors)}; run the same command again to go on")
+        raise ClusterError(
+            f"{len(errors)} trial(s) failed: {', '.join(errors)}; run the same command again to continue"
+        )
 
 
 def _run_trial(config: dict[str, Any], settings: Mapping[str, str]) -> None:
     """Pre-train in a process of Tune.
 
     Raises:
-        ClusterError: Ray could not go on, or an end was requested; the same sweep tries the trial again.
+        ClusterError: Ray could not continue, or an end was requested; the same sweep tries the trial again.
     """
     trial = Pretrain.model_validate_json(settings[config["trial"]])
     try:

@@ -126,10 +126,10 @@ def write_note(
         if digest
     ]
     if rows:
-        lines += ["", "### Made from", "", "| input | fingerprint | run | place |", "|---|---|---|---|", *rows]
+        lines += ["", "### Inputs", "", "| input | fingerprint | run | path |", "|---|---|---|---|", *rows]
     figures = list(main_figures(summary))
     if figures:
-        lines += ["", "### Came out", "", "| figure | value |", "|---|---|"]
+        lines += ["", "### Results", "", "| metric | value |", "|---|---|"]
         lines += [f"| {name} | {value} |" for name, value in figures]
     return "\n".join(lines)
 
@@ -196,12 +196,12 @@ def _number_at(summary: Mapping[str, Any], dotted: str) -> float | None:
 
 
 def main_figures(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yield the figures of a summary that a description tells, as text; a benchmark's beside guessing."""
+    """Yield the figures of a summary that a description tells, as text; a benchmark's beside chance."""
     found = ((name, figure_at(summary, name, shown)) for name, shown in _FIGURES.items())
     for name, text in found:
-        guessing = figure_at(summary, name.replace("_accuracy", "_chance"), " (guessing {:.1%})")
+        chance = figure_at(summary, name.replace("_accuracy", "_chance"), " (chance {:.1%})")
         if text:
-            yield name, text + guessing * name.endswith("_accuracy")
+            yield name, text + chance * name.endswith("_accuracy")
     best = summary.get("best")
     if isinstance(best, Mapping):
         for name, value in dict(best.get("values") or {}).items():
@@ -210,4 +210,4 @@ def main_figures(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         if isinstance(figure, Mapping):
             shown = "{:.1f}" if name.endswith("rank") else "{:.1%}"
             value, chance = shown.format(figure["value"]), shown.format(figure["chance"])
-            yield name, f"{value} (guessing {chance}, {figure['sigmas_above_chance']:.1f} standard errors)"
+            yield name, f"{value} (chance {chance}, {figure['sigmas_above_chance']:.1f} standard errors)"

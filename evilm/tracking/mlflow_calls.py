@@ -46,7 +46,7 @@ def suppress_tracking_errors(what: str) -> Iterator[None]:
         yield
     except Exception as error:
         logger.warning(
-            "MLflow: could not %s (%s); the run goes on", what, public_text(" ".join(str(error).split()))[:200]
+            "MLflow: could not %s (%s); the run continues", what, public_text(" ".join(str(error).split()))[:200]
         )
 
 

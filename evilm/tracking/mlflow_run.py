@@ -233,7 +233,7 @@ def close_run(
                 log_reference(client, run, run_id, summary)
             place = public_uri(str(client.get_run(run_id).info.artifact_uri))
             with suppress_tracking_errors(
-                f"send files to {place}; give this process access to that place, and the same command sends them"
+                f"send files to {place}; give this process access to it, and the same command sends them"
             ):
                 _send_files(client, run_id, config, summary, files)
                 is_complete = True

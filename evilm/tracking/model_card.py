@@ -42,15 +42,15 @@ def make_card(config: Pretrain, summary: Mapping[str, Any], model: Mapping[str, 
 
 
 def _figures(val: Mapping[str, float]) -> Iterator[tuple[str, float, float, str]]:
-    """Yield what, loss, accuracy and guessing of each objective that was evaluated."""
+    """Yield what, loss, accuracy and chance of each objective that was evaluated."""
     for name, title, guess in (
         ("mvm", "masked video modelling", "the most frequent code"),
         ("mlm", "masked language modelling", "the most frequent word piece"),
         ("vtm", "video-text matching", "always the same answer"),
     ):
         if f"{name}_loss" in val:
-            guessing = f"{val[f'{name}_chance']:.1%} ({guess})" if f"{name}_chance" in val else ""
-            yield title, val[f"{name}_loss"], val[f"{name}_accuracy"], guessing
+            chance = f"{val[f'{name}_chance']:.1%} ({guess})" if f"{name}_chance" in val else ""
+            yield title, val[f"{name}_loss"], val[f"{name}_accuracy"], chance
 
 
 def _start(config: Pretrain) -> str:

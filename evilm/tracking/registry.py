@@ -2,9 +2,9 @@
 
     model = mlflow.pyfunc.load_model("models:/evilm@champion")
 
-A version becomes champion if it beats guessing by two standard errors and there is no champion, or if it leads the
+A version becomes champion if it beats chance by two standard errors and there is no champion, or if it leads the
 champion, scored on the same clips in the same way, by more than the standard error of the difference. Else it is
-`challenger`, unless it does not beat guessing. A person may move an alias at any time; the next benchmark takes it from
+`challenger`, unless it does not beat chance. A person may move an alias at any time; the next benchmark takes it from
 there.
 """
 
@@ -51,9 +51,9 @@ def decide(name: str, figure: Mapping[str, float], scored_on: str, champion: Map
     value, error, sigmas = (float(figure[key]) for key in ("value", "standard_error", "sigmas_above_chance"))
     own = f"{name} {value:.4g} ± {error:.2g}"
     if sigmas < _LEAST_SIGMAS:
-        return Promotion("", f"{own} is only {sigmas:.1f} standard errors above guessing")
+        return Promotion("", f"{own} is only {sigmas:.1f} standard errors above chance")
     if champion is None:
-        return Promotion(CHAMPION, f"{own}, {sigmas:.1f} standard errors above guessing; there was no champion")
+        return Promotion(CHAMPION, f"{own}, {sigmas:.1f} standard errors above chance; there was no champion")
     kept = champion.get(_SCORE.format(name))
     if not kept or champion.get(_ON) != scored_on:
         return Promotion(
@@ -138,7 +138,7 @@ def _move_alias(client: Any, version: str, verdict: Promotion, is_champion: bool
     if is_champion and verdict.alias:  # scored again, it has no other to beat
         return
     if is_champion:
-        logger.warning("the champion, version %s, no longer beats guessing; it keeps its alias", version)
+        logger.warning("the champion, version %s, no longer beats chance; it keeps its alias", version)
     elif verdict.alias:
         client.set_registered_model_alias(REGISTERED_NAME, verdict.alias, version)
         aliases = client.get_model_version(REGISTERED_NAME, version).aliases
@@ -149,6 +149,6 @@ def _move_alias(client: Any, version: str, verdict: Promotion, is_champion: bool
 def _describe_version(summary: Mapping[str, Any], verdict: Promotion) -> str:
     """Describe a version in Markdown: verdict, scores beside chance, where it came from."""
     lines = [f"{verdict.alias or 'no alias'}: {verdict.reason}", ""]
-    lines += [f"{summary['num_clips']:,} clips of the split {summary['split']}:", "", "| figure | value |", "|---|---|"]
+    lines += [f"{summary['num_clips']:,} clips of the split {summary['split']}:", "", "| metric | value |", "|---|---|"]
     lines += [f"| {name} | {value} |" for name, value in main_figures({"metrics": summary["metrics"]})]
     return "\n".join([*lines, "", f"Scored in `{summary['out']}`, from `{summary.get('model', '')}`."])

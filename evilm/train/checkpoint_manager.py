@@ -196,7 +196,7 @@ class CheckpointManager:
             logger.warning("checkpoint %s was not registered (%s)", name, " ".join(str(error).split())[:200])
             return
         self.took_s = time.monotonic() - began
-        logger.info("checkpoint %s is kept", name)
+        logger.info("saved checkpoint %s", name)
         self._known.append(name)
         self._delete_all_but({*self._known[-self._keep :], best or name})
 

@@ -68,7 +68,7 @@ class WorkerPreempted(ClusterError):
     """Raised on all workers after the checkpoint that a worker's SIGTERM asked for; Ray then restarts them."""
 
     def __init__(self) -> None:
-        super().__init__("a worker was asked to end (SIGTERM); a checkpoint was kept, and the run goes on from it")
+        super().__init__("a worker was asked to end (SIGTERM); a checkpoint was saved, and the run continues from it")
 
 
 NUM_FLAGS = 4
@@ -195,7 +195,7 @@ def run_until_asked(work: Callable[[], Any], out: str, run: int) -> Any:
 def _unless_interrupted(value: Any, number: int) -> Any:
     """Return what a training returned, unless it ended because it was asked to."""
     if isinstance(value, dict) and "interrupted" in value:
-        raise stopped(number, f"at step {value['interrupted']}, which is kept")
+        raise stopped(number, f"; checkpoint saved at step {value['interrupted']}")
     return value
 
 
@@ -214,7 +214,7 @@ def _wait(thread: threading.Thread, received: list[tuple[int, float]], stop_file
         unheard = bool(asked) and time.monotonic() - asked > _HEARD_S and _there(stop_file)
         if thread.is_alive() and (again or unheard):
             storage.delete(stop_file)
-            raise stopped(received[0][0], "between two checkpoints")
+            raise stopped(received[0][0], " between two checkpoints")
 
 
 def _there(uri: str) -> bool:
@@ -223,6 +223,6 @@ def _there(uri: str) -> bool:
     return name in storage.list_names(folder)
 
 
-def stopped(number: int, where: str) -> Stopped:
+def stopped(number: int, what: str) -> Stopped:
     """Return what the driver raises in the end."""
-    return Stopped(f"interrupted {where}; the same command goes on from here", 128 + number)
+    return Stopped(f"interrupted{what}; run the same command again to continue", 128 + number)

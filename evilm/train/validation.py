@@ -50,7 +50,7 @@ def better(metrics: Mapping[str, float], wanted: str, best: Mapping[str, Any]) -
         return None  # nothing would ever be better than NaN
     if value is None and wanted:
         raise ConfigError(
-            f"schedule.keep_best = {wanted!r} is no metric of the evaluation; use one of {', '.join(sorted(metrics))}"
+            f"schedule.keep_best = {wanted!r} is not an evaluation metric; use one of {', '.join(sorted(metrics))}"
         )
     if value is None:
         return None

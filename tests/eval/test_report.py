@@ -42,8 +42,8 @@ def test_report_shows_stages_and_figures(tmp_path: Path, capsys: pytest.CaptureF
     assert "2,400 clips (train 2,000, val 160, test 240), 120 of unseen combinations, 190 words" in shown
     assert "3 quarantined (no_file 3)" in shown
     assert "held-out code usage 47.1%, word mAP 0.310" in shown
-    assert "multiple choice of 5 60.0% (guessing 20.0%, 8.2 standard errors)" in shown
-    assert "held-out accuracy MLM 26.0%, VTM 86.0% (guessing 50.0%)" in shown
+    assert "multiple choice of 5 60.0% (chance 20.0%, 8.2 standard errors)" in shown
+    assert "held-out accuracy MLM 26.0%, VTM 86.0% (chance 50.0%)" in shown
     states = {name: stage["state"] for name, stage in summary["stages"].items()}
     assert states == {
         "corpus": "done", "frames": "done", "vocab": "not run", "tokenizer": "done", "codes": "unfinished",

@@ -60,7 +60,7 @@ def test_videos_that_chose_the_best_step_are_counted_on_test_and_not_on_val(
     assert ids == VIDEOS
     write_seen(str(model), hashes[:1], chosen_on=hashes[1:3])
     test, val = (question_items(tmp_path / split, split) for split in ("test", "val"))
-    message = r"trained on 0 of the 3 videos .*; 2 more were its val clips; the first is b;"
+    message = r"trained on 0 and validated on 2 of the 3 videos of msvd-qa, split test \(first: b\), so"
     with pytest.raises(ConfigError, match=message):
         open_subject(settings(model), frames, test)
     subject = open_subject(settings(model, allow_leak=True), frames, test)
@@ -138,7 +138,7 @@ def test_reused_scores_are_printed_with_their_marks(
         assert benchmark_task(config)["reused"]
     for part in (
         "is finished, reused\nmsvd-qa, test: 3 items on 3 clips; 33.33% of the answers have no label, zero-shot, "
-        "LEAKED: 1 of the videos were trained on, 1 more were its val clips\n",
+        "LEAKED: 1 of the videos were used for training, 1 for validation\n",
         "accuracy: 33.3%, 95 % interval 0.0% to 100.0%, 3 videos\n",
         "coverage 100.0%, ceiling 33.3% (answers of one word piece)",
     ):

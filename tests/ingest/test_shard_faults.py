@@ -100,7 +100,7 @@ def test_interrupted_driver_continues_to_equal_shards(
     process.send_signal(signal.SIGINT)
     _, complaints = process.communicate(timeout=400)
     assert process.returncode == 130, complaints.decode()
-    assert complaints.decode().splitlines()[-1] == "interrupted; the same command goes on from here"
+    assert complaints.decode().splitlines()[-1] == "interrupted; run the same command again to continue"
     psutil.wait_procs(family, timeout=30)
     assert not (out / "manifest.json").exists()
     gate.open()
@@ -217,5 +217,5 @@ def test_full_disk_leaves_no_part_of_a_shard(served_corpus: Path, tmp_path: Path
     assert done.returncode == 0, done.stderr
     told, left = done.stdout.splitlines()
     assert told.startswith(f"no space left for {out}/train-00000"), told
-    assert told.endswith("free some, or choose another place (temporary files go to TMPDIR)")
+    assert told.endswith("free some, or choose another path (temporary files go to TMPDIR)")
     assert left == "['_attempts', '_plan', '_runs', 'ballast', 'quarantine', 'run.json']", "no part of a shard stays"

@@ -79,7 +79,7 @@ def test_quarantined_clips_are_retried_on_request(growing: Path, caplog: pytest.
     config = shard_config(growing, out)
     summary = shard_videos(config, in_this_process)
     assert summary["reasons"] == {"missing_file": 3, "truncated": 1}
-    assert "3 quarantined clips may be there next time: --retry missing_file" in caplog.text
+    assert "3 quarantined clips may succeed on a retry: --retry missing_file" in caplog.text
     assert summary["examples"]["truncated"][0] == "7"
     before = files_of(out)
 

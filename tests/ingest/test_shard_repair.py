@@ -1,4 +1,4 @@
-"""Shards that are lost, damaged or never stored: made again with equal bytes, or refused."""
+"""Shards that are lost, damaged or never stored: written again with equal bytes, or refused."""
 
 import logging
 import shutil
@@ -27,7 +27,7 @@ def test_lost_and_damaged_shards_are_repaired(good_corpus: Path, tmp_path: Path,
     lost.unlink()
     caplog.set_level(logging.INFO, "evilm")
     again = shard_videos(shard_config(good_corpus, out), in_this_process)
-    assert f"1 shards are missing from {out}, e.g. {lost.name}; making them again" in caplog.text
+    assert f"1 shards are missing from {out}, e.g. {lost.name}; writing them again" in caplog.text
     assert (again["fingerprint"], again.get("reused"), files_of(out)) == (made["fingerprint"], None, before)
 
     lost.unlink()
@@ -55,7 +55,10 @@ def test_shard_whose_video_changed_is_not_repaired(good_corpus: Path, tmp_path: 
     write_video(videos / "p" / "3.mp4", num_frames=6, first_picture=77)
     for path in out.glob("*.parquet"):
         path.unlink()
-    with pytest.raises(ShardError, match=r"can't be repaired: made again it has other bytes .* have changed"):
+    with pytest.raises(
+        ShardError,
+        match=r"cannot be repaired: the rebuilt file differs \(SHA-256 .*, expected \w{12}\), because .* have changed",
+    ):
         shard_videos(config, in_this_process)
     assert (out / "manifest.json").read_bytes() == before["manifest.json"]
     (videos / "p" / "3.mp4").unlink()
@@ -83,7 +86,7 @@ def test_repaired_shard_lacks_the_clips_that_it_lacked_before(
         path.unlink()
     caplog.set_level(logging.INFO, "evilm")
     again = shard_videos(config.override({"repair": True}))
-    assert caplog.text.count("was lost or damaged and has been made again") == again["num_repaired"] > 0
+    assert caplog.text.count("was lost or damaged and was rewritten") == again["num_repaired"] > 0
     assert (again["fingerprint"], files_of(out)) == (made["fingerprint"], before)
     assert again["reasons"] == made["reasons"]
 
@@ -95,7 +98,9 @@ def test_lost_shard_without_its_videos_cannot_be_repaired(good_corpus: Path, tmp
     shard_videos(config, in_this_process)
     for path in (*out.glob("train-00003-*"), *(videos / "p").iterdir()):
         path.unlink()
-    with pytest.raises(ShardError, match=r"train-00003 can't be repaired: .* \(SHA-256 of no clip\)"):
+    with pytest.raises(
+        ShardError, match=r"train-00003 cannot be repaired: .* \(SHA-256 none: no clip, expected \w{12}\)"
+    ):
         shard_videos(config, in_this_process)
 
 

@@ -43,7 +43,7 @@ def test_local_folder_holds_all_files_of_a_folder(out_uri: str) -> None:
 def test_full_disk_raises_one_line_error() -> None:
     if not Path("/dev/full").exists():
         pytest.skip("no /dev/full on this system")
-    with pytest.raises(ShardError, match=r"cannot use /dev/full/x: .*check that the place"):
+    with pytest.raises(ShardError, match=r"cannot use /dev/full/x: .*check that the path"):
         storage.write_bytes("/dev/full/x", b"data")
 
 

@@ -184,7 +184,7 @@ def test_unknown_or_unsupported_settings_are_rejected(saved: Path, tmp_path: Pat
         ("preprocessor_config.json", {"image_mean": [0.5, 0.5, 0.5]}, r"image_mean = \[0.5, 0.5, 0.5\]"),
         ("config.json", {"new_setting": 3}, "no setting named 'new_setting'"),
         ("config.json", {"dim": 96}, "does not fit the model"),
-        ("config.json", {"model_type": "bert"}, "'bert', not a student"),
+        ("config.json", {"model_type": "bert"}, "holds a model of type 'bert', not an E-ViLM model"),
     ):
         content = json.loads((saved / file).read_text())
         (folder / file).write_text(json.dumps(content | changes))
@@ -196,7 +196,7 @@ def test_unknown_or_unsupported_settings_are_rejected(saved: Path, tmp_path: Pat
 
 def test_vocabulary_of_another_size_is_rejected(saved: Path):
     other = Vocab(train_wordpiece(["x y z"], 40))
-    with pytest.raises(ConfigError, match="use the vocabulary that it was trained with"):
+    with pytest.raises(ConfigError, match=r"has \d+ word pieces, the model \d+; use the one it was trained with"):
         EViLM(EViLMModel.from_pretrained(str(saved)), other, Preprocessor(FRAMES, 3))
 
 

@@ -39,7 +39,7 @@ def _student(vocab: Vocab = OLD, **changes: object) -> EViLMModel:
 
 @pytest.fixture(scope="module")
 def student(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The folder of a student that learned the codes of the tokenizer `abc`."""
+    """The folder of a model that learned the codes of the tokenizer `abc`."""
     folder = tmp_path_factory.mktemp("old") / "model"
     rules = Preprocessor(FramesConfig(num_frames=3, frame_px=64, resize="squash"), 3)
     EViLM(_student(), OLD, rules).save_pretrained(folder)
@@ -121,7 +121,7 @@ def test_weights_of_another_meaning_are_reported_as_unused(student: str) -> None
 
 def test_unusable_start_models_are_rejected_in_one_line(student: str, tokenizer: str, tmp_path: Path) -> None:
     config = _student().config
-    with pytest.raises(CheckpointError, match="holds 'tokenizer', not a student; name the folder of a student"):
+    with pytest.raises(CheckpointError, match="holds a video tokenizer, not an E-ViLM model; name the folder of an"):
         start_model(config, tokenizer, OLD, "abc")
     with pytest.raises(CheckpointError, match="holds 'student', not a tokenizer"):
         start_tokenizer(tokenizer_config(), student, OLD)

@@ -117,7 +117,7 @@ def test_damaged_side_file_is_named(frames: FrameManifest) -> None:
     publish_side(frames)
     (file,) = Path(frames.uri).glob("captions-train-*.arrow")
     file.write_bytes(file.read_bytes()[:50])
-    with pytest.raises(ShardError, match=r"cannot read .*captions-train-.*; delete it, it is made again"):
+    with pytest.raises(ShardError, match=r"cannot read .*captions-train-.*; delete the file; it will be rebuilt"):
         open_side(frames, "train")
 
 

@@ -14,7 +14,7 @@ from helpers.commands import kill, start, wait_for
 from helpers.paths import SMALL
 from helpers.workflow import Workflow
 
-GOES_ON = "the same command goes on from here"
+CONTINUE = "run the same command again to continue"
 pytestmark = [pytest.mark.long, pytest.mark.faults]
 
 
@@ -39,7 +39,7 @@ def test_sigterm_ends_a_command_in_one_line_and_it_continues(tmp_path: Path) -> 
     process = start("render_corpus", *command)
     wait_for(lambda: len(list(tmp_path.rglob("*.mp4"))) > 4, process)
     said = _ended(process, 90)
-    assert said[-1] == f"interrupted; {GOES_ON}"
+    assert said[-1] == f"interrupted; {CONTINUE}"
     assert not any(line.startswith("Traceback") for line in said)
     made = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.mp4")}
     process = start("render_corpus", *command)
@@ -63,7 +63,7 @@ def test_sigterm_keeps_a_checkpoint_of_the_running_trial(small_workflow: Workflo
     command += ["--schedule.epochs", "500", "--schedule.checkpoint-every-steps", "100000"]
     process = start("../tune/masking_ratio", *command)
     wait_for(lambda: any(out.glob("trials/*/metrics.jsonl")), process, timeout_s=400)
-    assert sum(GOES_ON in line for line in _ended(process, 120)) == 1
+    assert sum("interrupted" in line and CONTINUE in line for line in _ended(process, 120)) == 1
     (trial,) = (out / "trials").iterdir()
     assert list(trial.glob("checkpoints/step_*-*")), "the last step is kept"
     assert not list(trial.glob("st*.json")), "neither a note that it fell behind nor a wish to stop"

@@ -107,7 +107,7 @@ def test_damaged_or_foreign_checkpoint_is_rejected_in_one_line(
 ) -> None:
     root = small_workflow[0]
     newest = newest_first(str(root / "tokenizer"))[0]
-    with pytest.raises(CheckpointError, match="it holds a tokenizer, not a student") as raised:
+    with pytest.raises(CheckpointError, match="it holds a video tokenizer, not an E-ViLM model") as raised:
         evilm.EViLM.from_pretrained(root / "tokenizer" / "checkpoints" / newest)
     assert "\n" not in str(raised.value)
     damaged = shutil.copytree(first_is_best[0] / "checkpoints" / "step_00000008-001", tmp_path / "damaged")

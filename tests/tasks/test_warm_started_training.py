@@ -70,7 +70,7 @@ def test_other_init_model_is_another_training(small_workflow: Workflow, started:
     with pytest.raises(ConfigError, match=r"--init .* is inside --out .*; choose another --out"):
         _pretrain(root, out, out, overwrite=True)
     assert (out / "summary.json").exists()
-    with pytest.raises(CheckpointError, match="holds 'tokenizer', not a student; name the folder of a student"):
+    with pytest.raises(CheckpointError, match="holds a video tokenizer, not an E-ViLM model; name the folder of an"):
         _pretrain(root, out, root / "tokenizer")
 
 

@@ -60,11 +60,11 @@ def test_end_of_a_command_links_its_table_of_runs(
     assert not capsys.readouterr().err
 
 
-def test_accuracies_are_described_beside_guessing() -> None:
+def test_accuracies_are_described_beside_chance() -> None:
     summary = {"val": {"vtm_accuracy": 0.86, "vtm_chance": 0.5, "mvm_accuracy": 0.3, "loss": 2.0}}
     assert dict(main_figures(summary)) == {
         "val.loss": "2.0000",
-        "val.vtm_accuracy": "86.0% (guessing 50.0%)",
+        "val.vtm_accuracy": "86.0% (chance 50.0%)",
         "val.mvm_accuracy": "30.0%",
     }
 

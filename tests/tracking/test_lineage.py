@@ -60,7 +60,7 @@ def test_every_run_links_the_runs_of_its_inputs(scored: dict[str, Any]) -> None:
             source = runs[source_run]
             assert run.data.tags[f"evilm.from.{name}"] == source.info.run_id, f"{stage} from {name}"
             assert linked[source.info.run_name] == source.info.run_id
-        assert "### Came out" in note
+        assert "### Results" in note
         assert run.data.tags["evilm.root"] == (scored["root"].name if stage != "benchmark" else "scored0")
         assert run.info.run_name.startswith(f"{stage}-{run.data.tags['evilm.root']}-")
     assert "| t2v_r10 | " in runs["benchmark"].data.tags["mlflow.note.content"]

@@ -16,7 +16,7 @@ def test_card_shows_the_metrics_of_the_run(small_workflow: Workflow) -> None:
     for name, fingerprint_ in summary["inputs"].items():
         assert f"| {name} | `{fingerprint_}` |" in card
     assert f"{summary['parameters']:,} parameters" in card
-    assert "knows no real videos" in card
+    assert "has not seen real videos" in card
     assert str(root) not in card, "a card is for others, on other machines"
     assert "{" not in card
 

@@ -21,7 +21,7 @@ def _figure(value: float, error: float = 0.02, sigmas: float = 9) -> dict[str, f
     ("name", "value", "sigmas", "champion", "alias", "reason"),
     [
         ("t2v_r10", 0.4, 9, None, "champion", "there was no champion"),
-        ("t2v_r10", 0.05, 1.4, None, "", "only 1.4 standard errors above guessing"),
+        ("t2v_r10", 0.05, 1.4, None, "", "only 1.4 standard errors above chance"),
         ("t2v_r10", 0.45, 9, 0.40, "champion", "ahead by more than the standard error of the difference, 0.028"),
         ("t2v_r10", 0.42, 9, 0.40, "challenger", "not ahead by more than"),
         ("t2v_r10", 0.30, 9, 0.40, "challenger", "not ahead by more than"),
@@ -102,7 +102,7 @@ def test_benchmarks_move_champion_and_challenger(bench: Bench) -> None:
     assert tags["evilm.score.t2v_r10"] == "0.700000 ± 0.020000"
     assert "against the champion's 0.6" in tags["evilm.verdict"]
     described = bench.client.get_model_version(REGISTERED_NAME, "2").description
-    assert "| t2v_r10 | 70.0% (guessing 4.0%, 9.0 standard errors) |" in described
+    assert "| t2v_r10 | 70.0% (chance 4.0%, 9.0 standard errors) |" in described
     run_id = json.loads((Path(run.out) / "mlflow.json").read_text())["run_id"]
     assert bench.client.get_run(run_id).data.tags["evilm.verdict"].startswith("version 1 champion")
     assert "becomes champion" in bench.client.get_registered_model(REGISTERED_NAME).description

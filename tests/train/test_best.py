@@ -30,6 +30,6 @@ def test_nan_is_never_the_best() -> None:
 
 
 def test_unknown_metric_ends_the_training_at_the_first_evaluation() -> None:
-    with pytest.raises(ConfigError, match="'nonsense' is no metric of the evaluation; use one of auc, loss"):
+    with pytest.raises(ConfigError, match="'nonsense' is not an evaluation metric; use one of auc, loss"):
         better({"loss": 2.0, "auc": 0.5}, "nonsense", {})
     assert better({"loss": 2.0}, "", {}) is None, "nothing is wanted"

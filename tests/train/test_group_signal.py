@@ -42,7 +42,8 @@ def test_sigterm_to_the_whole_job_keeps_a_checkpoint(small_workflow: Workflow, t
         _, errors = process.communicate(timeout=60)
     said = errors.decode()
     assert process.returncode == 143, said[-3000:]
-    assert "which is kept; the same command goes on from here" in said
+    assert "interrupted; checkpoint saved at step " in said
+    assert "run the same command again to continue" in said
     assert "Traceback" not in said
     assert newest_first(str(out)), "a checkpoint of the last step"
     assert time.monotonic() - began < 30

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.faults
 def interrupted(small_workflow: Workflow, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The output of a training whose worker was killed after step 8, and that got Ctrl-C between steps 11 and 12."""
     out = tmp_path_factory.mktemp("interrupted") / "model"
-    with pytest.raises(Stopped, match="at step 12, which is kept; the same command goes on") as stopped:
+    with pytest.raises(Stopped, match="checkpoint saved at step 12; run the same command again") as stopped:
         train(small_workflow, out, (0, 8, "kill"), (0, 11, "interrupt driver"))
     assert stopped.value.exit_code == 130
     return out

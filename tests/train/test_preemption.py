@@ -47,7 +47,7 @@ def test_repeated_signal_within_a_moment_counts_once(number: int, tmp_path: Path
         time.sleep(0.3)  # the step that is under way
         return {"interrupted": 3}
 
-    with pytest.raises(Stopped, match="at step 3, which is kept") as stopped:
+    with pytest.raises(Stopped, match=r"^interrupted; checkpoint saved at step 3; run") as stopped:
         run_until_asked(work, str(tmp_path), 1)
     assert stopped.value.exit_code == 128 + number
 
