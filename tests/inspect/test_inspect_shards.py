@@ -184,7 +184,9 @@ def test_damaged_files_and_row_groups_are_named(tmp_path: Path) -> None:
     assert summary["num_problems"] == len(summary["problems"]) == 5
     quick = inspect(frames, verify="quick")
     assert quick["num_problems"] == 3  # what lies in pages is not seen
-    with pytest.raises(ShardError, match=f"cannot read .*{first.name}: .*CRC.*; --verify finds all"):
+    with pytest.raises(
+        ShardError, match=f"cannot read .*{first.name}: .*CRC.*; run again with --verify to list all damage"
+    ):
         inspect(frames)
 
 

@@ -19,7 +19,7 @@ from helpers.random_model import PX, make_frames
 LABELS = ("red", "blue", "a star")
 CASES = [
     ("answer", LABELS, {}),
-    ("answer", LABELS, {"type": "mlm"}),
+    ("answer", ("ball", "left", "a star"), {"type": "mlm"}),  # two of them are word pieces
     ("choice", (), {}),
     ("choice", (), {"type": "match"}),
     ("label", LABELS, {}),

@@ -123,7 +123,9 @@ def test_unusable_start_models_are_rejected_in_one_line(student: str, tokenizer:
     config = _student().config
     with pytest.raises(CheckpointError, match="holds a video tokenizer, not an E-ViLM model; name the folder of an"):
         start_model(config, tokenizer, OLD, "abc")
-    with pytest.raises(CheckpointError, match="holds 'student', not a tokenizer"):
+    with pytest.raises(
+        CheckpointError, match="holds an E-ViLM model, not a video tokenizer; name the folder of a video"
+    ):
         start_tokenizer(tokenizer_config(), student, OLD)
     with pytest.raises(CheckpointError, match="holds no E-ViLM model"):
         start_model(config, str(tmp_path), OLD, "abc")
