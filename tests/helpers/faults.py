@@ -24,7 +24,7 @@ from evilm.model.losses import LossSum
 from evilm.objectives.pretraining_objective import PretrainObjective
 from evilm.shards import FrameManifest, read_group
 from evilm.tasks.pretrain import PretrainTask
-from evilm.train import preemption
+from evilm.train import preemption, trainer
 from evilm.train.launch import fit
 from helpers.paths import SMALL
 from helpers.workflow import Workflow
@@ -116,10 +116,14 @@ class _FaultyLoader(DataLoader):
         self.before = before
 
     def batches(self, start_step: int, end_step: int) -> Iterator[Any]:
-        """The same batches, with something happening before the first one of some step."""
+        """The same batches, with something happening before the first one of some step.
+
+        Nothing happens while rank 0 estimates chance from the first batches alone.
+        """
         per_step = len(getattr(self.order, "mine", "x"))
+        trains = end_step > trainer._CHANCE_BATCHES * per_step
         for number, batch in enumerate(super().batches(start_step, end_step), start=start_step):
-            if number % per_step == 0:
+            if trains and number % per_step == 0:
                 self.before(number // per_step)
             yield batch
 
