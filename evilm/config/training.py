@@ -168,7 +168,7 @@ class TrainConfig(Config):
 
     init: Common[Incidental[str]] = ""
     """Model or checkpoint to start from; vocabulary, grid and frames may differ, and weights that do not fit are
-    initialised anew and logged. '' starts from random weights."""
+    initialised randomly and logged. '' starts from random weights."""
     export: Incidental[Literal["last", "best"]] = "last"
     """Step to publish: the last, or the best by schedule.keep_best. On a finished training, the other one is published
     from its checkpoint, without training."""

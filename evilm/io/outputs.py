@@ -40,7 +40,7 @@ class Output:
             inputs: fingerprint of each input by name.
             grows: inputs that may have changed, because the command can add to what it made of them. Such an output is
                 left as it is, until the command calls `extend`.
-            ignorable: names that by themselves are no result, so that a run that left no more may begin anew.
+            ignorable: files that do not count as a result; a run that left only these may start over.
             needs: returns the names that belong to the result with a summary; it is rebuilt where one is missing.
 
         Raises:

@@ -37,7 +37,7 @@ class CsvReader:
         self._reader = csv.reader(self._lines, delimiter=delimiter, strict=True)
 
     def header(self) -> list[str]:
-        """Return the fields of the first line that is not empty; [] if there is none.
+        """Return the fields of the first line that is not empty; [] for an empty file.
 
         Raises:
             csv.Error: it can't be read.

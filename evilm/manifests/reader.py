@@ -29,7 +29,7 @@ _HASHED_BYTES = 1 << 22
 
 
 def read_manifests(config: ShardVideos) -> Iterator[ClipRow | BadRow]:
-    """Yield every clip of the manifests, or the reason why a row is none, in the order of files and records.
+    """Yield every clip of the manifests, or the reason to reject a row, in the order of files and records.
 
     A stream: one record, one batch of Parquet or the headers of a few tars are held at a time. Ids may repeat, and
     no file is looked for.

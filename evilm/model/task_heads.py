@@ -89,6 +89,6 @@ def build_head(kind: str, config: HeadConfig, dim: int, num_labels: int, pieces:
 
 
 def answer_pieces(answers: Sequence[str], vocab: Vocab) -> Int64[Tensor, " answer"]:
-    """Return the word piece of each answer; -1 for answers of several pieces, or with characters it does not know."""
+    """Return the word piece of each answer; -1 for answers of several pieces or with unknown characters."""
     pieces = [ids[0] if len(ids) == 1 else vocab.unk_id for ids in vocab.cut(answers)]
     return torch.tensor([-1 if piece == vocab.unk_id else piece for piece in pieces], dtype=torch.int64)

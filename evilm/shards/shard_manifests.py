@@ -194,7 +194,7 @@ class CodesManifest(_Manifest):
     num_views: int = 1
     """Views coded per clip, the first of them the whole frame."""
     view_spec: dict[str, Any] = field(default_factory=dict)
-    """Settings by which the other views were drawn and resampled; empty if there are none."""
+    """Settings that drew and resampled the other views; empty without other views."""
     schema_version: int = SCHEMA_VERSION
 
     @property

@@ -84,7 +84,7 @@ class Progress:
         self._doing = ""
 
     def reached(self, done: int) -> None:
-        """Note that so many steps of the run are made."""
+        """Record the number of steps made so far."""
         self._done, self._doing = done, ""
 
     @contextmanager
@@ -190,7 +190,7 @@ class Cadence:
 
     @property
     def _log_steps(self) -> int:
-        """Return the steps between two points of a curve, at most so many that a run has `_MIN_POINTS` points."""
+        """Return the steps between two points of a curve; a run has at least `_MIN_POINTS` points."""
         all_steps = self.steps_per_epoch * self.schedule.epochs
         return max(1, min(self.schedule.log_every_steps, all_steps // _MIN_POINTS))
 

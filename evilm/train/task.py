@@ -26,7 +26,7 @@ class Task(Protocol):
         ...
 
     def eval_loader(self, rank: int, world: int) -> DataLoader | None:
-        """Create the loader of the val split for one worker; None if there is none."""
+        """Create the loader of the val split for one worker; None without a val split."""
         ...
 
     def forward_macs(self, objective: Objective) -> float:
